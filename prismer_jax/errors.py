@@ -1,0 +1,57 @@
+"""Errors that a user can cause, and how a program reports them: one clear line on stderr, exit status 2."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Bad usage or bad input: the message is one line that names the file or value and the remedy."""
+
+
+class BadSample(UserError):
+    """One sample cannot be used (unreadable image, label map of another size, empty caption ...).
+
+    In training the loader counts it and takes another sample in its place; elsewhere it is a UserError like any other.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns ' Did you mean ...?' for the closest valid name, or the list of all valid names."""
+    choices = sorted(map(str, choices))
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Valid names: {', '.join(choices) or 'none'}."
+
+
+def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Returns table[name]; a name that is not there is a UserError that says the nearest valid one."""
+    if name not in table:
+        raise UserError(f"Unknown {kind} {name!r}. {nearest(name, table)}")
+    return table[name]
+
+
+def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Runs a command-line main: a UserError, a full disk or Ctrl-C becomes one line on stderr and exit status 2."""
+    try:
+        main(*args, **kwargs)
+    except UserError as error:
+        sys.exit(_fail(f"error: {error}"))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted: stopped by Ctrl-C; what was saved before stays valid."))
+    except OSError as error:
+        if error.filename is None and error.errno is None:  # not about a file: a bug, which wants its traceback
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        sys.exit(_fail(f"error:{where}: {error.strerror}. Check that the path exists, is readable and has free space."))
+
+
+def _fail(line: str) -> int:
+    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    return 2

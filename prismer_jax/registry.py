@@ -1,0 +1,40 @@
+"""The mini-language of configs: "decode|resize(96)|caption(prefix='A picture of')" is a list of named calls."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from prismer_jax.errors import UserError
+
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def parse(spec: str) -> list[Call]:
+    """Parses "op(a, k=1)|op2" into [(name, args, kwargs), ...]; arguments are Python literals, nothing is evaluated.
+
+    Raises:
+      UserError: the text is not of that form.
+    """
+    try:
+        tree = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise UserError(f"Cannot parse {spec!r}: {error.msg}. Write it as \"op(1, key='x')|other_op\".") from None
+    return [_call(node, spec) for node in _split(tree)]
+
+
+def _split(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_split(node.left), *_split(node.right)]
+    return [node]
+
+
+def _call(node: ast.expr, spec: str) -> Call:
+    function, args, keywords = (node.func, node.args, node.keywords) if isinstance(node, ast.Call) else (node, [], [])
+    try:
+        if not isinstance(function, ast.Name) or any(k.arg is None for k in keywords):
+            raise ValueError
+        kwargs = {k.arg: ast.literal_eval(k.value) for k in keywords}
+        return function.id, tuple(ast.literal_eval(a) for a in args), kwargs
+    except ValueError:
+        raise UserError(f"{ast.unparse(node)!r} in {spec!r} is not a call with literal arguments.") from None

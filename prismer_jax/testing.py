@@ -1,0 +1,31 @@
+"""pytest plugin of the project: eight virtual devices, a compilation cache, and the optional folder of reference data."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+
+# Before jax is imported: sharding is tested on eight virtual CPU devices.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "prismer_jax_test_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags
+        flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of golden cases and real photos beside the checkout; tests that need it skip where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder ../shared with golden cases and photos is not part of a clone")
+    return folder

@@ -1,0 +1,56 @@
+"""Installs prismer_jax. The core install is CPU JAX, without PyTorch, TensorFlow or transformers."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "prismer_jax/__init__.py").read_text()).group(1)
+
+CORE = [
+    "jax>=0.10,<0.13",  # arrays, compilation, sharding
+    "flax>=0.12",  # linen modules
+    "optax>=0.2.5",  # optimisers and schedules
+    "orbax-checkpoint>=0.12",  # asynchronous sharded checkpoints
+    "grain>=0.2.12",  # data loading whose position is an integer
+    "tensorflow-datasets>=4.9.9",  # writes and reads ArrayRecord data sets (TensorFlow itself is never imported)
+    "array_record>=0.8",  # the shard format
+    "ml_collections>=1.0",  # config files and their command-line overrides
+    "sentencepiece>=0.2",  # the tokenizer of the embedded data set
+    "tokenizers>=0.20",  # RoBERTa's byte-level BPE
+    "einops>=0.8",  # axis-named reshapes
+    "jaxtyping>=0.3",  # array shapes in signatures ...
+    "beartype>=0.20",  # ... checked when a function is traced
+    "opencv-python-headless>=4.10",  # fast resizing and drawing of label maps
+    "pillow>=10",  # decodes photos, bicubic resizing as the reference does it
+    "matplotlib>=3.8",  # learning curves
+    "rich>=13",  # progress bars
+]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3",  # two cores test twice as fast
+    "ruff>=0.8",
+    "hypothesis>=6",  # properties of parsers and metrics
+]
+
+setup(
+    name="prismer_jax",
+    version=VERSION,
+    description="Vision-language models trained with the help of experts, in JAX",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["prismer_jax", "prismer_jax.*"]),
+    package_data={"prismer_jax": ["pp/*.model"]},
+    install_requires=CORE,
+    extras_require={
+        "test": TEST,
+        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "wandb": ["wandb"],  # experiment tracking
+        "eval": ["pycocoevalcap"],  # the official caption metrics, 104 MB of jars; needs Java
+        "bench": ["torch", "transformers==4.26.1"],  # the PyTorch original, to compare with
+    },
+)
