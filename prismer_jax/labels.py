@@ -1,0 +1,273 @@
+"""The table of experts, and their label files: the one place that knows what each expert's label map looks like.
+
+Files lie as in the official repository (NVlabs/prismer, dataset/utils.py): `FOLDER/<expert>/<image path>.png` beside
+`.json` (detection: instance id -> class id) or `.npz` (words: features and texts). A file of zero bytes
+is an empty map.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from prismer_jax.errors import BadSample, choose
+
+BACKGROUND = 255  # the id of "nothing here" in every map of ids
+FEATURES = 64  # dimension of the vectors that ids are looked up as
+MAX_IDS = 256  # rows of the tables that go with instances and words: an id is one byte
+
+CLASSES_KEY = "labels/obj_detection_classes"
+WORDS_KEY = "labels/ocr_detection_features"
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One row of the table.
+
+    Attributes:
+      name: also the folder of its label files and its key `labels/<name>` in examples and batches.
+      channels: of the stored map: 1 or 3.
+      storage: 'grey' and 'rgb' hold intensities, 'ids' class, instance or word ids.
+      stem: the model's convolutional stem; experts with the same stem share it.
+      embed: how a stored value becomes the stem's input: 'scaled' to [-1, 1]; 'classes' looks an id up in a table of
+        class vectors; 'instances' in the example's table of classes first; 'words' in the example's word features.
+      fill: value of an empty map, and of pixels that a geometric augmentation moves in from outside.
+      num_classes: of the official class table; None where there is none.
+    """
+
+    name: str
+    channels: int
+    storage: Literal["grey", "rgb", "ids"]
+    stem: str
+    embed: Literal["scaled", "classes", "instances", "words"]
+    fill: int
+    num_classes: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Where the map stands in an example or a batch."""
+        return f"labels/{self.name}"
+
+
+_ROWS = (
+    Expert("depth", 1, "grey", "depth", "scaled", 0),
+    Expert("normal", 3, "rgb", "normal", "scaled", 0),
+    Expert("edge", 1, "grey", "edge", "scaled", 0),
+    Expert("seg_coco", 1, "ids", "seg", "classes", BACKGROUND, 133),
+    Expert("seg_ade", 1, "ids", "seg", "classes", BACKGROUND, 150),
+    Expert("obj_detection", 1, "ids", "obj_detection", "instances", BACKGROUND, 722),
+    Expert("ocr_detection", 1, "ids", "ocr_detection", "words", BACKGROUND),
+)
+EXPERTS: dict[str, Expert] = {expert.name: expert for expert in _ROWS}
+PAPER = ("depth", "normal", "edge", "seg_coco", "obj_detection", "ocr_detection")
+
+
+def select(spec: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of experts, in the table's order, from 'all' (the paper's six), 'none', 'depth+edge' or a sequence.
+
+    Raises:
+      UserError: a name is unknown.
+    """
+    if spec is None or spec == "none":
+        return ()
+    if spec == "all":
+        return PAPER
+    names = [name.strip() for name in spec.split("+")] if isinstance(spec, str) else list(spec)
+    for name in names:
+        choose("expert", name, EXPERTS)
+    return tuple(name for name in EXPERTS if name in names)
+
+
+def class_vectors(names: Sequence[str], dim: int = FEATURES) -> np.ndarray:
+    """Fixed random vectors [len(names), dim] of unit variance: a function of each name alone.
+
+    They stand in for the official tables of CLIP features where a data set has its own classes: a name has the same
+    vector whatever its id, so models trained on different class lists agree.
+    """
+    # RandomState: its stream is frozen for all versions of NumPy, Generator's is not.
+    rows = [np.random.RandomState(zlib.crc32(name.encode())).standard_normal(dim) for name in names]
+    return np.asarray(rows, np.float32).reshape(len(names), dim)
+
+
+def background_vector(dim: int = FEATURES) -> np.ndarray:
+    """The vector [dim] of BACKGROUND beside `class_vectors`."""
+    return class_vectors(["<background>"], dim)[0]
+
+
+def blank(expert: str, height: int, width: int) -> np.ndarray:
+    """The empty label map uint8 [height, width, channels]: what a missing label stands for."""
+    row = choose("expert", expert, EXPERTS)
+    return np.full((height, width, row.channels), row.fill, np.uint8)
+
+
+def no_classes() -> np.ndarray:
+    """The empty table int32 [256] of `labels/obj_detection_classes`: no instance has a class."""
+    return np.full(MAX_IDS, -1, np.int32)
+
+
+def no_words() -> np.ndarray:
+    """The empty table float16 [256, 64] of `labels/ocr_detection_features`."""
+    return np.zeros((MAX_IDS, FEATURES), np.float16)
+
+
+def path_of(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> pathlib.Path:
+    """The PNG of an image (its path relative to the images' folder): `folder/expert/image.png`.
+
+    `folder` may place the expert itself, as in 'labels/{expert}/vqav2' for the official per-data-set folders.
+    """
+    folder = os.fspath(folder)
+    root = pathlib.Path(folder.replace("{expert}", expert)) if "{expert}" in folder else pathlib.Path(folder) / expert
+    return root / pathlib.PurePath(image).with_suffix(".png")
+
+
+def decode(expert: str, data: bytes, where: str = "a label map") -> np.ndarray | None:
+    """Decodes a label PNG to uint8 [h, w, channels]; None if there are zero bytes (an empty map of any size).
+
+    Raises:
+      BadSample: not an image of 8 bits, colours where grey is meant, or class ids beyond the expert's table.
+    """
+    row = choose("expert", expert, EXPERTS)
+    if not data:
+        return None
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
+        raise BadSample(f"{where}: cannot be read as an image ({error}). Make the label again.") from None
+    if row.storage == "rgb":
+        if image.mode not in ("RGB", "RGBA", "P"):
+            raise BadSample(f"{where}: {expert} labels are RGB images of 8 bits, this one has mode {image.mode}.")
+        return np.asarray(image.convert("RGB"))
+    if image.mode in ("RGB", "RGBA") and (grey := np.asarray(image)).ndim == 3:
+        if (grey[..., :1] != grey[..., 1:3]).any():
+            raise BadSample(f"{where}: {expert} labels are grey images of 8 bits, this one is in colour.")
+        pixels = grey[..., 0]
+    elif image.mode == "L" or (image.mode == "P" and row.storage == "ids"):  # a palette's indices are the ids
+        pixels = np.asarray(image)
+    else:
+        raise BadSample(f"{where}: {expert} labels are grey images of 8 bits, this one has mode {image.mode}.")
+    # 255 + 1 wraps to 0: the background is no class.
+    if row.embed == "classes" and int((pixels + np.uint8(1)).max()) > row.num_classes:
+        raise BadSample(f"{where}: has class ids beyond the {row.num_classes} of {expert} (255 is the background).")
+    return pixels[..., None]
+
+
+def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.PathLike) -> dict[str, Any]:
+    """The label part of an example: paths of the PNGs that exist, and the tables of classes and word features.
+
+    An image without a label file for an expert simply lacks that key: it is the background.
+
+    Raises:
+      BadSample: a side file is missing, malformed, or only the official repository's pickled `.pt` is there.
+    """
+    example: dict[str, Any] = {}
+    for expert in experts:
+        png = path_of(folder, expert, image)
+        if not png.exists():
+            continue
+        example[f"labels/{expert}"] = str(png)
+        if png.stat().st_size == 0:
+            continue
+        if EXPERTS[expert].embed == "instances":
+            example[CLASSES_KEY] = read_classes(png.with_suffix(".json"))
+        elif EXPERTS[expert].embed == "words":
+            example[WORDS_KEY] = read_words(png.with_suffix(".npz"))[0]
+    return example
+
+
+def read_classes(path: str | os.PathLike) -> np.ndarray:
+    """Reads a detection side file {instance id: class id} to int32 [256], -1 where there is no instance."""
+    path = pathlib.Path(path)
+    table = no_classes()
+    try:
+        entries = json.loads(path.read_text())
+        for instance, label in entries.items():
+            if not 0 <= int(instance) < BACKGROUND:
+                raise ValueError(f"instance {instance} is not in 0..254")
+            table[int(instance)] = int(label)
+    except FileNotFoundError:
+        raise BadSample(f"{path}: missing; it says the class of each instance in the PNG beside it.") from None
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
+        raise BadSample(f"{path}: not a JSON table of instance id to class id ({error}).") from None
+    return table
+
+
+def read_words(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
+    """Reads a word side file `.npz` to (features float16 [256, 64], words)."""
+    path = pathlib.Path(path)
+    table = no_words()
+    if not path.exists():
+        if path.with_suffix(".pt").exists():  # a pickle can run any program: it is not opened here
+            remedy = "only the official repository's pickled .pt is there; write the OCR labels again as .npz"
+        else:
+            remedy = "missing; it holds the features of the words in the PNG beside it"
+        raise BadSample(f"{path}: {remedy}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            features, words = file["features"], [str(word) for word in file["words"]]
+        table[: len(features)] = features
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BadSample(f"{path}: not an .npz with features [n, {FEATURES}] and words ({error}).") from None
+    return table, words
+
+
+def write(
+    folder: str | os.PathLike,
+    expert: str,
+    image: str | os.PathLike,
+    label: np.ndarray,
+    *,
+    classes: Sequence[int] | None = None,
+    features: np.ndarray | None = None,
+    words: Sequence[str] = (),
+) -> pathlib.Path:
+    """Writes one label map uint8 [h, w, channels] and its side file, each whole or not at all; returns the PNG's path.
+
+    Args:
+      folder, expert, image: as in `path_of`.
+      label: the map.
+      classes: detection only: class id of instance 0, 1, ...
+      features: words only: [n, 64], of word 0, 1, ...; stored as float16.
+      words: their texts.
+    """
+    row = choose("expert", expert, EXPERTS)
+    if label.dtype != np.uint8 or label.shape[2:] != (row.channels,):
+        raise ValueError(f"{expert}: a label map is uint8 [h, w, {row.channels}], got {label.dtype} {label.shape}")
+    png = path_of(folder, expert, image)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    # The side file first: a PNG is then never without it.
+    if row.embed == "instances":
+        table = {str(instance): int(label) for instance, label in enumerate(classes or ())}
+        _replace(png.with_suffix(".json"), json.dumps(table).encode())
+    elif row.embed == "words":
+        features = np.zeros((0, FEATURES)) if features is None else np.asarray(features)
+        if features.shape != (len(words), FEATURES):
+            raise ValueError(f"features {features.shape} do not fit {len(words)} words")
+        buffer = io.BytesIO()
+        np.savez(buffer, features=features.astype(np.float16), words=np.asarray(words, np.str_))
+        _replace(png.with_suffix(".npz"), buffer.getvalue())
+    _replace(png, encode(label))
+    return png
+
+
+def encode(label: np.ndarray) -> bytes:
+    """A label map uint8 [h, w, 1 or 3] as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(label[..., 0] if label.shape[2] == 1 else label).save(buffer, "png", compress_level=6)
+    return buffer.getvalue()
+
+
+def _replace(path: pathlib.Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
