@@ -1,0 +1,239 @@
+import json
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from prismer_jax import config
+from prismer_jax.errors import UserError
+
+FILE = """
+import ml_collections
+from prismer_jax import config as cfg
+
+def get_config(arg=None):
+    arg = cfg.parse_arg(arg, smoke=False, steps=100)
+    c = ml_collections.ConfigDict()
+    c.steps = 3 if arg.smoke else arg.steps
+    c.half = c.get_ref("steps") // 2
+    c.optim = dict(name="adamw", lr=1e-3, clip=None, nesterov=False, betas=(0.9, 0.999))
+    c.data = [dict(source="a", weight=1.0), dict(source="b", weight=2.0)]
+    return c
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some_config.py"
+    path.write_text(FILE)
+    return path
+
+
+# --- arguments and files ---
+
+
+def test_parse_arg_types_values_by_their_defaults():
+    defaults = dict(z=False, steps=10, lr=0.1, experts="all", extra=None, other=True)
+    arg = config.parse_arg("z, steps=1e3,lr=1,experts=depth+edge,extra=-2", **defaults)
+    assert vars(arg) == dict(z=True, steps=1000, lr=1.0, experts="depth+edge", extra=-2, other=True)
+    assert type(arg.steps) is int
+    assert type(arg.lr) is float
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("smok", "Did you mean 'smoke'"),
+        ("steps", "needs a value: steps=10"),
+        ("steps=ten", "of type int, not 'ten'"),
+        ("steps=1.5", "of type int"),
+        ("smoke=maybe", "true or false"),
+    ],
+)
+def test_parse_arg_refuses(arg, message):
+    with pytest.raises(UserError, match=message):
+        config.parse_arg(arg, smoke=False, steps=10)
+
+
+def test_load_runs_the_file_and_applies_typed_overrides(file):
+    loaded = config.load(
+        f"{file}:steps=50",
+        [
+            "optim.lr=1",
+            "optim.clip=0.5",
+            "optim.nesterov=true",
+            "data.1.weight=3",
+            "optim.betas=0.8,0.9",
+            "optim.name=x",
+        ],
+    )
+    assert loaded.steps == 50
+    assert loaded.optim.lr == 1.0
+    assert loaded.optim.clip == 0.5
+    assert loaded.optim.nesterov is True
+    assert loaded.optim.betas == (0.8, 0.9)
+    assert loaded.optim.name == "x"
+    assert [d.weight for d in loaded.data] == [1.0, 3.0]
+
+
+def test_values_that_refer_to_others_follow_an_override(file):
+    assert config.load(str(file), ["steps=30"]).half == 15
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.l=1", r"No config key optim.'l' for --config.optim.l"),
+        ("optm.lr=1", "Did you mean 'optim.lr'"),
+        ("steps=many", "--config.steps is of type int, not 'many'"),
+        ("optim=1", "is a section; set one of its keys"),
+        ("optim.lr.x=1", "No config key"),
+        ("data.2.weight=1", "No config key data.'2'"),
+        ("steps", "needs a value"),
+    ],
+)
+def test_override_refuses(file, override, message):
+    with pytest.raises(UserError, match=message):
+        config.load(str(file), [override])
+
+
+def test_broken_config_files_are_one_line(tmp_path):
+    def load(text, arg=""):
+        (tmp_path / "c.py").write_text(text)
+        return config.load(f"{tmp_path}/c.py{arg}")
+
+    with pytest.raises(UserError, match=r"c\.py has no function get_config"):
+        load("x = 1")
+    with pytest.raises(UserError, match=r"c\.py:2: .*(never closed|EOF)"):
+        load("\nx = (")
+    with pytest.raises(UserError, match=r"c\.py:2: ZeroDivisionError"):
+        load("def get_config(arg):\n  1 / 0")
+    with pytest.raises(UserError, match="takes no argument, but ':smoke'"):
+        load("def get_config():\n  return {}", ":smoke")
+    with pytest.raises(UserError, match="returned a int"):
+        load("def get_config():\n  return 1")
+    with pytest.raises(UserError, match=r"No config file .*d\.py\. Did you mean .*c\.py"):
+        config.load(f"{tmp_path}/d.py")
+
+
+def test_command_line_separates_flags_and_overrides():
+    parser = config.ArgumentParser()
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir")
+    args, overrides = parser.parse(["--config", "f.py:z", "--config.optim.lr=3", "--workdir=w", "--config.a", "b c"])
+    assert (args.config, args.workdir, overrides) == ("f.py:z", "w", ["optim.lr=3", "a=b c"])
+    with pytest.raises(UserError, match=r"Unknown argument '--wordkir=w'. Did you mean '--workdir'"):
+        parser.parse(["--config=f", "--wordkir=w"])
+    with pytest.raises(UserError, match="required: --config"):
+        parser.parse([])
+    with pytest.raises(UserError, match=r"--config\.a needs a value"):
+        parser.parse(["--config=f", "--config.a", "--workdir=x"])
+
+
+# --- strictness ---
+
+
+def test_reads_are_tracked_to_the_leaf_and_in_lists():
+    section = config.strict(ml_collections.ConfigDict(dict(a=1, b=dict(c=2, d=3), e=[dict(f=4, g=5)], h=6)))
+    assert config.unread(section) == ["a", "b.c", "b.d", "e.0.f", "e.0.g", "h"]
+    assert section.a + section.b.c + section.e[0].f + section.get("h") == 13
+    assert config.unread(section) == ["b.d", "e.0.g"]
+    assert dict(**section.b) == {"c": 2, "d": 3}
+    assert config.plain(section.e) == [{"f": 4, "g": 5}]
+    config.assert_read(section)
+
+
+def test_an_unread_key_is_named_with_its_neighbour():
+    section = config.strict({"optim": {"warmup_steps": 1, "warmup_stesp": 2}})
+    assert section.optim.warmup_steps == 1
+    with pytest.raises(UserError, match=r"'optim.warmup_stesp' is never read. Did you mean 'optim.warmup_steps'"):
+        config.assert_read(section)
+
+
+def test_a_missing_key_is_named_and_nothing_is_written():
+    section = config.strict({"optim": {"lr": 1}})
+    with pytest.raises(UserError, match=r"no key 'optim.l_r'. Did you mean 'lr'"):
+        _ = section.optim.l_r
+    assert section.get("other", 7) == 7
+    assert "other" not in section
+    with pytest.raises(TypeError, match="read-only"):
+        section.optim.lr = 2
+
+
+def test_looking_at_a_config_does_not_read_it():
+    section = config.strict({"a": {"b": 1}})
+    assert "'b': 1" in repr(section)
+    assert json.loads(config.to_json(section)) == {"a": {"b": 1}}
+    assert config.unread(section) == ["a.b"]
+
+
+def test_call_checks_keys_against_the_signature():
+    def fn(lr, *, warmup=0, shape=None, total):
+        return lr, warmup, shape, total
+
+    section = config.strict({"lr": 1, "shape": {"x": (1, 2)}, "other": 5})
+    assert config.call(fn, section, "config.optim", skip=("other",), total=9) == (1, 0, {"x": (1, 2)}, 9)
+    assert type(config.call(fn, section, "s", skip=("other",), total=9)[2]) is dict
+    with pytest.raises(UserError, match=r"config.optim: unknown key 'warmpu'. Did you mean 'warmup'"):
+        config.call(fn, {"lr": 1, "warmpu": 2}, "config.optim", total=9)
+    with pytest.raises(UserError, match="unknown key 'total'"):  # the program's own argument
+        config.call(fn, {"lr": 1, "total": 2}, "config.optim", total=9)
+    with pytest.raises(UserError, match=r"config.optim: key 'lr' is missing"):
+        config.call(fn, {}, "config.optim", total=9)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"x_steps": 7}, 7),
+        ({"x_epochs": 1.5}, 150),
+        ({"x_examples": 1000}, 100),
+        ({"x_percent": 5}, 20),
+        ({"x_percent": 0.01}, 1),
+        ({"x_steps": 0}, 0),
+        ({}, 3),
+    ],
+)
+def test_durations(section, expected):
+    assert config.steps(section, "x", batch_size=10, num_examples=1000, total_steps=400, default=3) == expected
+
+
+def test_durations_are_given_once_and_make_sense():
+    for section in ({}, {"x_steps": 1, "x_epochs": 1}):
+        with pytest.raises(UserError, match="exactly one of x_steps, x_epochs"):
+            config.steps(section, "x", batch_size=1)
+    for section in ({"x_steps": -1}, {"x_steps": "3"}, {"x_steps": float("nan")}):
+        with pytest.raises(UserError, match="must be a number"):
+            config.steps(section, "x", batch_size=1)
+    with pytest.raises(UserError, match="use x_steps"):
+        config.steps({"x_percent": 1}, "x", batch_size=1)
+
+
+# --- keeping ---
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+    first = config.strict({"a": (1, 2), "log": {"every": 5}, "fn": json.dumps})
+    config.save_resolved(tmp_path / "w", first)
+    config.save_resolved(tmp_path / "w", first)
+    assert json.loads((tmp_path / "w/config.json").read_text())["a"] == [1, 2]
+    assert json.loads((tmp_path / "w/versions.json").read_text())["packages"]["jax"]
+    other = config.strict({"a": (1, 2), "log": {"every": 6}, "fn": json.dumps})
+    with pytest.raises(UserError, match=r"another config \(log.every: 5 -> 6\)"):
+        config.save_resolved(tmp_path / "w", other)
+    config.save_resolved(tmp_path / "w", other, may_change=["log\\..*"])
+    (tmp_path / "w/config.json").write_text('{"a": ')
+    with pytest.raises(UserError, match="damaged"):
+        config.save_resolved(tmp_path / "w", first)
+
+
+def test_provenance_never_fails(monkeypatch):
+    assert {"packages", "python", "platform"} <= set(config.provenance())
+    monkeypatch.setenv("PATH", "")  # no git
+    assert "git" not in config.provenance()
+
+
+def test_import_is_light():
+    code = "import sys, prismer_jax.config; assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
