@@ -1,0 +1,139 @@
+"""Caption scores: corpus BLEU-1..4, ROUGE-L and CIDEr-D, with the numbers of the COCO caption evaluation.
+
+`caption_metrics` scores texts. The functions below it take `predictions`, a list of token lists, and `references`, for
+each prediction the token lists of its references (at least one). Tokens are what `ptb.tokenize` returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping, Sequence
+
+from prismer_jax.errors import UserError
+from prismer_jax.evaluators import ptb
+
+Tokens = Sequence[str]
+ORDERS = 4  # n-grams of one to four words
+
+# pycocoevalcap adds these to numerators and denominators; they are visible where nothing matches at all.
+TINY, SMALL = 1e-15, 1e-9
+
+
+def caption_metrics(
+    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]
+) -> dict[str, float]:
+    """The caption scores of one prediction an image: {"bleu1".."bleu4", "rouge_l", "cider"}.
+
+    BLEU and ROUGE-L are in [0, 1]; CIDEr is the usual ratio in [0, 10] (1.33 is what papers print as 133). Texts are
+    split by `ptb.tokenize`. An empty prediction is legal and scores as a caption without words.
+
+    Raises:
+      UserError: the two do not hold the same ids, there is none, or an image has no reference.
+    """
+    check_ids(predictions, references)
+    if bare := [image for image, captions in references.items() if not captions]:
+        raise UserError(f"Image {bare[0]!r} has no reference caption ({len(bare)} such): remove it from the set.")
+    guesses = [ptb.tokenize(predictions[image]) for image in references]
+    targets = [[ptb.tokenize(caption) for caption in captions] for captions in references.values()]
+    scores = {f"bleu{n}": value for n, value in enumerate(bleu(guesses, targets), 1)}
+    return scores | {"rouge_l": rouge_l(guesses, targets), "cider": cider_d(guesses, targets)[0]}
+
+
+def check_ids(predictions: Collection[Hashable], references: Collection[Hashable]) -> None:
+    """Raises a UserError where the predicted ids are not exactly those of the references: no silent wrong average."""
+    if not references:
+        raise UserError("Nothing to score: the set of references is empty. Check the data set's split or list.")
+    if missing := [key for key in references if key not in predictions]:
+        raise UserError(f"{len(missing)} of {len(references)} ids have no prediction, such as {missing[0]!r}.")
+    if unknown := [key for key in predictions if key not in references]:
+        raise UserError(f"{len(unknown)} predictions have ids without references, such as {unknown[0]!r}.")
+
+
+def ngrams(tokens: Tokens) -> list[Counter]:
+    """Counts the n-grams of a caption, one Counter per order 1..4."""
+    return [Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for n in range(1, ORDERS + 1)]
+
+
+def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """Corpus BLEU-1..4 in [0, 1] (Papineni et al. 2002), brevity penalty against the closest reference length."""
+    matches, guesses = [0] * ORDERS, [0] * ORDERS
+    length = reference_length = 0
+    for prediction, refs in zip(predictions, references, strict=True):
+        length += len(prediction)
+        reference_length += min((abs(len(ref) - len(prediction)), len(ref)) for ref in refs)[1]
+        counts = [ngrams(ref) for ref in refs]
+        for n, guessed in enumerate(ngrams(prediction)):
+            guesses[n] += max(0, len(prediction) - n)
+            matches[n] += sum(min(count, max(ref[n][gram] for ref in counts)) for gram, count in guessed.items())
+    ratio = (length + TINY) / (reference_length + SMALL)
+    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    scores, product = [], 1.0
+    for n in range(ORDERS):
+        product *= (matches[n] + TINY) / (guesses[n] + SMALL)
+        scores.append(penalty * product ** (1 / (n + 1)))
+    return scores
+
+
+def rouge_l(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], beta: float = 1.2) -> float:
+    """Mean ROUGE-L in [0, 1] (Lin 2004): F-score of the best precision and the best recall over the references."""
+    total = 0.0
+    for prediction, refs in zip(predictions, references, strict=True):
+        # An empty caption counts as one empty word in pycocoevalcap: it matches an empty reference.
+        guess, refs = prediction or ("",), [ref or ("",) for ref in refs]
+        common = [_common_subsequence(guess, ref) for ref in refs]
+        precision = max(common) / len(guess)
+        recall = max(c / len(ref) for c, ref in zip(common, refs, strict=True))
+        if precision > 0:
+            total += (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    return total / len(predictions)
+
+
+def cider_d(
+    predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], sigma: float = 6.0
+) -> tuple[float, list[float]]:
+    """CIDEr-D (Vedantam et al. 2015): the mean and the score of each caption, as a ratio (1.33 is quoted as 133).
+
+    The document frequencies are those of the references passed in, so a score depends on the whole set; for a single
+    image every weight is log(1) = 0 and so is the score.
+    """
+    counted = [[ngrams(ref) for ref in refs] for refs in references]
+    frequency: Counter = Counter()
+    for refs in counted:
+        frequency.update({gram for ref in refs for order in ref for gram in order})
+    log_images = math.log(len(references))
+    # An n-gram that no reference holds weighs as much as one that a single image holds.
+    weights = {gram: log_images - math.log(count) for gram, count in frequency.items()}
+
+    def vectors(counts: list[Counter]) -> tuple[list[dict], list[float], int]:
+        weighted = [{gram: count * weights.get(gram, log_images) for gram, count in order.items()} for order in counts]
+        norms = [math.sqrt(sum(w * w for w in order.values())) for order in weighted]
+        return weighted, norms, counts[1].total()  # the reference measures length in bigrams
+
+    scores = []
+    for prediction, refs in zip(predictions, counted, strict=True):
+        guess, guess_norms, guess_length = vectors(ngrams(prediction))
+        total = 0.0
+        for ref in refs:
+            target, target_norms, target_length = vectors(ref)
+            penalty = math.exp(-((guess_length - target_length) ** 2) / (2 * sigma**2))
+            for n in range(ORDERS):
+                if guess_norms[n] and target_norms[n]:
+                    shared = guess[n].keys() & target[n].keys()
+                    dot = sum(min(guess[n][gram], target[n][gram]) * target[n][gram] for gram in shared)
+                    total += penalty * dot / (guess_norms[n] * target_norms[n])
+        scores.append(10.0 * total / (ORDERS * len(refs)))
+    return math.fsum(scores) / len(scores), scores
+
+
+def _common_subsequence(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common subsequence, a whole row of the table per integer operation (Hyyrö 2004)."""
+    positions: dict[str, int] = {}
+    for i, token in enumerate(a):
+        positions[token] = positions.get(token, 0) | 1 << i
+    everywhere = (1 << len(a)) - 1
+    row = everywhere
+    for token in b:
+        matched = row & positions.get(token, 0)
+        row = (row + matched) | (row - matched)
+    return len(a) - (row & everywhere).bit_count()
