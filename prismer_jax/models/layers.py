@@ -1,0 +1,193 @@
+"""Building blocks shared by the encoder, the resampler and the text decoder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+
+from prismer_jax import errors
+from prismer_jax.typing import Array, Bool, Float, typed
+
+EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
+Initializer = Callable[..., Array]
+
+# What a scanned layer keeps for its backward pass; everything else is computed again.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """U(-1/√fan_in, 1/√fan_in): what PyTorch gives to weights *and* biases of its Linear and Conv2d layers."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def quick_gelu(x: Array) -> Array:
+    """x·σ(1.702x), the GELU of CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def squared_relu(x: Array) -> Array:
+    return jnp.square(jax.nn.relu(x))
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis in float32, whatever the compute type, and casts back."""
+
+    @nn.compact
+    @typed
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
+        return (y * scale + bias).astype(x.dtype)
+
+
+@typed
+def attend(
+    q: Float[Array, "*b t h d"],
+    k: Float[Array, "*b s h d"],
+    v: Float[Array, "*b s h d"],
+    mask: Bool[Array, "*m t s"] | None = None,
+    dropout: Callable[[Array], Array] = lambda probs: probs,
+) -> Float[Array, "*b t h d"]:
+    """Multi-head attention, softmax in float32. A row whose mask is empty attends to everything alike (never NaN)."""
+    logits = jnp.einsum("...thd,...shd->...hts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[..., None, :, :], logits, jnp.finfo(jnp.float32).min)
+    probs = dropout(jax.nn.softmax(logits).astype(v.dtype))
+    return jnp.einsum("...hts,...shd->...thd", probs, v)
+
+
+class Attention(nn.Module):
+    """Projections around `attend`. Keys and values are made apart, so that a decoder can keep them."""
+
+    width: int
+    heads: int
+    dropout: float = 0.0
+    deterministic: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Initializer | None = None  # default: as PyTorch's MultiheadAttention
+    out_init: Initializer | None = None
+
+    def setup(self) -> None:
+        # PyTorch initialises query, key and value as one [3·width, width] matrix: Xavier over a fan of 4·width.
+        xavier = torch_uniform(self.width * 4 / 6)
+        dense = functools.partial(nn.Dense, self.width, dtype=self.dtype, kernel_init=self.kernel_init or xavier)
+        self.query, self.key, self.value = dense(), dense(), dense()
+        self.out = dense(kernel_init=self.out_init or torch_uniform(self.width))
+        self.drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+
+    def keys_values(self, x: Float[Array, "*b s c"]) -> tuple[Array, Array]:
+        """Returns keys and values, [*b s heads d]."""
+        return self._split(self.key(x)), self._split(self.value(x))
+
+    def __call__(
+        self, x: Float[Array, "*b t c"], keys: Array, values: Array, mask: Array | None = None
+    ) -> Float[Array, "*b t width"]:
+        out = attend(self._split(self.query(x)), keys, values, mask, self.drop)
+        return self.out(rearrange(out, "... h d -> ... (h d)"))
+
+    def _split(self, x: Array) -> Array:
+        return rearrange(x, "... (h d) -> ... h d", h=self.heads)
+
+
+class MLP(nn.Module):
+    """Two dense layers around an activation; PyTorch's initialisation unless told otherwise."""
+
+    hidden: int
+    activation: Callable[[Array], Array]
+    dtype: Any = jnp.float32
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+    out_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        width = x.shape[-1]
+        first, second = torch_uniform(width), torch_uniform(self.hidden)
+        x = nn.Dense(
+            self.hidden,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init or first,
+            bias_init=self.bias_init or first,
+            name="up",
+        )(x)
+        return nn.Dense(
+            width,
+            dtype=self.dtype,
+            kernel_init=self.out_init or self.kernel_init or second,
+            bias_init=self.bias_init or second,
+            name="down",
+        )(self.activation(x))
+
+
+def stack(layer: type[nn.Module], length: int, remat: str, broadcast: int, cached: int = 0) -> Callable[..., nn.Module]:
+    """Returns a module class that runs `length` copies of `layer` one after the other, compiled once.
+
+    Parameters, intermediates and outputs get a leading layer axis. `layer(carry, *cached, *broadcast)` returns
+    (carry, output): the first arguments are sliced along their leading axis, the others reach every layer alike.
+
+    Args:
+      remat: what to keep for the backward pass, a name of REMAT.
+    """
+    policy = errors.choose("remat policy", remat, REMAT)
+    if remat != "none":
+        layer = nn.remat(layer, policy=policy, prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0,) * cached + (nn.broadcast,) * broadcast,
+        length=length,
+    )
+
+
+@functools.cache
+def bicubic_matrix(old: int, new: int) -> np.ndarray:
+    """Returns float32 [new, old]: bicubic interpolation of one axis, as PyTorch's `interpolate` does it.
+
+    Keys' cubic convolution with a = -0.75, half-pixel centres, border taps clamped, no antialiasing
+    (`jax.image.resize` differs in all of a, antialiasing and borders). Equal sizes give the identity.
+    """
+    a, matrix = -0.75, np.zeros((new, old))
+    if old == new:
+        return np.eye(old, dtype=np.float32)
+    for i in range(new):
+        centre = (i + 0.5) * old / new - 0.5
+        start = int(np.floor(centre))
+        for tap in range(start - 1, start + 3):
+            d = abs(centre - tap)
+            inner = (a + 2) * d**3 - (a + 3) * d**2 + 1
+            outer = a * (d**3 - 5 * d**2 + 8 * d - 4)
+            matrix[i, min(max(tap, 0), old - 1)] += inner if d <= 1 else outer
+    return matrix.astype(np.float32)
+
+
+@typed
+def resize_positions(
+    table: Float[Array, "n d"] | Float[np.ndarray, "n d"], grid: tuple[int, int]
+) -> Float[Array, "m d"]:
+    """Interpolates the position embedding of a square grid to another grid (rows, columns), bicubically.
+
+    Source: `interpolate_pos_embed` of the reference (NVlabs/prismer, model/modules/utils.py).
+    """
+    side = int(table.shape[0] ** 0.5)
+    if grid == (side, side):
+        return jnp.asarray(table)
+    rows, columns = bicubic_matrix(side, grid[0]), bicubic_matrix(side, grid[1])
+    table = rearrange(table, "(a b) d -> a b d", a=side)
+    out = jnp.einsum("ia,jb,abd->ijd", rows, columns, table, precision=jax.lax.Precision.HIGHEST)
+    return rearrange(out, "i j d -> (i j) d")
