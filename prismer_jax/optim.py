@@ -1,0 +1,230 @@
+"""Optimisers: a schedule, groups by the names of parameters, freezing, gradients accumulated over parts of a batch.
+
+Every optimiser here decays weights as torch.optim.AdamW does, decoupled from the gradient (Loshchilov and Hutter, arXiv
+1711.05101): p -= lr * (direction + weight_decay * p). As in the reference, biases and norms are decayed too unless
+wd_mults says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prismer_jax import config, tree
+from prismer_jax.errors import UserError, choose
+
+Schedule = Callable[[Any], Any]
+Patterns = Sequence[tuple[str, float]]
+
+
+def _adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1, b2, eps)
+
+
+def _sgd(momentum: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+def _lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
+    return optax.scale_by_lion(b1, b2)
+
+
+def _adafactor(
+    decay_rate: float = 0.8, clip_threshold: float = 1.0, min_dim_size_to_factor: int = 128
+) -> optax.GradientTransformation:
+    """Without the learning rate relative to the parameters' scale: the schedule alone says how large a step is."""
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor),
+        optax.clip_by_block_rms(clip_threshold),
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "lion": _lion,
+    "adafactor": _adafactor,
+}
+
+# Progress 0..1 between the end of the warm-up and the last step -> share of the way from end_lr to lr.
+DECAYS: dict[str, Callable[[Any, Any], Any]] = {
+    "constant": lambda xp, progress: progress * 0 + 1.0,
+    "linear": lambda xp, progress: 1.0 - progress,
+    "cosine": lambda xp, progress: 0.5 * (1.0 + xp.cos(np.pi * progress)),
+}
+
+
+def make_schedule(
+    name: str, *, lr: float, total_steps: int, warmup_steps: int = 0, start_lr: float = 0.0, end_lr: float = 0.0
+) -> Schedule:
+    """Returns the learning rate as a function of the step (from 0): linear warm-up from start_lr, then decay to end_lr.
+
+    Without warm-up, 'cosine' is end_lr + (lr - end_lr) * (1 + cos(pi * step / total_steps)) / 2, as in the reference
+    (utils.py of NVlabs/prismer). The function takes numbers of the host, touching no device then, or traced ones.
+
+    Raises:
+      UserError: an unknown name, or a warm-up that is longer than the training.
+    """
+    decay = choose("schedule", name, DECAYS)
+    if not 0 <= warmup_steps <= total_steps:
+        raise UserError(f"The warm-up of {warmup_steps} steps does not fit into {total_steps} steps of training.")
+
+    def at(step: Any) -> Any:
+        xp = jnp if isinstance(step, jax.Array) else np
+        progress = xp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+        decayed = end_lr + (lr - end_lr) * decay(xp, progress)
+        return xp.where(step < warmup_steps, start_lr + (lr - start_lr) * step / max(warmup_steps, 1), decayed)
+
+    return at
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optax transformation, and the learning rate of each group as functions of the step, for the log."""
+
+    tx: optax.GradientTransformation
+    schedules: Mapping[str, Schedule]
+
+
+def make(
+    params: Any,
+    total_steps: int,
+    *,
+    name: str = "adamw",
+    lr: float,
+    schedule: str = "cosine",
+    warmup_steps: int = 0,
+    start_lr: float = 0.0,
+    end_lr: float = 0.0,
+    weight_decay: float = 0.05,
+    clip_norm: float | None = None,
+    lr_mults: Patterns = (),
+    wd_mults: Patterns = (),
+    **options: Any,
+) -> Optimizer:
+    """Makes an optimiser for the trainable parameters.
+
+    Args:
+      params: what will be trained, arrays or shapes; only the names of the leaves matter.
+      total_steps: where the schedule ends.
+      name: 'adamw', 'sgd', 'lion' or 'adafactor'.
+      lr: the highest learning rate.
+      schedule: 'cosine', 'linear' or 'constant'; see `make_schedule`.
+      warmup_steps: steps of linear warm-up.
+      start_lr: where the warm-up begins.
+      end_lr: where the decay ends.
+      weight_decay: decoupled, times the learning rate.
+      clip_norm: the gradient's largest global norm.
+      lr_mults: [(regex of whole names, factor)]; the first that matches counts, other parameters have 1. The factor
+        scales the decay too.
+      wd_mults: likewise for weight_decay.
+      **options: of the optimiser itself: b1, b2, eps; momentum, nesterov; ...
+
+    Raises:
+      UserError: an unknown name or option, or a regex that matches no parameter.
+    """
+    direction = config.call(choose("optimizer", name, OPTIMIZERS), options, f"optimizer {name!r}")
+    rate = make_schedule(
+        schedule, lr=lr, total_steps=total_steps, warmup_steps=warmup_steps, start_lr=start_lr, end_lr=end_lr
+    )
+    leaf_names = list(tree.flatten(params))
+    lr_mult = _multipliers(lr_mults, leaf_names, "lr_mults")
+    wd_mult = _multipliers(wd_mults, leaf_names, "wd_mults")
+
+    def decay(updates: Any, params: Any) -> Any:
+        return jax.tree.map(
+            lambda name, u, p: u + weight_decay * wd_mult[name] * p, tree.names(updates), updates, params
+        )
+
+    def scale(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda name, u: u * lr_mult[name], tree.names(updates), updates)
+
+    parts = [
+        *([optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []),
+        direction,
+        *([optax.stateless(decay)] if weight_decay else []),
+        optax.scale_by_learning_rate(rate),
+        *([optax.stateless(scale)] if lr_mults else []),
+    ]
+    groups = {f"lr/{pattern}": _times(rate, factor) for pattern, factor in lr_mults}
+    return Optimizer(optax.chain(*parts), {"lr": rate, **groups})
+
+
+def _multipliers(patterns: Patterns, leaf_names: Sequence[str], where: str) -> dict[str, float]:
+    matches = tree.first_match([pattern for pattern, _ in patterns], leaf_names, where)
+    return {name: patterns[matches[name]][1] if name in matches else 1.0 for name in leaf_names}
+
+
+def _times(rate: Schedule, factor: float) -> Schedule:
+    return lambda step: rate(step) * factor
+
+
+def split(params: Any, frozen: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (trainable, frozen) as {'a/b/c': leaf}; frozen are those whose whole name matches one of the regexes.
+
+    Only the first is differentiated and given to the optimiser, so that frozen parameters cost neither.
+
+    Raises:
+      UserError: a regex matches no parameter, or nothing is left to train.
+    """
+    flat = tree.flatten(params)
+    matches = tree.first_match(frozen, flat, "freeze")
+    if len(matches) == len(flat):
+        raise UserError(f"freeze: {list(frozen)} freezes every parameter; nothing is left to train.")
+    return {k: v for k, v in flat.items() if k not in matches}, {k: v for k, v in flat.items() if k in matches}
+
+
+def merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested parameters of `split`'s parts."""
+    return tree.unflatten({name: leaf for part in parts for name, leaf in part.items()})
+
+
+def accumulate_gradients(loss_fn: Callable[..., Any], parts: int = 1) -> Callable[..., Any]:
+    """Returns a function for value and gradient that sees the batch in `parts` equal parts, one after the other.
+
+    With a loss that is a mean over examples, loss and gradient are those of the whole batch, at the memory of one part.
+    What is *not* the same is BatchNorm in training: each part is normalised with its own statistics, and the running
+    statistics are updated `parts` times, as they would be over so many smaller batches.
+
+    Args:
+      loss_fn: (params, stats, batch, rng) -> (loss, (stats, aux)). `stats` is threaded from part to part (running
+        statistics; may be an empty dict), `aux` is a tree of floats, averaged over the parts.
+      parts: how many; it must divide the batch. Each part takes every parts-th example, so that a batch sharded over
+        devices needs no communication.
+
+    Returns:
+      (params, stats, batch, rng) -> (loss, gradient, stats, aux). Part i gets jax.random.fold_in(rng, i); one part gets
+      rng itself.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def whole(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any, Any]:
+        (loss, (stats, aux)), gradient = value_and_grad(params, stats, batch, rng)
+        return loss, gradient, stats, aux
+
+    def in_parts(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any, Any]:
+        def part(x: jax.Array) -> jax.Array:
+            if x.shape[0] % parts:
+                raise UserError(f"A batch of {x.shape[0]} cannot be accumulated in {parts} equal parts.")
+            return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+        def add(carry: Any, i_and_batch: Any) -> tuple[Any, None]:
+            totals, stats = carry
+            i, batch = i_and_batch
+            loss, gradient, stats, aux = whole(params, stats, batch, jax.random.fold_in(rng, i))
+            return (jax.tree.map(jnp.add, totals, (loss, gradient, aux)), stats), None
+
+        batches = jax.tree.map(part, batch)
+        loss, gradient, _, aux = jax.eval_shape(whole, params, stats, jax.tree.map(lambda x: x[0], batches), rng)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient, aux))
+        (totals, stats), _ = jax.lax.scan(add, (zeros, stats), (jnp.arange(parts), batches))
+        loss, gradient, aux = jax.tree.map(lambda x: x / parts, totals)
+        return loss, gradient, stats, aux
+
+    return whole if parts == 1 else in_parts

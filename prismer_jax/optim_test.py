@@ -1,0 +1,146 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prismer_jax import optim
+from prismer_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "encoder": {"kernel": RNG.normal(size=(3, 4)).astype("f"), "bias": RNG.normal(size=4).astype("f")},
+    "head": {"kernel": RNG.normal(size=(4, 2)).astype("f")},
+}
+FLAT, _ = optim.split(PARAMS)
+GRADS = [{k: RNG.normal(size=v.shape).astype("f") for k, v in FLAT.items()} for _ in range(3)]
+
+
+def run(optimizer, params, grads):
+    state = optimizer.tx.init(params)
+    for g in grads:
+        updates, state = optimizer.tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def adamw(p, grads, lrs, wd, b1=0.9, b2=0.999, eps=1e-8):
+    """torch.optim.AdamW in float64."""
+    p, m, v = p.astype(float), 0.0, 0.0
+    for t, (g, lr) in enumerate(zip(grads, lrs, strict=True), 1):
+        p = p * (1 - lr * wd)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g.astype(float) ** 2
+        p = p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+    return p
+
+
+def test_adamw_with_groups_equals_a_hand_written_one():
+    optimizer = optim.make(
+        FLAT,
+        3,
+        lr=0.1,
+        end_lr=0.01,
+        weight_decay=0.3,
+        b1=0.8,
+        lr_mults=[("encoder/.*", 0.5), (".*", 2.0)],
+        wd_mults=[(".*/bias", 0.0)],
+    )
+    trained = run(optimizer, FLAT, GRADS)
+    for name, mult, wd in [("encoder/kernel", 0.5, 0.3), ("encoder/bias", 0.5, 0.0), ("head/kernel", 2.0, 0.3)]:
+        lrs = [mult * (0.01 + 0.09 * 0.5 * (1 + np.cos(np.pi * step / 3))) for step in range(3)]
+        expected = adamw(FLAT[name], [g[name] for g in GRADS], lrs, wd, b1=0.8)
+        # float32's 1 - 0.999**t is good to 6e-5, steps are about as large as the learning rate
+        np.testing.assert_allclose(trained[name], expected, rtol=0, atol=4e-5 * sum(lrs))
+    assert optimizer.schedules["lr/encoder/.*"](0) == pytest.approx(0.05)
+
+
+def test_schedules_meet_at_the_end_of_the_warmup_and_run_on_host_and_device():
+    rate = optim.make_schedule("cosine", lr=1.0, total_steps=110, warmup_steps=10, start_lr=0.5, end_lr=0.2)
+    steps = np.array([0, 5, 10, 60, 110, 200])
+    expected = [0.5, 0.75, 1.0, 0.6, 0.2, 0.2]
+    np.testing.assert_allclose([rate(int(s)) for s in steps], expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.jit(rate))(steps), expected, rtol=1e-6)
+    linear = optim.make_schedule("linear", lr=1.0, total_steps=10)
+    constant = optim.make_schedule("constant", lr=1.0, total_steps=10, warmup_steps=2)
+    assert [float(linear(5)), float(constant(1)), float(constant(10))] == [0.5, 0.5, 1.0]
+
+
+def test_clipping_bounds_the_step_and_spares_small_gradients():
+    optimizer = optim.make(FLAT, 1, name="sgd", momentum=0.0, lr=1.0, weight_decay=0.0, clip_norm=1.0)
+    moved = run(optimizer, FLAT, GRADS[:1])
+    assert float(optax.global_norm(jax.tree.map(jnp.subtract, moved, FLAT))) == pytest.approx(1.0, rel=1e-5)
+    small = jax.tree.map(lambda g: g * 1e-3, GRADS[0])
+    moved = run(optimizer, FLAT, [small])
+    np.testing.assert_allclose(moved["head/kernel"], FLAT["head/kernel"] - small["head/kernel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_every_optimizer_descends(name):
+    params = {"w": jnp.array([1.0, -2.0, 3.0])}
+    optimizer = optim.make(params, 40, name=name, lr=0.1, schedule="constant")
+    state = optimizer.tx.init(params)
+    for _ in range(40):
+        updates, state = optimizer.tx.update(jax.tree.map(lambda w: 2 * w, params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(jnp.sum(params["w"] ** 2)) < 0.3 * (1 + 4 + 9)
+
+
+def test_unknown_names_options_and_patterns_say_the_nearest():
+    for kwargs, message in [
+        (dict(name="adam"), "Unknown optimizer 'adam'. Did you mean 'adamw'"),
+        (dict(schedule="cosin"), "Unknown schedule 'cosin'. Did you mean 'cosine'"),
+        (dict(beta1=0.8), "optimizer 'adamw': unknown key 'beta1'"),
+        (dict(name="sgd", momentun=0.8), "unknown key 'momentun'. Did you mean 'momentum'"),
+        (dict(lr_mults=[("decoder/.*", 1.0)]), "lr_mults: 'decoder/.*' matches no parameter"),
+        (dict(wd_mults=[("bias", 1.0)]), "wd_mults: 'bias' matches no parameter"),
+        (dict(warmup_steps=11), "warm-up of 11 steps does not fit into 10"),
+    ]:
+        with pytest.raises(UserError) as error:
+            optim.make(FLAT, 10, lr=0.1, **kwargs)
+        assert message in str(error.value)
+
+
+def test_frozen_parameters_have_no_gradient_and_no_optimizer_state():
+    trainable, frozen = optim.split(PARAMS, ["encoder/.*"])
+    assert (set(trainable), set(frozen)) == ({"head/kernel"}, {"encoder/kernel", "encoder/bias"})
+    jax.tree.map(np.testing.assert_array_equal, optim.merge(trainable, frozen), PARAMS)
+    state = optim.make(trainable, 3, lr=0.1).tx.init(trainable)
+    assert [x.shape for x in jax.tree.leaves(state) if x.ndim] == [(4, 2), (4, 2)]  # the two moments of the head
+    with pytest.raises(UserError, match=r"freeze: 'encodr/\.\*' matches no parameter"):
+        optim.split(PARAMS, ["encodr/.*"])
+    with pytest.raises(UserError, match="nothing is left to train"):
+        optim.split(PARAMS, [".*"])
+
+
+def loss_fn(params, stats, batch, rng):
+    out = jnp.tanh(batch["x"] @ params["w"]) - batch["y"]
+    loss = jnp.mean(jnp.sum(out**2, -1))
+    stats = {"mean": 0.9 * stats["mean"] + 0.1 * batch["x"].mean(0), "draws": stats["draws"] + jax.random.uniform(rng)}
+    return loss, (stats, {"abs": jnp.mean(jnp.abs(out))})
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(parts):
+    rng = np.random.default_rng(1)
+    params = {"w": rng.normal(size=(5, 3)).astype("f")}
+    batch = {"x": rng.normal(size=(8, 5)).astype("f"), "y": rng.normal(size=(8, 3)).astype("f")}
+    stats, key = {"mean": jnp.zeros(5), "draws": jnp.zeros(())}, jax.random.key(0)
+    loss, gradient, _, aux = optim.accumulate_gradients(loss_fn)(params, stats, batch, key)
+    result = jax.jit(optim.accumulate_gradients(loss_fn, parts))(params, stats, batch, key)
+    np.testing.assert_allclose(result[0], loss, rtol=1e-6)
+    np.testing.assert_allclose(result[1]["w"], gradient["w"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result[3]["abs"], aux["abs"], rtol=1e-6)
+    # The running mean saw the parts one after the other, each with another key.
+    mean = np.zeros(5)
+    for i in range(parts):
+        mean = 0.9 * mean + 0.1 * batch["x"][i::parts].mean(0)
+    np.testing.assert_allclose(result[2]["mean"], mean, rtol=1e-5)
+    draws = sum(float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(parts))
+    assert float(result[2]["draws"]) == pytest.approx(draws, rel=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    batch = {"x": np.zeros((8, 5), "f"), "y": np.zeros((8, 3), "f")}
+    stats = {"mean": jnp.zeros(5), "draws": jnp.zeros(())}
+    with pytest.raises(UserError, match="8 cannot be accumulated in 3"):
+        optim.accumulate_gradients(loss_fn, 3)({"w": jnp.zeros((5, 3))}, stats, batch, jax.random.key(0))
