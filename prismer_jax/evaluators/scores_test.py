@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prismer_jax.errors import UserError
@@ -107,10 +107,8 @@ def test_equals_the_pycocoevalcap_package_on_random_token_strings(data):
     caption = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12)
     case = data.draw(st.lists(st.tuples(caption, st.lists(caption, min_size=1, max_size=4)), min_size=1, max_size=6))
     predictions, references = [p for p, _ in case], [r for _, r in case]
-    try:
-        expected = package_scores(predictions, references)
-    except AssertionError:  # the package refuses a corpus whose references hold no word
-        return
+    assume(any(map(any, references)))  # the package crashes on a corpus whose references hold no word
+    expected = package_scores(predictions, references)
     np.testing.assert_allclose(our_scores(predictions, references), expected, rtol=1e-9, atol=1e-9)
 
 
