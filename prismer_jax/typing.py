@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8, jaxtyped
 
 __all__ = ["Array", "Bool", "Float", "Int", "PyTree", "Shaped", "UInt8", "typed"]
 
-typed = jaxtyped(typechecker=beartype)
+# An int may stand for a float, as in every other Python signature.
+typed = jaxtyped(typechecker=beartype(conf=BeartypeConf(is_pep484_tower=True)))
