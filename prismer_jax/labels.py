@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -28,6 +29,9 @@ MAX_IDS = 256  # rows of the tables that go with instances and words: an id is o
 
 CLASSES_KEY = "labels/obj_detection_classes"
 WORDS_KEY = "labels/ocr_detection_features"
+
+MAX_PIXELS = 100_000_000  # of a label map: more is a mistake or an attack
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -139,27 +143,53 @@ def decode(expert: str, data: bytes, where: str = "a label map") -> np.ndarray |
     row = choose("expert", expert, EXPERTS)
     if not data:
         return None
+    label = _decode_plain(row, data)
+    if label is None:
+        label = _decode_any(row, data, where)
+    # 255 + 1 wraps to 0: the background is no class.
+    if row.embed == "classes" and int((label + np.uint8(1)).max()) > row.num_classes:
+        raise BadSample(f"{where}: has class ids beyond the {row.num_classes} of {expert} (255 is the background).")
+    return label
+
+
+def _decode_plain(row: Expert, data: bytes) -> np.ndarray | None:
+    """The usual case, three times as fast: a whole PNG of 8 bits and of just these channels; None for anything else."""
+    header = b"\x08\x00" if row.channels == 1 else b"\x08\x02"  # bit depth, colour type (grey, RGB)
+    if data[:8] != PNG_START or data[24:26] != header or not data.endswith(PNG_END) or _pixels(data) > MAX_PIXELS:
+        return None
+    flags = cv2.IMREAD_UNCHANGED if row.channels == 1 else cv2.IMREAD_COLOR_RGB
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None or pixels.ndim != (2 if row.channels == 1 else 3):
+        return None
+    return pixels.reshape(*pixels.shape[:2], row.channels)
+
+
+def _pixels(png: bytes) -> int:
+    return int.from_bytes(png[16:20], "big") * int.from_bytes(png[20:24], "big")
+
+
+def _decode_any(row: Expert, data: bytes, where: str) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels are too many")
         image.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
         raise BadSample(f"{where}: cannot be read as an image ({error}). Make the label again.") from None
+    wanted = "RGB" if row.storage == "rgb" else "grey"
+    problem = f"{where}: {row.name} labels are {wanted} images of 8 bits, this one has mode {image.mode}."
     if row.storage == "rgb":
         if image.mode not in ("RGB", "RGBA", "P"):
-            raise BadSample(f"{where}: {expert} labels are RGB images of 8 bits, this one has mode {image.mode}.")
+            raise BadSample(problem)
         return np.asarray(image.convert("RGB"))
-    if image.mode in ("RGB", "RGBA") and (grey := np.asarray(image)).ndim == 3:
-        if (grey[..., :1] != grey[..., 1:3]).any():
-            raise BadSample(f"{where}: {expert} labels are grey images of 8 bits, this one is in colour.")
-        pixels = grey[..., 0]
-    elif image.mode == "L" or (image.mode == "P" and row.storage == "ids"):  # a palette's indices are the ids
-        pixels = np.asarray(image)
-    else:
-        raise BadSample(f"{where}: {expert} labels are grey images of 8 bits, this one has mode {image.mode}.")
-    # 255 + 1 wraps to 0: the background is no class.
-    if row.embed == "classes" and int((pixels + np.uint8(1)).max()) > row.num_classes:
-        raise BadSample(f"{where}: has class ids beyond the {row.num_classes} of {expert} (255 is the background).")
-    return pixels[..., None]
+    if image.mode == "L" or (image.mode == "P" and row.storage == "ids"):  # a palette's indices are the ids
+        return np.asarray(image)[..., None]
+    if image.mode not in ("RGB", "RGBA"):
+        raise BadSample(problem)
+    pixels = np.asarray(image)
+    if (pixels[..., :1] != pixels[..., 1:3]).any():
+        raise BadSample(f"{where}: {row.name} labels are grey images of 8 bits, this one is in colour.")
+    return pixels[..., :1]
 
 
 def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.PathLike) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +15,14 @@ def png(array: np.ndarray, mode: str | None = None) -> bytes:
     image = Image.fromarray(array)
     (image.convert(mode) if mode else image).save(buffer, "png")
     return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG whose header claims 30000 x 30000 pixels."""
+    data = bytearray(png(np.zeros((4, 4), np.uint8)))
+    data[16:24] = (30000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
 
 
 def test_select_keeps_the_tables_order_and_names_the_nearest_expert():
@@ -97,9 +106,10 @@ def test_grey_maps_are_read_from_every_kind_of_8_bit_png():
         ("normal", png(np.zeros((4, 4), np.uint8)), "RGB"),
         ("seg_coco", png(np.full((4, 4), 140, np.uint8)), "133"),
         ("seg_ade", b"not a png", "cannot be read"),
+        ("seg_ade", bomb(), "exceeds limit"),
         ("edge", png(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))[:2000], "cannot be read"),
     ],
-    ids=["16-bit", "colour", "grey normals", "beyond the classes", "garbage", "truncated"],
+    ids=["16-bit", "colour", "grey normals", "beyond the classes", "garbage", "bomb", "truncated"],
 )
 def test_unusable_maps_name_the_file(expert, data, message):
     with pytest.raises(BadSample, match=f"x.png: .*{message}"):

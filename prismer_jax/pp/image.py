@@ -1,0 +1,216 @@
+"""Ops on the photo and all its label maps together.
+
+Photos are uint8 RGB [H, W, 3] after `decode`, label maps uint8 [h, w, c] of their own size: every geometric op is
+written in relative coordinates, so that a label pixel stays on what it labels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from prismer_jax import labels
+from prismer_jax.errors import BadSample, UserError
+from prismer_jax.pp.labels import maps, sample
+from prismer_jax.pp.ops import Example, Op, register
+
+cv2.setNumThreads(0)  # parallel over examples; OpenCV's own threads would only compete
+
+Size = int | tuple[int, int]
+JPEG_END = b"\xff\xd9"
+
+
+@register
+def decode(max_pixels: int = 100_000_000) -> Op:
+    """Decodes the photo (bytes or a path) to upright uint8 RGB [H, W, 3], and its label maps to uint8 [h, w, c].
+
+    Photos of any kind that Pillow reads become RGB: grey, palettes, CMYK, 16 bits (the high byte), and transparency
+    on white; EXIF orientation is applied. Labels must have the upright photo's size or its proportions.
+
+    Raises (the op):
+      BadSample: names the file: missing, empty, truncated, no image, over max_pixels, or a label that does not fit.
+    """
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        image = read_image(example["image"], max_pixels, _name(example, "image"))
+        out = dict(example, image=image)
+        for name, value in maps(example).items():
+            key = f"labels/{name}"
+            out[key] = _read_label(name, value, image.shape[:2], _name(example, key), _name(example, "image"))
+        return out
+
+    return op
+
+
+def _name(example: Example, key: str) -> str:
+    """What a message calls this file."""
+    if isinstance(example[key], str | os.PathLike):
+        return os.fspath(example[key])
+    return f"{key} of example {example.get('id', '?')}"
+
+
+def read_image(source: bytes | str | os.PathLike | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
+    """A photo as upright uint8 RGB [H, W, 3]; see `decode`."""
+    if isinstance(source, np.ndarray):
+        return source
+    data = _bytes(source, where)
+    if not data:
+        raise BadSample(f"{where}: the file is empty. Fetch the photo again or take it off the list.")
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > max_pixels:
+            raise BadSample(
+                f"{where}: {image.width}x{image.height} pixels are more than decode's max_pixels={max_pixels}."
+            )
+        # OpenCV decodes JPEG twice as fast to the same bytes; it is only trusted with whole files of plain colour.
+        plain = image.format == "JPEG" and image.mode in ("RGB", "L") and "exif" not in image.info
+        if plain and data.endswith(JPEG_END):
+            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            if pixels is not None:
+                return pixels
+        return _to_rgb(ImageOps.exif_transpose(image), where)
+    except (BadSample, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
+        raise BadSample(f"{where}: not a readable image ({error}).") from None
+
+
+def _bytes(source: bytes | str | os.PathLike, where: str) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        with open(source, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise BadSample(f"{where}: {error.strerror}.") from None
+
+
+def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise BadSample(f"{where}: pixels of mode {image.mode} have no defined range; save it with 8 bits a channel.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _read_label(
+    name: str, source: bytes | str | os.PathLike | np.ndarray, photo: tuple[int, int], where: str, image: str
+) -> np.ndarray:
+    label = source if isinstance(source, np.ndarray) else labels.decode(name, _bytes(source, where), where)
+    if label is None:
+        return labels.blank(name, *photo)
+    (h, w), (height, width) = label.shape[:2], photo
+    if (h, w) == photo or abs(w - h * width / height) <= 1 or abs(h - w * height / width) <= 1:
+        return label
+    turned = " It fits the photo as stored, not as its EXIF orientation shows it." if (w, h) == photo else ""
+    raise BadSample(f"{where} ({w}x{h}) does not fit {image} ({width}x{height}).{turned} Make the label again.")
+
+
+@register
+def resize(size: Size, label_size: Size | None = None) -> Op:
+    """Resizes the photo to `size` (int or (height, width)) by Pillow's antialiased bicubic filter, labels by nearest.
+
+    Proportions are not kept, as in the reference. Label maps get `label_size`, by default `size` too; the reference
+    has 224 whatever the photo's.
+    """
+    shape, label_shape = _shapes(size, label_size)
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        out = dict(example, image=_bicubic(example["image"], shape))
+        out.update({f"labels/{name}": sample(label, label_shape) for name, label in maps(example).items()})
+        return out
+
+    return op
+
+
+def _shapes(size: Size, label_size: Size | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    pair = [(s, s) if isinstance(s, int) else tuple(s) for s in (size, size if label_size is None else label_size)]
+    for shape in pair:
+        if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
+            raise UserError(f"A size is a positive number of pixels or (height, width), not {shape}.")
+    return pair[0], pair[1]
+
+
+def _bicubic(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    if image.shape[:2] == shape:
+        return image
+    resized = Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+@register
+def random_resized_crop(
+    size: Size,
+    label_size: Size | None = None,
+    scale: tuple[float, float] = (0.5, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Op:
+    """Cuts a random box of `scale` (of the area) and `ratio` (width to height, log-uniform) and resizes it as `resize`.
+
+    The box is drawn as in Szegedy et al. (arXiv 1409.4842): ten tries, then the largest central box of a legal ratio.
+    The reference has scale (0.5, 1.0) for fine-tuning and (0.5, 1.5) for pretraining.
+    """
+    shape, label_shape = _shapes(size, label_size)
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        image = example["image"]
+        height, width = image.shape[:2]
+        top, left, h, w = _random_box(height, width, scale, ratio, rng)
+        out = dict(example, image=_bicubic(image[top : top + h, left : left + w], shape))
+        box = (left, top, left + w, top + h)
+        for name, label in maps(example).items():
+            out[f"labels/{name}"] = sample(label, label_shape, box, (height, width))
+        return out
+
+    return op
+
+
+def _random_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@register
+def flip(p: float = 0.5, normals: Literal["mirror", "reference"] = "mirror") -> Op:
+    """Mirrors photo and labels left to right with probability p.
+
+    A mirrored surface's normal has the opposite x, which 'mirror' sets (red becomes 255 - red); 'reference' leaves it,
+    as the official code does. Captions that say left or right, and words to read, become wrong: leave flip out there.
+    """
+    if normals not in ("mirror", "reference"):
+        raise UserError(f"flip(normals={normals!r}): 'mirror' or 'reference'.")
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        if rng.random() >= p:
+            return example
+        out = dict(example, image=example["image"][:, ::-1])
+        for name, label in maps(example).items():
+            label = label[:, ::-1]
+            if name == "normal" and normals == "mirror":
+                label = label.copy()
+                # Exactly black is no unit vector: it is the empty map, which stays so.
+                label[..., 0] = np.where(label.any(axis=-1), 255 - label[..., 0], 0)
+            out[f"labels/{name}"] = label
+        return out
+
+    return op

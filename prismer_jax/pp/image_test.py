@@ -1,0 +1,303 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from prismer_jax import labels, pp
+from prismer_jax.errors import BadSample, UserError
+from prismer_jax.pp import randaugment
+from prismer_jax.pp.labels import sample
+
+IDS = ("seg_coco", "obj_detection", "ocr_detection")
+
+
+def encode(array, kind="png", **options) -> bytes:
+    buffer = io.BytesIO()
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def smooth(height=40, width=60) -> np.ndarray:
+    """A colourful photo without sharp edges, so that JPEG changes it little."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 4, y * 5, 255 - x * 2 - y * 2], axis=-1).astype(np.uint8)
+
+
+def run(spec, example, seed=0):
+    return pp.build(spec)({"id": "x", **example}, np.random.default_rng(seed))
+
+
+def all_labels(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        f"labels/{n}": rng.integers(0, 100, (height, width, e.channels), np.uint8) for n, e in labels.EXPERTS.items()
+    }
+
+
+def as_kinds() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Encoded photos of every kind, with the RGB pixels they mean."""
+    photo = smooth()
+    grey = photo[..., 0]
+    three = np.repeat(grey[..., None], 3, axis=2)
+    palette = Image.fromarray(photo).quantize(16)
+    clear = np.dstack([photo, np.where(np.arange(60) < 30, 255, 0)[None].repeat(40, 0)]).astype(np.uint8)
+    on_white = np.where(clear[..., 3:] == 255, photo, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: shown rotated by 90 degrees
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(encode(photo, exif=exif))))
+    return {
+        "png": (encode(photo), photo),
+        "grey": (encode(grey), three),
+        "16 bits": (encode(grey.astype(np.uint16) * 257), three),
+        "bits": (encode(Image.fromarray(grey > 99)), np.repeat(255 * (grey > 99)[..., None], 3, 2)),
+        "palette": (encode(palette), np.asarray(palette.convert("RGB"))),
+        "transparent": (encode(clear), on_white),
+        "turned": (encode(photo, exif=exif), np.asarray(turned)),
+        "webp": (encode(photo, "webp", lossless=True), photo),
+        "bmp": (encode(photo, "bmp"), photo),
+    }
+
+
+@pytest.mark.parametrize("kind", as_kinds())
+def test_photos_of_every_kind_become_rgb(kind):
+    data, expected = as_kinds()[kind]
+    image = run("decode", {"image": data})["image"]
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_turned_photos_stand_upright():
+    assert run("decode", {"image": as_kinds()["turned"][0]})["image"].shape == (60, 40, 3)
+    jpeg = encode(Image.fromarray(smooth()), "jpeg", exif=_orientation(8))
+    assert run("decode", {"image": jpeg})["image"].shape == (60, 40, 3)
+
+
+def _orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def test_jpegs_are_decoded_as_pillow_does(shared, tmp_path):
+    """The fast path must not change a bit of what the reference, which uses Pillow, sees."""
+    for path in sorted((shared / "data/photos").iterdir()):
+        image = run("decode", {"image": str(path)})["image"]
+        np.testing.assert_array_equal(image, np.asarray(Image.open(path).convert("RGB")))
+    for mode in ("L", "CMYK"):
+        data = encode(Image.fromarray(smooth()).convert(mode), "jpeg", quality=95)
+        image = run("decode", {"image": data})["image"]
+        np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_cmyk_photos_keep_their_colours():
+    data = encode(Image.fromarray(smooth()).convert("CMYK"), "jpeg", quality=95)
+    assert np.abs(run("decode", {"image": data})["image"].astype(int) - smooth()).mean() < 5
+
+
+def test_unreadable_photos_name_the_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    jpeg, png = encode(noise, "jpeg"), encode(noise)
+    cases = {
+        "zero.jpg": (b"", "empty"),
+        "text.jpg": (b"<html>404</html>", "not a readable image"),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "cut.png": (png[: len(png) // 2], "truncated"),
+        "header.jpg": (jpeg[:20], "not a readable image"),
+        "float.tiff": (encode(Image.fromarray(np.ones((4, 4), np.float32)), "tiff"), "mode F"),
+    }
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(BadSample, match=f"{name}: .*{message}"):
+            run("decode", {"image": str(tmp_path / name)})
+    with pytest.raises(BadSample, match="No such file"):
+        run("decode", {"image": str(tmp_path / "absent.jpg")})
+    with pytest.raises(BadSample, match="image of example x"):
+        run("decode", {"image": b""})
+
+
+def test_image_bombs_are_refused_before_they_are_unpacked():
+    with pytest.raises(BadSample, match="60x40 pixels"):
+        run("decode(max_pixels=2000)", {"image": encode(smooth())})
+
+
+def test_labels_are_decoded_with_their_photo():
+    maps = all_labels(40, 60)
+    coded = {key: labels.encode(label) for key, label in maps.items()}
+    out = run("decode", {"image": encode(smooth()), **coded, "labels/edge": b""})
+    for key, label in maps.items():
+        np.testing.assert_array_equal(out[key], 0 * label if key == "labels/edge" else label)
+
+
+def test_label_maps_must_have_the_photos_size_or_proportions(tmp_path):
+    photo = encode(smooth(40, 60))
+    for h, w in [(40, 60), (20, 30), (27, 40), (13, 20), (160, 240)]:
+        out = run("decode", {"image": photo, "labels/depth": labels.encode(labels.blank("depth", h, w))})
+        assert out["labels/depth"].shape == (h, w, 1)
+    (tmp_path / "d.png").write_bytes(labels.encode(labels.blank("depth", 60, 40)))
+    with pytest.raises(BadSample, match=r"d\.png \(40x60\) does not fit image of example x \(60x40\).*EXIF"):
+        run("decode", {"image": photo, "labels/depth": str(tmp_path / "d.png")})
+    with pytest.raises(BadSample, match=r"d\.png .*does not fit"):
+        run("decode", {"image": encode(smooth(40, 41)), "labels/depth": str(tmp_path / "d.png")})
+
+
+def test_resize_is_pillows_bicubic_and_nearest():
+    maps = all_labels(40, 60)
+    out = run("resize(32, label_size=(24, 16))", {"image": smooth(), **maps})
+    expected = Image.fromarray(smooth()).resize((32, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(out["image"], np.asarray(expected))
+    for key, label in maps.items():
+        expected = Image.fromarray(label.squeeze()).resize((16, 24), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(out[key].squeeze(), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("length", "size"), [(640, 224), (480, 224), (96, 96), (7, 100), (333, 480), (100, 1)])
+def test_nearest_is_pillows_at_every_scale(length, size):
+    row = np.arange(length * 2, dtype=np.int32).reshape(2, length, 1)
+    expected = Image.fromarray(row[..., 0]).resize((size, 2), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(sample(row, (2, size))[..., 0], np.asarray(expected))
+
+
+def test_random_resized_crop_is_a_crop_then_a_resize():
+    maps = all_labels(40, 60)
+    out = run("random_resized_crop(32, label_size=16)", {"image": smooth(), **maps}, seed=3)
+    top, left, h, w = pp.image._random_box(40, 60, (0.5, 1.0), (3 / 4, 4 / 3), np.random.default_rng(3))
+    assert (h, w) != (40, 60)
+    cut = Image.fromarray(smooth()[top : top + h, left : left + w])
+    np.testing.assert_array_equal(out["image"], np.asarray(cut.resize((32, 32), Image.Resampling.BICUBIC)))
+    for key, label in maps.items():
+        cut = Image.fromarray(label[top : top + h, left : left + w].squeeze())
+        np.testing.assert_array_equal(out[key].squeeze(), np.asarray(cut.resize((16, 16), Image.Resampling.NEAREST)))
+
+
+def test_boxes_lie_inside_and_have_the_wanted_area_and_ratio():
+    rng = np.random.default_rng(0)
+    for height, width in [(100, 100), (480, 640), (30, 400), (1, 1)]:
+        for _ in range(50):
+            top, left, h, w = pp.image._random_box(height, width, (0.5, 1.0), (3 / 4, 4 / 3), rng)
+            assert 0 <= top <= top + h <= height
+            assert 0 <= left <= left + w <= width
+            assert min(h, w) > 0
+            if height == 100:
+                assert 0.48 < h * w / 1e4 <= 1
+                assert 0.73 < w / h < 1.36
+
+
+def test_labels_of_another_size_stay_on_what_they_label():
+    """A white square in a photo and its mask, at another resolution, coincide after every geometric op."""
+    photo, mask = np.zeros((120, 180, 3), np.uint8), np.full((40, 60, 1), 255, np.uint8)
+    photo[30:90, 60:120], mask[10:30, 20:40] = 255, 7
+    chains = ["resize(96, label_size=48)", "random_resized_crop(96, label_size=48, scale=(0.6, 1.0))|flip(p=1)"]
+    for move in randaugment.GEOMETRY:
+        for sign in (1, -1):
+            example = run("resize(96, label_size=48)", {"image": photo, "labels/seg_coco": mask})
+            _assert_overlap(randaugment.apply(example, move, 7, sign))
+    for chain in chains:
+        for seed in range(5):
+            _assert_overlap(run(chain, {"image": photo, "labels/seg_coco": mask}, seed))
+
+
+def _assert_overlap(out):
+    seen = cv2.resize(out["image"][..., 0], (48, 48), interpolation=cv2.INTER_AREA) > 127
+    labelled = out["labels/seg_coco"][..., 0] == 7
+    assert (seen & labelled).sum() / (seen | labelled).sum() > 0.93
+
+
+def test_flip_mirrors_photo_labels_and_the_x_of_normals():
+    maps = all_labels(4, 6)
+    maps["labels/normal"][0, 0] = 0  # not a direction: nothing there
+    out = run("flip(p=1)", {"image": smooth(4, 6), **maps})
+    np.testing.assert_array_equal(out["image"], smooth(4, 6)[:, ::-1])
+    for name in IDS:
+        np.testing.assert_array_equal(out[f"labels/{name}"], maps[f"labels/{name}"][:, ::-1])
+    mirrored = maps["labels/normal"][:, ::-1].copy()
+    mirrored[..., 0] = 255 - mirrored[..., 0]
+    mirrored[0, -1] = 0
+    np.testing.assert_array_equal(out["labels/normal"], mirrored)
+    out = run("flip(p=1, normals='reference')", {"image": smooth(4, 6), **maps})
+    np.testing.assert_array_equal(out["labels/normal"], maps["labels/normal"][:, ::-1])
+    assert run("flip(p=0)", maps | {"image": smooth()})["labels/depth"] is maps["labels/depth"]
+
+
+def test_flip_happens_half_of_the_time():
+    photo = smooth()
+    flipped = [not np.array_equal(run("flip", {"image": photo}, seed)["image"], photo) for seed in range(200)]
+    assert 70 < sum(flipped) < 130
+
+
+@pytest.mark.parametrize("move", [*randaugment.GEOMETRY])
+def test_geometric_moves_are_pillows_and_fill_labels_with_their_background(move):
+    photo = smooth(40, 60)
+    maps = all_labels(40, 60)
+    out = randaugment.apply({"image": photo, **maps}, move, 10, 1)
+    if move == "rotate":
+        expected = Image.fromarray(photo).rotate(30, fillcolor=(0, 0, 0))
+    else:
+        affine = {
+            "shear_x": (1, 0.3, 0, 0, 1, 0),
+            "shear_y": (1, 0, 0, 0.3, 1, 0),
+            "translate_x": (1, 0, 0.33 * 60, 0, 1, 0),
+            "translate_y": (1, 0, 0, 0, 1, 0.33 * 40),
+        }[move]
+        expected = Image.fromarray(photo).transform((60, 40), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(out["image"], np.asarray(expected))
+    outside = ~randaugment.apply({"image": np.full((40, 60, 3), 9, np.uint8)} | maps, move, 10, 1)["image"].any(-1)
+    assert outside.sum() > 50
+    for name, expert in labels.EXPERTS.items():
+        # Bilinear blending reaches half a pixel further than the nearest rule.
+        assert (out[f"labels/{name}"][outside] == expert.fill).mean() > 0.9
+
+
+@pytest.mark.parametrize("move", randaugment.COLOUR)
+def test_colour_moves_leave_labels_alone(move):
+    maps = all_labels(40, 60)
+    photo = cv2.resize(smooth(8, 12), (60, 40), interpolation=cv2.INTER_NEAREST) // 2 + 20
+    out = randaugment.apply({"image": photo, **maps}, move, 8, 1)
+    assert not np.array_equal(out["image"], photo)
+    assert all(out[key] is label for key, label in maps.items())
+
+
+def test_randaugment_is_a_function_of_the_rng_and_of_its_strength():
+    example = {"image": smooth(), **all_labels(40, 60)}
+    for seed in range(3):
+        one, two = (run("randaugment(3, 7)", example, seed) for _ in range(2))
+        assert all(np.array_equal(one[key], two[key]) for key in example)
+    np.testing.assert_array_equal(run("randaugment(0, 5)", example)["image"], example["image"])
+    with pytest.raises(UserError, match="0 to 10"):
+        pp.build("randaugment(2, 11)")
+
+
+def test_labels_for_keeps_the_wanted_and_fills_the_missing():
+    example = {
+        "image": encode(smooth()),
+        "labels/depth": labels.encode(labels.blank("depth", 20, 30)),
+        "labels/edge": b"",
+    }
+    for spec in ("labels_for('depth+ocr_detection')|decode", "decode|labels_for('depth+ocr_detection')"):
+        out = run(spec, example)
+        assert {key for key in out if key.startswith("labels/")} == {
+            "labels/depth",
+            "labels/ocr_detection",
+            labels.WORDS_KEY,
+        }
+        assert (out["labels/ocr_detection"] == 255).all()
+        assert out[labels.WORDS_KEY].shape == (256, 64)
+    out = run("labels_for|decode|resize(8)", example)
+    assert {f"labels/{name}" for name in labels.PAPER} < set(out)
+    assert out["labels/normal"].shape == (8, 8, 3)
+    assert (out[labels.CLASSES_KEY] == -1).all()
+    assert [key for key in run("labels_for('none')|decode", example) if key.startswith("labels")] == []
+
+
+def test_labels_for_keeps_tables_that_are_there():
+    table = labels.no_classes()
+    table[0] = 5
+    example = {"image": encode(smooth()), labels.CLASSES_KEY: table}
+    assert run("labels_for|decode", example)[labels.CLASSES_KEY][0] == 5
+
+
+@pytest.mark.parametrize("spec", ["resize(0)", "resize((4, 5, 6))", "resize('big')", "flip(normals='x')", "resiez(9)"])
+def test_wrong_settings_are_user_errors_when_the_chain_is_built(spec):
+    with pytest.raises(UserError):
+        pp.build(spec)

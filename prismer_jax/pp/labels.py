@@ -1,0 +1,81 @@
+"""Ops on label maps alone, and how a map is resampled: by the nearest pixel, as ids cannot be averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from prismer_jax import labels
+from prismer_jax.pp.ops import Example, Op, register
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in the photo's pixels
+
+
+@register
+def labels_for(experts: str | Sequence[str] = "all") -> Op:
+    """Keeps the maps of these experts, drops others, and lets missing ones be empty (the background).
+
+    Every example then has the same keys: the tables of instance classes and word features belong to their experts.
+    Before `decode` it also saves decoding what is dropped.
+    """
+    names = labels.select(experts)
+    tables = {}
+    if "obj_detection" in names:
+        tables[labels.CLASSES_KEY] = labels.no_classes()
+    if "ocr_detection" in names:
+        tables[labels.WORDS_KEY] = labels.no_words()
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        out = {key: value for key, value in example.items() if not key.startswith("labels/")}
+        for key, table in tables.items():
+            out[key] = example.get(key, table)
+        for name in names:
+            key = f"labels/{name}"
+            out[key] = example[key] if key in example else _empty(name, example)
+        return out
+
+    return op
+
+
+def _empty(name: str, example: Example) -> np.ndarray | bytes:
+    """An empty map of the size of the maps beside it; before decoding, the bytes of an empty file."""
+    sizes = [value for key, value in maps(example).items() if isinstance(value, np.ndarray)]
+    if not isinstance(example["image"], np.ndarray):
+        return b""
+    height, width = (sizes[0] if sizes else example["image"]).shape[:2]
+    return labels.blank(name, height, width)
+
+
+def maps(example: Example) -> dict[str, np.ndarray]:
+    """The example's label maps by expert name, without the tables that go with them."""
+    return {name: example[row.key] for name, row in labels.EXPERTS.items() if row.key in example}
+
+
+def sample(
+    label: np.ndarray, size: tuple[int, int], box: Box | None = None, photo: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Resamples a map [h, w, c], or the box (pixels of its photo of size (height, width)) of it, to (height, width).
+
+    Takes the pixel under each centre, floor((i + 0.5) * in / out): the rule of Pillow's NEAREST, by which the
+    reference resizes label files, to the bit.
+    """
+    height, width, channels = label.shape
+    if box is None:
+        if (height, width) == size:
+            return label
+        box, photo = (0, 0, width, height), (height, width)
+    left, top, right, bottom = box
+    rows = _centres(top * height / photo[0], (bottom - top) * height / photo[0], height, size[0])
+    columns = _centres(left * width / photo[1], (right - left) * width / photo[1], width, size[1])
+    flat = label if channels > 1 else label[..., 0]
+    return flat.take(rows, axis=0).take(columns, axis=1).reshape(*size, channels)
+
+
+def _centres(start: float, extent: float, length: int, count: int) -> np.ndarray:
+    # Pillow adds up steps, and the rounding of that sum decides for centres on the edge between two pixels.
+    steps = np.full(count, extent / count)
+    steps[0] *= 0.5
+    whole = int(start)
+    centres = np.cumsum(steps) + (start - whole)
+    return np.minimum(centres.astype(np.intp) + whole, length - 1)

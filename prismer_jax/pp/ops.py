@@ -1,0 +1,67 @@
+"""The table of preprocessing ops and the chain that a config's string names.
+
+An op is a function that takes its settings and returns `op(example, rng) -> example`: NumPy only, no state, all
+randomness from `rng`. `@register` enters it in the table under its own name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from prismer_jax import registry
+from prismer_jax.errors import UserError, choose
+
+Example = dict[str, Any]
+Op = Callable[[Example, np.random.Generator], Example]
+
+OPS: dict[str, Callable[..., Op]] = {}
+
+
+def register(factory: Callable[..., Op]) -> Callable[..., Op]:
+    """Enters an op in the table under the function's name; a second op of that name is a mistake."""
+    if factory.__name__ in OPS:
+        raise ValueError(f"an op named {factory.__name__!r} exists already")
+    OPS[factory.__name__] = factory
+    return factory
+
+
+class Pipeline:
+    """The chain of ops of a string: `pipeline(example, rng) -> example`. The example handed in is left as it was.
+
+    Pickled as (spec, tokenizer), so that worker processes get it whatever closures its ops are.
+    """
+
+    def __init__(self, spec: str, tokenizer: Any = None) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.ops = [_make(name, args, kwargs, tokenizer) for name, args, kwargs in registry.parse(spec)]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        example = dict(example)
+        for op in self.ops:
+            example = op(example, rng)
+        return example
+
+    def __reduce__(self) -> tuple[type, tuple[str, Any]]:
+        return Pipeline, (self.spec, self.tokenizer)
+
+
+def _make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
+    factory = choose("preprocessing op", name, OPS)
+    parameters = inspect.signature(factory).parameters
+    if "tokenizer" in parameters:
+        if tokenizer is None:
+            raise UserError(f"The op {name} needs a tokenizer: pass one to pp.build.")
+        kwargs = {**kwargs, "tokenizer": tokenizer}
+    try:
+        inspect.signature(factory).bind(*args, **kwargs)
+    except TypeError as error:
+        shown = [str(p) for p in parameters.values() if p.name != "tokenizer"]
+        raise UserError(
+            f"The op {name} does not take these arguments ({error}). Write {name}({', '.join(shown)})."
+        ) from None
+    return factory(*args, **kwargs)
