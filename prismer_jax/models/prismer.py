@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 _VISION = (r"encoder/blocks/(?!.*adaptor).*",)
 _LANGUAGE = (r"decoder/layers/(?!.*(adaptor|cross)).*",)
-# Names of parameters that each freezing mode of the reference keeps (model/prismer.py: prepare_to_train), for re.fullmatch.
+# Names of parameters that each freezing mode of the reference keeps as they are (model/prismer.py: prepare_to_train).
 FREEZE: dict[str, tuple[str, ...]] = {
     "none": (),
     "freeze_vision": _VISION,
@@ -211,7 +211,10 @@ class Prismer(nn.Module):
         real = (text != PAD)[:, None]
         logits, kept = self.text(text[:, None], _positions(real), _causal(real), encoded, last_only=True, collect=True)
         spare = max_len - text.shape[1]
-        pad = lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, spare)] + [(0, 0)] * 2)
+
+        def pad(x: Array) -> Array:
+            return jnp.pad(x, [(0, 0)] * 3 + [(0, spare)] + [(0, 0)] * 2)
+
         rows = {"mask": jnp.pad(real, [(0, 0), (0, 0), (0, spare)]), "count": real.sum(-1, dtype=jnp.int32)}
         index = jnp.asarray(text.shape[1], jnp.int32)
         return logits[:, 0], {**kept, "layers": jax.tree.map(pad, kept["layers"]), "rows": rows, "index": index}
@@ -230,7 +233,10 @@ class Prismer(nn.Module):
         filled = rows["mask"] | ((columns >= index) & (columns < index + length))
         mask = filled[:, :, None] & (columns <= index + jnp.arange(length)[:, None])
         logits, kept = self.text(tokens, _positions(real, rows["count"]), mask, None, cache, collect=True)
-        put = lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
+
+        def put(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
+
         return logits, {
             "shared": cache["shared"],
             "layers": jax.tree.map(put, cache["layers"], kept["layers"]),
@@ -244,7 +250,7 @@ class Prismer(nn.Module):
             raise UserError(f"A text of {length} tokens does not fit: decoder.max_positions allows {most}.")
 
     def init_variables(self, rng: Array, batch_shapes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Returns {'params', 'batch_stats', 'tables'}. No shape of theirs depends on the batch: none needs to be given."""
+        """Returns {'params', 'batch_stats', 'tables'}; no shape of theirs depends on the batch, so none is needed."""
         if batch_shapes is None:
             image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
             batch_shapes = {"image": image, "text": jax.ShapeDtypeStruct((1, 2), jnp.int32)}
@@ -306,9 +312,8 @@ def build(variant: str = "base", experts: str | Sequence[str] = "all", **overrid
     for name, classes in names.items():
         if EXPERTS[choose("expert", name, {e: e for e in EXPERTS})].embed not in ("classes", "instances"):
             raise UserError(f"classes: {name} has no classes; only segmentation and detection have.")
-        if len(classes) > BACKGROUND:
-            if EXPERTS[name].embed == "classes":
-                raise UserError(f"classes: {name} names {len(classes)} classes, an id map holds at most {BACKGROUND}.")
+        if len(classes) > BACKGROUND and EXPERTS[name].embed == "classes":
+            raise UserError(f"classes: {name} names {len(classes)} classes, an id map holds at most {BACKGROUND}.")
     model = Prismer(experts=select(experts), **{**fields, "classes": FrozenDict(names)})
     for what, width, heads in (
         ("width", model.width, model.heads),

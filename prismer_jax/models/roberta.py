@@ -144,9 +144,9 @@ class TextDecoder(nn.Module):
         x, kept = stack(*options, cross=True, collect=collect, dtype=self.dtype, name="layers")(
             x, past["layers"]["layers"], past["shared"], encoded, mask, past["index"]
         )
-        stack = layers.stack(Layer, 1, self.remat, broadcast=3, cached=2)
-        x, kept_last = stack(*options, cross=False, collect=collect, dtype=self.dtype, name="output_layer")(
-            x, past["layers"]["output_layer"], {}, None, mask, past["index"]
+        own = jax.tree.map(lambda leaf: leaf[0], past["layers"]["output_layer"])
+        x, kept_last = Layer(*options, cross=False, collect=collect, dtype=self.dtype, name="output_layer")(
+            x, own, {}, None, mask, past["index"]
         )
         self.sow("intermediates", "hidden", x)
 
@@ -158,7 +158,10 @@ class TextDecoder(nn.Module):
         if not collect:
             return logits, {}
         return logits, {
-            "layers": {"layers": kept["layers"], "output_layer": kept_last["layers"]},
+            "layers": {
+                "layers": kept["layers"],
+                "output_layer": jax.tree.map(lambda leaf: leaf[None], kept_last["layers"]),
+            },
             "shared": kept["shared"],
         }
 

@@ -117,7 +117,7 @@ class Stem(nn.Module):
             )
             x = jax.nn.relu(BatchNorm(self.train, name=f"norm_{i}")(conv(x)))
         init = layers.torch_uniform(x.shape[-1])
-        return nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init, name="out")(x)
+        return nn.Conv(self.width, (1, 1), use_bias=False, dtype=self.dtype, kernel_init=init, name="out")(x)
 
 
 @typed

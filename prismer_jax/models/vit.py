@@ -99,11 +99,11 @@ class VisionEncoder(nn.Module):
         positions = self.param("position_embedding", normal, (side**2, self.width))
 
         x = self._patches(image, side)
-        self.sow("intermediates", "stem_rgb", x)
+        self.sow("intermediates", "tokens_rgb", x)
         x = rearrange(x, "b h w d -> b (h w) d") + positions.astype(self.dtype)
         if self.experts:
             tokens = jnp.concatenate(self._expert_tokens(features, instances, positions, train), axis=1)
-            self.sow("intermediates", "resampler_in", tokens)
+            self.sow("intermediates", "tokens", tokens)
             latents = Resampler(
                 self.latents,
                 self.resampler_layers,
@@ -112,16 +112,16 @@ class VisionEncoder(nn.Module):
                 dtype=self.dtype,
                 name="resampler",
             )(tokens)
-            self.sow("intermediates", "resampler", latents)
+            self.sow("intermediates", "latents", latents)
             x = jnp.concatenate([x, latents], axis=1)
         x = layers.LayerNorm(name="norm_pre")(x)
-        self.sow("intermediates", "norm_pre", x)
+        self.sow("intermediates", "normed", x)
         blocks = layers.stack(Block, self.depth, self.remat, broadcast=0)
         x, _ = blocks(self.heads, self.depth, dtype=self.dtype, name="blocks")(x)
         return layers.LayerNorm(name="norm_post")(x)
 
     def _patches(self, image: Array, side: int) -> Array:
-        """A convolution whose stride is its size, as one matrix product; rows beyond the last whole patch are unread."""
+        """A convolution whose stride is its size, as one matrix product; what the last patch leaves over is unread."""
         p = self.patch_size
         kernel = self.param("patch_embedding", layers.torch_uniform(3 * p * p), (p, p, 3, self.width))
         image = image[:, : side * p, : side * p].astype(self.dtype)
@@ -142,7 +142,7 @@ class VisionEncoder(nn.Module):
                 strides = STRIDES["ids" if EXPERTS[expert].storage == "ids" else "scaled"]
                 stems[domain] = Stem(self.width, strides, train, dtype=self.dtype, name=f"stem_{domain}")
             x = stems[domain](x)
-            self.sow("intermediates", f"stem_{domain}", x)
+            self.sow("intermediates", f"tokens_{domain}", x)
             if expert == "obj_detection":
                 normal = nn.initializers.normal(self.width**-0.5)
                 embedding = self.param("instance_embedding", normal, (INSTANCE_ROWS, self.width))
