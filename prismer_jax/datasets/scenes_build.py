@@ -1,0 +1,164 @@
+"""Builds the data set of scenes: workers render, this process writes what they send, in the scenes' order.
+
+The shards are thus the same whatever the number of workers. TFDS writes into a temporary folder that is renamed when
+all is there, so an interrupted build leaves nothing that could be taken for a data set; a lock makes a second process
+that wants the same data set wait for the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from prismer_jax.datasets import records
+from prismer_jax.datasets.scenes import VERSION, Settings, example
+from prismer_jax.errors import UserError
+from prismer_jax.labels import PAPER
+
+_WORKER = "from prismer_jax.datasets import scenes_build; scenes_build.work()"
+_FEW = 64  # so few scenes are rendered here: faster than starting workers
+
+
+class Scenes(tfds.core.GeneratorBasedBuilder):
+    """The TFDS builder of one split with one size, count and seed."""
+
+    name = "scenes"
+    VERSION = tfds.core.Version(VERSION)
+    code_path = None  # nothing is downloaded; TFDS would look for checksums with a package that it does not require
+
+    def __init__(self, settings: Settings, **kwargs: Any):
+        self._settings = settings
+        super().__init__(config=tfds.core.BuilderConfig(name=settings.name), file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # Without shuffling record i is scene i; the loader shuffles.
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Rendered solids and signs with exact expert labels, captions and questions.",
+            features=records.features(PAPER),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {self._settings.split: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, arguments in enumerate(_progress(_render(self._settings), self._settings)):
+            yield index, records.encode(**arguments)
+
+
+def build(settings: Settings, folder: pathlib.Path) -> None:
+    """Builds the data set at `folder` (data_dir/scenes/<settings>/<version>), or waits until another process has.
+
+    Raises:
+      UserError: the disk has no space for it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.parent / "lock"):
+        if folder.exists():
+            return
+        for leftover in folder.parent.glob("incomplete.*"):  # of a build that was killed
+            shutil.rmtree(leftover)
+        needed = settings.count * (12_000 + settings.size**2)  # measured: 16 kB at 96 pixels, 45 kB at 224
+        if (free := shutil.disk_usage(folder.parent).free) < 2 * needed:
+            raise UserError(f"{folder}: {2 * needed >> 20} MiB are needed and {free >> 20} free. Set PRISMER_DATA_DIR.")
+        with _quiet():
+            Scenes(settings, data_dir=folder.parent.parent.parent).download_and_prepare()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TFDS's own messages about downloads and splits: the progress below says it better."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    """Held by one process at a time; the system releases it when the process ends, however it does."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process that builds {path.parent}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _render(settings: Settings) -> Iterator[dict[str, Any]]:
+    """The scenes in order; worker w of n renders w, w + n, w + 2n ... and sends them through a pipe."""
+    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 64)
+    if settings.count <= _FEW:
+        yield from (example(settings, index) for index in range(settings.count))
+        return
+    # Plain child processes: multiprocessing would import the main program, with JAX, in each of them again.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one thread a process, not one a core
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        for _ in range(workers)
+    ]
+    try:
+        for start, process in enumerate(processes):
+            process.stdin.write(pickle.dumps((settings, start, workers)))
+            process.stdin.close()
+        for index in range(settings.count):
+            yield pickle.load(processes[index % workers].stdout)
+    except EOFError:
+        raise RuntimeError("A worker that renders scenes has died; its message is above.") from None
+    finally:
+        for process in processes:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+
+
+def work() -> None:
+    """The main program of a worker: reads what to render from stdin, writes pickled examples to stdout."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    settings, start, step = pickle.load(sys.stdin.buffer)
+    for index in range(start, settings.count, step):
+        pickle.dump(example(settings, index), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.0f} scenes/s")
+
+
+def _progress(items: Iterator[dict[str, Any]], settings: Settings) -> Iterator[dict[str, Any]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"Rendering scenes ({settings.split}, {settings.size} px)", total=settings.count)
+        for item in items:
+            yield item
+            progress.advance(task)
+    console.print(f"Rendered {settings.count} scenes ({settings.split}, {settings.size} px)", highlight=False)

@@ -1,0 +1,269 @@
+"""What a scene of the embedded data set holds: solids and signs on a ground, a light and a camera, drawn from a seed.
+
+World axes: x to the right, y up, z towards the viewer; the ground is y = 0; one unit is about one large solid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+SHAPES = ("sphere", "box", "cylinder", "cone", "torus", "pyramid")
+CLASSES = ("sky", "ground", *SHAPES, "sign")  # of the segmentation map and of the detected instances
+COLORS = {  # sRGB in 0..1, far apart in hue or lightness
+    "red": (0.86, 0.10, 0.10),
+    "orange": (1.00, 0.50, 0.04),
+    "yellow": (0.98, 0.86, 0.10),
+    "green": (0.10, 0.66, 0.22),
+    "blue": (0.12, 0.30, 0.90),
+    "purple": (0.48, 0.14, 0.66),
+    "pink": (1.00, 0.56, 0.76),
+    "gray": (0.50, 0.50, 0.52),
+}
+MATERIALS = ("plain", "shiny", "striped", "checkered")
+SIZES = ("small", "large")
+GROUNDS = {  # two colours of the pattern, its kind, and how a caption calls it
+    "grass": ((0.36, 0.50, 0.22), (0.30, 0.43, 0.18), "noise", "on the grass"),
+    "wood": ((0.58, 0.40, 0.24), (0.50, 0.33, 0.19), "planks", "on a wooden floor"),
+    "tiles": ((0.82, 0.80, 0.76), (0.60, 0.62, 0.64), "tiles", "on a tiled floor"),
+    "sand": ((0.86, 0.76, 0.56), (0.80, 0.69, 0.49), "noise", "on the sand"),
+}
+SKIES = {  # horizon and zenith
+    "day": ((0.86, 0.92, 0.97), (0.38, 0.62, 0.92)),
+    "dusk": ((0.98, 0.84, 0.70), (0.52, 0.52, 0.78)),
+    "cloud": ((0.88, 0.89, 0.90), (0.64, 0.69, 0.75)),
+}
+_WORDS = """
+    stop exit open shut shop cafe taxi park zoo farm bank food milk tea soup cake fish book toys club
+    gym spa pool bar inn post sale free turn wait walk push pull hot cold new ice love home help
+"""
+WORDS = tuple(_WORDS.split())  # that a sign may say, in capitals
+
+
+@dataclass(frozen=True)
+class Part:
+    """A primitive that a ray can hit: `dims` in world units (see scenes_solids.py), base centre at `position`."""
+
+    kind: str
+    dims: tuple[float, ...]
+    position: tuple[float, float, float]
+    yaw: float
+    instance: int  # index into Scene.instances
+
+
+@dataclass(frozen=True)
+class Solid:
+    shape: str
+    color: str
+    material: str
+    size: str
+    dims: tuple[float, ...]
+    position: tuple[float, float]  # x, z of its centre on the ground
+    yaw: float
+
+    @property
+    def radius(self) -> float:
+        """Of the disc that it covers on the ground."""
+        match self.shape:
+            case "box":
+                return math.hypot(self.dims[0], self.dims[2])
+            case "pyramid":
+                return self.dims[0] * math.sqrt(2)
+            case "torus":
+                return self.dims[0] + self.dims[1]
+            case _:
+                return self.dims[0]
+
+    @property
+    def height(self) -> float:
+        match self.shape:
+            case "sphere":
+                return 2 * self.dims[0]
+            case "box":
+                return 2 * self.dims[1]
+            case "torus":
+                return 2 * self.dims[1]
+            case _:
+                return self.dims[1]
+
+
+@dataclass(frozen=True)
+class Sign:
+    word: str
+    position: tuple[float, float]
+    yaw: float
+    board: tuple[float, float]  # half width, half height
+    height: float  # of the board's lower edge above the ground
+
+    @property
+    def radius(self) -> float:
+        return self.board[0]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera; `rotation` has the rows right, up, back: camera axes are x right, y up, z to the viewer."""
+
+    position: tuple[float, float, float]
+    rotation: tuple[tuple[float, ...], ...]
+    tangent: float  # of half the field of view
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """World points [3, n] -> image coordinates u (right), v (down) in 0..1 and planar depth."""
+        x, y, z = np.asarray(self.rotation) @ (points - np.asarray(self.position)[:, None])
+        scale = 0.5 / (self.tangent * -z)
+        return 0.5 + x * scale, 0.5 - y * scale, -z
+
+
+@dataclass(frozen=True)
+class Scene:
+    solids: tuple[Solid, ...]
+    signs: tuple[Sign, ...]
+    ground: str
+    ground_yaw: float
+    sky: str
+    light: tuple[float, float, float]  # unit vector towards the sun
+    camera: Camera
+
+    @property
+    def instances(self) -> tuple[Solid | Sign, ...]:
+        return self.solids + self.signs
+
+    def parts(self) -> list[Part]:
+        parts = [
+            Part(s.shape, s.dims, (s.position[0], 0.0, s.position[1]), s.yaw, i) for i, s in enumerate(self.solids)
+        ]
+        for i, s in enumerate(self.signs, len(self.solids)):
+            (x, z), (w, h) = s.position, s.board
+            parts.append(Part("box", (w, h, 0.05), (x, s.height, z), s.yaw, i))
+            # The post stands behind the board, so that it does not cross it.
+            back = (x - 0.1 * math.sin(s.yaw), 0.0, z - 0.1 * math.cos(s.yaw))
+            parts.append(Part("box", (0.06, 0.5 * (s.height + 1.2 * h), 0.045), back, s.yaw, i))
+        return parts
+
+
+_Box = tuple[float, float, float, float]  # left, top, right, bottom in image coordinates
+_Placed = tuple[Solid | Sign, _Box]
+
+
+def sample(rng: np.random.RandomState) -> Scene | None:
+    """Draws a scene, or None when the solids did not fit without touching (the caller draws again)."""
+    camera = _camera(rng)
+    placed: list[_Placed] = []
+    count = (0, 1, 2)[int(np.searchsorted((0.3, 0.8), rng.random_sample()))]
+    words = rng.permutation(len(WORDS))[:count]
+    for word in words:
+        if _place(lambda word=word: _sign(rng, WORDS[word], count), placed, camera) is None:
+            return None
+    signs = tuple(sorted((sign for sign, _ in placed), key=lambda s: s.position[0]))
+    # Few shapes and colours in a scene make repetitions, without which nothing could be counted beyond one.
+    shapes = rng.permutation(len(SHAPES))[: rng.randint(2, 7)]
+    colors = rng.permutation(len(COLORS))[: rng.randint(2, 7)]
+    shape_p, color_p = _skewed(rng, len(shapes)), _skewed(rng, len(colors))
+    solids: list[Solid] = []
+    for _ in range(int(rng.randint(2, 7))):
+        shape = SHAPES[rng.choice(shapes, p=shape_p)]
+        color = list(COLORS)[rng.choice(colors, p=color_p)]
+        material = MATERIALS[int(np.searchsorted((0.4, 0.64, 0.82), rng.random_sample()))]
+        size = SIZES[int(rng.random_sample() < 0.45)]
+        solid = _place(
+            lambda shape=shape, color=color, material=material, size=size: _solid(rng, shape, color, material, size),
+            placed,
+            camera,
+        )
+        if solid is None:
+            return None
+        solids.append(solid)
+    azimuth, elevation = rng.uniform(0.35, 1.15) * rng.choice((-1, 1)), rng.uniform(0.65, 0.95)
+    light = (
+        math.sin(azimuth) * math.cos(elevation),
+        math.sin(elevation),
+        math.cos(azimuth) * math.cos(elevation),
+    )
+    ground, sky = list(GROUNDS)[rng.randint(len(GROUNDS))], list(SKIES)[rng.randint(len(SKIES))]
+    return Scene(tuple(solids), signs, ground, float(rng.uniform(-0.6, 0.6)), sky, light, camera)
+
+
+def _camera(rng: np.random.RandomState) -> Camera:
+    position = np.array([rng.uniform(-1.2, 1.2), rng.uniform(3.4, 4.4), rng.uniform(7.6, 8.4)])
+    target = np.array([rng.uniform(-0.15, 0.15), rng.uniform(0.55, 0.75), 0.0])
+    back = (position - target) / np.linalg.norm(position - target)
+    right = np.cross((0.0, 1.0, 0.0), back)
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(back, right), back])
+    tangent = math.tan(math.radians(rng.uniform(18.2, 19.6)))
+    return Camera(tuple(position.tolist()), tuple(map(tuple, rotation.tolist())), tangent)
+
+
+def _skewed(rng: np.random.RandomState, n: int) -> np.ndarray:
+    weights = rng.random_sample(n) ** 2 + 0.1
+    return weights / weights.sum()
+
+
+def _solid(rng: np.random.RandomState, shape: str, color: str, material: str, size: str) -> Solid:
+    r = (0.82 if size == "large" else 0.5) * rng.uniform(0.93, 1.07)
+    match shape:
+        case "sphere":
+            dims: tuple[float, ...] = (r,)
+        case "box":
+            dims = (0.8 * r, r * rng.uniform(0.7, 0.9), 0.8 * r)
+        case "cylinder":
+            dims = (0.78 * r, r * rng.uniform(1.6, 2.0))
+        case "cone":
+            dims = (0.95 * r, r * rng.uniform(2.0, 2.3))
+        case "torus":
+            dims = (0.82 * r, r * 0.34)
+        case _:
+            dims = (0.85 * r, r * rng.uniform(1.6, 1.9))
+    # Corners and edges, not faces, towards the viewer tell boxes and pyramids from cylinders and cones.
+    yaw = rng.uniform(0.25, 1.2)
+    position = (float(rng.uniform(-3.0, 3.0)), float(rng.uniform(-2.0, 2.6)))
+    return Solid(shape, color, material, size, tuple(map(float, dims)), position, float(yaw))
+
+
+def _sign(rng: np.random.RandomState, word: str, count: int) -> Sign:
+    half_height = 0.50 if count == 1 else 0.44
+    half_width = half_height * (0.50 + 0.58 * len(word))
+    position = (float(rng.uniform(-2.2, 2.2)), float(rng.uniform(-2.6, 0.4)))
+    return Sign(
+        word, position, float(rng.uniform(-0.3, 0.3)), (half_width, half_height), float(rng.uniform(0.75, 1.25))
+    )
+
+
+def _place(draw, placed: list[_Placed], camera: Camera, attempts: int = 60) -> Solid | Sign | None:
+    """The first of several draws that stands free, inside the picture, and neither hides nor is hidden."""
+    for _ in range(attempts):
+        thing = draw()
+        x, z = thing.position
+        free = all(
+            math.hypot(x - p.position[0], z - p.position[1])
+            > thing.radius + p.radius * (0.6 if isinstance(p, Sign) else 1.0) + 0.1
+            for p, _ in placed
+        )
+        if free and min(*(box := _screen_box(thing, camera))[:2], 1 - box[2], 1 - box[3]) > 0.015:
+            pairs = (((thing, box), other) for other in placed)
+            if all(_visible(*sorted(pair, key=lambda one: one[0].position[1])) for pair in pairs):
+                placed.append((thing, box))
+                return thing
+    return None
+
+
+def _visible(back: _Placed, front: _Placed) -> bool:
+    """Whether enough of what is behind can be seen: about half of a solid, nearly all of a word."""
+    (thing, box), (_, cover) = back, front
+    w, h = min(box[2], cover[2]) - max(box[0], cover[0]), min(box[3], cover[3]) - max(box[1], cover[1])
+    limit = 0.1 if isinstance(thing, Sign) else 0.5
+    return max(w, 0.0) * max(h, 0.0) <= limit * (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _screen_box(thing: Solid | Sign, camera: Camera) -> _Box:
+    x, z = thing.position
+    if isinstance(thing, Sign):
+        w, low, high, depth = thing.board[0], thing.height, thing.height + 2 * thing.board[1], 0.0
+    else:
+        w, low, high, depth = thing.radius, 0.0, thing.height, thing.radius
+    corners = np.array([(x + a * w, b, z + c * depth) for a in (-1, 1) for b in (low, high) for c in (-1, 1)]).T
+    u, v, _ = camera.project(corners)
+    return float(u.min()), float(v.min()), float(u.max()), float(v.max())
