@@ -1,0 +1,139 @@
+"""Beam search."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from prismer_jax.decode.cache import EOS, PAD, Cache, Extend, Prefill, continue_rows, log_probs_of, start
+from prismer_jax.errors import UserError
+from prismer_jax.typing import Array, Float, Int, typed
+
+
+class _Pool(NamedTuple):
+    """The K best ended sequences of each image so far."""
+
+    tokens: Array  # [B,K,S]
+    scores: Array  # [B,K], -inf in an empty slot
+    born: Array  # [B,K] order of entry, -1 in an empty slot
+
+    def add(self, tokens: Array, scores: Array, valid: Array, time: Array) -> _Pool:
+        """Offers candidates one after the other along axis 1: into an empty slot, or instead of the worst if better.
+
+        Of several equally bad the one that entered first goes. All that depends on the order of entry is in `born`.
+        """
+        slots = self.scores.shape[1]
+
+        def offer(best: tuple[Array, ...], candidate: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
+            kept, born, source = best
+            rank, score, is_valid = candidate
+            worst = kept.min(-1, keepdims=True)
+            oldest = jnp.where(kept == worst, born, jnp.iinfo(born.dtype).max).argmin(-1, keepdims=True)
+            empty = jnp.take_along_axis(born, oldest, axis=1) < 0
+            enters = is_valid[:, None] & (empty | (score[:, None] > worst))
+            here = (jnp.arange(slots) == oldest) & enters
+            replace = lambda new, old: jnp.where(here, new, old)
+            return (
+                replace(score[:, None], kept),
+                replace(time * slots + rank, born),
+                replace(slots + rank, source),
+            ), None
+
+        own = jnp.broadcast_to(jnp.arange(slots), self.scores.shape)
+        candidates = (jnp.arange(slots), scores.T, valid.T)
+        (kept, born, source), _ = lax.scan(offer, (self.scores, self.born, own), candidates)
+        both = jnp.concatenate([self.tokens, tokens], axis=1)
+        return _Pool(jnp.take_along_axis(both, source[..., None], axis=1), kept, born)
+
+
+class _Beams(NamedTuple):
+    column: Array  # the next column to fill
+    tokens: Array  # [B,K,S] open beams, best first
+    sums: Array  # [B,K] of log-probabilities
+    parents: Array  # [B,K] the beam of the column before that each goes on from; the cache is one column behind
+    pool: _Pool
+    done: Array  # [B]
+    cache: Cache
+
+
+@typed
+def beam_search(
+    prefill: Prefill,
+    extend: Extend,
+    encoded: Any,
+    prompt: Int[Array, "b t"],
+    *,
+    max_len: int,
+    min_len: int = 0,
+    num_beams: int = 3,
+    length_penalty: float = 1.0,
+    early_stopping: bool = False,
+    num_return: int = 1,
+    eos: int = EOS,
+    pad: int = PAD,
+) -> tuple[Int[Array, "b {num_return} {max_len}"], Float[Array, "b {num_return}"]]:
+    """Beam search with the rules of transformers 4.26.1, which the published Prismer results were made with.
+
+    A sequence's score is (sum of log-probabilities, that of `eos` included) / length ** length_penalty, where the
+    length counts the prompt but not `eos`. In every column the 2·num_beams best continuations are looked at, best
+    first: an `eos` among the first num_beams ends a sequence, a later one is dropped, the first num_beams others stay
+    open. An image is done when num_beams sequences have ended and the worst of them scores at least as well as the best
+    continuation would (always, with `early_stopping`); at max_len the open beams compete as they are. Equal
+    continuations are taken in the order beam, token id; of equal ended sequences the later one is returned first.
+
+    Returns:
+      The num_return best sequences of each image, best first: tokens including the prompt, `pad` after `eos`; scores.
+
+    Raises:
+      UserError: the prompt leaves no column to fill, or num_return is not in 1..num_beams.
+    """
+    if not 1 <= num_return <= num_beams:
+        raise UserError(f"num_return={num_return} must be between 1 and num_beams={num_beams}.")
+    norm = jnp.asarray(np.maximum(np.arange(max_len + 1.0), 1.0) ** length_penalty, jnp.float32)  # of a length
+
+    def advance(state: _Beams, logits: Array) -> _Beams:
+        column, vocab = state.column, logits.shape[-1]
+        _, log_probs = log_probs_of(logits, column, min_len, eos)
+        totals = (state.sums[..., None] + log_probs).reshape(-1, num_beams * vocab)
+        totals, best = lax.top_k(totals, 2 * num_beams)
+        parents, token = best // vocab, (best % vocab).astype(jnp.int32)
+        ends = token == eos
+
+        def grow(which: Array) -> Array:  # candidates' sequences with their last token, [B,K,S]
+            rows, last = jnp.take_along_axis(parents, which, 1), jnp.take_along_axis(token, which, 1)
+            old = jnp.take_along_axis(state.tokens, rows[..., None], axis=1)
+            return lax.dynamic_update_slice_in_dim(old, last[..., None], column, axis=2)
+
+        ranks = jnp.broadcast_to(jnp.arange(num_beams), state.sums.shape)
+        scores = totals[:, :num_beams] / norm[column]
+        pool = state.pool.add(grow(ranks), scores, ends[:, :num_beams] & ~state.done[:, None], column)
+        full, worst = (pool.born >= 0).all(-1), pool.scores.min(-1)
+        done = state.done | (full & (early_stopping | (worst >= totals[:, 0] / norm[column])))
+
+        going = jnp.argsort(ends, axis=1, stable=True)[:, :num_beams]  # at most one end a beam: num_beams are left
+        sums, origins = jnp.take_along_axis(totals, going, 1), jnp.take_along_axis(parents, going, 1)
+        return _Beams(column + 1, grow(going), sums, origins, pool, done, state.cache)
+
+    def body(state: _Beams) -> _Beams:
+        last = lax.dynamic_slice_in_dim(state.tokens, state.column - 1, 1, axis=2)
+        logits, cache = extend(continue_rows(state.cache, state.parents), last)
+        return advance(state._replace(cache=cache), logits[:, :, 0])
+
+    tokens, logits, cache = start(prefill, encoded, prompt, num_beams, max_len, pad)
+    shape = tokens.shape[:2]
+    # All beams start alike: only the first may have children, or the same sequence would be found num_beams times.
+    sums = jnp.broadcast_to(jnp.where(jnp.arange(num_beams) == 0, 0.0, -1e9), shape).astype(jnp.float32)
+    pool = _Pool(tokens, jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32))
+    parents = jnp.zeros(shape, jnp.int32)
+    first = _Beams(
+        jnp.asarray(prompt.shape[1], jnp.int32), tokens, sums, parents, pool, jnp.zeros(shape[0], bool), cache
+    )
+    state = lax.while_loop(lambda s: (s.column < max_len) & ~s.done.all(), body, advance(first, logits))
+
+    still_open = jnp.broadcast_to(~state.done[:, None], shape)
+    pool = state.pool.add(state.tokens, state.sums / norm[max_len], still_open, state.column)
+    order = jnp.flip(jnp.lexsort((pool.born, pool.scores), axis=-1), axis=-1)[:, :num_return]
+    return jnp.take_along_axis(pool.tokens, order[..., None], axis=1), jnp.take_along_axis(pool.scores, order, axis=1)

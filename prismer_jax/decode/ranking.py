@@ -1,0 +1,66 @@
+"""Ranking of given answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from prismer_jax.decode.cache import PAD, Extend, Prefill, continue_rows
+from prismer_jax.typing import Array, Float, Int, typed
+
+
+@typed
+def rank(
+    prefill: Prefill,
+    extend: Extend,
+    encoded: Any,
+    prompt: Int[Array, "b t"],
+    answers: Int[Array, "a l"],
+    *,
+    k: int,
+    label_smoothing: float = 0.1,
+    pad: int = PAD,
+) -> tuple[Int[Array, " b"], Int[Array, "b k"], Float[Array, "b k"]]:
+    """Chooses among given answers, as the reference does for VQA and classification.
+
+    The k answers with the likeliest first token after the prompt are scored by minus their label-smoothed
+    cross-entropy, averaged over the answer's tokens. The prompt is computed once, all candidates in one step.
+    Ties (answers that begin alike tie exactly in the first round) go to the lower index among the answers, then to the
+    earlier of the k candidates; PyTorch's choice among ties is not documented.
+
+    Args:
+      answers: token ids with their `eos`, padded on the right. Rows of pads only are never chosen.
+      k: number of candidates, all answers if there are fewer.
+
+    Returns:
+      Index of the best answer; indices of the candidates, likeliest first token first; their scores.
+    """
+    length = answers.shape[1]
+    logits, cache = prefill(encoded, prompt, prompt.shape[1] + length - 1)
+    log_probs = _log_softmax(logits)  # [B,1,V]
+    first = jnp.where(answers[:, 0] == pad, -jnp.inf, log_probs[:, 0, answers[:, 0]])
+    candidates = lax.top_k(first, min(k, len(answers)))[1]
+    tokens = answers[candidates]  # [B,k,L]
+    losses = _smoothed(log_probs[:, None], tokens[..., :1], label_smoothing)
+    if length > 1:
+        logits, _ = extend(continue_rows(cache, jnp.zeros_like(candidates)), tokens[..., :-1])
+        rest = _smoothed(_log_softmax(logits), tokens[..., 1:], label_smoothing)
+        losses = jnp.concatenate([losses, rest], axis=-1)
+    labelled = tokens != pad
+    total, number = jnp.where(labelled, losses, 0.0).sum(-1), labelled.sum(-1)
+    scores = jnp.where(number > 0, -total / jnp.maximum(number, 1), -jnp.inf)
+    best = jnp.take_along_axis(candidates, scores.argmax(-1, keepdims=True), axis=1)[:, 0]
+    return best, candidates, scores
+
+
+def _log_softmax(logits: Array) -> Array:
+    return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+
+def _smoothed(log_probs: Array, labels: Array, smoothing: float) -> Array:
+    """Label-smoothed cross-entropy of each token: (1-ε)·nll + ε·mean over the vocabulary of -log p."""
+    chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+    return -(1 - smoothing) * chosen - smoothing * log_probs.mean(-1)

@@ -1,0 +1,154 @@
+"""One token after the other: greedy decoding and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from prismer_jax.decode.cache import EOS, PAD, Cache, Extend, Prefill, log_probs_of, start
+from prismer_jax.errors import UserError
+from prismer_jax.typing import Array, Float, Int, typed
+
+
+class _Running(NamedTuple):
+    column: Array  # the next column to fill
+    tokens: Array  # [B,K,S]
+    scores: Array  # [B,K]
+    done: Array  # [B,K]
+    cache: Cache
+
+
+def _run(
+    prefill: Prefill,
+    extend: Extend,
+    encoded: Any,
+    prompt: Array,
+    count: int,
+    pick: Callable[[Array, Array], Array],
+    *,
+    max_len: int,
+    min_len: int,
+    eos: int,
+    pad: int,
+) -> tuple[Array, Array]:
+    """Fills column after column with `pick(log_probs [B,K,V], column) -> [B,K]`; a score sums the log-probabilities."""
+
+    def append(state: _Running, logits: Array) -> _Running:
+        log_probs, allowed = log_probs_of(logits, state.column, min_len, eos)
+        token = jnp.where(state.done, pad, pick(allowed, state.column)).astype(jnp.int32)
+        gain = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
+        return _Running(
+            column=state.column + 1,
+            tokens=lax.dynamic_update_slice_in_dim(state.tokens, token[..., None], state.column, axis=2),
+            scores=state.scores + jnp.where(state.done, 0.0, gain),
+            done=state.done | (token == eos),
+            cache=state.cache,
+        )
+
+    def body(state: _Running) -> _Running:
+        logits, cache = extend(state.cache, lax.dynamic_slice_in_dim(state.tokens, state.column - 1, 1, axis=2))
+        return append(state._replace(cache=cache), logits[:, :, 0])
+
+    tokens, logits, cache = start(prefill, encoded, prompt, count, max_len, pad)
+    scores = jnp.zeros(tokens.shape[:2], jnp.float32)
+    first = _Running(jnp.asarray(prompt.shape[1], jnp.int32), tokens, scores, scores > 0, cache)
+    state = lax.while_loop(lambda s: (s.column < max_len) & ~s.done.all(), body, append(first, logits))
+    return state.tokens, state.scores
+
+
+@typed
+def greedy(
+    prefill: Prefill,
+    extend: Extend,
+    encoded: Any,
+    prompt: Int[Array, "b t"],
+    *,
+    max_len: int,
+    min_len: int = 0,
+    eos: int = EOS,
+    pad: int = PAD,
+) -> tuple[Int[Array, "b 1 {max_len}"], Float[Array, "b 1"]]:
+    """Takes the likeliest token in every column, until `eos` or max_len.
+
+    Returns:
+      Tokens including the prompt, `pad` after `eos`; the sum of the log-probabilities of what was generated.
+
+    Raises:
+      UserError: the prompt leaves no column to fill.
+    """
+
+    def pick(log_probs: Array, column: Array) -> Array:
+        return log_probs.argmax(-1)
+
+    return _run(prefill, extend, encoded, prompt, 1, pick, max_len=max_len, min_len=min_len, eos=eos, pad=pad)
+
+
+@typed
+def sample(
+    prefill: Prefill,
+    extend: Extend,
+    encoded: Any,
+    prompt: Int[Array, "b t"],
+    *,
+    rng: Array,
+    max_len: int,
+    min_len: int = 0,
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    eos: int = EOS,
+    pad: int = PAD,
+) -> tuple[Int[Array, "b n {max_len}"], Float[Array, "b n"]]:
+    """Draws `num_samples` sequences an image, from the tokens that temperature, top_k and top_p leave (see `narrow`).
+
+    Args:
+      rng: one typed key (jax.random.key), or one for each row of the batch. Of one key, row i draws with
+        fold_in(rng, i), so that the size of the batch does not matter.
+
+    Returns:
+      Tokens including the prompt, `pad` after `eos`; the sum of the *model's* log-probabilities (temperature 1, nothing
+      cut off) of what was generated, so that samples can be compared and re-ranked.
+
+    Raises:
+      UserError: the prompt leaves no column to fill, or a setting is out of its range.
+    """
+    if temperature <= 0:
+        raise UserError(f"temperature={temperature} must be positive; method 'greedy' is the limit at 0.")
+    if not 0 < top_p <= 1 or top_k < 0 or num_samples < 1:
+        raise UserError(f"Need 0 < top_p <= 1, top_k >= 0, num_samples >= 1; got {top_p}, {top_k}, {num_samples}.")
+    keys = rng if rng.ndim else row_keys(rng, len(prompt))
+
+    def pick(log_probs: Array, column: Array) -> Array:
+        drawn = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, column)
+        logits = narrow(log_probs / temperature, top_k=top_k, top_p=top_p)
+        return jax.vmap(jax.random.categorical)(drawn, logits)
+
+    return _run(prefill, extend, encoded, prompt, num_samples, pick, max_len=max_len, min_len=min_len, eos=eos, pad=pad)
+
+
+def row_keys(rng: Array, batch: int) -> Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, jnp.arange(batch))
+
+
+@typed
+def narrow(logits: Float[Array, "*b v"], *, top_k: int = 0, top_p: float = 1.0) -> Float[Array, "*b v"]:
+    """Sets to -inf what is not among the top_k (0: all), then what is outside the nucleus of probability top_p.
+
+    The nucleus is the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al., arXiv
+    1904.09751). Tokens as likely as the last one kept are kept too. `eos` may be -inf beforehand.
+    """
+    if top_k and top_k < logits.shape[-1]:
+        least = lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    if top_p < 1:
+        falling = jnp.sort(logits, axis=-1, descending=True)
+        probs = jax.nn.softmax(falling)
+        before = jnp.cumsum(probs, axis=-1) - probs  # probability of all likelier tokens
+        least = jnp.where(before < top_p, falling, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return logits

@@ -1,0 +1,107 @@
+"""Greedy decoding and sampling on the toy model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prismer_jax.decode import greedy, narrow, sample
+from prismer_jax.errors import UserError
+
+PAD, EOS = 1, 2
+
+
+def log_prob_of(model, row, tokens, width):
+    """Sums the model's log-probabilities of what follows the prompt, up to the first eos; returns it and the length."""
+    total = 0.0
+    for end in range(width, len(tokens)):
+        total += model.log_probs(row, tokens[:end], width)[tokens[end]]
+        if tokens[end] == EOS:
+            return total, end + 1
+    return total, len(tokens)
+
+
+def test_greedy_takes_the_best_token_until_eos(toy):
+    lengths = set()
+    for seed in range(12):
+        model = toy.random(seed, eos=1.5)
+        prompt = np.array([[5, 6, 7], [5, 6, PAD], [PAD, 6, 7]])
+        tokens, scores = model.run(greedy, prompt, max_len=10, min_len=5)
+        for row in range(3):
+            found = prompt[row].tolist()
+            while len(found) < 10 and found[-1] != EOS:
+                log_probs = model.log_probs(row, found, 3)
+                if len(found) < 5:
+                    log_probs[EOS] = -np.inf
+                found.append(int(log_probs.argmax()))
+            assert tokens[row, 0].tolist() == (found + [PAD] * 10)[:10]
+            np.testing.assert_allclose(scores[row, 0], log_prob_of(model, row, found, 3)[0], rtol=1e-5, atol=1e-5)
+            lengths.add(len(found))
+    assert len(lengths) > 2
+
+
+def test_samples_follow_the_models_distribution_at_the_temperature(toy):
+    model = toy.random(1, sharpness=0.3, batch=2)
+    prompt = np.array([[5, 6], [7, PAD]])
+    count = 4000
+    tokens, _ = model.run(sample, prompt, max_len=3, num_samples=count, rng=jax.random.key(0), temperature=0.5)
+    for row in range(2):
+        probs = np.exp(model.log_probs(row, prompt[row].tolist(), 2) / 0.5)
+        found = np.bincount(tokens[row, :, 2], minlength=12) / count
+        np.testing.assert_allclose(found, probs / probs.sum(), atol=4 * np.sqrt(0.25 / count))
+
+
+def test_a_score_is_the_models_own_log_probability_whatever_was_cut_off(toy):
+    model = toy.random(2, eos=1.0)
+    prompt = np.array([[5, 6], [7, 8], [9, PAD]])
+    tokens, scores = model.run(
+        sample, prompt, max_len=9, min_len=4, num_samples=5, rng=jax.random.key(1), temperature=2, top_p=0.9, top_k=6
+    )
+    for row in range(3):
+        for i in range(5):
+            found = tokens[row, i].tolist()
+            total, end = log_prob_of(model, row, found, 2)
+            np.testing.assert_allclose(scores[row, i], total, rtol=1e-5, atol=1e-5)
+            assert found[end:] == [PAD] * (9 - end)
+            assert EOS not in found[2:4]
+    assert len({tuple(t) for t in tokens.reshape(-1, 9).tolist()}) > 3
+
+
+def test_the_only_candidate_is_the_greedy_one(toy):
+    model = toy.random(3, eos=1.0)
+    prompt = np.array([[5, 6], [7, 8], [9, 4]])
+    best, _ = model.run(greedy, prompt, max_len=9)
+    for cut in (dict(top_k=1), dict(top_p=1e-6)):
+        tokens, _ = model.run(sample, prompt, max_len=9, rng=jax.random.key(0), **cut)
+        assert (tokens == best).all()
+
+
+def test_a_row_draws_the_same_whatever_the_size_of_the_batch(toy):
+    model = toy.random(4)
+    prompt = np.array([[5, 6], [7, 8], [9, 4]])
+    tokens, _ = model.run(sample, prompt, max_len=8, num_samples=2, rng=jax.random.key(7))
+    alone, _ = model._replace(image=model.image[:1]).run(
+        sample, prompt[:1], max_len=8, num_samples=2, rng=jax.random.key(7)
+    )
+    other, _ = model.run(sample, prompt, max_len=8, num_samples=2, rng=jax.random.key(8))
+    assert (alone == tokens[:1]).all()
+    assert (other != tokens).any()
+    assert (tokens[:, 0] != tokens[:, 1]).any()
+
+
+def test_narrow_keeps_the_smallest_set_that_reaches_top_p():
+    logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
+    kept = lambda **cut: np.flatnonzero(np.isfinite(narrow(logits, **cut))).tolist()
+    assert kept() == [0, 1, 2, 3]
+    assert kept(top_k=2) == [1, 3]
+    assert kept(top_k=9) == [0, 1, 2, 3]
+    assert kept(top_p=0.39) == [1]
+    assert kept(top_p=0.6) == [1, 3]
+    assert kept(top_p=0.95) == [0, 1, 2, 3]
+    assert kept(top_k=3, top_p=0.7) == [1, 3]  # of what top_k leaves: 0.4/0.9 + 0.3/0.9 = 0.78
+
+
+@pytest.mark.parametrize("setting", [dict(temperature=0.0), dict(top_p=0.0), dict(top_k=-1), dict(num_samples=0)])
+def test_settings_out_of_range_are_the_users_error(toy, setting):
+    with pytest.raises(UserError, match=next(iter(setting))):
+        toy.random(0).run(sample, np.full((3, 2), 5), max_len=5, rng=jax.random.key(0), **setting)
