@@ -1,0 +1,22 @@
+"""Evaluators by type: made once, run on any variables, they yield metrics and keep predictions and samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prismer_jax.errors import choose
+from prismer_jax.evaluators.caption import CaptionEvaluator
+from prismer_jax.evaluators.common import Evaluator
+from prismer_jax.evaluators.loss import LossEvaluator
+from prismer_jax.evaluators.vqa import VQAEvaluator
+
+EVALUATORS: dict[str, type[Evaluator]] = {"caption": CaptionEvaluator, "vqa": VQAEvaluator, "loss": LossEvaluator}
+
+
+def build(type: str, **options: Any) -> Evaluator:
+    """Makes the evaluator of that type; `options` go to its class.
+
+    Raises:
+      UserError: an unknown type or option.
+    """
+    return choose("evaluator", type, EVALUATORS)(**options)

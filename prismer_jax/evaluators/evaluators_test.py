@@ -1,0 +1,238 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from prismer_jax import evaluators, labels, sharding
+from prismer_jax.errors import UserError
+from prismer_jax.evaluators import common
+from prismer_jax.evaluators.scores import caption_metrics
+
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", "red", "green", "blue", "grey", "what", "where"]
+GREY = WORDS.index("grey")
+TRACES: list[tuple[int, ...]] = []  # one entry each time the model is traced
+
+
+class Tokenizer:
+    bos, pad, eos = 0, 1, 2
+
+    def encode(self, text):
+        return [WORDS.index(word) for word in text.split()]
+
+    def decode(self, ids):
+        ended = itertools.takewhile(lambda i: i != self.eos, ids)
+        return " ".join(WORDS[i] for i in ended if i > 3)
+
+
+class Parrot(nn.Module):
+    """Says the word whose number is the image's value times a parameter, then ends; a blank image is 'grey'."""
+
+    def encode(self, image, batch, train=False):
+        TRACES.append(image.shape)
+        value = image[:, 0, 0, 0].astype(jnp.int32)
+        scale = self.variables["params"]["scale"].astype(jnp.int32)
+        return jnp.where(value == common.GREY, GREY, value * scale)
+
+    def prefill(self, encoded, text, max_len):
+        cache = {"shared": {}, "layers": {}, "rows": {}, "index": jnp.int32(text.shape[1])}
+        return 9.0 * jax.nn.one_hot(encoded, len(WORDS))[:, None], cache
+
+    def extend(self, cache, tokens):
+        return jnp.broadcast_to(9.0 * jax.nn.one_hot(2, len(WORDS)), (*tokens.shape, len(WORDS))), cache
+
+    def __call__(self, batch, train=False):
+        encoded = self.encode(batch["image"], batch)
+        return jnp.broadcast_to(9.0 * jax.nn.one_hot(encoded, len(WORDS))[:, None], (*batch["text"].shape, len(WORDS)))
+
+
+VARIABLES = {"params": {"scale": np.float32(1.0)}}
+
+
+def pp(example, rng):
+    text = np.array([1, 0, *([WORDS.index(example["question"])] if example.get("question") else [0])], np.int32)
+    return dict(
+        example,
+        image=np.full((2, 2, 3), example["value"], np.uint8),
+        text=text,
+        mask_ar=np.ones(3, np.int32),
+        mask_loss=np.array([0, 0, 1], np.float32),
+        **{"labels/depth": np.full((2, 2, 1), 9, np.uint8)},
+    )
+
+
+def made(kind, source, **options):
+    options = {"batch_size": 4, "quiet": True} | options
+    return evaluators.build(kind, model=Parrot(), tokenizer=Tokenizer(), source=source, pp=pp, **options)
+
+
+def captioned(count=10):
+    return [{"id": f"{i + 1}", "value": 4 + i % 3, "captions": [WORDS[4 + i % 3], "a red thing"]} for i in range(count)]
+
+
+def asked(count=10):
+    return [
+        {
+            "id": f"image{i % 2}",
+            "question_id": 100 + i,
+            "question": WORDS[8 + i % 2],
+            "value": 4 + i % 3,
+            "answers": ["red"] * 10,
+            "question_type": WORDS[8 + i % 2],
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("mesh", [None, {"data": 4, "tensor": 2}], ids=["one device", "mesh"])
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_captions_are_scored_beside_blank_and_most_frequent(mesh, method):
+    source = captioned()
+    train = [{"captions": ["blue"]}, {"captions": ["blue"]}, {"captions": ["red"]}]
+    mesh = sharding.make_mesh(mesh) if mesh else None
+    evaluator = made("caption", source, method=method, max_new=4, mesh=mesh, train_source=train)
+    values = dict(evaluator.run(VARIABLES))
+    references = {i + 1: example["captions"] for i, example in enumerate(source)}
+    said = {i + 1: WORDS[4 + i % 3] for i in range(10)}
+    assert evaluator.predictions == [{"image_id": key, "caption": text} for key, text in said.items()]
+    for suffix, captions in (
+        ("", said),
+        ("_blank", dict.fromkeys(said, "grey")),
+        ("_most_frequent", dict.fromkeys(said, "blue")),
+    ):
+        for name, value in caption_metrics(captions, references).items():
+            assert values[name + suffix] == pytest.approx(value)
+    assert values["cider"] > values["cider_most_frequent"] > values["cider_blank"]
+
+
+def test_vqa_by_hand_overall_and_by_question_type():
+    # Of ten questions, numbers 0, 3, 6, 9 show red: two of each type.
+    evaluator = made("vqa", asked(), train_source=[{"answers": ["green"] * 10}])
+    values = dict(evaluator.run(VARIABLES))
+    assert values["accuracy"] == pytest.approx(40.0)
+    assert values["accuracy/what"] == values["accuracy/where"] == pytest.approx(40.0)
+    assert values["accuracy_blank"] == values["accuracy_most_frequent"] == values["accuracy_blank/what"] == 0.0
+    assert evaluator.predictions[3] == {"question_id": 103, "answer": "red"}
+    # Without a training source the constant answer is that of the references.
+    assert dict(made("vqa", asked()).run(VARIABLES))["accuracy_most_frequent"] == 100.0
+
+
+def test_vqa_by_rank_chooses_from_the_list():
+    evaluator = made("vqa", asked(), method="rank", answers=["green", "red", "grey"], k=3)
+    values = dict(evaluator.run(VARIABLES))
+    assert values["accuracy"] == pytest.approx(40.0)
+    assert {p["answer"] for p in evaluator.predictions} <= {"red", "green", "grey"}
+    counted = made("vqa", asked(), method="rank", answers=1, train_source=asked(), k=2)
+    assert dict(counted.run(VARIABLES))["accuracy"] == 100.0  # the only choice is the most frequent answer
+
+
+def test_a_blank_image_is_decoded_once_a_distinct_question():
+    evaluator = made("vqa", asked(20))
+    calls = []
+    say = evaluator.say
+    evaluator.say = lambda variables, batch: calls.append(np.asarray(batch["image"])) or say(variables, batch)
+    list(evaluator.run(VARIABLES))
+    assert len(calls) == 5 + 1  # twenty questions in fives, two distinct ones
+    assert (calls[-1] == common.GREY).all()
+
+
+def test_without_blank_nothing_is_said_of_it():
+    assert not any("blank" in name for name, _ in made("vqa", asked(), blank=False).run(VARIABLES))
+    assert not any("blank" in name for name, _ in made("caption", captioned(), blank=False).run(VARIABLES))
+    assert not any("blank" in name for name, _ in made("loss", captioned(), blank=False).run(VARIABLES))
+
+
+def test_blank_keeps_shapes_and_empties_every_label():
+    batch = {
+        "image": np.zeros((2, 4, 4, 3), np.uint8),
+        "labels/depth": np.ones((2, 4, 4, 1), np.uint8),
+        "labels/seg_coco": np.ones((2, 4, 4, 1), np.uint8),
+        labels.CLASSES_KEY: np.ones((2, 256), np.int32),
+        labels.WORDS_KEY: np.ones((2, 256, 64), np.float16),
+        "text": np.ones((2, 3), np.int32),
+    }
+    empty = common.blank(batch)
+    assert {k: (v.shape, v.dtype) for k, v in empty.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
+    values = {key: set(np.unique(value).tolist()) for key, value in empty.items()}
+    assert values == {
+        "image": {128},
+        "labels/depth": {0},
+        "labels/seg_coco": {255},
+        labels.CLASSES_KEY: {-1},
+        labels.WORDS_KEY: {0.0},
+        "text": {1},
+    }
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 10, 16])
+def test_loss_is_the_mean_over_examples_whatever_the_batch(batch_size):
+    # Each example scores the token 0 of its last column, against a distribution that is certain of another.
+    values = dict(
+        made("loss", captioned(), batch_size=batch_size, loss_options={"label_smoothing": 0.0}).run(VARIABLES)
+    )
+    expected = np.log(np.exp(9.0) + len(WORDS) - 1)
+    assert values["loss"] == pytest.approx(expected, rel=1e-5)
+    assert values["loss_blank"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_other_variables_give_other_values_without_a_second_compilation():
+    evaluator = made("caption", captioned())
+    first, traced = dict(evaluator.run(VARIABLES)), len(TRACES)
+    second = dict(evaluator.run({"params": {"scale": np.float32(0.0)}}))
+    assert len(TRACES) == traced
+    assert second["cider"] < first["cider"]
+    assert {p["caption"] for p in evaluator.predictions} == {""}  # it says the start token, which is no word
+
+
+def test_samples_are_the_same_every_time_and_of_all_question_types():
+    evaluator = made("vqa", asked(40), samples_kept=6)
+    list(evaluator.run(VARIABLES))
+    first = evaluator.samples(4)
+    list(evaluator.run(VARIABLES))
+    assert [s["id"] for s in first] == [s["id"] for s in evaluator.samples(4)]
+    assert sorted(s["question_type"] for s in first) == ["what", "what", "where", "where"]
+    assert len(evaluator.samples(100)) == 6
+    for sample in first:
+        value = int(sample["image"][0, 0, 0])
+        assert sample["prediction"] == WORDS[value] == WORDS[4 + (sample["id"] - 100) % 3]
+        assert sample["correct"] == (1.0 if value == 4 else 0.0)
+        assert sample["blank"] == "grey"
+        assert sample["labels"]["depth"].shape == (2, 2, 1)
+
+
+def test_test_sets_without_references_give_predictions_only():
+    hidden = [{"id": "7", "value": 4}, {"id": "x8", "value": 5}]
+    evaluator = made("caption", hidden)
+    assert list(evaluator.run(VARIABLES)) == []
+    assert evaluator.predictions == [{"image_id": 7, "caption": "red"}, {"image_id": "x8", "caption": "green"}]
+    assert list(made("vqa", [{"id": "1", "value": 4, "question": "what"}]).run(VARIABLES)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "options", "message"),
+    [
+        ("captoin", captioned(), {}, "Did you mean 'caption'"),
+        ("caption", captioned(), {"method": "beem"}, "Did you mean 'beam'"),
+        ("caption", captioned(), {"num_beam": 3}, "Did you mean 'num_beams'"),
+        ("vqa", asked(), {"method": "rank"}, "needs answers"),
+        ("vqa", asked(), {"method": "rank", "answers": "no_such.json"}, r"no_such\.json"),
+        ("vqa", asked(), {"answer_style": "planar"}, "Did you mean 'plain'"),
+        ("loss", captioned(), {"loss": "cross_entropi"}, "Did you mean 'cross_entropy'"),
+        ("caption", captioned(2) + captioned(1), {}, "more than once.*such as 1"),
+        ("caption", [*captioned(2), {"id": "9", "value": 4}], {}, "Image 9 has no reference"),
+        ("vqa", [*asked(2), {"id": "9", "value": 4, "question": "what"}], {}, "Question 9 has no answers"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line(kind, source, options, message):
+    with pytest.raises(UserError, match=message):
+        list(made(kind, source, **options).run(VARIABLES))
+
+
+def test_scan_is_evenly_spaced_and_bounded(monkeypatch):
+    monkeypatch.setattr(common, "SCANNED", 10)
+    assert list(common.scan(range(5))) == [0, 1, 2, 3, 4]
+    seen = list(common.scan(range(95)))
+    assert seen == list(range(0, 95, 10))
+    assert list(common.scan(None)) == []

@@ -1,0 +1,117 @@
+"""Questions: answered freely or by choice from a list, with the official accuracy overall and by question type."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from prismer_jax import decode
+from prismer_jax.errors import UserError, choose
+from prismer_jax.evaluators.answers import accuracy
+from prismer_jax.evaluators.common import TextEvaluator, local_rows, scan
+
+
+class VQAEvaluator(TextEvaluator):
+    """The official VQA accuracy in percent (`answers.accuracy`).
+
+    Yields `accuracy`, `accuracy_blank` of the model that sees a blank image, `accuracy_most_frequent` of the most
+    frequent training answer, and each of them by question type: `accuracy/<type>`, `accuracy_blank/<type>` ...
+    `predictions` is in the VQA format [{"question_id", "answer"}]; without answers (a test set) it is all there is.
+
+    Args:
+      method: of `decode.METHODS` to generate answers, or 'rank' to choose among `answers`.
+      answers: for 'rank': the answers, or a JSON file with a list, or a number: the most frequent training ones.
+      answer_style: how answers are written in training: 'plain', or 'reference', which capitalises them.
+      options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method, or of `decode.rank`.
+
+    Raises:
+      UserError: an unknown method or option, or no answers to choose from; in `run`: two questions have one id, or only
+        some have answers.
+    """
+
+    id_key, text_key = "question_id", "answer"
+
+    def __init__(
+        self,
+        *,
+        method: str = "greedy",
+        answers: Sequence[str] | str | int | None = None,
+        answer_style: Literal["plain", "reference"] = "plain",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.method = method
+        choose("answer style", answer_style, {"plain": None, "reference": None})
+        if method == "rank":
+            self.check_settings(decode.rank)
+            self.settings.setdefault("k", 16)
+            self.choices = self._choices(answers)
+            self.choice_tokens = self._tokens(answer_style)
+        else:
+            self.check_settings(choose("method", method, {**decode.METHODS, "rank": None}), decode.generate)
+            if not self.settings.keys() & {"max_len", "max_new"}:
+                self.settings["max_new"] = 10
+
+    def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
+        if self.method != "rank":
+            return [text.lower() for text in self.generate(variables, batch, self.method)]
+        best, _, _ = decode.rank_answers(self.model, variables, batch, self.choice_tokens, **self.settings)
+        return [self.choices[index] for index in local_rows(best)]
+
+    def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
+        return example.get("answers") or ()
+
+    def key_of(self, example: Mapping[str, Any]) -> int | str:
+        return super().key_of({"id": example.get("question_id", example.get("id"))})
+
+    def correctness(self, record: Mapping[str, Any]) -> float | None:
+        return accuracy(record["said"], record["texts"]) if record["texts"] else None
+
+    def run(self, variables: Any) -> Iterator[tuple[str, float]]:
+        records = self.records(variables)
+        if not any(record["texts"] for record in records):
+            return
+        if bare := [record["key"] for record in records if not record["texts"]]:
+            raise UserError(
+                f"Question {bare[0]!r} has no answers ({len(bare)} such): score a set that has all of them."
+            )
+        constant = self.most_frequent(records)
+        for name, said in (("accuracy", "said"), ("accuracy_blank", "blank"), ("accuracy_most_frequent", None)):
+            if said == "blank" and not self.with_blank:
+                continue
+            scores: dict[str, list[float]] = defaultdict(list)
+            for record in records:
+                scores[record["kind"]].append(100 * accuracy(record[said] if said else constant, record["texts"]))
+            yield name, float(np.mean(np.concatenate([*scores.values()])))
+            for kind in sorted(kind for kind in scores if kind):
+                yield f"{name}/{kind}", float(np.mean(scores[kind]))
+
+    def _choices(self, answers: Sequence[str] | str | int | None) -> list[str]:
+        if isinstance(answers, str):
+            try:
+                answers = json.loads(pathlib.Path(answers).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{answers}: not a JSON file with a list of answers ({error}).") from None
+        if isinstance(answers, int):
+            counts: Counter[str] = Counter()
+            for example in scan(self.train_source):
+                counts.update(self.texts_of(example))
+            answers = [text for text, _ in counts.most_common(answers)]
+        if not answers or not all(isinstance(text, str) and text.strip() for text in answers):
+            raise UserError(
+                "method='rank' needs answers: a list, a JSON file with a list, or a number and a train_source."
+            )
+        return list(dict.fromkeys(answers))
+
+    def _tokens(self, style: str) -> np.ndarray:
+        texts = [text.capitalize() if style == "reference" else text for text in self.choices]
+        rows = [[*self.tokenizer.encode(f" {text}"), self.tokenizer.eos] for text in texts]
+        tokens = np.full((len(rows), max(map(len, rows))), self.tokenizer.pad, np.int32)
+        for row, ids in zip(tokens, rows, strict=True):
+            row[: len(ids)] = ids
+        return tokens
