@@ -389,8 +389,8 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
             what = ", ".join(f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UserError(f"{workdir} belongs to another config ({what}{more}). Use another --workdir or delete it.")
-    _write(file, to_json(config))
-    _write(workdir / "versions.json", json.dumps(provenance(), indent=2))
+    write(file, to_json(config))
+    write(workdir / "versions.json", json.dumps(provenance(), indent=2))
 
 
 def provenance() -> dict[str, Any]:
@@ -424,7 +424,8 @@ def _git(root: pathlib.Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _write(file: pathlib.Path, text: str) -> None:
+def write(file: pathlib.Path, text: str) -> None:
+    """Replaces a file of text in one move: a reader, or a kill, finds the old one or the new one."""
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(text + "\n")
     os.replace(temporary, file)

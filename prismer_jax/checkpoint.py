@@ -1,0 +1,435 @@
+"""Checkpoints through Orbax: asynchronous, whole or absent, restored bit by bit onto any mesh; and exported models.
+
+A checkpoint is a folder named by its step. Orbax writes it under another name and renames it when everything is there,
+so that a process killed half-way leaves nothing that looks like a checkpoint. Trees are stored as nested dicts by the
+names of their leaves, which is why any process can read them, whatever classes the optimiser's state is made of. Arrays
+are stored as bytes with shape and type: reading executes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from prismer_jax import config as configs
+from prismer_jax import tree
+from prismer_jax.errors import UserError, nearest
+
+PathLike = str | os.PathLike[str]
+
+WEIGHTS = "weights"  # the folder of arrays in an export
+DESCRIPTION = "config.json"
+_COMMITTED = "_CHECKPOINT_METADATA"  # Orbax writes it before the rename
+_METRICS = "metrics.json"
+_TRASH = ".deleting-"
+
+
+@functools.cache
+def _orbax() -> ModuleType:
+    """Imports Orbax at first use, which takes a second. Its logs are dropped: its errors are raised by this module."""
+    import orbax.checkpoint
+
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    return orbax.checkpoint
+
+
+class Checkpointer:
+    """The checkpoints of a run: the newest ones, and the best by a metric.
+
+    Files are written in the background; an error there is raised by the next `save`, `wait` or `close`. Opening a
+    folder changes nothing in it: another process may be writing there.
+    """
+
+    def __init__(
+        self,
+        directory: PathLike,
+        *,
+        keep: int = 1,
+        best_metric: str | None = None,
+        best_mode: str = "max",
+        async_: bool = True,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, PathLike] | None = None,
+    ) -> None:
+        """Opens a folder of checkpoints, which need not exist.
+
+        Args:
+          directory: on a file system that all processes share.
+          keep: how many of the newest are kept; one more may be there until the next `save`, `wait` or `close`.
+          best_metric: the checkpoint that is best by this name in `save`'s metrics is kept too.
+          best_mode: 'max' or 'min'.
+          async_: write in the background.
+          config, files: as in `export`; with them `load_export` reads a checkpoint of a run that is not finished.
+        """
+        if best_mode not in ("max", "min"):
+            raise UserError(f"best_mode is 'max' or 'min', not {best_mode!r}.")
+        if keep < 1:
+            raise UserError(f"keep must be at least 1 checkpoint, not {keep}.")
+        self.directory = pathlib.Path(directory).absolute()
+        self._keep, self._best_metric, self._best_mode, self._async = keep, best_metric, best_mode, async_
+        self._description = None if config is None else (config, files or {})
+        self._writer: Any = None
+
+    def all_steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, in order."""
+        if not self.directory.is_dir():
+            return []
+        complete = (p for p in self.directory.iterdir() if p.name.isdigit() and (p / _COMMITTED).exists())
+        return sorted(int(p.name) for p in complete)
+
+    def latest_step(self) -> int | None:
+        """Returns the newest complete checkpoint's step, or None."""
+        return max(self.all_steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """Returns the step that is best by the metric (the later of equals), or None if none has a finite one."""
+        metrics = self._metrics()
+        scores = {step: metrics[str(step)] for step in self.all_steps() if str(step) in metrics}
+        sign = 1 if self._best_mode == "max" else -1
+        return max(scores, key=lambda step: (sign * scores[step], step), default=None)
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves a state; returns as soon as the arrays may be overwritten or donated.
+
+        Args:
+          step: its name. A step that is already saved is not written again, only its metric noted.
+          state: a tree of arrays, none of them empty.
+          metrics: with best_metric among them, if a best checkpoint is to be kept.
+
+        Raises:
+          UserError: this or the previous checkpoint cannot be written (full disk, no permission); no half is left.
+        """
+        ocp = _orbax()
+        self.wait()
+        with self._writing():
+            if self._writer is None:
+                self._open()
+            if metrics is not None and self._best_metric is not None:
+                if self._best_metric not in metrics:
+                    raise UserError(
+                        f"No metric {self._best_metric!r} to choose by. {nearest(self._best_metric, metrics)}"
+                    )
+                self._note(step, float(metrics[self._best_metric]))
+            if step in self.all_steps():
+                return
+            self._writer.save(self.directory / str(step), args=ocp.args.PyTreeSave(_nested(state)))
+        if not self._async:
+            self.wait()
+
+    def restore(self, like: Any, step: int | None = None, partial: bool = False) -> Any:
+        """Returns a saved state.
+
+        Args:
+          like: the tree wanted, of arrays or of ShapeDtypeStructs. Leaves with a sharding arrive with it, on whatever
+            mesh; leaves without arrive as NumPy arrays.
+          step: default the latest.
+          partial: the checkpoint may hold more than is wanted (only the parameters, say).
+
+        Raises:
+          UserError: there is no such checkpoint, it cannot be read, or it does not fit `like`; the message lists how.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self.all_steps():
+            which = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise UserError(f"No {which} in {self.directory}; complete ones: {self.all_steps() or 'none'}.")
+        self.wait()
+        folder = self.directory / str(step)
+        wanted = {name: _abstract(leaf) for name, leaf in tree.flatten(like).items()}
+        _compare(folder, saved_shapes(folder), wanted, partial)
+        arrays = _read(folder, wanted)
+        return jax.tree.map(arrays.__getitem__, tree.names(like))
+
+    def wait(self) -> None:
+        """Waits for what is being written, raises its error, and deletes what is no longer kept."""
+        if self._writer is None:
+            return
+        with self._writing():
+            self._writer.wait_until_finished()
+            self._prune()
+
+    def close(self) -> None:
+        """`wait`, and gives threads back."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if error is None:
+            self.close()
+        else:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self.close()
+
+    def _open(self) -> None:
+        ocp = _orbax()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            self._sweep()
+            if self._description is not None:
+                _describe(self.directory, *self._description)
+        handler = ocp.PyTreeCheckpointHandler()
+        self._writer = ocp.AsyncCheckpointer(handler)
+
+    def _sweep(self) -> None:
+        """Deletes what a killed process left behind."""
+        for path in self.directory.iterdir():
+            if ".orbax-checkpoint-tmp" in path.name or path.name.startswith(_TRASH):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _prune(self) -> None:
+        steps = self.all_steps()
+        keep = {*steps[-self._keep :], self.best_step()}
+        if jax.process_index() == 0:
+            for step in set(steps) - keep:
+                trash = self.directory / f"{_TRASH}{step}"
+                os.rename(self.directory / str(step), trash)  # so that a kill leaves no half of a checkpoint
+                shutil.rmtree(trash)
+
+    def _metrics(self) -> dict[str, float]:
+        try:
+            return json.loads((self.directory / _METRICS).read_text())
+        except FileNotFoundError:
+            return {}
+
+    def _note(self, step: int, value: float) -> None:
+        if jax.process_index() == 0 and math.isfinite(value):
+            kept = {name: v for name, v in self._metrics().items() if int(name) in self.all_steps()}
+            configs.write(self.directory / _METRICS, json.dumps({**kept, str(step): value}))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with _explained(f"Cannot write a checkpoint to {self.directory}"):
+                yield
+        except UserError:
+            if self.directory.is_dir() and jax.process_index() == 0:
+                self._sweep()
+            raise
+
+
+def export(
+    directory: PathLike,
+    variables: Any,
+    config: Mapping[str, Any],
+    files: Mapping[str, PathLike] | None = None,
+) -> None:
+    """Writes a self-contained folder: config.json, the arrays, and copies of files such as the tokenizer's.
+
+    The folder appears, or replaces an older export, when it is complete.
+
+    Args:
+      directory: of the export.
+      variables: a tree of arrays; all processes must call this with their parts.
+      config: what a program needs to use them (model, tokenizer, decoding ...), as JSON. Versions are added.
+      files: {name in the folder: file to copy}.
+
+    Raises:
+      UserError: the folder exists and is no export, or cannot be written.
+    """
+    ocp = _orbax()
+    final = pathlib.Path(directory).absolute()
+    if final.exists() and not _is_export(final) and (final.is_file() or any(final.iterdir())):
+        raise UserError(f"{final} exists and is no exported model; choose another folder or delete it.")
+    new, old = _beside(final, "new"), _beside(final, "old")
+    main = jax.process_index() == 0
+    with _explained(f"Cannot write {final}", new if main else None):
+        if main:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+            _describe(new, config, files or {})
+        _barrier("export")
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            writer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(_nested(variables)))
+        if main:
+            if final.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(final, old)  # killed here, `find` knows where to look
+            os.rename(new, final)
+            shutil.rmtree(old, ignore_errors=True)
+        _barrier("exported")
+
+
+def find(path: PathLike) -> pathlib.Path:
+    """Returns the folder that `load_export` reads, given any of: an export; a workdir; its checkpoints; one of these.
+
+    A workdir's export is preferred to its latest checkpoint.
+
+    Raises:
+      UserError: there is nothing of the kind.
+    """
+    path = pathlib.Path(path).absolute()
+    for candidate in (path, path / "export"):
+        if not candidate.exists() and _is_export(old := _beside(candidate, "old")):
+            return old  # a process was killed between the two renames of `export`
+        if _is_export(candidate):
+            return candidate
+    if (path / _COMMITTED).exists():
+        return path
+    for candidate in (path, path / "checkpoints"):
+        if (step := Checkpointer(candidate).latest_step()) is not None:
+            return candidate / str(step)
+    what = "does not exist" if not path.exists() else "is no folder of that kind"
+    raise UserError(
+        f"{path} {what}: expected an exported model (config.json and {WEIGHTS}/), or a workdir with export/ or "
+        "checkpoints/ in it."
+    )
+
+
+def load_export(
+    path: PathLike, shardings: Callable[[Any], Any] | None = None, without: tuple[str, ...] = ("opt", "step")
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads an exported model, or the variables in a checkpoint.
+
+    Args:
+      path: whatever `find` accepts.
+      shardings: from the nested dict of ShapeDtypeStructs to that of shardings; None gives NumPy arrays.
+      without: parts of a training state that are no variables and are left out.
+
+    Returns:
+      (variables, config): nested dicts. config['folder'] is where the files lie that were exported; it is all there is
+      for a checkpoint saved without a config.
+
+    Raises:
+      UserError: there is nothing of the kind, or it cannot be read.
+    """
+    folder = find(path)
+    exported = _is_export(folder)
+    home, arrays = (folder, folder / WEIGHTS) if exported else (folder.parent, folder)
+    try:
+        config = json.loads((home / DESCRIPTION).read_text()) if (home / DESCRIPTION).exists() else {}
+    except ValueError:
+        raise UserError(f"{home / DESCRIPTION} is damaged: it is not JSON. Export the model again.") from None
+    shapes = {name: x for name, x in saved_shapes(arrays).items() if name.split("/")[0] not in without}
+    if shardings is not None:
+        places = tree.flatten(shardings(tree.unflatten(shapes)))
+        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n]) for n, x in shapes.items()}
+    return tree.unflatten(_read(arrays, shapes)), {**config, "folder": str(home)}
+
+
+def saved_shapes(folder: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns {name: shape and type} of a folder of arrays (a step of a Checkpointer, or an export's weights)."""
+    ocp = _orbax()
+    with _readable(folder):
+        metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(folder).item_metadata
+        if metadata is None:
+            raise ValueError("the shapes of its arrays cannot be read")
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.flatten(metadata.tree).items()}
+
+
+def _read(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    ocp = _orbax()
+
+    def how(x: jax.ShapeDtypeStruct) -> Any:
+        if x.sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+
+    args = ocp.args.PyTreeRestore(
+        item=tree.unflatten(wanted),
+        restore_args=tree.unflatten({name: how(x) for name, x in wanted.items()}),
+        partial_restore=True,
+    )
+    with _readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return tree.flatten(reader.restore(folder, args=args))
+
+
+def _compare(folder: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool) -> None:
+    def listed(names: list[str]) -> str:
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    def kind(x: Any) -> str:
+        return f"{np.dtype(x.dtype).name}{list(x.shape)}"
+
+    missing = [name for name in wanted if name not in saved]
+    extra = [] if partial else [name for name in saved if name not in wanted]
+    other = [
+        f"{name} ({kind(saved[name])} instead of {kind(wanted[name])})"
+        for name in wanted
+        if name in saved and kind(saved[name]) != kind(wanted[name])
+    ]
+    found = [
+        f"{len(names)} {what}: {listed(names)}"
+        for what, names in [("missing in it", missing), ("not expected", extra), ("of another shape or type", other)]
+        if names
+    ]
+    if found:
+        raise UserError(f"The checkpoint {folder} is of another model or optimiser. {'; '.join(found)}.")
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _nested(state: Any) -> dict[str, Any]:
+    return tree.unflatten({k: v if hasattr(v, "dtype") else np.asarray(v) for k, v in tree.flatten(state).items()})
+
+
+def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str, PathLike]) -> None:
+    for name, source in files.items():
+        if pathlib.Path(name).name != name:
+            raise ValueError(f"{name!r} must be a plain file name")
+        shutil.copyfile(source, folder / name)
+    configs.write(folder / DESCRIPTION, json.dumps({**config, "versions": configs.provenance()["packages"]}, indent=2))
+
+
+def _is_export(folder: pathlib.Path) -> bool:
+    return (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_dir()
+
+
+def _beside(folder: pathlib.Path, what: str) -> pathlib.Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def _explained(what: str, remove: pathlib.Path | None = None) -> Iterator[None]:
+    """Turns errors of the file system into UserErrors; tensorstore's are ValueErrors with the code in the text."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        in_text = re.search(r"([^:]+?) \[os_error_code=", str(error))
+        if remove is not None:
+            shutil.rmtree(remove, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else in_text and in_text[1].strip()
+        if not reason:
+            raise
+        raise UserError(
+            f"{what}: {reason}. Make space, or choose another folder; the older ones stay valid."
+        ) from error
+
+
+@contextlib.contextmanager
+def _readable(folder: PathLike) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{error}".splitlines()[0][:300] if str(error) else type(error).__name__
+        raise UserError(
+            f"Cannot read {folder}: {reason}. Is it damaged? Delete it to go on from an older one."
+        ) from error

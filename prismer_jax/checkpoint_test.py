@@ -1,0 +1,323 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from prismer_jax import checkpoint, sharding, tree
+from prismer_jax.checkpoint import Checkpointer
+from prismer_jax.errors import UserError
+
+
+def make_state(seed=0, size=64):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params = {
+        "encoder": {"kernel": jax.random.normal(keys[0], (size, 32)), "bias": jnp.full(8, 0.1, jnp.bfloat16)},
+        "head": jax.random.normal(keys[1], (16, size)),
+    }
+    opt = optax.adam(1e-3).init(params)
+    return {"params": params, "stats": {}, "opt": opt, "table": jnp.arange(5, dtype=jnp.uint8), "step": jnp.int32(seed)}
+
+
+def assert_bitwise(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def complete(folder):
+    return sorted(p.name for p in folder.iterdir() if p.is_dir())
+
+
+# --- saving and restoring ---
+
+
+def test_restores_bit_by_bit_with_the_classes_of_the_optimiser(tmp_path):
+    state = make_state()
+    with Checkpointer(tmp_path) as saver:
+        assert saver.latest_step() is None
+        saver.save(7, state)
+    loader = Checkpointer(tmp_path)
+    assert loader.latest_step() == 7
+    assert_bitwise(loader.restore(state), state)
+    as_numpy = loader.restore(jax.eval_shape(lambda: state))
+    assert isinstance(as_numpy["params"]["head"], np.ndarray)
+    assert_bitwise(as_numpy, state)
+    only = {"params": jax.eval_shape(lambda: state["params"])}
+    assert_bitwise(loader.restore(only, partial=True)["params"], state["params"])
+
+
+def test_a_state_that_is_donated_right_after_the_save_is_saved_as_it_was(tmp_path):
+    """On a CPU the background thread could see the very buffers that the next step overwrites."""
+    increment = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    state = increment({f"w{i}": jnp.zeros((300, 1000)) for i in range(8)})
+    with Checkpointer(tmp_path, keep=3) as saver:
+        for step in range(3):
+            saver.save(step, state)
+            for _ in range(10):
+                state = increment(state)
+        saver.wait()
+        for step in range(3):
+            restored = saver.restore(jax.eval_shape(lambda: state), step)
+            assert {float(x) for w in restored.values() for x in np.unique(w)} == {1.0 + 10 * step}
+
+
+def test_restores_on_any_mesh(tmp_path):
+    state = make_state(size=64)["params"]
+
+    def place(mesh, rule):
+        shapes = jax.eval_shape(lambda: state)
+        shardings = sharding.param_shardings(shapes, [(".*", rule)], mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+    mesh8 = sharding.make_mesh({"data": 1, "fsdp": 8})
+    abstract = place(mesh8, "fsdp(min_size=1)")
+    split = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), state, abstract)
+    assert split["head"].addressable_shards[0].data.shape == (16, 8)
+    with Checkpointer(tmp_path) as saver:
+        saver.save(1, split)
+    one = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    for mesh, rule, shape in [
+        (one, "replicate", (16, 64)),
+        (sharding.make_mesh({"data": 2, "fsdp": 4}), "fsdp(min_size=1)", (16, 16)),
+        (mesh8, "fsdp(min_size=1)", (16, 8)),
+    ]:
+        with jax.transfer_guard("disallow"):
+            restored = Checkpointer(tmp_path).restore(place(mesh, rule))
+        assert restored["head"].sharding.mesh.shape == mesh.shape
+        assert restored["head"].addressable_shards[0].data.shape == shape
+        assert_bitwise(restored, state)
+
+
+def test_what_does_not_fit_is_listed_in_one_line(tmp_path):
+    with Checkpointer(tmp_path) as saver:
+        saver.save(1, {"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 2)), "d": jnp.zeros(1)}, "e": jnp.zeros(2)})
+    like = {"a": jnp.zeros(4), "b": {"c": jnp.zeros((2, 2), jnp.bfloat16)}, **{f"n{i}": jnp.zeros(1) for i in range(5)}}
+    with pytest.raises(UserError) as error:
+        Checkpointer(tmp_path).restore(like)
+    message = str(error.value)
+    assert "5 missing in it: n0, n1, n2 and 2 more" in message
+    assert "2 not expected: b/d, e" in message
+    assert "a (float32[3] instead of float32[4]), b/c (float32[2, 2] instead of bfloat16[2, 2])" in message
+    assert "\n" not in message
+    with pytest.raises(UserError, match=r"No checkpoint of step 5 in .*; complete ones: \[1\]"):
+        Checkpointer(tmp_path).restore(like, 5)
+    with pytest.raises(UserError, match="No checkpoint in"):
+        Checkpointer(tmp_path / "nothing").restore(like)
+    assert not (tmp_path / "nothing").exists()
+
+
+# --- which ones are kept ---
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("max", [2, 4, 5]), ("min", [3, 4, 5])])
+def test_keeps_the_newest_and_the_best(tmp_path, mode, kept):
+    scores = {1: 0.5, 2: 0.9, 3: 0.1, 4: float("nan"), 5: None}
+    for step, score in scores.items():  # each in a new process, so to say
+        with Checkpointer(tmp_path, keep=2, best_metric="cider", best_mode=mode) as saver:
+            saver.save(step, {"x": jnp.full(3, step)}, None if score is None else {"cider": score, "loss": 1.0})
+    assert saver.all_steps() == kept
+    assert complete(tmp_path) == [str(step) for step in kept]
+    assert saver.best_step() == kept[0]
+    assert float(saver.restore({"x": jnp.zeros(3, jnp.int32)}, saver.best_step())["x"][0]) == kept[0]
+
+
+def test_a_saved_step_is_not_written_again_but_its_metric_is_noted(tmp_path):
+    with Checkpointer(tmp_path, best_metric="m", keep=3) as saver:
+        saver.save(1, {"x": jnp.zeros(3)})
+        saver.save(2, {"x": jnp.zeros(3)}, {"m": 1.0})
+        saver.save(1, {"x": jnp.ones(3)}, {"m": 2.0})
+        saver.wait()
+        assert saver.best_step() == 1
+        assert float(saver.restore({"x": jnp.zeros(3)}, 1)["x"][0]) == 0.0
+        with pytest.raises(UserError, match=r"No metric 'm' to choose by. Did you mean 'mm'"):
+            saver.save(3, {"x": jnp.ones(3)}, {"mm": 2.0})
+    for options, message in [({"keep": 0}, "keep must be"), ({"best_mode": "best"}, "'max' or 'min'")]:
+        with pytest.raises(UserError, match=message):
+            Checkpointer(tmp_path, **options)
+
+
+# --- when things go wrong ---
+
+
+def run(code, *arguments, **kwargs):
+    code = "import sys, jax, jax.numpy as jnp, numpy as np\nfrom prismer_jax.checkpoint import *\n" + code
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, **kwargs)
+
+
+def test_kill_while_writing_leaves_the_older_checkpoint_only(tmp_path):
+    code = """
+saver = Checkpointer(sys.argv[1])
+saver.save(1, {"x": jnp.ones(3)})
+saver.wait()
+for step in range(2, 10_000):  # of random numbers, which do not compress, so that it takes a while
+    saver.save(step, {f"x{i}": np.random.normal(size=(1000, 1000)) for i in range(8)})
+"""
+    process = run(code, tmp_path)
+    deadline = time.time() + 60
+    while not list(tmp_path.glob("2.orbax-checkpoint-tmp*/*")) and time.time() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert any("tmp" in name for name in complete(tmp_path)), "the kill came too late to prove anything"
+    resumed = Checkpointer(tmp_path)
+    assert resumed.latest_step() == 1
+    assert any("tmp" in name for name in complete(tmp_path))  # looking does not clean: somebody could be writing
+    np.testing.assert_array_equal(resumed.restore({"x": jnp.zeros(3)})["x"], np.ones(3))
+    with resumed:
+        resumed.save(2, {"x": jnp.zeros(3)})
+    assert complete(tmp_path) == ["2"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
+    code = """
+import os, resource
+from prismer_jax.errors import run_main
+def main():
+    saver = Checkpointer(sys.argv[1])
+    saver.save(1, {"x": jnp.ones(3)})
+    saver.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # no file may grow larger
+    saver.save(2, {"x": np.random.normal(size=(1000, 1000))})  # in the background
+    try:
+        export(sys.argv[1] + "/export", {"x": np.random.normal(size=(1000, 1000))}, {})
+    except UserError as error:
+        print(error)
+    print(sorted(os.listdir(sys.argv[1])))
+    saver.save(3, {"x": jnp.ones(3)})
+run_main(main)
+"""
+    process = run(code, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.startswith(f"error: Cannot write a checkpoint to {tmp_path}: File too large.")
+    assert len(err.splitlines()) == 1
+    assert out.startswith(f"Cannot write {tmp_path}/export: File too large.")
+    assert complete(tmp_path) == ["1"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"Cannot write a checkpoint to .*file/here: Not a directory"):
+        Checkpointer(tmp_path / "file" / "here").save(1, {"x": jnp.zeros(2)})
+    with pytest.raises(UserError, match=r"Cannot write .*file/here: Not a directory"):
+        checkpoint.export(tmp_path / "file" / "here", {"x": jnp.zeros(2)}, {})
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    with Checkpointer(tmp_path) as saver:
+        saver.save(1, {"x": jnp.zeros(2)})
+    data = [path for path in (tmp_path / "1").rglob("d/*") if path.is_file()]
+    for damaged in (data, [tmp_path / "1" / "_METADATA"]):
+        for path in damaged:
+            path.write_bytes(b"")
+        with pytest.raises(UserError, match=r"Cannot read .*/1: .*damaged"):
+            Checkpointer(tmp_path).restore({"x": jnp.zeros(2)})
+
+
+# --- exports ---
+
+
+def test_export_is_self_contained_and_replaced_whole(tmp_path):
+    (tmp_path / "vocabulary.txt").write_text("a b")
+    variables = make_state()["params"]
+    target, files = tmp_path / "run" / "export", {"tokens.model": tmp_path / "vocabulary.txt"}
+    checkpoint.export(target, variables, {"model": {"width": 3}}, files)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    loaded, config = checkpoint.load_export(tmp_path / "moved")
+    assert_bitwise(loaded, variables)
+    assert config["model"] == {"width": 3}
+    assert config["versions"]["jax"] == jax.__version__
+    assert config["folder"] == str(tmp_path / "moved/export")
+    assert (tmp_path / "moved/export/tokens.model").read_text() == "a b"
+
+    checkpoint.export(tmp_path / "moved/export", {"x": jnp.zeros(2)}, {})
+    loaded, config = checkpoint.load_export(tmp_path / "moved/export")
+    assert list(loaded) == ["x"]
+    assert sorted(os.listdir(tmp_path / "moved")) == ["export"]
+    assert sorted(os.listdir(tmp_path / "moved/export")) == ["config.json", "weights"]
+
+
+def test_export_survives_a_kill_between_its_renames_and_spares_other_folders(tmp_path, monkeypatch):
+    checkpoint.export(tmp_path / "export", {"x": jnp.zeros(2)}, {"version": 1})
+    rename, calls = os.rename, []
+
+    def killed(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.export(tmp_path / "export", {"x": jnp.ones(2)}, {"version": 2})
+    monkeypatch.undo()
+    assert checkpoint.load_export(tmp_path)[1]["version"] == 1
+    checkpoint.export(tmp_path / "export", {"x": jnp.ones(2)}, {"version": 3})
+    assert checkpoint.load_export(tmp_path / "export")[1]["version"] == 3
+    assert os.listdir(tmp_path) == ["export"]
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_text("")
+    with pytest.raises(UserError, match="exists and is no exported model"):
+        checkpoint.export(tmp_path / "photos", {"x": jnp.ones(2)}, {})
+    assert (tmp_path / "photos/a.jpg").exists()
+
+
+def test_export_onto_a_mesh(tmp_path):
+    checkpoint.export(tmp_path / "e", {"w": jnp.arange(64.0).reshape(8, 8)}, {})
+    mesh = sharding.make_mesh({"fsdp": 8})
+    places = lambda shapes: jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(None, "fsdp")), shapes)  # noqa: E731
+    loaded, _ = checkpoint.load_export(tmp_path / "e", places)
+    assert loaded["w"].addressable_shards[0].data.shape == (8, 1)
+    np.testing.assert_array_equal(loaded["w"], np.arange(64.0).reshape(8, 8))
+
+
+def test_an_unfinished_run_can_be_loaded_too(tmp_path):
+    state = make_state(3)
+    (tmp_path / "t.model").write_text("tokens")
+    options = dict(config={"model": "tiny"}, files={"t.model": tmp_path / "t.model"})
+    with Checkpointer(tmp_path / "run/checkpoints", keep=2, **options) as saver:
+        saver.save(1, make_state(1))
+        saver.save(2, state)
+    for path in (tmp_path / "run", tmp_path / "run/checkpoints", tmp_path / "run/checkpoints/2"):
+        variables, config = checkpoint.load_export(path)
+        assert set(variables) == {"params", "table"}
+        assert_bitwise(variables["params"], state["params"])
+        assert config["model"] == "tiny"
+        assert (checkpoint.pathlib.Path(config["folder"]) / "t.model").read_text() == "tokens"
+    checkpoint.export(tmp_path / "run/export", variables, {"model": "exported"})
+    assert checkpoint.load_export(tmp_path / "run")[1]["model"] == "exported"
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist: expected an exported model"):
+        checkpoint.find(tmp_path / "x")
+    with pytest.raises(UserError, match="is no folder of that kind"):
+        checkpoint.find(tmp_path)
+    checkpoint.export(tmp_path / "e", {"x": jnp.zeros(2)}, {})
+    (tmp_path / "e/config.json").write_text('{"model": ')
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        checkpoint.load_export(tmp_path / "e")
+
+
+def test_saved_shapes_need_no_arrays(tmp_path):
+    checkpoint.export(tmp_path / "e", make_state()["params"], {})
+    shapes = checkpoint.saved_shapes(tmp_path / "e" / checkpoint.WEIGHTS)
+    assert shapes == jax.eval_shape(lambda: tree.flatten(make_state()["params"]))
+    assert json.loads((tmp_path / "e/config.json").read_text())["versions"]
+
+
+def test_import_leaves_orbax_for_later():
+    code = "import sys, prismer_jax.checkpoint; assert not any(m.startswith('orbax') for m in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
