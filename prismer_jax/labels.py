@@ -30,7 +30,7 @@ MAX_IDS = 256  # rows of the tables that go with instances and words: an id is o
 CLASSES_KEY = "labels/obj_detection_classes"
 WORDS_KEY = "labels/ocr_detection_features"
 
-MAX_PIXELS = 100_000_000  # of a label map: more is a mistake or an attack
+MAX_PIXELS, MAX_SIDE = 100_000_000, 32_767  # of any image: more is a mistake or an attack, and OpenCV's limit
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
@@ -155,7 +155,9 @@ def decode(expert: str, data: bytes, where: str = "a label map") -> np.ndarray |
 def _decode_plain(row: Expert, data: bytes) -> np.ndarray | None:
     """The usual case, three times as fast: a whole PNG of 8 bits and of just these channels; None for anything else."""
     header = b"\x08\x00" if row.channels == 1 else b"\x08\x02"  # bit depth, colour type (grey, RGB)
-    if data[:8] != PNG_START or data[24:26] != header or not data.endswith(PNG_END) or _pixels(data) > MAX_PIXELS:
+    if data[:8] != PNG_START or data[24:26] != header or not data.endswith(PNG_END):
+        return None
+    if too_large(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")):
         return None
     flags = cv2.IMREAD_UNCHANGED if row.channels == 1 else cv2.IMREAD_COLOR_RGB
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -164,14 +166,15 @@ def _decode_plain(row: Expert, data: bytes) -> np.ndarray | None:
     return pixels.reshape(*pixels.shape[:2], row.channels)
 
 
-def _pixels(png: bytes) -> int:
-    return int.from_bytes(png[16:20], "big") * int.from_bytes(png[20:24], "big")
+def too_large(width: int, height: int, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether an image of this size, as its header claims, is refused before it is unpacked."""
+    return width * height > max_pixels or max(width, height) > MAX_SIDE
 
 
 def _decode_any(row: Expert, data: bytes, where: str) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
+        if too_large(*image.size):
             raise ValueError(f"{image.width}x{image.height} pixels are too many")
         image.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files

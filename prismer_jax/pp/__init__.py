@@ -1,9 +1,21 @@
 """Preprocessing: what happens to one example between its files and the batch. NumPy only, so it runs in any worker."""
 
-from prismer_jax.pp import image, labels, randaugment, text
+from prismer_jax.pp import image, labels, randaugment, text, tokenizer
 from prismer_jax.pp.ops import OPS, Example, Op, Pipeline, register
 
-__all__ = ["OPS", "Example", "Op", "Pipeline", "build", "image", "labels", "randaugment", "register", "text"]
+__all__ = [
+    "OPS",
+    "Example",
+    "Op",
+    "Pipeline",
+    "build",
+    "image",
+    "labels",
+    "randaugment",
+    "register",
+    "text",
+    "tokenizer",
+]
 
 
 def build(spec: str, tokenizer=None) -> Pipeline:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from typing import Literal
 
 import cv2
@@ -17,7 +16,7 @@ from PIL import Image, ImageOps
 
 from prismer_jax import labels
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.pp.labels import maps, sample
+from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
 cv2.setNumThreads(0)  # parallel over examples; OpenCV's own threads would only compete
@@ -27,7 +26,7 @@ JPEG_END = b"\xff\xd9"
 
 
 @register
-def decode(max_pixels: int = 100_000_000) -> Op:
+def decode(max_pixels: int = labels.MAX_PIXELS) -> Op:
     """Decodes the photo (bytes or a path) to upright uint8 RGB [H, W, 3], and its label maps to uint8 [h, w, c].
 
     Photos of any kind that Pillow reads become RGB: grey, palettes, CMYK, 16 bits (the high byte), and transparency
@@ -50,12 +49,12 @@ def decode(max_pixels: int = 100_000_000) -> Op:
 
 def _name(example: Example, key: str) -> str:
     """What a message calls this file."""
-    if isinstance(example[key], str | os.PathLike):
-        return os.fspath(example[key])
+    if isinstance(example[key], str):
+        return example[key]
     return f"{key} of example {example.get('id', '?')}"
 
 
-def read_image(source: bytes | str | os.PathLike | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
+def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
     """A photo as upright uint8 RGB [H, W, 3]; see `decode`."""
     if isinstance(source, np.ndarray):
         return source
@@ -82,7 +81,7 @@ def read_image(source: bytes | str | os.PathLike | np.ndarray, max_pixels: int, 
         raise BadSample(f"{where}: not a readable image ({error}).") from None
 
 
-def _bytes(source: bytes | str | os.PathLike, where: str) -> bytes:
+def _bytes(source: bytes | str, where: str) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
@@ -105,7 +104,7 @@ def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
 
 
 def _read_label(
-    name: str, source: bytes | str | os.PathLike | np.ndarray, photo: tuple[int, int], where: str, image: str
+    name: str, source: bytes | str | np.ndarray, photo: tuple[int, int], where: str, image: str
 ) -> np.ndarray:
     label = source if isinstance(source, np.ndarray) else labels.decode(name, _bytes(source, where), where)
     if label is None:
@@ -127,9 +126,7 @@ def resize(size: Size, label_size: Size | None = None) -> Op:
     shape, label_shape = _shapes(size, label_size)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        out = dict(example, image=_bicubic(example["image"], shape))
-        out.update({f"labels/{name}": sample(label, label_shape) for name, label in maps(example).items()})
-        return out
+        return dict(example, image=_bicubic(example["image"], shape)) | resample(example, label_shape)
 
     return op
 
@@ -167,11 +164,10 @@ def random_resized_crop(
         image = example["image"]
         height, width = image.shape[:2]
         top, left, h, w = _random_box(height, width, scale, ratio, rng)
-        out = dict(example, image=_bicubic(image[top : top + h, left : left + w], shape))
-        box = (left, top, left + w, top + h)
-        for name, label in maps(example).items():
-            out[f"labels/{name}"] = sample(label, label_shape, box, (height, width))
-        return out
+        cut = image[top : top + h, left : left + w]
+        return dict(example, image=_bicubic(cut, shape)) | resample(
+            example, label_shape, (left, top, left + w, top + h)
+        )
 
     return op
 
@@ -203,14 +199,14 @@ def flip(p: float = 0.5, normals: Literal["mirror", "reference"] = "mirror") -> 
     def op(example: Example, rng: np.random.Generator) -> Example:
         if rng.random() >= p:
             return example
-        out = dict(example, image=example["image"][:, ::-1])
+        out = dict(example, image=cv2.flip(example["image"], 1))
         for name, label in maps(example).items():
-            label = label[:, ::-1]
+            mirrored = cv2.flip(label, 1).reshape(label.shape)  # OpenCV drops an axis of one channel
             if name == "normal" and normals == "mirror":
-                label = label.copy()
+                red, green, blue = mirrored[..., 0], mirrored[..., 1], mirrored[..., 2]
                 # Exactly black is no unit vector: it is the empty map, which stays so.
-                label[..., 0] = np.where(label.any(axis=-1), 255 - label[..., 0], 0)
-            out[f"labels/{name}"] = label
+                np.invert(red, out=red, where=(red | green | blue) != 0)
+            out[f"labels/{name}"] = mirrored
         return out
 
     return op

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from prismer_jax import labels, pp
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp import randaugment
-from prismer_jax.pp.labels import sample
+from prismer_jax.pp.labels import resample
 
 IDS = ("seg_coco", "obj_detection", "ocr_detection")
 
@@ -154,9 +154,10 @@ def test_resize_is_pillows_bicubic_and_nearest():
 
 @pytest.mark.parametrize(("length", "size"), [(640, 224), (480, 224), (96, 96), (7, 100), (333, 480), (100, 1)])
 def test_nearest_is_pillows_at_every_scale(length, size):
-    row = np.arange(length * 2, dtype=np.int32).reshape(2, length, 1)
+    row = np.random.default_rng(0).integers(0, 255, (2, length, 1), np.uint8)
     expected = Image.fromarray(row[..., 0]).resize((size, 2), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(sample(row, (2, size))[..., 0], np.asarray(expected))
+    out = resample({"image": np.zeros((2, length, 3)), "labels/depth": row}, (2, size))
+    np.testing.assert_array_equal(out["labels/depth"][..., 0], np.asarray(expected))
 
 
 def test_random_resized_crop_is_a_crop_then_a_resize():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from prismer_jax import labels
@@ -52,24 +53,31 @@ def maps(example: Example) -> dict[str, np.ndarray]:
     return {name: example[row.key] for name, row in labels.EXPERTS.items() if row.key in example}
 
 
-def sample(
-    label: np.ndarray, size: tuple[int, int], box: Box | None = None, photo: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Resamples a map [h, w, c], or the box (pixels of its photo of size (height, width)) of it, to (height, width).
+def resample(example: Example, size: tuple[int, int], box: Box | None = None) -> dict[str, np.ndarray]:
+    """Every label map, or what lies in the box (pixels of the photo), resampled to size (height, width).
 
     Takes the pixel under each centre, floor((i + 0.5) * in / out): the rule of Pillow's NEAREST, by which the
     reference resizes label files, to the bit.
     """
-    height, width, channels = label.shape
-    if box is None:
-        if (height, width) == size:
-            return label
-        box, photo = (0, 0, width, height), (height, width)
-    left, top, right, bottom = box
-    rows = _centres(top * height / photo[0], (bottom - top) * height / photo[0], height, size[0])
-    columns = _centres(left * width / photo[1], (right - left) * width / photo[1], width, size[1])
-    flat = label if channels > 1 else label[..., 0]
-    return flat.take(rows, axis=0).take(columns, axis=1).reshape(*size, channels)
+    photo = example["image"].shape[:2]
+    out, grids = {}, {}
+    for name, label in maps(example).items():
+        shape = label.shape[:2]
+        if shape != size or box is not None:
+            if shape not in grids:  # mostly all maps of a photo have one size
+                grids[shape] = _grid(shape, size, box or (0, 0, photo[1], photo[0]), photo)
+            label = cv2.remap(label, grids[shape], None, cv2.INTER_NEAREST).reshape(*size, label.shape[2])
+        out[f"labels/{name}"] = label
+    return out
+
+
+def _grid(shape: tuple[int, int], size: tuple[int, int], box: Box, photo: tuple[int, int]) -> np.ndarray:
+    """Source pixel (x, y) of every pixel: int16 [height, width, 2]."""
+    (height, width), (left, top, right, bottom) = shape, box
+    grid = np.empty((*size, 2), np.int16)
+    grid[..., 0] = _centres(left * width / photo[1], (right - left) * width / photo[1], width, size[1])
+    grid[..., 1] = _centres(top * height / photo[0], (bottom - top) * height / photo[0], height, size[0])[:, None]
+    return grid
 
 
 def _centres(start: float, extent: float, length: int, count: int) -> np.ndarray:

@@ -1,0 +1,319 @@
+"""The loader: batches of examples, where the batch of step s is a function of (seed, s).
+
+A Grain chain: shuffle, repeat, load with random ops, mix, take this process's part, batch. Random ops stand before the
+slice per process and nothing filters, so any number of processes and workers sees the same global batches, and resuming
+is slicing at the step; no iterator state is saved.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import logging
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+from absl import flags
+
+from prismer_jax.errors import BadSample, UserError
+
+Batch = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+TRIES = 16  # so many bad samples in a row are no accident
+WARNINGS = 10  # bad samples that are named one by one; more are only counted
+PATIENCE = 1000  # examples over which the fraction of bad ones is judged at first
+
+
+def train_batches(
+    data: Sequence[dict[str, Any]],
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    num_workers: int = 0,
+    num_threads: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    max_bad_fraction: float = 0.01,
+) -> TrainBatches:
+    """The endless batches of a training run from `first_step` on: this process's part of each global batch.
+
+    Args:
+      data: the mixture, each {'source': ..., 'pp': ..., 'weight': 1.0}; a source has __len__ and __getitem__.
+      batch_size: of all processes together.
+      seed: of the order, of the augmentations and of what replaces bad samples.
+      first_step: of the first batch; a resumed run passes the step of its checkpoint.
+      num_workers: worker processes; 0 loads in threads of this one, which is enough where decoding dominates.
+      num_threads: threads, of each worker too; by default one a core, or one in a worker.
+      process_index, process_count: which part of each batch.
+      max_bad_fraction: of samples that raise BadSample and are replaced by others, chosen by the same seed.
+
+    Raises:
+      UserError: nothing to load, or sizes that do not divide. While iterating: too many bad samples, examples of
+        different shapes, or whatever an op reports.
+    """
+    _check_sizes(batch_size, process_index, process_count)
+    parts, weights = [], []
+    for number, part in enumerate(data):
+        if not len(part["source"]):
+            raise UserError(f"Data set {number + 1} of the mixture is empty. Check its split and limit.")
+        if (weight := float(part.get("weight", 1.0))) <= 0:
+            raise UserError(
+                f"Data set {number + 1} of the mixture has weight {weight}; leave it out or make it positive."
+            )
+        own_seed = np.random.SeedSequence([seed, number]).generate_state(1)
+        indices = grain.MapDataset.range(len(part["source"])).seed(int(own_seed[0])).shuffle().repeat(None)
+        parts.append(indices.random_map(_TrainExample(part["source"], part["pp"])))
+        weights.append(weight)
+    if not parts:
+        raise UserError("The mixture has no data set.")
+    chain = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    chain = chain[process_index::process_count].batch(batch_size // process_count, batch_fn=_collate)
+    return TrainBatches(_iterate(chain[first_step:], num_workers, num_threads), max_bad_fraction)
+
+
+class TrainBatches(Iterator[Batch]):
+    """Iterator of host batches; closes its threads and workers with `close`, at its end, or on any error.
+
+    Attributes:
+      seen: examples so far.
+      bad: of them, those that took the place of bad samples.
+      cut: of them, those whose text was cut to its length.
+    """
+
+    def __init__(self, batches: Iterator[Batch], max_bad_fraction: float) -> None:
+        self._batches = batches
+        self._max_bad_fraction = max_bad_fraction
+        self.seen = self.bad = self.cut = 0
+
+    def __next__(self) -> Batch:
+        batch = _next(self._batches)
+        self.seen += len(batch["_mask"])
+        self._count_bad(batch.pop("_bad"))
+        cut = batch.pop("_cut")
+        if cut and not self.cut:
+            logger.warning("Some texts are longer than tokenize's length and are cut. Raise it to keep them whole.")
+        self.cut += cut
+        return batch
+
+    def _count_bad(self, messages: list[str]) -> None:
+        for message in messages:
+            self.bad += 1
+            if self.bad <= WARNINGS:
+                more = " Further bad samples are only counted." if self.bad == WARNINGS else ""
+                logger.warning("Bad sample %d, replaced by another: %s%s", self.bad, message, more)
+        if messages and self.bad > self._max_bad_fraction * max(self.seen, PATIENCE):
+            self.close()
+            raise UserError(
+                f"{self.bad} bad samples among {self.seen} examples are more than "
+                f"max_bad_fraction={self._max_bad_fraction} allows. The last: {messages[-1]}"
+            )
+
+    def close(self) -> None:
+        """Stops threads and worker processes; what they have prepared is dropped."""
+        self._batches.close()
+
+
+def eval_batches(
+    source: Any,
+    pp: Any,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int | None = None,
+) -> EvalBatches:
+    """Batches that cover each example of a source once, in order, as often as one iterates over them.
+
+    The last batch is filled up with rows whose `_mask` is False; every process has the same number of batches. What
+    is no array comes as `meta`, a list of one dict a row. `pp` may draw random numbers: they depend on the example
+    alone. A bad sample is an error here, as a score without it would be of another data set.
+    """
+    _check_sizes(batch_size, process_index, process_count)
+    if not len(source):
+        raise UserError("The data set to evaluate on is empty. Check its split and limit.")
+    return EvalBatches(source, pp, batch_size, process_index, process_count, num_workers, num_threads)
+
+
+class EvalBatches(Iterable[Batch]):
+    """See `eval_batches`; `len` is the number of batches."""
+
+    def __init__(
+        self,
+        source: Any,
+        pp: Any,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        num_workers: int,
+        num_threads: int | None,
+    ) -> None:
+        self._length = -(-len(source) // batch_size)
+        rows = grain.MapDataset.range(self._length * batch_size).map(_EvalExample(source, pp))
+        rows = rows[process_index::process_count]
+        self._chain = rows.batch(batch_size // process_count, batch_fn=functools.partial(_collate, meta=True))
+        self._workers = num_workers, num_threads
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = _iterate(self._chain, *self._workers)
+        try:
+            for _ in range(self._length):
+                batch = _next(batches)
+                del batch["_bad"], batch["_cut"]
+                yield batch
+        finally:
+            batches.close()
+
+
+def to_device(batches: Iterable[Batch], sharding: Any, size: int = 2) -> Iterator[Batch]:
+    """Moves the arrays of batches to devices, `size` batches ahead of the consumer; what is no array stays on the host.
+
+    Each process hands over its part of the global batch. Closing the generator closes `batches`.
+
+    Raises:
+      UserError: a batch cannot be divided over the devices of `sharding`.
+    """
+    import jax  # not at the top: loader processes import this module and have no use for a backend
+
+    def put(batch: Batch) -> Batch:
+        out = {}
+        for key, value in batch.items():
+            if not isinstance(value, np.ndarray):
+                out[key] = value
+                continue
+            rows = len(value) * jax.process_count()
+            try:
+                sharding.shard_shape((rows, *value.shape[1:]))
+            except ValueError:
+                raise UserError(f"A batch of {rows} does not divide over the devices of {sharding}.") from None
+            out[key] = jax.make_array_from_process_local_data(sharding, value)
+        return out
+
+    ahead: collections.deque[Batch] = collections.deque()
+    try:
+        for batch in batches:
+            ahead.append(put(batch))
+            if len(ahead) > size:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
+
+
+def _check_sizes(batch_size: int, process_index: int, process_count: int) -> None:
+    if batch_size <= 0 or batch_size % process_count:
+        raise UserError(f"A batch of {batch_size} does not divide over {process_count} processes.")
+    if not 0 <= process_index < process_count:
+        raise UserError(f"Process {process_index} is not one of {process_count}.")
+
+
+class _TrainExample:
+    """Index -> the arrays of an example; a bad sample gives way to another, drawn by the same rng."""
+
+    def __init__(self, source: Any, pp: Any) -> None:
+        self.source, self.pp = source, pp
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        bad: list[str] = []
+        while len(bad) < TRIES:
+            try:
+                example = self.pp(self.source[int(index)], rng)
+                return _arrays(example) | {"_bad": bad, "_cut": int(example.get("_cut", 0))}
+            except BadSample as error:
+                bad.append(str(error))
+                index = rng.integers(len(self.source))
+            except UserError as error:
+                return {"_error": str(error)}
+        return {"_error": f"{TRIES} samples in a row are bad. The last: {bad[-1]}"}
+
+
+class _EvalExample:
+    """Index -> an example with its arrays and its `meta`; beyond the source's end, an empty row."""
+
+    def __init__(self, source: Any, pp: Any) -> None:
+        self.source, self.pp = source, pp
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        real = int(index) < len(self.source)
+        try:
+            # Rows that fill up the last batch repeat the first example: any of the right shapes serves.
+            example = self.pp(self.source[int(index) if real else 0], np.random.default_rng([0, int(index)]))
+        except UserError as error:
+            return {"_error": str(error)}
+        arrays = _arrays(example)
+        meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_") and k != "cut"}
+        return arrays | {"_bad": [], "_cut": 0, "_mask": np.bool_(real), "meta": meta}
+
+
+def _arrays(example: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in example.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"} | {
+        "_mask": np.bool_(True)
+    }
+
+
+def _collate(examples: Sequence[dict[str, Any]], meta: bool = False) -> Batch:
+    """Stacks examples. Errors travel as `_error`, since exceptions of worker processes come with a traceback."""
+    for example in examples:
+        if "_error" in example:
+            return {"_error": example["_error"]}
+    batch: Batch = {
+        "_bad": [message for example in examples for message in example["_bad"]],
+        "_cut": sum(example["_cut"] for example in examples),
+    }
+    if meta:
+        batch["meta"] = [example["meta"] for example in examples]
+    shapes = [{k: np.shape(v) for k, v in example.items() if k not in ("_bad", "_cut", "meta")} for example in examples]
+    for other in shapes[1:]:
+        if other != shapes[0]:
+            differ = sorted(k for k in shapes[0].keys() | other.keys() if shapes[0].get(k) != other.get(k))
+            seen = ", ".join(f"{k} {shapes[0].get(k, 'absent')} and {other.get(k, 'absent')}" for k in differ)
+            return {
+                "_error": f"Examples of one batch differ: {seen}. Give all pp chains the same labels_for and sizes."
+            }
+    for key in shapes[0]:
+        batch[key] = np.stack([example[key] for example in examples])
+    return batch
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    try:
+        batch = next(batches)
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise UserError("A loader process died, out of memory perhaps. Try fewer num_workers, or 0.") from None
+    if "_error" in batch:
+        batches.close()
+        raise UserError(batch["_error"])
+    return batch
+
+
+def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None) -> Iterator[Batch]:
+    if num_threads is None:
+        num_threads = 1 if num_workers else len(os.sched_getaffinity(0))
+    # Elements are whole batches: Grain's default of 500 prefetched ones would fill the memory.
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    dataset = chain.to_iter_dataset(options)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain hands absl flags to its workers
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_ignore_interrupts)
+    return iter(dataset)
+
+
+def _ignore_interrupts(worker: int, count: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process ends the workers, without a traceback from each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
