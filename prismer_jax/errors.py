@@ -48,8 +48,8 @@ def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:  # not about a file: a bug, which wants its traceback
             raise
-        where = f" {error.filename}" if error.filename else ""
-        sys.exit(_fail(f"error:{where}: {error.strerror}. Check that the path exists, is readable and has free space."))
+        where = f" {error.filename}:" if error.filename else ""
+        sys.exit(_fail(f"error:{where} {error.strerror}. Check that the path exists, is readable and has free space."))
 
 
 def _fail(line: str) -> int:

@@ -1,0 +1,367 @@
+"""What a run says about itself: metrics.jsonl, metrics.csv, TensorBoard, Weights & Biases, and a progress bar.
+
+metrics.jsonl is the record: a line a logged step, numbers in full. The other files follow from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import json
+import os
+import pathlib
+import socket
+import struct
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prismer_jax.errors import UserError
+
+Value = float | int
+
+
+class Writer:
+    """Writes scalars to a workdir, each `write` at once, so that a kill loses nothing but a line half written."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        first_step: int = 0,
+        tensorboard: bool = True,
+        wandb: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        """Opens the files.
+
+        Args:
+          workdir: a folder, made if need be.
+          first_step: the step from which the run resumes; what was logged after it will be logged again and is dropped.
+            0 starts anew.
+          tensorboard: write event files into WORKDIR/tensorboard.
+          wandb: keyword arguments of wandb.init (project, name, mode ...), or None for no Weights & Biases. A resumed
+            run continues the same one.
+          config: shown by Weights & Biases.
+          enabled: False in all processes but one; then nothing is written.
+
+        Raises:
+          UserError: wandb is wanted but not installed, or the folder cannot be written.
+        """
+        self._enabled = enabled
+        if not enabled:
+            return
+        workdir = pathlib.Path(workdir)
+        self._jsonl, self._csv = workdir / "metrics.jsonl", workdir / "metrics.csv"
+        self._columns: list[str] = ["step"]
+        with self._explained():
+            workdir.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(line) + "\n" for line in read(workdir) if first_step and line["step"] <= first_step]
+            temporary = self._jsonl.with_suffix(".tmp")
+            temporary.write_text("".join(lines))
+            os.replace(temporary, self._jsonl)
+            self._rewrite_csv()
+            self._events = EventFile(workdir / "tensorboard", first_step) if tensorboard else None
+        self._wandb = None if wandb is None else _start_wandb(workdir, wandb, config)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes {name: number} of a step; numbers may be NumPy's or JAX's scalars.
+
+        In metrics.jsonl a float is written so that reading gives the very same float; what is not finite is NaN,
+        Infinity or -Infinity, as Python's json has it.
+        """
+        if not self._enabled:
+            return
+        line = {"step": int(step), **{name: _number(value) for name, value in values.items()}}
+        with self._explained():
+            with self._jsonl.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            if set(line) <= set(self._columns):
+                with self._csv.open("a", newline="") as file:
+                    csv.DictWriter(file, self._columns).writerow(line)
+            else:
+                self._rewrite_csv()
+            if self._events is not None:
+                self._events.write(step, {name: value for name, value in line.items() if name != "step"})
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Closes the files; the writer is not used after that."""
+        if self._enabled and self._events is not None:
+            self._events.close()
+        if self._enabled and self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _rewrite_csv(self) -> None:
+        lines = read(self._jsonl.parent)
+        self._columns = list(dict.fromkeys(["step", *(name for line in lines for name in line)]))
+        temporary = self._csv.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, self._columns)
+            table.writeheader()
+            table.writerows(lines)
+        os.replace(temporary, self._csv)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"Cannot write metrics to {self._jsonl.parent}: {error.strerror}.") from error
+
+
+def read(workdir: str | os.PathLike[str]) -> list[dict[str, Value]]:
+    """Returns the lines of WORKDIR/metrics.jsonl, [] if there is none; a line torn by a kill is left out."""
+    file = pathlib.Path(workdir) / "metrics.jsonl"
+    lines = []
+    for text in file.read_text(errors="replace").splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+    return lines
+
+
+def _number(value: Any) -> Value:
+    return value if type(value) is int else float(value)
+
+
+def _start_wandb(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("Weights & Biases is not installed: pip install wandb, or set wandb=None.") from None
+    file = workdir / "wandb_id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:8])
+    start = {"id": file.read_text(), "resume": "allow", "dir": str(workdir), "config": dict(config or {}), **options}
+    return wandb.init(**start)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TensorBoard
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class EventFile:
+    """A TensorBoard event file of scalars, without TensorFlow.
+
+    The format is that of TFRecord (length, its masked CRC-32C, data, its masked CRC-32C) around protocol buffers:
+    tensorflow/core/util/event.proto and tensorflow/core/framework/summary.proto say which field has which number.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int = 0) -> None:
+        """Opens a new file; what older files in the folder hold after first_step, TensorBoard will no longer show."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("ab")
+        self._record(_bytes_field(3, b"brain.Event:2"))  # file_version
+        # session_log { status: START }: events of this or later steps in older files are of a run that was cut off
+        self._record(_int_field(2, first_step + 1) + _bytes_field(7, _int_field(1, 1)))
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Writes {tag: number} of a step."""
+        summary = b"".join(
+            _bytes_field(1, _bytes_field(1, tag.encode()) + _key(2, 5) + struct.pack("<f", _float32(value)))
+            for tag, value in values.items()
+        )
+        self._record(_int_field(2, step) + _bytes_field(5, summary))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _record(self, event: bytes) -> None:
+        event = _key(1, 1) + struct.pack("<d", time.time()) + event
+        length = struct.pack("<Q", len(event))
+        crcs = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+        self._file.write(length + crcs[0] + event + crcs[1])
+        self._file.flush()
+
+
+def _float32(value: Value) -> float:
+    return value if abs(value) < 3.4e38 or value != value else float("inf") if value > 0 else float("-inf")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _key(number: int, wire_type: int) -> bytes:
+    return _varint(number << 3 | wire_type)
+
+
+def _int_field(number: int, value: int) -> bytes:
+    return _key(number, 0) + _varint(value)
+
+
+def _bytes_field(number: int, value: bytes) -> bytes:
+    return _key(number, 2) + _varint(len(value)) + value
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli's polynomial, reflected
+        table.append(byte)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Returns the CRC-32C of RFC 3720, rotated and shifted as TFRecord wants it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Progress
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A live bar on a terminal, a line now and then elsewhere; and the throughput of training, and of nothing else.
+
+    with Progress(total_steps, first_step) as progress:
+        for ...:
+            progress.step(images=64, tokens=2048)
+            rates = progress.show(loss=loss)  # every so many steps; {"images_per_second": ..., ...}
+            with progress.paused("evaluating"):
+                ...
+    """
+
+    def __init__(
+        self,
+        total: int,
+        first_step: int = 0,
+        *,
+        every_seconds: float = 10.0,
+        stream: Any = None,
+        live: bool | None = None,
+        enabled: bool = True,
+        clock: Any = time.perf_counter,
+    ) -> None:
+        """Makes it; nothing is shown before `with`.
+
+        Args:
+          total: steps of the whole training.
+          first_step: steps done before, by the run that is resumed.
+          every_seconds: how often a line is printed where there is no terminal.
+          stream: default stdout.
+          live: a bar; default whether the stream is a terminal.
+          enabled: False shows nothing, in all processes but one.
+          clock: seconds.
+        """
+        self.total, self.done = total, first_step
+        self._stream = sys.stdout if stream is None else stream
+        self._live = enabled and (self._stream.isatty() if live is None else live)
+        self._enabled, self._every, self._clock = enabled, every_seconds, clock
+        self._bar: Any = None
+        self._last_line: float | None = None
+        self._started: float | None = None  # set by the first step, which compiled
+        self._steps = 0  # since then
+        self._counts: dict[str, float] = {}
+        self._window_start = 0.0
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            from rich import console, progress
+
+            text = [progress.TextColumn(f"{{task.fields[{name}]}}") for name in ("what", "rates")]
+            columns = [text[0], progress.BarColumn(), progress.MofNCompleteColumn(), text[1]]
+            self._bar = progress.Progress(
+                *columns, console=console.Console(file=self._stream, force_terminal=True), refresh_per_second=4
+            )
+            self._task = self._bar.add_task("", total=self.total, completed=self.done, what="compiling", rates="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, **amounts: float) -> None:
+        """Counts a step and what it processed: images=64, tokens=2048. The first, which compiled, starts the clock."""
+        self.done += 1
+        if self._started is None:
+            self._started = self._window_start = self._clock()
+        else:
+            self._steps += 1
+            for name, amount in {"steps": 1, **amounts}.items():
+                self._counts[name] = self._counts.get(name, 0) + amount
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, what="training")
+
+    def show(self, **values: float) -> dict[str, float]:
+        """Shows values (loss=...) beside the rates; returns {'images_per_second': ...} since the last call."""
+        now = self._clock()
+        seconds = now - self._window_start
+        rates = {f"{name}_per_second": count / seconds for name, count in self._counts.items()} if seconds > 0 else {}
+        self._counts, self._window_start = {}, now
+        if not self._enabled:
+            return rates
+        words = [f"{name} {value:.4g}" for name, value in values.items()]
+        words += [f"{rates[f'{n}_per_second']:,.0f} {n}/s" for n in ("images", "tokens") if f"{n}_per_second" in rates]
+        left = self.seconds_left()
+        if left is not None:
+            end = datetime.datetime.now() + datetime.timedelta(seconds=left)
+            words.append(f"{_duration(left)} left, until {end:%H:%M}")
+        if self._bar is not None:
+            self._bar.update(self._task, rates=" ".join(words))
+        elif self._last_line is None or now - self._last_line >= self._every or self.done >= self.total:
+            self._last_line = now
+            self._print("  ".join([f"step {self.done}/{self.total}", *words]))
+        return rates
+
+    def seconds_left(self) -> float | None:
+        """Returns how long the rest of the training will take, pauses not counted; None before two steps are done."""
+        if not self._steps:
+            return None
+        return (self.total - self.done) * (self._clock() - self._started) / self._steps
+
+    @contextlib.contextmanager
+    def paused(self, what: str) -> Iterator[None]:
+        """Leaves the time inside out of all rates, and says what is done in it."""
+        if self._bar is not None:
+            self._bar.update(self._task, what=what)
+        elif self._enabled:
+            self._print(f"step {self.done}/{self.total}  {what}")
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            pause = self._clock() - begin
+            if self._started is not None:
+                self._started += pause
+                self._window_start += pause
+            if self._bar is not None:
+                self._bar.update(self._task, what="training")
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
