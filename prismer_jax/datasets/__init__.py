@@ -9,6 +9,7 @@ from prismer_jax.errors import choose
 
 # Name -> module with a function `load`; a module is imported when its data set is asked for.
 DATASETS = {
+    "lists": "prismer_jax.datasets.lists",
     "scenes": "prismer_jax.datasets.scenes",
 }
 

@@ -12,9 +12,10 @@ quarter of its time, for only the wanted ones become Python objects.
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, no_classes, no_words
 
 Example = dict[str, Any]
+Task = Literal["caption", "question", "all"]
 
 
 def features(experts: Sequence[str] = tuple(EXPERTS)):
@@ -103,14 +105,16 @@ def encode(
     }
 
 
-def decode(record: bytes, question: int | None = None) -> Example:
-    """The example of a record, either with its captions or with one of its questions.
+def decode(record: bytes, question: int | Literal["all"] | None = None) -> Example:
+    """The example of a record: with its captions, with one of its questions, or with all of both.
 
-    Returns a dict with `id`, `image`, the labels that are there, `weight`, and `captions`, or `question`, `answers`,
-    `answer_weights`, `question_type`, `question_id`.
+    Returns a dict with `id`, `image`, `weight`, the labels that are there, and
+      question None: `captions`;
+      question i: `question`, `answers`, `answer_weights`, `question_type`, `question_id`;
+      question 'all': `captions`, and `questions`, a list of dicts with those five.
     """
     feature = _message().FromString(record).features.feature
-    example: Example = {"id": _text(feature["id"]), "image": feature["image"].bytes_list.value[0]}
+    example: Example = {"id": feature["id"].bytes_list.value[0].decode(), "image": feature["image"].bytes_list.value[0]}
     for name in EXPERTS:
         key = f"labels/{name}"
         if key in feature and (png := feature[key].bytes_list.value[0]):
@@ -124,36 +128,50 @@ def decode(record: bytes, question: int | None = None) -> Example:
         stored = np.frombuffer(feature[WORDS_KEY].bytes_list.value[0], np.float16).reshape(-1, FEATURES)
         words[: len(stored)] = stored
     example["weight"] = feature["weight"].float_list.value[0]
-    if question is None:
+    if question is None or question == "all":
         example["captions"] = [text.decode() for text in feature["captions"].bytes_list.value]
-        return example
-    counts = feature["answer_counts"].int64_list.value
-    start = sum(counts[:question])
-    answers = slice(start, start + counts[question])
-    example["question"] = feature["questions"].bytes_list.value[question].decode()
-    example["answers"] = [text.decode() for text in feature["answers"].bytes_list.value[answers]]
-    example["answer_weights"] = list(feature["answer_weights"].float_list.value[answers])
-    example["question_type"] = feature["question_types"].bytes_list.value[question].decode()
-    example["question_id"] = feature["question_ids"].int64_list.value[question]
+    if question == "all":
+        count = len(feature["questions"].bytes_list.value)
+        example["questions"] = [_question(feature, i) for i in range(count)]
+    elif question is not None:
+        example |= _question(feature, question)
     return example
 
 
+def _question(feature: Any, index: int) -> dict[str, Any]:
+    counts = feature["answer_counts"].int64_list.value
+    start = sum(counts[:index])
+    answers = slice(start, start + counts[index])
+    return {
+        "question": feature["questions"].bytes_list.value[index].decode(),
+        "answers": [text.decode() for text in feature["answers"].bytes_list.value[answers]],
+        "answer_weights": list(feature["answer_weights"].float_list.value[answers]),
+        "question_type": feature["question_types"].bytes_list.value[index].decode(),
+        "question_id": feature["question_ids"].int64_list.value[index],
+    }
+
+
 class Source:
-    """Random access to the records of a finished data set: one item a record (captions) or a question.
+    """Random access to the records of a finished data set.
 
-    Cheap to pickle; the shards are opened on first use, in whichever process that is.
-
-    Attributes:
-      paths: the shards, in order.
-      questions: how many each record has; 0 yields captions.
+    Task 'caption' has one item a record, with its captions; 'question' one item a question; 'all' one item a record
+    with all of both. Cheap to pickle; the shards are opened on first use, in whichever process that is.
     """
 
-    def __init__(self, folder: str | pathlib.Path, questions: int = 0):
-        """Raises UserError if there are no shards in `folder`."""
+    def __init__(self, folder: str | os.PathLike, task: Task = "caption", questions: int = 0):
+        """Args:
+          folder: holds the shards.
+          task: what an item is.
+          questions: that each record has; needed for the task 'question'.
+
+        Raises:
+          UserError: there are no shards in `folder`.
+        """
         self.paths = sorted(str(path) for path in pathlib.Path(folder).glob("*.array_record*"))
-        self.questions = questions
+        self.task = task
+        self.per_record = questions if task == "question" else 1
         if not self.paths:
-            raise UserError(f"{folder}: holds no ArrayRecord shards. Build the data set again.")
+            raise UserError(f"{folder}: holds no ArrayRecord shards. Delete it, so that it is built again.")
 
     @functools.cached_property
     def _records(self):
@@ -162,21 +180,16 @@ class Source:
         return ArrayRecordDataSource(self.paths)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "questions": self.questions}
+        return {key: value for key, value in self.__dict__.items() if key != "_records"}
 
     def __len__(self) -> int:
-        return len(self._records) * (self.questions or 1)
+        return len(self._records) * self.per_record
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"{index} of {len(self)}")
-        if not self.questions:
-            return decode(self._records[int(index)])
-        return decode(self._records[int(index) // self.questions], int(index) % self.questions)
-
-
-def _text(feature: Any) -> str:
-    return feature.bytes_list.value[0].decode()
+        record, question = divmod(int(index), self.per_record)
+        return decode(self._records[record], {"caption": None, "question": question, "all": "all"}[self.task])
 
 
 @functools.cache

@@ -5,6 +5,7 @@ Scene i of a split is a function of (seed, split, i); its captions and questions
 
 Item of the task 'caption', one a scene: `image`, `labels/*`, `captions` (five).
 Item of the task 'question', eight a scene: `image`, `labels/*`, `question`, `answers` (ten), `question_type`, ...
+Item of the task 'all', one a scene: `image`, `labels/*`, `captions`, `questions` (a list of eight).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ QUESTION_TYPES = scenes_text.QUESTION_TYPES
 QUESTIONS = 8  # a scene
 VERSION = "1.0.0"  # of the generator: whatever changes a scene or its texts raises it
 SPLITS = ("train", "val")
-TASKS = {"caption": 0, "question": QUESTIONS}
+TASKS = ("caption", "question", "all")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load(
 
     Args:
       split: 'train' or 'val', which share no scene.
-      task: 'caption' or 'question'.
+      task: 'caption', 'question' or 'all'.
       size: pictures and label maps are size x size pixels.
       count: of training scenes; 'val' has a tenth as many.
       seed: of the generator.
@@ -65,7 +66,7 @@ def load(
     Raises:
       UserError: an argument is not as above, or there is no space for the data.
     """
-    questions = choose("task of the scenes", task, TASKS)
+    choose("task of the scenes", task, dict.fromkeys(TASKS))
     choose("split of the scenes", split, dict.fromkeys(SPLITS))
     if not (32 <= size <= 2048 and 1 <= count <= 10_000_000 and 0 <= seed < 2**31):
         raise UserError(f"scenes: {size=} must be in 32..2048, {count=} in 1..10000000, {seed=} in 0..2147483647.")
@@ -75,7 +76,7 @@ def load(
         from prismer_jax.datasets import scenes_build  # imports TFDS, which reading does not need
 
         scenes_build.build(settings, folder)
-    return records.Source(folder, questions)
+    return records.Source(folder, task, QUESTIONS)
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:

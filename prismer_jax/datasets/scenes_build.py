@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import tensorflow_datasets as tfds
 from absl import logging
 from rich.console import Console
@@ -58,7 +59,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         return {self._settings.split: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, arguments in enumerate(_progress(_render(self._settings), self._settings)):
+        for index, arguments in enumerate(_progress(render(self._settings, _cores()), self._settings)):
             yield index, records.encode(**arguments)
 
 
@@ -107,9 +108,8 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _render(settings: Settings) -> Iterator[dict[str, Any]]:
+def render(settings: Settings, workers: int) -> Iterator[dict[str, Any]]:
     """The scenes in order; worker w of n renders w, w + n, w + 2n ... and sends them through a pipe."""
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 64)
     if settings.count <= _FEW:
         yield from (example(settings, index) for index in range(settings.count))
         return
@@ -118,7 +118,11 @@ def _render(settings: Settings) -> Iterator[dict[str, Any]]:
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one thread a process, not one a core
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-c", _WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            process_group=0,  # Ctrl-C reaches the builder alone, which ends its workers
         )
         for _ in range(workers)
     ]
@@ -139,13 +143,19 @@ def _render(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def work() -> None:
     """The main program of a worker: reads what to render from stdin, writes pickled examples to stdout."""
-    import cv2
-
     cv2.setNumThreads(1)
     settings, start, step = pickle.load(sys.stdin.buffer)
-    for index in range(start, settings.count, step):
-        pickle.dump(example(settings, index), sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+    try:
+        for index in range(start, settings.count, step):
+            pickle.dump(example(settings, index), sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the builder has been killed
+        os._exit(1)
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Rate(ProgressColumn):

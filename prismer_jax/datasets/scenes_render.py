@@ -21,7 +21,7 @@ from prismer_jax.datasets.scenes_world import COLORS, GROUNDS, SKIES, Part, Scen
 GROUND, SKY = -1, -2  # in Hits.part
 BOARD_FACE = 5  # the face of the board that looks along its own z axis
 _SUBSAMPLES = np.array([(-0.375, -0.125), (0.125, -0.375), (0.375, 0.125), (-0.125, 0.375)], np.float32)  # in pixels
-_CONTRAST = np.float32(0.02)  # in linear light; above it a pixel is sampled more densely
+_CONTRAST = np.float32(0.09)  # of the final picture (0..1): a pixel that differs more from one beside it is an edge
 
 
 @dataclass
@@ -118,45 +118,53 @@ def _turn(yaw: float) -> np.ndarray:
 
 def _edges(color: np.ndarray) -> np.ndarray:
     """Pixels of the linear picture [3, h, w] that differ from a neighbour, bool [h, w]."""
-    bright = np.sqrt(np.maximum(color, 0))
-    down = (np.abs(np.diff(bright, axis=1)) > 3 * _CONTRAST).any(0)
-    right = (np.abs(np.diff(bright, axis=2)) > 3 * _CONTRAST).any(0)
+    final = np.sqrt(color)
     marked = np.zeros(color.shape[1:], bool)
-    marked[1:] |= down
-    marked[:-1] |= down
-    marked[:, 1:] |= right
-    marked[:, :-1] |= right
+    for axis in (0, 1):
+        differ = (np.abs(np.diff(final, axis=axis + 1)) > _CONTRAST).any(0)
+        for side in (slice(1, None), slice(-1)):
+            marked[(slice(None),) * axis + (side,)] |= differ
     return marked
 
 
 def _shade(scene: Scene, parts: list[Part], hits: Hits, size: int) -> np.ndarray:
     """Linear RGB light [3, n] that comes along the rays."""
-    unit = hits.directions / np.sqrt(_dot(hits.directions, hits.directions))
-    horizon, zenith = (_linear(c) for c in SKIES[scene.sky])
-    color = horizon + (zenith - horizon) * np.clip(unit[1] * np.float32(2.2), 0, 1)
-    index = np.flatnonzero(hits.part != SKY)
-    unit, normal, part, depth = unit[:, index], hits.normal[:, index], hits.part[index], hits.depth[index]
-    points = np.array(scene.camera.position, np.float32)[:, None] + depth * hits.directions[:, index]
-    base, gloss = _albedo(scene, parts, hits, index, points, size)
+    part, normal = hits.part, hits.normal
+    sky, ground = np.flatnonzero(part == SKY), np.flatnonzero(part == GROUND)
+    things = np.flatnonzero(part >= 0)
+    depth = np.minimum(hits.depth, _FAR)  # the sky is shaded as far ground first
+    points = np.array(scene.camera.position, np.float32)[:, None] + depth * hits.directions
+    base, gloss = _albedo(scene, parts, hits, points, ground, size)
     sun = np.array(scene.light, np.float32)
-    lit, occlusion = _shadows(scene, parts, points, part)
+    lit, occlusion = _shadows(scene, parts, points, hits, ground)
     facing = np.maximum(sun @ normal, 0) * lit
     light = base * ((np.float32(0.40) + np.float32(0.16) * normal[1]) * occlusion + np.float32(0.72) * facing)
-    glossy = np.flatnonzero(gloss)
-    light[:, glossy] += _highlights(unit[:, glossy], normal[:, glossy], sun, gloss[glossy]) * lit[glossy]
+    horizon, zenith = (_linear(c) for c in SKIES[scene.sky])
+    unit = _unit(hits.directions[:, things])
+    light[:, things] += _highlights(unit, normal[:, things], sun, gloss) * np.minimum(3 * facing[things], 1)
     shiny = np.flatnonzero(gloss == 1)
     if shiny.size:  # it also mirrors the sky and the ground
-        cosine = _dot(unit[:, shiny], normal[:, shiny])
-        up = unit[1, shiny] - 2 * cosine * normal[1, shiny]
+        unit, index = unit[:, shiny], things[shiny]
+        cosine = _dot(unit, normal[:, index])
+        up = unit[1] - 2 * cosine * normal[1, index]
         mirrored = np.where(up > 0, horizon + (zenith - horizon) * np.clip(up, 0, 1), _linear(GROUNDS[scene.ground][0]))
-        mirrored *= np.float32(0.2) + np.float32(0.9) * base[:, shiny]  # tinted as by a metal: the colour stays clear
+        mirrored *= np.float32(0.2) + np.float32(0.9) * base[:, index]  # tinted as by a metal: the colour stays clear
         fresnel = np.float32(0.3) + np.float32(0.4) * (1 - np.abs(cosine)) ** 3
-        light[:, shiny] += (mirrored - light[:, shiny]) * fresnel
-    ground = np.flatnonzero(part == GROUND)
-    haze = np.clip((depth[ground] - 11) * np.float32(0.022), 0, np.float32(0.85))
-    light[:, ground] += (horizon - light[:, ground]) * haze
-    color[:, index] = light
-    return color
+        light[:, index] += (mirrored - light[:, index]) * fresnel
+    haze = np.clip((depth - 11) * np.float32(0.022), 0, np.float32(0.85))
+    haze[things] = 0
+    light += (horizon - light) * haze
+    if sky.size:
+        up = _unit(hits.directions[:, sky])[1]
+        light[:, sky] = horizon + (zenith - horizon) * np.clip(up * np.float32(2.2), 0, 1)
+    return light
+
+
+_FAR = np.float32(100)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.sqrt(_dot(vectors, vectors))
 
 
 def _highlights(unit: np.ndarray, normal: np.ndarray, sun: np.ndarray, gloss: np.ndarray) -> np.ndarray:
@@ -173,29 +181,24 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]  # five times as fast as (a * b).sum(0)
 
 
-def _albedo(scene: Scene, parts: list[Part], hits: Hits, index: np.ndarray, points: np.ndarray, size: int):
-    """Base colours [3, m] and glossiness [m] (0 matte, 0.3 painted, 1 shiny) of the points that rays `index` meet."""
-    base, gloss = np.empty((3, index.size), np.float32), np.zeros(index.size, np.float32)
-    part = hits.part[index]
-    on = np.flatnonzero(part == GROUND)
-    base[:, on] = _ground(scene, points[:, on])
+def _albedo(scene: Scene, parts: list[Part], hits: Hits, points: np.ndarray, ground: np.ndarray, size: int):
+    """Base colours [3, n] of all points, and how glossy those on things are [m] (0 matte, 0.3 painted, 1 shiny)."""
+    base, gloss = np.zeros((3, points.shape[1]), np.float32), np.zeros(points.shape[1], np.float32)
+    base[:, ground] = _ground(scene, points[:, ground])
     for i, p in enumerate(parts):
-        on = np.flatnonzero(part == i)
+        on = np.flatnonzero(hits.part == i)
         if not on.size:
             continue
         thing = scene.instances[p.instance]
-        rays = index[on]
         if isinstance(thing, Solid):
-            base[:, on] = _pattern(thing, hits.uv[:, rays])
+            base[:, on] = _pattern(thing, hits.uv[:, on])
             gloss[on] = 1.0 if thing.material == "shiny" else 0.3
+        elif p.dims[0] == thing.board[0]:
+            ink = np.where(hits.face[on] == BOARD_FACE, _ink(scene, thing, hits.uv[:, on], size), np.float32(0.35))
+            base[:, on] = _BOARD + (_INK - _BOARD) * ink
         else:
-            is_board = p.dims[0] == thing.board[0]
-            base[:, on] = _linear((0.96, 0.95, 0.90) if is_board else (0.40, 0.33, 0.28))
-            if is_board:
-                ink = _ink(scene, thing, hits.uv[:, rays], size)
-                paint = np.where(hits.face[rays] == BOARD_FACE, ink, np.float32(0.35))
-                base[:, on] += (_linear((0.08, 0.09, 0.13)) - base[:, on]) * paint
-    return base, gloss
+            base[:, on] = _POST
+    return base, gloss[hits.part >= 0]
 
 
 def _pattern(solid: Solid, uv: np.ndarray) -> np.ndarray:
@@ -235,21 +238,23 @@ def _ground(scene: Scene, points: np.ndarray) -> np.ndarray:
 _NOISE = np.random.RandomState(7).random_sample((64, 64)).astype(np.float32)
 
 
-def _shadows(scene: Scene, parts: list[Part], points: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much of the sun (0.15 or 1) and of the sky (ambient occlusion) reaches the points [3, m]."""
+def _shadows(scene: Scene, parts: list[Part], points: np.ndarray, hits: Hits, ground: np.ndarray):
+    """How much of the sun (0.15 or 1) and of the sky (ambient occlusion) reaches the points, both [n]."""
     lit, occlusion = np.ones(points.shape[1], np.float32), np.ones(points.shape[1], np.float32)
     sun = np.array(scene.light, np.float32)
-    close = np.flatnonzero((np.abs(points[0]) < 6) & (np.abs(points[2]) < 6))  # no shadow is thrown farther
-    points, part = points[:, close], part[close]
-    instance = np.array([p.instance for p in parts] + [SKY, GROUND])[part]  # SKY and GROUND index from the end
-    ground = np.flatnonzero(part == GROUND)
+    # No shadow is thrown farther than this; what looks away from the sun is dark anyway.
+    near = np.abs(points[0]) + np.abs(points[2]) < 8
+    close = np.flatnonzero(near & (hits.part != SKY) & (sun @ hits.normal > 0))
+    instance = np.array([p.instance for p in parts] + [SKY, GROUND])[hits.part[close]]  # negative: from the end
+    ground = ground[near[ground]]
+    points, on_ground = points[:, close], points[::2, ground]
     bases = np.array([p.position for p in parts], np.float32)
     halves = np.array([solids.bounds(p.kind, p.dims) for p in parts])
     centres = bases + halves * np.array((0, 0.5, 0), np.float32)
     reach = np.sqrt(halves[:, 0] ** 2 + halves[:, 2] ** 2 + halves[:, 1] ** 2 / 4)
     along = (centres @ sun)[:, None] - sun @ points
-    beside = (centres**2).sum(1)[:, None] - 2 * (centres @ points) + _dot(points, points) - along * along
-    possible = (beside < (reach * reach)[:, None]) & (along > -reach[:, None])
+    beside = ((centres**2).sum(1) - reach * reach)[:, None] - 2 * (centres @ points) + _dot(points, points)
+    possible = (beside < along * along) & (along > -reach[:, None])
     for i, p in enumerate(parts):
         index = np.flatnonzero(possible[i] & (instance != p.instance))
         if index.size:
@@ -259,15 +264,18 @@ def _shadows(scene: Scene, parts: list[Part], points: np.ndarray, part: np.ndarr
                 t = solids.intersect(p.kind, p.dims, local, turn @ sun[:, None])
             lit[close[index[t < solids.MISS]]] = np.float32(0.15)
         if p.position[1] == 0:  # things on the ground darken it where they touch it
-            gap = (points[0, ground] - bases[i, 0]) ** 2 + (points[2, ground] - bases[i, 2]) ** 2
-            gap = gap / np.float32(max(halves[i, 0], halves[i, 2]) ** 2)
-            near = np.flatnonzero(gap < 3)
-            occlusion[close[ground[near]]] *= 1 - np.float32(0.45) * np.exp(np.minimum(1.2 - 2 * gap[near], 0))
+            gap = (on_ground[0] - bases[i, 0]) ** 2 + (on_ground[1] - bases[i, 2]) ** 2
+            gap /= np.float32(max(halves[i, 0], halves[i, 2]) ** 2)
+            touched = np.flatnonzero(gap < 3)
+            occlusion[ground[touched]] *= 1 - np.float32(0.45) * np.exp(np.minimum(1.2 - 2 * gap[touched], 0))
     return lit, occlusion
 
 
 def _linear(color: tuple[float, float, float]) -> np.ndarray:
     return np.array(color, np.float32)[:, None] ** 2
+
+
+_BOARD, _INK, _POST = _linear((0.96, 0.95, 0.90)), _linear((0.08, 0.09, 0.13)), _linear((0.40, 0.33, 0.28))
 
 
 def _ink(scene: Scene, sign: Sign, uv: np.ndarray, size: int) -> np.ndarray:
