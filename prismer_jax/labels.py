@@ -196,7 +196,7 @@ def _decode_any(row: Expert, data: bytes, where: str) -> np.ndarray:
 
 
 def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.PathLike) -> dict[str, Any]:
-    """The label part of an example: paths of the PNGs that exist, and the tables of classes and word features.
+    """The label part of an example: paths of the PNGs that exist, the tables of classes and word features, `words`.
 
     An image without a label file for an expert simply lacks that key: it is the background.
 
@@ -214,7 +214,7 @@ def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.Pa
         if EXPERTS[expert].embed == "instances":
             example[CLASSES_KEY] = read_classes(png.with_suffix(".json"))
         elif EXPERTS[expert].embed == "words":
-            example[WORDS_KEY] = read_words(png.with_suffix(".npz"))[0]
+            example[WORDS_KEY], example["words"] = read_words(png.with_suffix(".npz"))
     return example
 
 
