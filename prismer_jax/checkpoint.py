@@ -17,7 +17,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -294,15 +294,12 @@ def find(path: PathLike) -> pathlib.Path:
     )
 
 
-def load_export(
-    path: PathLike, shardings: Callable[[Any], Any] | None = None, without: tuple[str, ...] = ("opt", "step")
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads an exported model, or the variables in a checkpoint.
+def load_export(path: PathLike, shardings: Callable[[Any], Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads an exported model, or the variables in a checkpoint, which are all but its 'opt' and 'step'.
 
     Args:
       path: whatever `find` accepts.
       shardings: from the nested dict of ShapeDtypeStructs to that of shardings; None gives NumPy arrays.
-      without: parts of a training state that are no variables and are left out.
 
     Returns:
       (variables, config): nested dicts. config['folder'] is where the files lie that were exported; it is all there is
@@ -312,17 +309,39 @@ def load_export(
       UserError: there is nothing of the kind, or it cannot be read.
     """
     folder = find(path)
-    exported = _is_export(folder)
-    home, arrays = (folder, folder / WEIGHTS) if exported else (folder.parent, folder)
+    home, arrays = folder if _is_export(folder) else folder.parent, _arrays(folder)
     try:
         config = json.loads((home / DESCRIPTION).read_text()) if (home / DESCRIPTION).exists() else {}
     except ValueError:
         raise UserError(f"{home / DESCRIPTION} is damaged: it is not JSON. Export the model again.") from None
-    shapes = {name: x for name, x in saved_shapes(arrays).items() if name.split("/")[0] not in without}
+    shapes = {name: x for name, x in saved_shapes(arrays).items() if _is_variable(name)}
     if shardings is not None:
         places = tree.flatten(shardings(tree.unflatten(shapes)))
         shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n]) for n, x in shapes.items()}
     return tree.unflatten(_read(arrays, shapes)), {**config, "folder": str(home)}
+
+
+def load_into(state: Mapping[str, Any], path: PathLike, fresh: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the variables of a state with the values of an exported model, or of another run's checkpoint.
+
+    Args:
+      state: initialised; its variables are everything but 'opt' and 'step'. Every leaf returned is placed like its own.
+      path: whatever `find` accepts.
+      fresh: regexes of whole names ('params/encoder/stems/.*'): what they match keeps its initial values and need not
+        be in the file, or is in the file and need not be in the state.
+
+    Raises:
+      UserError: there is nothing of the kind, a regex matches nothing, or the file and the state differ elsewhere.
+    """
+    arrays = _arrays(find(path))
+    ours = {name: leaf for name, leaf in tree.flatten(state).items() if _is_variable(name)}
+    saved = {name: shape for name, shape in saved_shapes(arrays).items() if _is_variable(name)}
+    skipped = tree.first_match(fresh, {**ours, **saved}, "init_fresh")
+    wanted = {name: _abstract(leaf) for name, leaf in ours.items() if name not in skipped}
+    _compare(arrays, {name: x for name, x in saved.items() if name not in skipped}, wanted, partial=False)
+    values = {**ours, **_read(arrays, wanted)}
+    variables = {key: part for key, part in state.items() if _is_variable(key)}
+    return jax.tree.map(values.__getitem__, tree.names(variables))
 
 
 def saved_shapes(folder: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
@@ -390,6 +409,14 @@ def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[st
             raise ValueError(f"{name!r} must be a plain file name")
         shutil.copyfile(source, folder / name)
     configs.write(folder / DESCRIPTION, json.dumps({**config, "versions": configs.provenance()["packages"]}, indent=2))
+
+
+def _arrays(folder: pathlib.Path) -> pathlib.Path:
+    return folder / WEIGHTS if _is_export(folder) else folder
+
+
+def _is_variable(name: str) -> bool:
+    return name.split("/")[0] not in ("opt", "step")
 
 
 def _is_export(folder: pathlib.Path) -> bool:

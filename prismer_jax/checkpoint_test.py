@@ -300,6 +300,30 @@ def test_an_unfinished_run_can_be_loaded_too(tmp_path):
     assert checkpoint.load_export(tmp_path / "run")[1]["model"] == "exported"
 
 
+def test_a_new_run_starts_from_another_ones_variables(tmp_path):
+    source, state = make_state(1), make_state(2)
+    for path, saved in [("export", {k: source[k] for k in ("params", "stats", "table")}), ("checkpoints/9", source)]:
+        if path == "export":
+            checkpoint.export(tmp_path / path, saved, {})
+        else:
+            with Checkpointer(tmp_path / "checkpoints") as saver:
+                saver.save(9, saved)
+        loaded = checkpoint.load_into(state, tmp_path / path)
+        assert_bitwise(loaded, {k: source[k] for k in ("params", "stats", "table")})
+        assert loaded["params"]["head"].sharding == state["params"]["head"].sharding
+        fresh = checkpoint.load_into(state, tmp_path / path, fresh=["params/head"])
+        assert_bitwise(fresh["params"], {**source["params"], "head": state["params"]["head"]})
+
+    other = {**state, "params": {"encoder": state["params"]["encoder"], "stems": {"depth": jnp.zeros(3)}}}
+    with pytest.raises(UserError, match=r"1 missing in it: params/stems/depth; 1 not expected: params/head\."):
+        checkpoint.load_into(other, tmp_path / "export")
+    loaded = checkpoint.load_into(other, tmp_path / "export", fresh=["params/stems/.*", "params/head"])
+    assert_bitwise(loaded["params"]["stems"], other["params"]["stems"])
+    assert_bitwise(loaded["params"]["encoder"], source["params"]["encoder"])
+    with pytest.raises(UserError, match="init_fresh: 'params/heads' matches no parameter"):
+        checkpoint.load_into(state, tmp_path / "export", fresh=["params/heads"])
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist: expected an exported model"):
         checkpoint.find(tmp_path / "x")
