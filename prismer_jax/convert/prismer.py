@@ -124,9 +124,10 @@ TABLE = rules.Table(
         Rule(f"{_HEAD}.decoder.bias", ("params/decoder/head_bias",), derived=True),
     ),
     constants={
-        f"{_EMBEDDINGS}.position_ids": lambda shapes: np.arange(shapes["params/decoder/position_embedding"].shape[0])[
-            None
-        ]
+        f"{_EMBEDDINGS}.position_ids": (
+            "params/decoder/position_embedding",
+            lambda shape: np.arange(shape[0])[None],
+        )
     },
 )
 

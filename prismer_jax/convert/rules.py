@@ -46,11 +46,14 @@ class Table:
     """The rules of an architecture.
 
     Attributes:
-      constants: buffers that hold no knowledge: key -> function of our shapes that makes them.
+      constants: buffers that hold no knowledge: key -> (name of a parameter, function of its shape that makes them).
     """
 
     rules: tuple[Rule, ...]
-    constants: Mapping[str, Callable[[Shapes], np.ndarray]] = field(default_factory=dict)
+    constants: Mapping[str, tuple[str, Callable[[tuple[int, ...]], np.ndarray]]] = field(default_factory=dict)
+
+    def buffers(self, shapes: Shapes) -> dict[str, np.ndarray]:
+        return {key: make(shapes[name].shape) for key, (name, make) in self.constants.items() if name in shapes}
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def _entries(table: Table, shapes: Shapes) -> Iterator[_Entry]:
 
 def key_shapes(table: Table, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Returns {key: shape} of the state dict that the parameters of these shapes convert to."""
-    made = {key: tuple(make(shapes).shape) for key, make in table.constants.items()}
-    return made | {entry.key: entry.shape for entry in _entries(table, shapes)}
+    buffers = {key: array.shape for key, array in table.buffers(shapes).items()}
+    return buffers | {entry.key: entry.shape for entry in _entries(table, shapes)}
 
 
 def from_torch(state: State, table: Table, shapes: Shapes, where: str = "the checkpoint") -> dict[str, np.ndarray]:
@@ -127,7 +130,7 @@ def from_torch(state: State, table: Table, shapes: Shapes, where: str = "the che
 
 def to_torch(params: State, table: Table) -> dict[str, np.ndarray]:
     """Returns the state dict of {'/'-joined name: array}; the exact inverse of `from_torch`."""
-    state = {key: make(params) for key, make in table.constants.items()}
+    state = table.buffers(params)
     for entry in _entries(table, params):
         back = LAYOUTS[entry.rule.layout][1]
         parts = [np.asarray(params[name] if layer is None else params[name][layer]) for name, layer in entry.parts]
