@@ -79,7 +79,7 @@ def train_batches(
 
 
 class TrainBatches(Iterator[Batch]):
-    """Iterator of host batches; closes its threads and workers with `close`, at its end, or on any error.
+    """Iterator of host batches; `close` stops its threads and workers, as a UserError does.
 
     Attributes:
       seen: examples so far.
@@ -302,7 +302,9 @@ def _next(batches: Iterator[Batch]) -> Batch:
 
 def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None) -> Iterator[Batch]:
     if num_threads is None:
-        num_threads = 1 if num_workers else len(os.sched_getaffinity(0))
+        # Python runs one thread at a time: decoding scales to some threads, not to a server's hundred cores.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_threads = 1 if num_workers else min(cores, 16)
     # Elements are whole batches: Grain's default of 500 prefetched ones would fill the memory.
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     dataset = chain.to_iter_dataset(options)

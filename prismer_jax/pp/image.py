@@ -12,7 +12,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from prismer_jax import labels
 from prismer_jax.errors import BadSample, UserError
@@ -23,6 +23,16 @@ cv2.setNumThreads(0)  # parallel over examples; OpenCV's own threads would only 
 
 Size = int | tuple[int, int]
 JPEG_END = b"\xff\xd9"
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {  # EXIF orientation -> what sets the stored pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @register
@@ -67,18 +77,30 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
             raise BadSample(
                 f"{where}: {image.width}x{image.height} pixels are more than decode's max_pixels={max_pixels}."
             )
-        # OpenCV decodes JPEG twice as fast to the same bytes; it is only trusted with whole files of plain colour.
-        plain = image.format == "JPEG" and image.mode in ("RGB", "L") and "exif" not in image.info
-        if plain and data.endswith(JPEG_END):
-            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-            if pixels is not None:
-                return pixels
-        return _to_rgb(ImageOps.exif_transpose(image), where)
+        pixels, turn = _jpeg(image, data), _orientation(image)
+        if pixels is None:
+            pixels = _to_rgb(image, where)
+        if turn in UPRIGHT:
+            pixels = np.array(Image.fromarray(pixels).transpose(UPRIGHT[turn]))
+        return pixels
     except (BadSample, MemoryError):
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
         raise BadSample(f"{where}: not a readable image ({error}).") from None
+
+
+def _jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """OpenCV decodes JPEG twice as fast to the same bytes; it is only trusted with whole files of plain colour."""
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not data.endswith(JPEG_END):
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block says nothing; the photo itself may be whole
+        return 1
 
 
 def _bytes(source: bytes | str, where: str) -> bytes:
@@ -92,7 +114,7 @@ def _bytes(source: bytes | str, where: str) -> bytes:
 
 
 def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow before 11 says I
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):

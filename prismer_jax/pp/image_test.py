@@ -68,16 +68,19 @@ def test_photos_of_every_kind_become_rgb(kind):
     np.testing.assert_array_equal(image, expected)
 
 
-def test_turned_photos_stand_upright():
-    assert run("decode", {"image": as_kinds()["turned"][0]})["image"].shape == (60, 40, 3)
-    jpeg = encode(Image.fromarray(smooth()), "jpeg", exif=_orientation(8))
-    assert run("decode", {"image": jpeg})["image"].shape == (60, 40, 3)
-
-
-def _orientation(value: int) -> Image.Exif:
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_turned_photos_stand_upright(orientation, kind):
     exif = Image.Exif()
-    exif[0x0112] = value
-    return exif
+    exif[0x0112] = orientation
+    data = encode(smooth(), kind, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(run("decode", {"image": data})["image"], expected)
+
+
+def test_photos_with_damaged_exif_are_still_photos():
+    data = encode(smooth(), "jpeg", exif=b"Exif\x00\x00MM\x00*garbage")
+    assert run("decode", {"image": data})["image"].shape == (40, 60, 3)
 
 
 def test_jpegs_are_decoded_as_pillow_does(shared, tmp_path):

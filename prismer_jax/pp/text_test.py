@@ -200,6 +200,15 @@ def test_sentencepiece_ids_are_moved_to_robertas_layout(shared):
     assert pickle.loads(pickle.dumps(tok)).encode("A picture of a dog") == ids
 
 
+def test_shipped_tokenizer_writes_any_text():
+    tok = tokenizer.load("scenes")
+    assert tok.files() == [tokenizer.SCENES]
+    for line in ("A red sphere is left of the box.", "naïve 東京 </s> <s>"):
+        ids = tok.encode(line)
+        assert min(ids) > tok.unk
+        assert tok.decode([tok.bos, *ids, tok.eos, *ids]) == line
+
+
 def test_prefix_and_caption_tokenize_as_the_whole_text_does(shared):
     """So a caption generated after a prompt continues just as the training text did."""
     for spec in (f"roberta:{shared}/data/roberta", f"sentencepiece:{shared}/data/sentencepiece/test_model.model"):
