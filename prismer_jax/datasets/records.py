@@ -127,6 +127,7 @@ def decode(record: bytes, question: int | Literal["all"] | None = None) -> Examp
         example[WORDS_KEY] = words = no_words()
         stored = np.frombuffer(feature[WORDS_KEY].bytes_list.value[0], np.float16).reshape(-1, FEATURES)
         words[: len(stored)] = stored
+        example["words"] = [text.decode() for text in feature["labels/ocr_detection_words"].bytes_list.value]
     example["weight"] = feature["weight"].float_list.value[0]
     if question is None or question == "all":
         example["captions"] = [text.decode() for text in feature["captions"].bytes_list.value]

@@ -213,6 +213,7 @@ class TextEvaluator(Evaluator):
         self._kept.append(
             {
                 "record": record,
+                "photo": example.get("id"),
                 "rank": zlib.crc32(str(record["key"]).encode()),
                 "image": batch["image"][row].copy(),
                 "labels": {
@@ -240,8 +241,15 @@ class TextEvaluator(Evaluator):
         groups: dict[str, list[dict[str, Any]]] = {}
         for sample in sorted(self._kept, key=lambda sample: sample["rank"]):
             groups.setdefault(sample["record"]["kind"], []).append(sample)
-        turns = [(turn, kind, sample) for kind, members in groups.items() for turn, sample in enumerate(members)]
-        chosen = [sample for _, _, sample in sorted(turns, key=lambda entry: entry[:2])[:n]]
+        chosen, seen = [], set()
+        while len(chosen) < n and any(groups.values()):
+            for kind in sorted(kind for kind, members in groups.items() if members):
+                # Of the same photo there may be many questions: others first.
+                fresh = [sample for sample in groups[kind] if sample["photo"] not in seen]
+                sample = (fresh or groups[kind])[0]
+                groups[kind] = [other for other in groups[kind] if other is not sample]
+                seen.add(sample["photo"])
+                chosen.append(sample)
         return [
             {
                 "id": sample["record"]["key"],
@@ -257,7 +265,7 @@ class TextEvaluator(Evaluator):
                 "references": sample["record"]["texts"],
                 "correct": self.correctness(sample["record"]),
             }
-            for sample in chosen
+            for sample in chosen[:n]
         ]
 
 

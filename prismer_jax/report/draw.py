@@ -76,10 +76,10 @@ def id_colors(classes: Sequence[int] | None = None) -> np.ndarray:
 
 @functools.cache
 def _class_colors() -> np.ndarray:
-    """Hues a golden angle apart in three perceived lightnesses (OKLCH): neighbouring ids differ in both."""
+    """Hues a golden angle apart in seven perceived lightnesses (OKLCH): ids of near hue differ in lightness."""
     ids = np.arange(256)
     hue = np.deg2rad(ids * 137.508 + 20)
-    lightness = np.array([0.74, 0.58, 0.86])[ids % 3]
+    lightness = np.array([0.74, 0.54, 0.86, 0.64, 0.80, 0.50, 0.90])[ids % 7]
     a, b = 0.135 * np.cos(hue), 0.135 * np.sin(hue)
     # OKLab to linear sRGB (Ottosson 2020)
     l_, m_, s_ = (

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import datasets, labels
+from prismer_jax.errors import UserError
+from prismer_jax.labels import BACKGROUND
+from tools import visualize
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "sub/b"):
+        path = tmp_path / "photos" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(path)
+        labels.write(tmp_path / "labels", "depth", f"{name}.jpg", rng.integers(0, 255, (40, 60, 1), np.uint8))
+    ids = np.full((40, 60, 1), BACKGROUND, np.uint8)
+    ids[10:20, 10:20] = 0
+    labels.write(tmp_path / "labels", "obj_detection", "a.jpg", ids, classes=[3])
+    return tmp_path
+
+
+def run(folder, *arguments):
+    output = folder / "out.png"
+    visualize.main([*map(str, arguments), "--output", str(output)])
+    with Image.open(output) as image:
+        return image.convert("RGB")
+
+
+def test_draws_a_folder_with_labels_found_by_relative_path(photos):
+    both = run(photos, "--images", photos / "photos", "--labels", photos / "labels")
+    one = run(photos, "--images", photos / "photos" / "a.jpg", "--labels", photos / "labels", "--columns", 1)
+    assert both.width > one.width
+    depth_only = run(
+        photos, "--images", photos / "photos" / "a.jpg", "--labels", photos / "labels", "--experts", "depth"
+    )
+    dark = [np.all(np.asarray(image) == (26, 28, 34), axis=-1).sum() for image in (one, depth_only)]
+    assert dark[0] > 1000 > dark[1]  # the detection map's background
+
+
+def test_draws_a_data_set(tmp_path, monkeypatch):
+    pixels = np.full((8, 8, 3), 200, np.uint8)
+    source = [{"id": str(i), "image": pixels, "captions": ["a wall"]} for i in range(30)]
+    monkeypatch.setattr(datasets, "load", lambda name, **kwargs: source)
+    three, six = (run(tmp_path, "--dataset", "scenes", "--num", n, "--columns", 1) for n in (3, 6))
+    assert six.height > 1.8 * three.height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --images"),
+        (["--images", "{}/photos"], "needs --labels"),
+        (["--images", "{}/nowhere", "--labels", "{}/labels"], "no such photo"),
+        (["--images", "{}/labels/obj_detection/a.json", "--labels", "{}/nowhere"], "no such folder"),
+        (["--images", "{}/empty", "--labels", "{}/labels"], "no photos"),
+        (["--dataset", "scnes"], "Did you mean 'scenes'"),
+        (["--dataset", "scenes", "--num", "0"], "at least 1"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line(photos, arguments, message):
+    (photos / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        visualize.main([a.format(photos) for a in arguments])
