@@ -32,7 +32,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.labels import PAPER
 
 _WORKER = "from prismer_jax.datasets import scenes_build; scenes_build.work()"
-_FEW = 64  # so few scenes are rendered here: faster than starting workers
+FEW = 64  # so few scenes are rendered here: faster than starting workers
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
@@ -110,7 +110,7 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
 
 def render(settings: Settings, workers: int) -> Iterator[dict[str, Any]]:
     """The scenes in order; worker w of n renders w, w + n, w + 2n ... and sends them through a pipe."""
-    if settings.count <= _FEW:
+    if settings.count <= FEW:
         yield from (example(settings, index) for index in range(settings.count))
         return
     # Plain child processes: multiprocessing would import the main program, with JAX, in each of them again.

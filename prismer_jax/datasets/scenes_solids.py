@@ -13,7 +13,7 @@ import numpy as np
 
 MISS = np.float32(np.inf)
 _EPS = 1e-4
-_TORUS_STEPS = 24
+_TORUS_STEPS, _TORUS_ROUNDS, _TORUS_GAP = 10, 8, 3e-4
 
 
 def intersect(kind: str, dims: tuple[float, ...], o: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -147,18 +147,20 @@ def _torus(dims: tuple[float, ...], o: np.ndarray, d: np.ndarray) -> np.ndarray:
     d = d / length
     enter, leave = _quadric(o[1] - tube, d[1], float(ring + tube) ** 2, o, d)
     t = np.where(np.isnan(enter), MISS, np.maximum(enter, 0))
-    index = np.flatnonzero((t < MISS) & (leave > 0))  # sphere tracing only within the bounding sphere
-    ox, oy, oz = (c[index] if c.size > 1 else c for c in o)
-    dx, dy, dz = (c[index] if c.size > 1 else c for c in d)
-    s = t[index]
-    for _ in range(_TORUS_STEPS):
-        x, y, z = ox + s * dx, oy + s * dy - tube, oz + s * dz
-        q = np.sqrt(x * x + z * z) - ring
-        gap = np.sqrt(q * q + y * y) - tube
-        s = s + gap
-    hit = (np.abs(gap) < 2e-3) & (s < leave[index] + 1e-3)
     out = np.full(t.shape, MISS)
-    out[index] = np.where(hit, s, MISS)
+    active = np.flatnonzero((t < MISS) & (leave > 0))  # only within the bounding sphere
+    for _ in range(_TORUS_ROUNDS):
+        ox, oy, oz = (c[active] if c.size > 1 else c for c in o)
+        dx, dy, dz = (c[active] if c.size > 1 else c for c in d)
+        s = t[active]
+        for _ in range(_TORUS_STEPS):
+            x, y, z = ox + s * dx, oy + s * dy - tube, oz + s * dz
+            q = np.sqrt(x * x + z * z) - ring
+            gap = np.sqrt(q * q + y * y) - tube
+            s = s + gap
+        t[active] = s
+        out[active] = np.where(gap < _TORUS_GAP, s, MISS)
+        active = active[(gap >= _TORUS_GAP) & (s < leave[active])]  # rays that graze it take long
     return out / length
 
 
