@@ -125,7 +125,8 @@ class Checkpointer:
                 self._note(step, float(metrics[self._best_metric]))
             if step in self.all_steps():
                 return
-            self._writer.save(self.directory / str(step), args=ocp.args.PyTreeSave(_nested(state)))
+            with jax.transfer_guard("allow"):  # the loop forbids transfers that nobody asked for
+                self._writer.save(self.directory / str(step), args=ocp.args.PyTreeSave(_nested(state)))
         if not self._async:
             self.wait()
 
@@ -257,7 +258,7 @@ def export(
             new.mkdir(parents=True)
             _describe(new, config, files or {})
         _barrier("export")
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer, jax.transfer_guard("allow"):
             writer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(_nested(variables)))
         if main:
             if final.exists():
@@ -367,7 +368,7 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> d
         restore_args=tree.unflatten({name: how(x) for name, x in wanted.items()}),
         partial_restore=True,
     )
-    with _readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _readable(folder), jax.transfer_guard("allow"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         return tree.flatten(reader.restore(folder, args=args))
 
 

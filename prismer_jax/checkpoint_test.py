@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -223,6 +224,43 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
             path.write_bytes(b"")
         with pytest.raises(UserError, match=r"Cannot read .*/1: .*damaged"):
             Checkpointer(tmp_path).restore({"x": jnp.zeros(2)})
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint(tmp_path):
+    code = """
+import os
+from prismer_jax import sharding
+os.environ.update(JAX_COORDINATOR_ADDRESS="localhost:" + sys.argv[2], JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=sys.argv[3])
+sharding.initialize_distributed()
+mesh = sharding.make_mesh({"fsdp": 4})
+expected = np.arange(64.0).reshape(8, 8)
+place = lambda shapes: sharding.param_shardings(shapes, [("w", "fsdp(min_size=1)")], mesh)
+init = lambda: {"w": jnp.arange(64.0).reshape(8, 8), "n": jnp.int32(3)}
+with jax.set_mesh(mesh):
+    like = jax.eval_shape(init)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, place(like))
+    state = jax.jit(init, out_shardings=place(like))()
+    with Checkpointer(sys.argv[1] + "/checkpoints", keep=2) as saver:
+        for step in range(4):
+            saver.save(step, state)
+    state = saver.restore(like, 3)
+    for shard in state["w"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, expected[shard.index])
+    for _ in range(2):
+        export(sys.argv[1] + "/export", state, {})
+    np.testing.assert_array_equal(load_export(sys.argv[1])[0]["w"], expected)
+"""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [run(code, tmp_path, port, rank, env=env, stderr=subprocess.PIPE) for rank in (0, 1)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert complete(tmp_path / "checkpoints") == ["2", "3"]
+    assert complete(tmp_path) == ["checkpoints", "export"]
+    np.testing.assert_array_equal(checkpoint.load_export(tmp_path)[0]["w"], np.arange(64.0).reshape(8, 8))
 
 
 # --- exports ---

@@ -147,7 +147,10 @@ def _override(config: Any, override: str) -> None:
     if hasattr(node[place], "keys"):
         inside = ", ".join(f"{key}.{k}" for k in list(node[place].keys())[:3])
         raise UserError(f"--config.{key} is a section; set one of its keys ({inside} ...).")
-    node[place] = _convert(text, node[place], f"--config.{key}")
+    try:
+        node[place] = _convert(text, node[place], f"--config.{key}")
+    except TypeError:  # a placeholder, which has a type but no value yet
+        raise UserError(f"--config.{key} is of another type than {text!r}.") from None
 
 
 def _convert(text: str, like: Any, what: str) -> Any:

@@ -17,6 +17,7 @@ def get_config(arg=None):
     c = ml_collections.ConfigDict()
     c.steps = 3 if arg.smoke else arg.steps
     c.half = c.get_ref("steps") // 2
+    c.limit = ml_collections.config_dict.placeholder(int)
     c.optim = dict(name="adamw", lr=1e-3, clip=None, nesterov=False, betas=(0.9, 0.999))
     c.data = [dict(source="a", weight=1.0), dict(source="b", weight=2.0)]
     return c
@@ -87,6 +88,7 @@ def test_values_that_refer_to_others_follow_an_override(file):
         ("optim.l=1", r"No config key optim.'l' for --config.optim.l"),
         ("optm.lr=1", "Did you mean 'optim.lr'"),
         ("steps=many", "--config.steps is of type int, not 'many'"),
+        ("limit=many", "--config.limit is of another type than 'many'"),
         ("optim=1", "is a section; set one of its keys"),
         ("optim.lr.x=1", "No config key"),
         ("data.2.weight=1", "No config key data.'2'"),
