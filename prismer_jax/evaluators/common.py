@@ -16,7 +16,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -83,7 +82,7 @@ class Evaluator:
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """The model's inputs of a host batch, on the devices."""
         return {
-            key: jnp.asarray(value)
+            key: jax.device_put(value)
             if self.mesh is None
             else jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), value)
             for key, value in batch.items()
@@ -122,6 +121,7 @@ class TextEvaluator(Evaluator):
         common = {key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options}
         super().__init__(**common)
         self.samples_kept, self.settings = samples_kept, options
+        self._rng = jax.random.key(0)
         self._frequent: str | None = None
         self._kept: list[dict[str, Any]] = []
 
@@ -146,8 +146,8 @@ class TextEvaluator(Evaluator):
 
     def generate(self, variables: Any, batch: dict[str, jax.Array], method: str) -> list[str]:
         """The likeliest continuation of each row's prompt, as text."""
-        rng = jax.random.key(0) if method == "sample" else None
-        tokens, _ = decode.generate(self.model, variables, batch, method=method, rng=rng, **self.settings)
+        rng = {"rng": self._rng} if method == "sample" else {}
+        tokens, _ = decode.generate(self.model, variables, batch, method=method, **rng, **self.settings)
         width = batch["text"].shape[1]
         return [" ".join(self.tokenizer.decode(row[0, width:].tolist()).split()) for row in local_rows(tokens)]
 
@@ -286,9 +286,9 @@ def scan(source: Any) -> Iterator[Mapping[str, Any]]:
 def local_rows(array: Any) -> np.ndarray:
     """The rows of a batch array that this process put there, in their order."""
     if jax.process_count() == 1:
-        return np.asarray(array)
+        return jax.device_get(array)
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+    return np.concatenate([jax.device_get(parts[start]) for start in sorted(parts)])
 
 
 def gather(records: list[Any]) -> list[Any]:

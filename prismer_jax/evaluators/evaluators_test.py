@@ -166,6 +166,17 @@ def test_blank_keeps_shapes_and_empties_every_label():
     }
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("caption", {"method": "sample"}), ("vqa", {"method": "rank", "answers": ["red", "blue"]}), ("loss", {})],
+)
+def test_moves_arrays_explicitly(kind, options):
+    variables = jax.device_put(VARIABLES)
+    evaluator = made(kind, captioned() if kind != "vqa" else asked(), **options)
+    with jax.transfer_guard("disallow"):
+        assert len(dict(evaluator.run(variables))) >= 2
+
+
 @pytest.mark.parametrize("batch_size", [3, 4, 10, 16])
 def test_loss_is_the_mean_over_examples_whatever_the_batch(batch_size):
     # Each example scores the token 0 of its last column, against a distribution that is certain of another.

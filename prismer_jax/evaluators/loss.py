@@ -40,7 +40,7 @@ class LossEvaluator(Evaluator):
         totals, count = dict.fromkeys(views, 0.0), 0
         for batch in self.batches():
             for name, view in views.items():
-                total, valid = self._total(variables, self.put(view(batch)))
+                total, valid = jax.device_get(self._total(variables, self.put(view(batch))))
                 totals[name] += float(total)
             count += int(valid)
         for name, total in totals.items():

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from prismer_jax import decode
@@ -51,7 +52,7 @@ class VQAEvaluator(TextEvaluator):
             self.check_settings(decode.rank)
             self.settings.setdefault("k", 16)
             self.choices = self._choices(answers)
-            self.choice_tokens = self._tokens(answer_style)
+            self.choice_tokens = jax.device_put(self._tokens(answer_style))
         else:
             self.check_settings(choose("method", method, {**decode.METHODS, "rank": None}), decode.generate)
             if not self.settings.keys() & {"max_len", "max_new"}:
