@@ -357,6 +357,13 @@ class Progress:
             if self._bar is not None:
                 self._bar.update(self._task, what="training")
 
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        elif self._enabled:
+            self._print(line)
+
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
 

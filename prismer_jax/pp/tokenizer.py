@@ -171,3 +171,15 @@ def load(spec: str) -> Tokenizer:
     tokenizer = cls(spec, *paths)
     _ = tokenizer.vocab_size  # reads the files, so that a garbled one is found here and not in a worker
     return tokenizer
+
+
+def load_from(folder: str | os.PathLike, spec: str) -> Tokenizer:
+    """The tokenizer of an exported checkpoint, from the copies of its files in `folder`.
+
+    Raises:
+      UserError: as `load`.
+    """
+    kind, _, where = spec.partition(":")
+    if kind == "roberta":
+        return load(f"roberta:{folder}")
+    return load(f"sentencepiece:{pathlib.Path(folder) / (pathlib.Path(where).name or SCENES.name)}")

@@ -1,0 +1,81 @@
+"""The quickstart: a small Prismer learns to caption, and to answer questions about, rendered scenes on a laptop.
+
+    python -m prismer_jax.train --config configs/quickstart.py --workdir runs/quickstart
+
+Arguments, as in quickstart.py:z,smoke:
+  z: PrismerZ, the same model without experts, for comparison.
+  experts: a subset of them, such as depth+edge.
+  smoke: all of it in less than a minute, to see that it works.
+"""
+
+from ml_collections import ConfigDict
+
+from prismer_jax.config import parse_arg
+from prismer_jax.datasets import scenes
+
+SIZE = 96  # pixels, of photos and label maps
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, z=False, smoke=False, experts="all")
+    experts = "none" if arg.z else arg.experts
+    count, batch = (128, 16) if arg.smoke else (4000, 64)
+
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = batch
+    config.total_steps = 20 if arg.smoke else 330
+
+    # ---------------------------------------------------------------- data: captions and questions together
+    look = f"labels_for('{experts}')|decode|resize({SIZE})"
+    train = dict(name="scenes", split="train", size=SIZE, count=count)
+    config.tokenizer = "scenes"
+    config.data = dict(
+        captions=dict(**train, task="caption", pp=f"{look}|caption()|tokenize(32)", weight=1.0),
+        questions=dict(**train, task="question", pp=f"{look}|question()|tokenize(32)", weight=2.0),
+    )
+
+    # ---------------------------------------------------------------- model and training
+    config.model = dict(
+        name="prismer",
+        variant="small",
+        experts=experts,
+        image_size=SIZE,
+        classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
+    )
+    config.freeze = "none"  # there is nothing pre-trained to keep
+    config.loss = dict(name="cross_entropy", label_smoothing=0.1, per_token=True)
+    config.optim = dict(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
+    config.mesh = dict(data=-1)
+
+    # ---------------------------------------------------------------- what it is used for, carried by its checkpoints
+    config.tasks = dict(
+        caption=dict(pp=f"{look}|caption_prompt()|tokenize(3)", decode=dict(method="beam", num_beams=3, max_new=28)),
+        question=dict(pp=f"{look}|question_prompt()|tokenize(24)", decode=dict(method="greedy", max_new=8)),
+    )
+    held_out = dict(name="scenes", split="val", size=SIZE, count=count)
+    config.evals = dict(
+        caption=dict(
+            type="caption",
+            data=dict(**held_out, task="caption"),
+            train_data=dict(**train, task="caption"),
+            pp=config.tasks.caption.pp,
+            batch_size=batch,
+            **config.tasks.caption.decode,
+        ),
+        vqa=dict(
+            type="vqa",
+            data=dict(**held_out, task="question"),
+            train_data=dict(**train, task="question"),
+            pp=config.tasks.question.pp,
+            batch_size=batch,
+            **config.tasks.question.decode,
+        ),
+    )
+
+    # ---------------------------------------------------------------- what is watched and kept
+    config.log_steps = 5 if arg.smoke else 10
+    config.save_steps = 10 if arg.smoke else 100
+    config.checkpoint = dict(keep=1, best_metric="vqa/accuracy")
+    config.report = dict(samples=12)
+    return config

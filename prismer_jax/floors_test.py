@@ -1,0 +1,63 @@
+"""The architecture as a test: a module imports only from lower floors, and the data side never imports jax."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent
+FLOORS = [
+    {"errors", "typing", "registry", "config", "labels", "runtime", "testing"},
+    {"metrics", "pp", "datasets"},
+    {"tree", "sharding", "optim", "checkpoint", "losses", "input"},
+    {"models", "decode"},
+    {"experts"},
+    {"convert", "evaluators", "report"},
+    {"train", "evaluate", "caption"},
+]
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_test.py") and p != PACKAGE / "__init__.py")
+
+
+def floor_of(name: str) -> int:
+    for number, names in enumerate(FLOORS):
+        if name in names:
+            return number
+    raise AssertionError(f"prismer_jax.{name} stands on no floor: add it to FLOORS and to CONTRIBUTING.md")
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+    """Returns the first component below prismer_jax of every import in the file, lazy ones included."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "prismer_jax":
+            names = [f"prismer_jax.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("prismer_jax.")}
+    return rooms
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_only_from_lower_floors(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for room in imported_rooms(path):
+        assert floor_of(room) <= floor_of(own), f"{own} imports {room}, which stands above it"
+
+
+def test_worker_side_modules_import_neither_jax_nor_tensorflow():
+    code = (
+        "import sys, pkgutil, importlib\n"
+        "for room in ('errors', 'registry', 'config', 'labels', 'metrics', 'pp', 'datasets'):\n"
+        "    module = importlib.import_module(f'prismer_jax.{room}')\n"
+        "    for m in pkgutil.iter_modules(getattr(module, '__path__', [])):\n"
+        "        m.name.endswith('_test') or importlib.import_module(f'{module.__name__}.{m.name}')\n"
+        "print([m for m in ('jax', 'tensorflow', 'torch') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,40 @@
+"""What every program does before its first array: caches, warnings; and profiles."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+
+
+def cache_dir() -> pathlib.Path:
+    """The folder of everything that can be made again: $PRISMER_CACHE_DIR or ~/.cache/prismer_jax."""
+    return pathlib.Path(os.environ.get("PRISMER_CACHE_DIR") or pathlib.Path.home() / ".cache" / "prismer_jax")
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that the second start of anything is a quick one.
+
+    JAX's own setting ($JAX_COMPILATION_CACHE_DIR, empty to switch it off) wins.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def profile_step(step: int, folder: pathlib.Path, first: int = 0, steps: int = 5) -> None:
+    """Records a profile of `steps` steps from step `first` of this start on, for TensorBoard; 0 is never."""
+    import jax
+
+    if first and step == first:
+        jax.profiler.start_trace(str(folder))
+    if first and step == first + steps:
+        jax.profiler.stop_trace()
+
+
+def log_warnings() -> None:
+    """Sends warnings of the loader and of libraries to stderr, one plain line each."""
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
