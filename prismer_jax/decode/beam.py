@@ -35,12 +35,9 @@ class _Pool(NamedTuple):
             empty = jnp.take_along_axis(born, oldest, axis=1) < 0
             enters = is_valid[:, None] & (empty | (score[:, None] > worst))
             here = (jnp.arange(slots) == oldest) & enters
-            replace = lambda new, old: jnp.where(here, new, old)
-            return (
-                replace(score[:, None], kept),
-                replace(time * slots + rank, born),
-                replace(slots + rank, source),
-            ), None
+            kept = jnp.where(here, score[:, None], kept)
+            born = jnp.where(here, time * slots + rank, born)
+            return (kept, born, jnp.where(here, slots + rank, source)), None
 
         own = jnp.broadcast_to(jnp.arange(slots), self.scores.shape)
         candidates = (jnp.arange(slots), scores.T, valid.T)

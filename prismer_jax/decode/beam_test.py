@@ -133,7 +133,7 @@ def test_one_beam_is_greedy_decoding(toy):
 def test_equal_continuations_are_taken_in_the_order_of_their_ids(toy):
     model = toy.random(0, sharpness=0.0)  # every token is as likely as any other
     tokens, _ = model.run(beam_search, np.full((3, 1), 5), num_beams=3, num_return=3, max_len=3, min_len=3)
-    # Columns 0, 1, 3 (2 is eos, and forbidden); then beam 0 has all three best. Of equal sequences the last comes first.
+    # Ids 0, 1, 3 (2 is eos, and forbidden); then beam 0 has all three best. Of equal sequences the last comes first.
     assert tokens[0].tolist() == [[5, 0, 3], [5, 0, 1], [5, 0, 0]]
 
 
@@ -168,24 +168,6 @@ def test_a_step_is_traced_once_and_the_loop_ends_with_the_last_image(toy):
         longest = int((tokens != PAD).sum(-1).max())  # the last to end: with early stopping nothing follows it
         assert len(ran) == longest - 3 < 20  # two columns of prompt; the first token comes without a call
     assert traced == [(3, 3, 1)]
-
-
-def test_bfloat16_logits_give_float32_scores(toy):
-    model = toy.random(0)
-
-    def in_bfloat16(function):
-        def narrow(*args):
-            logits, cache = function(*args)
-            return logits.astype(jnp.bfloat16), cache
-
-        return narrow
-
-    def search(prefill, extend, *args, **settings):
-        return beam_search(in_bfloat16(prefill), in_bfloat16(extend), *args, **settings)
-
-    _, scores = model.run(search, np.full((3, 2), 5), max_len=6)
-    assert scores.dtype == jnp.float32
-    assert np.isfinite(scores).all()
 
 
 def test_impossible_settings_are_the_users_error(toy):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from prismer_jax.errors import UserError
-from prismer_jax.typing import Array, Float, Int, typed
+from prismer_jax.typing import Array, Int
 
 EOS, PAD = 2, 1  # of RoBERTa's vocabulary, which every tokenizer of this project follows
 Cache = dict[str, Any]

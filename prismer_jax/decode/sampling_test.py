@@ -91,7 +91,10 @@ def test_a_row_draws_the_same_whatever_the_size_of_the_batch(toy):
 
 def test_narrow_keeps_the_smallest_set_that_reaches_top_p():
     logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
-    kept = lambda **cut: np.flatnonzero(np.isfinite(narrow(logits, **cut))).tolist()
+
+    def kept(**cut):
+        return np.flatnonzero(np.isfinite(narrow(logits, **cut))).tolist()
+
     assert kept() == [0, 1, 2, 3]
     assert kept(top_k=2) == [1, 3]
     assert kept(top_k=9) == [0, 1, 2, 3]

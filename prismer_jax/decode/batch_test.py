@@ -1,0 +1,215 @@
+"""Decoding of whole batches with a real model: equal to full forward passes, sharded or not, compiled once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from prismer_jax import models
+from prismer_jax.decode import generate, rank_answers
+from prismer_jax.decode.batch import _compiled
+from prismer_jax.decode.cache import continue_rows
+from prismer_jax.errors import UserError
+
+PAD, EOS, BATCH, WIDTH = 1, 2, 8, 5
+
+
+class ToyModel(nn.Module):
+    """The toy as a module: what decoding asks of a model, and nothing that takes long to compile."""
+
+    toy: type
+    dtype: str = "float32"
+
+    def setup(self):
+        parts = self.toy.random(0, sharpness=0.5, eos=1.0)
+        self.parts = {
+            name: self.param(name, lambda rng, x=x: jnp.asarray(x))
+            for name, x in parts._asdict().items()
+            if name != "image"
+        }
+        self.look = self.param("look", nn.initializers.normal(0.1), (4, parts.words.shape[1]))
+
+    def encode(self, image, labels):
+        seen = jnp.concatenate([image.mean((1, 2)), labels["labels/depth"].mean((1, 2))], axis=-1)
+        return (seen - 128) @ self.look
+
+    def prefill(self, encoded, text, max_len):
+        return self._narrow(*self.toy(image=None, **self.parts).prefill(encoded, text, max_len))
+
+    def extend(self, cache, tokens):
+        return self._narrow(*self.toy(image=None, **self.parts).extend(cache, tokens))
+
+    def _narrow(self, logits, cache):
+        return logits.astype(self.dtype), cache
+
+
+@pytest.fixture(scope="module")
+def small(toy):
+    model = ToyModel(toy)
+    batch = photos()
+    return model, model.init(jax.random.key(0), batch["image"], batch, method="encode")
+
+
+def real_model():
+    """A PrismerZ with weights under which its logits depend on everything that they should depend on."""
+    sizes = dict(width=32, layers=2, heads=2, mlp_dim=32, vocab_size=40, max_positions=20)
+    fields = dict(image_size=32, width=32, heads=2, layers=1, decoder=sizes)
+    model = models.build("prismer", variant="tiny", experts="none", **fields)
+    rng = np.random.default_rng(0)
+
+    def fill(path, shape):
+        noise, leaf = rng.normal(size=shape.shape), path[-1].key
+        if leaf.endswith(("scale", "bias")):
+            return (leaf == "scale") + 0.1 * noise
+        return noise * shape.shape[-2] ** -0.5
+
+    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
+    return model, {"params": jax.tree.map(jnp.float32, jax.tree.map_with_path(fill, shapes))}
+
+
+def photos(seed=0):
+    rng = np.random.default_rng(seed)
+    text = rng.integers(3, 12, size=(BATCH, WIDTH))
+    text[:, 0] = 0
+    text[1, 3:] = PAD  # padded on the right
+    text[2] = [PAD, PAD, 0, 7, 8]  # and on the left
+    return {
+        "image": rng.integers(0, 256, size=(BATCH, 32, 32, 3), dtype=np.uint8),
+        "labels/depth": rng.integers(0, 256, size=(BATCH, 32, 32, 1), dtype=np.uint8),
+        "text": text.astype(np.int32),
+        "mask_loss": np.ones((BATCH, WIDTH), np.float32),
+        "meta": [{"id": str(i)} for i in range(BATCH)],  # stays on the host
+    }
+
+
+def make_mesh(*shape):
+    return jax.make_mesh(shape, ("data", "fsdp")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
+
+
+def place(batch, variables, mesh):
+    """Puts the batch's rows on all devices, and the matrices' last axis on the last axis of the mesh."""
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    batch = {k: jax.device_put(v, rows) for k, v in batch.items() if k != "meta"}
+    split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec(None, mesh.axis_names[-1]), PartitionSpec()))
+
+    def put(x):
+        fits = x.ndim == 2 and x.shape[1] % mesh.devices.shape[-1] == 0
+        return jax.device_put(x, split if fits else whole)
+
+    return batch, jax.tree.map(put, variables)
+
+
+def test_cached_decoding_equals_full_forward_passes():
+    model, variables = real_model()
+    more = jax.random.randint(jax.random.key(1), (BATCH, 2, 4), 2, 40)  # two sequences an image
+
+    @jax.jit
+    def both_ways(image, prompt):
+        encoded = model.apply(variables, image, {}, method="encode")
+        first, cache = model.apply(variables, encoded, prompt, WIDTH + 4, method="prefill")
+        cache = continue_rows(cache, jnp.zeros((BATCH, 2), jnp.int32))
+        one, cache = model.apply(variables, cache, more[:, :, :1], method="extend")
+        three, _ = model.apply(variables, cache, more[:, :, 1:], method="extend")
+        texts = jnp.concatenate([jnp.repeat(prompt[:, None], 2, axis=1), more], axis=2)
+        full = model.apply(variables, jnp.repeat(encoded, 2, axis=0), texts.reshape(2 * BATCH, -1), method="decode")
+        return first, jnp.concatenate([one, three], axis=2), full.reshape(BATCH, 2, -1, 40)
+
+    first, following, full = both_ways(photos()["image"], photos()["text"])
+    np.testing.assert_allclose(first, full[:, :1, WIDTH - 1], atol=1e-4)
+    np.testing.assert_allclose(following, full[:, :, WIDTH:], atol=1e-4)
+    assert np.abs(full[:, 0, WIDTH:] - full[:, 1, WIDTH:]).max() > 0.5  # the tokens matter
+
+
+def test_a_real_model_searches_with_beams_sharded_as_unsharded():
+    model, variables = real_model()
+    settings = dict(max_len=9, num_beams=2, num_return=2, length_penalty=-1)
+    tokens, scores = generate(model, variables, photos(), **settings)
+    mesh = make_mesh(4, 2)
+    batch, variables = place(photos(), variables, mesh)
+    with jax.set_mesh(mesh):
+        sharded_tokens, sharded_scores = generate(model, variables, batch, **settings)
+    assert (np.asarray(sharded_tokens) == np.asarray(tokens)).all()
+    np.testing.assert_allclose(sharded_scores, scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(method="greedy", max_new=6, min_new=2),
+        dict(method="sample", max_len=11, min_len=7, num_samples=2, top_p=0.9),
+    ],
+    ids=lambda s: s["method"],
+)
+def test_a_sharded_batch_decodes_as_an_unsharded_one(small, settings):
+    model, variables = small
+    settings = settings | {"rng": jax.random.key(3)}
+    tokens, scores = generate(model, variables, photos(), **settings)
+    mesh = make_mesh(4, 2)
+    batch, placed = place(photos(), variables, mesh)
+    with jax.set_mesh(mesh):
+        sharded_tokens, sharded_scores = generate(model, placed, batch, **settings)
+    assert sharded_tokens.sharding.is_equivalent_to(batch["text"].sharding, 3)
+    assert (np.asarray(sharded_tokens) == np.asarray(tokens)).all()
+    np.testing.assert_allclose(sharded_scores, scores, rtol=1e-4, atol=1e-4)
+    assert tokens.shape == (BATCH, 1 if settings["method"] == "greedy" else 2, 11)
+    assert (tokens[:, :, :WIDTH] == photos()["text"][:, None]).all()
+
+
+def test_other_photos_and_weights_compile_nothing_new(small):
+    model, variables = small
+    generate(model, variables, photos(), method="greedy", max_new=6)
+    compiled = _compiled._cache_size()
+    first, _ = generate(model, variables, photos(1), method="greedy", max_new=6)
+    other, _ = generate(model, jax.tree.map(lambda x: -x, variables), photos(1), method="greedy", max_new=6)
+    assert _compiled._cache_size() == compiled
+    assert (first != other).any()
+
+
+def test_an_image_does_not_depend_on_its_batch(small):
+    model, variables = small
+    tokens, scores = generate(model, variables, photos(), max_len=11)
+    alone = {k: v[2:3] for k, v in photos().items()}
+    one, score = generate(model, variables, alone, max_len=11)
+    assert (one[0] == tokens[2]).all()
+    np.testing.assert_allclose(score[0], scores[2], rtol=1e-4)
+
+
+def test_bfloat16_logits_give_float32_scores(small):
+    model, variables = small
+    for method in ("beam", "greedy"):
+        _, scores = generate(model.clone(dtype="bfloat16"), variables, photos(), max_len=11, method=method)
+        assert scores.dtype == jnp.float32
+        assert np.isfinite(scores).all()
+
+
+def test_the_answers_of_a_batch_are_ranked_where_it_lies(small):
+    model, variables = small
+    answers = np.array([[9, 4, EOS], [8, EOS, PAD], [7, 6, EOS], [5, EOS, PAD]], np.int32)
+    best, candidates, scores = rank_answers(model, variables, photos(), answers, k=3)
+    winner = np.argmax(scores, axis=1)
+    assert (best == candidates[np.arange(BATCH), winner]).all()
+    assert len(set(best.tolist())) > 1
+    batch, _ = place(photos(), variables, make_mesh(8))
+    again = rank_answers(model, variables, batch, answers, k=3)
+    assert (np.asarray(again[1]) == np.asarray(candidates)).all()
+    np.testing.assert_allclose(again[2], scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(method="baem", max_len=9), "Did you mean 'beam'"),
+        (dict(num_beam=3, max_len=9), "Did you mean 'num_beams'"),
+        (dict(method="greedy", num_beams=3, max_len=9), "num_beams"),
+        (dict(max_len=9, max_new=3), "one of max_len and max_new"),
+        (dict(), "one of max_len and max_new"),
+        (dict(max_len=9, min_len=6, min_new=1), "at most one of min_len and min_new"),
+        (dict(method="sample", max_len=9), r"rng=jax.random.key"),
+    ],
+)
+def test_what_cannot_be_done_is_the_users_error(small, settings, message):
+    model, variables = small
+    with pytest.raises(UserError, match=message):
+        generate(model, variables, photos(), **settings)
