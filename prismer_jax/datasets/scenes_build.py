@@ -10,29 +10,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import os
 import pathlib
-import pickle
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import tensorflow_datasets as tfds
 from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from prismer_jax.datasets import records
-from prismer_jax.datasets.scenes import VERSION, Settings, example
+from prismer_jax.datasets import records, scenes_workers
+from prismer_jax.datasets.scenes import VERSION, Settings
 from prismer_jax.errors import UserError
 from prismer_jax.labels import PAPER
-
-_WORKER = "from prismer_jax.datasets import scenes_build; scenes_build.work()"
-FEW = 64  # so few scenes are rendered here: faster than starting workers
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
@@ -59,7 +52,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         return {self._settings.split: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, arguments in enumerate(_progress(render(self._settings, _cores()), self._settings)):
+        for index, arguments in enumerate(_progress(scenes_workers.render(self._settings), self._settings)):
             yield index, records.encode(**arguments)
 
 
@@ -106,56 +99,6 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
             print(f"Waiting for another process that builds {path.parent}", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def render(settings: Settings, workers: int) -> Iterator[dict[str, Any]]:
-    """The scenes in order; worker w of n renders w, w + n, w + 2n ... and sends them through a pipe."""
-    if settings.count <= FEW:
-        yield from (example(settings, index) for index in range(settings.count))
-        return
-    # Plain child processes: multiprocessing would import the main program, with JAX, in each of them again.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one thread a process, not one a core
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            process_group=0,  # Ctrl-C reaches the builder alone, which ends its workers
-        )
-        for _ in range(workers)
-    ]
-    try:
-        for start, process in enumerate(processes):
-            process.stdin.write(pickle.dumps((settings, start, workers)))
-            process.stdin.close()
-        for index in range(settings.count):
-            yield pickle.load(processes[index % workers].stdout)
-    except EOFError:
-        raise RuntimeError("A worker that renders scenes has died; its message is above.") from None
-    finally:
-        for process in processes:
-            process.kill()
-            process.stdout.close()
-            process.wait()
-
-
-def work() -> None:
-    """The main program of a worker: reads what to render from stdin, writes pickled examples to stdout."""
-    cv2.setNumThreads(1)
-    settings, start, step = pickle.load(sys.stdin.buffer)
-    try:
-        for index in range(start, settings.count, step):
-            pickle.dump(example(settings, index), sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the builder has been killed
-        os._exit(1)
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Rate(ProgressColumn):

@@ -32,13 +32,12 @@ class Labels:
 
 def label(scene: Scene, hits: Hits, size: int) -> Labels:
     """All labels of the scene; `hits` are those of scenes_render.render at this size."""
-    parts = scene.parts()
-    instance = np.array([p.instance for p in parts] + [BACKGROUND] * 2, np.uint8)[
+    instance = np.array([p.instance for p in scene.parts] + [BACKGROUND] * 2, np.uint8)[
         hits.part
     ]  # SKY, GROUND: from the end
     names = [CLASSES.index("sign" if isinstance(thing, Sign) else thing.shape) for thing in scene.instances]
     classes = np.array(names, np.int32)
-    of_part = [names[p.instance] for p in parts] + [CLASSES.index("sky"), CLASSES.index("ground")]
+    of_part = [names[p.instance] for p in scene.parts] + [CLASSES.index("sky"), CLASSES.index("ground")]
     words = np.full(hits.part.shape, BACKGROUND, np.uint8)
     for i, sign in enumerate(scene.signs):
         words[on_word(scene, hits, sign)] = i
@@ -74,7 +73,7 @@ def word_features(word: str, dim: int = FEATURES) -> np.ndarray:
 def on_word(scene: Scene, hits: Hits, sign: Sign) -> np.ndarray:
     """Which of the rays meet the word of this sign, bool [n]."""
     number = scene.instances.index(sign)
-    board = next(i for i, p in enumerate(scene.parts()) if p.instance == number)  # the first of its parts
+    board = next(i for i, p in enumerate(scene.parts) if p.instance == number)  # the first of its parts
     (left, top), (right, bottom) = word_box(sign.board[0] / sign.board[1])
     u, v = hits.uv[0] / 4, 1 - hits.uv[1] / 4
     inside = (u >= left) & (u <= right) & (v >= top) & (v <= bottom)
@@ -129,7 +128,7 @@ def view(scene: Scene) -> View:
     n, uv = len(scene.instances), pixel_centres(VIEW_SIZE)
     _, found = first_hits(scene, uv)
     depth = np.full((n, uv.shape[1]), np.inf, np.float32)  # of every instance along every ray
-    for part, (index, t) in zip(scene.parts(), found, strict=True):
+    for part, (index, t) in zip(scene.parts, found, strict=True):
         depth[part.instance, index] = np.minimum(depth[part.instance, index], t)
     met, winner = depth < np.inf, depth.argmin(0)
     hidden_by = np.zeros((n, n), np.float32)

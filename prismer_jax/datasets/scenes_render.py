@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from prismer_jax.datasets import scenes_solids as solids
-from prismer_jax.datasets.scenes_world import COLORS, GROUNDS, SKIES, Part, Scene, Sign, Solid
+from prismer_jax.datasets.scenes_world import COLORS, GROUNDS, SKIES, Scene, Sign, Solid
 
 GROUND, SKY = -1, -2  # in Hits.part
 BOARD_FACE = 5  # the face of the board that looks along its own z axis
@@ -44,13 +44,13 @@ def pixel_centres(size: int) -> np.ndarray:
 
 def render(scene: Scene, size: int) -> tuple[np.ndarray, Hits]:
     """Returns the picture, uint8 [size, size, 3] RGB, and what the rays through its pixels' centres meet."""
-    centres, parts = pixel_centres(size), scene.parts()
+    centres = pixel_centres(size)
     hits = trace(scene, centres)
-    color = _shade(scene, parts, hits, size)
+    color = _shade(scene, hits, size)
     edges = np.flatnonzero(_edges(color.reshape(3, size, size)))
     if edges.size:
         fine = (centres[:, edges, None] + _SUBSAMPLES.T[:, None, :] / np.float32(size)).reshape(2, -1)
-        more = _shade(scene, parts, trace(scene, fine), size).reshape(3, edges.size, len(_SUBSAMPLES))
+        more = _shade(scene, trace(scene, fine), size).reshape(3, edges.size, len(_SUBSAMPLES))
         color[:, edges] = (color[:, edges] + more.sum(2)) / np.float32(len(_SUBSAMPLES) + 1)
     image = np.sqrt(np.clip(color, 0, 1)) * np.float32(255)  # gamma 2
     return np.ascontiguousarray(np.rint(image).astype(np.uint8).reshape(3, size, size).transpose(1, 2, 0)), hits
@@ -65,19 +65,16 @@ def directions(scene: Scene, uv: np.ndarray) -> np.ndarray:
 
 def first_hits(scene: Scene, uv: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Directions [3, n] of the rays through uv [2, n], and for every part the rays that meet it, index and depth."""
-    rays, camera = directions(scene, uv), scene.camera
-    origin = np.array(camera.position, np.float32)[:, None]
+    rays = directions(scene, uv)
+    origin = np.array(scene.camera.position, np.float32)[:, None]
     found = []
     with np.errstate(divide="ignore", invalid="ignore"):
-        for part in scene.parts():
-            half = solids.bounds(part.kind, part.dims)
-            corners = _CORNERS * half[:, None]
-            u, v, _ = camera.project(_turn(part.yaw).T @ corners + np.array(part.position)[:, None])
+        for part in scene.parts:
+            corners = part.turn.T @ (_CORNERS * solids.bounds(part.kind, part.dims)[:, None]) + part.base
+            u, v, _ = scene.camera.project(corners)
             near = (uv[0] >= u.min()) & (uv[0] <= u.max()) & (uv[1] >= v.min()) & (uv[1] <= v.max())
             index = np.flatnonzero(near)
-            turn = _turn(part.yaw)
-            local = turn @ (origin - np.array(part.position, np.float32)[:, None])
-            depth = solids.intersect(part.kind, part.dims, local, turn @ rays[:, index])
+            depth = solids.intersect(part.kind, part.dims, part.turn @ (origin - part.base), part.turn @ rays[:, index])
             met = np.flatnonzero(depth < solids.MISS)
             found.append((index[met], depth[met]))
     return rays, found
@@ -97,23 +94,16 @@ def trace(scene: Scene, uv: np.ndarray) -> Hits:
     normal, face, uvs = np.zeros((3, n), np.float32), np.zeros(n, np.uint8), np.zeros((2, n), np.float32)
     normal[1, part == GROUND] = 1
     origin = np.array(scene.camera.position, np.float32)[:, None]
-    for i, p in enumerate(scene.parts()):
+    for i, p in enumerate(scene.parts):
         index = np.flatnonzero(part == i)
         if index.size:
-            turn = _turn(p.yaw)
-            points = origin + depth[index] * rays[:, index] - np.array(p.position, np.float32)[:, None]
-            local, face[index], uvs[:, index] = solids.surface(p.kind, p.dims, turn @ points)
-            normal[:, index] = turn.T @ local
+            points = depth[index] * rays[:, index] + (origin - p.base)
+            local, face[index], uvs[:, index] = solids.surface(p.kind, p.dims, p.turn @ points)
+            normal[:, index] = p.turn.T @ local
     return Hits(rays, depth, part, normal, face, uvs)
 
 
 _CORNERS = np.array([(x, y, z) for x in (-1, 1) for y in (0, 1) for z in (-1, 1)], np.float32).T
-
-
-def _turn(yaw: float) -> np.ndarray:
-    """World to local axes."""
-    c, s = np.cos(yaw), np.sin(yaw)
-    return np.array([(c, 0, -s), (0, 1, 0), (s, 0, c)], np.float32)
 
 
 def _edges(color: np.ndarray) -> np.ndarray:
@@ -127,16 +117,17 @@ def _edges(color: np.ndarray) -> np.ndarray:
     return marked
 
 
-def _shade(scene: Scene, parts: list[Part], hits: Hits, size: int) -> np.ndarray:
+def _shade(scene: Scene, hits: Hits, size: int) -> np.ndarray:
     """Linear RGB light [3, n] that comes along the rays."""
     part, normal = hits.part, hits.normal
     sky, ground = np.flatnonzero(part == SKY), np.flatnonzero(part == GROUND)
     things = np.flatnonzero(part >= 0)
     depth = np.minimum(hits.depth, _FAR)  # the sky is shaded as far ground first
     points = np.array(scene.camera.position, np.float32)[:, None] + depth * hits.directions
-    base, gloss = _albedo(scene, parts, hits, points, ground, size)
+    base, gloss = _albedo(scene, hits, points, ground, size)
     sun = np.array(scene.light, np.float32)
-    lit, occlusion = _shadows(scene, parts, points, hits, ground)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lit, occlusion = _shadows(scene, points, hits, ground)
     facing = np.maximum(sun @ normal, 0) * lit
     light = base * ((np.float32(0.40) + np.float32(0.16) * normal[1]) * occlusion + np.float32(0.72) * facing)
     horizon, zenith = (_linear(c) for c in SKIES[scene.sky])
@@ -181,11 +172,12 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]  # five times as fast as (a * b).sum(0)
 
 
-def _albedo(scene: Scene, parts: list[Part], hits: Hits, points: np.ndarray, ground: np.ndarray, size: int):
+def _albedo(scene: Scene, hits: Hits, points: np.ndarray, ground: np.ndarray, size: int):
     """Base colours [3, n] of all points, and how glossy those on things are [m] (0 matte, 0.3 painted, 1 shiny)."""
     base, gloss = np.zeros((3, points.shape[1]), np.float32), np.zeros(points.shape[1], np.float32)
-    base[:, ground] = _ground(scene, points[:, ground])
-    for i, p in enumerate(parts):
+    pixel = hits.depth[ground] * np.float32(2 * scene.camera.tangent / size)
+    base[:, ground] = _ground(scene, points[:, ground], pixel)
+    for i, p in enumerate(scene.parts):
         on = np.flatnonzero(hits.part == i)
         if not on.size:
             continue
@@ -214,7 +206,8 @@ def _pattern(solid: Solid, uv: np.ndarray) -> np.ndarray:
     return np.where(cells % 2 == 0, first, second)
 
 
-def _ground(scene: Scene, points: np.ndarray) -> np.ndarray:
+def _ground(scene: Scene, points: np.ndarray, pixel: np.ndarray) -> np.ndarray:
+    """Base colours [3, m] of points on the ground where a pixel is so wide, in world units [m]."""
     first, second, kind, _ = GROUNDS[scene.ground]
     first, second = _linear(first), _linear(second)
     c, s = np.float32(np.cos(scene.ground_yaw)), np.float32(np.sin(scene.ground_yaw))
@@ -222,7 +215,11 @@ def _ground(scene: Scene, points: np.ndarray) -> np.ndarray:
     noise = _NOISE[np.floor(x * 9).astype(np.int32) & 63, np.floor(z * 9).astype(np.int32) & 63]
     match kind:
         case "tiles":
-            mix = ((np.floor(x * np.float32(0.8)) + np.floor(z * np.float32(0.8))) % 2) * np.float32(0.9) + noise * 0.1
+            # Signed distance to the nearest joint, in pixels: soft there, it needs no finer rays.
+            across, along = (np.abs((c * np.float32(0.4)) % 1 - np.float32(0.5)) - np.float32(0.25) for c in (x, z))
+            sharp = np.float32(1.6) / pixel
+            checker = np.clip(across * sharp, -1, 1) * np.clip(along * sharp, -1, 1)
+            mix = np.float32(0.45) + np.float32(0.45) * checker + noise * np.float32(0.1)
         case "planks":
             row = np.floor(x * np.float32(1.6))
             grain = _NOISE[row.astype(np.int32) & 63, np.floor(z * np.float32(0.45) + row * 0.37).astype(np.int32) & 63]
@@ -238,30 +235,28 @@ def _ground(scene: Scene, points: np.ndarray) -> np.ndarray:
 _NOISE = np.random.RandomState(7).random_sample((64, 64)).astype(np.float32)
 
 
-def _shadows(scene: Scene, parts: list[Part], points: np.ndarray, hits: Hits, ground: np.ndarray):
+def _shadows(scene: Scene, points: np.ndarray, hits: Hits, ground: np.ndarray):
     """How much of the sun (0.15 or 1) and of the sky (ambient occlusion) reaches the points, both [n]."""
     lit, occlusion = np.ones(points.shape[1], np.float32), np.ones(points.shape[1], np.float32)
     sun = np.array(scene.light, np.float32)
     # No shadow is thrown farther than this; what looks away from the sun is dark anyway.
     near = np.abs(points[0]) + np.abs(points[2]) < 8
     close = np.flatnonzero(near & (hits.part != SKY) & (sun @ hits.normal > 0))
-    instance = np.array([p.instance for p in parts] + [SKY, GROUND])[hits.part[close]]  # negative: from the end
+    instance = np.array([p.instance for p in scene.parts] + [SKY, GROUND])[hits.part[close]]  # negative: from the end
     ground = ground[near[ground]]
     points, on_ground = points[:, close], points[::2, ground]
-    bases = np.array([p.position for p in parts], np.float32)
-    halves = np.array([solids.bounds(p.kind, p.dims) for p in parts])
+    bases = np.array([p.position for p in scene.parts], np.float32)
+    halves = np.array([solids.bounds(p.kind, p.dims) for p in scene.parts])
     centres = bases + halves * np.array((0, 0.5, 0), np.float32)
     reach = np.sqrt(halves[:, 0] ** 2 + halves[:, 2] ** 2 + halves[:, 1] ** 2 / 4)
     along = (centres @ sun)[:, None] - sun @ points
     beside = ((centres**2).sum(1) - reach * reach)[:, None] - 2 * (centres @ points) + _dot(points, points)
     possible = (beside < along * along) & (along > -reach[:, None])
-    for i, p in enumerate(parts):
+    for i, p in enumerate(scene.parts):
         index = np.flatnonzero(possible[i] & (instance != p.instance))
         if index.size:
-            turn = _turn(p.yaw)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                local = turn @ (points[:, index] - bases[i][:, None])
-                t = solids.intersect(p.kind, p.dims, local, turn @ sun[:, None])
+            local = p.turn @ (points[:, index] - p.base)
+            t = solids.intersect(p.kind, p.dims, local, p.turn @ sun[:, None])
             lit[close[index[t < solids.MISS]]] = np.float32(0.15)
         if p.position[1] == 0:  # things on the ground darken it where they touch it
             gap = (on_ground[0] - bases[i, 0]) ** 2 + (on_ground[1] - bases[i, 2]) ** 2

@@ -13,7 +13,7 @@ import numpy as np
 
 MISS = np.float32(np.inf)
 _EPS = 1e-4
-_TORUS_STEPS, _TORUS_ROUNDS, _TORUS_GAP = 10, 8, 3e-4
+_TORUS_STEPS, _TORUS_ROUNDS, _TORUS_GAP = 14, 3, 1e-3
 
 
 def intersect(kind: str, dims: tuple[float, ...], o: np.ndarray, d: np.ndarray) -> np.ndarray:

@@ -54,9 +54,10 @@ def test_the_first_hit_is_where_a_march_along_the_ray_enters_the_solid(kind):
     )
     hit = marched.any(1)
     assert 0.1 < hit.mean() < 0.9
-    first = steps[marched.argmax(1)]
-    np.testing.assert_allclose(t[hit], first[hit], atol=0.012)
-    # A ray that only grazes an edge may pass between two steps of the march, and no others.
+    both = hit & np.isfinite(t)
+    np.testing.assert_allclose(t[both], steps[marched.argmax(1)][both], atol=0.02)  # a step is 0.005
+    # Only rays that graze the solid may differ: between two steps of the march, or of the torus's sphere tracing.
+    assert (hit & ~both).mean() < 0.005
     assert (np.isfinite(t) & ~hit).mean() < 0.03
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prismer_jax import datasets, labels
-from prismer_jax.datasets import scenes, scenes_build
+from prismer_jax.datasets import scenes, scenes_build, scenes_workers
 from prismer_jax.errors import UserError
 
 SIZE = 32
@@ -64,8 +64,8 @@ def test_grain_reads_it_with_worker_processes(tmp_path):
 
 
 def test_the_scenes_do_not_depend_on_the_number_of_workers():
-    settings = scenes.Settings("train", SIZE, scenes_build.FEW + 3, 0)
-    one, three = (list(scenes_build.render(settings, workers)) for workers in (1, 3))
+    settings = scenes.Settings("train", SIZE, scenes_workers.FEW + 3, 0)
+    one, three = (list(scenes_workers.render(settings, workers)) for workers in (1, 3))
     assert [x["id"] for x in one] == [x["id"] for x in three] == [f"train-{i:06d}" for i in range(settings.count)]
     assert [x["image"] for x in one] == [x["image"] for x in three]
     assert [x["questions"] for x in one] == [x["questions"] for x in three]
@@ -94,7 +94,7 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_is_whole(tmp_path)
 
 
 def test_a_failing_worker_stops_the_build_and_nothing_remains(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes_build, "_WORKER", "import sys; sys.exit(1)")
+    monkeypatch.setattr(scenes_workers, "_WORKER", "import sys; sys.exit(1)")
     with pytest.raises(RuntimeError, match="has died"):
         datasets.load("scenes", size=SIZE, count=100, data_dir=tmp_path)
     assert [path.name for path in (tmp_path / "scenes").glob("*/*")] == ["lock"]

@@ -6,6 +6,7 @@ World axes: x to the right, y up, z towards the viewer; the ground is y = 0; one
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ SIZES = ("small", "large")
 GROUNDS = {  # two colours of the pattern, its kind, and how a caption calls it
     "grass": ((0.36, 0.50, 0.22), (0.30, 0.43, 0.18), "noise", "on the grass"),
     "wood": ((0.58, 0.40, 0.24), (0.50, 0.33, 0.19), "planks", "on a wooden floor"),
-    "tiles": ((0.82, 0.80, 0.76), (0.60, 0.62, 0.64), "tiles", "on a tiled floor"),
+    "tiles": ((0.84, 0.82, 0.78), (0.66, 0.68, 0.70), "tiles", "on a tiled floor"),
     "sand": ((0.86, 0.76, 0.56), (0.80, 0.69, 0.49), "noise", "on the sand"),
 }
 SKIES = {  # horizon and zenith
@@ -52,6 +53,17 @@ class Part:
     position: tuple[float, float, float]
     yaw: float
     instance: int  # index into Scene.instances
+
+    @functools.cached_property
+    def turn(self) -> np.ndarray:
+        """World to local axes, float32 [3, 3]."""
+        c, s = math.cos(self.yaw), math.sin(self.yaw)
+        return np.array([(c, 0, -s), (0, 1, 0), (s, 0, c)], np.float32)
+
+    @functools.cached_property
+    def base(self) -> np.ndarray:
+        """The origin of the local axes, float32 [3, 1]."""
+        return np.array(self.position, np.float32)[:, None]
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,9 @@ class Scene:
     def instances(self) -> tuple[Solid | Sign, ...]:
         return self.solids + self.signs
 
+    @functools.cached_property
     def parts(self) -> list[Part]:
+        """The primitives that it is made of; a sign is its board and its post, in this order."""
         parts = [
             Part(s.shape, s.dims, (s.position[0], 0.0, s.position[1]), s.yaw, i) for i, s in enumerate(self.solids)
         ]
