@@ -181,6 +181,9 @@ def random_resized_crop(
     The reference has scale (0.5, 1.0) for fine-tuning and (0.5, 1.5) for pretraining.
     """
     shape, label_shape = _shapes(size, label_size)
+    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+        if not 0 < low <= high:
+            raise UserError(f"random_resized_crop({name}={(low, high)}): two positive numbers, the smaller first.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         image = example["image"]
@@ -197,12 +200,14 @@ def random_resized_crop(
 def _random_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
+    draw = rng.random  # a tenth of the time of rng.uniform and rng.integers
+    shortest, longest = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * draw())
+        aspect = math.exp(shortest + (longest - shortest) * draw())
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+            return int(draw() * (height - h + 1)), int(draw() * (width - w + 1)), h, w
     aspect = min(max(width / height, ratio[0]), ratio[1])
     w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     return (height - h) // 2, (width - w) // 2, h, w

@@ -78,6 +78,7 @@ def test_turned_photos_stand_upright(orientation, kind):
     np.testing.assert_array_equal(run("decode", {"image": data})["image"], expected)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_photos_with_damaged_exif_are_still_photos():
     data = encode(smooth(), "jpeg", exif=b"Exif\x00\x00MM\x00*garbage")
     assert run("decode", {"image": data})["image"].shape == (40, 60, 3)
@@ -301,7 +302,18 @@ def test_labels_for_keeps_tables_that_are_there():
     assert run("labels_for|decode", example)[labels.CLASSES_KEY][0] == 5
 
 
-@pytest.mark.parametrize("spec", ["resize(0)", "resize((4, 5, 6))", "resize('big')", "flip(normals='x')", "resiez(9)"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "resize(0)",
+        "resize((4, 5, 6))",
+        "resize('big')",
+        "random_resized_crop(9, scale=(1.0, 0.5))",
+        "random_resized_crop(9, ratio=(0, 1))",
+        "flip(normals='x')",
+        "resiez(9)",
+    ],
+)
 def test_wrong_settings_are_user_errors_when_the_chain_is_built(spec):
     with pytest.raises(UserError):
         pp.build(spec)
