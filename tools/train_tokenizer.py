@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import sentencepiece
 
-from prismer_jax.datasets import scenes, scenes_text
+from prismer_jax.datasets import scenes, scenes_questions, scenes_text
 from prismer_jax.datasets.scenes_world import WORDS
 from prismer_jax.errors import run_main
 from prismer_jax.pp import tokenizer
@@ -92,7 +92,7 @@ def sentences(num_scenes: int) -> Iterator[str]:
     for index in range(num_scenes):
         drawn, view, rng = scenes.scene(settings, index)
         yield from scenes_text.captions(drawn, view, rng)
-        for question in scenes_text.questions(drawn, view, rng):
+        for question in scenes_questions.questions(drawn, view, rng):
             yield question.text
             yield from sorted(set(question.answers))
     for _ in range(num_scenes // 100):

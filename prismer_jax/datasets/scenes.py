@@ -18,14 +18,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from prismer_jax.datasets import records, scenes_labels, scenes_render, scenes_text, scenes_world
+from prismer_jax.datasets import records, scenes_labels, scenes_questions, scenes_render, scenes_text, scenes_world
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import PAPER
 
 CLASSES = scenes_world.CLASSES  # of seg_coco and of the detected instances
-QUESTION_TYPES = scenes_text.QUESTION_TYPES
+QUESTION_TYPES = scenes_questions.QUESTION_TYPES
 QUESTIONS = 8  # a scene
-VERSION = "1.0.1"  # of the generator: whatever changes a scene or its texts raises it
+VERSION = "1.0.2"  # of the generator: whatever changes a scene or its texts raises it
 SPLITS = ("train", "val")
 TASKS = ("caption", "question", "all")
 
@@ -99,7 +99,7 @@ def example(settings: Settings, index: int) -> dict[str, Any]:
     image, hits = scenes_render.render(drawn, settings.size)
     labels = scenes_labels.label(drawn, hits, settings.size)
     captions = scenes_text.captions(drawn, view, rng)
-    questions = scenes_text.questions(drawn, view, rng, QUESTIONS)
+    questions = scenes_questions.questions(drawn, view, rng, QUESTIONS)
     return {
         "id": f"{settings.split}-{index:06d}",
         "image": _jpeg(image),

@@ -285,7 +285,7 @@ def _ink(scene: Scene, sign: Sign, uv: np.ndarray, size: int) -> np.ndarray:
     return text[row, column]
 
 
-@functools.lru_cache(512)
+@functools.lru_cache(64)
 def _board(word: str, rows: int, aspect: float) -> np.ndarray:
     """The painted front of a sign, float32 [rows, columns] in 0..1: a frame and the word in capitals."""
     full, width = 160, round(160 * aspect)

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from prismer_jax.datasets import scenes, scenes_text
+from prismer_jax.datasets import scenes, scenes_questions, scenes_text
 from prismer_jax.datasets.scenes_world import COLORS, MATERIALS, SHAPES, SIZES, WORDS, Scene, Solid
 
 SETTINGS = scenes.Settings("train", 96, 400, 11)
@@ -12,12 +12,12 @@ PLURALS = {"boxes": "box", "toruses": "torus"} | {f"{s}s": s for s in SHAPES if 
 
 
 @pytest.fixture(scope="module")
-def described() -> list[tuple[Scene, list[str], list[scenes_text.Question]]]:
+def described() -> list[tuple[Scene, list[str], list[scenes_questions.Question]]]:
     rows = []
     for index in range(SETTINGS.count):
         scene, view, rng = scenes.scene(SETTINGS, index)
         captions = scenes_text.captions(scene, view, rng)
-        rows.append((scene, captions, scenes_text.questions(scene, view, rng)))
+        rows.append((scene, captions, scenes_questions.questions(scene, view, rng)))
     return rows
 
 
@@ -177,7 +177,7 @@ def test_answers_are_ten_and_the_truth_scores_fully(described):
         for q in questions:
             assert len(q.answers) == 10
             assert q.answers.count(q.answer) >= 7
-            assert q.type in scenes_text.QUESTION_TYPES
+            assert q.type in scenes_questions.QUESTION_TYPES
 
 
 def test_blind_guessing_scores_low(described):
