@@ -71,9 +71,8 @@ def test_the_only_candidate_is_the_greedy_one(toy):
     model = toy.random(3, eos=1.0)
     prompt = np.array([[5, 6], [7, 8], [9, 4]])
     best, _ = model.run(greedy, prompt, max_len=9)
-    for cut in (dict(top_k=1), dict(top_p=1e-6)):
-        tokens, _ = model.run(sample, prompt, max_len=9, rng=jax.random.key(0), **cut)
-        assert (tokens == best).all()
+    tokens, _ = model.run(sample, prompt, max_len=9, rng=jax.random.key(0), top_k=1)
+    assert (tokens == best).all()
 
 
 def test_a_row_draws_the_same_whatever_the_size_of_the_batch(toy):
