@@ -22,6 +22,8 @@ class Tokenizer:
     def encode(self, text):
         return [WORDS.index(word) for word in text.split()]
 
+    encode_after = encode
+
     def decode(self, ids):
         ended = itertools.takewhile(lambda i: i != self.eos, ids)
         return " ".join(WORDS[i] for i in ended if i > 3)

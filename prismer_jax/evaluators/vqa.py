@@ -111,7 +111,7 @@ class VQAEvaluator(TextEvaluator):
 
     def _tokens(self, style: str) -> np.ndarray:
         texts = [text.capitalize() if style == "reference" else text for text in self.choices]
-        rows = [[*self.tokenizer.encode(f" {text}"), self.tokenizer.eos] for text in texts]
+        rows = [[*self.tokenizer.encode_after(text), self.tokenizer.eos] for text in texts]
         tokens = np.full((len(rows), max(map(len, rows))), self.tokenizer.pad, np.int32)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = ids

@@ -1,6 +1,6 @@
 """Preprocessing: what happens to one example between its files and the batch. NumPy only, so it runs in any worker."""
 
-from prismer_jax.pp import image, labels, randaugment, text, tokenizer
+from prismer_jax.pp import image, labels, pack, randaugment, text, tokenizer
 from prismer_jax.pp.ops import OPS, Example, Op, Pipeline, register
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "build",
     "image",
     "labels",
+    "pack",
     "randaugment",
     "register",
     "text",

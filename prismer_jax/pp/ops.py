@@ -38,7 +38,7 @@ class Pipeline:
     def __init__(self, spec: str, tokenizer: Any = None) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
-        self.ops = [_make(name, args, kwargs, tokenizer) for name, args, kwargs in registry.parse(spec)]
+        self.ops = [make(name, args, kwargs, tokenizer) for name, args, kwargs in registry.parse(spec)]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         example = dict(example)
@@ -50,7 +50,12 @@ class Pipeline:
         return Pipeline, (self.spec, self.tokenizer)
 
 
-def _make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
+def make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
+    """The op of that name with its settings; it gets the tokenizer if it takes one.
+
+    Raises:
+      UserError: as `Pipeline`'s.
+    """
     factory = choose("preprocessing op", name, OPS)
     parameters = inspect.signature(factory).parameters
     if "tokenizer" in parameters:

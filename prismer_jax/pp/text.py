@@ -196,7 +196,7 @@ def tokenize(length: int, pad: Literal["left", "right"] | None = None, *, tokeni
             ids, scored = [tokenizer.bos, *prompt][:length], 0
             cut = len(prompt) + 1 > length
         else:
-            words = tokenizer.encode(f" {target}" if prompt else target)
+            words = tokenizer.encode_after(target) if prompt else tokenizer.encode(target)
             prompt, words, cut = _fit(example, prompt, words, length - 2)
             ids, scored = [tokenizer.bos, *prompt, *words, tokenizer.eos], len(words) + 1
         text = np.full(length, tokenizer.pad, np.int32)

@@ -20,6 +20,8 @@ class Words:
     def encode(self, text):
         return [self.ids.setdefault(word, len(self.ids) + 4) for word in text.split()]
 
+    encode_after = encode
+
     def decode(self, ids):
         names = {i: word for word, i in self.ids.items()}
         return " ".join(names[int(i)] for i in ids if int(i) > 3)

@@ -50,6 +50,10 @@ class Tokenizer:
         """Ids of a text, without special ids around them."""
         raise NotImplementedError
 
+    def encode_after(self, text: str) -> list[int]:
+        """Ids of a text that follows another one after a space."""
+        return self.encode(f" {text}")
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end; special ids and ids beyond the vocabulary are dropped."""
         raise NotImplementedError
@@ -102,6 +106,14 @@ class SentencePiece(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return self._table[self._model.encode(text)].tolist()
+
+    def encode_after(self, text: str) -> list[int]:
+        # Most models put a space before every text themselves; a second one would be a token of its own.
+        return self.encode(text if self._adds_space else f" {text}")
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        return self._model.encode("a", out_type=str)[0].startswith("\u2581")
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([self._inverse[token] for token in self._ordinary(ids)])

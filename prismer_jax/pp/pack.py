@@ -1,0 +1,55 @@
+"""Several texts about one photo in one sequence, so that all of them learn from encoding the photo once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from prismer_jax.errors import BadSample, UserError, choose
+from prismer_jax.pp.ops import Example, Op, make, register
+from prismer_jax.pp.text import tokenize
+
+
+@register
+def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, **options: Any) -> Op:
+    """Writes `text`, `mask_ar` and `mask_loss` [length] of as many texts in random order as fit.
+
+    They are `<s> prompt target </s> prompt target </s> ...`: the encoder is most of the work of a small model, and its
+    cost is shared by all of them. A later text can see the earlier ones; none is cut but a first that is too long.
+
+    Args:
+      length: tokens of the sequence.
+      of: 'captions', or 'questions': of examples that carry all of theirs (task='all' of a data set).
+      options: of the op `caption` or `question`, such as style.
+
+    Raises (the op):
+      BadSample: as those ops and `tokenize`.
+    """
+    write = tokenize(length, tokenizer=tokenizer)
+    read = make(choose("kind of text for pack:", of, {"captions": "caption", "questions": "question"}), (), options, None)
+
+    def texts(example: Example) -> list[Example]:
+        if of == "captions":
+            return [{**example, "captions": [text]} for text in example.get("captions") or [""]]
+        if "questions" not in example:
+            raise UserError("pack(of='questions') needs all questions of a photo: load the data with task='all'.")
+        return [{**example, **asked} for asked in example["questions"]]
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        candidates = texts(example)
+        if not candidates:
+            raise BadSample(f"example {example.get('id', '?')} has no questions. Take it off the list.")
+        packed, used = None, 0
+        for index in rng.permutation(len(candidates)):
+            one = write(read(candidates[index], rng), rng)
+            ids = int((one["text"] != tokenizer.pad).sum())
+            if packed is None:
+                packed, used = one, ids
+            elif used + ids - 1 <= length:  # without its <s>
+                for key in ("text", "mask_loss"):
+                    packed[key][used : used + ids - 1] = one[key][1:ids]
+                used += ids - 1
+        return packed
+
+    return op

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from prismer_jax import pp
+from prismer_jax.errors import BadSample, UserError
+
+TOKENIZER = pp.tokenizer.load("scenes")
+QUESTIONS = [
+    {"question": f"How many {thing} are there?", "answers": [str(n)] * 10}
+    for n, thing in enumerate(["cones", "boxes", "spheres"])
+]
+
+
+def packed(spec, example, seed=0):
+    return pp.build(spec, tokenizer=TOKENIZER)(example, np.random.default_rng(seed))
+
+
+def pieces(text):
+    """The texts between <s>, </s> and padding."""
+    ids = text[1:][text[1:] != TOKENIZER.pad].tolist()
+    assert text[0] == TOKENIZER.bos
+    assert ids[-1] == TOKENIZER.eos
+    rows, row = [], []
+    for token in ids:
+        if token == TOKENIZER.eos:
+            rows.append(TOKENIZER.decode(row))
+            row = []
+        else:
+            row.append(token)
+    return rows
+
+
+def test_packs_all_questions_that_fit_with_loss_on_the_answers_alone():
+    out = packed("pack(64, of='questions')", {"questions": QUESTIONS})
+    wanted = {f"{q['question']} {q['answers'][0]}" for q in QUESTIONS}
+    assert set(pieces(out["text"])) == wanted
+    answers = sum(len(TOKENIZER.encode_after(q["answers"][0])) + 1 for q in QUESTIONS)
+    assert out["mask_loss"].sum() == answers
+    assert (out["text"][out["mask_loss"] > 0] == TOKENIZER.eos).sum() == 3
+
+
+def test_each_text_is_whole_or_absent_and_the_order_is_random():
+    captions = ["A red cone.", "Two boxes stand on the sand.", "A sphere is in front of a torus."]
+    orders = set()
+    for seed in range(20):
+        out = packed("pack(16, of='captions')", {"captions": captions}, seed)
+        assert out["text"].shape == out["mask_loss"].shape == (16,)
+        assert set(pieces(out["text"])) <= set(captions)
+        orders.add(tuple(pieces(out["text"])))
+    assert len(orders) > 3
+
+
+def test_one_text_is_what_tokenize_makes_of_it():
+    one = packed("caption()|tokenize(20)", {"captions": ["A red cone."]})
+    out = packed("pack(20, of='captions')", {"captions": ["A red cone."]})
+    for key in ("text", "mask_ar", "mask_loss"):
+        np.testing.assert_array_equal(out[key], one[key])
+
+
+def test_refuses_what_it_cannot_pack():
+    with pytest.raises(UserError, match="Did you mean 'questions'"):
+        packed("pack(20, of='question')", {})
+    with pytest.raises(UserError, match="task='all'"):
+        packed("pack(20, of='questions')", {"question": "How many?"})
+    with pytest.raises(BadSample):
+        packed("pack(20, of='questions')", {"questions": []})
+    with pytest.raises(UserError, match="caption"):
+        packed("pack(20, of='captions', styel='reference')", {})
