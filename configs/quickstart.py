@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import scenes
 
-SIZE = 96  # pixels, of photos and label maps
+SIZE, LABEL_SIZE = 96, 64  # pixels, of photos and of label maps
+LENGTH = 32  # tokens of prompt and answer
 
 
 def get_config(arg=None):
@@ -27,12 +28,12 @@ def get_config(arg=None):
     config.total_steps = 20 if arg.smoke else 330
 
     # ---------------------------------------------------------------- data: captions and questions together
-    look = f"labels_for('{experts}')|decode|resize({SIZE})"
+    look = f"labels_for('{experts}')|decode|resize({SIZE}, {LABEL_SIZE})"
     train = dict(name="scenes", split="train", size=SIZE, count=count)
     config.tokenizer = "scenes"
     config.data = dict(
-        captions=dict(**train, task="caption", pp=f"{look}|caption()|tokenize(32)", weight=1.0),
-        questions=dict(**train, task="question", pp=f"{look}|question()|tokenize(32)", weight=2.0),
+        captions=dict(**train, task="caption", pp=f"{look}|caption()|tokenize({LENGTH})", weight=1.0),
+        questions=dict(**train, task="question", pp=f"{look}|question()|tokenize({LENGTH})", weight=2.0),
     )
 
     # ---------------------------------------------------------------- model and training
@@ -41,6 +42,12 @@ def get_config(arg=None):
         variant="small",
         experts=experts,
         image_size=SIZE,
+        width=96,
+        layers=3,
+        heads=4,
+        latents=16,
+        resampler_layers=2,
+        decoder=dict(width=96, layers=2, heads=4, mlp_dim=384, vocab_size=1000, max_positions=LENGTH + 4),
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )
     config.freeze = "none"  # there is nothing pre-trained to keep
@@ -53,7 +60,7 @@ def get_config(arg=None):
         caption=dict(pp=f"{look}|caption_prompt()|tokenize(3)", decode=dict(method="beam", num_beams=3, max_new=28)),
         question=dict(pp=f"{look}|question_prompt()|tokenize(24)", decode=dict(method="greedy", max_new=8)),
     )
-    held_out = dict(name="scenes", split="val", size=SIZE, count=count)
+    held_out = dict(name="scenes", split="val", size=SIZE, count=count // 2)
     config.evals = dict(
         caption=dict(
             type="caption",

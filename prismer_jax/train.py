@@ -12,6 +12,7 @@ import math
 import pathlib
 import signal
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -115,26 +116,7 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
         if start_from is not None:
             state |= checkpoint.load_into(state, start_from, fresh)
 
-    # ------------------------------------------------------------------------------------------------------ update step
-    def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        trainable, fixed = optim.split(state["params"], frozen)
-        rng = jax.random.fold_in(jax.random.key(cfg.seed), state["step"])
-
-        def objective(trainable: Any, stats: Any, batch: Any, rng: jax.Array) -> Any:
-            variables = {"params": optim.merge(trainable, fixed), "batch_stats": stats, "tables": state["tables"]}
-            rngs = dict(zip(("dropout", "instance"), jax.random.split(rng), strict=True))
-            logits, new = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
-            costs = loss_fn(logits, batch["text"], batch["mask_loss"])
-            return costs.mean(), (new.get("batch_stats", stats), {})
-
-        compute = optim.accumulate_gradients(objective, accumulate)
-        loss, gradient, stats, _ = compute(trainable, state["batch_stats"], batch, rng)
-        updates, opt = optimizer.tx.update(gradient, state["opt"], trainable)
-        params = optim.merge(optax.apply_updates(trainable, updates), fixed)
-        new = {**state, "params": params, "batch_stats": stats, "opt": opt, "step": state["step"] + 1}
-        tokens = (batch["text"] != tokenizer.pad).sum()
-        return new, {"train/loss": loss, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
-
+    update = make_update(model, loss_fn, optimizer.tx, tokenizer.pad, frozen, accumulate, cfg.seed)
     update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
 
     # ------------------------------------------------------------------------------------------------------------- loop
@@ -194,6 +176,47 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
         checkpoint.export(workdir / "export", variables, **evaluate.description(cfg, tokenizer))
         evaluate.write_results(workdir, evaluators, results, cfg, **report_options)
     return results
+
+
+def make_update(
+    model: Any,
+    loss_fn: Callable[..., jax.Array],
+    tx: optax.GradientTransformation,
+    pad: int,
+    frozen: Sequence[str] = (),
+    accumulate: int = 1,
+    seed: int = 0,
+) -> Callable[[dict[str, Any], Any], tuple[dict[str, Any], dict[str, jax.Array]]]:
+    """Returns the training step (state, batch) -> (state, measured), to be jitted.
+
+    Args:
+      model, loss_fn, tx: what is trained, towards what, and how.
+      pad: id of padding, which is no token that is counted.
+      frozen: regexes of the parameters that are not differentiated.
+      accumulate: parts of the batch whose gradients are computed one after the other.
+      seed: of dropout and of what else a model draws; the draws of a step are a function of both.
+    """
+
+    def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        trainable, fixed = optim.split(state["params"], frozen)
+        rng = jax.random.fold_in(jax.random.key(seed), state["step"])
+
+        def objective(trainable: Any, stats: Any, batch: Any, rng: jax.Array) -> Any:
+            variables = {"params": optim.merge(trainable, fixed), "batch_stats": stats, "tables": state["tables"]}
+            rngs = dict(zip(("dropout", "instance"), jax.random.split(rng), strict=True))
+            logits, new = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
+            costs = loss_fn(logits, batch["text"], batch["mask_loss"])
+            return costs.mean(), (new.get("batch_stats", stats), {})
+
+        compute = optim.accumulate_gradients(objective, accumulate)
+        loss, gradient, stats, _ = compute(trainable, state["batch_stats"], batch, rng)
+        updates, opt = tx.update(gradient, state["opt"], trainable)
+        params = optim.merge(optax.apply_updates(trainable, updates), fixed)
+        new = {**state, "params": params, "batch_stats": stats, "opt": opt, "step": state["step"] + 1}
+        tokens = (batch["text"] != pad).sum()
+        return new, {"train/loss": loss, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
+
+    return update
 
 
 def main(argv: list[str] | None = None) -> None:

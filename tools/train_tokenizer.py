@@ -56,7 +56,7 @@ How many chairs are in the room? What time of day is it? What sport is being pla
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=pathlib.Path, default=tokenizer.SCENES)
-    parser.add_argument("--vocab-size", type=int, default=1000)
+    parser.add_argument("--vocab-size", type=int, default=640)
     parser.add_argument("--scenes", type=int, default=1500)
     args = parser.parse_args()
     args.output.write_bytes(train(args.scenes, args.vocab_size))
@@ -77,7 +77,6 @@ def train(num_scenes: int, vocab_size: int) -> bytes:
         unk_id=tokenizer.UNK,
         byte_fallback=True,
         required_chars=string.ascii_letters + string.digits + string.punctuation,
-        split_digits=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         num_threads=1,  # sums in another order would give other scores

@@ -194,7 +194,7 @@ def _is(facts: Facts, i: int, phrase: str, j: int) -> bool:
 def _existences(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidate]:
     """One form is drawn first; within each, yes and no fit the same questions equally often."""
     solids = facts.solids
-    form = _draw(rng, (3, 2, 1, 1))
+    form = _draw(rng, (2, 4, 1, 1))
     if form == 0:
         for color in COLORS:
             for shape in SHAPES:

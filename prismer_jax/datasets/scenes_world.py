@@ -38,8 +38,8 @@ SKIES = {  # horizon and zenith
     "cloud": ((0.88, 0.89, 0.90), (0.64, 0.69, 0.75)),
 }
 _WORDS = """
-    stop exit open shut shop cafe taxi park zoo farm bank food milk tea soup cake fish book toys club
-    gym spa pool bar inn post sale free turn wait walk push pull hot cold new ice love home help
+    stop exit open shop cafe taxi park zoo farm bank milk tea cake fish book toys gym pool post free
+    push hot cold home
 """
 WORDS = tuple(_WORDS.split())  # that a sign may say, in capitals
 
@@ -184,7 +184,7 @@ def sample(rng: np.random.RandomState) -> Scene | None:
     shapes = rng.permutation(len(SHAPES))[: rng.randint(2, 7)]
     colors = rng.permutation(len(COLORS))[: rng.randint(2, 7)]
     shape_p, color_p = _skewed(rng, len(shapes)), _skewed(rng, len(colors))
-    for _ in range(int(rng.randint(2, 7))):
+    for _ in range(2 + int(np.searchsorted((0.35, 0.7, 0.9), rng.random_sample()))):
         shape = SHAPES[rng.choice(shapes, p=shape_p)]
         color = list(COLORS)[rng.choice(colors, p=color_p)]
         material = MATERIALS[int(np.searchsorted((0.4, 0.64, 0.82), rng.random_sample()))]
@@ -220,7 +220,7 @@ def _skewed(rng: np.random.RandomState, n: int) -> np.ndarray:
 
 
 def _solid(rng: np.random.RandomState, shape: str, color: str, material: str, size: str) -> Solid:
-    r = (0.82 if size == "large" else 0.5) * rng.uniform(0.93, 1.07)
+    r = (0.92 if size == "large" else 0.56) * rng.uniform(0.93, 1.07)
     match shape:
         case "sphere":
             dims: tuple[float, ...] = (r,)

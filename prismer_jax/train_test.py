@@ -1,0 +1,147 @@
+"""The loop end to end on the quickstart's smoke config: learning, resuming, stopping; slow: kill -9, whole runs."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from prismer_jax import config, metrics
+from prismer_jax.errors import UserError
+from prismer_jax.testing import ROOT
+from prismer_jax.train import train
+
+SMALL = ("model.width=32", "model.layers=1", "model.decoder.width=32", "model.decoder.layers=1", "total_steps=6")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_dir(tmp_path_factory):
+    os.environ["PRISMER_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))
+    yield
+    del os.environ["PRISMER_DATA_DIR"]
+
+
+def load(*overrides, arg="smoke"):
+    small = (*SMALL, "log_steps=1", "save_steps=3")
+    return config.load(f"{ROOT / 'configs/quickstart.py'}:{arg}", [*small, *overrides])
+
+
+def losses(workdir):
+    return {line["step"]: line["train/loss"] for line in metrics.read(workdir) if "train/loss" in line}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run and its results."""
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train(load(), workdir)
+
+
+def test_leaves_behind_what_a_user_looks_for(finished):
+    workdir, results = finished
+    saved = json.loads((workdir / "metrics.json").read_text())
+    assert saved == results
+    for name in ("caption/cider", "caption/cider_blank", "vqa/accuracy", "vqa/accuracy_blank"):
+        assert math.isfinite(saved[name])
+    assert "vqa/accuracy_most_frequent" in saved
+    assert list(losses(workdir)) == [1, 2, 3, 4, 5, 6]
+    for name in ("report.html", "report.png", "curves.png", "config.json", "versions.json", "metrics.csv"):
+        assert (workdir / name).stat().st_size > 0
+    assert (workdir / "export" / "config.json").exists()
+    captions = json.loads((workdir / "predictions" / "caption.json").read_text())
+    assert {"image_id", "caption"} == captions[0].keys()
+
+
+def test_resumed_run_has_bitwise_the_losses_of_an_uninterrupted_one(finished, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def interrupt(self, step, values, write=metrics.Writer.write):
+        write(self, step, values)
+        if step == 5:  # two steps after the checkpoint
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics.Writer, "write", interrupt)
+        with pytest.raises(Stop):
+            train(load(), tmp_path)
+    assert list(losses(tmp_path)) == [1, 2, 3, 4, 5]
+    train(load("num_workers=0"), tmp_path)
+    assert losses(tmp_path) == losses(finished[0])
+
+
+def test_accumulated_and_frozen_training_runs(tmp_path):
+    overrides = ("accumulate=2", "freeze=freeze_lang_vision", "total_steps=1", "mesh.data=4", "mesh.fsdp=2")
+    results = train(load(*overrides, arg="smoke,experts=depth+obj_detection"), tmp_path)
+    assert math.isfinite(results["vqa/accuracy"])
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
+    with pytest.raises(UserError, match=r"loss is nan at step \d"):
+        train(load("optim.lr=1e38", "optim.clip_norm=None", "optim.warmup_percent=0.0"), tmp_path)
+    steps = [int(p.name) for p in (tmp_path / "checkpoints").glob("[0-9]*")]
+    assert all(math.isfinite(losses(tmp_path)[step]) for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["batch_size=12"], "cannot be shared by 8 devices; use 8 or 16"),
+        (["optim.name=adamv"], "Did you mean 'adamw'"),
+        (["model.name=prismr"], "Did you mean 'prismer'"),
+        (["model.decoder.vocab_size=10"], "raise it"),
+        (["freeze=freeze_visoin"], "Did you mean 'freeze_vision'"),
+    ],
+)
+def test_bad_configs_say_what_is_wrong(overrides, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(load(*overrides), tmp_path)
+
+
+def test_a_workdir_belongs_to_one_config(finished):
+    with pytest.raises(UserError, match="belongs to another config"):
+        train(load("optim.lr=0.5"), finished[0])
+
+
+def start(workdir: pathlib.Path) -> subprocess.Popen:
+    overrides = [f"--config.{o}" for o in (*SMALL, "log_steps=1", "save_steps=2")]
+    command = [sys.executable, "-m", "prismer_jax.train", "--config", "configs/quickstart.py:smoke"]
+    return subprocess.Popen(
+        [*command, "--workdir", str(workdir), *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+    for steps in (2, 4):  # the second kill hits the resumed run
+        process = start(killed)
+        wait_for(lambda steps=steps: len(losses(killed)) > steps, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(killed).wait() == 0
+    assert losses(killed) == losses(whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_status_2(tmp_path):
+    process = start(tmp_path)
+    wait_for(lambda: len(losses(tmp_path)) > 1, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 2
+    assert process.stderr.read().strip().splitlines()[-1].startswith("interrupted")

@@ -1,0 +1,137 @@
+"""Measures speed: python -m tools.bench [--only NAME ...] [--config FILE[:arg]] [--seconds 10]
+
+    scenes   scenes rendered, labelled and encoded a second, on one core
+    loader   examples a second that the config's loader gives when nothing else runs
+    step     images a second of the config's training step, fed from memory
+    decode   captions a second, greedily and with beams
+    loader/step   how many times faster the loader is than what it feeds
+
+All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from prismer_jax import config, decode, evaluate, input, optim, pp, runtime, sharding
+from prismer_jax.datasets import scenes
+from prismer_jax.errors import choose, run_main
+from prismer_jax.train import make_update
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Items a second of `work`, which returns how many it did; called once before the clock starts."""
+    work()
+    done, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        done += work()
+    return done / passed
+
+
+class Bench:
+    """What the measurements share: the config's data, model and first batch."""
+
+    def __init__(self, cfg: config.Section, seconds: float) -> None:
+        self.cfg, self.seconds = cfg, seconds
+        self.tokenizer = pp.tokenizer.load(cfg.tokenizer)
+        self.mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
+        jax.set_mesh(self.mesh)
+
+    @functools.cached_property
+    def model(self) -> Any:
+        return evaluate.make_model(self.cfg, self.tokenizer)
+
+    @functools.cached_property
+    def variables(self) -> Any:
+        return jax.jit(self.model.init_variables)(jax.random.key(0))
+
+    def batches(self) -> input.TrainBatches:
+        mixture = evaluate.load_mixture(self.cfg.data, self.tokenizer)
+        return input.train_batches(mixture, batch_size=self.cfg.batch_size, seed=0)
+
+    @functools.cached_property
+    def batch(self) -> Any:
+        batches = self.batches()
+        batch = next(batches)
+        batches.close()
+        return next(input.to_device(iter([batch]), sharding.batch_sharding(self.mesh)))
+
+    def scenes(self) -> float:
+        settings, numbers = scenes.Settings("train", 96, 1000, 0), iter(range(10**9))
+        return rate(lambda: len([scenes.example(settings, next(numbers))]), self.seconds)
+
+    def loader(self) -> float:
+        batches = self.batches()
+        try:
+            return rate(lambda: len(next(batches)["_mask"]), self.seconds)
+        finally:
+            batches.close()
+
+    def step(self) -> float:
+        optimizer = optim.make(optim.split(self.variables["params"])[0], 1000, lr=1e-4)
+        update = make_update(self.model, evaluate.make_loss(self.cfg.loss), optimizer.tx, self.tokenizer.pad)
+        update = jax.jit(update, donate_argnums=0)
+        opt = optimizer.tx.init(optim.split(self.variables["params"])[0])
+        state = jax.tree.map(lambda x: x + 0, {**self.variables, "opt": opt, "step": np.int32(0)})
+
+        def work() -> int:
+            nonlocal state
+            state, measured = update(state, self.batch)
+            jax.block_until_ready(measured)
+            return self.cfg.batch_size
+
+        return rate(work, self.seconds)
+
+    def decode(self, method: str, **settings: Any) -> float:
+        batch = {**self.batch, "text": self.batch["text"][:, :1]}
+
+        def work() -> int:
+            run = decode.generate(self.model, self.variables, batch, method=method, max_new=20, min_new=20, **settings)
+            jax.block_until_ready(run)
+            return len(np.asarray(run[1]))
+
+        return rate(work, self.seconds)
+
+
+BENCHES: dict[str, Callable[[Bench], dict[str, float]]] = {
+    "scenes": lambda b: {"scenes a second on one core": b.scenes()},
+    "loader": lambda b: {"loader, examples a second": b.loader()},
+    "step": lambda b: {"training step, images a second": b.step()},
+    "decode": lambda b: {
+        "greedy captions a second": b.decode("greedy"),
+        "beam-3 captions a second": b.decode("beam", num_beams=3),
+    },
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = config.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/quickstart.py", help="FILE.py or FILE.py:arg")
+    parser.add_argument("--only", nargs="+", default=list(BENCHES), help=f"of {', '.join(BENCHES)}")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each is measured")
+    args, overrides = parser.parse(argv)
+    chosen = [choose("benchmark", name, BENCHES) for name in args.only]
+    runtime.use_compilation_cache()
+    bench = Bench(config.load(args.config, overrides), args.seconds)
+    results: dict[str, float] = {}
+    for measure in chosen:
+        for name, value in measure(bench).items():
+            print(f"{name:<36}{value:10.1f}", flush=True)
+            results[name] = value
+    if "loader, examples a second" in results and "training step, images a second" in results:
+        ratio = results["loader, examples a second"] / results["training step, images a second"]
+        print(f"{'loader / step':<36}{ratio:10.1f}")
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    print(f"{devices}, {os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}")
+
+
+if __name__ == "__main__":
+    run_main(main)
