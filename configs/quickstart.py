@@ -14,26 +14,26 @@ from prismer_jax.config import parse_arg
 from prismer_jax.datasets import scenes
 
 SIZE, LABEL_SIZE = 96, 64  # pixels, of photos and of label maps
-LENGTH = 32  # tokens of prompt and answer
+LENGTH = 48  # tokens: four or five questions with their answers, or three captions
 
 
 def get_config(arg=None):
     arg = parse_arg(arg, z=False, smoke=False, experts="all")
     experts = "none" if arg.z else arg.experts
-    count, batch = (128, 16) if arg.smoke else (4000, 64)
+    count, batch = (128, 16) if arg.smoke else (4000, 32)
 
     config = ConfigDict()
     config.seed = 0
     config.batch_size = batch
-    config.total_steps = 20 if arg.smoke else 330
+    config.total_steps = 20 if arg.smoke else 600
 
     # ---------------------------------------------------------------- data: captions and questions together
     look = f"labels_for('{experts}')|decode|resize({SIZE}, {LABEL_SIZE})"
-    train = dict(name="scenes", split="train", size=SIZE, count=count)
+    train = dict(name="scenes", split="train", task="all", size=SIZE, count=count)
     config.tokenizer = "scenes"
     config.data = dict(
-        captions=dict(**train, task="caption", pp=f"{look}|caption()|tokenize({LENGTH})", weight=1.0),
-        questions=dict(**train, task="question", pp=f"{look}|question()|tokenize({LENGTH})", weight=2.0),
+        captions=dict(**train, pp=f"{look}|pack({LENGTH}, of='captions')", weight=1.0),
+        questions=dict(**train, pp=f"{look}|pack({LENGTH}, of='questions', answer='majority')", weight=2.0),
     )
 
     # ---------------------------------------------------------------- model and training
@@ -42,17 +42,11 @@ def get_config(arg=None):
         variant="small",
         experts=experts,
         image_size=SIZE,
-        width=96,
-        layers=3,
-        heads=4,
-        latents=16,
-        resampler_layers=2,
-        decoder=dict(width=96, layers=2, heads=4, mlp_dim=384, vocab_size=1000, max_positions=LENGTH + 4),
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )
     config.freeze = "none"  # there is nothing pre-trained to keep
-    config.loss = dict(name="cross_entropy", label_smoothing=0.1, per_token=True)
-    config.optim = dict(name="adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
+    config.loss = dict(name="cross_entropy", label_smoothing=0.0, per_token=True)
+    config.optim = dict(name="adamw", lr=2e-3, b2=0.95, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
     config.mesh = dict(data=-1)
 
     # ---------------------------------------------------------------- what it is used for, carried by its checkpoints
@@ -65,7 +59,7 @@ def get_config(arg=None):
         caption=dict(
             type="caption",
             data=dict(**held_out, task="caption"),
-            train_data=dict(**train, task="caption"),
+            train_data=dict(train, task="caption"),
             pp=config.tasks.caption.pp,
             batch_size=batch,
             **config.tasks.caption.decode,
@@ -73,7 +67,7 @@ def get_config(arg=None):
         vqa=dict(
             type="vqa",
             data=dict(**held_out, task="question"),
-            train_data=dict(**train, task="question"),
+            train_data=dict(train, task="question"),
             pp=config.tasks.question.pp,
             batch_size=batch,
             **config.tasks.question.decode,

@@ -23,6 +23,7 @@ from prismer_jax import checkpoint, config, evaluate, input, metrics, models, op
 from prismer_jax.errors import UserError, run_main
 
 STARTED = time.monotonic()
+PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
 # Keys that may differ between two starts in one workdir: what is watched and kept, not what is learnt.
 MAY_CHANGE = ("(log|evaluate|save)_.*", r"(mesh|evals|checkpoint|report|wandb|profile)\b.*", "num_workers")
 
@@ -112,7 +113,7 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
     if first_step:
         state = checkpoints.restore(like)
     else:
-        state = jax.jit(init, out_shardings=places)(jax.random.key(cfg.seed))
+        state = jax.jit(init, out_shardings=places)(jax.random.key(cfg.seed, impl=PRNG))
         if start_from is not None:
             state |= checkpoint.load_into(state, start_from, fresh)
 
@@ -199,7 +200,7 @@ def make_update(
 
     def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         trainable, fixed = optim.split(state["params"], frozen)
-        rng = jax.random.fold_in(jax.random.key(seed), state["step"])
+        rng = jax.random.fold_in(jax.random.key(seed, impl=PRNG), state["step"])
 
         def objective(trainable: Any, stats: Any, batch: Any, rng: jax.Array) -> Any:
             variables = {"params": optim.merge(trainable, fixed), "batch_stats": stats, "tables": state["tables"]}

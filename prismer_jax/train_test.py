@@ -17,7 +17,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.testing import ROOT
 from prismer_jax.train import train
 
-SMALL = ("model.width=32", "model.layers=1", "model.decoder.width=32", "model.decoder.layers=1", "total_steps=6")
+SMALL = ("total_steps=6",)
 
 
 @pytest.fixture(scope="module", autouse=True)

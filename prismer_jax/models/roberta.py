@@ -6,17 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from prismer_jax.models import layers
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 PAD = 1  # RoBERTa's padding id; positions start after it
-NORMAL = nn.initializers.normal(0.02)  # RobertaConfig.initializer_range
 
 
 def gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
+    """x·Φ(x). By erf, as PyTorch has it: jax.nn.gelu's erfc costs half as much again on a CPU."""
+    return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 def without_gradient_of(row: Array, embedded: Array) -> Array:
@@ -33,6 +34,7 @@ class Layer(nn.Module):
     deterministic: bool
     cross: bool
     collect: bool  # return keys and values
+    initializer_range: float
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -45,6 +47,7 @@ class Layer(nn.Module):
         mask: Array,
         index: Any,
     ) -> tuple[Array, dict[str, dict[str, Array]] | None]:
+        normal = nn.initializers.normal(self.initializer_range)
         x, own = self._attend("self", x, x, cached, mask, index)
         kept = {"layers": own}
         if self.cross:
@@ -56,14 +59,14 @@ class Layer(nn.Module):
                 d,
                 layers.squared_relu,
                 dtype=self.dtype,
-                kernel_init=NORMAL,
+                kernel_init=normal,
                 bias_init=nn.initializers.zeros,
                 name="adaptor",
             )
             x = layers.LayerNorm(name="norm_adaptor")(adaptor(x) + x)
             self.sow("intermediates", "after_adaptor", x)
         mlp = layers.MLP(
-            self.mlp_dim, gelu, dtype=self.dtype, kernel_init=NORMAL, bias_init=nn.initializers.zeros, name="mlp"
+            self.mlp_dim, gelu, dtype=self.dtype, kernel_init=normal, bias_init=nn.initializers.zeros, name="mlp"
         )
         x = layers.LayerNorm(name="norm_mlp")(self._drop(mlp(x)) + x)
         return x, kept if self.collect else None
@@ -71,14 +74,15 @@ class Layer(nn.Module):
     def _attend(
         self, name: str, x: Array, source: Array | None, cached: dict, mask: Array | None = None, index: Any = None
     ) -> tuple[Array, dict[str, Array]]:
+        normal = nn.initializers.normal(self.initializer_range)
         attention = layers.Attention(
             x.shape[-1],
             self.heads,
             self.dropout,
             self.deterministic,
             dtype=self.dtype,
-            kernel_init=NORMAL,
-            out_init=NORMAL,
+            kernel_init=normal,
+            out_init=normal,
             name=f"{name}_attention",
         )
         if source is None:  # the image's keys and values are known
@@ -110,6 +114,7 @@ class TextDecoder(nn.Module):
     vocab_size: int
     max_positions: int
     dropout: float = 0.1
+    initializer_range: float = 0.02  # RoBERTa's, for a width of 768; narrow ones learn faster from more
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -129,9 +134,10 @@ class TextDecoder(nn.Module):
     ) -> tuple[Float[Array, "b k _ v"], dict[str, Any]]:
         """Returns logits (of the last column only, if so asked) and, with `collect`, the new keys and values."""
         deterministic = not train or self.dropout == 0
-        words = self.param("word_embedding", _padded(NORMAL), (self.vocab_size, self.width))
-        places = self.param("position_embedding", _padded(NORMAL), (self.max_positions, self.width))
-        kind = self.param("token_type_embedding", NORMAL, (1, self.width))
+        normal = nn.initializers.normal(self.initializer_range)
+        words = self.param("word_embedding", _padded(normal), (self.vocab_size, self.width))
+        places = self.param("position_embedding", _padded(normal), (self.max_positions, self.width))
+        kind = self.param("token_type_embedding", normal, (1, self.width))
         x = without_gradient_of(ids == PAD, words[ids]) + kind[0]
         x = x + without_gradient_of(positions == PAD, places[positions])
         x = layers.LayerNorm(name="norm_embedding")(x.astype(self.dtype))
@@ -139,19 +145,20 @@ class TextDecoder(nn.Module):
         self.sow("intermediates", "embeddings", x)
 
         options = (self.heads, self.mlp_dim, self.dropout, deterministic)
+        common = dict(collect=collect, initializer_range=self.initializer_range, dtype=self.dtype)
         past = cache or {"layers": {"layers": {}, "output_layer": {}}, "shared": {}, "index": 0}
         stack = layers.stack(Layer, self.layers, self.remat, broadcast=3, cached=2)
-        x, kept = stack(*options, cross=True, collect=collect, dtype=self.dtype, name="layers")(
+        x, kept = stack(*options, cross=True, name="layers", **common)(
             x, past["layers"]["layers"], past["shared"], encoded, mask, past["index"]
         )
         own = jax.tree.map(lambda leaf: leaf[0], past["layers"]["output_layer"])
-        x, kept_last = Layer(*options, cross=False, collect=collect, dtype=self.dtype, name="output_layer")(
+        x, kept_last = Layer(*options, cross=False, name="output_layer", **common)(
             x, own, {}, None, mask, past["index"]
         )
         self.sow("intermediates", "hidden", x)
 
         x = x[:, :, -1:] if last_only else x
-        x = gelu(nn.Dense(self.width, dtype=self.dtype, kernel_init=NORMAL, name="head")(x))
+        x = gelu(nn.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="head")(x))
         x = layers.LayerNorm(name="norm_head")(x)
         bias = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
         logits = jnp.einsum("bktd,vd->bktv", x, words.astype(self.dtype), preferred_element_type=jnp.float32) + bias
