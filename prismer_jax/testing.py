@@ -1,4 +1,4 @@
-"""pytest plugin of the project: eight virtual devices, a compilation cache, and the optional folder of reference data."""
+"""pytest plugin of the project: eight virtual devices, a compilation cache, the optional folder of reference data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "prismer_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-import pytest  # noqa: E402
-from absl import flags  # noqa: E402
+import pytest
+from absl import flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

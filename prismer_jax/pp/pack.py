@@ -27,7 +27,8 @@ def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, *
       BadSample: as those ops and `tokenize`.
     """
     write = tokenize(length, tokenizer=tokenizer)
-    read = make(choose("kind of text for pack:", of, {"captions": "caption", "questions": "question"}), (), options, None)
+    kind = choose("kind of text for pack:", of, {"captions": "caption", "questions": "question"})
+    read = make(kind, (), options, None)
 
     def texts(example: Example) -> list[Example]:
         if of == "captions":
