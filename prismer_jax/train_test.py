@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
         (["batch_size=12"], "cannot be shared by 8 devices; use 8 or 16"),
         (["optim.name=adamv"], "Did you mean 'adamw'"),
         (["model.name=prismr"], "Did you mean 'prismer'"),
-        (["model.decoder.vocab_size=10"], "raise it"),
+        (["model.variant=tiny"], "raise it"),
         (["freeze=freeze_visoin"], "Did you mean 'freeze_vision'"),
     ],
 )

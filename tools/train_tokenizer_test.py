@@ -39,4 +39,4 @@ def test_words_of_the_scenes_are_one_piece_each():
 
 def test_the_shipped_model_is_small():
     assert pathlib.Path(tokenizer.SCENES).stat().st_size < 50_000
-    assert tokenizer.load("scenes").vocab_size == 1000
+    assert tokenizer.load("scenes").vocab_size == 640

@@ -25,7 +25,7 @@ from prismer_jax.labels import PAPER
 CLASSES = scenes_world.CLASSES  # of seg_coco and of the detected instances
 QUESTION_TYPES = scenes_questions.QUESTION_TYPES
 QUESTIONS = 8  # a scene
-VERSION = "1.1.0"  # of the generator: whatever changes a scene or its texts raises it
+VERSION = "1.1.1"  # of the generator: whatever changes a scene or its texts raises it
 SPLITS = ("train", "val")
 TASKS = ("caption", "question", "all")
 

@@ -61,7 +61,7 @@ def _draw(rng: np.random.RandomState, weights: Sequence[float]) -> int:
 
 
 # How rare a count is in a scene: the rarer, the likelier it is asked for when it is there.
-_RARITY = {"0": 0.55, "1": 0.55, "2": 1.0, "3": 2.6, "4": 6.0, "5": 9.0, "6": 9.0}
+_RARITY = {"0": 0.5, "1": 0.5, "2": 0.7, "3": 3.6, "4": 9.0, "5": 14.0}
 
 
 def _balanced(candidates: list[_Candidate], kind: str, rng: np.random.RandomState) -> _Candidate:

@@ -48,7 +48,7 @@ def render(settings: Settings, workers: int | None = None) -> Iterator[dict[str,
             process.stdin.close()
         for index in range(settings.count):
             yield pickle.load(processes[index % workers].stdout)
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         raise RuntimeError("A worker that renders scenes has died; its message is above.") from None
     finally:
         for process in processes:
