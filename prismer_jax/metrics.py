@@ -360,7 +360,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(line, highlight=False, markup=False)
         elif self._enabled:
             self._print(line)
 
