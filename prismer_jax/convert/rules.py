@@ -124,7 +124,9 @@ def from_torch(state: State, table: Table, shapes: Shapes, where: str = "the che
                 problems["different from the parameter that they are tied to"].append(entry.key)
     problems["unexpected"] = [key for key in state if key not in known]
     if report := "; ".join(f"{len(keys)} {kind}: {grouped(keys)}" for kind, keys in problems.items() if keys):
-        raise UserError(f"{where} does not fit the model. Keys {report}. Check the model's size and its experts.")
+        raise UserError(
+            f"{where} does not fit the model. Of its keys {report}. Check the model's size and its experts."
+        )
     return out
 
 

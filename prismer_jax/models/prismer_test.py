@@ -1,0 +1,222 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from prismer_jax import losses, models, optim, tree
+from prismer_jax.errors import UserError
+from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, blank
+from prismer_jax.models.prismer import FREEZE, build
+
+SMALL = dict(image_size=32, width=32, layers=2, heads=2, latents=4, resampler_layers=1, resampler_heads=2)
+SMALL["decoder"] = dict(width=32, layers=2, heads=2, mlp_dim=64, vocab_size=50, max_positions=20)
+
+
+@functools.cache
+def small(experts: str = "all", **fields):
+    model = build("tiny", experts, **{**SMALL, **fields})
+    return model, jax.jit(model.init_variables)(jax.random.key(0))
+
+
+def a_batch(size: int = 2, labels=tuple(EXPERTS)) -> dict[str, jax.Array]:
+    rng = np.random.RandomState(0)
+    text = rng.randint(3, 50, (size, 7))
+    text[1, 5:] = 1
+    batch = {"image": rng.randint(0, 256, (size, 32, 32, 3), np.uint8), "text": text.astype(np.int32)}
+    for name in labels:
+        highest = 5 if EXPERTS[name].storage == "ids" else 256
+        batch[EXPERTS[name].key] = rng.randint(0, highest, (size, 48, 32, EXPERTS[name].channels)).astype(np.uint8)
+    batch[CLASSES_KEY] = rng.randint(-1, 700, (size, 256)).astype(np.int32)
+    batch[WORDS_KEY] = rng.standard_normal((size, 256, 64)).astype(np.float16)
+    return jax.tree.map(jnp.asarray, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply(model, method, variables, *args, **kwargs):
+    return model.apply(variables, *args, **kwargs, method=method)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def prefill(model, variables, encoded, text, max_len):
+    return model.apply(variables, encoded, text, max_len, method="prefill")
+
+
+def training_loss(model, params, variables, batch, seed=0):
+    rngs = dict(zip(("dropout", "instance"), jax.random.split(jax.random.key(seed)), strict=True))
+    variables = {**variables, "params": params}
+    logits, new = model.apply(variables, batch, True, rngs=rngs, mutable=["batch_stats"])
+    mask = (batch["text"] != 1).astype(jnp.float32)
+    return losses.cross_entropy(logits, batch["text"], mask).mean(), new["batch_stats"]
+
+
+# The numbers of parameters (with BatchNorm's statistics) are those of the official models at 480 px.
+@pytest.mark.parametrize(
+    ("variant", "experts", "count"),
+    [
+        ("base", "all", 328026681),
+        ("large", "all", 968091353),
+        ("huge", "all", 1415967097),
+        ("base", "none", 274875993),
+        ("large", "none", 873778265),
+        ("huge", "none", 1268768857),
+    ],
+)
+def test_full_sizes_have_the_official_number_of_parameters(variant, experts, count):
+    model = models.build("prismer", variant=variant, experts=experts)
+    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
+    leaves = tree.flatten({k: shapes[k] for k in ("params", "batch_stats")})
+    assert sum(int(np.prod(x.shape)) for name, x in leaves.items() if not name.endswith("/count")) == count
+    assert hash(model) == hash(models.build("prismer", variant=variant, experts=experts))
+
+
+def test_prefill_and_extend_give_the_logits_of_the_whole_text():
+    model, variables = small()
+    batch = a_batch()
+    encoded = apply(model, "encode", variables, batch["image"], batch)
+    whole = apply(model, "decode", variables, encoded, batch["text"])
+    np.testing.assert_allclose(whole, apply(model, "__call__", variables, batch), atol=1e-5)
+    logits, cache = prefill(model, variables, encoded, batch["text"][:, :3], 7)
+    np.testing.assert_allclose(logits[:, 0], whole[:, 2], atol=1e-5)
+    for columns in (slice(3, 4), slice(4, 7)):  # one token, then several at once
+        logits, cache = apply(model, "extend", variables, cache, batch["text"][:, None, columns])
+        real = np.asarray(batch["text"][:, columns] != 1)
+        np.testing.assert_allclose(np.asarray(logits[:, 0])[real], np.asarray(whole[:, columns])[real], atol=1e-5)
+    assert int(cache["index"]) == 7
+
+
+def test_padding_on_the_left_changes_nothing():
+    """Positions count real tokens and padding is never attended to, in the prompt and after it."""
+    model, variables = small("none")
+    batch = a_batch(labels=())
+    encoded = apply(model, "encode", variables, batch["image"], batch)
+    prompt, new = batch["text"][:, :3], batch["text"][:, None, 3:5]
+    padded = jnp.pad(prompt, [(0, 0), (2, 0)], constant_values=1)
+    results = []
+    for text, length in ((prompt, 5), (padded, 7)):
+        logits, cache = prefill(model, variables, encoded, text, length)
+        results.append((logits, apply(model, "extend", variables, cache, new)[0]))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_missing_label_is_the_background():
+    model, variables = small()
+    given = ("depth", "seg_coco")
+    some = a_batch(labels=given)
+    full = dict(some)
+    for name in set(model.experts) - set(given):
+        full[EXPERTS[name].key] = jnp.asarray(np.stack([blank(name, 48, 32)] * 2))
+    ours, theirs = (apply(model, "encode", variables, some["image"], batch) for batch in (some, full))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert apply(model, "encode", variables, some["image"], {}).shape == (2, 4 + 4, 32)  # patches, latents
+
+
+def test_every_label_and_table_matters():
+    model, variables = small()
+    batch = a_batch(labels=model.experts)
+    before = apply(model, "encode", variables, batch["image"], batch)
+    for key in [k for k in batch if k.startswith("labels/")]:
+        changed = {**batch, key: batch[key][::-1]}
+        assert np.abs(before - apply(model, "encode", variables, batch["image"], changed)).max() > 1e-4, key
+
+
+def test_instances_are_named_alike_in_inference_and_at_random_in_training():
+    model, variables = small("obj_detection")
+    batch = a_batch(labels=("obj_detection",))
+    encode = functools.partial(apply, model, "encode", variables, batch["image"], batch)
+    np.testing.assert_array_equal(encode(), encode(instance_rows=jnp.arange(256)[None] % 128))
+    rows = jnp.asarray(np.random.RandomState(1).randint(0, 128, (2, 256)))
+    assert np.abs(encode() - encode(instance_rows=rows)).max() > 1e-4
+    step = jax.jit(functools.partial(training_loss, model))
+    losses_of = [float(step(variables["params"], variables, batch, seed)[0]) for seed in (1, 1, 2)]
+    assert losses_of[0] == losses_of[1] != losses_of[2]
+
+
+def test_the_rows_of_padding_get_no_gradient_from_lookups():
+    """As PyTorch's Embedding(padding_idx=1): plain autodiff of a gather would train them."""
+    model, variables = small("none")
+    batch = a_batch(labels=())
+
+    def loss(params):
+        logits = model.apply({**variables, "params": params}, batch)
+        return losses.cross_entropy(logits, batch["text"], (batch["text"] != 1).astype(jnp.float32)).mean()
+
+    gradient = jax.jit(jax.grad(loss))(variables["params"])["decoder"]
+    assert not gradient["position_embedding"][1].any()
+    assert gradient["position_embedding"][2].any()
+    assert gradient["word_embedding"][1].any()  # the tied head's part
+
+
+def test_remat_changes_no_gradient():
+    plain, variables = small("depth")
+    batch = a_batch(labels=("depth",))
+    gradients = [
+        jax.jit(jax.grad(lambda p, m=m: training_loss(m, p, variables, batch)[0]))(variables["params"])
+        for m in (plain, *(build("tiny", "depth", **SMALL, remat=policy) for policy in ("full", "dots")))
+    ]
+    for exact, *others in zip(*map(jax.tree.leaves, gradients), strict=True):
+        for ours in others:
+            np.testing.assert_allclose(ours, exact, rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_computes_close_to_float32_with_float32_parameters():
+    model, variables = small("depth")
+    batch = a_batch(labels=("depth",))
+    half = build("tiny", "depth", **SMALL, dtype="bfloat16")
+    ours = apply(half, "__call__", variables, batch)
+    assert ours.dtype == jnp.float32
+    assert apply(half, "encode", variables, batch["image"], batch).dtype == jnp.bfloat16
+    exact = apply(model, "__call__", variables, batch)
+    assert 0 < float(jnp.linalg.norm(ours - exact) / jnp.linalg.norm(exact)) < 0.05
+    params = jax.eval_shape(half.init_variables, jax.random.key(0))["params"]
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+
+def test_batch_statistics_are_those_of_the_whole_sharded_batch():
+    model, variables = small("depth")
+    batch = a_batch(8, labels=("depth",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    step = jax.jit(functools.partial(training_loss, model))
+    (loss, stats), (loss_8, stats_8) = (step(variables["params"], variables, b) for b in (batch, sharded))
+    np.testing.assert_allclose(loss_8, loss, rtol=1e-5)
+    for ours, theirs in zip(*map(jax.tree.leaves, (stats_8, stats)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_freezing_keeps_what_connects_vision_and_language():
+    model, _ = small()
+    params = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
+    for mode in ("freeze_vision", "freeze_lang", "freeze_lang_vision"):
+        trainable, frozen = optim.split(params, FREEZE[mode])
+        for part in ("adaptor", "cross", "resampler", "stem", "position_embedding", "output_layer", "head"):
+            assert any(part in name for name in trainable), part
+        assert any("encoder/blocks/attention" in name for name in frozen) == ("vision" in mode)
+        assert any("decoder/layers/self_attention" in name for name in frozen) == ("lang" in mode)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(variant="bse"), "Did you mean 'base'"),
+        (dict(widht=32), "Did you mean 'width'"),
+        (dict(decoder=dict(vocab=9)), "Did you mean 'vocab_size'"),
+        (dict(experts="dept"), "Did you mean 'depth'"),
+        (dict(classes=dict(depth=["a"])), "depth has no classes"),
+        (dict(width=100, heads=3), "not a multiple"),
+        (dict(remat="ful", variant="tiny"), "Did you mean 'full'"),
+    ],
+)
+def test_misspelt_fields_are_user_errors(fields, message):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(models.build("prismer", **fields).init_variables, jax.random.key(0))
+
+
+def test_a_text_beyond_the_position_table_is_a_user_error():
+    """A gather beyond the table would silently give its last row."""
+    model, variables = small("none")
+    with pytest.raises(UserError, match="max_positions allows 18"):
+        model.apply(variables, {**a_batch(labels=()), "text": jnp.zeros((2, 19), jnp.int32)})
