@@ -64,3 +64,40 @@ def test_a_glob_without_cases_says_so(copied, tmp_path_factory):
         run(copied, "--case", "pos_embed_intrp")
     with pytest.raises(UserError, match="no golden cases"):
         run(tmp_path_factory.mktemp("empty"))
+
+
+def test_an_array_that_nobody_compares_is_a_fail(copied, capsys):
+    file = copied / "pos_embed_interp" / "io.npz"
+    np.savez(file, **dict(np.load(file)), **{"out/more": np.zeros(1, np.float32)})
+    assert run(copied) == 1
+    assert "not computed: out/more" in capsys.readouterr().out
+
+
+def test_a_perturbed_weight_is_a_fail(shared, tmp_path, capsys):
+    """The weights follow from the manifest: one more entry of `gain` makes one of them a hundredth larger."""
+    case = tmp_path / "prismer_tiny_p14"
+    shutil.copytree(shared / "golden" / case.name, case, copy_function=shutil.copyfile)
+    manifest = json.loads((case / "manifest.json").read_text())
+    gain = {r"resblocks\.1\.1\.adaptor\.down_proj\.weight": 1.01, **manifest["gain"]}
+    case.chmod(0o755)
+    (case / "manifest.json").chmod(0o644)
+    (case / "manifest.json").write_text(json.dumps({**manifest, "gain": gain}))
+    assert run(tmp_path) == 1
+    assert "FAIL  out/encoder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["prismer_base", "prismerz_large_manifest", "prismer_huge_manifest"])
+def test_full_sizes_have_the_official_keys(shared, name):
+    case = parity.Case(shared / "golden" / name)
+    parity.check_keys(case, parity.model_of(case))
+    case.manifest["tensors"].popitem()
+    with pytest.raises(parity.Mismatch, match="keys or shapes differ"):
+        parity.check_keys(case, parity.model_of(case))
+
+
+def test_freezing_is_the_references(shared):
+    case = parity.Case(shared / "golden" / "prismer_tiny_train")
+    parity.check_keys(case, parity.model_of(case))
+    case.config["frozen"]["freeze_vision"].append("expert_encoder.ln_pre.weight")
+    with pytest.raises(parity.Mismatch, match=r"freeze_vision freezes other parameters: expert_encoder\.ln_pre"):
+        parity.check_keys(case, parity.model_of(case))

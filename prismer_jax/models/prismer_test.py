@@ -49,7 +49,7 @@ def training_loss(model, params, variables, batch, seed=0):
     variables = {**variables, "params": params}
     logits, new = model.apply(variables, batch, True, rngs=rngs, mutable=["batch_stats"])
     mask = (batch["text"] != 1).astype(jnp.float32)
-    return losses.cross_entropy(logits, batch["text"], mask).mean(), new["batch_stats"]
+    return losses.cross_entropy(logits, batch["text"], mask).mean(), new.get("batch_stats", {})
 
 
 # The numbers of parameters (with BatchNorm's statistics) are those of the official models at 480 px.
@@ -151,11 +151,11 @@ def test_the_rows_of_padding_get_no_gradient_from_lookups():
 
 
 def test_remat_changes_no_gradient():
-    plain, variables = small("depth")
-    batch = a_batch(labels=("depth",))
+    plain, variables = small("none")
+    batch = a_batch(labels=())
     gradients = [
         jax.jit(jax.grad(lambda p, m=m: training_loss(m, p, variables, batch)[0]))(variables["params"])
-        for m in (plain, *(build("tiny", "depth", **SMALL, remat=policy) for policy in ("full", "dots")))
+        for m in (plain, *(build("tiny", "none", **SMALL, remat=policy) for policy in ("full", "dots")))
     ]
     for exact, *others in zip(*map(jax.tree.leaves, gradients), strict=True):
         for ours in others:
