@@ -1,13 +1,14 @@
 """Ops on text: captions and questions become `prompt` and `target`, and these become token ids and masks.
 
 Training text is `<s> prompt target </s>`, contiguous, with loss on the target and `</s>`. A prompt without target, for
-generation, is `<s> prompt`.
+generation, is `<s> prompt`. What a model then wrote becomes text again by `caption_said` and `answer_said`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -51,17 +52,48 @@ def _limit(op: str, style: str, max_words: int | None) -> int | None:
     return REFERENCE_WORDS if max_words is None and style == "reference" else max_words
 
 
+# What transformers 4.26.1 replaces, in this order, in all that it decodes (tokenization_utils_base.py).
+_TIDIED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+def caption_said(tokenizer: Any, ids: Sequence[int], width: int, style: Style = "plain") -> str:
+    """The caption in a generated sequence: what follows the `width` columns of its prompt.
+
+    'reference' gives what the official result files hold (model/prismer_caption.py, train_caption.py): the prompt is
+    cut off by its number of characters and a space, and the caption made a sentence with a capital and a full stop.
+    """
+    if style == "plain":
+        return " ".join(tokenizer.decode(ids[width:]).split())
+    prompt = _tidy(tokenizer.decode(ids[:width]))
+    return _tidy(tokenizer.decode(ids))[len(prompt) + bool(prompt) :].capitalize() + "."
+
+
+def answer_said(tokenizer: Any, ids: Sequence[int], width: int, style: Style = "plain") -> str:
+    """The answer in a generated sequence, in lower case: what follows the `width` columns of its question.
+
+    'reference' keeps inner spaces and tidies punctuation as the official code does (model/prismer_vqa.py).
+    """
+    text = tokenizer.decode(ids[width:])
+    return (" ".join(text.split()) if style == "plain" else _tidy(text).strip()).lower()
+
+
+def _tidy(text: str) -> str:
+    for found in _TIDIED:
+        text = text.replace(found, found.strip())
+    return text
+
+
 @register
 def caption(
-    prefix: str = "",
+    prefix: str | None = "",
     style: Style = "plain",
     max_words: int | None = None,
     pick: Literal["random", "first"] = "random",
 ) -> Op:
     """Training text of a captioned photo: prompt = prefix, target = one of `captions`.
 
-    style='reference' cleans prefix and caption as one text, as the official code does: after a prefix the caption is
-    all lower case.
+    style='reference' cleans prefix and caption as one text, as the official code does: after a prefix, '' included, the
+    caption is all lower case. Only prefix=None leaves its capital, as in the reference's pretraining.
 
     Raises (the op):
       BadSample: the example has no caption, or an empty one.
@@ -69,7 +101,7 @@ def caption(
     limit = _limit("caption", style, max_words)
     if pick not in ("random", "first"):
         raise UserError(f"caption(pick={pick!r}): 'random' or 'first'.")
-    if style == "reference" and clean_caption(prefix, style) != prefix:
+    if style == "reference" and prefix is not None and clean_caption(prefix, style) != prefix:
         raise UserError(f"caption(prefix={prefix!r}, style='reference'): write it {clean_caption(prefix, style)!r}.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
@@ -77,14 +109,14 @@ def caption(
         if not captions:
             raise BadSample(f"example {example.get('id', '?')} has no caption. Take it off the list or caption it.")
         text = captions[int(rng.integers(len(captions))) if pick == "random" else 0]
-        if style == "reference":
+        if style == "reference" and prefix is not None:
             # The leading space, of an empty prefix too, is the reference's: no capital then.
-            target = clean_caption(f"{prefix} {text}", style, limit)[len(prefix) :].strip()
+            target = clean_caption(f"{prefix} {text}", style, limit).removeprefix(prefix).removeprefix(" ")
         else:
             target = clean_caption(text, style, limit)
-        if not target:
+        if not target.strip():
             raise BadSample(f"example {example.get('id', '?')} has an empty caption ({text!r}).")
-        return dict(example, prompt=prefix, target=target, cut="target")
+        return dict(example, prompt=prefix or "", target=target, cut="target")
 
     return op
 

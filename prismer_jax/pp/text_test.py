@@ -1,4 +1,3 @@
-import json
 import pickle
 
 import numpy as np
@@ -31,19 +30,6 @@ def run(spec, example, seed=0):
     words = Words()
     out = pp.build(spec, tokenizer=words)({"id": "x", **example}, np.random.default_rng(seed))
     return out, words
-
-
-@pytest.mark.parametrize(
-    ("function", "name"), [(text.clean_caption, "pre_caption"), (text.clean_question, "pre_question")]
-)
-def test_reference_style_agrees_with_the_official_cleaning(shared, function, name):
-    cases = json.loads((shared / "golden/text_cases.json").read_text())[name]
-    assert len(cases) > 60
-    for case in cases:
-        if "error" in case:  # the reference crashes where nothing is left
-            assert function(case["in"], "reference", case["max_words"]) == ""
-        else:
-            assert function(case["in"], "reference", case["max_words"]) == case["out"]
 
 
 def test_plain_style_keeps_case_and_punctuation():
@@ -119,11 +105,12 @@ def test_answers_are_drawn_by_frequency_or_by_weight_or_by_majority():
     [
         ("A picture of", "A Man riding.", "a man riding"),
         ("", "A Man riding.", "a man riding"),  # the leading space of an empty prefix prevents the capital
+        (None, "A Man riding.", "A man riding"),
     ],
 )
 def test_reference_captions_are_cleaned_together_with_their_prefix(prefix, caption, target):
     out, _ = run(f"caption(prefix={prefix!r}, style='reference')", {"captions": [caption]})
-    assert (out["prompt"], out["target"]) == (prefix, target)
+    assert (out["prompt"], out["target"]) == (prefix or "", target)
 
 
 def test_reference_questions_and_answers_are_capitalised():
