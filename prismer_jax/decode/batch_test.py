@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from prismer_jax import models
 from prismer_jax.decode import generate, rank_answers
-from prismer_jax.decode.batch import _compiled
+from prismer_jax.decode.batch import _compiled, pad_as_reference
 from prismer_jax.decode.cache import continue_rows
 from prismer_jax.errors import UserError
 
@@ -176,6 +176,58 @@ def test_an_image_does_not_depend_on_its_batch(small):
     np.testing.assert_allclose(score[0], scores[2], rtol=1e-4)
 
 
+def test_reference_padding_keeps_one_pad_behind_all_but_the_longest():
+    given = np.array([[0, 7, 8, 9, PAD, PAD], [PAD, PAD, PAD, 0, 7, 8], [PAD, 0, 7, 8, 9, PAD], [0, 3, 4, 5, 6, 7]])
+    last = jnp.array([True, True, True, False])  # the last row fills up the batch
+    prompt, longest = pad_as_reference(jnp.asarray(given), last)
+    assert prompt.tolist() == [[PAD, PAD, 0, 7, 8, 9], [PAD, PAD, 0, 7, 8, PAD], [PAD, PAD, 0, 7, 8, 9], [*given[3]]]
+    assert longest == 4
+    assert pad_as_reference(jnp.asarray(given))[0][0].tolist() == [PAD, 0, 7, 8, 9, PAD]
+
+
+def padded(lengths, width, side):
+    rows = [[0, *range(5 + i, 4 + i + n)] for i, n in enumerate(lengths)]
+    spare = [[PAD] * (width - len(row)) for row in rows]
+    rows = [s + r if side == "left" else r + s for r, s in zip(rows, spare, strict=True)]
+    return photos() | {"text": np.array(rows, np.int32)}
+
+
+LENGTHS = [4, 2, 3, 4, 2, 2, 3, 2]
+
+
+def test_reference_padding_ranks_as_padding_to_the_longest_does():
+    """The reference pads questions on the right, to the longest of the batch."""
+    model, variables = real_model()
+    answers = np.array([[9, 4, EOS], [8, EOS, PAD], [7, 6, EOS], [5, EOS, PAD]], np.int32)
+    given = padded(LENGTHS, 9, "left")
+    _, candidates, scores = rank_answers(model, variables, padded(LENGTHS, 4, "right"), answers, k=3)
+    _, ours, our_scores = rank_answers(model, variables, given, answers, k=3, padding="reference")
+    _, _, own_scores = rank_answers(model, variables, given, answers, k=3)
+    assert (ours == candidates).all()
+    np.testing.assert_allclose(our_scores, scores, rtol=1e-4)
+    longest = np.array(LENGTHS) == 4
+    np.testing.assert_allclose(own_scores[longest], scores[longest], rtol=1e-4)
+    assert not np.isclose(own_scores[~longest], scores[~longest], rtol=1e-3).all(axis=1).any()
+    # With shorter neighbours the second question is the longest: only the reference's answer to it changes.
+    given["text"][[0, 2, 3, 6]] = given["text"][1]
+    _, _, our_scores = rank_answers(model, variables, given, answers, k=3, padding="reference")
+    _, _, changed = rank_answers(model, variables, given, answers, k=3)
+    np.testing.assert_allclose(changed[1], own_scores[1], rtol=1e-4)
+    assert not np.isclose(our_scores[1], scores[1], rtol=1e-3).all()
+
+
+def test_reference_padding_counts_the_longest_prompt_in_the_length_of_a_beam(small):
+    model, variables = small
+    settings = dict(max_new=7, min_new=2, length_penalty=-1)
+    expected, scores = generate(model, variables, padded(LENGTHS, 4, "right"), **settings)
+    found, ours = generate(model, variables, padded(LENGTHS, 9, "left"), padding="reference", **settings)
+    _, own = generate(model, variables, padded(LENGTHS, 9, "left"), **settings)
+    assert (found[:, :, 9:] == expected[:, :, 4:]).all()
+    assert (found[:, :, 9:] == EOS).any()
+    np.testing.assert_allclose(ours, scores, rtol=1e-4)
+    assert not np.isclose(own, scores, rtol=1e-3).any()
+
+
 def test_bfloat16_logits_give_float32_scores(small):
     model, variables = small
     for method in ("beam", "greedy"):
@@ -207,6 +259,7 @@ def test_the_answers_of_a_batch_are_ranked_where_it_lies(small):
         (dict(), "one of max_len and max_new"),
         (dict(max_len=9, min_len=6, min_new=1), "at most one of min_len and min_new"),
         (dict(method="sample", max_len=9), r"rng=jax.random.key"),
+        (dict(max_len=9, padding="referenc"), "Did you mean 'reference'"),
     ],
 )
 def test_what_cannot_be_done_is_the_users_error(small, settings, message):

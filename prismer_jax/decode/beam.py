@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from prismer_jax.decode.cache import EOS, PAD, Cache, Extend, Prefill, continue_rows, log_probs_of, start
@@ -69,6 +68,7 @@ def beam_search(
     length_penalty: float = 1.0,
     early_stopping: bool = False,
     num_return: int = 1,
+    prompt_length: Int[Array, ""] | None = None,
     eos: int = EOS,
     pad: int = PAD,
 ) -> tuple[Int[Array, "b {num_return} {max_len}"], Float[Array, "b {num_return}"]]:
@@ -81,6 +81,9 @@ def beam_search(
     continuation would (always, with `early_stopping`); at max_len the open beams compete as they are. Equal
     continuations are taken in the order beam, token id; of equal ended sequences the later one is returned first.
 
+    Args:
+      prompt_length: what the prompt counts in a score's length; its columns by default.
+
     Returns:
       The num_return best sequences of each image, best first: tokens including the prompt, `pad` after `eos`; scores.
 
@@ -89,7 +92,8 @@ def beam_search(
     """
     if not 1 <= num_return <= num_beams:
         raise UserError(f"num_return={num_return} must be between 1 and num_beams={num_beams}.")
-    norm = jnp.asarray(np.maximum(np.arange(max_len + 1.0), 1.0) ** length_penalty, jnp.float32)  # of a length
+    lengths = jnp.arange(max_len + 1) + (0 if prompt_length is None else prompt_length - prompt.shape[1])
+    norm = jnp.maximum(lengths, 1).astype(jnp.float32) ** length_penalty  # of what ends before a column
 
     def advance(state: _Beams, logits: Array) -> _Beams:
         column, vocab = state.column, logits.shape[-1]

@@ -6,11 +6,17 @@ from typing import Any
 
 from prismer_jax.errors import choose
 from prismer_jax.evaluators.caption import CaptionEvaluator
+from prismer_jax.evaluators.classification import ClassificationEvaluator
 from prismer_jax.evaluators.common import Evaluator
 from prismer_jax.evaluators.loss import LossEvaluator
 from prismer_jax.evaluators.vqa import VQAEvaluator
 
-EVALUATORS: dict[str, type[Evaluator]] = {"caption": CaptionEvaluator, "vqa": VQAEvaluator, "loss": LossEvaluator}
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "caption": CaptionEvaluator,
+    "vqa": VQAEvaluator,
+    "classification": ClassificationEvaluator,
+    "loss": LossEvaluator,
+}
 
 
 def build(type: str, **options: Any) -> Evaluator:

@@ -9,6 +9,7 @@ from prismer_jax import decode
 from prismer_jax.errors import choose
 from prismer_jax.evaluators.common import TextEvaluator
 from prismer_jax.evaluators.scores import caption_metrics
+from prismer_jax.pp.text import caption_said
 
 __all__ = ["CaptionEvaluator", "caption_metrics"]
 
@@ -37,7 +38,7 @@ class CaptionEvaluator(TextEvaluator):
             self.settings["max_new"] = 20
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
-        return self.generate(variables, batch, self.method)
+        return self.generate(variables, batch, self.method, caption_said)
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("captions") or ()

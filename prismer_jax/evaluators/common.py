@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -111,15 +111,23 @@ class TextEvaluator(Evaluator):
     """Base of evaluators of generated text: one prediction an example, and one a distinct prompt for blank images.
 
     Args:
+      style: 'plain', or 'reference' to write texts as the official code does (`pp.text`).
       samples_kept: how many samples `samples` can choose from.
       options: those of `Evaluator`; what is left are settings of the decoding.
+
+    Raises:
+      UserError: an unknown style.
     """
 
     id_key, text_key = "image_id", "caption"  # of the official result format
 
-    def __init__(self, *, samples_kept: int = 48, **options: Any) -> None:
+    def __init__(
+        self, *, style: Literal["plain", "reference"] = "plain", samples_kept: int = 48, **options: Any
+    ) -> None:
         common = {key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options}
         super().__init__(**common)
+        choose("style", style, {"plain": None, "reference": None})
+        self.style = style
         self.samples_kept, self.settings = samples_kept, options
         self._rng = jax.random.key(0)
         self._frequent: str | None = None
@@ -144,12 +152,14 @@ class TextEvaluator(Evaluator):
         for name in self.settings:
             choose(f"option of {type(self).__name__}:", name, known)
 
-    def generate(self, variables: Any, batch: dict[str, jax.Array], method: str) -> list[str]:
-        """The likeliest continuation of each row's prompt, as text."""
+    def generate(
+        self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]
+    ) -> list[str]:
+        """The likeliest continuation of each row's prompt, as text: `write` is a function `..._said` of pp.text."""
         rng = {"rng": self._rng} if method == "sample" else {}
         tokens, _ = decode.generate(self.model, variables, batch, method=method, **rng, **self.settings)
         width = batch["text"].shape[1]
-        return [" ".join(self.tokenizer.decode(row[0, width:].tolist()).split()) for row in local_rows(tokens)]
+        return [write(self.tokenizer, row[0].tolist(), width, self.style) for row in local_rows(tokens)]
 
     def records(self, variables: Any) -> list[dict[str, Any]]:
         """Walks over the data; a record an example of all processes: key, said, blank, texts, kind, question."""
@@ -189,7 +199,8 @@ class TextEvaluator(Evaluator):
         for start in range(0, longest, rows):
             chunk = prompts[start : start + rows] or prompts[:1]
             text = np.stack([*chunk, *[chunk[0]] * (rows - len(chunk))])
-            answers = self.say(variables, self.put(blank(template) | {"text": text}))
+            batch = blank(template) | {"text": text, "_mask": np.ones(rows, bool)}
+            answers = self.say(variables, self.put(batch))
             said |= {prompt.tobytes(): answer for prompt, answer in zip(chunk, answers, strict=False)}
         return said
 

@@ -88,6 +88,13 @@ def asked(count=10):
     ]
 
 
+COLORS = ["red", "green", "blue"]
+
+
+def classified(count=10):
+    return [{"id": f"{i + 1}", "value": 4 + i % 3, "class_name": COLORS[i % 3]} for i in range(count)]
+
+
 @pytest.mark.parametrize("mesh", [None, {"data": 4, "tensor": 2}], ids=["one device", "mesh"])
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_captions_are_scored_beside_blank_and_most_frequent(mesh, method):
@@ -128,6 +135,54 @@ def test_vqa_by_rank_chooses_from_the_list():
     assert {p["answer"] for p in evaluator.predictions} <= {"red", "green", "grey"}
     counted = made("vqa", asked(), method="rank", answers=1, train_source=asked(), k=2)
     assert dict(counted.run(VARIABLES))["accuracy"] == 100.0  # the only choice is the most frequent answer
+
+
+def test_classes_are_ranked_by_name():
+    source = [*classified(9), {"id": "10", "value": 4, "class_name": "blue"}]  # which is red
+    evaluator = made("classification", source, classes=COLORS, k=2)
+    values = dict(evaluator.run(VARIABLES))
+    assert values["accuracy"] == pytest.approx(90.0)
+    # The blank image says 'grey', which is no class: all tie, and the first one is the answer.
+    assert values["accuracy_blank"] == pytest.approx(30.0)
+    assert values["accuracy_most_frequent"] == pytest.approx(40.0)
+    assert evaluator.predictions[1] == {"image_id": 2, "class": "green"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("vqa", {"method": "rank", "answers": ["green", "red", "grey"], "k": 2}),
+        ("vqa", {"method": "rank", "answers": ["green", "red", "grey"], "k": 2, "padding": "reference"}),
+        ("classification", {"classes": COLORS, "k": 2}),
+    ],
+)
+def test_ranking_is_traced_once_for_all_batches_and_variables(kind, options):
+    source = classified(11) if kind == "classification" else asked(11)
+    evaluator = made(kind, source, **options)
+    jax.clear_caches()
+    traced = len(TRACES)
+    list(evaluator.run(VARIABLES))  # three batches, the last one filled up, and the blank image
+    assert len(TRACES) == traced + 1
+    list(evaluator.run({"params": {"scale": np.float32(0.0)}}))
+    assert len(TRACES) == traced + 1
+
+
+@pytest.mark.parametrize(("style", "written"), [("plain", ["New York", "yes"]), ("reference", ["New york", "Yes"])])
+def test_answers_are_ranked_as_they_are_written_in_training(monkeypatch, style, written):
+    seen = []
+    monkeypatch.setattr(Tokenizer, "encode_after", lambda self, text: seen.append(text) or [4])
+    made("vqa", asked(), method="rank", answers=["New York", "yes"], style=style)
+    assert seen == written
+    seen.clear()
+    made("classification", asked(), classes=["Great Auk"], style=style)
+    assert seen == (["Great Auk"] if style == "plain" else ["great auk"])
+
+
+def test_reference_style_writes_captions_as_the_official_results_do():
+    evaluator = made("caption", captioned(2), style="reference", max_new=4)
+    list(evaluator.run(VARIABLES))
+    # The prompt of one token decodes to nothing here, so nothing is cut off.
+    assert [p["caption"] for p in evaluator.predictions] == ["Red.", "Green."]
 
 
 def test_a_blank_image_is_decoded_once_a_distinct_question():
@@ -231,11 +286,21 @@ def test_test_sets_without_references_give_predictions_only():
         ("caption", captioned(), {"num_beam": 3}, "Did you mean 'num_beams'"),
         ("vqa", asked(), {"method": "rank"}, "needs answers"),
         ("vqa", asked(), {"method": "rank", "answers": "no_such.json"}, r"no_such\.json"),
-        ("vqa", asked(), {"answer_style": "planar"}, "Did you mean 'plain'"),
+        ("vqa", asked(), {"style": "planar"}, "Did you mean 'plain'"),
+        ("vqa", asked(), {"padding": "referenc"}, "Did you mean 'reference'"),
+        ("vqa", asked(), {"method": "rank", "answers": ["red"], "max_new": 3}, "option of VQAEvaluator: 'max_new'"),
+        (
+            "classification",
+            classified(),
+            {"classes": ["red", "green"]},
+            "Example 3 is of class 'blue', which",
+        ),
+        ("classification", classified(), {}, "needs `classes`"),
+        ("classification", [*classified(2), {"id": "9", "value": 4}], {"classes": COLORS}, "Example 9 has no class"),
         ("loss", captioned(), {"loss": "cross_entropi"}, "Did you mean 'cross_entropy'"),
         ("caption", captioned(2) + captioned(1), {}, "more than once.*such as 1"),
         ("caption", [*captioned(2), {"id": "9", "value": 4}], {}, "Image 9 has no reference"),
-        ("vqa", [*asked(2), {"id": "9", "value": 4, "question": "what"}], {}, "Question 9 has no answers"),
+        ("vqa", [*asked(2), {"id": "9", "value": 4, "question": "what"}], {}, "Example 9 has no answer"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(kind, source, options, message):

@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from prismer_jax import decode
 from prismer_jax.errors import UserError, choose
 from prismer_jax.evaluators.answers import accuracy
 from prismer_jax.evaluators.common import TextEvaluator, local_rows, scan
+from prismer_jax.pp.text import answer_said
 
 
 class VQAEvaluator(TextEvaluator):
@@ -24,11 +25,14 @@ class VQAEvaluator(TextEvaluator):
     frequent training answer, and each of them by question type: `accuracy/<type>`, `accuracy_blank/<type>` ...
     `predictions` is in the VQA format [{"question_id", "answer"}]; without answers (a test set) it is all there is.
 
+    The official checkpoints' numbers are those of method='rank' (with the official answer list and k=16) or of
+    method='beam', length_penalty=-1, min_new=2, max_new=10; both with style='reference' and padding='reference'.
+
     Args:
       method: of `decode.METHODS` to generate answers, or 'rank' to choose among `answers`.
       answers: for 'rank': the answers, or a JSON file with a list, or a number: the most frequent training ones.
-      answer_style: how answers are written in training: 'plain', or 'reference', which capitalises them.
-      options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method, or of `decode.rank`.
+      options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method, or of
+        `decode.rank_answers` and `decode.rank`.
 
     Raises:
       UserError: an unknown method or option, or no answers to choose from; in `run`: two questions have one id, or only
@@ -42,17 +46,15 @@ class VQAEvaluator(TextEvaluator):
         *,
         method: str = "greedy",
         answers: Sequence[str] | str | int | None = None,
-        answer_style: Literal["plain", "reference"] = "plain",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.method = method
-        choose("answer style", answer_style, {"plain": None, "reference": None})
         if method == "rank":
-            self.check_settings(decode.rank)
+            self.check_settings(decode.rank, decode.rank_answers)
             self.settings.setdefault("k", 16)
             self.choices = self._choices(answers)
-            self.choice_tokens = jax.device_put(self._tokens(answer_style))
+            self.choice_tokens = jax.device_put(self._tokens())
         else:
             self.check_settings(choose("method", method, {**decode.METHODS, "rank": None}), decode.generate)
             if not self.settings.keys() & {"max_len", "max_new"}:
@@ -60,9 +62,13 @@ class VQAEvaluator(TextEvaluator):
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         if self.method != "rank":
-            return [text.lower() for text in self.generate(variables, batch, self.method)]
+            return self.generate(variables, batch, self.method, answer_said)
         best, _, _ = decode.rank_answers(self.model, variables, batch, self.choice_tokens, **self.settings)
         return [self.choices[index] for index in local_rows(best)]
+
+    def written(self, text: str) -> str:
+        """An answer as it stands in training texts."""
+        return text.capitalize() if self.style == "reference" else text
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("answers") or ()
@@ -79,7 +85,7 @@ class VQAEvaluator(TextEvaluator):
             return
         if bare := [record["key"] for record in records if not record["texts"]]:
             raise UserError(
-                f"Question {bare[0]!r} has no answers ({len(bare)} such): score a set that has all of them."
+                f"Example {bare[0]!r} has no {self.text_key} ({len(bare)} such): score a set that has all of them."
             )
         constant = self.most_frequent(records)
         for name, said in (("accuracy", "said"), ("accuracy_blank", "blank"), ("accuracy_most_frequent", None)):
@@ -109,9 +115,8 @@ class VQAEvaluator(TextEvaluator):
             )
         return list(dict.fromkeys(answers))
 
-    def _tokens(self, style: str) -> np.ndarray:
-        texts = [text.capitalize() if style == "reference" else text for text in self.choices]
-        rows = [[*self.tokenizer.encode_after(text), self.tokenizer.eos] for text in texts]
+    def _tokens(self) -> np.ndarray:
+        rows = [[*self.tokenizer.encode_after(self.written(text)), self.tokenizer.eos] for text in self.choices]
         tokens = np.full((len(rows), max(map(len, rows))), self.tokenizer.pad, np.int32)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = ids
