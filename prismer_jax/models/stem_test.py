@@ -36,6 +36,20 @@ def test_resized_ids_are_looked_up_then_resized():
             np.testing.assert_allclose(ours, resize_by_hand(full, size), atol=1e-5)
 
 
+def test_resized_ids_read_and_hold_only_what_they_mix():
+    """Of an official map of 224x224, every stem output mixes two rows and two columns: a quarter of the pixels."""
+    rng = np.random.RandomState(0)
+    ids = rng.randint(0, 255, (1, 224, 224)).astype(np.uint8)
+    palette = jnp.asarray(rng.standard_normal((1, 256, 64)), jnp.float32)
+    lookup = jax.jit(lambda ids: stem.resize_ids(ids, palette, (56, 56)))
+    read = np.isin(np.arange(224), stem.linear_taps(224, 56)[0])
+    changed = np.where(read[:, None] & read, ids, 255 - ids)
+    assert (changed != ids).mean() > 0.7
+    np.testing.assert_array_equal(lookup(jnp.asarray(changed)), lookup(jnp.asarray(ids)))
+    full = ids.size * palette.nbytes // 256  # bytes of the looked-up map that never is
+    assert lookup.lower(jnp.asarray(ids)).compile().memory_analysis().temp_size_in_bytes < full / 2
+
+
 def test_batch_norm_keeps_the_unbiased_variance_but_uses_the_biased_one():
     x = np.random.RandomState(0).standard_normal((3, 2, 2, 4)).astype(np.float32) * 3 + 1
     norm = stem.BatchNorm(train=True)
