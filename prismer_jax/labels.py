@@ -241,7 +241,7 @@ def read_words(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
     table = no_words()
     if not path.exists():
         if path.with_suffix(".pt").exists():  # a pickle can run any program: it is not opened here
-            remedy = "only the official repository's pickled .pt is there; write the OCR labels again as .npz"
+            remedy = "only the official repository's pickled .pt is there; run python -m tools.convert ocr-labels"
         else:
             remedy = "missing; it holds the features of the words in the PNG beside it"
         raise BadSample(f"{path}: {remedy}.")
@@ -283,14 +283,19 @@ def write(
         table = {str(instance): int(label) for instance, label in enumerate(classes or ())}
         _replace(png.with_suffix(".json"), json.dumps(table).encode())
     elif row.embed == "words":
-        features = np.zeros((0, FEATURES)) if features is None else np.asarray(features)
-        if features.shape != (len(words), FEATURES):
-            raise ValueError(f"features {features.shape} do not fit {len(words)} words")
-        buffer = io.BytesIO()
-        np.savez(buffer, features=features.astype(np.float16), words=np.asarray(words, np.str_))
-        _replace(png.with_suffix(".npz"), buffer.getvalue())
+        write_words(png.with_suffix(".npz"), np.zeros((0, FEATURES)) if features is None else features, words)
     _replace(png, encode(label))
     return png
+
+
+def write_words(path: pathlib.Path, features: np.ndarray, words: Sequence[str]) -> None:
+    """Writes a word side file `.npz`, whole or not at all: features [n, 64], stored as float16, and n texts."""
+    features = np.asarray(features)
+    if features.shape != (len(words), FEATURES):
+        raise ValueError(f"features {features.shape} do not fit {len(words)} words")
+    buffer = io.BytesIO()
+    np.savez(buffer, features=features.astype(np.float16), words=np.asarray(words, np.str_))
+    _replace(path, buffer.getvalue())
 
 
 def encode(label: np.ndarray) -> bytes:

@@ -32,6 +32,7 @@ from prismer_jax.labels import EXPERTS, FEATURES, MAX_IDS
 from prismer_jax.models.layers import resize_positions
 from prismer_jax.models.prismer import FREEZE, Prismer, build, label_tables
 from prismer_jax.models.roberta import PAD
+from tools import parity_labels
 
 Outputs = Iterator[tuple[str, Any]]
 
@@ -44,7 +45,7 @@ class Case:
     """One folder of golden numbers."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.name = folder.name
+        self.folder, self.name = folder, folder.name
         try:
             self.manifest = json.loads((folder / "manifest.json").read_text())
             stored = folder / "io.npz"
@@ -356,6 +357,7 @@ def prismer_train(case: Case) -> Outputs:
 # The first pattern that fits a case's name says what runs it.
 RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("pos_embed_interp", positions),
+    ("post_label_process", parity_labels.label_process),
     ("prismer*_train", prismer_train),
     ("prismer*", prismer),
 ]

@@ -19,7 +19,9 @@ def run(folder, *flags):
     return 0
 
 
-@pytest.mark.parametrize("case", ["pos_embed_interp", "prismer_tiny_p14", "prismerz_tiny", "prismer_tiny_train"])
+@pytest.mark.parametrize(
+    "case", ["pos_embed_interp", "post_label_process", "prismer_tiny_p14", "prismerz_tiny", "prismer_tiny_train"]
+)
 def test_agrees_with_the_reference(shared, capsys, case):
     assert run(shared / "golden", "--case", case) == 0
     name, error, verdict = capsys.readouterr().out.split()

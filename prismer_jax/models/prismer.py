@@ -157,7 +157,7 @@ class Prismer(nn.Module):
             (rng 'instance'), and else the id itself, so that a caption does not change from run to run. (The reference
             draws in inference too, once per id of the whole batch.)
         """
-        pixels = (image.astype(jnp.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+        pixels = normalize(image)
         sizes = [labels[EXPERTS[e].key].shape[1:3] for e in self.experts if EXPERTS[e].key in labels]
         size = sizes[0] if sizes else image.shape[1:3]
         maps = {e: labels.get(EXPERTS[e].key) for e in self.experts}
@@ -269,6 +269,12 @@ class Prismer(nn.Module):
         batch = {k: jnp.zeros(v.shape, v.dtype) for k, v in batch_shapes.items()}
         variables = self.init(rng, batch)
         return {"batch_stats": {}, "tables": {}, **variables}
+
+
+@typed
+def normalize(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Returns what the vision encoder takes of photos, float32."""
+    return (image.astype(jnp.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
 
 
 def _positions(real: Array, before: Array | int = 0) -> Array:
