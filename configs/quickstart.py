@@ -26,7 +26,7 @@ def get_config(arg=None):
     config.seed = 0
     config.num_workers = 0  # loader processes; threads of this one are enough here
     config.batch_size = batch
-    config.total_steps = 20 if arg.smoke else 600
+    config.total_steps = 20 if arg.smoke else 800
 
     # ---------------------------------------------------------------- data: captions and questions together
     look = f"labels_for('{experts}')|decode|resize({SIZE}, {LABEL_SIZE})"
@@ -47,7 +47,8 @@ def get_config(arg=None):
     )
     config.freeze = "none"  # there is nothing pre-trained to keep
     config.loss = dict(name="cross_entropy", label_smoothing=0.0, per_token=True)
-    config.optim = dict(name="adamw", lr=2e-3, b2=0.95, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
+    # Orthogonalised steps learn this from scratch in half as many of them as Adam.
+    config.optim = dict(name="muon", lr=0.02, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
     config.accumulate = 1  # parts of a batch, one after the other, where memory is short
     config.mesh = dict(data=-1, fsdp=1)
 

@@ -8,6 +8,7 @@ wd_mults says otherwise.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from prismer_jax import config, tree
 from prismer_jax.errors import UserError, choose
@@ -45,11 +47,50 @@ def _adafactor(
     )
 
 
+def _muon(
+    beta: float = 0.95, ns_steps: int = 5, adam_ratio: float = 0.1, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Orthogonalised momentum for kernels; Adam, at `adam_ratio` of the learning rate, for everything else.
+
+    Source: Jordan et al. 2024 (Muon, github.com/KellerJordan/Muon); steps of a kernel are scaled by √max(1, out/in).
+    """
+
+    def axes(params: Any) -> Any:
+        return jax.tree.map(lambda x: _matrix_axes(x.ndim), params)
+
+    def scale(updates: Any, _: Any) -> Any:
+        def one(x: Any) -> Any:
+            fan_in = math.prod(x.shape[axis] for axis in np.atleast_1d(_matrix_axes(x.ndim).reduction_axis))
+            return x * max(1.0, x.shape[-1] / fan_in) ** 0.5
+
+        return jax.tree.map(one, updates)
+
+    def kinds(params: Any) -> Any:
+        def kind(name: str, x: Any) -> str:
+            return "kernel" if name.endswith(KERNELS) and x.ndim in (2, 3, 4) else "other"
+
+        return jax.tree.map(kind, tree.names(params), params)
+
+    momentum = optax.contrib.scale_by_muon(beta=beta, eps=eps, ns_steps=ns_steps, weight_dimension_numbers=axes)
+    adam = optax.chain(optax.scale_by_adam(b1, b2, eps), optax.scale(adam_ratio))
+    return optax.partition({"kernel": optax.chain(momentum, optax.stateless(scale)), "other": adam}, kinds)
+
+
+KERNELS = ("kernel", "patch_embedding")  # names of what is a matrix, whatever its number of axes
+
+
+def _matrix_axes(ndim: int) -> optax.contrib.MuonDimensionNumbers:
+    """[in, out], [layers, in, out] of a scanned stack, or [h, w, in, out] of a convolution."""
+    reduction = (0, 1, 2) if ndim == 4 else ndim - 2
+    return optax.contrib.MuonDimensionNumbers(reduction, ndim - 1)
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": _adamw,
     "sgd": _sgd,
     "lion": _lion,
     "adafactor": _adafactor,
+    "muon": _muon,
 }
 
 # Progress 0..1 between the end of the warm-up and the last step -> share of the way from end_lr to lr.
@@ -113,7 +154,7 @@ def make(
     Args:
       params: what will be trained, arrays or shapes; only the names of the leaves matter.
       total_steps: where the schedule ends.
-      name: 'adamw', 'sgd', 'lion' or 'adafactor'.
+      name: 'adamw', 'sgd', 'lion', 'adafactor' or 'muon'.
       lr: the highest learning rate.
       schedule: 'cosine', 'linear' or 'constant'; see `make_schedule`.
       warmup_steps: steps of linear warm-up.

@@ -76,13 +76,13 @@ def test_clipping_bounds_the_step_and_spares_small_gradients():
 
 @pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
 def test_every_optimizer_descends(name):
-    params = {"w": jnp.array([1.0, -2.0, 3.0])}
+    params = {"kernel": jnp.array([[1.0, -2.0, 3.0]])}
     optimizer = optim.make(params, 40, name=name, lr=0.1, schedule="constant")
     state = optimizer.tx.init(params)
     for _ in range(40):
         updates, state = optimizer.tx.update(jax.tree.map(lambda w: 2 * w, params), state, params)
         params = optax.apply_updates(params, updates)
-    assert float(jnp.sum(params["w"] ** 2)) < 0.3 * (1 + 4 + 9)
+    assert float(jnp.sum(params["kernel"] ** 2)) < 0.3 * (1 + 4 + 9)
 
 
 def test_unknown_names_options_and_patterns_say_the_nearest():
@@ -144,3 +144,16 @@ def test_a_batch_that_does_not_divide_is_refused():
     stats = {"mean": jnp.zeros(5), "draws": jnp.zeros(())}
     with pytest.raises(UserError, match="8 cannot be accumulated in 3"):
         optim.accumulate_gradients(loss_fn, 3)({"w": jnp.zeros((5, 3))}, stats, batch, jax.random.key(0))
+
+
+def test_muon_takes_orthogonal_steps_in_kernels_and_adam_steps_elsewhere():
+    shapes = {"a/kernel": (3, 8, 24), "stem/kernel": (3, 3, 4, 6), "a/bias": (24,), "word_embedding": (5, 8)}
+    params = {name: np.zeros(shape, "f") for name, shape in shapes.items()}
+    gradient = {name: RNG.normal(size=shape).astype("f") for name, shape in shapes.items()}
+    optimizer = optim.make(params, 10, name="muon", lr=0.1, schedule="constant", weight_decay=0.0, adam_ratio=0.5)
+    moved = run(optimizer, params, [gradient])
+    for matrices, scale in ((moved["a/kernel"], 3**0.5), (moved["stem/kernel"].reshape(1, 36, 6), 1.0)):
+        values = np.linalg.svd(matrices, compute_uv=False) / (0.1 * scale)
+        assert ((values > 0.6) & (values < 1.3)).all()  # Newton-Schulz' steps end near 1, not at 1
+    for name in ("a/bias", "word_embedding"):
+        np.testing.assert_allclose(moved[name], -0.05 * np.sign(gradient[name]), rtol=1e-3)
