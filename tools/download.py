@@ -1,0 +1,188 @@
+"""Fetches published files: python -m tools.download WHAT [NAMES ...] [--output DIR] [--dry-run]
+
+    python -m tools.download prismer caption_prismer_base
+    python -m tools.download experts depth normal edge
+
+  prismer       checkpoints {pretrain,caption,vqa}_{prismer,prismerz}_{base,large} (CC BY-NC-SA 4.0)
+  experts       weights of depth, normal, edge, seg_coco, seg_ade, obj_detection, ocr_detection
+  clip          ViT-B/16, ViT-L/14, ViT-L/14@336px, ViT-H/14
+  roberta       base, large
+  tokenizer     RoBERTa's vocab.json and merges.txt
+  label-tables  vectors of class names, and the PCA of words (NVIDIA's non-commercial licence)
+
+Without names, all of them (of prismer, name some). What is already there is compared and not fetched again; what broke
+off goes on; every file is compared with its checksum. Without a network it says which file to put where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prismer_jax import config
+from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.pp import tokenizer
+from tools.sources import Facts, HubFile, Unreachable, WebFile
+
+# Names of files and repositories: NVlabs/prismer at 4f27ab3, download_checkpoints.py, experts/model_bank.py,
+# model/modules/vit.py and configs/prismer.json.
+PRISMER = "shikunl/prismer"
+EXPERTS = {
+    "depth": "dpt_hybrid-midas-501f0c75.pt",
+    "normal": "scannet.pt",
+    "edge": "10_model.pth",
+    "seg_coco": "model_final_f07440.pkl",
+    "seg_ade": "model_final_e0c58e.pkl",
+    "obj_detection": "Unified_learned_OCIM_RS200_6x+2x.pth",
+    "ocr_detection": "icdar2015_hourglass88.pth",
+}
+CLIP = "https://openaipublic.azureedge.net/clip/models"
+CLIP_SHA256 = {  # they are part of the addresses
+    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+}
+OPENCLIP = HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "open_clip_pytorch_model.bin")
+ROBERTA = "FacebookAI/roberta"
+TABLES = "https://github.com/NVlabs/prismer/raw/4f27ab37e8ff5436707c5badd0ec744980608edd/dataset"
+TABLE_FACTS = {  # SHA-256 and bytes, of that commit
+    "coco_features.pt": ("ccf18221afe8dddef3ffb9daad31d5c7a92cdc2f2f434d77cbeb48031bc75756", 36651),
+    "ade_features.pt": ("4cb5c802ef9eaf9c9213219bdc5f8f2d6579400275ab443c43905fdcdd805e5a", 41899),
+    "detection_features.pt": ("c38ba9352b2a9f832b14fdc19ac407527ffeaa2903958a73f6eb649f78119c76", 198443),
+    "background_features.pt": ("5f5bf8e158715633a9e0f307be1947ca74c294e522b705e1e61bd49361088092", 1003),
+    "clip_pca.pkl": ("064950869bce7d622ff7e733dc64c8e1be18be926c3f64e66ae57164df3f8bc5", 401612),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to fetch: where from, and where it goes in the group's folder."""
+
+    source: HubFile | WebFile
+    target: str
+
+
+def _clip() -> dict[str, Item]:
+    items = {}
+    for name, sha256 in CLIP_SHA256.items():
+        file = f"{re.sub('[/@]', '-', name)}.pt"
+        items[name] = Item(WebFile(f"{CLIP}/{sha256}/{file}", sha256), file)
+    return {**items, "ViT-H/14": Item(OPENCLIP, f"ViT-H-14/{OPENCLIP.path}")}
+
+
+GROUPS: dict[str, dict[str, Item]] = {
+    "prismer": {
+        name: Item(HubFile(PRISMER, f"{name}/pytorch_model.bin"), f"{name}/pytorch_model.bin")
+        for stage in ("pretrain", "caption", "vqa")
+        for name in (f"{stage}_{model}_{size}" for model in ("prismer", "prismerz") for size in ("base", "large"))
+    },
+    "experts": {name: Item(HubFile(PRISMER, f"expert_weights/{file}"), file) for name, file in EXPERTS.items()},
+    "clip": _clip(),
+    "roberta": {
+        size: Item(HubFile(f"{ROBERTA}-{size}", "pytorch_model.bin"), f"roberta-{size}/pytorch_model.bin")
+        for size in ("base", "large")
+    },
+    "tokenizer": {name: Item(HubFile(f"{ROBERTA}-base", name), name) for name in ("vocab.json", "merges.txt")},
+    "label-tables": {name: Item(WebFile(f"{TABLES}/{name}", *facts), name) for name, facts in TABLE_FACTS.items()},
+}
+
+
+def select(group: str, names: Sequence[str]) -> list[Item]:
+    """Returns the files of a group that are named, or all.
+
+    Raises:
+      UserError: an unknown group or name, or no name of a checkpoint.
+    """
+    items = choose("kind of file", group, GROUPS)
+    if group == "prismer" and not names:
+        raise UserError(f"Name the checkpoints to fetch: {', '.join(items)}.")
+    return [choose(group, name, items) for name in names] if names else list(items.values())
+
+
+def plan(items: Sequence[Item], folder: pathlib.Path) -> None:
+    """Prints the size, the source and the destination of every file."""
+    for item in items:
+        target = folder / item.target
+        try:
+            size = item.source.known.size or item.source.facts().size
+            shown = "unknown" if size is None else _bytes(size)
+        except Unreachable:
+            shown = "unknown offline"
+        there = f", {_bytes(target.stat().st_size)} there already" if target.exists() else ""
+        print(f"{target}: {shown}{there}, from {item.source.address}")
+
+
+def fetch(items: Sequence[Item], folder: pathlib.Path) -> None:
+    """Fetches what is not there.
+
+    Raises:
+      UserError: a file is there but another one, arrives damaged, or cannot be had: where to get it is printed.
+    """
+    missing: list[tuple[Item, str]] = []
+    for item in items:
+        target = folder / item.target
+        if target.exists():
+            _compare(item, target)
+            continue
+        try:
+            item.source.fetch(target)
+            print(f"{target}: fetched, {_bytes(target.stat().st_size)}.")
+        except Unreachable as error:
+            missing.append((item, str(error)))
+    if missing:
+        for item, _ in missing:
+            print(f"{folder / item.target}: put here what is at {item.source.address}")
+        files = "1 file" if len(missing) == 1 else f"{len(missing)} files"
+        item, reason = missing[0]
+        raise UserError(
+            f"{files} cannot be fetched: {item.source.address} does not answer ({reason}). Fetch elsewhere what is "
+            "listed above, put it there, and run the same again."
+        )
+
+
+def _compare(item: Item, target: pathlib.Path) -> None:
+    facts, known = item.source.known, "compared with its checksum"
+    if facts == Facts():
+        try:
+            facts = item.source.facts()
+        except Unreachable:
+            known = "not compared, as the hub does not answer"
+    if problem := facts.problem(target):
+        raise UserError(f"{target}: is not the published file: it {problem}. Delete it and run the same again.")
+    print(f"{target}: there already, {known}.")
+
+
+def _bytes(size: int) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size = size / 1000
+    return f"{size:.4g} GB"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = config.ArgumentParser(
+        prog="python -m tools.download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", help=", ".join(GROUPS))
+    parser.add_argument("names", nargs="*", help="which of them")
+    parser.add_argument("--output", type=pathlib.Path, help="folder for the files; default weights/WHAT")
+    parser.add_argument("--dry-run", action="store_true", help="only say sizes and destinations")
+    args, overrides = parser.parse(argv)
+    if overrides:
+        raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
+    items = select(args.what, args.names)
+    folder = args.output or pathlib.Path("weights") / args.what.replace("-", "_")
+    if args.dry_run:
+        plan(items, folder)
+        return
+    fetch(items, folder)
+    if args.what == "tokenizer" and not args.names:
+        tokenizer.load(f"roberta:{folder}")  # says so if they are not RoBERTa's
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,219 @@
+"""Where published files come from: repositories of the Hugging Face Hub, and plain addresses.
+
+A source says what is known of its file (`known`), asks for more (`facts`), and fetches it (`fetch`) so that the file
+appears when it is whole and has the checksum that it should have, going on where an earlier try stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from prismer_jax.errors import UserError
+
+T = TypeVar("T")
+_CHUNK = 1 << 20
+_TIMEOUT = 30  # seconds without an answer
+
+
+class Unreachable(Exception):
+    """No answer: no network, or none to that place."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a file: bytes; SHA-256 of its contents, or SHA-1 as git names it; the commit that it is of."""
+
+    size: int | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None
+    commit: str | None = None
+
+    def problem(self, path: pathlib.Path) -> str | None:
+        """Says how a file differs from these facts; None if it does not."""
+        size = path.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"has {size} bytes instead of {self.size}"
+        for name, expected, start in (("sha256", self.sha256, b""), ("sha1", self.git_sha1, b"blob %d\0" % size)):
+            if expected is not None and (found := _digest(path, name, start)) != expected:
+                return f"has the checksum {found} instead of {expected}"
+        return None
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository of the Hugging Face Hub. It passes through the hub's own cache, which also resumes."""
+
+    repository: str
+    path: str
+
+    known = Facts()
+
+    @property
+    def address(self) -> str:
+        return _hub().hf_hub_url(self.repository, self.path)
+
+    def facts(self) -> Facts:
+        """Asks the hub, whose ETag is the SHA-256 of large files and git's SHA-1 of small ones.
+
+        Raises:
+          Unreachable: no answer.
+          UserError: there is no such file, or it is not public.
+        """
+        found = self._ask(lambda hub: hub.get_hf_file_metadata(self.address))
+        etag = found.etag or ""
+        return Facts(
+            size=found.size,
+            sha256=etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None,
+            git_sha1=etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None,
+            commit=found.commit_hash,
+        )
+
+    def fetch(self, target: pathlib.Path) -> None:
+        """Fetches it, or takes it out of the cache; raises as `facts`, or UserError for other contents."""
+        try:
+            facts = self.facts()
+        except Unreachable as offline:
+            try:
+                cached = self._ask(lambda hub: hub.hf_hub_download(self.repository, self.path, local_files_only=True))
+            except Unreachable:
+                raise offline from None
+            return _place(pathlib.Path(cached), target)  # files in the cache are whole
+        cached = self._ask(lambda hub: hub.hf_hub_download(self.repository, self.path, revision=facts.commit))
+        whole = pathlib.Path(cached).resolve()
+        if problem := facts.problem(whole):
+            whole.unlink()
+            raise UserError(f"{self.address}: what arrived {problem}. It is deleted; run the same again.")
+        _place(whole, target)
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        hub = _hub()
+        try:
+            return question(hub)
+        except Exception as error:  # of whatever HTTP library this version of huggingface_hub uses
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or getattr(error, "filename", None):
+                raise  # the disk, not the network
+            if (response := getattr(error, "response", None)) is not None:
+                raise UserError(
+                    f"{self.address}: the hub answers {response.status_code}. Is the file still there, and public?"
+                ) from None
+            raise Unreachable(_reason(error)) from None
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """A file at a plain address, of known SHA-256."""
+
+    address: str
+    sha256: str
+    size: int | None = None
+
+    @property
+    def known(self) -> Facts:
+        return Facts(self.size, self.sha256)
+
+    def facts(self) -> Facts:
+        """Asks for the size where it is not known.
+
+        Raises:
+          Unreachable: no answer.
+          UserError: there is no such file.
+        """
+        if self.size is not None:
+            return self.known
+        with self._open(method="HEAD") as answer:
+            length = answer.headers.get("Content-Length")
+        return Facts(None if length is None else int(length), self.sha256)
+
+    def fetch(self, target: pathlib.Path) -> None:
+        """Writes NAME.part beside the target until all is there; raises as `facts`, or UserError for other contents."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part")
+        start = part.stat().st_size if part.exists() else 0
+        if start == 0 or Facts(self.size, self.sha256).problem(part):
+            self._receive(part, start)
+        if problem := self.known.problem(part):
+            part.unlink()
+            raise UserError(f"{self.address}: what arrived {problem}. It is deleted; run the same again.")
+        os.replace(part, target)
+
+    def _receive(self, part: pathlib.Path, start: int) -> None:
+        from rich.console import Console
+        from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:], DownloadColumn())
+        with self._open(Range=f"bytes={start}-") if start else self._open() as answer:
+            start = start if answer.status == 206 else 0  # else the server sends the whole file again
+            length = answer.headers.get("Content-Length")
+            total = None if length is None else start + int(length)
+            with (
+                Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True) as progress,
+                open(part, "ab" if start else "wb") as file,
+            ):
+                task = progress.add_task(part.name.removesuffix(".part"), total=total, completed=start)
+                while chunk := self._read(answer):
+                    file.write(chunk)
+                    progress.advance(task, len(chunk))
+        if total is not None and part.stat().st_size < total:
+            raise UserError(f"{self.address}: the connection broke. Run the same again: it goes on from there.")
+
+    @contextmanager
+    def _open(self, method: str = "GET", **headers: str) -> Iterator[Any]:
+        request = urllib.request.Request(self.address, headers=headers, method=method)
+        try:
+            answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        except urllib.error.HTTPError as error:
+            raise UserError(f"{self.address}: the server answers {error.code} {error.reason}.") from None
+        except OSError as error:  # URLError among them
+            raise Unreachable(_reason(error)) from None
+        with answer:
+            yield answer
+
+    def _read(self, answer: Any) -> bytes:
+        try:
+            return answer.read(_CHUNK)
+        except OSError:
+            return b""  # what has arrived stays
+
+
+def _hub() -> Any:
+    import huggingface_hub  # here: it takes a second, and most commands have no use for it
+
+    return huggingface_hub
+
+
+def _reason(error: BaseException) -> str:
+    error = getattr(error, "reason", error)
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _digest(path: pathlib.Path, name: str, start: bytes) -> str:
+    digest = hashlib.new(name, start)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _place(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Gives a file in the hub's cache its name here: a hard link, or a copy on another file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

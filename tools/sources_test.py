@@ -1,0 +1,213 @@
+"""Fetching from a server on this machine, and from a hub that is a fake at the boundary of its library."""
+
+import hashlib
+import http.server
+import pathlib
+import re
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from prismer_jax.errors import UserError
+from tools import sources
+from tools.sources import Facts, HubFile, Unreachable, WebFile
+
+CONTENT = bytes(range(256)) * 5000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server():
+    """Serves CONTENT at every address but /missing, by ranges, and notes what was asked for."""
+    asked: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.do_GET(body=False)
+
+        def do_GET(self, body=True):
+            asked.append(self.headers.get("Range"))
+            if self.path == "/missing":
+                return self.send_error(404)
+            start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+            start = 0 if self.path == "/whole" else start  # a server that knows no ranges
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.end_headers()
+            if body:
+                self.wfile.write(CONTENT[start : start + 1000] if self.path == "/breaks" else CONTENT[start:])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield SimpleNamespace(url=f"http://127.0.0.1:{running.server_port}", asked=asked)
+        running.shutdown()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_arrives_whole_and_checked(server, tmp_path):
+    source = WebFile(f"{server.url}/x", SHA256)
+    assert source.facts() == Facts(len(CONTENT), SHA256)
+    source.fetch(tmp_path / "new/x.pt")
+    assert (tmp_path / "new/x.pt").read_bytes() == CONTENT
+    assert names(tmp_path / "new") == ["x.pt"]
+
+
+@pytest.mark.parametrize("path", ["x", "whole"])
+def test_what_broke_off_goes_on(server, tmp_path, path):
+    (tmp_path / "x.pt.part").write_bytes(CONTENT[:70_000])
+    WebFile(f"{server.url}/{path}", SHA256).fetch(tmp_path / "x.pt")
+    assert server.asked == ["bytes=70000-"]
+    assert (tmp_path / "x.pt").read_bytes() == CONTENT
+
+
+def test_a_broken_connection_keeps_what_came(server, tmp_path):
+    with pytest.raises(UserError, match=r"/breaks: the connection broke"):
+        WebFile(f"{server.url}/breaks", SHA256).fetch(tmp_path / "x.pt")
+    assert names(tmp_path) == ["x.pt.part"]
+    assert (tmp_path / "x.pt.part").read_bytes() == CONTENT[:1000]
+
+
+def test_a_part_that_is_all_there_is_not_asked_for_again(server, tmp_path):
+    (tmp_path / "x.pt.part").write_bytes(CONTENT)
+    WebFile(f"{server.url}/x", SHA256).fetch(tmp_path / "x.pt")
+    assert (server.asked, names(tmp_path)) == ([], ["x.pt"])
+
+
+def test_other_contents_are_deleted(server, tmp_path):
+    with pytest.raises(UserError, match=f"/x: what arrived has the checksum {SHA256} instead of 00"):
+        WebFile(f"{server.url}/x", "00").fetch(tmp_path / "x.pt")
+    assert names(tmp_path) == []
+
+
+def test_a_missing_file_and_a_missing_server_differ(server, tmp_path):
+    with pytest.raises(UserError, match="404"):
+        WebFile(f"{server.url}/missing", SHA256).fetch(tmp_path / "x.pt")
+    with pytest.raises(Unreachable):
+        WebFile("http://127.0.0.1:1/x", SHA256).facts()
+
+
+def test_facts_find_every_difference(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"hello\n")
+    git = "ce013625030ba8dba906f756967f9e9ca394464a"  # what git names a file of hello and a line feed
+    assert Facts(6, git_sha1=git).problem(path) is None
+    assert Facts().problem(path) is None
+    assert Facts(7).problem(path) == "has 6 bytes instead of 7"
+    assert Facts(git_sha1="0" * 40).problem(path) == f"has the checksum {git} instead of {'0' * 40}"
+    assert "instead of" in Facts(sha256=git).problem(path)
+
+
+class Hub:
+    """What sources uses of huggingface_hub, without a network."""
+
+    def __init__(self, cache, content=CONTENT, etag=SHA256, online=True):
+        self.cache, self.content, self.etag, self.online = cache / "cached", content, etag, online
+        self.calls = []
+
+    def hf_hub_url(self, repository, path):
+        return f"hub:{repository}/{path}"
+
+    def get_hf_file_metadata(self, url):
+        if not self.online:
+            raise RuntimeError("Name or service\nnot known")  # as httpx's errors, no OSError
+        if "missing" in url:
+            error = RuntimeError("404 Client Error")
+            error.response = SimpleNamespace(status_code=404)
+            raise error
+        return SimpleNamespace(etag=self.etag, size=len(CONTENT), commit_hash="c0ffee")
+
+    def hf_hub_download(self, repository, path, revision=None, local_files_only=False):
+        self.calls.append((repository, path, revision, local_files_only))
+        if local_files_only and not self.cache.exists():
+            raise FileNotFoundError("not in the cache")
+        self.cache.write_bytes(self.content)
+        return str(self.cache)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    (tmp_path / "cache").mkdir()
+    hub = Hub(tmp_path / "cache")
+    monkeypatch.setattr(sources, "_hub", lambda: hub)
+    return hub
+
+
+def test_a_file_of_the_hub_gets_its_name_here(hub, tmp_path):
+    HubFile("a/b", "c/d.bin").fetch(tmp_path / "out/d.bin")
+    assert hub.calls == [("a/b", "c/d.bin", "c0ffee", False)]
+    assert (tmp_path / "out/d.bin").read_bytes() == CONTENT
+    assert (tmp_path / "out/d.bin").stat().st_nlink == 2  # the same bytes on disk as the cache's
+    assert names(tmp_path / "out") == ["d.bin"]
+
+
+def test_a_copy_is_made_where_there_can_be_no_link(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.os, "link", lambda *_: (_ for _ in ()).throw(OSError("another device")))
+    HubFile("a/b", "d.bin").fetch(tmp_path / "d.bin")
+    assert (tmp_path / "d.bin").read_bytes() == CONTENT
+    assert (tmp_path / "d.bin").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize(
+    ("etag", "facts"),
+    [
+        (SHA256, Facts(len(CONTENT), sha256=SHA256, commit="c0ffee")),
+        ("ab" * 20, Facts(len(CONTENT), git_sha1="ab" * 20, commit="c0ffee")),
+        ("other", Facts(len(CONTENT), commit="c0ffee")),
+        (None, Facts(len(CONTENT), commit="c0ffee")),
+    ],
+)
+def test_the_etag_is_the_checksum_where_it_is_one(hub, etag, facts):
+    hub.etag = etag
+    assert HubFile("a/b", "d.bin").facts() == facts
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[:-1] + b"x"])
+def test_a_damaged_file_leaves_neither_cache_nor_target(hub, tmp_path, content):
+    hub.content = content
+    with pytest.raises(UserError, match=r"hub:a/b/d\.bin: what arrived has .* run the same again"):
+        HubFile("a/b", "d.bin").fetch(tmp_path / "d.bin")
+    assert not (tmp_path / "d.bin").exists()
+    assert not hub.cache.exists()
+
+
+def test_without_a_network_the_cache_serves(hub, tmp_path):
+    hub.online = False
+    with pytest.raises(Unreachable, match="Name or service not known"):
+        HubFile("a/b", "d.bin").fetch(tmp_path / "d.bin")
+    hub.cache.write_bytes(CONTENT)
+    HubFile("a/b", "d.bin").fetch(tmp_path / "d.bin")
+    assert (tmp_path / "d.bin").read_bytes() == CONTENT
+
+
+def test_a_refusal_is_no_missing_network(hub, tmp_path):
+    with pytest.raises(UserError, match=r"hub:a/missing: the hub answers 404"):
+        HubFile("a", "missing").fetch(tmp_path / "x")
+
+
+def test_a_full_disk_is_no_missing_network(hub, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub, "hf_hub_download", full)
+    with pytest.raises(OSError, match="No space left"):
+        HubFile("a/b", "d.bin").fetch(tmp_path / "x")
+
+
+def test_the_hubs_library_has_what_is_asked_of_it():
+    """The fake above would hide a renamed function or argument."""
+    import inspect
+
+    import huggingface_hub
+
+    assert {"revision", "local_files_only"} <= inspect.signature(huggingface_hub.hf_hub_download).parameters.keys()
+    fields = huggingface_hub.HfFileMetadata.__dataclass_fields__
+    assert {"etag", "size", "commit_hash"} <= fields.keys()
+    assert callable(huggingface_hub.get_hf_file_metadata)
+    assert pathlib.PurePosixPath(HubFile("a/b", "c/d.bin").address).parts[-4:] == ("resolve", "main", "c", "d.bin")
