@@ -19,6 +19,7 @@ CORE = [
     "ml_collections>=1.0",  # config files and their command-line overrides
     "sentencepiece>=0.2",  # the tokenizer of the embedded data set
     "tokenizers>=0.20",  # RoBERTa's byte-level BPE
+    "huggingface_hub>=0.25",  # fetches published weights; tokenizers needs it anyway
     "einops>=0.8",  # axis-named reshapes
     "jaxtyping>=0.3",  # array shapes in signatures ...
     "beartype>=0.20",  # ... checked when a function is traced
