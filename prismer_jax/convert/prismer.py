@@ -1,83 +1,34 @@
-"""Checkpoints of Prismer and PrismerZ: the state dict of the official repository <-> variables of models.prismer."""
+"""Checkpoints of Prismer and PrismerZ: the state dict of the official repository <-> variables of models.prismer.
+
+Source of the keys: NVlabs/prismer at 4f27ab3, model/modules/{vit,resampler,roberta}.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
 from prismer_jax import tree
-from prismer_jax.convert import rules
+from prismer_jax.convert import rows, rules
 from prismer_jax.convert.rules import Rule
 from prismer_jax.models.layers import resize_positions
-from prismer_jax.models.prismer import Prismer
+from prismer_jax.models.prismer import VARIANTS, Prismer
 
 POSITIONS = "expert_encoder.positional_embedding"
+_PATCHES = "expert_encoder.conv1.rgb.weight"
 _STEMS = ("depth", "normal", "edge", "seg", "obj_detection", "ocr_detection")
-
-
-def _dense(key: str, name: str) -> list[Rule]:
-    return [
-        Rule(f"{key}.weight", (f"params/{name}/kernel",), "dense"),
-        Rule(f"{key}.bias", (f"params/{name}/bias",)),
-    ]
-
-
-def _norm(key: str, name: str) -> list[Rule]:
-    return [
-        Rule(f"{key}.weight", (f"params/{name}/scale",)),
-        Rule(f"{key}.bias", (f"params/{name}/bias",)),
-    ]
-
-
-def _packed_attention(key: str, name: str) -> list[Rule]:
-    """PyTorch's MultiheadAttention: query, key, value in one matrix."""
-    packed = [f"params/{name}/{part}" for part in ("query", "key", "value")]
-    return [
-        Rule(f"{key}.in_proj_weight", tuple(f"{p}/kernel" for p in packed), "dense"),
-        Rule(f"{key}.in_proj_bias", tuple(f"{p}/bias" for p in packed)),
-        *_dense(f"{key}.out_proj", f"{name}/out"),
-    ]
-
-
-def _mlp(up: str, down: str, name: str) -> list[Rule]:
-    return [*_dense(up, f"{name}/up"), *_dense(down, f"{name}/down")]
-
-
-def _roberta_attention(key: str, name: str) -> list[Rule]:
-    return [
-        *_dense(f"{key}.self.query", f"{name}/query"),
-        *_dense(f"{key}.self.key", f"{name}/key"),
-        *_dense(f"{key}.self.value", f"{name}/value"),
-        *_dense(f"{key}.output.dense", f"{name}/out"),
-    ]
-
-
-def _roberta_layer(key: str, name: str) -> list[Rule]:
-    return [
-        *_roberta_attention(f"{key}.attention", f"{name}/self_attention"),
-        *_norm(f"{key}.attention.output.LayerNorm", f"{name}/norm_self"),
-        *_mlp(f"{key}.intermediate.dense", f"{key}.output.dense", f"{name}/mlp"),
-        *_norm(f"{key}.output.LayerNorm", f"{name}/norm_mlp"),
-    ]
-
-
-def _batch_norm(key: str, name: str) -> list[Rule]:
-    return [
-        *_norm(key, name),
-        Rule(f"{key}.running_mean", (f"batch_stats/{name}/mean",)),
-        Rule(f"{key}.running_var", (f"batch_stats/{name}/var",)),
-        Rule(f"{key}.num_batches_tracked", (f"batch_stats/{name}/count",), dtype="int64"),
-    ]
 
 
 def _stem(domain: str) -> list[Rule]:
     """A PyTorch Sequential: 0 resizes, 1, 4, 7, 10 are convolutions, 2, 5, 8, 11 BatchNorms, 13 the 1x1 convolution."""
     key, name = f"expert_encoder.conv1.{domain}", f"encoder/stem_{domain}"
     convs = [Rule(f"{key}.{1 + 3 * i}.weight", (f"params/{name}/conv_{i}/kernel",), "conv") for i in range(4)]
-    norms = [rule for i in range(4) for rule in _batch_norm(f"{key}.{2 + 3 * i}", f"{name}/norm_{i}")]
+    norms = [rule for i in range(4) for rule in rows.batch_norm(f"{key}.{2 + 3 * i}", f"{name}/norm_{i}")]
     return [*convs, *norms, Rule(f"{key}.13.weight", (f"params/{name}/out/kernel",), "conv")]
 
 
@@ -85,50 +36,40 @@ _RESBLOCK = "expert_encoder.transformer.resblocks.{}"
 _PERCEIVER = "expert_encoder.resampler.perceiver_blocks.{}"
 _EMBEDDINGS = "text_decoder.roberta.embeddings"
 _LAYER = "text_decoder.roberta.encoder.layer.{}"
-_HEAD = "text_decoder.lm_head"
 
 TABLE = rules.Table(
     rules=(
         Rule(POSITIONS, ("params/encoder/position_embedding",)),
         Rule("expert_encoder.instance_embedding", ("params/encoder/instance_embedding",)),
-        Rule("expert_encoder.conv1.rgb.weight", ("params/encoder/patch_embedding",), "conv"),
+        Rule(_PATCHES, ("params/encoder/patch_embedding",), "conv"),
         *(rule for domain in _STEMS for rule in _stem(domain)),
-        *_packed_attention(f"{_RESBLOCK}.0.attn", "encoder/blocks/attention"),
-        *_norm(f"{_RESBLOCK}.0.ln_1", "encoder/blocks/norm_attention"),
-        *_mlp(f"{_RESBLOCK}.1.adaptor.down_proj", f"{_RESBLOCK}.1.adaptor.up_proj", "encoder/blocks/adaptor"),
-        *_norm(f"{_RESBLOCK}.1.adaptor_ln", "encoder/blocks/norm_adaptor"),
-        *_mlp(f"{_RESBLOCK}.0.mlp.c_fc", f"{_RESBLOCK}.0.mlp.c_proj", "encoder/blocks/mlp"),
-        *_norm(f"{_RESBLOCK}.0.ln_2", "encoder/blocks/norm_mlp"),
+        *rows.clip_block(f"{_RESBLOCK}.0", "encoder/blocks"),
+        *rows.mlp(f"{_RESBLOCK}.1.adaptor.down_proj", f"{_RESBLOCK}.1.adaptor.up_proj", "encoder/blocks/adaptor"),
+        *rows.norm(f"{_RESBLOCK}.1.adaptor_ln", "encoder/blocks/norm_adaptor"),
         Rule("expert_encoder.resampler.latents", ("params/encoder/resampler/latents",)),
-        *_packed_attention(f"{_PERCEIVER}.attn", "encoder/resampler/blocks/attention"),
-        *_norm(f"{_PERCEIVER}.ln_1", "encoder/resampler/blocks/norm_latents"),
-        *_norm(f"{_PERCEIVER}.ln_2", "encoder/resampler/blocks/norm_tokens"),
-        *_mlp(f"{_PERCEIVER}.mlp.c_fc", f"{_PERCEIVER}.mlp.c_proj", "encoder/resampler/blocks/mlp"),
-        *_norm(f"{_PERCEIVER}.ln_ff", "encoder/resampler/blocks/norm_mlp"),
-        *_norm("expert_encoder.ln_pre", "encoder/norm_pre"),
-        *_norm("expert_encoder.ln_post", "encoder/norm_post"),
-        Rule(f"{_EMBEDDINGS}.word_embeddings.weight", ("params/decoder/word_embedding",)),
-        Rule(f"{_EMBEDDINGS}.position_embeddings.weight", ("params/decoder/position_embedding",)),
-        Rule(f"{_EMBEDDINGS}.token_type_embeddings.weight", ("params/decoder/token_type_embedding",)),
-        *_norm(f"{_EMBEDDINGS}.LayerNorm", "decoder/norm_embedding"),
-        *_roberta_layer(f"{_LAYER}.0", "decoder/layers"),
-        *_roberta_attention(f"{_LAYER}.1", "decoder/layers/cross_attention"),
-        *_norm(f"{_LAYER}.1.output.LayerNorm", "decoder/layers/norm_cross"),
-        *_mlp(f"{_LAYER}.2.adaptor.down_proj", f"{_LAYER}.2.adaptor.up_proj", "decoder/layers/adaptor"),
-        *_norm(f"{_LAYER}.2.adaptor_ln", "decoder/layers/norm_adaptor"),
-        *_roberta_layer("text_decoder.roberta.encoder.output_layer", "decoder/output_layer"),
-        *_dense(f"{_HEAD}.dense", "decoder/head"),
-        *_norm(f"{_HEAD}.layer_norm", "decoder/norm_head"),
-        Rule(f"{_HEAD}.bias", ("params/decoder/head_bias",)),
-        Rule(f"{_HEAD}.decoder.weight", ("params/decoder/word_embedding",), derived=True),
-        Rule(f"{_HEAD}.decoder.bias", ("params/decoder/head_bias",), derived=True),
+        *rows.packed_attention(f"{_PERCEIVER}.attn", "encoder/resampler/blocks/attention"),
+        *rows.norm(f"{_PERCEIVER}.ln_1", "encoder/resampler/blocks/norm_latents"),
+        *rows.norm(f"{_PERCEIVER}.ln_2", "encoder/resampler/blocks/norm_tokens"),
+        *rows.mlp(f"{_PERCEIVER}.mlp.c_fc", f"{_PERCEIVER}.mlp.c_proj", "encoder/resampler/blocks/mlp"),
+        *rows.norm(f"{_PERCEIVER}.ln_ff", "encoder/resampler/blocks/norm_mlp"),
+        *rows.norm("expert_encoder.ln_pre", "encoder/norm_pre"),
+        *rows.norm("expert_encoder.ln_post", "encoder/norm_post"),
+        *rows.roberta_embeddings(_EMBEDDINGS, "decoder"),
+        *rows.roberta_layer(f"{_LAYER}.0", "decoder/layers"),
+        *rows.roberta_attention(f"{_LAYER}.1", "decoder/layers/cross_attention"),
+        *rows.norm(f"{_LAYER}.1.output.LayerNorm", "decoder/layers/norm_cross"),
+        *rows.mlp(f"{_LAYER}.2.adaptor.down_proj", f"{_LAYER}.2.adaptor.up_proj", "decoder/layers/adaptor"),
+        *rows.norm(f"{_LAYER}.2.adaptor_ln", "decoder/layers/norm_adaptor"),
+        *rows.roberta_layer("text_decoder.roberta.encoder.output_layer", "decoder/output_layer"),
+        *rows.roberta_head("text_decoder.lm_head", "decoder"),
     ),
-    constants={
+    constants={  # transformers saved it until version 4.30
         f"{_EMBEDDINGS}.position_ids": (
             "params/decoder/position_embedding",
             lambda shape: np.arange(shape[0])[None],
         )
     },
+    spellings=(*rows.PARALLEL, *rows.OLD_NORMS),
 )
 
 
@@ -138,28 +79,107 @@ def shapes_of(model: Prismer) -> dict[str, Any]:
     return tree.flatten({k: variables[k] for k in ("params", "batch_stats")})
 
 
+def initial_values(model: Prismer, names: Sequence[str], seed: int = 0) -> dict[str, jax.Array]:
+    """Returns {'/'-joined name: initial value} of these parameters; the others are not computed."""
+
+    @jax.jit
+    def init(rng: jax.Array) -> dict[str, jax.Array]:
+        flat = tree.flatten(model.init_variables(rng))
+        return {name: flat[name] for name in names}
+
+    return init(jax.random.key(seed))
+
+
 def from_torch(
-    state: rules.State, model: Prismer, where: str = "the checkpoint", resize: bool = False
+    state: rules.State,
+    model: Prismer,
+    where: str = "the checkpoint",
+    *,
+    resize: bool = False,
+    allow: Sequence[str] = (),
+    put: Callable[[np.ndarray], Any] = np.asarray,
 ) -> dict[str, Any]:
     """Returns {'params', 'batch_stats'} of a state dict {key: array}; the model's own 'tables' go beside them.
 
     Args:
       where: names the file in errors.
       resize: interpolate image positions of another resolution, as the reference's fine-tuning does.
+      allow: regexes of keys that may be missing, unexpected or of another shape (see rules.from_torch).
+      put: where each array is put as soon as it is made; only one is in memory twice.
 
     Raises:
       UserError: the keys or shapes do not fit the model; all of them, grouped.
     """
     shapes = shapes_of(model)
-    rows = shapes["params/encoder/position_embedding"].shape[0]
-    if resize and POSITIONS in state and len(state[POSITIONS]) != rows:
-        side = round(rows**0.5)
-        table = np.asarray(state[POSITIONS], np.float32)
-        state = {**state, POSITIONS: np.asarray(resize_positions(table, (side, side)))}
-    return {"batch_stats": {}} | tree.unflatten(rules.from_torch(state, TABLE, shapes, where))
+    if resize:
+        state = resized(TABLE.spell(state, where), POSITIONS, shapes["params/encoder/position_embedding"].shape[0])
+    flat = rules.from_torch(state, TABLE, shapes, where, allow, lambda names: initial_values(model, names))
+    return {"batch_stats": {}} | tree.unflatten({name: put(make()) for name, make in flat.items()})
+
+
+def resized(state: rules.State, key: str, rows: int, skip: int = 0) -> dict[str, np.ndarray]:
+    """Returns a state dict whose image positions have as many rows as a square grid of another resolution needs.
+
+    Args:
+      key: of the positions [n, width].
+      rows: wanted; a square number.
+      skip: rows before those of the grid, which are dropped (CLIP's class token).
+    """
+    out = dict(state)
+    if key in out and out[key].ndim == 2 and len(out[key]) > skip:
+        table = np.asarray(out[key][skip:])
+        if len(table) != rows and round(len(table) ** 0.5) ** 2 == len(table):
+            side = round(rows**0.5)
+            table = np.asarray(resize_positions(table.astype(np.float32), (side, side)))
+        out[key] = table
+    return out
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the state dict {key: array} of {'params'[, 'batch_stats']}; gradients convert likewise."""
+    """Returns the state dict {key: array} of {'params'[, 'batch_stats']}, as views; gradients convert likewise."""
     flat = tree.flatten({k: variables[k] for k in ("params", "batch_stats") if k in variables})
     return rules.to_torch(flat, TABLE)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the shapes of a checkpoint say of its model.
+
+    Attributes:
+      variant: a name of VARIANTS, or None.
+      stems: of the experts.
+      grid: image patches on a side.
+      resolution: an image size whose patches they are: the variant's own if it is.
+    """
+
+    variant: str | None
+    stems: frozenset[str]
+    grid: int
+    resolution: int
+
+
+def facts_of(state: rules.State) -> Facts | None:
+    """Returns what a state dict says of its model; None if it is no Prismer's."""
+    state = TABLE.spell(state)
+    words = state.get(f"{_EMBEDDINGS}.word_embeddings.weight")
+    patches, positions = state.get(_PATCHES), state.get(POSITIONS)
+    if words is None or patches is None or positions is None or (words.ndim, patches.ndim, positions.ndim) != (2, 4, 2):
+        return None
+    sizes = (patches.shape[3], patches.shape[0], count(state, _RESBLOCK), words.shape[1], count(state, _LAYER))
+    variant = next((name for name, fields in VARIANTS.items() if sizes_of(fields) == sizes), None)
+    stems = {m[1] for m in (re.match(r"expert_encoder\.conv1\.(\w+)\.", key) for key in state) if m} - {"rgb"}
+    grid, patch = round(len(positions) ** 0.5), sizes[0]
+    own = VARIANTS[variant]["image_size"] if variant else 0
+    return Facts(variant, frozenset(stems), grid, own if own // patch == grid else grid * patch)
+
+
+def sizes_of(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns what tells the sizes of models apart: patch, width, layers, and width and layers of the decoder."""
+    decoder = fields["decoder"]
+    return (*(fields[k] for k in ("patch_size", "width", "layers")), decoder["width"], decoder["layers"])
+
+
+def count(state: rules.State, key: str) -> int:
+    """Returns how many layers a state dict has under a key with '{}' for the layer."""
+    pattern = re.compile(re.escape(key).replace(r"\{\}", r"(\d+)") + r"\.")
+    return len({m[1] for m in map(pattern.match, state) if m})

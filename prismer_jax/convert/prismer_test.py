@@ -1,3 +1,6 @@
+import json
+import zlib
+
 import jax
 import numpy as np
 import pytest
@@ -92,3 +95,76 @@ def test_positions_of_another_resolution_are_interpolated_on_request():
         prismer.from_torch(state, large)
     ours = prismer.from_torch(state, large, resize=True)["params"]["encoder"]["position_embedding"]
     np.testing.assert_array_equal(ours, resize_positions(state[prismer.POSITIONS], (4, 4)))
+
+
+def test_an_expert_that_the_file_lacks_starts_afresh_if_that_is_allowed():
+    with_depth, without = build("tiny", "depth+edge", **SIZES), build("tiny", "edge", **SIZES)
+    state = a_state(without)
+    with pytest.raises(UserError, match=r"missing: expert_encoder\.conv1\.depth"):
+        prismer.from_torch(state, with_depth)
+    found = prismer.from_torch(state, with_depth, allow=[r"expert_encoder\.conv1\.depth\..*"])
+    fresh = jax.jit(with_depth.init_variables)(jax.random.key(0))
+    for part in ("params", "batch_stats"):
+        ours, initial = found[part]["encoder"]["stem_depth"], fresh[part]["encoder"]["stem_depth"]
+        jax.tree.map(np.testing.assert_array_equal, ours, initial)
+    np.testing.assert_array_equal(found["params"]["decoder"]["head_bias"], state["text_decoder.lm_head.bias"])
+
+
+def test_an_expert_that_the_model_lacks_is_dropped_if_that_is_allowed():
+    with_depth, without = build("tiny", "depth+edge", **SIZES), build("tiny", "edge", **SIZES)
+    state = a_state(with_depth)
+    found = prismer.to_torch(prismer.from_torch(state, without, allow=[r"expert_encoder\.conv1\.depth\..*"]))
+    assert state.keys() - found.keys() == {key for key in state if ".depth." in key}
+
+
+@pytest.mark.parametrize("experts", ["all", "none", "depth"])
+def test_a_checkpoint_says_which_model_it_is_of(experts):
+    model = build("tiny", experts)
+    facts = prismer.facts_of(a_state(model))
+    assert (facts.variant, facts.grid, facts.resolution) == ("tiny", 6, 96)
+    assert facts.stems == {"none": set(), "depth": {"depth"}}.get(experts, set(prismer._STEMS))
+    assert prismer.facts_of({"visual.conv1.weight": np.zeros((2, 3, 4, 4))}) is None
+    assert prismer.facts_of(a_state(build("tiny", experts, **SIZES))).variant is None
+
+
+MANIFESTS = ["prismer_base", *(f"{name}_manifest" for name in ("prismer_large", "prismer_huge", "prismerz_base"))]
+MANIFESTS += ["prismerz_large_manifest", "prismerz_huge_manifest"]
+
+
+def full_size(shared, name) -> tuple:
+    """The model of a manifest and its state dict: views of a few random bytes, as no machine of a test has them all."""
+    manifest = json.loads((shared / "golden" / name / "manifest.json").read_text())
+    size = max(int(np.prod(entry["shape"])) for entry in manifest["tensors"].values())
+    noise = np.random.RandomState(0).randint(0, 2**32, size + 1000, np.uint32).view(np.float32)
+    state = {}
+    for key, entry in manifest["tensors"].items():
+        start, count = zlib.crc32(entry.get("tied_to", key).encode()) % 1000, int(np.prod(entry["shape"]))
+        floats = entry["dtype"].startswith("float")
+        numbers = noise[start : start + count] if floats else np.arange(count) + (start if count == 1 else 0)
+        state[key] = numbers.reshape(entry["shape"])
+    variant = name.split("_")[1]
+    return build(variant, "none" if name.startswith("prismerz") else "all"), state
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_official_sizes_are_recognised(shared, name):
+    model, state = full_size(shared, name)
+    facts = prismer.facts_of(state)
+    assert (facts.variant, facts.resolution, bool(facts.stems)) == (name.split("_")[1], 480, bool(model.experts))
+
+
+@pytest.mark.slow  # moves up to 6 GB of numbers there and back
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_official_sizes_come_back_bit_for_bit(shared, name):
+    model, state = full_size(shared, name)
+    found = rules.from_torch(state, prismer.TABLE, prismer.shapes_of(model))
+    left = dict(state)
+    for rule in prismer.TABLE.rules:
+        if rule.names[0] in found and not rule.derived:
+            back = rules.to_torch({name: found[name]() for name in rule.names}, prismer.TABLE)
+            for key, array in back.items():
+                assert array.dtype == state[key].dtype
+                np.testing.assert_array_equal(
+                    array.view(f"V{array.itemsize}"), left.pop(key).view(f"V{array.itemsize}")
+                )
+    assert not left

@@ -1,15 +1,23 @@
-"""Conversion of checkpoints by a table of name rules, in both directions, with every difference reported."""
+"""Conversion of checkpoints by a table of name rules, in both directions, with every difference reported.
+
+Arrays are made one at a time, so that a caller who puts each where it belongs holds only one of them twice; and what is
+read may be the memory map of a file.
+"""
 
 from __future__ import annotations
 
+import functools
+import mmap
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from prismer_jax import tree
 from prismer_jax.errors import UserError
 
 # Axes of PyTorch's array in the order of ours, and back.
@@ -20,6 +28,8 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 State = Mapping[str, np.ndarray]
 Shapes = Mapping[str, Any]  # '/'-joined name -> anything with .shape and .dtype
+Make = Callable[[], np.ndarray]
+Fresh = Callable[[Sequence[str]], Mapping[str, Any]]  # names of parameters -> their initial values
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Rule:
       layout: a name of LAYOUTS.
       dtype: of PyTorch's array where it is not ours.
       derived: the key repeats what another row holds (a tied parameter): checked when read, made again when written.
+      default: the value where a file lacks the key, for keys that old versions of PyTorch did not save.
     """
 
     key: str
@@ -39,6 +50,7 @@ class Rule:
     layout: str = "same"
     dtype: str | None = None
     derived: bool = False
+    default: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,34 @@ class Table:
 
     Attributes:
       constants: buffers that hold no knowledge: key -> (name of a parameter, function of its shape that makes them).
+        A file may have them or not.
+      spellings: (regex, replacement) pairs that turn the keys of older files into those of the rules.
+      ignored: regexes of whole keys of parts that are of no use here.
     """
 
     rules: tuple[Rule, ...]
     constants: Mapping[str, tuple[str, Callable[[tuple[int, ...]], np.ndarray]]] = field(default_factory=dict)
+    spellings: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
 
     def buffers(self, shapes: Shapes) -> dict[str, np.ndarray]:
         return {key: make(shapes[name].shape) for key, (name, make) in self.constants.items() if name in shapes}
+
+    def spell(self, state: State, where: str = "the checkpoint") -> dict[str, np.ndarray]:
+        """Returns the state dict under the keys of the rules, without what is ignored.
+
+        Raises:
+          UserError: two spellings of one key are there; `where` names the file.
+        """
+        names: dict[str, str] = {}
+        for old in state:
+            key = functools.reduce(lambda key, rule: re.sub(*rule, key), self.spellings, old)
+            if any(re.fullmatch(pattern, key) for pattern in self.ignored):
+                continue
+            if key in names:
+                raise UserError(f"{where} has {key} twice: as {names[key]} and as {old}. Save it again with only one.")
+            names[key] = old
+        return {key: state[old] for key, old in names.items()}
 
 
 @dataclass(frozen=True)
@@ -92,53 +125,120 @@ def key_shapes(table: Table, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     return buffers | {entry.key: entry.shape for entry in _entries(table, shapes)}
 
 
-def from_torch(state: State, table: Table, shapes: Shapes, where: str = "the checkpoint") -> dict[str, np.ndarray]:
-    """Returns {'/'-joined name: array} with exactly the names, shapes and dtypes of `shapes`.
+def from_torch(
+    state: State,
+    table: Table,
+    shapes: Shapes,
+    where: str = "the checkpoint",
+    allow: Sequence[str] = (),
+    fresh: Fresh | None = None,
+) -> dict[str, Make]:
+    """Returns {'/'-joined name: function that makes its array}, with exactly the names, shapes and dtypes of `shapes`.
+
+    Args:
+      state: all is checked at once, without reading arrays except tied ones.
+      where: names the file in errors.
+      allow: regexes of whole keys that may be missing or of another shape, and then keep their initial values, or that
+        may be unexpected, and then are dropped.
+      fresh: gives the initial values; called at most once, where `allow` makes it necessary.
 
     Raises:
-      UserError: keys are missing, unexpected or of another shape, or a derived key differs from what it repeats: all of
-        them, grouped. `where` names the file.
+      UserError: keys are missing, unexpected, of another shape or kind of number, or tied keys differ: all of them,
+        grouped; or a regex of `allow` matches no key.
     """
-    out = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-    problems: dict[str, list[str]] = defaultdict(list)
-    known = set(table.constants)
+    state = table.spell(state, where)
     entries = list(_entries(table, shapes))
-    for entry in sorted(entries, key=lambda entry: entry.rule.derived):  # what is repeated comes first
-        known.add(entry.key)
-        if entry.key not in state:
-            if not entry.rule.derived:
-                problems["missing"].append(entry.key)
-            continue
-        array = np.asarray(state[entry.key])
-        if array.shape != entry.shape:
-            problems[f"of shape {list(array.shape)} instead of {list(entry.shape)}"].append(entry.key)
-            continue
-        forth = LAYOUTS[entry.rule.layout][0]
-        parts = np.split(array, len(entry.parts)) if len(entry.parts) > 1 else [array]
-        for (name, layer), part in zip(entry.parts, parts, strict=True):
-            part = part.transpose(forth) if forth else part
-            target = out[name] if layer is None else out[name][layer]
-            if not entry.rule.derived:
-                target[...] = part
-            elif not np.array_equal(target, part.astype(target.dtype)):
-                problems["different from the parameter that they are tied to"].append(entry.key)
-    problems["unexpected"] = [key for key in state if key not in known]
-    if report := "; ".join(f"{len(keys)} {kind}: {grouped(keys)}" for kind, keys in problems.items() if keys):
+    tied_to = {entry.parts: entry.key for entry in entries if not entry.rule.derived}
+    problems = {entry.key: _problem(entry, state, shapes, tied_to[entry.parts]) for entry in entries}
+    problems |= {key: "unexpected" for key in state if key not in problems and key not in table.constants}
+    allowed = tree.first_match(allow, problems, "allow")
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key, problem in problems.items():
+        if problem and key not in allowed:
+            groups[problem].append(key)
+    if report := "; ".join(f"{len(keys)} {kind}: {grouped(keys)}" for kind, keys in groups.items()):
         raise UserError(
-            f"{where} does not fit the model. Of its keys {report}. Check the model's size and its experts."
+            f"{where} does not fit the model. Of its keys {report}. Check the model's size and its experts, or allow "
+            "these keys by name (--allow REGEX): what is missing then keeps its initial values."
         )
-    return out
+    usable = [e for e in entries if e.key in state and not e.rule.derived and not problems[e.key]]
+    sources: dict[str, list[tuple[_Entry, int, int | None]]] = {name: [] for name in shapes}
+    for entry in usable:
+        for part, (name, layer) in enumerate(entry.parts):
+            sources[name].append((entry, part, layer))
+    lacking = {name for e in entries if problems[e.key] for name, _ in e.parts if not e.rule.derived}
+    start: Mapping[str, Any] = fresh(sorted(lacking)) if lacking else {}
+    defaults = {name: rule.default for rule in table.rules for name in rule.names if rule.default is not None}
+
+    def make(name: str) -> np.ndarray:
+        leaf, initial = shapes[name], start.get(name, defaults.get(name))
+        out = np.empty(leaf.shape, leaf.dtype)
+        if initial is not None:
+            out[...] = initial
+        for entry, part, layer in sources[name]:
+            array, forth = np.asarray(state[entry.key]), LAYOUTS[entry.rule.layout][0]
+            piece = np.split(array, len(entry.parts))[part] if len(entry.parts) > 1 else array
+            _fill(out[...] if layer is None else out[layer, ...], piece.transpose(forth) if forth else piece)
+            _unmap(array)
+        return out
+
+    return {name: functools.partial(make, name) for name in shapes}
+
+
+def _fill(target: np.ndarray, source: np.ndarray) -> None:
+    """target[...] = source. A transposed matrix goes column by column of cache lines, five times as fast."""
+    if target.ndim == 2 and not source.flags.c_contiguous:
+        for start in range(0, target.shape[1], 16):
+            target[:, start : start + 16] = source[:, start : start + 16]
+    else:
+        target[...] = source
+
+
+def _problem(entry: _Entry, state: State, shapes: Shapes, tied_to: str) -> str:
+    """What is wrong with a key of the file, or ''."""
+    if entry.key not in state:
+        return "" if entry.rule.derived or entry.rule.default is not None else "missing"
+    array, leaf = state[entry.key], shapes[entry.rule.names[0]]
+    if array.shape != entry.shape:
+        return f"of shape {list(array.shape)} instead of {list(entry.shape)}"
+    if jnp.issubdtype(array.dtype, jnp.floating) != jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"of type {array.dtype} instead of {entry.rule.dtype or np.dtype(leaf.dtype)}"
+    other = state.get(tied_to, array) if entry.rule.derived else array
+    if other.shape == array.shape and not _equal(array, other):
+        return "different from the parameter that they are tied to"
+    return ""
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one shape have equal numbers; memory that they share is not read."""
+    equal = a.__array_interface__ == b.__array_interface__ or np.array_equal(a, b, equal_nan=True)
+    _unmap(a)
+    _unmap(b)
+    return equal
+
+
+def _unmap(array: np.ndarray) -> None:
+    """Lets go of the pages of the file that an array maps: read once, they would count as this process's memory."""
+    base: Any = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if isinstance(base, mmap.mmap) and not array.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def to_torch(params: State, table: Table) -> dict[str, np.ndarray]:
-    """Returns the state dict of {'/'-joined name: array}; the exact inverse of `from_torch`."""
-    state = table.buffers(params)
-    for entry in _entries(table, params):
+    """Returns the state dict of {'/'-joined name: array}; the exact inverse of `from_torch`.
+
+    Its arrays are views of the parameters, which may lie in memory in another order; only packed ones are copies.
+    """
+    arrays = {name: np.asarray(array) for name, array in params.items()}
+    state = table.buffers(arrays)
+    for entry in _entries(table, arrays):
         back = LAYOUTS[entry.rule.layout][1]
-        parts = [np.asarray(params[name] if layer is None else params[name][layer]) for name, layer in entry.parts]
+        parts = [arrays[name][... if layer is None else layer] for name, layer in entry.parts]
         parts = [part.transpose(back) if back else part for part in parts]
         array = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        state[entry.key] = np.ascontiguousarray(array).reshape(entry.shape).astype(entry.rule.dtype or array.dtype)
+        state[entry.key] = array.astype(entry.rule.dtype or array.dtype, copy=False)
     return state
 
 
