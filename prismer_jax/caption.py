@@ -20,6 +20,7 @@ import numpy as np
 
 from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.pp.text import answer_said, caption_said
 
 Path = str | os.PathLike
 
@@ -87,6 +88,7 @@ class Captioner:
         self, task: str, source: Any, key: str, number: int, batch_size: int, seed: int, settings: dict[str, Any]
     ) -> list[dict[str, Any]]:
         how = choose("task of this checkpoint", task, self.tasks)
+        write, style = {"caption": caption_said, "question": answer_said}[task], how.get("style", "plain")
         if number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}:
             length = {k: v for k, v in how["decode"].items() if k in ("max_new", "min_new", "max_len", "min_len")}
             options = {"method": "sample", "num_samples": number, **length, **settings}
@@ -99,9 +101,8 @@ class Captioner:
             rng = jax.random.fold_in(jax.random.key(seed), step)
             tokens, scores = jax.device_get(decode.generate(self.model, self.variables, arrays, rng=rng, **options))
             for row in np.flatnonzero(batch["_mask"]):
-                texts = [
-                    self.tokenizer.decode(ids.tolist()).strip() for ids in tokens[row, :, arrays["text"].shape[1] :]
-                ]
+                width = arrays["text"].shape[1]
+                texts = [write(self.tokenizer, ids.tolist(), width, style) for ids in tokens[row]]
                 results.append(
                     {"image": batch["meta"][row]["id"], key: texts, "scores": [float(s) for s in scores[row]]}
                 )

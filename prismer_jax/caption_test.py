@@ -1,0 +1,167 @@
+"""Photos in, captions and answers out, from an export of a small model with random weights."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import caption, checkpoint, labels, models, pp
+from prismer_jax.errors import UserError
+
+EXPERTS = ["depth", "obj_detection", "ocr_detection"]
+LOOK = f"labels_for({'+'.join(EXPERTS)!r})|decode|resize(32, 48)"
+SIZES = dict(image_size=32, width=32, layers=1, heads=2, latents=4, resampler_layers=1, resampler_heads=2)
+SIZES["decoder"] = dict(width=32, layers=1, heads=2, mlp_dim=32, vocab_size=640, max_positions=40)
+MODEL = dict(name="prismer", variant="tiny", experts=EXPERTS, **SIZES)
+TASKS = {
+    "caption": dict(pp=f"{LOOK}|caption_prompt('A')|tokenize(3)", decode=dict(method="beam", num_beams=2, max_new=6)),
+    "question": dict(
+        pp=f"{LOOK}|question_prompt(style='reference')|tokenize(9)",
+        style="reference",
+        decode=dict(method="beam", num_beams=2, length_penalty=-1, max_new=4, min_new=2, padding="reference"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """A small model whose words depend on all that it sees."""
+    folder = tmp_path_factory.mktemp("export") / "model"
+    model = models.build(**MODEL)
+    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
+    rng = np.random.RandomState(0)
+
+    def fill(path, x):
+        noise, leaf = rng.standard_normal(x.shape), path[-1].key
+        if leaf in ("scale", "var", "mean", "count"):
+            return 1 + 0.1 * np.abs(noise)
+        if leaf.endswith("embedding") or path[0].key == "tables":
+            return noise
+        return 0.1 * noise if "bias" in leaf else noise * x.shape[-2] ** -0.5
+
+    variables = jax.tree.map_with_path(lambda path, x: fill(path, x).astype(x.dtype), shapes)
+    tokenizer = pp.tokenizer.load("scenes")
+    files = {path.name: path for path in tokenizer.files()}
+    checkpoint.export(folder, variables, {"model": MODEL, "tokenizer": "scenes", "tasks": TASKS}, files)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioner(export):
+    return caption.Captioner(export)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five photos and their labels, in the official layout: FOLDER/<expert>/<photo>.png."""
+    for i in range(5):
+        rng = np.random.RandomState(i)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (30, 40), tuple(rng.randint(0, 256, 3).tolist())).save(tmp_path / f"photos/p{i}.png")
+        write = functools.partial(labels.write, tmp_path / "labels", image=f"p{i}.png")
+        write("depth", label=np.outer(np.arange(40) ** (i + 1) % 200, np.ones(30)).astype(np.uint8)[..., None])
+        instances = rng.choice([i, i + 1, 255], (40, 30, 1)).astype(np.uint8)  # ids overlap from photo to photo
+        write("obj_detection", label=instances, classes=rng.randint(0, 722, i + 2).tolist())
+        words = rng.choice([0, 255], (40, 30, 1)).astype(np.uint8)
+        write("ocr_detection", label=words, features=rng.standard_normal((1, 64)), words=["exit"])
+    return tmp_path
+
+
+def test_a_photo_says_the_same_alone_and_among_others(captioner, photos):
+    """The reference names instances at random, once per id of the whole batch: there it does not."""
+    folder, where = photos / "photos", photos / "labels"
+    together = captioner.caption(folder, labels=where, batch_size=4)  # the last batch is filled up
+    assert [r["image"] for r in together] == [f"p{i}.png" for i in range(5)]
+    assert together == captioner.caption(folder, labels=where, batch_size=4)
+    for i in (0, 3):
+        (alone,) = captioner.caption(folder / f"p{i}.png", labels=where)
+        assert alone["captions"] == together[i]["captions"]
+        np.testing.assert_allclose(alone["scores"], together[i]["scores"], rtol=1e-4)
+    assert len({tuple(r["captions"]) for r in together}) > 1
+
+
+def test_every_label_is_seen_where_it_is_there(captioner, photos):
+    def score(where):
+        return captioner.caption(photos / "photos/p2.png", labels=where)[0]["scores"][0]
+
+    everything = score(photos / "labels")
+    for name in ("depth", "obj_detection", "ocr_detection"):
+        (photos / f"labels/{name}/p2.png").unlink()
+        assert abs(score(photos / "labels") - everything) > 1e-4, name
+        everything = score(photos / "labels")
+    np.testing.assert_allclose(everything, score(None), rtol=1e-4)  # none is left
+
+
+def test_official_folders_may_have_data_sets_in_them(captioner, photos):
+    for expert in EXPERTS:
+        (photos / f"labels/{expert}/helpers").mkdir()
+        for file in list((photos / f"labels/{expert}").glob("p1.*")):
+            file.rename(file.parent / "helpers" / file.name)
+    found = captioner.caption(photos / "photos/p1.png", labels=photos / "labels/{expert}/helpers")
+    assert found != captioner.caption(photos / "photos/p1.png")
+
+
+def test_questions_are_answered_and_written_as_their_style_says(captioner, photos):
+    answers = captioner.answer(photos / "photos", "what is it", labels=photos / "labels", batch_size=4)
+    assert [(r["image"], r["question"]) for r in answers] == [(f"p{i}.png", "what is it") for i in range(5)]
+    assert all(r["answers"][0] == r["answers"][0].lower().strip() for r in answers)
+
+
+def test_the_command_prints_and_writes_what_it_found(export, photos, capsys):
+    output = photos / "out/captions.json"
+    flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--batch-size", "4"]
+    caption.main([*flags, "--labels", str(photos / "labels"), "--output", str(output)])
+    found = json.loads(output.read_text())
+    assert capsys.readouterr().out.splitlines() == [f"{r['image']}: {r['captions'][0]}" for r in found]
+    assert len(found) == 5
+
+
+def test_the_references_photos(captioner, shared):
+    found = captioner.caption(shared / "data/photos", batch_size=4)
+    assert [r["image"].rpartition("0")[2] for r in found] == ["14.jpg", "16.jpg", "19.jpg", "128.jpg", "155.jpg"]
+
+
+def spoil(folder, what):
+    match what:
+        case "broken photo":
+            (folder / "photos/p0.png").write_bytes(b"no image")
+        case "large label":
+            Image.fromarray(np.zeros((80, 90), np.uint8)).save(folder / "labels/depth/p0.png")
+        case "no classes":
+            (folder / "labels/obj_detection/p0.json").unlink()
+        case "official words":
+            (folder / "labels/ocr_detection/p0.npz").rename(folder / "labels/ocr_detection/p0.pt")
+
+
+@pytest.mark.parametrize(
+    ("what", "flags", "message"),
+    [
+        ("broken photo", [], r"p0\.png: not a readable image"),
+        ("large label", [], r"labels/depth/p0\.png \(90x80\) does not fit"),
+        ("no classes", [], r"p0\.json: missing"),
+        ("official words", [], r"p0\.npz: only the official .*tools\.convert ocr-labels"),
+        ("", ["--labels", "nowhere"], "nowhere: no such folder of labels"),
+        ("", ["--images", "nowhere.jpg"], r"nowhere\.jpg: no such photo"),
+        ("", ["--checkpoint", "nowhere"], "nowhere does not exist"),
+        ("", ["--num-captions", "0"], "--num-captions"),
+        ("", ["--qestion", "who"], "Did you mean '--question'"),
+        ("", ["--question", "..."], "empty question"),
+    ],
+)
+def test_bad_input_is_one_line(export, photos, what, flags, message):
+    spoil(photos, what)
+    good = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--labels", str(photos / "labels")]
+    with pytest.raises(UserError, match=message) as raised:
+        caption.main([*good, *flags])
+    assert "\n" not in str(raised.value)
+
+
+def test_an_export_without_its_tokenizer_says_what_it_needs(export, tmp_path):
+    what = {"model": MODEL, "tokenizer": "roberta:.", "tasks": TASKS}
+    checkpoint.export(tmp_path / "bare", {"params": {"any": np.ones(1)}}, what)
+    with pytest.raises(UserError, match=r"bare/vocab\.json: no such file"):
+        caption.Captioner(tmp_path / "bare")
