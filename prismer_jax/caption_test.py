@@ -4,12 +4,12 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from prismer_jax import caption, checkpoint, labels, models, pp
+from prismer_jax.decode.batch import _compiled
 from prismer_jax.errors import UserError
 
 EXPERTS = ["depth", "obj_detection", "ocr_detection"]
@@ -76,7 +76,9 @@ def test_a_photo_says_the_same_alone_and_among_others(captioner, photos):
     folder, where = photos / "photos", photos / "labels"
     together = captioner.caption(folder, labels=where, batch_size=4)  # the last batch is filled up
     assert [r["image"] for r in together] == [f"p{i}.png" for i in range(5)]
+    compiled = _compiled._cache_size()
     assert together == captioner.caption(folder, labels=where, batch_size=4)
+    assert _compiled._cache_size() == compiled
     for i in (0, 3):
         (alone,) = captioner.caption(folder / f"p{i}.png", labels=where)
         assert alone["captions"] == together[i]["captions"]
