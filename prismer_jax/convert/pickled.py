@@ -69,7 +69,9 @@ class Name(Inert):
 
 
 class Attributes(dict):
-    """The attributes of an object that was pickled with its class; a plain dict in every other way."""
+    """The attributes of an object of the class `kind`; a plain dict in every other way."""
+
+    kind = ""
 
 
 class Record(Inert):
@@ -78,21 +80,27 @@ class Record(Inert):
     def __init__(self, name: str, *arguments: Any) -> None:
         if arguments:  # what they would do, only the class knows
             raise Refused(f"holds a {quoted(name)} that is made by calling it; save its attributes in a dict instead")
-        self.state: Any = None
+        self.name, self.state = name, None
 
     def build(self, state: Any) -> None:
         self.state = state
 
     def plain(self, visit: Visit) -> Any:
         state = {} if self.state is None else visit(self.state)
-        return Attributes(state) if isinstance(state, dict) else state
+        if not isinstance(state, dict):
+            return state
+        attributes = Attributes(state)
+        attributes.kind = self.name
+        return attributes
 
 
 class Dtype(Inert):
     """numpy.dtype of numbers, booleans or strings."""
 
     def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?([biufc]\d\d?|[SU]\d{1,9})", code):
+        if not isinstance(code, str) or not re.fullmatch(
+            r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,8})", code
+        ):
             raise Refused(f"holds an array of the unknown dtype {quoted(code)}; save it as numbers instead")
         self.dtype = np.dtype(code)
 
@@ -122,7 +130,7 @@ def array_of(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
         data = data.encode("latin1")
     if not isinstance(data, bytes | memoryview):
         raise Refused("holds an array of Python objects; save it as numbers instead")
-    if math.prod(map(whole, shape)) * dtype.dtype.itemsize != len(data) or not dtype.dtype.itemsize:
+    if math.prod(map(whole, shape)) * dtype.dtype.itemsize != len(data):
         raise Malformed("an array's shape does not fit its bytes")
     return np.ndarray(shape, dtype.dtype, data, order=order)
 

@@ -14,28 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from prismer_jax.convert.pickled import Attributes, Dtype, Malformed, Refused, Truncated, quoted, whole
-from prismer_jax.convert.tensors import (
-    TORCH_NAMES,
-    TORCHSCRIPT_NAMES,
-    Storage,
-    name_of_storage,
-    storage_type,
-    view,
-)
-from prismer_jax.convert.unpickle import UNPACKED, Machine
+from prismer_jax.convert.archive import Module, read_zip, state_of
+from prismer_jax.convert.pickled import Malformed, Refused, Truncated, quoted, whole
+from prismer_jax.convert.tensors import BIG_ENDIAN, TORCH_NAMES, Storage, name_of_storage, storage_type, view
+from prismer_jax.convert.unpickle import Machine
 from prismer_jax.errors import UserError
 
 NESTS = ("model", "state_dict")  # where training programs put the state dict beside optimiser and epoch
@@ -58,7 +49,6 @@ SAFETENSORS = {
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
 _HEADER = 100_000_000  # bytes, the format's own limit
-_BIG_ENDIAN = "was written on a big-endian machine, which is not read here: save it again on another one"
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first of four pickles in PyTorch's older files
 
 # What a download that went wrong, or another file by mistake, begins with.
@@ -76,8 +66,8 @@ def load(path: str | os.PathLike[str], records: Collection[str] = ()) -> dict[st
     """Reads a state dict.
 
     Where the file holds a dict with exactly one of the dicts 'model' and 'state_dict' (NESTS) in it, that one is the
-    state dict, and the rest, such as the optimiser's state, is left. Of a TorchScript archive, the tensors among the
-    attributes of its modules are read, under the keys that the modules' state dict has.
+    state dict, and the rest, such as the optimiser's state, is left. Of a TorchScript archive, the parameters and
+    buffers of its modules are read, under the keys that their state dict has.
 
     Args:
       path: the file.
@@ -91,8 +81,8 @@ def load(path: str | os.PathLike[str], records: Collection[str] = ()) -> dict[st
     """
     path = pathlib.Path(path)
     tree = load_tree(path, records)
-    if isinstance(tree, Attributes):
-        tree = dict(_of_modules(tree))
+    if isinstance(tree, Module):
+        tree = dict(state_of(tree, tree.declared))
     if isinstance(tree, dict):
         nests = [key for key in NESTS if isinstance(tree.get(key), dict)]
         if len(nests) > 1:
@@ -131,16 +121,17 @@ def load_tree(path: str | os.PathLike[str], records: Collection[str] = ()) -> An
         start = bytes(data[:512])
         if not start:
             raise Refused("is a folder: give a file in it" if path.is_dir() else "is empty: download it again")
+        # First, because its first two bytes are a length, and so may be those of anything.
+        if start[8:9] == b"{" and (length := int.from_bytes(start[:8], "little")) <= _HEADER:
+            return _read_safetensors(data, length)
         for pattern, problem in _MISTAKEN:
             if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
                 raise Refused(problem)
         if start[:2] == b"PK":
-            return _read_zip(path, data, records)
-        if start[8:9] == b"{" and (length := int.from_bytes(start[:8], "little")) <= _HEADER:
-            return _read_safetensors(data, length)
+            return read_zip(path, data, records)
         if start[:1] in (b"\x80", b"(", b"c", b"}", b"]"):
             return _read_pickle(data, records)
-        raise Refused(f"is no file of weights: it begins with {start[:8]!r}. Is it the right one?")
+        raise Refused(f"begins with {start[:8]!r}, as no file of weights does: check that it is the right one")
 
 
 @contextlib.contextmanager
@@ -149,27 +140,18 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         yield
     except Truncated as error:
         raise UserError(f"{path}: is cut short: {error}. Download it again.") from None
-    except (Malformed, RecursionError, zipfile.BadZipFile, zlib.error, NotImplementedError, UnicodeError) as error:
-        reason = " ".join(f"{error}".split())[:200]
-        raise UserError(f"{path}: is damaged: {reason}. Download it again and compare its checksum.") from None
+    except Malformed as error:
+        raise UserError(f"{path}: is damaged: {error}. Download it again and compare its checksum.") from None
     except Refused as error:
         raise UserError(f"{path}: {error}.") from None
     except FileNotFoundError:
-        raise UserError(f"{path}: does not exist.") from None
+        raise UserError(f"{path}: does not exist. Check the name, or fetch it with python -m tools.download.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
 def _shown(key: Any) -> str:
     return quoted(key) if type(key) is str else type(key).__name__
-
-
-def _of_modules(module: Attributes, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    for name, value in module.items():
-        if isinstance(value, Attributes):
-            yield from _of_modules(value, f"{prefix}{name}.")
-        elif isinstance(value, np.ndarray):
-            yield f"{prefix}{name}", value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -197,8 +179,10 @@ def _read_older(data: np.ndarray, start: int, records: Collection[str]) -> Any:
     version.run()
     system = Machine(data, start=version.end)
     facts = system.run()
-    if type(facts) is not dict or facts.get("little_endian") is not True:
-        raise Refused(_BIG_ENDIAN)
+    if type(facts) is not dict or type(facts.get("little_endian")) is not bool:
+        raise Malformed("it does not say on what machine it was written")
+    if not facts["little_endian"]:
+        raise Refused(BIG_ENDIAN)
     contents = Machine(data, TORCH_NAMES, records=records.__contains__, persistent=storage, start=system.end)
     tree = contents.run()
     order = Machine(data, start=contents.end)
@@ -218,104 +202,6 @@ def _read_older(data: np.ndarray, start: int, records: Collection[str]) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Zip files: PyTorch's and NumPy's
-# ---------------------------------------------------------------------------------------------------------------------
-
-Region = tuple[np.ndarray, int, int]  # buffer, first byte, number of bytes
-
-
-def _read_zip(path: pathlib.Path, data: np.ndarray, records: Collection[str]) -> Any:
-    if not zipfile.is_zipfile(path):
-        raise Truncated("the table of contents at its end is missing")
-    with zipfile.ZipFile(path) as archive:
-        members = archive.NameToInfo
-        packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-        if sum(info.file_size for info in packed) > max(UNPACKED, 100 * len(data)):
-            raise Refused("unpacks to a hundred times its size, as only an attack on the memory does")
-
-        def region(name: str) -> Region:
-            if name not in members:
-                raise Malformed(f"its part {quoted(name)} is missing")
-            return _member(archive, members[name], data)
-
-        roots = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
-        if len(roots) == 1:
-            return _read_torch(region, members, roots[0], records)
-        if members and all(name.endswith(".npy") for name in members):
-            return {name.removesuffix(".npy"): _array(*region(name)) for name in members}
-    raise Refused(
-        "is a zip file, but neither PyTorch's nor NumPy's: unpack it; or, if PyTorch before 1.4 wrote it, save it with "
-        "a newer one"
-    )
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, data: np.ndarray) -> Region:
-    if info.flag_bits & 1:
-        raise Refused("is encrypted: unpack it first")
-    if info.compress_type == zipfile.ZIP_DEFLATED:
-        with archive.open(info) as file:
-            unpacked = file.read(info.file_size)  # not more, whatever the stream holds
-        if len(unpacked) != info.file_size:
-            raise Malformed(f"its part {quoted(info.filename)} is shorter than it should be")
-        return np.frombuffer(unpacked, np.uint8), 0, len(unpacked)
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise Refused("is compressed in an unusual way: unpack it and pack it again with plain zip")
-    header = bytes(data[info.header_offset : info.header_offset + 30])
-    start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    if header[:4] != b"PK\3\4" or info.compress_size != info.file_size or start + info.file_size > len(data):
-        raise Malformed(f"its part {quoted(info.filename)} is not where it should be")
-    return data, start, info.file_size
-
-
-def _read_torch(
-    region: Callable[[str], Region], members: dict[str, zipfile.ZipInfo], root: str, records: Collection[str]
-) -> Any:
-    def content(name: str) -> np.ndarray:
-        buffer, start, size = region(root + name)
-        return buffer[start : start + size]
-
-    def storage(key: Any) -> Storage:
-        _, kind, name, _, count = key  # 'storage', class, name, device, elements
-        if name_of_storage(name) not in storages:
-            storages[name] = Storage(storage_type(kind), count)
-            storages[name].place(*region(f"{root}data/{name}"))
-        return storages[name]
-
-    storages: dict[str, Storage] = {}
-    if f"{root}byteorder" in members and bytes(content("byteorder")) != b"little":
-        raise Refused(_BIG_ENDIAN)
-    pickled = content("data.pkl")
-    if members[f"{root}data.pkl"].CRC not in (0, zlib.crc32(pickled)):  # 0: torch was told to compute none
-        raise Malformed("its pickle has another checksum")
-    if f"{root}constants.pkl" in members:  # TorchScript: every module is an object of a class of its own
-        machine = Machine(
-            pickled,
-            TORCHSCRIPT_NAMES,
-            records=lambda name: name.startswith("__torch__.") or name in records,
-            persistent=storage,
-        )
-    else:
-        machine = Machine(pickled, TORCH_NAMES, records=records.__contains__, persistent=storage)
-    return machine.plain(machine.run())
-
-
-def _array(buffer: np.ndarray, start: int, size: int) -> np.ndarray:
-    """Returns the array of a .npy file."""
-    header = re.match(
-        rb"\x93NUMPY(?:\x01\x00..|[\x02\x03]\x00....)"
-        rb"\{'descr': '([^']{2,12})', 'fortran_order': (True|False), 'shape': \(([\dL, ]*)\), \} *\n",
-        bytes(buffer[start : start + min(size, 10_000)]),
-        re.DOTALL,
-    )
-    if header is None:
-        raise Refused("holds an array of objects or of structures; save them as arrays of numbers instead")
-    shape = [int(length.strip(b" L")) for length in header[3].split(b",") if length.strip()]
-    strides = [math.prod(shape[:axis]) for axis in range(len(shape))] if header[2] == b"True" else None
-    dtype = Dtype(header[1].decode("ascii")).dtype
-    return view(buffer, start + header.end(), size - header.end(), dtype, shape, strides)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Safetensors
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -328,10 +214,10 @@ def _read_safetensors(data: np.ndarray, length: int) -> dict[str, np.ndarray]:
     try:
         header = json.loads(bytes(data[8:first]), object_pairs_hook=_without_repeats)
         header.pop("__metadata__", None)
-        entries = [(key, entry["dtype"], entry["shape"], *entry["data_offsets"]) for key, entry in header.items()]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        entries = [_entry(**entry) for entry in header.values()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise Malformed("its header makes no sense") from None
-    for key, dtype, shape, start, stop in entries:
+    for key, (dtype, shape, (start, stop)) in zip(header, entries, strict=True):
         if dtype not in SAFETENSORS:
             raise Refused(f"holds {quoted(key)} of the unknown dtype {quoted(dtype)}; save it as F32")
         if first + whole(stop) > len(data):
@@ -343,6 +229,12 @@ def _read_safetensors(data: np.ndarray, length: int) -> dict[str, np.ndarray]:
     if end != len(data):
         raise Malformed(f"there are {len(data) - end} bytes too many at its end")
     return state
+
+
+def _entry(dtype: str, shape: list, data_offsets: list) -> tuple[str, list, list]:
+    if type(dtype) is not str or type(shape) is not list or len(data_offsets) != 2:
+        raise ValueError
+    return dtype, shape, data_offsets
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

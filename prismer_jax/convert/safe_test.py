@@ -1,7 +1,9 @@
 import json
 import os
 import pickle
+import struct
 import tracemalloc
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +16,9 @@ from prismer_jax.errors import UserError
 FORMATS = testing.formats()
 COPIED = ("torch zip, compressed", "npz, compressed", "pickle 0", "pickle 1", "pickle 2")  # as the format forces
 FLOATS = np.arange(12, dtype=np.float32)
+
+
+DEFLATED = testing.zipped({"x.npy": bytes(100)}, zipfile.ZIP_DEFLATED)
 
 
 def save(folder, data):
@@ -49,6 +54,14 @@ def test_reads_every_format_as_views_that_cannot_be_written(tmp_path, what):
         # Short strings of bytes in a pickle are cheaper to copy.
         if what not in COPIED and (array.nbytes >= 256 or not what.startswith("pickle")):
             assert mapped(array), key
+
+
+@pytest.mark.parametrize("start", [b"PK", b'{"', b"\x1f\x8b", b"\x80\x02"])
+def test_a_safetensors_file_may_begin_like_another(tmp_path, start):
+    text = json.dumps({"x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    data = testing.safetensors(text.ljust(int.from_bytes(start, "little")), b"\x07")
+    assert data.startswith(start)
+    assert safe.load(save(tmp_path, data))["x"] == [7]
 
 
 @pytest.mark.parametrize("what", ["torch zip", "torch older", "torch script"])
@@ -175,6 +188,12 @@ class Thing:
     pass
 
 
+def npy(descr, shape):
+    """A .npz with the header of one array and 24 bytes."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return testing.zipped({"x.npy": b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(24)})
+
+
 def test_a_tree_keeps_plain_data_and_records_become_dicts(tmp_path):
     thing = Thing()
     thing.mean, thing.names = np.arange(40.0), ("a", None, 1.5)
@@ -223,7 +242,7 @@ def test_reads_the_pca_without_scikit_learn(shared):
         (b"\x1f\x8b\x08\x00" + bytes(20), "gzip"),
         (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
         (bytes(257) + b"ustar\x00" + bytes(249), "tar archive"),
-        (b"hello world", "is no file of weights"),
+        (b"hello world", "begins with b'hello wo', as no file of weights does"),
         (FORMATS["torch zip"][:-30], "is cut short"),
         (FORMATS["torch older"][:-30], "is cut short"),
         (FORMATS["torch older"][:200], "is cut short"),
@@ -241,9 +260,23 @@ def test_reads_the_pca_without_scikit_learn(shared):
         (testing.safetensors({"x": {"dtype": "U8", "shape": [1], "data_offsets": [1, 0]}}, b"0"), "is damaged"),
         (testing.safetensors(b'{"x": 1, "x": 2}'), "twice"),
         (testing.safetensors(b'{"x": ['), "makes no sense"),
+        (testing.safetensors({"x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1, 2]}}, b"0"), "makes no sense"),
+        (testing.safetensors({"x": {"dtype": ["U8"], "shape": [1], "data_offsets": [0, 1]}}, b"0"), "makes no sense"),
+        (testing.safetensors({"x": {"dtype": "U8", "shape": 1, "data_offsets": [0, 1]}}, b"0"), "makes no sense"),
+        (testing.safetensors({"x": {"dtype": "U8", "shape": [1], "data_offsets": ["0", 1]}}, b"0"), "is damaged"),
+        (testing.safetensors({"x": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 1]}}, b"0"), "is damaged"),
+        (testing.safetensors({"x": [1]}), "makes no sense"),
+        (testing.safetensors(b'{"x": 1e999}'), "makes no sense"),
         (testing.safetensors(b'{"x": ' + b"[" * 200_000), "is damaged"),
         (pickle.dumps({"x": np.array([Thing, None])}), "unknown dtype 'O8'"),
         (pickle.dumps({"x": np.zeros(2, [("a", "f4")])}), "unknown dtype 'V4'"),
+        (npy("<f4", "(7,)"), "reaches beyond"),
+        (npy("<f4", "(2 3)"), "the header of an array makes no sense"),
+        (npy("<f4", "(-2,)"), "the header of an array makes no sense"),
+        (npy("<f24", "(1,)"), "unknown dtype '<f24'"),
+        (npy("|O", "(3,)"), "unknown dtype '|O'"),
+        (npy("|S0", "(3,)"), "unknown dtype '|S0'"),
+        (DEFLATED[:35] + b"\xff" + DEFLATED[36:], "cannot be unpacked"),  # after the header: no kind of block
         (torch_older(whole(b"}"), {}, {"little_endian": False}), "big-endian"),
         (torch_zip(whole(b"}"), {}, more={"byteorder": b"big"}), "big-endian"),
     ],

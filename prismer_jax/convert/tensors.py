@@ -40,6 +40,7 @@ _DTYPES = {
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
     "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
+BIG_ENDIAN = "was written on a big-endian machine, which is not read here: save it again on another one"
 _QUANTISED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
 
 

@@ -5,12 +5,16 @@ A piece of a pickle is a string of opcodes that pushes one value; pieces are joi
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import pathlib
 import pickle
+import resource
 import struct
+import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -163,7 +167,14 @@ def _script() -> bytes:
     inner = {"training": b"\x89", "weight": pieces.pop("a.weight"), "bias": pieces.pop("a.bias")}
     tags = call("torch.jit._pickle.restore_type_tag", item(["x"]), item("List[str]"))
     module = {"a": instance("__torch__.torch.nn.modules.linear.Linear", inner), **pieces, "names": tags}
-    code = {"constants.pkl": whole(b")"), "code/__torch__.py": b"class Net(Module):\n  pass\n"}
+    module["attn_mask"] = pieces["half"]  # a tensor that is neither parameter nor buffer
+    source = (
+        b"class Net(Module):\n"
+        b'  __parameters__ = ["half", "brain", ]\n'
+        b'  __buffers__ = ["count", "mask", "none", "tied", ]\n'
+        b"  half : Tensor\n"
+    )
+    code = {"constants.pkl": whole(b")"), "code/__torch__.py": source}
     return torch_zip(whole(instance("__torch__.Net", module)), storages, more=code)
 
 
@@ -208,3 +219,23 @@ def formats() -> dict[str, bytes]:
         "pickle of Python 2": _python2(),
         **{f"pickle {n}": pickle.dumps({"model": plain_arrays(), "epoch": 3}, n) for n in pickles},
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attacks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def bounded(megabytes: int, seconds: float = 10) -> Iterator[None]:
+    """Gives that much memory beyond what is in use (a MemoryError follows) and that much time of the processor."""
+    pages = pathlib.Path("/proc/self/statm")
+    limits, start = resource.getrlimit(resource.RLIMIT_AS), time.process_time()
+    if pages.exists():  # Linux
+        size = int(pages.read_text().split()[0]) * resource.getpagesize() + (megabytes << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert time.process_time() - start < seconds

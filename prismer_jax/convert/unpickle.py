@@ -271,7 +271,7 @@ class Machine:
                 if isinstance(self._stack[-1], Inert):
                     self._stack[-1].build(state)
                 elif type(self._stack[-1]) is not dict:  # an OrderedDict's attributes tell us nothing
-                    raise Malformed("gives a state to what can have none")
+                    raise Malformed("it gives a state to what can have none")
             case "PERSID":
                 push(self._external(str(argument, "ascii")))
             case "BINPERSID":
@@ -291,7 +291,7 @@ class Machine:
     def _fill(self, kind: type, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not kind:
-            raise Malformed(f"fills a {type(target).__name__} as if it were a {kind.__name__}")
+            raise Malformed(f"it uses a value of type {type(target).__name__} as a {kind.__name__}")
         if kind is list:
             target.extend(items)
         elif kind is set:
@@ -301,7 +301,7 @@ class Machine:
 
     def _find(self, module: Any, name: Any) -> Name:
         if type(module) is not str or type(name) is not str:
-            raise Malformed("names what is no text")
+            raise Malformed("a name in it is no text")
         text = f"{module}.{name}"
         if text in self._names:
             return Name(text, self._names[text])
@@ -314,15 +314,16 @@ class Machine:
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Name) or function.make is None or type(arguments) is not tuple:
-            raise Malformed("calls what is no function")
+            raise Malformed("it calls what is no function")
         made = function.make(*arguments)
-        # Calls on one long string or list, again and again from the memo, could fill the memory out of a small file.
-        self._budget -= sys.getsizeof(made) + sum(len(a) for a in arguments if hasattr(a, "__len__"))
+        # Calls on one long string or list, again and again from the memo, could fill the memory or never end.
+        costs = {str: 1, bytes: 1, memoryview: 1, list: 64, tuple: 64, dict: 64}
+        self._budget -= sys.getsizeof(made) + sum(costs[type(a)] * len(a) for a in arguments if type(a) in costs)
         if self._budget < 0:
             raise Refused("repeats its contents too often, as only an attack on the memory does")
         return made
 
     def _external(self, key: Any) -> Any:
         if self._persistent is None:
-            raise Malformed("refers to a storage, but only PyTorch's own files have any")
+            raise Malformed("it refers to a storage, but only PyTorch's own files have any")
         return self._persistent(key)
