@@ -1,0 +1,209 @@
+"""Checkpoints, backbones and tables through the commands; what does not fit is one line, and writes nothing."""
+
+import json
+import string
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import checkpoint, models, tree
+from prismer_jax.caption import Captioner
+from prismer_jax.convert import backbones, prismer, write
+from prismer_jax.convert import backbones_test as public
+from prismer_jax.convert.prismer_test import a_state, full_size
+from prismer_jax.errors import UserError
+from prismer_jax.models.layers import resize_positions
+from prismer_jax.models.prismer import build
+from tools import convert
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return a_state(build("tiny", "all"))
+
+
+@pytest.fixture(scope="module")
+def tiny_z():
+    return a_state(build("tiny", "none"))
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """A folder of a byte-level BPE without merges: one token a character."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    words = ["<s>", "<pad>", "</s>", "<unk>", "Ġ", *string.ascii_letters, *string.digits, *string.punctuation]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        pixels = np.random.RandomState(i).randint(0, 256, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def run(state, tmp_path, *flags, output="out"):
+    """Converts a state dict, a tiny Prismer's unless the flags say otherwise."""
+    write.torch_file(tmp_path / "model.bin", state)
+    flags = flags if "--variant" in flags else ("--variant", "prismer_tiny", *flags)
+    convert.main(["prismer", "--input", str(tmp_path / "model.bin"), "--output", str(tmp_path / output), *flags])
+    return tmp_path / output
+
+
+def test_a_checkpoint_becomes_what_captions_and_answers(tiny_z, tokenizer, photos, tmp_path, capsys):
+    folder = run(tiny_z, tmp_path, "--variant", "prismerz_tiny", "--tokenizer", str(tokenizer))
+    assert "prismerz_tiny at 96 pixels" in capsys.readouterr().out
+    task = checkpoint.load_export(folder)[1]["tasks"]["caption"]
+    assert "caption_prompt('A picture of')|tokenize(13)" in task["pp"]
+    captioner = Captioner(folder)
+    captions = captioner.caption(photos)
+    assert [len(result["captions"]) for result in captions] == [1, 1]
+    assert captions[0]["scores"] != captions[1]["scores"]
+    assert captioner.answer(photos, "is it red")[0]["question"] == "is it red"
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tiny, tmp_path):
+    back = prismer.to_torch(checkpoint.load_export(run(tiny, tmp_path))[0])
+    assert back.keys() == tiny.keys()
+    for key, array in tiny.items():
+        assert back[key].dtype == array.dtype
+        np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+
+def test_lengths_are_the_references(tiny_z, tmp_path):
+    folder = run(tiny_z, tmp_path, "--variant", "prismerz_tiny")
+    tasks = checkpoint.load_export(folder)[1]["tasks"]
+    # max_length 20 and min_length 8 with the four tokens of "<s>A picture of" (model/prismer_caption.py).
+    assert tasks["caption"]["decode"].items() >= {"max_new": 16, "min_new": 4, "num_beams": 3}.items()
+    assert tasks["question"]["decode"].items() >= {"max_new": 10, "min_new": 2, "length_penalty": -1.0}.items()
+
+
+def test_a_run_starts_from_what_was_converted(tiny, tmp_path):
+    folder = run(tiny, tmp_path)
+    model = models.build("prismer", variant="tiny", experts="all")
+    state = jax.eval_shape(model.init_variables, jax.random.key(0))
+    variables = checkpoint.load_into({**state, "step": jax.ShapeDtypeStruct((), np.int32)}, folder)
+    np.testing.assert_array_equal(variables["params"]["decoder"]["head_bias"], tiny["text_decoder.lm_head.bias"])
+
+
+def test_label_tables_travel_with_the_checkpoint(shared, tiny, tmp_path, caplog):
+    official = shared / "data" / "label_embeddings"
+    convert.main(["label-tables", "--input", str(official), "--output", str(tmp_path / "tables.npz")])
+    tables = checkpoint.load_export(run(tiny, tmp_path, "--label-tables", str(tmp_path / "tables.npz")))[0]["tables"]
+    assert "stand-in" not in caplog.text
+    plain = checkpoint.load_export(run(tiny, tmp_path, output="plain"))[0]["tables"]
+    assert "label maps of seg_coco, obj_detection, ocr_detection are looked up in stand-in vectors" in caplog.text
+    assert {k: v.shape for k, v in tables.items()} == {k: v.shape for k, v in plain.items()}
+    with np.load(tmp_path / "tables.npz") as file:
+        np.testing.assert_array_equal(tables["obj_detection"][:-1], file["obj_detection/features"])
+
+
+def test_positions_are_resized_where_a_resolution_is_asked_for(tiny_z, tmp_path):
+    table = np.random.RandomState(0).standard_normal((49, 64)).astype(np.float32)
+    state, z = {**tiny_z, prismer.POSITIONS: table}, ("--variant", "prismerz_tiny", "--resolution")
+    with pytest.raises(
+        UserError, match=r"is of resolution 112 \(7x7 positions\); use --resolution 112 to keep that, or"
+    ):
+        run(state, tmp_path, *z[:2])
+    for size, wanted in (("112", table), ("96", resize_positions(table, (6, 6)))):
+        variables, description = checkpoint.load_export(run(state, tmp_path, *z, size))
+        np.testing.assert_array_equal(variables["params"]["encoder"]["position_embedding"], wanted)
+        assert f"resize({size}, 224)" in description["tasks"]["caption"]["pp"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--variant", "prismer_base"), r"model\.bin is a prismer_tiny checkpoint; use --variant prismer_tiny\."),
+        (("--variant", "prismerz_tiny"), r"model\.bin is a prismer_tiny checkpoint; use --variant prismer_tiny\."),
+        (("--variant", "prismer_tny"), r"Unknown variant 'prismer_tny'\. Did you mean 'prismer_tiny'\?"),
+        (("--experts", "depth"), r"has the experts depth\+normal\+edge\+seg_coco\+obj_detection\+ocr_detection; use"),
+        (("--experts", "dept"), r"Unknown expert 'dept'"),
+        (("--resolution", "5"), r"--resolution 5 is less than a patch of 16 pixels\."),
+        (("--prefix", "A"), r"--prefix needs --tokenizer too"),
+        (("--label-tables", "none.npz"), r"none\.npz: "),
+        (("--tokenizer", "nowhere"), r"nowhere/vocab\.json: no such file"),
+        (("--allow", "nothing"), r"allow: 'nothing' matches no parameter"),
+        (("--config.seed=1",), r"Unknown argument --config\.seed=1"),
+        (("--varant", "x"), r"Unknown argument '--varant'\. Did you mean '--variant'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_writes_nothing(tiny, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message) as raised:
+        run(tiny, tmp_path, *flags)
+    assert "\n" not in str(raised.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin"]
+
+
+def test_a_prismerz_is_told_from_a_prismer(tiny_z, tmp_path):
+    with pytest.raises(UserError, match=r"is a prismerz_tiny checkpoint; use --variant prismerz_tiny\."):
+        run(tiny_z, tmp_path)
+
+
+def test_experts_may_be_left_behind(tiny, tmp_path):
+    others = [r"expert_encoder\.conv1\.(?!rgb|depth).*", r".*instance_embedding"]
+    folder = run(tiny, tmp_path, "--experts", "depth", "--allow", *others)
+    encoder = checkpoint.load_export(folder)[0]["params"]["encoder"]
+    assert [name for name in encoder if name.startswith("stem")] == ["stem_depth"]
+
+
+def test_backbones_and_other_files_are_told_from_checkpoints(tmp_path):
+    with pytest.raises(UserError, match=r"is a backbone; use: python -m tools\.convert backbone --vision .*model\.bin"):
+        run({"visual.conv1.weight": np.zeros((2, 2), np.float32)}, tmp_path)
+    with pytest.raises(UserError, match=r"is no checkpoint of Prismer: it lacks expert_encoder\.positional_embedding"):
+        run({"weight": np.zeros(1, np.float32)}, tmp_path)
+    with pytest.raises(UserError, match=r"Unknown command 'prismr'\. Did you mean 'prismer'"):
+        convert.main(["prismr"])
+    with pytest.raises(UserError, match=r"Give --vision, --text or both"):
+        convert.main(["backbone", "--variant", "prismer_tiny", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="exists and is no exported model"):
+        run(tiny, tmp_path)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_model_starts_from_backbones(tmp_path):
+    model = build("tiny", "none")
+    state = public.a_state(backbones.TEXT, prismer.shapes_of(model))
+    write.safetensors_file(tmp_path / "roberta.safetensors", state)
+    flags = ("--text", str(tmp_path / "roberta.safetensors"), "--variant", "prismerz_tiny")
+    convert.main(["backbone", *flags, "--output", str(tmp_path / "out"), "--seed", "1"])
+    variables, description = checkpoint.load_export(tmp_path / "out")
+    assert description["model"] == {"name": "prismer", "variant": "tiny", "experts": [], "image_size": 96}
+    wanted = jax.eval_shape(model.init_variables, jax.random.key(0))
+    assert tree.flatten(variables).keys() == tree.flatten(wanted).keys()
+    words = state["roberta.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(variables["params"]["decoder"]["word_embedding"], words)
+
+
+@pytest.mark.slow  # writes a checkpoint of 4 GB and converts it
+def test_a_large_checkpoint_in_little_memory_and_time(shared, tmp_path):
+    model, state = full_size(shared, "prismer_large_manifest")
+    size = sum(x.size * x.dtype.itemsize for x in prismer.shapes_of(model).values())
+    write.torch_file(tmp_path / "large.bin", state)
+    command = """
+import resource, sys
+from tools import convert
+convert.main(["prismer", "--input", sys.argv[1], "--variant", "prismer_large", "--output", sys.argv[2]])
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+"""
+    arguments = [str(tmp_path / "large.bin"), str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", command, *arguments], capture_output=True, text=True, check=True)
+    peak, seconds = map(float, done.stdout.split("\n")[-2].split())
+    assert peak < 1.3 * size, f"{peak / size:.2f} times the size of its parameters"
+    assert seconds < 60, f"{seconds:.0f} s of one core"

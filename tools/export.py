@@ -1,0 +1,87 @@
+"""A checkpoint for other programs: python -m tools.export --checkpoint DIR --format FORMAT --output FILE_OR_FOLDER
+
+  torch        the official state dict, as torch.load reads it; written without PyTorch
+  safetensors  the same keys and arrays as .safetensors
+  orbax        a self-contained folder (weights, config, tokenizer) out of a run or one of its checkpoints
+  msgpack      the nested variables, as flax.serialization.msgpack_restore reads them
+
+The first two hold what the official model has: not the label tables, which the official code keeps in files of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from prismer_jax import checkpoint, config
+from prismer_jax.convert import prismer, write
+from prismer_jax.errors import UserError, choose, run_main
+
+
+def torch(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    write.torch_file(output, prismer.to_torch(variables))
+
+
+def safetensors(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    write.safetensors_file(output, prismer.to_torch(variables))
+
+
+def orbax(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    folder = pathlib.Path(description["folder"])
+    own = (checkpoint.DESCRIPTION, "metrics.json")  # of this folder, or of the run it lies in
+    files = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in own}
+    what = {key: value for key, value in description.items() if key not in ("folder", "versions")}
+    checkpoint.export(output, variables, what, files)
+
+
+def msgpack(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    from flax import serialization
+
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(serialization.msgpack_serialize(jax.device_get(dict(variables))))
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _on_cpu(shapes: Any) -> Any:
+    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0]), shapes)
+
+
+FORMATS: dict[str, Callable[[pathlib.Path, Mapping[str, Any], Mapping[str, Any]], None]] = {
+    "torch": torch,
+    "safetensors": safetensors,
+    "orbax": orbax,
+    "msgpack": msgpack,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = config.ArgumentParser(prog="python -m tools.export", description=__doc__.partition(":")[0])
+    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="an export, a workdir or a checkpoint")
+    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="a file; for orbax a folder")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    args, overrides = parser.parse(argv)
+    if overrides:
+        raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
+    writer = choose("format", args.format, FORMATS)
+    if args.output.exists() and not args.force:
+        raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
+    if args.output.is_dir() and args.format != "orbax":
+        raise UserError(f"{args.output} is a folder; {args.format} is one file.")
+    variables, description = checkpoint.load_export(args.checkpoint, _on_cpu)
+    if args.format in ("torch", "safetensors") and (name := description.get("model", {}).get("name")) != "prismer":
+        raise UserError(f"{args.checkpoint}: a model {name!r} has no official keys; use --format orbax or msgpack.")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    writer(args.output, variables, description)
+    print(f"{args.output}: written from {checkpoint.find(args.checkpoint)}.")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,99 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import serialization
+
+from prismer_jax import checkpoint, tree
+from prismer_jax.convert import prismer, safe
+from prismer_jax.convert.prismer_test import DECODER, a_state
+from prismer_jax.errors import UserError
+from prismer_jax.models.prismer import build
+from tools import export
+
+MODEL = dict(
+    variant="tiny", experts=["edge", "seg_coco"], image_size=32, width=32, layers=2, heads=2, resampler_layers=1
+)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return a_state(build(**MODEL, decoder=DECODER))
+
+
+@pytest.fixture
+def folder(state, tmp_path):
+    model = build(**MODEL, decoder=DECODER)
+    variables = {**prismer.from_torch(state, model), "tables": {"seg_coco": np.ones((134, 64), np.float32)}}
+    (tmp_path / "vocab.json").write_text("{}")
+    description = {"model": {"name": "prismer", **MODEL, "decoder": DECODER}, "tokenizer": "roberta:.", "tasks": {}}
+    checkpoint.export(tmp_path / "in", variables, description, {"vocab.json": tmp_path / "vocab.json"})
+    return tmp_path / "in"
+
+
+def run(folder, kind, output, *flags):
+    export.main(["--checkpoint", str(folder), "--format", kind, "--output", str(output), *flags])
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_the_official_state_dict_comes_back_bit_for_bit(folder, state, tmp_path, kind):
+    run(folder, kind, tmp_path / "new" / "file")
+    found = safe.load(tmp_path / "new" / "file")
+    assert found.keys() == state.keys()
+    for key, array in state.items():
+        assert found[key].dtype == array.dtype, key
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_orbax_is_a_whole_export(folder, tmp_path):
+    run(folder, "orbax", tmp_path / "out")
+    (before, described), (after, again) = checkpoint.load_export(folder), checkpoint.load_export(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert {**described, "folder": ""} == {**again, "folder": ""}
+    assert (tmp_path / "out" / "vocab.json").read_text() == "{}"
+
+
+def test_a_checkpoint_of_a_run_becomes_an_export(folder, tmp_path):
+    variables, description = checkpoint.load_export(folder)
+    del description["folder"], description["versions"]
+    state = {**variables, "opt": {"mu": np.ones(3)}, "step": np.asarray(7)}
+    with checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", config=description, best_metric="m") as checkpoints:
+        checkpoints.save(7, state, {"m": 1.0})
+    run(tmp_path / "run", "orbax", tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_export(tmp_path / "out")[0], variables)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "weights"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tokenizer"] == "roberta:."
+
+
+def test_msgpack_is_read_by_flax(folder, tmp_path):
+    run(folder, "msgpack", tmp_path / "out")
+    found = serialization.msgpack_restore((tmp_path / "out").read_bytes())
+    wanted = tree.flatten(checkpoint.load_export(folder)[0])
+    assert tree.flatten(found).keys() == wanted.keys()
+    jax.tree.map(np.testing.assert_array_equal, tree.flatten(found), wanted)
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "orbax", "msgpack"])
+def test_nothing_is_overwritten_unless_asked_for(folder, tmp_path, kind):
+    run(folder, kind, tmp_path / "out")
+    with pytest.raises(UserError, match=r"out exists; choose another name, or replace it with --force"):
+        run(folder, kind, tmp_path / "out")
+    run(folder, kind, tmp_path / "out", "--force")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"mine (is a folder|exists and is no exported model)"):
+        run(folder, kind, tmp_path / "mine", "--force")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_bad_usage_is_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match=r"Unknown format 'safetensor'\. Did you mean 'safetensors'"):
+        run(folder, "safetensor", tmp_path / "out")
+    with pytest.raises(UserError, match="does not exist"):
+        run(tmp_path / "nothing", "torch", tmp_path / "out")
+    checkpoint.export(tmp_path / "other", {"w": np.ones(2)}, {"model": {"name": "other"}})
+    with pytest.raises(UserError, match=r"model 'other' has no official keys; use --format orbax or msgpack"):
+        run(tmp_path / "other", "torch", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
