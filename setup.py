@@ -21,6 +21,7 @@ CORE = [
     "tokenizers>=0.20",  # RoBERTa's byte-level BPE
     "huggingface_hub>=0.25",  # fetches published weights; tokenizers needs it anyway
     "einops>=0.8",  # axis-named reshapes
+    "ml_dtypes>=0.4",  # bfloat16 and float8 in files of weights, as NumPy types (jax needs it too)
     "jaxtyping>=0.3",  # array shapes in signatures ...
     "beartype>=0.20",  # ... checked when a function is traced
     "opencv-python-headless>=4.10",  # fast resizing and drawing of label maps
