@@ -110,7 +110,8 @@ def load_tree(path: str | os.PathLike[str], records: Collection[str] = ()) -> An
         attributes; the class is not imported.
 
     Returns:
-      The data. Classes and functions that may stand in it are given as their names.
+      The data. Classes and functions that may stand in it are given as their names, and a str of Python 2 as bytes if
+      it has 256 characters or more: only its reader can know which it was.
 
     Raises:
       UserError: as `load`.
