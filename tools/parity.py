@@ -7,7 +7,6 @@ stored output must be compared, integers must be equal; exit status 1 on any FAI
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import functools
 import json
@@ -24,7 +23,7 @@ import numpy as np
 import optax
 from einops import rearrange
 
-from prismer_jax import decode, losses, optim, runtime, tree
+from prismer_jax import config, decode, losses, optim, runtime, tree
 from prismer_jax.convert import prismer as convert
 from prismer_jax.convert import rules
 from prismer_jax.errors import UserError, nearest, run_main
@@ -406,7 +405,7 @@ def run_case(case: Case, verbose: bool = False) -> tuple[float, str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.parity", description=__doc__.partition(":")[0])
+    parser = config.ArgumentParser(prog="python -m tools.parity", description=__doc__.partition(":")[0])
     parser.add_argument("folder", type=pathlib.Path, help="folder of golden cases")
     parser.add_argument("--case", default="*", help="which cases, a glob")
     parser.add_argument("--verbose", action="store_true", help="one line for every array")

@@ -88,7 +88,10 @@ def test_a_perturbed_weight_is_a_fail(shared, tmp_path, capsys):
     assert "FAIL  out/encoder" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["prismer_base", "prismerz_large_manifest", "prismer_huge_manifest"])
+Z = [f"prismerz_{size}_manifest" for size in ("base", "large", "huge")]
+
+
+@pytest.mark.parametrize("name", ["prismer_base", "prismer_large_manifest", "prismer_huge_manifest", *Z])
 def test_full_sizes_have_the_official_keys(shared, name):
     case = parity.Case(shared / "golden" / name)
     parity.check_keys(case, parity.model_of(case))
