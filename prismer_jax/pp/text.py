@@ -206,7 +206,8 @@ def tokenize(length: int, pad: Literal["left", "right"] | None = None, *, tokeni
     """Writes `text` int32 [length], `mask_ar` int32 (1: causal) and `mask_loss` float32 (each token's loss weight).
 
     With a target: `<s> prompt target </s>`, padded right. Without: `<s> prompt`, padded left by default, so that the
-    last column is the prompt's last token; pad='right' leaves pads between prompt and answer, as the reference does.
+    last column is the prompt's last token; pad='right' leaves pads between prompt and answer. (How the reference pads
+    depends on the batch: that is a setting of decoding, `padding`, and works with either.)
 
     Too long a text is cut, never `</s>` and never an answer: captions at their end, questions before their answers.
     A cut is counted in `_cut`, so that the loader can report it.
