@@ -88,6 +88,22 @@ def test_tied_and_constant_keys_may_be_absent():
     jax.tree.map(np.testing.assert_array_equal, prismer.from_torch(state, model), full)
 
 
+def test_old_spellings_are_read():
+    """Files of parallel training, norms with TensorFlow's names, BatchNorms of before PyTorch 0.4.1."""
+    model = build("tiny", "edge", **SIZES)
+    state = a_state(model)
+    old = {f"module.{k}": v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    old = {
+        k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): old[k]
+        for k in old
+    }
+    assert not old.keys() & state.keys()
+    back = prismer.to_torch(prismer.from_torch(old, model))
+    for key, array in state.items():
+        np.testing.assert_array_equal(back[key], 0 if key.endswith("num_batches_tracked") else array, err_msg=key)
+    assert prismer.facts_of(old) == prismer.facts_of(state)
+
+
 def test_positions_of_another_resolution_are_interpolated_on_request():
     small, large = build("tiny", "none", **SIZES), build("tiny", "none", **{**SIZES, "image_size": 64})
     state = a_state(small)
