@@ -42,6 +42,7 @@ FAMILIES = {"prismer": "all", "prismerz": "none"}  # the experts of each
 
 
 def prismer(argv: Sequence[str]) -> None:
+    """Converts a checkpoint of Prismer or PrismerZ."""
     parser = config.ArgumentParser(prog="python -m tools.convert prismer", description=prismer.__doc__)
     parser.add_argument("--input", required=True, type=pathlib.Path, help="the official pytorch_model.bin")
     parser.add_argument(
@@ -57,6 +58,7 @@ def prismer(argv: Sequence[str]) -> None:
 
 
 def backbone(argv: Sequence[str]) -> None:
+    """Makes an untrained Prismer that starts from CLIP's and RoBERTa's weights."""
     parser = config.ArgumentParser(prog="python -m tools.convert backbone", description=backbone.__doc__)
     parser.add_argument("--vision", type=pathlib.Path, help="CLIP's file: ViT-B-16.pt, ViT-L-14-336px.pt, OpenCLIP's H")
     parser.add_argument("--text", type=pathlib.Path, help="RoBERTa's file: pytorch_model.bin or model.safetensors")
@@ -73,7 +75,8 @@ def backbone(argv: Sequence[str]) -> None:
 
 
 def tables(argv: Sequence[str]) -> None:
-    parser = config.ArgumentParser(prog="python -m tools.convert label-tables")
+    """Converts the official tables of label embeddings to one .npz."""
+    parser = config.ArgumentParser(prog="python -m tools.convert label-tables", description=tables.__doc__)
     parser.add_argument("--input", required=True, type=pathlib.Path, help=f"folder of {', '.join(label_tables.FILES)}")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="an .npz file")
     args = _flags(parser, argv)
@@ -82,7 +85,8 @@ def tables(argv: Sequence[str]) -> None:
 
 
 def ocr_labels(argv: Sequence[str]) -> None:
-    parser = config.ArgumentParser(prog="python -m tools.convert ocr-labels")
+    """Converts the side files of official OCR labels, each beside itself."""
+    parser = config.ArgumentParser(prog="python -m tools.convert ocr-labels", description=ocr_labels.__doc__)
     parser.add_argument("--input", required=True, type=pathlib.Path, help="folder of labels; .npz are written beside")
     args = _flags(parser, argv)
     print(f"{args.input}: converted {words.convert(args.input)} files.")

@@ -23,14 +23,17 @@ from prismer_jax.errors import UserError, choose, run_main
 
 
 def torch(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Writes the official state dict as torch.save does."""
     write.torch_file(output, prismer.to_torch(variables))
 
 
 def safetensors(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Writes the official state dict as safetensors."""
     write.safetensors_file(output, prismer.to_torch(variables))
 
 
 def orbax(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Writes a self-contained folder, with what lies beside the weights."""
     folder = pathlib.Path(description["folder"])
     own = (checkpoint.DESCRIPTION, "metrics.json")  # of this folder, or of the run it lies in
     files = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in own}
@@ -39,6 +42,7 @@ def orbax(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
 
 
 def msgpack(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Writes the nested variables as Flax's bytes."""
     from flax import serialization
 
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
