@@ -13,8 +13,8 @@ FLOORS = [
     {"metrics", "pp", "datasets"},
     {"tree", "sharding", "optim", "checkpoint", "losses", "input"},
     {"models", "decode"},
-    {"experts"},
-    {"convert", "evaluators", "report"},
+    {"convert"},
+    {"experts", "evaluators", "report"},
     {"train", "evaluate", "caption"},
 ]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_test.py") and p != PACKAGE / "__init__.py")

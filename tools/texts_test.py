@@ -13,7 +13,7 @@ import pytest
 from prismer_jax import datasets, evaluators, models, pp
 from prismer_jax.convert import prismer as convert
 from prismer_jax.convert import rules
-from tools import parity
+from tools.parity.case import fill
 
 pytestmark = pytest.mark.slow  # four programs over RoBERTa's whole vocabulary to compile
 
@@ -55,7 +55,7 @@ def predict(shared):
     for key, shape in shapes.items():
         gain = next((gain for pattern, gain in GAINS.items() if re.search(pattern, key)), 1.0)
         if not key.endswith("position_ids") and "lm_head.decoder" not in key:  # constant or tied
-            state[key] = parity._fill(f"photos:{key}", shape, gain)
+            state[key] = fill(f"photos:{key}", shape, gain)
     variables = jax.tree.map(np.asarray, convert.from_torch(state, model))
     tokenizer = pp.tokenizer.load(f"roberta:{shared}/data/roberta")
     photos = datasets.load("lists", images=shared / "data/photos")

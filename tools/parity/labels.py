@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +15,12 @@ from prismer_jax import labels, pp
 from prismer_jax.convert import label_tables
 from prismer_jax.models.prismer import build, normalize
 from prismer_jax.models.stem import resize_ids
-
-if TYPE_CHECKING:
-    from tools.parity import Case
+from tools.parity.case import Case, Outputs
 
 TABLES = "data/label_embeddings"  # beside the folder of cases
 
 
-def label_process(case: Case) -> Iterator[tuple[str, Any]]:
+def label_process(case: Case) -> Outputs:
     """Scaled maps, looked-up maps at full resolution, the tables themselves, and the resizing before them."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "tables.npz"

@@ -1,20 +1,9 @@
-"""Runs golden cases and says how far this code is from them: python -m tools.parity DIR [--case GLOB] [--verbose].
-
-A case is a folder with manifest.json (a state dict's keys and shapes, a rule that fills it, all sizes) and io.npz
-(inputs, outputs and intermediate activations of the reference). One line a case: NAME  max_rel_err  ok|FAIL. Every
-stored output must be compared, integers must be equal; exit status 1 on any FAIL.
-"""
+"""Prismer and PrismerZ: keys, encoder, logits, losses, gradients, training steps, generation, ranking, positions."""
 
 from __future__ import annotations
 
-import fnmatch
 import functools
-import json
-import pathlib
-import re
-import sys
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,74 +12,14 @@ import numpy as np
 import optax
 from einops import rearrange
 
-from prismer_jax import config, decode, losses, optim, runtime, tree
+from prismer_jax import decode, losses, optim, tree
 from prismer_jax.convert import prismer as convert
 from prismer_jax.convert import rules
-from prismer_jax.errors import UserError, nearest, run_main
 from prismer_jax.labels import EXPERTS, FEATURES, MAX_IDS
 from prismer_jax.models.layers import resize_positions
 from prismer_jax.models.prismer import FREEZE, Prismer, build, label_tables
 from prismer_jax.models.roberta import PAD
-from tools import parity_labels
-
-Outputs = Iterator[tuple[str, Any]]
-
-
-class Mismatch(Exception):
-    """What differs cannot be said as a relative error: keys, frozen parameters, ..."""
-
-
-class Case:
-    """One folder of golden numbers."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder, self.name = folder, folder.name
-        try:
-            self.manifest = json.loads((folder / "manifest.json").read_text())
-            stored = folder / "io.npz"
-            self.arrays = dict(np.load(stored, allow_pickle=False)) if stored.exists() else {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: not a golden case ({error}).") from None
-        self.config = self.manifest.get("config", {})
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[f"in/{name}"]
-
-    def inputs(self, pattern: str) -> list[str]:
-        """Returns what stands for the group in the names of inputs that match `pattern`, as 'caption0'."""
-        return sorted(m[1] for m in (re.fullmatch(f"in/{pattern}", name) for name in self.arrays) if m)
-
-    def wants(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.arrays)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Returns the weights: a function of the tensors' names alone (the rule of golden/README.md)."""
-        gains, salt, state = self.manifest["gain"], self.manifest["salt"], {}
-        for key, entry in self.manifest["tensors"].items():
-            if "tied_to" not in entry and entry["dtype"].startswith("float"):
-                gain = next((g for pattern, g in gains.items() if re.search(pattern, key)), 1.0)
-                state[key] = _fill(salt + key, tuple(entry["shape"]), gain)
-            elif "tied_to" not in entry:
-                state[key] = self.arrays.get(f"int/{key}", np.zeros(entry["shape"], entry["dtype"]))
-        tied = {k: state[e["tied_to"]] for k, e in self.manifest["tensors"].items() if "tied_to" in e}
-        return state | tied
-
-
-def _fill(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
-    rng = np.random.RandomState(zlib.crc32(key.encode()))  # the legacy generator: its stream is frozen
-    noise, leaf = rng.standard_normal(int(np.prod(shape))).reshape(shape), key.rsplit(".", 1)[-1]
-    if leaf == "running_var":
-        x = 0.5 + rng.random_sample(shape)
-    elif leaf == "running_mean":
-        x = 0.1 * noise
-    elif len(shape) <= 1:
-        x = (1.0 if leaf in ("weight", "gamma", "scale") else 0.0) + 0.1 * noise
-    else:
-        x = gain * noise / np.sqrt(np.prod(shape[1:]))
-    return x.astype(np.float32)
-
-
-# ------------------------------------------------------------------------------------------------ positions
+from tools.parity.case import Case, Mismatch, Outputs
 
 
 def positions(case: Case) -> Outputs:
@@ -98,9 +27,6 @@ def positions(case: Case) -> Outputs:
         new = int(pair.split("->")[1])
         name = "pe_" + pair.replace("->", "to")
         yield f"out/{name}", resize_positions(case[name], (new, new))
-
-
-# ------------------------------------------------------------------------------------------------ Prismer
 
 
 def model_of(case: Case, **decoder: Any) -> Prismer:
@@ -349,85 +275,3 @@ def prismer_train(case: Case) -> Outputs:
             for key, array in convert.to_torch({"params": optim.merge(trainable, frozen)}).items():
                 yield f"out/param_after1:{key}", array
     yield "out/losses", jnp.stack(history)
-
-
-# ------------------------------------------------------------------------------------------------ all cases
-
-# The first pattern that fits a case's name says what runs it.
-RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
-    ("pos_embed_interp", positions),
-    ("post_label_process", parity_labels.label_process),
-    ("prismer*_train", prismer_train),
-    ("prismer*", prismer),
-]
-
-
-def index_of(name: str) -> tuple[str, tuple[slice, ...]]:
-    """Splits 'out/x[:,::4]' into the array's name and the index that was applied to it before storing."""
-    base, _, index = name.partition("[")
-    parts = index.rstrip("]").split(",") if index else []
-    return base, tuple(slice(*(int(n) if n else None for n in part.split(":"))) for part in parts)
-
-
-def compare(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Returns ||a-b|| / ||b||, infinity for another shape, and for integers 0 or infinity."""
-    if ours.shape != theirs.shape:
-        return np.inf
-    if not np.issubdtype(theirs.dtype, np.floating):
-        return 0.0 if np.array_equal(ours, theirs) else np.inf
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    difference, norm = np.linalg.norm(ours - theirs), np.linalg.norm(theirs)
-    error = difference / norm if norm else difference
-    return float(error) if np.isfinite(error) else np.inf
-
-
-def run_case(case: Case, verbose: bool = False) -> tuple[float, str]:
-    """Returns (largest relative error, why it fails or '')."""
-    runner = next((r for pattern, r in RUNNERS if fnmatch.fnmatchcase(case.name, pattern)), None)
-    if runner is None:
-        return np.inf, "no runner knows this case"
-    stored = {name: index_of(name) for name in case.arrays if not name.startswith("in/")}
-    left, errors = dict(stored), {}
-    try:
-        for base, array in runner(case):
-            for name in [name for name, (b, _) in left.items() if b == base]:
-                errors[name] = compare(np.asarray(array)[left.pop(name)[1]], case.arrays[name])
-                if verbose:
-                    print(f"    {name}  {errors[name]:.2e}", flush=True)
-    except (Mismatch, UserError) as error:
-        return np.inf, str(error)
-    if left:
-        return np.inf, f"not computed: {', '.join(left)}"
-    worst = max(errors, key=errors.get, default=None)
-    if worst is not None and errors[worst] > case.manifest["tolerance"]:
-        return errors[worst], f"{worst} beyond {case.manifest['tolerance']:.0e}"
-    return max(errors.values(), default=0.0), ""
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = config.ArgumentParser(prog="python -m tools.parity", description=__doc__.partition(":")[0])
-    parser.add_argument("folder", type=pathlib.Path, help="folder of golden cases")
-    parser.add_argument("--case", default="*", help="which cases, a glob")
-    parser.add_argument("--verbose", action="store_true", help="one line for every array")
-    args = parser.parse_args(argv)
-    cases = sorted(path.parent for path in args.folder.glob("*/manifest.json"))
-    if not cases:
-        raise UserError(f"{args.folder}: holds no golden cases (folders with a manifest.json).")
-    chosen = [folder for folder in cases if fnmatch.fnmatchcase(folder.name, args.case)]
-    if not chosen:
-        raise UserError(
-            f"No case in {args.folder} matches {args.case!r}. {nearest(args.case, [c.name for c in cases])}"
-        )
-    runtime.use_compilation_cache()
-    failed = False
-    with jax.default_matmul_precision("highest"):
-        for folder in chosen:
-            error, reason = run_case(Case(folder), args.verbose)
-            failed |= bool(reason)
-            print(f"{folder.name}  {error:.2e}  {f'FAIL  {reason}' if reason else 'ok'}", flush=True)
-    if failed:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -8,6 +8,7 @@ import pytest
 
 from prismer_jax.errors import UserError
 from tools import parity
+from tools.parity import prismer
 
 
 def run(folder, *flags):
@@ -94,15 +95,15 @@ Z = [f"prismerz_{size}_manifest" for size in ("base", "large", "huge")]
 @pytest.mark.parametrize("name", ["prismer_base", "prismer_large_manifest", "prismer_huge_manifest", *Z])
 def test_full_sizes_have_the_official_keys(shared, name):
     case = parity.Case(shared / "golden" / name)
-    parity.check_keys(case, parity.model_of(case))
+    prismer.check_keys(case, prismer.model_of(case))
     case.manifest["tensors"].popitem()
     with pytest.raises(parity.Mismatch, match="keys or shapes differ"):
-        parity.check_keys(case, parity.model_of(case))
+        prismer.check_keys(case, prismer.model_of(case))
 
 
 def test_freezing_is_the_references(shared):
     case = parity.Case(shared / "golden" / "prismer_tiny_train")
-    parity.check_keys(case, parity.model_of(case))
+    prismer.check_keys(case, prismer.model_of(case))
     case.config["frozen"]["freeze_vision"].append("expert_encoder.ln_pre.weight")
     with pytest.raises(parity.Mismatch, match=r"freeze_vision freezes other parameters: expert_encoder\.ln_pre"):
-        parity.check_keys(case, parity.model_of(case))
+        prismer.check_keys(case, prismer.model_of(case))

@@ -1,0 +1,89 @@
+"""Runs golden cases and says how far this code is from them: python -m tools.parity DIR [--case GLOB] [--verbose].
+
+A case is a folder with manifest.json (a state dict's keys and shapes, a rule that fills it, all sizes) and io.npz
+(inputs, outputs and intermediate activations of the reference). One line a case: NAME  max_rel_err  ok|FAIL. Every
+stored output must be compared, integers must be equal; exit status 1 on any FAIL.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from prismer_jax import config, runtime
+from prismer_jax.errors import UserError, nearest
+from tools.parity import labels, prismer
+from tools.parity.case import Case, Check, Mismatch, Outputs, relative
+
+# The first pattern that fits a case's name says what runs it.
+RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
+    ("pos_embed_interp", prismer.positions),
+    ("post_label_process", labels.label_process),
+    ("prismer*_train", prismer.prismer_train),
+    ("prismer*", prismer.prismer),
+]
+
+
+def index_of(name: str) -> tuple[str, tuple[slice, ...]]:
+    """Splits 'out/x[:,::4]' into the array's name and the index that was applied to it before storing."""
+    base, _, index = name.partition("[")
+    parts = index.rstrip("]").split(",") if index else []
+    return base, tuple(slice(*(int(n) if n else None for n in part.split(":"))) for part in parts)
+
+
+def run_case(case: Case, verbose: bool = False) -> tuple[float, str]:
+    """Returns (largest relative error, why it fails or '')."""
+    runner = next((r for pattern, r in RUNNERS if fnmatch.fnmatchcase(case.name, pattern)), None)
+    if runner is None:
+        return np.inf, "no runner knows this case"
+    stored = {name: index_of(name) for name in case.arrays if not name.startswith("in/")}
+    tolerance = case.manifest["tolerance"]
+    usual = {False: Check(relative, tolerance), True: Check(relative, case.manifest.get("tap_tolerance", tolerance))}
+    left, errors, beyond = dict(stored), {}, {}
+    try:
+        for base, array, *check in runner(case):
+            check = check[0] if check else usual[base.startswith("tap/")]
+            for name in [name for name, (b, _) in left.items() if b == base]:
+                errors[name] = check.measure(np.asarray(array)[left.pop(name)[1]], case.arrays[name])
+                if errors[name] > check.tolerance:
+                    beyond[name] = check.tolerance
+                if verbose:
+                    print(f"    {name}  {errors[name]:.2e}", flush=True)
+    except (Mismatch, UserError) as error:
+        return np.inf, str(error)
+    if left:
+        return np.inf, f"not computed: {', '.join(left)}"
+    if beyond:
+        worst = max(beyond, key=lambda name: errors[name])
+        return errors[worst], f"{worst} beyond {beyond[worst]:.0e}"
+    return max(errors.values(), default=0.0), ""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = config.ArgumentParser(prog="python -m tools.parity", description=__doc__.partition(":")[0])
+    parser.add_argument("folder", type=pathlib.Path, help="folder of golden cases")
+    parser.add_argument("--case", default="*", help="which cases, a glob")
+    parser.add_argument("--verbose", action="store_true", help="one line for every array")
+    args = parser.parse_args(argv)
+    cases = sorted(path.parent for path in args.folder.glob("*/manifest.json"))
+    if not cases:
+        raise UserError(f"{args.folder}: holds no golden cases (folders with a manifest.json).")
+    chosen = [folder for folder in cases if fnmatch.fnmatchcase(folder.name, args.case)]
+    if not chosen:
+        raise UserError(
+            f"No case in {args.folder} matches {args.case!r}. {nearest(args.case, [c.name for c in cases])}"
+        )
+    runtime.use_compilation_cache()
+    failed = False
+    with jax.default_matmul_precision("highest"):
+        for folder in chosen:
+            error, reason = run_case(Case(folder), args.verbose)
+            failed |= bool(reason)
+            print(f"{folder.name}  {error:.2e}  {f'FAIL  {reason}' if reason else 'ok'}", flush=True)
+    if failed:
+        sys.exit(1)
