@@ -16,6 +16,12 @@ def dense(key: str, name: str) -> list[Rule]:
     ]
 
 
+def conv(key: str, name: str, bias: bool = True) -> list[Rule]:
+    """Conv2d, also with groups."""
+    kernel = Rule(f"{key}.weight", (f"params/{name}/kernel",), "conv")
+    return [kernel, Rule(f"{key}.bias", (f"params/{name}/bias",))] if bias else [kernel]
+
+
 def norm(key: str, name: str) -> list[Rule]:
     """LayerNorm."""
     return [

@@ -25,6 +25,8 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "same": ((), ()),
     "dense": ((1, 0), (1, 0)),  # [out, in] -> [in, out]
     "conv": ((2, 3, 1, 0), (3, 2, 0, 1)),  # [out, in, h, w] -> [h, w, in, out]
+    "conv_transpose": ((2, 3, 0, 1), (2, 3, 0, 1)),  # [in, out, h, w] -> [h, w, in, out]
+    "conv1d": ((2, 1, 0), (2, 1, 0)),  # [out, in, w] -> [w, in, out]
 }
 State = Mapping[str, np.ndarray]
 Shapes = Mapping[str, Any]  # '/'-joined name -> anything with .shape and .dtype
