@@ -74,6 +74,7 @@ class BatchNorm(nn.Module):
     """
 
     train: bool = False
+    epsilon: float = layers.EPSILON
 
     @nn.compact
     @typed
@@ -94,7 +95,7 @@ class BatchNorm(nn.Module):
                 running_mean.value += MOMENTUM * (mean - running_mean.value)
                 running_var.value += MOMENTUM * (var * (n / max(n - 1, 1)) - running_var.value)
                 count.value += 1
-        multiplier = jax.lax.rsqrt(var + layers.EPSILON) * scale
+        multiplier = jax.lax.rsqrt(var + self.epsilon) * scale
         return ((y - mean) * multiplier + bias).astype(x.dtype)
 
 
