@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from prismer_jax.experts.depth import Depth
 from prismer_jax.experts.expert import Expert, Label
 
 __all__ = ["EXPERTS", "Expert", "Label"]
 
-EXPERTS: dict[str, type[Expert]] = {}
+_ROWS: tuple[type[Expert], ...] = (Depth,)
+EXPERTS: dict[str, type[Expert]] = {expert.name: expert for expert in _ROWS}

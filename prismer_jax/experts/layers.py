@@ -2,10 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from PIL import Image
 
 from prismer_jax.models.stem import linear_taps
+from prismer_jax.typing import Array, Float, typed
+
+
+class StandardizedConv(nn.Module):
+    """A convolution without bias whose weights have mean 0 and variance 1 for every output channel (arXiv 1903.10520).
+
+    Padding is TensorFlow's "SAME", the larger half at the bottom and right. Source: timm 0.6.13, models/layers/
+    std_conv.py (StdConv2dSame), epsilon as models/vision_transformer_hybrid.py sets it.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    epsilon: float = 1e-8
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W {self.features}"]:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = kernel - kernel.mean((0, 1, 2))
+        kernel = kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + self.epsilon)
+        return jax.lax.conv_general_dilated(
+            x, kernel.astype(self.dtype), (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+class GroupNorm(nn.Module):
+    """Normalises groups of channels over the whole map in float32, and casts back."""
+
+    groups: int = 32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    @typed
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        y = x.astype(jnp.float32)
+        mean = self._mean(y)
+        multiplier = jax.lax.rsqrt(self._mean(jnp.square(y - mean)) + self.epsilon) * scale
+        return ((y - mean) * multiplier + bias).astype(x.dtype)
+
+    def _mean(self, y: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
+        """Of each channel's group."""
+        groups = y.mean((1, 2)).reshape(len(y), self.groups, -1).mean(-1)
+        return jnp.repeat(groups, y.shape[-1] // self.groups, axis=-1)[:, None, None]
 
 
 def resize_photo(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -44,6 +44,8 @@ def squared_relu(x: Array) -> Array:
 class LayerNorm(nn.Module):
     """Normalises the last axis in float32, whatever the compute type, and casts back."""
 
+    epsilon: float = EPSILON
+
     @nn.compact
     @typed
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -51,7 +53,7 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
         return (y * scale + bias).astype(x.dtype)
 
 

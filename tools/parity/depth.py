@@ -1,0 +1,31 @@
+"""Depth: DPT-Hybrid's inverse depth and activations, and the label images made of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from prismer_jax import tree
+from prismer_jax.experts.depth import Depth, stretch
+from tools.parity.case import LABEL_IMAGE, Case, Outputs
+
+
+def depth(case: Case) -> Outputs:
+    """From a normalised input (`x`), or from a photo (`image`)."""
+    expert = Depth()
+    variables = jax.tree.map(jnp.asarray, expert.from_official(case.state(), case.name))
+    if "in/image" in case.arrays:
+        x = expert.normalize(jnp.asarray(expert.prepare(case["image"])["image"][None]))
+        yield "tap/x", rearrange(x, "b h w c -> b c h w")
+    else:
+        x = rearrange(jnp.asarray(case["x"]), "b c h w -> b h w c")
+    run = jax.jit(lambda *args: expert.module.apply(*args, mutable=["intermediates"]))
+    found, state = run(variables, x)
+    yield "out/depth", found
+    for name, tap in tree.flatten(state["intermediates"]).items():
+        yield f"tap/{name.removesuffix('/0')}", jnp.moveaxis(tap, -1, 1) if tap.ndim == 4 else tap
+    stretched = jax.device_get(stretch(found))
+    for name, (width, height) in case.config["original_size_wh"].items():
+        label = expert.finish({"depth": stretched[int(name.removeprefix("image") or 0)]}, (height, width), {})
+        yield f"out/{name}", label.map[..., 0], LABEL_IMAGE
