@@ -1,0 +1,35 @@
+"""Edges: DexiNed's maps and activations, and the label images made of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from prismer_jax.experts.edge import DOUBLINGS, Edge, strength, to_grey
+from tools.parity.case import LABEL_IMAGE, Case, Outputs
+
+
+def edge(case: Case) -> Outputs:
+    """From a normalised input (`x`), or from a photo (`image`)."""
+    expert = Edge()
+    variables = jax.tree.map(jnp.asarray, expert.from_official(case.state(), case.name))
+    if "in/image" in case.arrays:
+        x = expert.normalize(jnp.asarray(expert.prepare(case["image"])["image"][None]))
+        yield "tap/x", rearrange(x, "b h w c -> b c h w")
+    else:
+        x = rearrange(jnp.asarray(case["x"]), "b c h w -> b h w c")
+    run = jax.jit(lambda *args: expert.module.apply(*args, capture_intermediates=True, mutable=["intermediates"]))
+    maps, state = run(variables, x)
+    for name in DOUBLINGS:
+        yield f"tap/{name}", rearrange(state["intermediates"][name]["__call__"][0], "b h w c -> b c h w")
+    names = [f"out_{i}" for i in range(1, 7)] + ["block_cat"]
+    for name, made in zip(names, np.moveaxis(maps, -1, 0), strict=True):
+        yield f"out/{name}", made[:, None]
+    strengths = np.asarray(strength(maps))
+    for name, (width, height) in case.config["original_size_wh"].items():
+        index = int(name.removeprefix("image") or 0)
+        yield f"out/fused{index}", to_grey(strengths[index]), LABEL_IMAGE
+        label = expert.finish({"edge": strengths[index]}, (height, width), {})
+        yield f"out/{name}", label.map[..., 0], LABEL_IMAGE
