@@ -61,7 +61,7 @@ class Table:
 
     Attributes:
       constants: buffers that hold no knowledge: key -> (name of a parameter, function of its shape that makes them).
-        A file may have them or not.
+        A file may have them or not. '{}' in the key is the layer, as in rules.
       spellings: (regex, replacement) pairs that turn the keys of older files into those of the rules.
       ignored: regexes of whole keys of parts that are of no use here.
     """
@@ -72,7 +72,16 @@ class Table:
     ignored: tuple[str, ...] = ()
 
     def buffers(self, shapes: Shapes) -> dict[str, np.ndarray]:
-        return {key: make(shapes[name].shape) for key, (name, make) in self.constants.items() if name in shapes}
+        made = {}
+        for key, (name, make) in self.constants.items():
+            if name not in shapes:
+                continue
+            shape = tuple(shapes[name].shape)
+            if "{}" in key:
+                made |= dict.fromkeys((key.format(layer) for layer in range(shape[0])), make(shape[1:]))
+            else:
+                made[key] = make(shape)
+        return made
 
     def spell(self, state: State, where: str = "the checkpoint") -> dict[str, np.ndarray]:
         """Returns the state dict under the keys of the rules, without what is ignored.
@@ -152,7 +161,8 @@ def from_torch(
     entries = list(_entries(table, shapes))
     tied_to = {entry.parts: entry.key for entry in entries if not entry.rule.derived}
     problems = {entry.key: _problem(entry, state, shapes, tied_to[entry.parts]) for entry in entries}
-    problems |= {key: "unexpected" for key in state if key not in problems and key not in table.constants}
+    constants = table.buffers(shapes)
+    problems |= {key: "unexpected" for key in state if key not in problems and key not in constants}
     allowed = tree.first_match(allow, problems, "allow")
     groups: dict[str, list[str]] = defaultdict(list)
     for key, problem in problems.items():

@@ -139,3 +139,15 @@ def test_a_mapped_file_stays_readable_while_its_pages_are_let_go(tmp_path):
     for _ in range(2):
         for i in range(3):
             np.testing.assert_array_equal(found[f"w{i}"]()[0], data[i].T)
+
+
+def test_constants_of_stacked_layers_may_be_there_or_not():
+    table = Table((Rule("blocks.{}.v", ("v",)),), {"blocks.{}.index": ("v", lambda shape: np.arange(shape[0]))})
+    state = to_torch({"v": NAMES["v"]}, table)
+    assert {key: array.shape for key, array in state.items()} == key_shapes(table, {"v": NAMES["v"]})
+    assert state["blocks.0.index"].tolist() == state["blocks.1.index"].tolist() == [0, 1, 2]
+    for lacking in ([], ["blocks.1.index"], ["blocks.0.index", "blocks.1.index"]):
+        part = {key: array for key, array in state.items() if key not in lacking}
+        np.testing.assert_array_equal(from_torch(part, table, {"v": NAMES["v"]})["v"](), NAMES["v"])
+    with pytest.raises(UserError, match=r"unexpected: blocks\.2\.index"):
+        from_torch({**state, "blocks.2.index": state["blocks.1.index"]}, table, {"v": NAMES["v"]})
