@@ -64,9 +64,15 @@ def attend(
     v: Float[Array, "*b s h d"],
     mask: Bool[Array, "*m t s"] | None = None,
     dropout: Callable[[Array], Array] = lambda probs: probs,
+    bias: Float[Array, "*n h t s"] | None = None,
 ) -> Float[Array, "*b t h d"]:
-    """Multi-head attention, softmax in float32. A row whose mask is empty attends to everything alike (never NaN)."""
+    """Multi-head attention, softmax in float32. A row whose mask is empty attends to everything alike (never NaN).
+
+    `bias` is added to the logits.
+    """
     logits = jnp.einsum("...thd,...shd->...hts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
     if mask is not None:
         logits = jnp.where(mask[..., None, :, :], logits, jnp.finfo(jnp.float32).min)
     probs = dropout(jax.nn.softmax(logits).astype(v.dtype))
@@ -92,9 +98,9 @@ class Attention(nn.Module):
         self.out = dense(kernel_init=self.out_init or torch_uniform(self.width))
         self.drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
 
-    def keys_values(self, x: Float[Array, "*b s c"]) -> tuple[Array, Array]:
-        """Returns keys and values, [*b s heads d]."""
-        return self._split(self.key(x)), self._split(self.value(x))
+    def keys_values(self, x: Float[Array, "*b s c"], positions: Array | float = 0) -> tuple[Array, Array]:
+        """Returns keys, made of x + positions, and values, made of x alone: [*b s heads d]."""
+        return self._split(self.key(x + positions)), self._split(self.value(x))
 
     def __call__(
         self, x: Float[Array, "*b t c"], keys: Array, values: Array, mask: Array | None = None
