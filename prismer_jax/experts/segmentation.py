@@ -1,0 +1,98 @@
+"""Semantic segmentation: Mask2Former with the classes of COCO and of ADE20K, as NVlabs/prismer runs it.
+
+Source: NVlabs/prismer, experts/model_bank.py, experts/generate_segmentation.py, experts/segmentation/. The reference
+labels with the first; its code for the second is there, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prismer_jax.experts import mask2former, panoptic
+from prismer_jax.experts.expert import Label
+from prismer_jax.experts.fitted import FittedExpert
+from prismer_jax.labels import EXPERTS
+from prismer_jax.typing import Float, UInt8, typed
+
+STRIP = 2**18  # numbers of a resized map that are made at once
+
+
+class Segmentation(FittedExpert):
+    """The class of every pixel.
+
+    Attributes:
+      things: ids of the classes whose objects are counted; the others are stuff.
+    """
+
+    network = mask2former.Mask2Former
+    table = mask2former.TABLE
+    things: ClassVar[frozenset[int]]
+
+    def __init__(self, dtype: Any = jnp.float32, **sizes: Any) -> None:
+        super().__init__(dtype, **{"classes": EXPERTS[self.name].num_classes, **sizes})
+
+    def logits(self, variables: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Returns logits of the classes [b, q, c + 1] and of the masks [b, H/4, W/4, q] of a batch of photos.
+
+        The network gets blue, green, red, although the mean that it subtracts and the weights are for red, green, blue:
+        so the reference makes its labels.
+        """
+        return self.module.apply(variables, batch["image"][..., ::-1], batch["size"])
+
+    def apply(self, variables: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        size = batch["image"].shape[1:3]
+        return {"scores": mask2former.semantic(*self.logits(variables, batch), size), "size": batch["size"]}
+
+    def finish(self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]) -> Label:
+        height, width = output["size"]
+        classes = [strip.argmax(-1).astype(np.uint8) for strip in strips(output["scores"][:height, :width], size)]
+        return Label(np.concatenate(classes)[..., None])
+
+    def panoptic(self, photo: UInt8[np.ndarray, "h w 3"], variables: Any) -> panoptic.Panoptic:
+        """Segments a photo into things and stuff. Channels are as they should be: blue last."""
+
+
+@typed
+def strips(x: Float[np.ndarray, "h w c"], size: tuple[int, int]) -> Iterator[Float[np.ndarray, "_ W c"]]:
+    """Resizes a map to (H, W), bilinearly with half-pixel centres and clamped borders, a few rows at a time.
+
+    All of a large photo's 133 channels would not fit in memory; what fits in a processor's cache is done soonest.
+    """
+    rows, columns = (taps(*lengths) for lengths in zip(x.shape[:2], size, strict=True))
+    step = max(STRIP // (size[1] * x.shape[2]), 1)
+    for i in range(0, size[0], step):
+        yield mix(mix(x, [tap[i : i + step] for tap in rows], 0), columns, 1)
+
+
+def taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns which two pixels of one axis make each new one, and the share of the second."""
+    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    low = at.astype(int)
+    return low, np.minimum(low + 1, old - 1), (at - low).astype(np.float32)
+
+
+def mix(x: np.ndarray, taps: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    low, high, share = taps
+    out, other = x.take(low, axis), x.take(high, axis)
+    other -= out
+    other *= share.reshape(-1, *(1,) * (x.ndim - 1 - axis))
+    out += other
+    return out
+
+
+class SegCoco(Segmentation):
+    """COCO's 80 things and 53 kinds of stuff."""
+
+    name, file = "seg_coco", "model_final_f07440.pkl"
+    things = frozenset(range(80))
+
+
+class SegAde(Segmentation):
+    """ADE20K's 150 classes."""
+
+    name, file = "seg_ade", "model_final_e0c58e.pkl"

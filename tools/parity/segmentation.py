@@ -1,0 +1,117 @@
+"""Segmentation: Mask2Former's backbone, pixel decoder, masks of every layer, and the label map."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+
+from prismer_jax.convert import rules
+from prismer_jax.experts import fitted, mask2former
+from prismer_jax.experts.segmentation import SegAde, SegCoco, Segmentation, strips
+from tools.parity.case import Case, Check, Mismatch, Outputs
+
+MARGIN = 1e-4  # between the best two classes of a pixel: below it, which one wins is left to rounding
+TAPS = ("backbone", "pixel_decoder", "class_head")  # modules whose outputs are stored
+
+
+def expert_of(case: Case) -> Segmentation:
+    """Builds the expert that a manifest's `config` describes."""
+    swin, pixels, decoder = (case.config[key] for key in ("swin", "pixel_decoder", "decoder"))
+    made = SegAde if case.config["num_classes"] == 150 else SegCoco
+    return made(
+        backbone={
+            "width": swin["embed_dim"],
+            "depths": tuple(swin["depths"]),
+            "heads": tuple(swin["num_heads"]),
+            "window": swin["window_size"],
+        },
+        pixels={
+            "width": pixels["conv_dim"],
+            "mask_width": pixels["mask_dim"],
+            "depth": pixels["enc_layers"],
+            "heads": pixels["heads"],
+            "points": pixels["points"],
+            "hidden": pixels["ffn"],
+        },
+        decoder={
+            "width": decoder["hidden"],
+            "queries": decoder["queries"],
+            "depth": decoder["layers"],
+            "heads": decoder["heads"],
+            "hidden": decoder["ffn"],
+        },
+    )
+
+
+def check_keys(case: Case, expert: Segmentation) -> None:
+    """The network converts to exactly the keys and shapes of the manifest but those that are never used."""
+    ours = rules.key_shapes(expert.table, expert.shapes)
+    theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
+    for key in case.config["unused_keys"]:
+        del theirs[key]
+    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
+        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
+
+
+def segmentation(case: Case) -> Outputs:
+    expert = expert_of(case)
+    check_keys(case, expert)
+    variables = jax.tree.map(jnp.asarray, expert.from_official(case.state(), case.name))
+    photo = rearrange(case["image"], "c h w -> h w c")  # blue, green, red: already as the network gets it
+    size = fitted.padded(photo.shape[:2])
+    image = jnp.zeros((1, *size, 3))
+    image = image.at[0, : photo.shape[0], : photo.shape[1]].set(photo)
+    sizes = jnp.asarray([photo.shape[:2]])
+    yield "tap/input", channels_first(fitted.normalize(image, sizes, mask2former.MEAN, mask2former.STD))
+
+    def is_stored(module: nn.Module, method: str) -> bool:
+        return module.name in TAPS
+
+    @jax.jit
+    def run(variables: Any, image: Any, sizes: Any) -> Any:
+        made, state = expert.module.apply(
+            variables, image, sizes, capture_intermediates=is_stored, mutable=["intermediates"]
+        )
+        return made, mask2former.semantic(*made, size), state["intermediates"]
+
+    (logits, masks), scores, kept = run(variables, image, sizes)
+    for name, x in kept["backbone"]["__call__"][0].items():
+        yield f"tap/{name}", channels_first(x)
+    mask_features, maps = kept["pixel_decoder"]["__call__"][0]
+    yield "tap/mask_features", channels_first(mask_features)
+    for i, x in enumerate(maps):
+        yield f"tap/multi_scale_{i}", channels_first(x)
+    for i, x in enumerate(kept["decoder"]["class_head"]["__call__"]):
+        yield f"tap/layer{i}_pred_logits", x
+    for i, blocked in enumerate(kept["decoder"]["blocked"]):
+        yield f"tap/attn_mask_packed_{i}", np.packbits(blocked)
+    yield "out/pred_logits", logits
+    yield "out/pred_masks", channels_first(masks)
+
+    height, width = case["height_width"].tolist()
+    output = {"scores": np.asarray(scores[0]), "size": np.asarray(sizes[0])}
+    inside = output["scores"][: photo.shape[0], : photo.shape[1]]
+    sem_seg = np.concatenate(list(strips(inside, (height, width))))
+    yield "out/sem_seg", rearrange(sem_seg, "h w c -> c h w")
+    two = np.partition(sem_seg, -2, axis=-1)[..., -2:]
+    yield "tap/label_margin", two[..., 1] - two[..., 0]
+    clear = case.arrays["tap/label_margin"] > MARGIN
+    label = expert.finish(output, (height, width), {}).map[..., 0]
+    yield "out/label_map", label, Check(functools.partial(differing, clear), 0)
+
+
+def channels_first(x: Any) -> np.ndarray:
+    return rearrange(np.asarray(x), "b h w c -> b c h w")
+
+
+def differing(where: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Returns the share of pixels that differ, infinity for another shape or type."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return np.inf
+    return float((ours != theirs)[where].mean())
