@@ -45,6 +45,7 @@ class Rule:
       dtype: of PyTorch's array where it is not ours.
       derived: the key repeats what another row holds (a tied parameter): checked when read, made again when written.
       default: the value where a file lacks the key, for keys that old versions of PyTorch did not save.
+      first: number of the first of the stacked layers, where those before it differ in shape.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Rule:
     dtype: str | None = None
     derived: bool = False
     default: float | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def _entries(table: Table, shapes: Shapes) -> Iterator[_Entry]:
         if len(rule.names) > 1:
             shape = (shape[0] * len(rule.names), *shape[1:])
         for layer in layers:
-            yield _Entry(rule.key.format(layer), tuple((name, layer) for name in rule.names), rule, shape)
+            key = rule.key if layer is None else rule.key.format(rule.first + layer)
+            yield _Entry(key, tuple((name, layer) for name in rule.names), rule, shape)
     if left := sorted(set(shapes) - covered):
         raise ValueError(f"no conversion rule for {left}")
 

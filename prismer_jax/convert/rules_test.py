@@ -47,6 +47,18 @@ def test_layers_are_stacked_parts_packed_and_axes_moved():
         np.testing.assert_array_equal(array, NAMES[name])
 
 
+def test_a_stack_may_begin_after_the_first_layer():
+    table = Table((Rule("blocks.0.w", ("first",)), Rule("blocks.{}.w", ("rest",), first=1)))
+    names = {"first": np.zeros(3), "rest": np.arange(4.0).reshape(2, 2)}
+    state = to_torch(names, table)
+    assert {key: array.tolist() for key, array in state.items()} == {
+        "blocks.0.w": [0, 0, 0],
+        "blocks.1.w": [0, 1],
+        "blocks.2.w": [2, 3],
+    }
+    np.testing.assert_array_equal(from_torch(state, table, names)["rest"](), names["rest"])
+
+
 def test_large_matrices_are_transposed_whole():
     table, names = Table((Rule("w", ("w",), "dense"),)), {"w": np.random.RandomState(0).rand(37, 50)}
     np.testing.assert_array_equal(from_torch({"w": names["w"].T.copy()}, table, names)["w"](), names["w"])
