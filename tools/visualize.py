@@ -15,6 +15,7 @@ import numpy as np
 
 from prismer_jax import datasets, labels, report
 from prismer_jax.errors import UserError, run_main
+from prismer_jax.experts.detection import class_names
 from prismer_jax.pp import build
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         if arguments.labels is None:
             raise UserError("--images needs --labels DIR, the folder that holds <expert>/<photo>.png.")
-        examples, names = from_files(arguments.images, arguments.labels, experts, arguments.num), {}
+        examples = from_files(arguments.images, arguments.labels, experts, arguments.num)
+        names = {"obj_detection": class_names()}
     panels = [report.panel(sample(example, experts, names)) for example in examples]
     report.contact(panels, arguments.columns).save(arguments.output)
     print(f"{arguments.output}: {len(panels)} panels")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from prismer_jax.experts.depth import Depth
+from prismer_jax.experts.detection import Detection
 from prismer_jax.experts.edge import Edge
 from prismer_jax.experts.expert import Expert, Label
 
 __all__ = ["EXPERTS", "Expert", "Label"]
 
-_ROWS: tuple[type[Expert], ...] = (Depth, Edge)
+_ROWS: tuple[type[Expert], ...] = (Depth, Edge, Detection)
 EXPERTS: dict[str, type[Expert]] = {expert.name: expert for expert in _ROWS}

@@ -1,0 +1,131 @@
+"""UniDet: maps, proposals, pooled boxes, each stage of the cascade and the detections; and label maps of instances."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from prismer_jax.convert import rules
+from prismer_jax.experts import boxes, cascade, roi_align, rpn
+from prismer_jax.experts.detection import Detection
+from prismer_jax.experts.fitted import padded
+from prismer_jax.experts.instances import instance_map
+from tools.parity.case import Case, Check, Mismatch, Outputs
+
+
+def farthest(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest difference of any coordinate, infinity for another shape."""
+    return float(np.abs(ours - theirs).max(initial=0)) if ours.shape == theirs.shape else np.inf
+
+
+PIXELS = Check(farthest, 5e-3)
+
+
+def expert_of(case: Case) -> Detection:
+    """Builds the detector that a manifest's `config` describes."""
+    config = case.config
+    return Detection(
+        blocks=tuple(config["blocks"]),
+        stem=config["stem_width"],
+        width=config["width_per_group"],
+        stage_features=config["res2_out_channels"],
+        features=config["fpn_channels"],
+        box_convs=config["box_head"]["num_conv"],
+        box_features=config["box_head"]["conv_dim"],
+        hidden=config["box_head"]["fc_dim"],
+        before=config["rpn"]["pre_nms_topk"],
+        after=config["rpn"]["post_nms_topk"],
+        threshold=config["score_thresh"],
+        most=config["topk_per_image"],
+    )
+
+
+def check_keys(case: Case, expert: Detection) -> None:
+    """The network converts to exactly the keys and shapes of the manifest."""
+    ours = rules.key_shapes(expert.table, expert.shapes)
+    theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
+    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
+        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
+
+
+def matching(ours: np.ndarray, theirs: np.ndarray, what: str) -> np.ndarray:
+    """Returns which of our rows is each of theirs. Both are sorted by score, and equal scores come in any order."""
+    distances = np.abs(ours[None] - theirs[:, None]).max(-1)
+    order = distances.argmin(1)
+    if len(set(order)) < len(theirs):
+        raise Mismatch(f"{len(theirs) - len(set(order))} {what} have no counterpart")
+    return order
+
+
+def detection(case: Case) -> Outputs:
+    """From pixels to detections. Their order counts only as far as the reference's own does (see the manifest)."""
+    expert = expert_of(case)
+    check_keys(case, expert)
+    variables = jax.tree.map(jnp.asarray, expert.from_official(case.state(), case.name))
+    height, width = case["image"].shape[1:]
+    image = np.zeros((1, *padded((height, width)), 3), np.float32)
+    image[0, :height, :width] = rearrange(case["image"], "c h w -> h w c")[..., ::-1]  # blue, green, red in the case
+    size = jnp.asarray([[height, width]])
+
+    @jax.jit(static_argnums=0)
+    def run(method: str, *args: jax.Array) -> tuple:
+        return expert.module.apply(variables, *args, method=method, mutable=["intermediates"])
+
+    levels, kept = run("pyramid", jnp.asarray(image), size)
+    maps = {"stem": kept["intermediates"]["backbone"]["stem"][0]}
+    maps |= {f"res{i}": x for i, x in enumerate(kept["intermediates"]["maps"][0], 2)}
+    maps |= {f"p{i}": x for i, x in enumerate(levels, 3)}
+    for name, x in maps.items():
+        yield f"tap/{name}", rearrange(x, "b h w c -> b c h w")
+    (logits, deltas), _ = run("objectness", levels)
+    for i, (logit, delta) in enumerate(zip(logits, deltas, strict=True), 3):
+        yield f"out/rpn_logits_p{i}", rearrange(logit, "b h w a -> b a h w")
+        yield f"out/rpn_deltas_p{i}", rearrange(delta, "b h w d -> b d h w")
+
+    one = [x[0] for x in logits], [x[0] for x in deltas], size[0]
+    proposals, scores = jax.jit(rpn.propose, static_argnums=(3, 4))(*one, expert.module.before, expert.module.after)
+    order = matching(np.asarray(proposals), case.arrays["out/proposal_boxes"], "proposals")
+    proposals = proposals[order][None]
+    yield "out/proposal_boxes", proposals[0], PIXELS
+    yield "out/proposal_logits", scores[order]
+
+    stacked, sizes = roi_align.stack(levels[: cascade.POOLED]), [x.shape[1:3] for x in levels[: cascade.POOLED]]
+
+    def pool(rois: jax.Array) -> jax.Array:
+        pooled = jax.jit(roi_align.roi_align, static_argnums=1)(stacked, tuple(sizes), rois)
+        return rearrange(pooled, "1 n h w c -> n c h w")
+
+    yield "out/pool_direct", pool(jnp.asarray(case["pool_boxes"][None]))
+    (scores, found), kept = run("cascade", levels, proposals, size)
+    rois = proposals
+    for i in range(len(cascade.WEIGHTS)):
+        logits, deltas, next_boxes = kept["intermediates"][f"stage_{i}"][0]
+        yield f"tap/stage{i}_pooled", pool(boxes.clip(rois, size))
+        yield f"out/stage{i}_class_logits", logits[0]
+        yield f"out/stage{i}_deltas", deltas[0]
+        yield f"out/stage{i}_boxes", next_boxes[0], PIXELS
+        rois = next_boxes
+    yield "out/mean_scores", scores[0]
+    found = boxes.clip(found, size)
+    for name, threshold in (("out/det", "score_thresh"), ("tap/det_official_thr0.5", "official_score_thresh")):
+        network = expert.module.clone(threshold=case.config[threshold])
+        made = jax.jit(lambda *args: network.apply({}, *args, method="detections"))(found, scores)  # noqa: B023
+        valid = np.asarray(made["valid"][0])
+        made = {part: np.asarray(array[0])[valid] for part, array in made.items()}
+        theirs = {part: case.arrays[f"{name}_{part}"] for part in ("boxes", "classes", "scores")}
+        order = matching(*(np.column_stack([x["boxes"], 1e3 * x["classes"]]) for x in (made, theirs)), "detections")
+        yield f"{name}_boxes", made["boxes"][order], PIXELS
+        yield f"{name}_classes", made["classes"][order]
+        yield f"{name}_scores", made["scores"][order]
+        yield f"{name.replace('out', 'tap')}_proposal_index", made["proposals"][order]
+
+
+def instances(case: Case) -> Outputs:
+    """Label maps of boxes on depth maps."""
+    for i in range(case.config["cases"]):
+        drawn, classes = instance_map(case[f"c{i}_boxes"], case[f"c{i}_ids"], case[f"c{i}_depth"])
+        yield f"out/c{i}_mask", drawn.astype(np.float32)
+        yield f"out/c{i}_label_keys", np.arange(len(classes))
+        yield f"out/c{i}_label_ids", np.asarray(classes, np.int32)
