@@ -57,15 +57,7 @@ def convert(folder: str | os.PathLike[str], output: str | os.PathLike[str]) -> N
         arrays[f"{expert}/names"] = np.asarray(names)
         arrays[f"{expert}/features"] = _array(tree.get("features"), (count, FEATURES), np.float32, folder / name)
     arrays["background"] = _array(safe.load_tree(folder / BACKGROUND), (FEATURES,), np.float32, folder / BACKGROUND)
-    pca = safe.load_tree(folder / PCA, records=(_PCA_CLASS,))
-    pca = pca if isinstance(pca, dict) else {}
-    if pca.get("whiten"):
-        raise UserError(f"{folder / PCA}: a PCA that whitens; the official one does not. Fetch it again.")
-    for ours, theirs, shape in (
-        ("mean", "mean_", (_CLIP_WIDTH,)),
-        ("components", "components_", (FEATURES, _CLIP_WIDTH)),
-    ):
-        arrays[f"pca/{ours}"] = _array(pca.get(theirs), shape, np.float64, folder / PCA)
+    arrays |= {f"pca/{name}": array for name, array in pca(folder / PCA).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
@@ -74,6 +66,26 @@ def convert(folder: str | os.PathLike[str], output: str | os.PathLike[str]) -> N
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def pca(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads the official PCA, a pickle of scikit-learn's, without unpickling.
+
+    Returns:
+      float64 mean [768] and components [64,768]: a CLIP feature x becomes (x - mean) @ components.T.
+
+    Raises:
+      UserError: the file is missing, damaged or another one.
+    """
+    path = pathlib.Path(path)
+    tree = safe.load_tree(path, records=(_PCA_CLASS,))
+    tree = tree if isinstance(tree, dict) else {}
+    if tree.get("whiten"):
+        raise UserError(f"{path}: a PCA that whitens; the official one does not. Fetch it again.")
+    return {
+        "mean": _array(tree.get("mean_"), (_CLIP_WIDTH,), np.float64, path),
+        "components": _array(tree.get("components_"), (FEATURES, _CLIP_WIDTH), np.float64, path),
+    }
 
 
 def load(path: str | os.PathLike[str], experts: Sequence[str] = (*CLASSES, "ocr_detection")) -> dict[str, np.ndarray]:
