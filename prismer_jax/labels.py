@@ -218,6 +218,22 @@ def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.Pa
     return example
 
 
+def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> bool:
+    """Whether an image's label by an expert is there, complete, with the side file that belongs to it."""
+    png = path_of(folder, expert, image)
+    try:
+        with open(png, "rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                return True  # the empty map
+            file.seek(-len(PNG_END), os.SEEK_END)
+            if file.read() != PNG_END:
+                return False
+    except OSError:  # absent, or shorter than any PNG
+        return False
+    side = {"instances": ".json", "words": ".npz"}.get(EXPERTS[expert].embed)
+    return side is None or png.with_suffix(side).exists()
+
+
 def read_classes(path: str | os.PathLike) -> np.ndarray:
     """Reads a detection side file {instance id: class id} to int32 [256], -1 where there is no instance."""
     path = pathlib.Path(path)
@@ -280,7 +296,7 @@ def write(
     png.parent.mkdir(parents=True, exist_ok=True)
     # The side file first: a PNG is then never without it.
     if row.embed == "instances":
-        table = {str(instance): int(label) for instance, label in enumerate(classes or ())}
+        table = {str(instance): int(label) for instance, label in enumerate(() if classes is None else classes)}
         _replace(png.with_suffix(".json"), json.dumps(table).encode())
     elif row.embed == "words":
         write_words(png.with_suffix(".npz"), np.zeros((0, FEATURES)) if features is None else features, words)
@@ -307,5 +323,8 @@ def encode(label: np.ndarray) -> bytes:
 
 def _replace(path: pathlib.Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

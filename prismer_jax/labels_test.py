@@ -1,5 +1,6 @@
 import io
 import json
+import pathlib
 import zlib
 
 import numpy as np
@@ -153,3 +154,33 @@ def test_the_official_json_of_instances_is_understood(tmp_path):
 def test_the_official_class_list_fits_the_table(shared):
     names = json.loads((shared / "data/label_embeddings/obj_detection_label_map.json").read_text())
     assert len(names) == labels.EXPERTS["obj_detection"].num_classes
+
+
+def test_a_label_is_whole_with_its_side_file_and_its_end(tmp_path):
+    def whole(expert):
+        return labels.is_whole(tmp_path, expert, "a.jpg")
+
+    assert not whole("depth")
+    png = labels.write(tmp_path, "depth", "a.jpg", labels.blank("depth", 9, 9))
+    assert whole("depth")
+    png.write_bytes(png.read_bytes()[:-1])
+    assert not whole("depth")
+    png.write_bytes(b"x")
+    assert not whole("depth")
+    png.write_bytes(b"")
+    assert whole("depth")  # the empty map
+    png = labels.write(tmp_path, "obj_detection", "a.jpg", labels.blank("obj_detection", 9, 9), classes=[1])
+    assert whole("obj_detection")
+    png.with_suffix(".json").unlink()
+    assert not whole("obj_detection")
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(self, data):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        labels.write(tmp_path, "depth", "a.jpg", labels.blank("depth", 9, 9))
+    assert [path.name for path in tmp_path.rglob("*")] == ["depth"]

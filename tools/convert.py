@@ -2,15 +2,18 @@
 
     python -m tools.convert prismer --input pytorch_model.bin --variant prismer_base --output DIR
     python -m tools.convert backbone --vision ViT-B-16.pt --text pytorch_model.bin --variant prismer_base --output DIR
+    python -m tools.convert expert --name depth --input dpt_hybrid-midas-501f0c75.pt --output weights/experts/depth
     python -m tools.convert label-tables --input FOLDER --output label_tables.npz
     python -m tools.convert ocr-labels --input FOLDER
 
   prismer       a checkpoint of Prismer or PrismerZ
   backbone      an untrained Prismer that starts from CLIP's and RoBERTa's weights
+  expert        the weights of an expert model
   label-tables  the vectors of class names that label maps are looked up in
   ocr-labels    the .pt files beside the label maps of the official ocr_detection
 
-The first two write a folder that captioning (--checkpoint), training (config.init) and tools.export take.
+The first two write a folder that captioning (--checkpoint), training (config.init) and tools.export take, the third one
+that tools.make_labels takes.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ from typing import Any
 
 import jax
 
-from prismer_jax import checkpoint, config, labels, models, pp, runtime
+from prismer_jax import checkpoint, config, experts, labels, models, pp, runtime
 from prismer_jax.convert import backbones, label_tables, safe, words
 from prismer_jax.convert import prismer as official
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.experts import weights
 from prismer_jax.models.prismer import VARIANTS, Prismer
 from prismer_jax.models.prismer import label_tables as stand_ins
 
@@ -72,6 +76,23 @@ def backbone(argv: Sequence[str]) -> None:
     model = model_for(args)
     variables = backbones.initialize(model, args.vision, args.text, args.seed, allow=args.allow, put=_on_cpu)
     _export(args, model, variables, started)
+
+
+def expert(argv: Sequence[str]) -> None:
+    """Converts the official weights of an expert model."""
+    parser = config.ArgumentParser(prog="python -m tools.convert expert", description=expert.__doc__)
+    parser.add_argument("--name", required=True, help=", ".join(experts.EXPERTS))
+    parser.add_argument("--input", required=True, type=pathlib.Path, help="the official file")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="the folder to write; best called as --name")
+    parser.add_argument(
+        "--allow", nargs="+", default=[], metavar="REGEX", help="keys that may be missing or unexpected"
+    )
+    started, args = time.monotonic(), _flags(parser, argv)
+    model = choose("expert", args.name, experts.EXPERTS)()
+    variables = weights.official(model, args.input, args.allow)
+    weights.export(args.output, model, variables)
+    number = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    print(f"{args.output}: {args.name}, {number:,} parameters, in {time.monotonic() - started:.0f} s.")
 
 
 def tables(argv: Sequence[str]) -> None:
@@ -217,6 +238,7 @@ def _on_cpu(array: Any) -> jax.Array:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "prismer": prismer,
     "backbone": backbone,
+    "expert": expert,
     "label-tables": tables,
     "ocr-labels": ocr_labels,
 }

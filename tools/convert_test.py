@@ -16,6 +16,7 @@ from prismer_jax.convert import backbones, prismer, write
 from prismer_jax.convert import backbones_test as public
 from prismer_jax.convert.prismer_test import a_state, full_size
 from prismer_jax.errors import UserError
+from prismer_jax.experts import testing, weights
 from prismer_jax.models.layers import resize_positions
 from prismer_jax.models.prismer import build
 from tools import convert
@@ -207,3 +208,20 @@ print(usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
     peak, seconds = map(float, done.stdout.split("\n")[-2].split())
     assert peak < 1.3 * size, f"{peak / size:.2f} times the size of its parameters"
     assert seconds < 60, f"{seconds:.0f} s of one core"
+
+
+def test_an_expert_becomes_a_folder_and_a_wrong_file_is_named(tmp_path, monkeypatch, capsys):
+    for module in (convert.experts, weights):
+        monkeypatch.setattr(module, "EXPERTS", testing.TOYS)
+    state = {"head.weight": np.ones((1, 3), np.float32), "head.bias": np.zeros(1, np.float32)}
+    write.torch_file(tmp_path / "depth.pt", state)
+    flags = ["--input", str(tmp_path / "depth.pt"), "--output", str(tmp_path / "depth")]
+    convert.main(["expert", "--name", "depth", *flags])
+    assert "depth, 4 parameters" in capsys.readouterr().out
+    variables = weights.load(testing.ToyDepth(), tmp_path)
+    np.testing.assert_array_equal(variables["params"]["out"]["kernel"], np.ones((3, 1)))
+    with pytest.raises(UserError, match="weights of the expert depth, not of obj_detection"):
+        convert.main(["expert", "--name", "obj_detection", *flags[:2], "--output", str(tmp_path / "other")])
+    with pytest.raises(UserError, match="Did you mean 'depth'"):
+        convert.main(["expert", "--name", "dept", *flags])
+    assert not (tmp_path / "other").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,20 @@ class Expert(abc.ABC):
         return tree.flatten(jax.eval_shape(self.init, jax.random.key(0)))
 
     def random_variables(self, seed: int = 0) -> Any:
-        """Variables without knowledge, for tests and timing: labels made with them mean nothing."""
-        return jax.jit(self.init)(jax.random.key(seed))
+        """Variables without knowledge, for tests and timing: labels made with them mean nothing.
+
+        Kernels are drawn so that activations keep their size, norms change nothing. Made by NumPy: to compile the
+        networks' own initialisation takes longer than to run them.
+        """
+        rng = np.random.default_rng(seed)
+
+        def make(name: str, leaf: Any) -> np.ndarray:
+            if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating):
+                noise = rng.standard_normal(leaf.shape, np.float32) / math.sqrt(math.prod(leaf.shape[:-1]))
+                return noise.astype(leaf.dtype)
+            return np.full(leaf.shape, name.rpartition("/")[2] in ("scale", "var"), leaf.dtype)
+
+        return tree.unflatten({name: make(name, leaf) for name, leaf in self.shapes.items()})
 
     def from_official(
         self, state: Mapping[str, Any], where: str = "the checkpoint", allow: Sequence[str] = ()

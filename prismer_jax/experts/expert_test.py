@@ -1,40 +1,11 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from prismer_jax import sharding
-from prismer_jax.convert import rows, rules, write
+from prismer_jax.convert import write
 from prismer_jax.errors import UserError
-from prismer_jax.experts import layers
-from prismer_jax.experts.expert import Label, SquareExpert
-
-
-class Net(nn.Module):
-    """One dense layer on every pixel."""
-
-    dtype: jnp.dtype = jnp.float32
-    channels: int = 1
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(self.channels, dtype=self.dtype, name="out")(x)
-
-
-class Toy(SquareExpert):
-    name, file = "depth", "toy.pt"
-    table = rules.Table(rules=tuple(rows.dense("head", "out")), ignored=(r"old\..*",))
-    network = Net
-    size = (6, 8)
-
-    def apply(self, variables, batch):
-        image = batch["image"].astype(self.dtype) / 255
-        return {"bright": jax.nn.sigmoid(self.module.apply(variables, image)[..., 0]).astype(jnp.float32)}
-
-    def finish(self, output, size, needed):
-        return Label(layers.to_bytes(layers.resize_map(output["bright"], size))[..., None])
-
+from prismer_jax.experts.testing import ToyDepth as Toy
 
 STATE = {"head.weight": np.array([[1.0, 2.0, -1.0]], np.float32), "head.bias": np.array([0.5], np.float32)}
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (h, w, 3), np.uint8) for i, (h, w) in enumerate([(6, 8), (13, 5)])]

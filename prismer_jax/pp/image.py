@@ -33,6 +33,7 @@ UPRIGHT = {  # EXIF orientation -> what sets the stored pixels upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)  # of these, width becomes height
 
 
 @register
@@ -87,6 +88,21 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
         raise BadSample(f"{where}: not a readable image ({error}).") from None
+
+
+def image_size(path: str, max_pixels: int = labels.MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) that `read_image` will give, from the file's header; what cannot be opened raises as it does."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height <= max_pixels:
+                # A PNG may have its EXIF block behind the pixels, where Pillow would unpack them all to look for it.
+                known = image.format != "PNG" or "exif" in image.info
+                turned = known and _orientation(image) in SIDEWAYS
+                return (width, height) if turned else (height, width)
+    except Exception:  # whatever is wrong, reading it whole says what
+        pass
+    return read_image(path, max_pixels, path).shape[:2]
 
 
 def _jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from prismer_jax import labels, pp
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp import randaugment
+from prismer_jax.pp.image import image_size
 from prismer_jax.pp.labels import resample
 
 IDS = ("seg_coco", "obj_detection", "ocr_detection")
@@ -76,6 +77,21 @@ def test_turned_photos_stand_upright(orientation, kind):
     data = encode(smooth(), kind, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(run("decode", {"image": data})["image"], expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_header_tells_the_size_that_the_photo_will_have(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("jpeg", "png", "webp"):
+        path = tmp_path / f"photo.{kind}"
+        path.write_bytes(encode(smooth(), kind, exif=exif))
+        assert image_size(str(path)) == run("decode", {"image": str(path)})["image"].shape[:2]
+    with pytest.raises(BadSample, match="pixels are more than"):
+        image_size(str(path), max_pixels=2000)
+    path.write_bytes(b"")
+    with pytest.raises(BadSample, match=r"photo\.webp: the file is empty"):
+        image_size(str(path))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

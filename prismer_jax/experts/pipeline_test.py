@@ -1,0 +1,123 @@
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import sharding
+from prismer_jax.errors import BadSample
+from prismer_jax.experts import pipeline
+from prismer_jax.experts.pipeline import Photo
+from prismer_jax.experts.testing import ToyDepth, ToyDetection
+
+SIZES = [(30, 40), (8, 6), (40, 30), (60, 80), (9, 9), (16, 12), (300, 400)]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    found = []
+    for i, (height, width) in enumerate(SIZES):
+        pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        found.append(Photo(f"{i}.png", str(tmp_path / f"{i}.png"), (height, width)))
+    return found
+
+
+def label(expert, photos, mesh, batch_size=4, write=None, needed=lambda photo: {}):
+    """Returns ({name: label}, {name: problem}) and the sizes of the batches that the device saw."""
+    labels, seen, apply = {}, [], expert.apply
+
+    def traced(variables, batch):
+        seen.append(batch["image"].shape)
+        return apply(variables, batch)
+
+    expert.apply = traced
+    variables = jax.device_put(expert.random_variables(), sharding.replicated(mesh))
+    shapes, problems = pipeline.shapes_of(expert, photos)
+    write = write or (lambda photo, label: labels.update({photo.name: label}))
+    results = pipeline.run(expert, variables, shapes, write, needed, mesh=mesh, batch_size=batch_size)
+    problems = {photo.name: text for photo, text in problems.items()} | {p.name: text for p, text in results if text}
+    return labels, problems, seen
+
+
+@pytest.fixture(scope="module")
+def one():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def test_labels_are_those_of_predict_whatever_the_batch(photos, one):
+    expert = ToyDepth()
+    pixels = [np.asarray(Image.open(photo.source)) for photo in photos]
+    expected = expert.predict(pixels, expert.random_variables(), mesh=one)
+    for batch_size in (1, 3, 7):
+        labels, problems, _ = label(ToyDepth(), photos, one, batch_size)
+        assert not problems
+        for photo, theirs in zip(photos, expected, strict=True):
+            np.testing.assert_array_equal(labels[photo.name].map, theirs.map)
+
+
+def test_every_shape_is_compiled_once_for_no_more_than_its_photos(photos, one):
+    depth = {photo.name: made for photo, made in ((p, np.full((*p.size, 1), 200, np.uint8)) for p in photos)}
+    needed = lambda photo: {"depth": type("L", (), {"map": depth[photo.name]})()}  # noqa: E731
+    labels, problems, traced = label(ToyDetection(), photos, one, batch_size=2, needed=needed)
+    assert len(labels) == len(photos)
+    assert not problems
+    # Three photos of 3:4 in batches of two, one of 1:1, three of 4:3.
+    assert sorted(traced) == [(1, 16, 16, 3), (2, 12, 16, 3), (2, 16, 12, 3)]
+
+
+def test_a_mesh_shares_the_batches(photos):
+    mesh = sharding.make_mesh()
+    labels, _, traced = label(ToyDepth(), photos, mesh, batch_size=4)
+    assert len(labels) == len(photos)
+    assert traced == [(8, 6, 8, 3)]
+
+
+def test_a_photo_that_cannot_be_labelled_does_not_stop_the_others(photos, tmp_path, one):
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
+    narrow = Photo("narrow.png", str(tmp_path / "narrow.png"), (20000, 10))
+
+    def needed(photo):
+        if photo.name == "4.png":
+            raise BadSample("has no label of depth.")
+        return {"depth": type("L", (), {"map": np.zeros((*photo.size, 1), np.uint8)})()}
+
+    labels, problems, _ = label(ToyDetection(), [*photos, narrow], one, needed=needed)
+    assert sorted(labels) == ["0.png", "1.png", "3.png", "5.png", "6.png"]
+    assert "2.png: not a readable image" in problems["2.png"]
+    assert problems["4.png"] == "4.png: has no label of depth."
+    assert problems["narrow.png"] == "narrow.png: 20000x10 pixels are too narrow to detect anything."
+
+
+def test_an_error_of_writing_stops_the_run(photos, one):
+    def write(photo, label):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        label(ToyDepth(), photos, one, write=write)
+
+
+def test_reading_goes_on_ahead_and_writing_behind(photos, one, monkeypatch):
+    """Reading and writing of 0.05 s a photo in 4 threads each take no longer than one of them, roughly."""
+    threads, read = set(), pipeline.read_image
+
+    def slow(*args):
+        time.sleep(0.05)
+        threads.add(threading.get_ident())
+        return read(*args)
+
+    monkeypatch.setattr(pipeline, "read_image", slow)
+    many = [Photo(f"{i}-{p.name}", p.source, p.size) for i in range(8) for p in photos]
+    written = []
+
+    def write(photo, label):
+        time.sleep(0.05)
+        written.append(photo.name)
+
+    started = time.monotonic()
+    label(ToyDepth(), many, one, batch_size=4, write=write)
+    assert len(written) == len(many)
+    assert len(threads) == pipeline.THREADS
+    assert time.monotonic() - started < 0.1 * len(many) * 0.6  # one after the other: all of it

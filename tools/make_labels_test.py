@@ -1,0 +1,236 @@
+"""Folders of photos through the command, with experts of a few parameters; what is bad is named, the rest labelled."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import labels
+from prismer_jax.convert import write
+from prismer_jax.datasets import lists, records, scenes
+from prismer_jax.errors import UserError
+from prismer_jax.experts import testing, weights
+from prismer_jax.experts.expert import Label, SquareExpert
+from prismer_jax.pp import build
+from tools import make_labels, visualize
+
+SIZES = {"a.jpg": (30, 40), "sub/b.png": (40, 30), "sub/deep/c.webp": (9, 16)}
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch):
+    for module in (make_labels, weights):
+        monkeypatch.setattr(module, "EXPERTS", testing.TOYS)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i, (name, (height, width)) in enumerate(SIZES.items()):
+        save(tmp_path / "photos" / name, np.random.default_rng(i).integers(0, 256, (height, width, 3), np.uint8))
+    return tmp_path / "photos"
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def run(photos, *flags, experts="depth", source=("--random-weights",)):
+    out = photos.parent / "labels"
+    make_labels.main(["--images", str(photos), "--output", str(out), "--experts", experts, *source, *map(str, flags)])
+    return out
+
+
+def skipped(photos, *flags, **kwargs):
+    """Runs with photos that cannot be labelled; returns {image: reason}."""
+    with pytest.raises(SystemExit) as status:
+        run(photos, *flags, **kwargs)
+    assert status.value.code == 1
+    return {
+        entry["image"]: entry["reason"] for entry in json.loads((photos.parent / "labels/skipped.json").read_text())
+    }
+
+
+def test_labels_lie_in_the_official_layout_and_say_what_they_are(photos, capsys):
+    out = run(photos, "--batch-size", 2, experts="obj_detection,depth")  # in the order that they need
+    examples = lists.load(images=photos, labels=out)
+    for i in range(len(examples)):
+        example = build("decode")(examples[i], np.random.default_rng(0))
+        size = SIZES[example["id"]]
+        assert example["image"].shape[:2] == size
+        assert example["labels/depth"].shape == (*size, 1)
+        # The toy detects where depth is more than half.
+        instances = np.where(example["labels/depth"] > 127, 0, 255)
+        np.testing.assert_array_equal(example["labels/obj_detection"], instances)
+        assert example[labels.CLASSES_KEY][0] == 7
+    assert json.loads((out / "skipped.json").read_text()) == []
+    said = capsys.readouterr()
+    assert said.err.count("these labels mean nothing") == 2  # first and last
+    assert "depth: 3 photos (0 labels were there), 1 shape to compile" in said.out
+    assert "obj_detection: 3 photos (0 labels were there), 3 shapes to compile" in said.out
+
+
+def test_a_second_run_makes_only_what_is_missing(photos, capsys):
+    out = run(photos, "--limit", 1)
+    assert [path.name for path in out.rglob("*.png")] == ["a.png"]
+    (out / "depth/a.png").write_bytes(whole := (out / "depth/a.png").read_bytes())
+    before = (out / "depth/a.png").stat().st_mtime_ns
+    run(photos)
+    assert "depth: 2 photos (1 labels were there)" in capsys.readouterr().out
+    assert (out / "depth/a.png").stat().st_mtime_ns == before
+    (out / "depth/a.png").write_bytes(whole[:-20])  # cut off
+    run(photos)
+    assert (out / "depth/a.png").read_bytes() == whole
+    capsys.readouterr()
+    run(photos)
+    assert "depth: 3 labels were there, nothing to do" in capsys.readouterr().out
+
+
+def test_labels_of_random_weights_are_not_taken_for_real_ones(photos):
+    run(photos)
+    state = {"head.weight": np.ones((1, 3), np.float32), "head.bias": np.zeros(1, np.float32)}
+    write.torch_file(photos.parent / "toy_depth.pt", state)
+    with pytest.raises(UserError, match="holds labels of depth made with random weights, not with trained weights"):
+        run(photos, source=("--checkpoints", str(photos.parent)))
+
+
+def test_official_files_and_converted_folders_label_alike(photos):
+    state = {"head.weight": np.ones((1, 3), np.float32), "head.bias": -np.ones(1, np.float32)}
+    write.torch_file(photos.parent / "toy_depth.pt", state)
+    source = ("--checkpoints", str(photos.parent))
+    out = run(photos, source=source)
+    first = (out / "depth/a.png").read_bytes()
+    weights.export(photos.parent / "depth", testing.ToyDepth(), weights.load(testing.ToyDepth(), photos.parent))
+    (photos.parent / "toy_depth.pt").unlink()
+    (out / "depth/a.png").unlink()
+    run(photos, source=source)
+    assert (out / "depth/a.png").read_bytes() == first
+
+
+def test_photos_of_every_kind_and_shape_are_labelled(photos):
+    rng = np.random.default_rng(0)
+    grey, turned = rng.integers(0, 256, (20, 30), np.uint8), Image.Exif()
+    turned[0x0112] = 6
+    save(photos / "grey.png", grey)
+    save(photos / "alpha.png", rng.integers(0, 256, (20, 30, 4), np.uint8))
+    save(photos / "sixteen.png", grey.astype(np.uint16) * 256)
+    save(photos / "dot.png", np.zeros((1, 1, 3), np.uint8))
+    save(photos / "line.png", np.zeros((10, 20000, 3), np.uint8))
+    save(photos / "turned.jpg", rng.integers(0, 256, (20, 30, 3), np.uint8), exif=turned)
+    out = run(photos)
+    sizes = {path.stem: Image.open(path).size for path in (out / "depth").glob("*.png")}
+    assert sizes == {
+        "a": (40, 30),
+        "grey": (30, 20),
+        "alpha": (30, 20),
+        "sixteen": (30, 20),
+        "dot": (1, 1),
+        "line": (20000, 10),
+        "turned": (20, 30),  # upright, as everything that reads photos here makes them
+    }
+
+
+def test_what_cannot_be_labelled_is_named_and_listed_and_the_rest_labelled(photos, capsys):
+    (photos / "zero.jpg").write_bytes(b"")
+    (photos / "page.jpg").write_bytes(b"<html>not found</html>")
+    (photos / "cut.jpg").write_bytes((photos / "a.jpg").read_bytes()[:-200])
+    save(photos / "line.png", np.zeros((10, 20000, 3), np.uint8))
+    save(photos / "a.png", np.zeros((9, 9, 3), np.uint8))
+    reasons = skipped(photos, experts="depth,obj_detection")
+    assert "the file is empty" in reasons["zero.jpg"]
+    assert "not a readable image" in reasons["page.jpg"]
+    assert "cut.jpg" in reasons["cut.jpg"]
+    assert "line.png: 10x20000 pixels are too narrow" in reasons["line.png"]  # detection only: depth has it
+    assert "its label files would be those of a.jpg" in reasons["a.png"]
+    assert len(reasons) == 5
+    out = photos.parent / "labels"
+    assert {path.stem for path in (out / "obj_detection").rglob("*.png")} == {"a", "b", "c"}
+    assert {path.stem for path in (out / "depth").rglob("*.png")} == {"a", "b", "c", "line"}
+    said = capsys.readouterr().err
+    assert all(said.count(f"skipped: {reason}") == 1 for reason in reasons.values() if "cut.jpg" not in reason)
+    assert f"5 photos were skipped, wholly or by an expert: see {out / 'skipped.json'}" in said
+
+
+def test_a_bigger_image_than_allowed_is_refused(photos, monkeypatch):
+    monkeypatch.setattr(labels, "MAX_PIXELS", 1000)
+    monkeypatch.setattr("prismer_jax.experts.pipeline.MAX_PIXELS", 1000)
+    assert "1200 pixels" not in str(reasons := skipped(photos))
+    assert "40x30 pixels are more" in reasons["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--experts", "dept"], "Did you mean 'depth'"),
+        (["--experts", "edge"], "Unknown expert 'edge'"),  # no toy of that name
+        (["--batch-size", "0"], "at least 1"),
+        (["--limit", "0"], "at least 1"),
+        (["--dtype", "float64"], "dtype"),
+        (["--images", "{}/nowhere"], "no such folder of photos"),
+        (["--images", "{}/empty"], "has no photos"),
+        (["--output", "{}/photos/labels"], "lies in the folder of the photos"),
+        (["--checkpoints", "{}"], "either --checkpoints"),
+        (["--experts", "obj_detection"], "needs labels of depth.*add depth to --experts"),
+    ],
+)
+def test_wrong_usage_is_one_line(photos, flags, message):
+    (photos.parent / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        run(photos, *(flag.format(photos.parent) for flag in flags))
+
+
+def test_missing_weights_are_found_before_anything_is_labelled(photos):
+    state = {"head.weight": np.ones((1, 3), np.float32), "head.bias": np.zeros(1, np.float32)}
+    write.torch_file(photos.parent / "toy_depth.pt", state)
+    with pytest.raises(UserError, match=r"has no weights of obj_detection: neither toy_detection\.pt"):
+        run(photos, experts="depth,obj_detection", source=("--checkpoints", str(photos.parent)))
+    assert not list((photos.parent / "labels").rglob("*.png"))
+
+
+def test_visualize_draws_what_was_made(photos, tmp_path):
+    out = run(photos, experts="depth,obj_detection")
+    visualize.main(["--images", str(photos), "--labels", str(out), "--output", str(tmp_path / "sheet.png")])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 300
+
+
+def test_exact_labels_of_scenes_go_the_same_way(tmp_path, monkeypatch):
+    """Experts that know the scenes write as all experts do; what is read again is what the data set itself holds."""
+    settings = scenes.Settings("train", 48, 3, 0)
+    examples = {f"{i}.jpg": scenes.example(settings, i) for i in range(settings.count)}
+    (tmp_path / "photos").mkdir()
+    for name, example in examples.items():
+        (tmp_path / "photos" / name).write_bytes(example["image"])
+    decode = build("decode")
+    photos = {name: decode({"image": e["image"]}, np.random.default_rng(0))["image"] for name, e in examples.items()}
+
+    class Oracle(SquareExpert):
+        file, network, size = "none.pt", testing.Net, (48, 48)
+
+        def apply(self, variables, batch):
+            return {"photo": batch["image"]}
+
+        def finish(self, output, size, needed):
+            (example,) = (examples[name] for name in photos if np.array_equal(photos[name], output["photo"]))
+            png, instances, texts = example["labels"][self.name], example["classes"], example["words"]
+            return Label(labels.decode(self.name, png), instances, example["word_features"], texts)
+
+    oracles = {name: type("Oracle", (Oracle,), {"name": name}) for name in labels.PAPER}
+    monkeypatch.setattr(make_labels, "EXPERTS", oracles)
+    out = run(tmp_path / "photos", experts="all")
+    source = lists.load(images=tmp_path / "photos", labels=out)
+    assert len(source) == len(examples)
+    assert sum(len(example["words"]) for example in examples.values())  # signs among them
+    for read in map(source.__getitem__, range(len(source))):
+        example = examples[read["id"]]
+        record = records.encode(**example)  # what the training reads
+        kept = {name: record["labels"][name] for name in labels.PAPER}
+        theirs = decode({"image": example["image"]} | {f"labels/{k}": v for k, v in kept.items()}, None)
+        ours = decode(read, None)
+        for name in labels.PAPER:
+            np.testing.assert_array_equal(ours[f"labels/{name}"], theirs[f"labels/{name}"])
+        instances, features = record["labels"]["obj_detection_classes"], record["labels"]["ocr_detection_features"]
+        np.testing.assert_array_equal(ours[labels.CLASSES_KEY][: len(instances)], instances)
+        np.testing.assert_array_equal(ours[labels.WORDS_KEY][: len(features)], features)
+        assert list(ours["words"]) == record["labels"]["ocr_detection_words"]
