@@ -1,18 +1,21 @@
 """Where published files come from: repositories of the Hugging Face Hub, and plain addresses.
 
 A source says what is known of its file (`known`), asks for more (`facts`), and fetches it (`fetch`) so that the file
-appears when it is whole and has the checksum that it should have, going on where an earlier try stopped.
+appears when it is whole and has the checksum that it should have, going on where an earlier try stopped, in whichever
+process that was.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import os
 import pathlib
 import re
 import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +55,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository of the Hugging Face Hub. It passes through the hub's own cache, which also resumes."""
+    """A file of a repository of the Hugging Face Hub. It is kept in the hub's own cache too, for all who use that."""
 
     repository: str
     path: str
@@ -89,12 +92,20 @@ class HubFile:
             except Unreachable:
                 raise offline from None
             return _place(pathlib.Path(cached), target)  # files in the cache are whole
+        if (blob := self._blob(facts)) is not None and not blob.exists():
+            # huggingface_hub (2.4) itself throws away what a process that was stopped had fetched.
+            _fetch(_hub().hf_hub_url(self.repository, self.path, revision=facts.commit), blob, facts)
         cached = self._ask(lambda hub: hub.hf_hub_download(self.repository, self.path, revision=facts.commit))
         whole = pathlib.Path(cached).resolve()
         if problem := facts.problem(whole):
             whole.unlink()
             raise UserError(f"{self.address}: what arrived {problem}. It is deleted; run the same again.")
         _place(whole, target)
+
+    def _blob(self, facts: Facts) -> pathlib.Path | None:
+        """Where huggingface_hub looks for the contents (its documentation, 'Understand caching')."""
+        name, folder = facts.sha256 or facts.git_sha1, f"models--{self.repository.replace('/', '--')}"
+        return pathlib.Path(_hub().constants.HF_HUB_CACHE, folder, "blobs", name) if name else None
 
     def _ask(self, question: Callable[[Any], T]) -> T:
         hub = _hub()
@@ -131,59 +142,72 @@ class WebFile:
         """
         if self.size is not None:
             return self.known
-        with self._open(method="HEAD") as answer:
+        with _open(self.address, method="HEAD") as answer:
             length = answer.headers.get("Content-Length")
         return Facts(None if length is None else int(length), self.sha256)
 
     def fetch(self, target: pathlib.Path) -> None:
-        """Writes NAME.part beside the target until all is there; raises as `facts`, or UserError for other contents."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part")
-        start = part.stat().st_size if part.exists() else 0
-        if start == 0 or Facts(self.size, self.sha256).problem(part):
-            self._receive(part, start)
-        if problem := self.known.problem(part):
-            part.unlink()
-            raise UserError(f"{self.address}: what arrived {problem}. It is deleted; run the same again.")
-        os.replace(part, target)
+        """Fetches it; raises as `facts`, or UserError for other contents."""
+        _fetch(self.address, target, self.known)
 
-    def _receive(self, part: pathlib.Path, start: int) -> None:
-        from rich.console import Console
-        from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:], DownloadColumn())
-        with self._open(Range=f"bytes={start}-") if start else self._open() as answer:
-            start = start if answer.status == 206 else 0  # else the server sends the whole file again
-            length = answer.headers.get("Content-Length")
-            total = None if length is None else start + int(length)
-            with (
-                Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True) as progress,
-                open(part, "ab" if start else "wb") as file,
-            ):
-                task = progress.add_task(part.name.removesuffix(".part"), total=total, completed=start)
-                while chunk := self._read(answer):
-                    file.write(chunk)
-                    progress.advance(task, len(chunk))
-        if total is not None and part.stat().st_size < total:
-            raise UserError(f"{self.address}: the connection broke. Run the same again: it goes on from there.")
+def _fetch(address: str, target: pathlib.Path, facts: Facts) -> None:
+    """Writes NAME.part beside the target until all is there and as the facts say; raises as the sources' `fetch`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    start = part.stat().st_size if part.exists() else 0
+    if start == 0 or facts.problem(part):
+        _receive(address, part, start if facts.size is None or start < facts.size else 0)
+    if problem := facts.problem(part):
+        part.unlink()
+        raise UserError(f"{address}: what arrived {problem}. It is deleted; run the same again.")
+    os.replace(part, target)
 
-    @contextmanager
-    def _open(self, method: str = "GET", **headers: str) -> Iterator[Any]:
-        request = urllib.request.Request(self.address, headers=headers, method=method)
-        try:
-            answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
-        except urllib.error.HTTPError as error:
-            raise UserError(f"{self.address}: the server answers {error.code} {error.reason}.") from None
-        except OSError as error:  # URLError among them
-            raise Unreachable(_reason(error)) from None
-        with answer:
-            yield answer
 
-    def _read(self, answer: Any) -> bytes:
-        try:
-            return answer.read(_CHUNK)
-        except OSError:
-            return b""  # what has arrived stays
+def _receive(address: str, part: pathlib.Path, start: int) -> None:
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:], DownloadColumn())
+    with _open(address, Range=f"bytes={start}-") if start else _open(address) as answer:
+        if answer.status == 416:  # it is not longer than what came before
+            return
+        start = start if answer.status == 206 else 0  # else the server sends the whole file again
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        with (
+            Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True) as progress,
+            open(part, "ab" if start else "wb") as file,
+        ):
+            name = urllib.parse.unquote(urllib.parse.urlparse(address).path.rpartition("/")[2])
+            task = progress.add_task(name, total=total, completed=start)
+            while chunk := _read(answer):
+                file.write(chunk)
+                progress.advance(task, len(chunk))
+    if total is not None and part.stat().st_size < total:
+        raise UserError(f"{address}: the connection broke. Run the same again: it goes on from there.")
+
+
+@contextmanager
+def _open(address: str, method: str = "GET", **headers: str) -> Iterator[Any]:
+    request = urllib.request.Request(address, headers=headers, method=method)
+    try:
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise UserError(f"{address}: the server answers {error.code} {error.reason}.") from None
+        answer = error
+    except OSError as error:  # URLError among them
+        raise Unreachable(_reason(error)) from None
+    with answer:
+        yield answer
+
+
+def _read(answer: Any) -> bytes:
+    try:
+        return answer.read(_CHUNK)
+    except (OSError, http.client.HTTPException):
+        return b""  # what has arrived stays
 
 
 def _hub() -> Any:

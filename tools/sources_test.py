@@ -1,9 +1,12 @@
-"""Fetching from a server on this machine, and from a hub that is a fake at the boundary of its library."""
+"""Fetching from a server on this machine, by huggingface_hub too, and from a fake of that library."""
 
 import hashlib
 import http.server
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -19,24 +22,31 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def server():
-    """Serves CONTENT at every address but /missing, by ranges, and notes what was asked for."""
+    """Serves CONTENT at almost every address, by ranges and with the hub's headers, and notes what was asked for."""
     asked: list[str | None] = []
+    broken: set[str] = set()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
             self.do_GET(body=False)
 
         def do_GET(self, body=True):
-            asked.append(self.headers.get("Range"))
-            if self.path == "/missing":
+            if "missing" in self.path or self.path.startswith("/api"):
                 return self.send_error(404)
+            asked.append(self.headers.get("Range") if body else "head")
             start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
             start = 0 if self.path == "/whole" else start  # a server that knows no ranges
+            if start >= len(CONTENT):
+                return self.send_error(416)
             self.send_response(206 if start else 200)
+            for name, value in {"ETag": f'"{SHA256}"', "X-Repo-Commit": "c" * 40}.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(CONTENT) - start))
             self.end_headers()
             if body:
-                self.wfile.write(CONTENT[start : start + 1000] if self.path == "/breaks" else CONTENT[start:])
+                breaks = "breaks" in self.path and self.path not in broken  # once
+                broken.add(self.path)
+                self.wfile.write(CONTENT[start : start + 1000] if breaks else CONTENT[start:])
 
         def log_message(self, *_):
             pass
@@ -74,6 +84,17 @@ def test_a_broken_connection_keeps_what_came(server, tmp_path):
     assert (tmp_path / "x.pt.part").read_bytes() == CONTENT[:1000]
 
 
+def test_a_part_of_another_file_is_fetched_anew(server, tmp_path):
+    """As long as the file or longer: there is no range to ask for, and asking would fail for ever."""
+    for source in (WebFile(f"{server.url}/x", SHA256, len(CONTENT)), WebFile(f"{server.url}/x", SHA256)):
+        (tmp_path / "x.pt.part").write_bytes(CONTENT[::-1])
+        if source.size is None:  # then only the server knows
+            with pytest.raises(UserError, match=r"/x: what arrived has the checksum .* It is deleted; run the same"):
+                source.fetch(tmp_path / "x.pt")
+        source.fetch(tmp_path / "x.pt")
+        assert (tmp_path / "x.pt").read_bytes() == CONTENT
+
+
 def test_a_part_that_is_all_there_is_not_asked_for_again(server, tmp_path):
     (tmp_path / "x.pt.part").write_bytes(CONTENT)
     WebFile(f"{server.url}/x", SHA256).fetch(tmp_path / "x.pt")
@@ -104,14 +125,50 @@ def test_facts_find_every_difference(tmp_path):
     assert "instead of" in Facts(sha256=git).problem(path)
 
 
+def test_the_hub_resumes_and_keeps_what_it_fetched(server, tmp_path):
+    """With the library itself, in one process after another."""
+    program = """
+import pathlib, sys
+from prismer_jax.errors import run_main
+from tools.sources import HubFile
+run_main(HubFile("a/b", "breaks/model.bin").fetch, pathlib.Path(sys.argv[1]))
+"""
+    environment = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+    def fetch(target):
+        server.asked.clear()
+        command = [sys.executable, "-c", program, str(tmp_path / target)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.returncode, [request for request in server.asked if request != "head"], done.stderr
+
+    status, asked, problem = fetch("first.bin")
+    assert (status, asked) == (2, [None])
+    assert "breaks/model.bin: the connection broke. Run the same again" in problem
+    assert names(tmp_path) == ["cache"]
+    assert fetch("first.bin")[:2] == (0, ["bytes=1000-"])
+    assert fetch("second.bin")[:2] == (0, [])  # out of the cache
+    for name in ("first.bin", "second.bin"):
+        assert (tmp_path / name).read_bytes() == CONTENT
+
+
 class Hub:
     """What sources uses of huggingface_hub, without a network."""
 
-    def __init__(self, cache, content=CONTENT, etag=SHA256, online=True):
-        self.cache, self.content, self.etag, self.online = cache / "cached", content, etag, online
+    def __init__(self, cache):
+        self.constants = SimpleNamespace(HF_HUB_CACHE=str(cache))
+        self.cache, self.content, self.etag, self.online = cache / "cached", CONTENT, SHA256, True
         self.calls = []
+        for repository in ("a/b", "a"):  # its contents are there already: how they come, the test above shows
+            blob = cache / f"models--{repository.replace('/', '--')}" / "blobs" / SHA256
+            blob.parent.mkdir(parents=True)
+            blob.touch()
 
-    def hf_hub_url(self, repository, path):
+    def hf_hub_url(self, repository, path, revision=None):
         return f"hub:{repository}/{path}"
 
     def get_hf_file_metadata(self, url):
