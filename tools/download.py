@@ -99,20 +99,24 @@ def select(group: str, names: Sequence[str]) -> list[Item]:
     items = choose("kind of file", group, GROUPS)
     if group == "prismer" and not names:
         raise UserError(f"Name the checkpoints to fetch: {', '.join(items)}.")
-    return [choose(group, name, items) for name in names] if names else list(items.values())
+    return [choose(f"name of {group}", name, items) for name in names] if names else list(items.values())
 
 
 def plan(items: Sequence[Item], folder: pathlib.Path) -> None:
-    """Prints the size, the source and the destination of every file."""
+    """Prints the size, the source and the destination of every file, and the sum where all sizes are known."""
+    sizes = []
     for item in items:
         target = folder / item.target
         try:
             size = item.source.known.size or item.source.facts().size
             shown = "unknown" if size is None else _bytes(size)
         except Unreachable:
-            shown = "unknown offline"
+            size, shown = None, "unknown offline"
+        sizes.append(size)
         there = f", {_bytes(target.stat().st_size)} there already" if target.exists() else ""
         print(f"{target}: {shown}{there}, from {item.source.address}")
+    if len(sizes) > 1 and None not in sizes:
+        print(f"{len(sizes)} files, {_bytes(sum(sizes))} in all")
 
 
 def fetch(items: Sequence[Item], folder: pathlib.Path) -> None:

@@ -128,6 +128,13 @@ def test_a_dry_run_says_sizes_and_destinations_and_writes_nothing(only, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_several_files_adds_up_what_is_known(only, tmp_path, capsys):
+    for source, last in ((Online, "2 files, 10 bytes in all"), (Offline, f"{tmp_path}/f1.pt: unknown offline, from")):
+        only(source, 2)
+        download.main(["label-tables", "--dry-run", "--output", str(tmp_path)])
+        assert capsys.readouterr().out.splitlines()[-1].startswith(last)
+
+
 def test_a_tokenizer_that_is_not_robertas_is_found_at_once(monkeypatch, tmp_path):
     items = {name: download.Item(Online(), name) for name in ("vocab.json", "merges.txt")}
     monkeypatch.setitem(download.GROUPS, "tokenizer", items)
