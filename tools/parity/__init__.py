@@ -17,7 +17,7 @@ import numpy as np
 
 from prismer_jax import config, runtime
 from prismer_jax.errors import UserError, nearest
-from tools.parity import depth, detection, edge, labels, prismer, segmentation
+from tools.parity import depth, detection, edge, labels, normal, ocr, prismer, segmentation
 from tools.parity.case import Case, Check, Mismatch, Outputs, relative
 
 # The first pattern that fits a case's name says what runs it.
@@ -26,9 +26,13 @@ RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("post_label_process", labels.label_process),
     ("expert_depth*", depth.depth),
     ("expert_edge*", edge.edge),
+    ("expert_normal*", normal.normal),
     ("expert_objdet*", detection.detection),
     ("objdet_labels", detection.instances),
     ("expert_seg*", segmentation.segmentation),
+    ("expert_ocr_post", ocr.reading),
+    ("expert_ocr*", ocr.network),
+    ("clip_text", ocr.text),
     ("prismer*_train", prismer.prismer_train),
     ("prismer*", prismer.prismer),
 ]
