@@ -69,10 +69,11 @@ def test_a_checkpoint_of_a_run_becomes_an_export(folder, tmp_path):
 
 def test_msgpack_is_read_by_flax(folder, tmp_path):
     run(folder, "msgpack", tmp_path / "out")
-    found = serialization.msgpack_restore((tmp_path / "out").read_bytes())
-    wanted = tree.flatten(checkpoint.load_export(folder)[0])
-    assert tree.flatten(found).keys() == wanted.keys()
-    jax.tree.map(np.testing.assert_array_equal, tree.flatten(found), wanted)
+    data, variables = (tmp_path / "out").read_bytes(), checkpoint.load_export(folder)[0]
+    assert data == serialization.msgpack_serialize(variables)
+    found, wanted = (tree.flatten(nested) for nested in (serialization.msgpack_restore(data), variables))
+    assert found.keys() == wanted.keys()
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors", "orbax", "msgpack"])

@@ -42,7 +42,7 @@ def torch_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     storages: dict[Any, int] = {}
     numbers = [storages.setdefault(_memory(key, array), len(storages)) for key, array in arrays.items()]
     first = dict(zip(reversed(numbers), reversed(arrays.values()), strict=True))  # {storage: array}
-    with _replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _member(archive, "data.pkl", _pickled(arrays, numbers))
         _member(archive, "byteorder", b"little")
         for number in range(len(storages)):
@@ -70,7 +70,7 @@ def safetensors_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
         header[key] = {"dtype": _name(array, _SAFETENSORS_OF), "shape": array.shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
             file.write(_bytes(arrays[key]))
@@ -95,7 +95,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 
 @contextlib.contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Gives a file to write; when all went well, it takes the place of `path`, else it vanishes."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
