@@ -39,12 +39,11 @@ class Bottleneck(nn.Module):
     features: int
     stride: int
     project: bool
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         def conv(x: Array, features: int, kernel: int, stride: int, name: str) -> Array:
-            x = layers.StandardizedConv(features, kernel, stride, dtype=self.dtype, name=f"conv_{name}")(x)
+            x = layers.StandardizedConv(features, kernel, stride, name=f"conv_{name}")(x)
             return layers.GroupNorm(name=f"norm_{name}")(x)
 
         y = jax.nn.relu(conv(x, self.features // 4, 1, 1, "1"))
@@ -112,7 +111,8 @@ class DPT(nn.Module):
         """Takes photos scaled to [-1, 1], whose sides are multiples of 32."""
         tap = functools.partial(self.sow, "intermediates")
         conv = functools.partial(nn.Conv, dtype=self.dtype)
-        x = layers.StandardizedConv(64, 7, 2, dtype=self.dtype, name="stem_conv")(image.astype(self.dtype))
+        # The ResNet computes in float32 whatever the dtype: from block to block its errors grow a hundredfold.
+        x = layers.StandardizedConv(64, 7, 2, name="stem_conv")(image)
         x = jax.nn.relu(layers.GroupNorm(name="stem_norm")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         tap("stem", x)
@@ -120,7 +120,7 @@ class DPT(nn.Module):
         for stage, blocks in enumerate(STAGES):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
-                x = Bottleneck(256 << stage, stride, not block, dtype=self.dtype, name=f"stage_{stage}_{block}")(x)
+                x = Bottleneck(256 << stage, stride, not block, name=f"stage_{stage}_{block}")(x)
             maps.append(x)
             tap(f"stage{stage}", x)
 
@@ -128,7 +128,7 @@ class DPT(nn.Module):
         x = rearrange(conv(self.width, (1, 1), name="patches")(x), "b h w d -> b (h w) d")
         class_token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(class_token, (len(x), 1, self.width)), x], axis=1)
-        x = x + self._positions(h, w).astype(self.dtype)
+        x = x + self._positions(h, w)  # in float32: what the blocks add to it they compute in the dtype
         _, kept = stack(Block, LAYERS, "none", broadcast=0)(self.heads, self.dtype, name="blocks")(x)
         tokens = [kept[i] for i in TAKEN]
         for i, x in zip(TAKEN, tokens, strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +23,6 @@ class StandardizedConv(nn.Module):
     kernel: int
     stride: int = 1
     epsilon: float = 1e-8
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W {self.features}"]:
@@ -34,7 +31,7 @@ class StandardizedConv(nn.Module):
         kernel = kernel - kernel.mean((0, 1, 2))
         kernel = kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + self.epsilon)
         return jax.lax.conv_general_dilated(
-            x, kernel.astype(self.dtype), (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel.astype(x.dtype), (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
 
