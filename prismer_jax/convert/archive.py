@@ -29,6 +29,7 @@ from prismer_jax.convert.tensors import (
 from prismer_jax.convert.unpickle import UNPACKED, Machine
 
 Region = tuple[np.ndarray, int, int]  # buffer, first byte, number of bytes
+Part = Callable[[Any], Any]
 Declared = Mapping[str, Collection[str]]  # {class of a module: its parameters and buffers}
 
 
@@ -47,12 +48,13 @@ def state_of(module: Attributes, declared: Declared, prefix: str = "") -> Iterat
             yield f"{prefix}{name}", value
 
 
-def read_zip(path: pathlib.Path, data: np.ndarray, records: Collection[str] = ()) -> Any:
-    """Returns the plain data of PyTorch's file, a `Module` of a TorchScript archive, {name: array} of an .npz.
+def read_zip(path: pathlib.Path, data: np.ndarray, records: Collection[str], part: Part) -> Any:
+    """Returns plain data of PyTorch's file, a `Module` of a TorchScript archive, {name: array} of an .npz.
 
     Args:
       path, data: the file, and its bytes mapped.
       records: classes whose objects are read as their attributes; not for TorchScript, all of whose classes are.
+      part: from all that a PyTorch's file holds to what is wanted of it.
 
     Raises:
       Malformed, Refused: see there.
@@ -72,7 +74,7 @@ def read_zip(path: pathlib.Path, data: np.ndarray, records: Collection[str] = ()
 
         roots = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
         if len(roots) == 1:
-            return _read_torch(region, members, roots[0], records)
+            return _read_torch(region, members, roots[0], records, part)
         if members and all(name.endswith(".npy") for name in members):
             return {name.removesuffix(".npy"): _array(*region(name)) for name in members}
     raise Refused(
@@ -113,7 +115,11 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, data: np.ndarray) -
 
 
 def _read_torch(
-    region: Callable[[str], Region], members: dict[str, zipfile.ZipInfo], root: str, records: Collection[str]
+    region: Callable[[str], Region],
+    members: dict[str, zipfile.ZipInfo],
+    root: str,
+    records: Collection[str],
+    part: Part,
 ) -> Any:
     def content(name: str) -> np.ndarray:
         buffer, start, size = region(root + name)
@@ -134,7 +140,7 @@ def _read_torch(
         raise Malformed("its pickle has another checksum")
     if f"{root}constants.pkl" not in members:
         machine = Machine(pickled, TORCH_NAMES, records=records.__contains__, persistent=storage)
-        return machine.plain(machine.run())
+        return machine.plain(part(machine.run()))
     # TorchScript: every module is an object of a class of its own.
     classes = re.compile(r"__torch__\..*").fullmatch
     machine = Machine(pickled, TORCHSCRIPT_NAMES, records=classes, persistent=storage)

@@ -68,6 +68,28 @@ class Name(Inert):
         return self.text
 
 
+class Unknown(Inert):
+    """A class or function that is in no table, or an object of such a class with whatever the file puts into it.
+
+    It may stand where nobody looks, as an options object beside the weights does. Calling it is refused at once.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def refused(self) -> Refused:
+        return Refused(
+            f"holds {quoted(self.text)}, which is no tensor, array or plain container; nothing of it was executed. Get "
+            "weights without it, or save them again as a plain state dict: torch.save(model.state_dict(), FILE)"
+        )
+
+    def build(self, state: Any) -> None:
+        pass
+
+    def plain(self, visit: Visit) -> Any:
+        raise self.refused()
+
+
 class Attributes(dict):
     """The attributes of an object of the class `kind`; a plain dict in every other way."""
 
@@ -167,8 +189,11 @@ def key_of(value: Any) -> Any:
 
     Raises:
       Malformed: it is anything else.
+      Refused: it is in no table.
     """
     for part in value if type(value) is tuple else (value,):
+        if isinstance(part, Unknown):
+            raise part.refused()
         if part is not None and type(part) not in (str, bytes, bool, int, float):
             raise Malformed(f"a key of type {type(part).__name__}")
     return value

@@ -23,7 +23,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from prismer_jax.convert.archive import Module, read_zip, state_of
+from prismer_jax.convert.archive import Module, Part, read_zip, state_of
 from prismer_jax.convert.pickled import Malformed, Refused, Truncated, quoted, whole
 from prismer_jax.convert.tensors import BIG_ENDIAN, TORCH_NAMES, Storage, name_of_storage, storage_type, view
 from prismer_jax.convert.unpickle import Machine
@@ -62,16 +62,16 @@ _MISTAKEN = (
 )
 
 
-def load(path: str | os.PathLike[str], records: Collection[str] = ()) -> dict[str, np.ndarray]:
+def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict.
 
     Where the file holds a dict with exactly one of the dicts 'model' and 'state_dict' (NESTS) in it, that one is the
-    state dict, and the rest, such as the optimiser's state, is left. Of a TorchScript archive, the parameters and
-    buffers of its modules are read, under the keys that their state dict has.
+    state dict, and the rest is left, such as the optimiser's state or options: objects of unknown classes may stand
+    there. Of a TorchScript archive, the parameters and buffers of its modules are read, under the keys that their state
+    dict has.
 
     Args:
       path: the file.
-      records: as in `load_tree`.
 
     Returns:
       {key: read-only array}; bfloat16 and float8 are the types of ml_dtypes.
@@ -80,14 +80,9 @@ def load(path: str | os.PathLike[str], records: Collection[str] = ()) -> dict[st
       UserError: the file is missing, damaged, no file of weights, or holds something else; the message says the remedy.
     """
     path = pathlib.Path(path)
-    tree = load_tree(path, records)
+    tree = _read(path, (), _nested)
     if isinstance(tree, Module):
         tree = dict(state_of(tree, tree.declared))
-    if isinstance(tree, dict):
-        nests = [key for key in NESTS if isinstance(tree.get(key), dict)]
-        if len(nests) > 1:
-            raise UserError(f"{path}: holds both {' and '.join(nests)}. Save the one that is wanted alone.")
-        tree = tree[nests[0]] if nests else tree
     if not isinstance(tree, dict) or not tree:
         kind = f"a {type(tree).__name__}" if not isinstance(tree, dict) else "nothing"
         raise UserError(f"{path}: holds {kind} instead of a state dict. Save torch.save(model.state_dict(), FILE).")
@@ -116,7 +111,10 @@ def load_tree(path: str | os.PathLike[str], records: Collection[str] = ()) -> An
     Raises:
       UserError: as `load`.
     """
-    path = pathlib.Path(path)
+    return _read(pathlib.Path(path), records, lambda tree: tree)
+
+
+def _read(path: pathlib.Path, records: Collection[str], part: Part) -> Any:
     with _explained(path):
         data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size and path.is_file() else np.empty(0, np.uint8)
         start = bytes(data[:512])
@@ -129,10 +127,18 @@ def load_tree(path: str | os.PathLike[str], records: Collection[str] = ()) -> An
             if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
                 raise Refused(problem)
         if start[:2] == b"PK":
-            return read_zip(path, data, records)
+            return read_zip(path, data, records, part)
         if start[:1] in (b"\x80", b"(", b"c", b"}", b"]"):
-            return _read_pickle(data, records)
+            return _read_pickle(data, records, part)
         raise Refused(f"begins with {start[:8]!r}, as no file of weights does: check that it is the right one")
+
+
+def _nested(tree: Any) -> Any:
+    """The state dict in what a training program saved, or everything."""
+    nests = [key for key in NESTS if isinstance(tree, dict) and isinstance(tree.get(key), dict)]
+    if len(nests) > 1:
+        raise Refused(f"holds both {' and '.join(nests)}. Save the one that is wanted alone")
+    return tree[nests[0]] if nests else tree
 
 
 @contextlib.contextmanager
@@ -160,21 +166,21 @@ def _shown(key: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read_pickle(data: np.ndarray, records: Collection[str]) -> Any:
+def _read_pickle(data: np.ndarray, records: Collection[str], part: Part) -> Any:
     machine = Machine(data, records=records.__contains__)
     first = machine.run()
     if type(first) is int and first == _MAGIC:
-        return _read_older(data, machine.end, records)
-    return machine.plain(first)
+        return _read_older(data, machine.end, records, part)
+    return machine.plain(part(first))
 
 
-def _read_older(data: np.ndarray, start: int, records: Collection[str]) -> Any:
+def _read_older(data: np.ndarray, start: int, records: Collection[str], part: Part) -> Any:
     storages: dict[str, Storage] = {}
 
     def storage(key: Any) -> Storage:
-        _, kind, name, _, count, part = key  # 'storage', class, name, device, elements, which part of it is meant
+        _, kind, name, _, count, view_of = key  # 'storage', class, name, device, elements, which of them are meant
         found = storages.setdefault(name_of_storage(name), Storage(storage_type(kind), count))
-        return found if part is None else found.part(*part[1:])
+        return found if view_of is None else found.part(*view_of[1:])
 
     version = Machine(data, start=start)
     version.run()
@@ -199,7 +205,7 @@ def _read_older(data: np.ndarray, start: int, records: Collection[str]) -> Any:
             raise Malformed("a storage is of another size than its tensors say")
         storages[name].place(data, at, size)
         at += size
-    return contents.plain(tree)
+    return contents.plain(part(tree))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

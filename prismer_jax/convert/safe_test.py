@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import pickle
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from prismer_jax.convert import safe, testing
-from prismer_jax.convert.testing import item, mapping, tensor, torch_older, torch_zip, whole
+from prismer_jax.convert.testing import item, mapping, name, tensor, torch_older, torch_zip, whole
 from prismer_jax.errors import UserError
 
 FORMATS = testing.formats()
@@ -169,6 +170,46 @@ def test_the_one_obvious_nest_is_entered(tmp_path):
     same(safe.load(save(tmp_path, pickle.dumps({"model": x}))), {"model": x})  # a parameter of that name
 
 
+class Options(dict):
+    """As of programs whose options are a dict of their own."""
+
+
+class Touch:
+    def __reduce__(self):
+        return os.mkdir, ("touched",)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_what_lies_beside_the_weights_may_be_of_any_class(tmp_path, monkeypatch, protocol):
+    """Options are often saved so. The class is not looked for, and where the object is wanted it is refused."""
+    monkeypatch.chdir(tmp_path)
+    x, options, namespace = np.ones(3), Options(lr=0.1), argparse.Namespace(seed=1, inner=Options())
+    options.frozen = True
+    beside = {"args": namespace, "options": options, "kind": argparse.Namespace}
+    same(safe.load(save(tmp_path, pickle.dumps({**beside, "model": {"x": x}}, protocol))), {"x": x})
+    for tree in ({**beside, "x": x}, {"model": {"x": x, "args": namespace}}, {"model": namespace}, namespace):
+        with pytest.raises(UserError, match=r"weights: holds 'argparse\.Namespace', which is no tensor"):
+            safe.load(save(tmp_path, pickle.dumps(tree, protocol)))
+    with pytest.raises(UserError, match=r"holds 'argparse\.Namespace'"):
+        safe.load_tree(save(tmp_path, pickle.dumps({**beside, "model": {"x": x}}, protocol)))
+    with pytest.raises(UserError, match=r"holds 'argparse\.Namespace'"):
+        safe.load(save(tmp_path, pickle.dumps({"model": {"x": x}, "state": {argparse.Namespace: 1}}, protocol)))
+    # What would be called is refused wherever it stands.
+    with pytest.raises(UserError, match=r"holds '(posix|nt)\.mkdir', .*nothing of it was executed"):
+        safe.load(save(tmp_path, pickle.dumps({"model": {"x": x}, "args": Touch()}, protocol)))
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+@pytest.mark.parametrize("file", [torch_zip, torch_older])
+def test_options_may_lie_beside_the_weights_in_files_of_pytorch(tmp_path, file):
+    options = name("argparse.Namespace") + b")\x81" + mapping({"lr": item(0.1)}) + b"b"
+    pickled = whole(mapping({"args": options, "model": mapping({})}))
+    with pytest.raises(UserError, match="holds nothing"):  # but it is looked at
+        safe.load(save(tmp_path, file(pickled, {})))
+    with pytest.raises(UserError, match=r"holds 'argparse\.Namespace'"):
+        safe.load_tree(save(tmp_path, file(pickled, {})))
+
+
 @pytest.mark.parametrize(
     ("tree", "problem"),
     [
@@ -198,21 +239,21 @@ def test_a_tree_keeps_plain_data_and_records_become_dicts(tmp_path):
     thing = Thing()
     thing.mean, thing.names = np.arange(40.0), ("a", None, 1.5)
     tree = {"a": [1, -(2**70), True, "ü"], 3: (b"\xff", {4, 5}, 1 + 2j), "thing": thing, "long": b"x" * 1000}
-    name = f"{__name__}.Thing"
+    thing_class = f"{__name__}.Thing"
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         path = save(tmp_path, pickle.dumps(tree, protocol))
-        read = safe.load_tree(path, records=(name,))
+        read = safe.load_tree(path, records=(thing_class,))
         np.testing.assert_array_equal(read["thing"].pop("mean"), thing.mean)
         assert read == tree | {"thing": {"names": thing.names}}
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(UserError, match=thing_class):
             safe.load_tree(path)
 
 
 def test_reads_the_official_label_tables(shared):
     folder = shared / "data" / "label_embeddings"
     counts = {"coco": 133, "ade": 150, "detection": 722}
-    for name, count in counts.items():
-        table = safe.load_tree(folder / f"{name}_features.pt")
+    for kind, count in counts.items():
+        table = safe.load_tree(folder / f"{kind}_features.pt")
         assert table["features"].shape == (count, 64)
         assert table["features"].dtype == np.float32
         assert len(table["labels"]) == count

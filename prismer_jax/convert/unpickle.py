@@ -1,9 +1,10 @@
 """Reads pickles without executing them: a machine of its own for pickle's opcodes, which makes inert values only.
 
 Python's unpickler imports and calls what a file names, and lets the file set attributes. Here a name in the file is
-looked up in a table and refused if it is not there, calling it runs the function of that table, and all that the file
-can change are lists, dicts and sets that it made itself and `Inert` values. The meaning of the opcodes is that of the
-standard library's pickletools.
+looked up in a table, calling it runs the function of that table, and all that the file can change are lists, dicts and
+sets that it made itself and `Inert` values. A name that is in no table stands for nothing: a call of it is refused, and
+so is, where it is asked for, an object of such a class. The meaning of the opcodes is that of the standard library's
+pickletools.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prismer_jax.convert.pickled import NAMES, Inert, Malformed, Name, Record, Refused, Truncated, key_of, quoted
+from prismer_jax.convert.pickled import NAMES, Inert, Malformed, Name, Record, Refused, Truncated, Unknown, key_of
 
 DEPTH = 100  # levels of nesting: more is an attack on recursive readers
 UNPACKED = 64 << 20  # bytes that even the smallest file may unpack to
@@ -95,6 +96,12 @@ _BYTES_OF_COUNT = {
 }
 
 
+def _check_known(*values: Any) -> None:
+    for value in values:
+        if isinstance(value, Unknown):
+            raise value.refused()
+
+
 class Machine:
     """Runs one pickle; afterwards `end` is where the bytes after it begin."""
 
@@ -112,7 +119,8 @@ class Machine:
         Args:
           data: a buffer of bytes. Long strings of bytes stay views of it.
           names: what the file may name; see NAMES.
-          records: whether an object of a class of this name, not in `names`, is read as its attributes.
+          records: whether an object of a class of this name, not in `names`, is read as its attributes; any other is
+            `Unknown`.
           persistent: what a persistent id stands for.
           start: where the pickle begins in data.
         """
@@ -254,9 +262,13 @@ class Machine:
             case "STACK_GLOBAL":
                 name, module = self._pop(), self._pop()
                 push(self._find(module, name))
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE":
                 arguments, function = self._pop(), self._pop()
                 push(self._call(function, arguments))
+            case "NEWOBJ":
+                arguments, function = self._pop(), self._pop()
+                inert = isinstance(function, Unknown) and arguments == ()  # as objects of most classes are saved
+                push(Unknown(function.text) if inert else self._call(function, arguments))
             case "NEWOBJ_EX":
                 keywords, arguments, function = self._pop(), self._pop(), self._pop()
                 push(self._call(function, arguments if not keywords else None))
@@ -290,6 +302,8 @@ class Machine:
 
     def _fill(self, kind: type, items: list[Any]) -> None:
         target = self._stack[-1]
+        if isinstance(target, Unknown):  # of a class that is a dict or a list in its own way
+            return
         if type(target) is not kind:
             raise Malformed(f"it uses a value of type {type(target).__name__} as a {kind.__name__}")
         if kind is list:
@@ -299,7 +313,7 @@ class Machine:
         else:
             target.update(zip(map(key_of, items[::2]), items[1::2], strict=True))
 
-    def _find(self, module: Any, name: Any) -> Name:
+    def _find(self, module: Any, name: Any) -> Name | Unknown:
         if type(module) is not str or type(name) is not str:
             raise Malformed("a name in it is no text")
         text = f"{module}.{name}"
@@ -307,12 +321,10 @@ class Machine:
             return Name(text, self._names[text])
         if self._records(text):
             return Name(text, functools.partial(Record, text))
-        raise Refused(
-            f"holds {quoted(text)}, which is no tensor, array or plain container; nothing of it was executed. Get "
-            "weights without it, or save them again as a plain state dict: torch.save(model.state_dict(), FILE)"
-        )
+        return Unknown(text)
 
     def _call(self, function: Any, arguments: Any) -> Any:
+        _check_known(function, *(arguments if type(arguments) is tuple else ()))
         if not isinstance(function, Name) or function.make is None or type(arguments) is not tuple:
             raise Malformed("it calls what is no function")
         made = function.make(*arguments)
@@ -326,4 +338,5 @@ class Machine:
     def _external(self, key: Any) -> Any:
         if self._persistent is None:
             raise Malformed("it refers to a storage, but only PyTorch's own files have any")
+        _check_known(*(key if type(key) is tuple else ()))
         return self._persistent(key)
