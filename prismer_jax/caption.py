@@ -3,6 +3,7 @@
     python -m prismer_jax.caption --checkpoint runs/quickstart --images photos/
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --question "What color is the sphere?"
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --num-captions 3 --top-p 0.9
+    python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --choices "a cone" "a sphere"
 
 From Python: `Captioner("runs/quickstart").caption(["a.jpg"])`.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 
 from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime
 from prismer_jax.errors import UserError, choose, run_main
-from prismer_jax.pp.text import answer_said, caption_said
+from prismer_jax.pp.text import answer_said, caption_said, choice_tokens, read_choices
 
 Path = str | os.PathLike
 
@@ -84,6 +85,44 @@ class Captioner:
         results = self._run("question", source, "answers", num_answers, batch_size, seed, settings)
         return [{"image": r.pop("image"), "question": question, **r} for r in results]
 
+    def choose(
+        self,
+        images: Path | Sequence[Path],
+        choices: Path | Sequence[str],
+        question: str | None = None,
+        *,
+        labels: Path | None = None,
+        k: int | None = None,
+        batch_size: int = 16,
+    ) -> list[dict[str, Any]]:
+        """Ranks given answers to a question about each photo, or, without one, given names of classes.
+
+        Args:
+          images, labels, batch_size: as in `caption`.
+          choices: texts, or a JSON file with a list of them.
+          k: so many, those with the likeliest first token, are ranked as a whole. Default: the reference's 16 answers
+            (configs/vqa.yaml) or 32 classes (configs/classification.yaml).
+
+        Returns:
+          [{"image": path, "choices": [text, ...], "scores": [log-probability a token, ...]}], the best first; with
+          "question" where one is asked.
+        """
+        task, kind = ("caption", "class") if question is None else ("question", "answer")
+        how, texts = choose("task of this checkpoint", task, self.tasks), read_choices(choices)
+        tokens = choice_tokens(self.tokenizer, texts, kind, how.get("style", "plain"))
+        settings = {"k": k or {"class": 32, "answer": 16}[kind], "padding": how["decode"].get("padding", "own")}
+        source = datasets.load("lists", images=images, labels=labels, experts=self.model.experts)
+        source, asked = (source, {}) if question is None else (_Asked(source, question), {"question": question})
+        results = []
+        for batch, arrays in self._batches(how, source, batch_size):
+            ranked = decode.rank_answers(self.model, self.variables, arrays, tokens, **settings)
+            _, candidates, scores = jax.device_get(ranked)
+            for row in np.flatnonzero(batch["_mask"]):
+                order = np.argsort(-scores[row], kind="stable")
+                best = {"choices": [texts[i] for i in candidates[row][order]], "scores": scores[row][order].tolist()}
+                results.append({"image": batch["meta"][row]["id"], **asked, **best})
+        return results
+
     def _run(
         self, task: str, source: Any, key: str, number: int, batch_size: int, seed: int, settings: dict[str, Any]
     ) -> list[dict[str, Any]]:
@@ -95,9 +134,7 @@ class Captioner:
         else:
             options = {**how["decode"], **settings}
         results = []
-        chain = pp.build(how["pp"], tokenizer=self.tokenizer)
-        for step, batch in enumerate(input.eval_batches(source, chain, batch_size=min(batch_size, len(source)))):
-            arrays = {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}
+        for step, (batch, arrays) in enumerate(self._batches(how, source, batch_size)):
             rng = jax.random.fold_in(jax.random.key(seed), step)
             tokens, scores = jax.device_get(decode.generate(self.model, self.variables, arrays, rng=rng, **options))
             for row in np.flatnonzero(batch["_mask"]):
@@ -107,6 +144,12 @@ class Captioner:
                     {"image": batch["meta"][row]["id"], key: texts, "scores": [float(s) for s in scores[row]]}
                 )
         return results
+
+    def _batches(self, how: Mapping[str, Any], source: Any, batch_size: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Yields (batch, its arrays), all of one shape."""
+        chain = pp.build(how["pp"], tokenizer=self.tokenizer)
+        for batch in input.eval_batches(source, chain, batch_size=min(batch_size, len(source))):
+            yield batch, {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}
 
 
 class _Asked:
@@ -132,6 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", required=True, nargs="+", help="photos, or folders of them")
     parser.add_argument("--labels", type=pathlib.Path, help="folder of expert labels, labels/<expert>/<photo>.png")
     parser.add_argument("--question", help="answer this about each photo instead of captioning it")
+    parser.add_argument("--choices", nargs="+", help="choose among these texts, or those of a JSON file")
     parser.add_argument("--num-captions", type=int, default=1, help="how many, sampled, of each photo")
     parser.add_argument("--top-p", type=float, help="sample from the smallest set of tokens of this probability")
     parser.add_argument("--temperature", type=float, help="of sampling")
@@ -141,6 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
+    if args.choices is not None and (args.num_captions > 1 or args.top_p is not None or args.temperature is not None):
+        raise UserError("--choices are ranked, not sampled: leave --num-captions, --top-p and --temperature out.")
     if args.num_captions < 1 or args.batch_size < 1:
         raise UserError("--num-captions and --batch-size must be at least 1.")
     runtime.use_compilation_cache()
@@ -148,12 +194,15 @@ def main(argv: list[str] | None = None) -> None:
     captioner = Captioner(args.checkpoint)
     settings = {k: v for k, v in (("top_p", args.top_p), ("temperature", args.temperature)) if v is not None}
     common = dict(labels=args.labels, batch_size=args.batch_size, seed=args.seed, **settings)
-    if args.question is None:
+    if args.choices is not None:
+        choices = args.choices[0] if len(args.choices) == 1 else args.choices
+        results = captioner.choose(args.images, choices, args.question, labels=args.labels, batch_size=args.batch_size)
+    elif args.question is None:
         results = captioner.caption(args.images, num_captions=args.num_captions, **common)
     else:
         results = captioner.answer(args.images, args.question, num_answers=args.num_captions, **common)
     for result in results:
-        for text in result.get("captions") or result["answers"]:
+        for text in result.get("captions") or result.get("answers") or result["choices"][:1]:
             print(f"{result['image']}: {text}")
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import caption, checkpoint, labels, models, pp
+from prismer_jax import caption, checkpoint, datasets, evaluators, labels, models, pp
 from prismer_jax.decode.batch import _compiled
 from prismer_jax.errors import UserError
 
@@ -113,6 +113,40 @@ def test_questions_are_answered_and_written_as_their_style_says(captioner, photo
     assert all(r["answers"][0] == r["answers"][0].lower().strip() for r in answers)
 
 
+@pytest.mark.parametrize("question", ["what is it", None])
+def test_given_answers_and_classes_are_ranked(captioner, photos, question):
+    texts, where = ["a cone", "red", "two spheres", "Red"], photos / "labels"
+    found = captioner.choose(photos / "photos", texts, question, labels=where, k=3, batch_size=4)
+    assert [r["image"] for r in found] == [f"p{i}.png" for i in range(5)]
+    assert [r.get("question") for r in found] == [question] * 5
+    for result in found:
+        assert result["scores"] == sorted(result["scores"], reverse=True)
+        assert len(set(result["choices"]) & set(texts)) == 3
+    assert len({tuple(r["scores"]) for r in found}) == 5
+    compiled = _compiled._cache_size()
+    assert found == captioner.choose(photos / "photos", texts, question, labels=where, k=3, batch_size=4)
+    assert _compiled._cache_size() == compiled  # for two batches, the last one filled up, and all of it again
+
+
+def test_the_command_chooses_as_the_evaluator_does(export, captioner, photos, capsys):
+    (photos / "texts.json").write_text(json.dumps(["yes", "no", "a cone"]))
+    flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--batch-size", "4"]
+    caption.main([*flags, "--question", "what is it", "--choices", str(photos / "texts.json")])
+    said = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    source = caption._Asked(datasets.load("lists", images=photos / "photos"), "what is it")
+    evaluator = evaluators.build(
+        "vqa",
+        model=captioner.model,
+        tokenizer=captioner.tokenizer,
+        source=source,
+        pp=pp.build(TASKS["question"]["pp"], tokenizer=captioner.tokenizer),
+        **dict(method="rank", answers=["yes", "no", "a cone"], style="reference", padding="reference"),
+        **dict(blank=False, quiet=True, batch_size=4),
+    )
+    list(evaluator.run(captioner.variables))
+    assert said == [prediction["answer"] for prediction in evaluator.predictions]
+
+
 def test_the_command_prints_and_writes_what_it_found(export, photos, capsys):
     output = photos / "out/captions.json"
     flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--batch-size", "4"]
@@ -150,6 +184,9 @@ def spoil(folder, what):
         ("", ["--images", "nowhere.jpg"], r"nowhere\.jpg: no such photo"),
         ("", ["--checkpoint", "nowhere"], "nowhere does not exist"),
         ("", ["--num-captions", "0"], "--num-captions"),
+        ("", ["--choices", "nowhere.json"], r"nowhere\.json: not a JSON file with a list of texts"),
+        ("", ["--choices", "a", ""], r"the choices: '' is no text to choose"),
+        ("", ["--choices", "a", "b", "--top-p", "0.9"], "--choices are ranked, not sampled"),
         ("", ["--qestion", "who"], "Did you mean '--question'"),
         ("", ["--question", "..."], "empty question"),
     ],

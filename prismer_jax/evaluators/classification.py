@@ -26,15 +26,13 @@ class ClassificationEvaluator(VQAEvaluator):
     """
 
     id_key, text_key = "image_id", "class"
+    choice = "class"
 
     def __init__(self, *, classes: Sequence[str] | str | None = None, k: int = 32, **options: Any) -> None:
         if not classes:
             raise UserError("Classification needs `classes`: their names, or a JSON file with a list of them.")
         super().__init__(method="rank", answers=classes, k=k, **options)
         self._known = frozenset(self.choices)
-
-    def written(self, text: str) -> str:
-        return text.lower() if self.style == "reference" else text
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         name = example.get("class_name")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,7 +13,7 @@ from prismer_jax import decode
 from prismer_jax.errors import UserError, choose
 from prismer_jax.evaluators.answers import accuracy
 from prismer_jax.evaluators.common import TextEvaluator, local_rows, scan
-from prismer_jax.pp.text import answer_said
+from prismer_jax.pp.text import answer_said, choice_tokens, read_choices
 
 
 class VQAEvaluator(TextEvaluator):
@@ -40,6 +38,7 @@ class VQAEvaluator(TextEvaluator):
     """
 
     id_key, text_key = "question_id", "answer"
+    choice: Literal["answer", "class"] = "answer"
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class VQAEvaluator(TextEvaluator):
             self.check_settings(decode.rank, decode.rank_answers)
             self.settings.setdefault("k", 16)
             self.choices = self._choices(answers)
-            self.choice_tokens = jax.device_put(self._tokens())
+            self.choice_tokens = jax.device_put(choice_tokens(self.tokenizer, self.choices, self.choice, self.style))
         else:
             self.check_settings(choose("method", method, {**decode.METHODS, "rank": None}), decode.generate)
             if not self.settings.keys() & {"max_len", "max_new"}:
@@ -65,10 +64,6 @@ class VQAEvaluator(TextEvaluator):
             return self.generate(variables, batch, self.method, answer_said)
         best, _, _ = decode.rank_answers(self.model, variables, batch, self.choice_tokens, **self.settings)
         return [self.choices[index] for index in local_rows(best)]
-
-    def written(self, text: str) -> str:
-        """An answer as it stands in training texts."""
-        return text.capitalize() if self.style == "reference" else text
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("answers") or ()
@@ -99,25 +94,13 @@ class VQAEvaluator(TextEvaluator):
                 yield f"{name}/{kind}", float(np.mean(scores[kind]))
 
     def _choices(self, answers: Sequence[str] | str | int | None) -> list[str]:
-        if isinstance(answers, str):
-            try:
-                answers = json.loads(pathlib.Path(answers).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{answers}: not a JSON file with a list of answers ({error}).") from None
         if isinstance(answers, int):
             counts: Counter[str] = Counter()
             for example in scan(self.train_source):
                 counts.update(self.texts_of(example))
             answers = [text for text, _ in counts.most_common(answers)]
-        if not answers or not all(isinstance(text, str) and text.strip() for text in answers):
+        if not answers:
             raise UserError(
                 "method='rank' needs answers: a list, a JSON file with a list, or a number and a train_source."
             )
-        return list(dict.fromkeys(answers))
-
-    def _tokens(self) -> np.ndarray:
-        rows = [[*self.tokenizer.encode_after(self.written(text)), self.tokenizer.eos] for text in self.choices]
-        tokens = np.full((len(rows), max(map(len, rows))), self.tokenizer.pad, np.int32)
-        for row, ids in zip(tokens, rows, strict=True):
-            row[: len(ids)] = ids
-        return tokens
+        return read_choices(answers)

@@ -6,6 +6,9 @@ generation, is `<s> prompt`. What a model then wrote becomes text again by `capt
 
 from __future__ import annotations
 
+import json
+import os
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -75,6 +78,43 @@ def answer_said(tokenizer: Any, ids: Sequence[int], width: int, style: Style = "
     """
     text = tokenizer.decode(ids[width:])
     return (" ".join(text.split()) if style == "plain" else _tidy(text).strip()).lower()
+
+
+def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:
+    """Returns texts to choose among, each once, from a list of them or a JSON file with a list.
+
+    Raises:
+      UserError: there is no such list, or not every entry is a text.
+    """
+    where = "the choices"
+    if isinstance(choices, str | os.PathLike):
+        where = os.fspath(choices)
+        try:
+            choices = json.loads(pathlib.Path(choices).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{where}: not a JSON file with a list of texts ({error}).") from None
+    if not isinstance(choices, list | tuple) or not choices:
+        raise UserError(f"{where}: not a list of texts.")
+    if wrong := [text for text in choices if not isinstance(text, str) or not text.strip()]:
+        raise UserError(f"{where}: {wrong[0]!r} is no text to choose.")
+    return list(dict.fromkeys(choices))
+
+
+def choice_tokens(
+    tokenizer: Any, texts: Sequence[str], kind: Literal["answer", "class"], style: Style = "plain"
+) -> np.ndarray:
+    """Returns int32 [n, l]: texts to choose among after a prompt, each with its end, padded on the right.
+
+    'reference' begins answers with a capital and writes names of classes in lower case, as the official code does
+    (model/prismer_vqa.py, dataset/classification_dataset.py).
+    """
+    if style == "reference":
+        texts = [text.capitalize() if kind == "answer" else text.lower() for text in texts]
+    rows = [[*tokenizer.encode_after(text), tokenizer.eos] for text in texts]
+    tokens = np.full((len(rows), max(map(len, rows))), tokenizer.pad, np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    return tokens
 
 
 def _tidy(text: str) -> str:
