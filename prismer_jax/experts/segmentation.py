@@ -19,7 +19,7 @@ from prismer_jax.experts.fitted import FittedExpert
 from prismer_jax.labels import EXPERTS
 from prismer_jax.typing import Float, UInt8, typed
 
-STRIP = 2**18  # numbers of a resized map that are made at once
+STRIP = 2**16  # numbers of a resized map that are made at once
 
 
 class Segmentation(FittedExpert):
@@ -49,8 +49,8 @@ class Segmentation(FittedExpert):
         return {"scores": mask2former.semantic(*self.logits(variables, batch), size), "size": batch["size"]}
 
     def finish(self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]) -> Label:
-        height, width = output["size"]
-        classes = [strip.argmax(-1).astype(np.uint8) for strip in strips(output["scores"][:height, :width], size)]
+        inside = tuple(output["size"].tolist())
+        classes = [strip.argmax(-1).astype(np.uint8) for strip in strips(output["scores"], inside, size)]
         return Label(np.concatenate(classes)[..., None])
 
     def panoptic(self, photo: UInt8[np.ndarray, "h w 3"], variables: Any) -> panoptic.Panoptic:
@@ -58,12 +58,15 @@ class Segmentation(FittedExpert):
 
 
 @typed
-def strips(x: Float[np.ndarray, "h w c"], size: tuple[int, int]) -> Iterator[Float[np.ndarray, "_ W c"]]:
-    """Resizes a map to (H, W), bilinearly with half-pixel centres and clamped borders, a few rows at a time.
+def strips(
+    x: Float[np.ndarray, "h w c"], inside: tuple[int, int], size: tuple[int, int]
+) -> Iterator[Float[np.ndarray, "_ W c"]]:
+    """Resizes the first `inside` rows and columns of a map to (H, W), a few rows at a time.
 
-    All of a large photo's 133 channels would not fit in memory; what fits in a processor's cache is done soonest.
+    Bilinearly, with half-pixel centres and clamped borders. All of a large photo's 133 channels would not fit in
+    memory, and what fits in a processor's cache is done soonest.
     """
-    rows, columns = (taps(*lengths) for lengths in zip(x.shape[:2], size, strict=True))
+    rows, columns = (taps(*lengths) for lengths in zip(inside, size, strict=True))
     step = max(STRIP // (size[1] * x.shape[2]), 1)
     for i in range(0, size[0], step):
         yield mix(mix(x, [tap[i : i + step] for tap in rows], 0), columns, 1)

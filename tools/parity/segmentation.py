@@ -96,8 +96,7 @@ def segmentation(case: Case) -> Outputs:
 
     height, width = case["height_width"].tolist()
     output = {"scores": np.asarray(scores[0]), "size": np.asarray(sizes[0])}
-    inside = output["scores"][: photo.shape[0], : photo.shape[1]]
-    sem_seg = np.concatenate(list(strips(inside, (height, width))))
+    sem_seg = np.concatenate(list(strips(output["scores"], photo.shape[:2], (height, width))))
     yield "out/sem_seg", rearrange(sem_seg, "h w c -> c h w")
     two = np.partition(sem_seg, -2, axis=-1)[..., -2:]
     yield "tap/label_margin", two[..., 1] - two[..., 0]
