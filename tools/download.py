@@ -9,6 +9,8 @@
   roberta       base, large
   tokenizer     RoBERTa's vocab.json and merges.txt
   label-tables  vectors of class names, and the PCA of words (NVIDIA's non-commercial licence)
+  words         CLIP's tokenizer and a list of known words (for research only); ocr_detection needs them, ViT-L/14 of
+                clip, and the PCA of label-tables
 
 Without names, all of them (of prismer, name some). What is already there is compared and not fetched again; what broke
 off goes on; every file is compared with its checksum. Without a network it says which file to put where.
@@ -47,13 +49,26 @@ CLIP_SHA256 = {  # they are part of the addresses
 }
 OPENCLIP = HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "open_clip_pytorch_model.bin")
 ROBERTA = "FacebookAI/roberta"
-TABLES = "https://github.com/NVlabs/prismer/raw/4f27ab37e8ff5436707c5badd0ec744980608edd/dataset"
+OFFICIAL = "https://github.com/NVlabs/prismer/raw/4f27ab37e8ff5436707c5badd0ec744980608edd"
+TABLES = f"{OFFICIAL}/dataset"
 TABLE_FACTS = {  # SHA-256 and bytes, of that commit
     "coco_features.pt": ("ccf18221afe8dddef3ffb9daad31d5c7a92cdc2f2f434d77cbeb48031bc75756", 36651),
     "ade_features.pt": ("4cb5c802ef9eaf9c9213219bdc5f8f2d6579400275ab443c43905fdcdd805e5a", 41899),
     "detection_features.pt": ("c38ba9352b2a9f832b14fdc19ac407527ffeaa2903958a73f6eb649f78119c76", 198443),
     "background_features.pt": ("5f5bf8e158715633a9e0f307be1947ca74c294e522b705e1e61bd49361088092", 1003),
     "clip_pca.pkl": ("064950869bce7d622ff7e733dc64c8e1be18be926c3f64e66ae57164df3f8bc5", 401612),
+}
+WORDS = {  # address, SHA-256 and bytes
+    "bpe_simple_vocab_16e6.txt.gz": (
+        "https://github.com/openai/CLIP/raw/3bee28119e6b28e75b82b811b87b56935314e6a5/clip",
+        "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+        1356917,
+    ),
+    "GenericVocabulary.txt": (
+        f"{OFFICIAL}/experts/ocr_detection/datasets/ICDAR2015/test",
+        "8a24c1f4b020c36b21c2c250d3e9b3904a218bc6df0d3cee561a8dd3a9fba3d1",
+        814293,
+    ),
 }
 
 
@@ -86,6 +101,7 @@ GROUPS: dict[str, dict[str, Item]] = {
         for size in ("base", "large")
     },
     "tokenizer": {name: Item(HubFile(f"{ROBERTA}-base", name), name) for name in ("vocab.json", "merges.txt")},
+    "words": {name: Item(WebFile(f"{where}/{name}", *facts), name) for name, (where, *facts) in WORDS.items()},
     "label-tables": {name: Item(WebFile(f"{TABLES}/{name}", *facts), name) for name, facts in TABLE_FACTS.items()},
 }
 

@@ -5,6 +5,7 @@ import pytest
 from prismer_jax import labels
 from prismer_jax.convert import label_tables
 from prismer_jax.errors import UserError, run_main
+from prismer_jax.experts import ocr
 from prismer_jax.models.prismer import VARIANTS
 from tools import download
 from tools.sources import Facts, HubFile, Unreachable, WebFile
@@ -78,7 +79,9 @@ def test_clip_and_roberta_have_the_names_of_their_files():
 def test_the_known_checksums_of_the_tables_are_right(shared, capsys):
     assert download.GROUPS["label-tables"].keys() == set(label_tables.FILES)
     download.fetch(download.select("label-tables", []), shared / "data/label_embeddings")
-    assert capsys.readouterr().out.count("there already, compared with its checksum") == 5
+    download.fetch(download.select("words", [ocr.MERGES]), shared / "data/clip")
+    download.fetch(download.select("words", [ocr.LEXICON]), shared / "data/ocr")
+    assert capsys.readouterr().out.count("there already, compared with its checksum") == 7
 
 
 def test_what_is_fetched_is_said(only, tmp_path, capsys):
@@ -160,6 +163,6 @@ def test_wrong_flags_are_explained(flags, message):
 
 def test_every_source_has_an_address():
     sources = [item.source for items in download.GROUPS.values() for item in items.values()]
-    assert len({source.address for source in sources}) == len(sources) == 32
+    assert len({source.address for source in sources}) == len(sources) == 34
     assert all(source.address.startswith("https://") for source in sources)
     assert all(len(source.sha256) == 64 for source in sources if isinstance(source, WebFile))

@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh, experts = sharding.make_mesh(), [kind(dtype=args.dtype) for kind in chosen]
     for expert in experts:  # all before the first works for hours
         if not args.random_weights:
-            weights.find(expert, args.checkpoints)
+            expert.open(weights.find(expert, args.checkpoints))
         job.claim(expert.name, RANDOM if args.random_weights else TRAINED)
     try:
         for expert in experts:

@@ -93,6 +93,17 @@ class Expert(abc.ABC):
           needed: the photo's labels by the experts that this one `needs`.
         """
 
+    def complete(self, variables: Any, label: Label) -> Label:
+        """Adds to a finished label what only a network can say of it: features of the words read. Runs in threads."""
+        return label
+
+    def open(self, path: str | os.PathLike[str]) -> None:  # noqa: B027 (most experts need nothing more)
+        """Reads what the expert needs beside weights, such as lists of words, and looks whether all is there.
+
+        Args:
+          path: of its official checkpoint, or of the folder converted from it; the rest lies beside it.
+        """
+
     def init(self, rng: jax.Array) -> Any:
         """Initial variables. A network that takes more than an image, or several networks, override this."""
         return self.module.init(rng, jnp.zeros((1, *self.shape(64, 64), 3)))
@@ -170,7 +181,8 @@ class Expert(abc.ABC):
             outputs = jax.device_get(self.run(variables, [prepared[i] for i in members], mesh))
             for row, i in enumerate(members):
                 output = {name: array[row] for name, array in outputs.items()}
-                found[i] = self.finish(output, photos[i].shape[:2], {} if needed is None else needed[i])
+                label = self.finish(output, photos[i].shape[:2], {} if needed is None else needed[i])
+                found[i] = self.complete(variables, label)
         return [found[i] for i in range(len(photos))]
 
     def run(

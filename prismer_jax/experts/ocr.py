@@ -113,27 +113,35 @@ class OcrDetection(SquareExpert):
           path: CharNet's; the others are looked for in PLACES.
 
         Raises:
-          UserError: as the base class, or a file is missing; the message says where to get it.
+          UserError: as the base class, or a file is missing; the message says how to get it.
         """
+        self.open(path)
         folder = pathlib.Path(path).parent
         state = {**safe.load(path), **safe.load(find(folder, CLIP))}
         state |= {f"pca.{name}": array for name, array in label_tables.pca(find(folder, PCA)).items()}
-        self.open(folder)
         return self.from_official(state, os.fspath(path), allow)
 
-    def open(self, folder: str | os.PathLike[str]) -> None:
-        """Reads tokenizer and lexicon from a folder of checkpoints, or from PLACES seen from it.
+    def open(self, path: str | os.PathLike[str]) -> None:
+        """Reads tokenizer and lexicon, the first time, and looks whether all other FILES are there.
+
+        Args:
+          path: of CharNet's checkpoint, which needs CLIP's and the PCA, or of a converted folder, which holds both.
 
         Raises:
-          UserError: the tokenizer's file is missing, or one is damaged.
+          UserError: a file other than the lexicon is missing, or one is damaged.
         """
-        self.tokenizer = clip_text.Tokenizer(find(folder, MERGES))
+        path = pathlib.Path(path)
+        for name in () if path.is_dir() else (CLIP, PCA):
+            find(path.parent, name)
+        if self.tokenizer is not None:
+            return
+        self.tokenizer = clip_text.Tokenizer(find(path.parent, MERGES))
         try:
-            path = find(folder, LEXICON)
+            lexicon = find(path.parent, LEXICON)
         except UserError as error:
             logging.warning("%s Until then words that are not read for sure are left out.", error)
         else:
-            self.lexicon = Lexicon.read(path)
+            self.lexicon = Lexicon.read(lexicon)
 
     @staticmethod
     @typed

@@ -98,7 +98,8 @@ def run(
         if work.problem is not None:
             return work.photo, work.problem
         try:
-            write(work.photo, expert.finish(work.arrays, work.size, needed(work.photo)))
+            label = expert.finish(work.arrays, work.size, needed(work.photo))
+            write(work.photo, expert.complete(variables, label))
         except BadSample as error:
             return work.photo, _named(work.photo, error)
         return work.photo, None

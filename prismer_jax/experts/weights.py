@@ -79,10 +79,11 @@ def find(expert: Expert, checkpoints: Path) -> pathlib.Path:
 
 
 def load(expert: Expert, checkpoints: Path) -> dict[str, Any]:
-    """Returns an expert's variables from what `find` finds.
+    """Opens an expert, and returns its variables, from what `find` finds.
 
     Raises:
       UserError: there is nothing, or it cannot be read or is another expert's.
     """
     path = find(expert, checkpoints)
+    expert.open(path)
     return checkpoint.load_into(tree.unflatten(expert.shapes), path) if path.is_dir() else official(expert, path)
