@@ -1,4 +1,5 @@
 import json
+import re
 
 import jax
 import numpy as np
@@ -83,6 +84,41 @@ def test_backbones_are_taken_over_and_the_rest_is_fresh(model, init, clip, rober
     norm = text["roberta.encoder.layer.1.attention.output.LayerNorm.weight"]
     np.testing.assert_array_equal(decoder["layers"]["norm_self"]["scale"][1], norm)
     np.testing.assert_array_equal(decoder["head_bias"], text["lm_head.bias"])
+
+
+# How the reference draws what no backbone has: PyTorch's defaults for Linear, Conv2d and MultiheadAttention, its own
+# normals (model/modules/vit.py, resampler.py), and in the decoder RobertaPreTrainedModel._init_weights.
+FRESH = (
+    (r".*(ln_\w+|adaptor_ln|LayerNorm|conv1\.\w+\.(2|5|8|11))\.weight", "ones", lambda fan_in, width: 1.0),
+    (r".*(ln_\w+|adaptor_ln|LayerNorm|conv1\.\w+\.(2|5|8|11))\.bias", "zeros", lambda fan_in, width: 0.0),
+    (r".*(in_proj_|out_proj\.)bias", "zeros", lambda fan_in, width: 0.0),
+    (r".*in_proj_weight", "uniform", lambda fan_in, width: (6 / (4 * width)) ** 0.5),
+    (r".*(latents|instance_embedding)", "normal", lambda fan_in, width: width**-0.5),
+    (r"expert_encoder.*(weight|bias)", "uniform", lambda fan_in, width: fan_in**-0.5),
+    (r"text_decoder.*weight", "normal", lambda fan_in, width: 0.02),
+    (r"text_decoder.*bias", "zeros", lambda fan_in, width: 0.0),
+)
+
+
+def test_what_is_fresh_is_drawn_as_the_reference_draws_it():
+    width = 128
+    decoder = DECODER | dict(width=width, mlp_dim=192)
+    model = build("tiny", "edge+obj_detection", **(SIZES | dict(width=width, heads=2, decoder=decoder)))
+    state = prismer.to_torch(jax.jit(model.init_variables)(jax.random.key(0)))
+    parts = r"(adaptor|resampler|conv1\.(?!rgb)|instance|\.1\.(self|output)|output_layer)"
+    fresh = [key for key in state if re.search(parts, key) and not re.search("running|batches", key)]
+    assert len(fresh) > 80
+    for key in fresh:
+        kind, size = next((kind, size) for pattern, kind, size in FRESH if re.fullmatch(pattern, key))
+        weight = state.get(re.sub(r"\.bias$", ".weight", key), state[key])
+        array, size = state[key], size(np.prod(weight.shape[1:]), width)
+        if kind in ("ones", "zeros"):
+            np.testing.assert_array_equal(array, size, err_msg=key)
+        else:
+            spread = size / 3**0.5 if kind == "uniform" else size
+            assert abs(array.std() / spread - 1) < 3 / array.size**0.5, key
+            assert abs(array.mean()) < 5 * spread / array.size**0.5, key
+            assert (np.abs(array).max() <= size) == (kind == "uniform"), key
 
 
 def test_either_backbone_alone(model, init, roberta):
