@@ -49,9 +49,7 @@ def prismer(argv: Sequence[str]) -> None:
     """Converts a checkpoint of Prismer or PrismerZ."""
     parser = config.ArgumentParser(prog="python -m tools.convert prismer", description=prismer.__doc__)
     parser.add_argument("--input", required=True, type=pathlib.Path, help="the official pytorch_model.bin")
-    parser.add_argument(
-        "--allow", nargs="+", default=[], metavar="REGEX", help="keys that may be missing or unexpected"
-    )
+    _allow(parser)
     started, args = time.monotonic(), _parse(parser, argv)
     state = safe.load(args.input)
     model = model_for(args, official.facts_of(state), state)
@@ -67,9 +65,7 @@ def backbone(argv: Sequence[str]) -> None:
     parser.add_argument("--vision", type=pathlib.Path, help="CLIP's file: ViT-B-16.pt, ViT-L-14-336px.pt, OpenCLIP's H")
     parser.add_argument("--text", type=pathlib.Path, help="RoBERTa's file: pytorch_model.bin or model.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
-    parser.add_argument(
-        "--allow", nargs="+", default=[], metavar="REGEX", help="keys that may be missing or unexpected"
-    )
+    _allow(parser)
     started, args = time.monotonic(), _parse(parser, argv)
     if args.vision is None and args.text is None:
         raise UserError("Give --vision, --text or both: the files to start from.")
@@ -84,9 +80,7 @@ def expert(argv: Sequence[str]) -> None:
     parser.add_argument("--name", required=True, help=", ".join(experts.EXPERTS))
     parser.add_argument("--input", required=True, type=pathlib.Path, help="the official file")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="the folder to write; best called as --name")
-    parser.add_argument(
-        "--allow", nargs="+", default=[], metavar="REGEX", help="keys that may be missing or unexpected"
-    )
+    _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv)
     model = choose("expert", args.name, experts.EXPERTS)()
     variables = weights.official(model, args.input, args.allow)
@@ -222,6 +216,12 @@ def _parse(parser: config.ArgumentParser, argv: Sequence[str]) -> argparse.Names
     parser.add_argument("--label-tables", type=pathlib.Path, help="what the command label-tables wrote")
     parser.add_argument("--prefix", default=PREFIX, help="what captions begin with; '' for pretrain checkpoints")
     return _flags(parser, argv)
+
+
+def _allow(parser: config.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow", nargs="+", default=[], metavar="REGEX", help="keys that may be missing or unexpected"
+    )
 
 
 def _flags(parser: config.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
