@@ -114,10 +114,9 @@ class Depthwise(nn.Module):
 
     kernel: int
     stride: int = 1
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         kernel = self.param("kernel", layers.torch_uniform(self.kernel**2), shape)
-        return depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        return depthwise(x, kernel.astype(x.dtype), self.stride)

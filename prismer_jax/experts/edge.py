@@ -162,8 +162,9 @@ class Edge(SquareExpert):
         ignored=(r"side_5\..*", r"block_cat\.bn\..*"),
     )
 
+    @staticmethod
     @typed
-    def normalize(self, image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    def normalize(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         return image[..., ::-1].astype(jnp.float32) - jnp.asarray(MEAN_BGR, jnp.float32)
 
     def apply(self, variables: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:

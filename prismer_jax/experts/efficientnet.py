@@ -1,16 +1,15 @@
 """EfficientNet-B5 (arXiv 1905.11946) as an encoder that gives maps of five sizes.
 
 Padding, epsilon and keys are those of TensorFlow's weights in geffnet 1.0.2 (gen_efficientnet.py,
-efficientnet_builder.py: tf_efficientnet_b5_ap).
+efficientnet_builder.py: tf_efficientnet_b5_ap). All is in float32: bfloat16's errors grow from block to block.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from prismer_jax.convert import rows
@@ -50,11 +49,10 @@ class SqueezeExcite(nn.Module):
     """Weighs channels by what the whole map has of them."""
 
     hidden: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        conv = functools.partial(nn.Conv, kernel_size=(1, 1), dtype=self.dtype)
+        conv = functools.partial(nn.Conv, kernel_size=(1, 1))
         squeezed = x.mean((1, 2), keepdims=True)
         hidden = jax.nn.silu(conv(self.hidden, name="reduce")(squeezed))
         return x * jax.nn.sigmoid(conv(x.shape[-1], name="expand")(hidden))
@@ -67,17 +65,16 @@ class Block(nn.Module):
     stride: int
     expand: int
     features: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
-        pointwise = functools.partial(ConvNorm, kernel=1, bias=False, epsilon=EPSILON, dtype=self.dtype)
+        pointwise = functools.partial(ConvNorm, kernel=1, bias=False, epsilon=EPSILON)
         y = x
         if self.expand > 1:
             y = jax.nn.silu(pointwise(self.expand * x.shape[-1], name="expand")(y))
-        y = Depthwise(self.kernel, self.stride, self.dtype, name="depthwise")(y)
+        y = Depthwise(self.kernel, self.stride, name="depthwise")(y)
         y = jax.nn.silu(BatchNorm(epsilon=EPSILON, name="depthwise_norm")(y))
-        y = SqueezeExcite(int(SQUEEZE * x.shape[-1]), self.dtype, name="squeeze")(y)
+        y = SqueezeExcite(int(SQUEEZE * x.shape[-1]), name="squeeze")(y)
         y = pointwise(self.features, name="project")(y)
         return x + y if x.shape == y.shape else y
 
@@ -85,25 +82,22 @@ class Block(nn.Module):
 class EfficientNet(nn.Module):
     """The encoder, without the norm and the classifier after its last convolution."""
 
-    dtype: Any = jnp.float32
-
     @nn.compact
     @typed
     def __call__(self, image: Float[Array, "b h w 3"]) -> list[Array]:
         """Returns maps of 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's size (rounded up)."""
         tap = functools.partial(self.sow, "intermediates")
-        stem = ConvNorm(STEM, 3, 2, "SAME", bias=False, epsilon=EPSILON, dtype=self.dtype, name="stem")
-        x = jax.nn.silu(stem(image.astype(self.dtype)))
+        stem = ConvNorm(STEM, 3, 2, "SAME", bias=False, epsilon=EPSILON, name="stem")
+        x = jax.nn.silu(stem(image))
         tap("act1", x)
         maps = []
         for i, (blocks, kernel, stride, expand, features) in enumerate(STAGES):
             for j in range(blocks):
-                block = Block(kernel, 1 if j else stride, expand, features, self.dtype, name=f"stage_{i}_{j}")
-                x = block(x)
+                x = Block(kernel, 1 if j else stride, expand, features, name=f"stage_{i}_{j}")(x)
             if i in TAKEN:
                 tap(f"blocks.{i}", x)
                 maps.append(x)
-        x = nn.Conv(HEAD, (1, 1), use_bias=False, dtype=self.dtype, name="head")(x)
+        x = nn.Conv(HEAD, (1, 1), use_bias=False, name="head")(x)
         tap("conv_head", x)
         return [*maps, x]
 
