@@ -4,6 +4,9 @@
     loader   examples a second that the config's loader gives when nothing else runs
     step     images a second of the config's training step, fed from memory
     decode   captions a second, greedily and with beams
+    experts  photos of 480x480 a second that each expert's network labels, and peak memory; only where it is asked for:
+             python -m tools.bench --only experts [--experts depth edge ...] [--batch-size 4] [--dtype float32]
+             [--reference CHECKOUT --reference-python PYTHON], a checkout of NVlabs/prismer to be compared with
     loader/step   how many times faster the loader is than what it feeds
 
 All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
@@ -13,7 +16,9 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 import platform
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +28,10 @@ import numpy as np
 
 from prismer_jax import config, decode, evaluate, input, optim, pp, runtime, sharding
 from prismer_jax.datasets import scenes
-from prismer_jax.errors import choose, run_main
+from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.experts import EXPERTS
 from prismer_jax.train import make_update
+from tools import bench_experts
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
@@ -115,11 +122,26 @@ BENCHES: dict[str, Callable[[Bench], dict[str, float]]] = {
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.py", help="FILE.py or FILE.py:arg")
-    parser.add_argument("--only", nargs="+", default=list(BENCHES), help=f"of {', '.join(BENCHES)}")
+    parser.add_argument("--only", nargs="+", default=list(BENCHES), help=f"of {', '.join(BENCHES)}, experts")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each is measured")
+    parser.add_argument("--experts", nargs="+", default=list(EXPERTS), help=f"of {', '.join(EXPERTS)}")
+    parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
+    parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
+    parser.add_argument(
+        "--reference", type=pathlib.Path, help="checkout of NVlabs/prismer, to compare the experts with"
+    )
+    parser.add_argument("--reference-python", default=sys.executable, help="a Python that has PyTorch, for it")
     args, overrides = parser.parse(argv)
-    chosen = [choose("benchmark", name, BENCHES) for name in args.only]
+    chosen = [choose("benchmark", name, BENCHES | {"experts": None}) for name in args.only]
     runtime.use_compilation_cache()
+    if args.only == ["experts"]:
+        names = [name for name in args.experts if choose("expert", name, EXPERTS)]
+        settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
+        bench_experts.measure(names, args.reference, args.reference_python, **settings)
+        print(_machine())
+        return
+    if "experts" in args.only:
+        raise UserError("--only experts goes alone: what else is measured would be in memory beside it.")
     bench = Bench(config.load(args.config, overrides), args.seconds)
     results: dict[str, float] = {}
     for measure in chosen:
@@ -129,8 +151,12 @@ def main(argv: list[str] | None = None) -> None:
     if "loader, examples a second" in results and "training step, images a second" in results:
         ratio = results["loader, examples a second"] / results["training step, images a second"]
         print(f"{'loader / step':<36}{ratio:10.1f}")
+    print(_machine())
+
+
+def _machine() -> str:
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
-    print(f"{devices}, {os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}")
+    return f"{devices}, {os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""Speed and memory of the experts, beside those of the official PyTorch code: a part of tools.bench.
+
+Each expert is a worker process of its own (python -m tools.bench_experts EXPERT BATCH DTYPE), and so is the reference
+(tools/bench_reference.py): one batch of ours, one of theirs, in turn, so that a noisy machine is as noisy for both. The
+fastest batch of each counts. Networks only, on random 480x480 photos and fresh weights; peak memory is that of the
+process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from prismer_jax import runtime, sharding
+from prismer_jax.errors import UserError
+from prismer_jax.experts import EXPERTS
+
+SIDE = 480
+COLUMNS = ("expert", "images/s", "reference", "ratio", "peak GB", "reference")
+
+
+class Worker:
+    """A process that runs one batch when it is told to."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.seconds: list[float] = []
+        self.peak = 0
+        self.ready = self.process.stdout.readline().strip() == "ready"
+
+    def step(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise UserError(f"{' '.join(self.process.args)}: ended with status {self.process.wait()}; see above.")
+        self.seconds.append(float(line))
+
+    def close(self) -> None:
+        rest, _ = self.process.communicate()
+        self.peak = int(rest or 0)
+
+
+@contextlib.contextmanager
+def _worker(command: Sequence[str]) -> Iterator[Worker]:
+    worker = Worker(command)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def measure(
+    experts: Sequence[str],
+    reference: pathlib.Path | None,
+    python: str,
+    *,
+    batch: int = 4,
+    dtype: str = "float32",
+    seconds: float = 10,
+) -> None:
+    """Prints a line for each expert.
+
+    Args:
+      experts: names.
+      reference: a checkout of NVlabs/prismer.
+      python: the interpreter for it, which has PyTorch.
+      batch: photos at a time.
+      dtype: that ours compute in.
+      seconds: how long each expert is measured at least; two batches of each code in any case.
+    """
+    print("{:<16}{:>10}{:>12}{:>8}{:>10}{:>12}".format(*COLUMNS), flush=True)
+    script = str(pathlib.Path(__file__).with_name("bench_reference.py"))
+    for name in experts:
+        with contextlib.ExitStack() as stack:
+            ours = stack.enter_context(_worker([sys.executable, "-m", "tools.bench_experts", name, str(batch), dtype]))
+            workers = [ours]
+            if reference is not None:
+                command = [python, script, str(reference.resolve()), name, str(batch)]
+                theirs = stack.enter_context(_worker(command))
+                workers += [theirs] if theirs.ready else []
+            for worker in workers:
+                worker.step()  # compiles, or fills caches
+                worker.seconds.clear()
+            start = time.monotonic()
+            while len(ours.seconds) < 2 or time.monotonic() - start < seconds:
+                for worker in workers:
+                    worker.step()
+        rates = [batch / min(worker.seconds) for worker in workers]
+        peaks = [worker.peak / 1e9 for worker in workers]
+        if len(workers) == 2:
+            cells = f"{rates[0]:>10.2f}{rates[1]:>12.2f}{rates[0] / rates[1]:>8.2f}{peaks[0]:>10.2f}{peaks[1]:>12.2f}"
+        else:
+            cells = f"{rates[0]:>10.2f}{'-':>12}{'-':>8}{peaks[0]:>10.2f}{'-':>12}"
+        print(f"{name:<16}{cells}", flush=True)
+
+
+def main(name: str, batch: int, dtype: str) -> None:
+    """The worker of an expert; see tools/bench_reference.py for what it says and when."""
+    runtime.use_compilation_cache()
+    mesh = sharding.make_mesh()
+    expert = EXPERTS[name](dtype=dtype)
+    variables = jax.device_put(expert.random_variables(), sharding.replicated(mesh))
+    photo = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    prepared = [expert.prepare(photo)] * batch
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        jax.block_until_ready(expert.run(variables, prepared, mesh))
+        print(time.perf_counter() - start, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
