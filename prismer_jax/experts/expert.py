@@ -126,10 +126,12 @@ class Expert(abc.ABC):
         rng = np.random.default_rng(seed)
 
         def make(name: str, leaf: Any) -> np.ndarray:
-            if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating):
+            part = name.rpartition("/")[2]  # a norm's may have an axis of layers, so the number of axes says little
+            of_norm = part in ("scale", "bias", "mean", "var")
+            if leaf.ndim > 1 and not of_norm and jnp.issubdtype(leaf.dtype, jnp.floating):
                 noise = rng.standard_normal(leaf.shape, np.float32) / math.sqrt(math.prod(leaf.shape[:-1]))
                 return noise.astype(leaf.dtype)
-            return np.full(leaf.shape, name.rpartition("/")[2] in ("scale", "var"), leaf.dtype)
+            return np.full(leaf.shape, part in ("scale", "var"), leaf.dtype)
 
         return tree.unflatten({name: make(name, leaf) for name, leaf in self.shapes.items()})
 
