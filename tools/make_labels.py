@@ -13,6 +13,7 @@ expert wrote and that are called as the expert, or of both.
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
 import json
 import pathlib
@@ -35,6 +36,7 @@ from prismer_jax.pp.image import image_size
 RECORD = "make_labels.json"  # which weights made the labels of each expert
 SKIPPED = "skipped.json"
 TRAINED, RANDOM = "trained weights", "random weights"
+SAY_EVERY = 30  # seconds
 DTYPES = ("float32", "bfloat16")
 
 
@@ -153,6 +155,7 @@ def run(job: Job, expert: Expert, load: Any, mesh: jax.sharding.Mesh, batch_size
 
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Any]:
+    """A bar with rate and time left; where stderr is no terminal, a line every half minute."""
     from rich import progress
     from rich.console import Console
 
@@ -163,13 +166,21 @@ def _progress(title: str, total: int) -> Iterator[Any]:
         progress.TextColumn("{task.fields[rate]}"),
         progress.TimeRemainingColumn(),
     ]
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, rate="compiling")
+        started = said = time.monotonic()
 
         def advance() -> None:
+            nonlocal said
             bar.advance(task)
-            if speed := bar.tasks[0].speed:
-                bar.update(task, rate=f"{speed:.2f} photos/s")
+            done, now = int(bar.tasks[0].completed), time.monotonic()
+            speed = done / (now - started)
+            bar.update(task, rate=f"{speed:.2f} photos/s")
+            if not console.is_terminal and now - said > SAY_EVERY:
+                left = datetime.timedelta(seconds=round((total - done) / speed))
+                print(f"{title}: {done} of {total}, {speed:.2f} photos/s, {left} left", file=sys.stderr)
+                said = now
 
         yield advance
 

@@ -87,6 +87,14 @@ def test_a_second_run_makes_only_what_is_missing(photos, capsys):
     assert "depth: 3 labels were there, nothing to do" in capsys.readouterr().out
 
 
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(photos, capsys, monkeypatch):
+    monkeypatch.setattr(make_labels, "SAY_EVERY", 0)
+    run(photos)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("depth: ")]
+    assert [line.split(",")[0] for line in lines] == ["depth: 1 of 3", "depth: 2 of 3", "depth: 3 of 3"]
+    assert lines[-1].endswith("0:00:00 left")
+
+
 def test_labels_of_random_weights_are_not_taken_for_real_ones(photos):
     run(photos)
     state = {"head.weight": np.ones((1, 3), np.float32), "head.bias": np.zeros(1, np.float32)}
