@@ -8,8 +8,9 @@ from prismer_jax.experts.edge import Edge
 from prismer_jax.experts.expert import Expert, Label
 from prismer_jax.experts.normal import Normal
 from prismer_jax.experts.ocr import OcrDetection
+from prismer_jax.experts.segmentation import SegAde, SegCoco
 
 __all__ = ["EXPERTS", "Expert", "Label"]
 
-_ROWS: tuple[type[Expert], ...] = (Depth, Normal, Edge, Detection, OcrDetection)
+_ROWS: tuple[type[Expert], ...] = (Depth, Normal, Edge, SegCoco, SegAde, Detection, OcrDetection)
 EXPERTS: dict[str, type[Expert]] = {expert.name: expert for expert in _ROWS}

@@ -1,11 +1,13 @@
 """Semantic segmentation: Mask2Former with the classes of COCO and of ADE20K, as NVlabs/prismer runs it.
 
-Source: NVlabs/prismer, experts/model_bank.py, experts/generate_segmentation.py, experts/segmentation/. The reference
-labels with the first; its code for the second is there, too.
+Source: NVlabs/prismer, experts/model_bank.py, experts/generate_segmentation.py, experts/segmentation/. There a batch is
+padded to its largest photo, so that a label depends on those beside it; here every photo is padded to its own next
+multiple of 32. No pixel is ever left without a class.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,12 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax.experts import mask2former, panoptic
+from prismer_jax.experts import mask2former
 from prismer_jax.experts.expert import Label
 from prismer_jax.experts.fitted import FittedExpert
+from prismer_jax.experts.panoptic import Panoptic, confident, panoptic
 from prismer_jax.labels import EXPERTS
 from prismer_jax.typing import Float, UInt8, typed
 
+# Source: NVlabs/prismer, experts/segmentation/mask2former/data/datasets/register_ade20k_panoptic.py.
+# fmt: off
+ADE_STUFF = frozenset({
+    0, 1, 2, 3, 4, 5, 6, 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61, 63, 68, 77, 79,
+    84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131, 140, 141, 145,
+})
+# fmt: on
 STRIP = 2**16  # numbers of a resized map that are made at once
 
 
@@ -53,8 +63,22 @@ class Segmentation(FittedExpert):
         classes = [strip.argmax(-1).astype(np.uint8) for strip in strips(output["scores"], inside, size)]
         return Label(np.concatenate(classes)[..., None])
 
-    def panoptic(self, photo: UInt8[np.ndarray, "h w 3"], variables: Any) -> panoptic.Panoptic:
-        """Segments a photo into things and stuff. Channels are as they should be: blue last."""
+    @typed
+    def panoptic(self, photo: UInt8[np.ndarray, "h w 3"], variables: Any) -> Panoptic:
+        """Segments a photo into things and stuff.
+
+        The labels for Prismer are not made of this. The network gets red, green, blue, as it was trained.
+        """
+        prepared = self.prepare(photo)
+        logits, masks = jax.device_get(self._network(variables, prepared["image"][None], prepared["size"][None]))
+        chosen = confident(logits[0])
+        masks = np.concatenate(list(strips(masks[0][..., chosen], masks.shape[1:3], prepared["image"].shape[:2])))
+        masks = np.concatenate(list(strips(masks, tuple(prepared["size"].tolist()), photo.shape[:2])))
+        return panoptic(logits[0][chosen], masks, self.things)
+
+    @functools.cached_property
+    def _network(self) -> Any:
+        return jax.jit(self.module.apply)
 
 
 @typed
@@ -67,7 +91,7 @@ def strips(
     memory, and what fits in a processor's cache is done soonest.
     """
     rows, columns = (taps(*lengths) for lengths in zip(inside, size, strict=True))
-    step = max(STRIP // (size[1] * x.shape[2]), 1)
+    step = max(STRIP // max(size[1] * x.shape[2], 1), 1)
     for i in range(0, size[0], step):
         yield mix(mix(x, [tap[i : i + step] for tap in rows], 0), columns, 1)
 
@@ -96,6 +120,7 @@ class SegCoco(Segmentation):
 
 
 class SegAde(Segmentation):
-    """ADE20K's 150 classes."""
+    """ADE20K's 100 things and 50 kinds of stuff, mixed."""
 
     name, file = "seg_ade", "model_final_e0c58e.pkl"
+    things = frozenset(range(150)) - ADE_STUFF
