@@ -58,6 +58,15 @@ def _worker(command: Sequence[str]) -> Iterator[Worker]:
         worker.close()
 
 
+def our_command(name: str, batch: int, dtype: str) -> list[str]:
+    return [sys.executable, "-m", "tools.bench_experts", name, str(batch), dtype]
+
+
+def their_command(python: str, reference: pathlib.Path, name: str, batch: int) -> list[str]:
+    script = pathlib.Path(__file__).with_name("bench_reference.py")
+    return [python, str(script), str(reference.resolve()), name, str(batch)]
+
+
 def measure(
     experts: Sequence[str],
     reference: pathlib.Path | None,
@@ -78,14 +87,14 @@ def measure(
       seconds: how long each expert is measured at least; two batches of each code in any case.
     """
     print("{:<16}{:>10}{:>12}{:>8}{:>10}{:>12}".format(*COLUMNS), flush=True)
-    script = str(pathlib.Path(__file__).with_name("bench_reference.py"))
     for name in experts:
         with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(_worker([sys.executable, "-m", "tools.bench_experts", name, str(batch), dtype]))
+            ours = stack.enter_context(_worker(our_command(name, batch, dtype)))
+            if not ours.ready:
+                raise UserError(f"{name}: its worker ended before its first batch; see above.")
             workers = [ours]
             if reference is not None:
-                command = [python, script, str(reference.resolve()), name, str(batch)]
-                theirs = stack.enter_context(_worker(command))
+                theirs = stack.enter_context(_worker(their_command(python, reference, name, batch)))
                 workers += [theirs] if theirs.ready else []
             for worker in workers:
                 worker.step()  # compiles, or fills caches

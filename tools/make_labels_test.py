@@ -1,6 +1,9 @@
 """Folders of photos through the command, with experts of a few parameters; what is bad is named, the rest labelled."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -85,6 +88,38 @@ def test_a_second_run_makes_only_what_is_missing(photos, capsys):
     capsys.readouterr()
     run(photos)
     assert "depth: 3 labels were there, nothing to do" in capsys.readouterr().out
+
+
+KILLED = """
+import sys, time
+from prismer_jax import labels
+from prismer_jax.experts import testing
+from tools import make_labels
+make_labels.EXPERTS, write = testing.TOYS, labels.write
+labels.write = lambda *args, **kwargs: (time.sleep(0.3), write(*args, **kwargs))
+make_labels.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_leaves_only_whole_labels_and_goes_on(photos):
+    for i in range(30):
+        save(photos / f"more{i}.png", np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8))
+    out = photos.parent / "labels"
+    flags = ["--images", str(photos), "--output", str(out), "--experts", "depth", "--random-weights"]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *flags])
+    while len(found := list((out / "depth").rglob("*.png"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    there = {path: path.stat().st_mtime_ns for path in found}
+    assert len(found) < 33
+    for path in (out / "depth").rglob("*.png"):
+        assert labels.decode("depth", path.read_bytes()) is not None
+    run(photos)
+    assert len(list((out / "depth").rglob("*.png"))) == 33
+    assert all(path.stat().st_mtime_ns == made for path, made in there.items())
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(photos, capsys, monkeypatch):

@@ -1,0 +1,48 @@
+import pathlib
+import sys
+
+import pytest
+
+from prismer_jax.errors import UserError
+from tools import bench_experts
+
+# What a worker says: 'ready', the seconds of each batch, and at the end its memory.
+WORKER = """
+import sys
+print('ready', flush=True)
+for seconds in {seconds}:
+    sys.stdin.readline() or sys.exit()
+    print(seconds, flush=True)
+sys.stdin.read()
+print({memory}, flush=True)
+"""
+
+
+def fake(seconds, memory=0):
+    return [sys.executable, "-c", WORKER.format(seconds=seconds, memory=memory)]
+
+
+def lines(monkeypatch, capsys, ours, theirs):
+    monkeypatch.setattr(bench_experts, "our_command", lambda *_: ours)
+    monkeypatch.setattr(bench_experts, "their_command", lambda *_: theirs)
+    bench_experts.measure(["depth"], pathlib.Path("checkout"), "python", batch=4, seconds=0)
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_fastest_batch_of_each_counts_but_not_the_first(monkeypatch, capsys):
+    ours, theirs = fake([0.1, 2, 3], 2_000_000_000), fake([0.1, 9, 8], 1_500_000_000)
+    heads, row = lines(monkeypatch, capsys, [*ours], [*theirs])
+    assert heads[0] == "expert"
+    assert row == ["depth", "2.00", "0.50", "4.00", "2.00", "1.50"]
+
+
+def test_an_expert_that_the_reference_cannot_run_has_a_row_too(monkeypatch, capsys):
+    _, row = lines(monkeypatch, capsys, fake([1, 2, 2], 10**9), [sys.executable, "-c", "raise SystemExit('no torch')"])
+    assert row == ["depth", "2.00", "-", "-", "1.00", "-"]
+
+
+def test_a_worker_that_ends_is_one_line(monkeypatch, capsys):
+    with pytest.raises(UserError, match="depth: its worker ended before its first batch"):
+        lines(monkeypatch, capsys, [sys.executable, "-c", "1"], fake([1, 1, 1]))
+    with pytest.raises(UserError, match="ended with status 0"):
+        lines(monkeypatch, capsys, [sys.executable, "-c", "print('ready'); input()"], fake([1, 1, 1]))
