@@ -79,8 +79,8 @@ class NNET(nn.Module):
     @typed
     def __call__(self, image: Float[Array, "b h w 3"]) -> list[Array]:
         """Returns normals and kappa float32 [b, H, W, 4] at 1/8, 1/4, 1/2 and the whole of the image's size."""
-        # In float32 whatever the dtype: with the encoder in bfloat16 too, labels move by 1.3 to 10 levels of 255 on average
-        # (golden weights, three photos), without it by 0.4 to 0.6. It has a tenth of the multiplications.
+        # In float32 whatever the dtype: with the encoder in bfloat16 too, labels move by 1.3 to 10 levels of 255 on
+        # average (golden weights, three photos), without it by 0.4 to 0.6. It has a tenth of the multiplications.
         *finer, x = (y.astype(self.dtype) for y in efficientnet.EfficientNet(name="encoder")(image))
         x = nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="bottom")(x)
         maps = []
