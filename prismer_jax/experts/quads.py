@@ -31,10 +31,8 @@ def rectangles(
 
 
 def areas(polygons: Float[np.ndarray, "n k 2"]) -> Float[np.ndarray, " n"]:
-    """Areas by the shoelace formula, in float64."""
-    # Relative to a corner: far from the origin the products' differences would be lost to rounding.
-    x, y = np.moveaxis(polygons.astype(np.float64) - polygons[:, :1], -1, 0)
-    return np.abs((x * np.roll(y, -1, 1) - np.roll(x, -1, 1) * y).sum(1)) / 2
+    """Areas, in float64."""
+    return _areas(_plane(polygons))
 
 
 def overlaps(a: Float[np.ndarray, "#n 4 2"], b: Float[np.ndarray, "n 4 2"]) -> Float[np.ndarray, " n"]:
@@ -44,31 +42,48 @@ def overlaps(a: Float[np.ndarray, "#n 4 2"], b: Float[np.ndarray, "n 4 2"]) -> F
       a: convex.
       b: any simple polygons.
     """
-    origin = a[:, :1].astype(np.float64)
-    a, points = a - origin, b - origin
-    for start, end in zip(np.moveaxis(a, 1, 0), np.moveaxis(np.roll(a, -1, 1), 1, 0), strict=True):
-        points = _cut(points, start, end)
-    area_a, area_b = areas(a), areas(b - origin)
-    inside = np.where(area_a > 0, areas(points), 0)
+    a, b = _plane(a), _plane(b)
+    points = b
+    for start, end in zip(a.T, _following(a).T, strict=True):
+        points = _cut(points, start[:, None], end[:, None])
+    area_a, area_b = _areas(a), _areas(b)
+    inside = np.where(area_a > 0, _areas(points), 0)
     union = area_a + area_b - inside
     return inside / np.where(union > 0, union, 1)
 
 
+def _plane(points: np.ndarray) -> np.ndarray:
+    """Points [..., 2] as complex numbers x + iy: half the operations."""
+    return np.ascontiguousarray(points, np.float64).view(np.complex128)[..., 0]
+
+
+def _following(points: np.ndarray) -> np.ndarray:
+    """The point after each of a polygon's, [n, k]."""
+    return np.concatenate([points[:, 1:], points[:, :1]], 1)
+
+
+def _areas(polygons: np.ndarray) -> np.ndarray:
+    """By the shoelace formula."""
+    # Relative to a corner: far from the origin the products' differences would be lost to rounding.
+    points = polygons - polygons[:, :1]
+    return np.abs((points.conj() * _following(points)).imag.sum(1)) / 2
+
+
 def _cut(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Cuts polygons [n, k, 2] off along a line each (Sutherland and Hodgman's step), keeping what is on its right.
+    """Cuts polygons [n, k] off along a line each, keeping what is on its right (Sutherland and Hodgman's step).
 
     What is beyond the line is not taken out but moved onto it, where it has no area: polygons of any kind are cut with
     the same operations. The result has 2k points.
     """
-    normal = np.stack([start[:, 1] - end[:, 1], end[:, 0] - start[:, 0]], 1)[:, None]
-    depth = ((points - start[:, None]) * normal).sum(-1, keepdims=True)
-    length = np.square(normal).sum(-1, keepdims=True)
-    kept = points - np.minimum(depth, 0) / np.where(length > 0, length, 1) * normal
-    following = np.roll(depth, -1, 1)
-    crosses = depth * following < 0
-    share = np.where(crosses, depth / np.where(crosses, depth - following, 1), 0)
-    crossing = np.where(crosses, points + share * (np.roll(points, -1, 1) - points), kept)
-    return np.stack([kept, crossing], 2).reshape(len(points), 2 * points.shape[1], 2)
+    way = end - start
+    depth = (way.conj() * (points - start)).imag  # distance from the line, times the length of the way
+    square = np.square(np.abs(way))
+    kept = points - 1j * way * (np.minimum(depth, 0) / np.where(square > 0, square, 1))
+    after = _following(depth)
+    crosses = depth * after < 0
+    share = depth / np.where(crosses, depth - after, 1)
+    crossing = np.where(crosses, points + share * (_following(points) - points), kept)
+    return np.stack([kept, crossing], 2).reshape(len(points), 2 * points.shape[1])
 
 
 def bounds(boxes: Float[np.ndarray, "n 4 2"]) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
