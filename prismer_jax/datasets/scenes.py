@@ -25,7 +25,7 @@ from prismer_jax.labels import PAPER
 CLASSES = scenes_world.CLASSES  # of seg_coco and of the detected instances
 QUESTION_TYPES = scenes_questions.QUESTION_TYPES
 QUESTIONS = 8  # a scene
-VERSION = "1.1.1"  # of the generator: whatever changes a scene or its texts raises it
+VERSION = "1.2.0"  # of the generator: whatever changes a scene or its texts raises it
 SPLITS = ("train", "val")
 TASKS = ("caption", "question", "all")
 
@@ -87,8 +87,9 @@ def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
 def scene(settings: Settings, index: int) -> tuple[scenes_world.Scene, scenes_labels.View, np.random.RandomState]:
     """Scene `index`: what it holds, what can be seen of it, and the random stream for its texts."""
     rng = np.random.RandomState([settings.seed, SPLITS.index(settings.split), index])
-    while True:  # about every second draw is taken
-        drawn = scenes_world.sample(rng)
+    solids, signs = scenes_world.amounts(rng)
+    while True:  # about every third draw is taken
+        drawn = scenes_world.sample(rng, solids, signs)
         if drawn is not None and (view := scenes_labels.view(drawn)).clear(len(drawn.solids)):
             return drawn, view, rng
 

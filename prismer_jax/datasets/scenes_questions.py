@@ -32,7 +32,8 @@ class _Candidate:
     answer: str
 
 
-_QUOTAS = {"color": 1.7, "count": 1.5, "comparison": 1.5, "relation": 1.7, "existence": 0.9, "reading": 2.5}
+# How often a type is drawn while a scene has new questions of it; most scenes have few to read, all have much to count.
+_QUOTAS = {"color": 2.2, "count": 0.7, "comparison": 2.0, "relation": 2.2, "existence": 0.4, "reading": 8.0}
 
 
 def questions(scene: Scene, view: View, rng: np.random.RandomState, number: int = 8) -> list[Question]:
@@ -61,7 +62,7 @@ def _draw(rng: np.random.RandomState, weights: Sequence[float]) -> int:
 
 
 # How rare a count is in a scene: the rarer, the likelier it is asked for when it is there.
-_RARITY = {"0": 0.5, "1": 0.5, "2": 0.7, "3": 3.6, "4": 9.0, "5": 14.0}
+_RARITY = {"0": 0.5, "1": 0.5, "2": 0.45, "3": 2.8, "4": 6.0, "5": 9.0}
 
 
 def _balanced(candidates: list[_Candidate], kind: str, rng: np.random.RandomState) -> _Candidate:
@@ -208,11 +209,11 @@ def _existences(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidate
         for color in COLORS:
             there = any(s.color == color for s in solids)
             yield _Candidate(f"Is there anything {color}?", "yes" if there else "no")
-    elif form == 2:
+    elif form == 2 and any(s.material != "plain" for s in solids):  # else there would be no question for a yes
         for material in MATERIALS[1:]:
             there = any(s.material == material for s in solids)
             yield _Candidate(f"Is there a {material} shape?", "yes" if there else "no")
-    elif facts.signs:
+    elif form == 3 and facts.signs:
         words = [sign.word for sign in facts.signs]
         for word in WORDS:
             yield _Candidate(f"Is there a sign that says {word}?", "yes" if word in words else "no")

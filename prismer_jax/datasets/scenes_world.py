@@ -172,27 +172,31 @@ _Box = tuple[float, float, float, float]  # left, top, right, bottom in image co
 _Placed = tuple[Solid | Sign, _Box]
 
 
-def sample(rng: np.random.RandomState) -> Scene | None:
-    """Draws a scene, or None when the solids did not fit without touching (the caller draws again)."""
+def amounts(rng: np.random.RandomState) -> tuple[int, int]:
+    """Draws how many solids and signs a scene holds: before the rest, so that what fits less easily is not rarer."""
+    solids = 2 + int(np.searchsorted((0.5, 0.84, 0.96), rng.random_sample()))
+    return solids, int(np.searchsorted((0.35, 0.88), rng.random_sample()))
+
+
+def sample(rng: np.random.RandomState, solids: int, signs: int) -> Scene | None:
+    """Draws a scene of so many things, or None when they did not fit without touching (the caller draws again)."""
     camera = _camera(rng)
     placed: list[_Placed] = []
-    count = (0, 1, 2)[int(np.searchsorted((0.3, 0.8), rng.random_sample()))]
-    for word in rng.permutation(len(WORDS))[:count]:
-        if not _place(rng, _sign(rng, WORDS[word], count), (-2.2, 2.2, -2.6, 0.4), placed, camera):
+    for word in rng.permutation(len(WORDS))[:signs]:
+        if not _place(rng, _sign(rng, WORDS[word], signs), (-2.2, 2.2, -2.6, 0.4), placed, camera):
             return None
     # Few shapes and colours in a scene make repetitions, without which nothing could be counted beyond one.
     shapes = rng.permutation(len(SHAPES))[: rng.randint(2, 7)]
     colors = rng.permutation(len(COLORS))[: rng.randint(2, 7)]
     shape_p, color_p = _skewed(rng, len(shapes)), _skewed(rng, len(colors))
-    for _ in range(2 + int(np.searchsorted((0.35, 0.7, 0.9), rng.random_sample()))):
+    for _ in range(solids):
         shape = SHAPES[rng.choice(shapes, p=shape_p)]
         color = list(COLORS)[rng.choice(colors, p=color_p)]
         material = MATERIALS[int(np.searchsorted((0.4, 0.64, 0.82), rng.random_sample()))]
         size = SIZES[int(rng.random_sample() < 0.45)]
         if not _place(rng, _solid(rng, shape, color, material, size), (-3.0, 3.0, -2.0, 2.6), placed, camera):
             return None
-    solids = tuple(thing for thing, _ in placed if isinstance(thing, Solid))
-    signs = tuple(thing for thing, _ in placed if isinstance(thing, Sign))
+    things = [thing for thing, _ in placed]
     azimuth, elevation = rng.uniform(0.35, 1.15) * rng.choice((-1, 1)), rng.uniform(0.65, 0.95)
     light = (
         math.sin(azimuth) * math.cos(elevation),
@@ -200,7 +204,8 @@ def sample(rng: np.random.RandomState) -> Scene | None:
         math.cos(azimuth) * math.cos(elevation),
     )
     ground, sky = list(GROUNDS)[rng.randint(len(GROUNDS))], list(SKIES)[rng.randint(len(SKIES))]
-    return Scene(solids, signs, ground, float(rng.uniform(-0.6, 0.6)), sky, light, camera)
+    solid, sign = (tuple(thing for thing in things if isinstance(thing, kind)) for kind in (Solid, Sign))
+    return Scene(solid, sign, ground, float(rng.uniform(-0.6, 0.6)), sky, light, camera)
 
 
 def _camera(rng: np.random.RandomState) -> Camera:
@@ -210,7 +215,7 @@ def _camera(rng: np.random.RandomState) -> Camera:
     right = np.cross((0.0, 1.0, 0.0), back)
     right /= np.linalg.norm(right)
     rotation = np.stack([right, np.cross(back, right), back])
-    tangent = math.tan(math.radians(rng.uniform(18.2, 19.6)))
+    tangent = math.tan(math.radians(rng.uniform(17.6, 19.0)))
     return Camera(tuple(position.tolist()), tuple(map(tuple, rotation.tolist())), tangent)
 
 
@@ -220,7 +225,7 @@ def _skewed(rng: np.random.RandomState, n: int) -> np.ndarray:
 
 
 def _solid(rng: np.random.RandomState, shape: str, color: str, material: str, size: str) -> Solid:
-    r = (0.92 if size == "large" else 0.56) * rng.uniform(0.93, 1.07)
+    r = (1.08 if size == "large" else 0.7) * rng.uniform(0.95, 1.05)
     match shape:
         case "sphere":
             dims: tuple[float, ...] = (r,)

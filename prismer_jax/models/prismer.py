@@ -26,7 +26,7 @@ from prismer_jax.labels import (
     class_vectors,
     select,
 )
-from prismer_jax.models.roberta import PAD, TextDecoder
+from prismer_jax.models.roberta import BOS, PAD, TextDecoder
 from prismer_jax.models.vit import INSTANCE_ROWS, Features, VisionEncoder
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
 
@@ -61,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             heads=4,
             mlp_dim=384,
             vocab_size=640,
-            max_positions=52,
+            max_positions=104,
             dropout=0.0,
             initializer_range=0.06,
         ),
@@ -204,10 +204,16 @@ class Prismer(nn.Module):
     def decode(
         self, encoded: Float[Array, "b n d"], text: Int[Array, "b t"], train: bool = False
     ) -> Float[Array, "b t v"]:
-        """Returns the logits of the next token at every position; padding is never attended to."""
+        """Returns the logits of the next token at every position; padding is never attended to.
+
+        Every <s> after the first begins another text about the same image, which sees nothing of those before it.
+        """
         self._check_length(text.shape[1])
-        real = (text != PAD)[:, None]
-        logits, _ = self.text(text[:, None], _positions(real), _causal(real), encoded, train=train)
+        real, part = (text != PAD)[:, None], jnp.cumsum(text[:, None] == BOS, -1)
+        count = _positions(real)
+        begins = jax.lax.cummax(jnp.where(text[:, None] == BOS, count - PAD - 1, 0), axis=2)
+        mask = _causal(real) & (part[..., None] == part[..., None, :])
+        logits, _ = self.text(text[:, None], jnp.maximum(count - begins, PAD), mask, encoded, train=train)
         return logits[:, 0]
 
     @typed

@@ -87,6 +87,20 @@ def test_prefill_and_extend_give_the_logits_of_the_whole_text():
     assert int(cache["index"]) == 7
 
 
+def test_texts_packed_into_one_sequence_do_not_see_each_other():
+    model, variables = small()
+    batch = a_batch()
+    encoded = apply(model, "encode", variables, batch["image"], batch)[:1]
+    texts = [[0, 5, 6, 7, 2], [0, 8, 9, 2], [0, 5, 2]]
+    packed = jnp.asarray([[*sum(texts, []), 1, 1]], jnp.int32)
+    together = apply(model, "decode", variables, encoded, packed)[0]
+    start = 0
+    for text in texts:
+        alone = apply(model, "decode", variables, encoded, jnp.asarray([text], jnp.int32))[0]
+        np.testing.assert_allclose(together[start : start + len(text)], alone, atol=1e-5)
+        start += len(text)
+
+
 def test_padding_on_the_left_changes_nothing():
     """Positions count real tokens and padding is never attended to, in the prompt and after it."""
     model, variables = small("none")

@@ -12,7 +12,7 @@ from flax import linen as nn
 from prismer_jax.models import layers
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
-PAD = 1  # RoBERTa's padding id; positions start after it
+BOS, PAD = 0, 1  # RoBERTa's ids of <s> and of padding; positions start after that of padding
 
 
 def gelu(x: Array) -> Array:

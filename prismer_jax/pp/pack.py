@@ -15,8 +15,8 @@ from prismer_jax.pp.text import tokenize
 def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, **options: Any) -> Op:
     """Writes `text`, `mask_ar` and `mask_loss` [length] of as many texts in random order as fit.
 
-    They are `<s> prompt target </s> prompt target </s> ...`: the encoder is most of the work of a small model, and its
-    cost is shared by all of them. A later text can see the earlier ones; none is cut but a first that is too long.
+    They are `<s> prompt target </s> <s> prompt target </s> ...`: the encoder is most of the work of a small model, and
+    its cost is shared by all of them. Models let no text see another; none is cut but a first that is too long.
 
     Args:
       length: tokens of the sequence.
@@ -47,10 +47,10 @@ def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, *
             ids = int((one["text"] != tokenizer.pad).sum())
             if packed is None:
                 packed, used = one, ids
-            elif used + ids - 1 <= length:  # without its <s>
+            elif used + ids <= length:
                 for key in ("text", "mask_loss"):
-                    packed[key][used : used + ids - 1] = one[key][1:ids]
-                used += ids - 1
+                    packed[key][used : used + ids] = one[key][:ids]
+                used += ids
         return packed
 
     return op
