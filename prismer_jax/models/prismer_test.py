@@ -92,7 +92,7 @@ def test_texts_packed_into_one_sequence_do_not_see_each_other():
     batch = a_batch()
     encoded = apply(model, "encode", variables, batch["image"], batch)[:1]
     texts = [[0, 5, 6, 7, 2], [0, 8, 9, 2], [0, 5, 2]]
-    packed = jnp.asarray([[*sum(texts, []), 1, 1]], jnp.int32)
+    packed = jnp.asarray([[*texts[0], *texts[1], *texts[2], 1, 1]], jnp.int32)
     together = apply(model, "decode", variables, encoded, packed)[0]
     start = 0
     for text in texts:
