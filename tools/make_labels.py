@@ -227,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.images}: no such folder of photos.")
     chosen = choose_experts(args.experts)
     runtime.use_compilation_cache()
+    runtime.log_warnings()
     if args.random_weights:
         print("WARNING: random weights: these labels mean nothing. They are for tests and timing.", file=sys.stderr)
     job = Job(args.images, args.output, args.limit)

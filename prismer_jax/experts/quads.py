@@ -10,6 +10,7 @@ import numpy as np
 
 from prismer_jax.typing import Float, Int, UInt8, typed
 
+NOTHING = 1e-9  # square pixels that are but rounding, where boxes only touch
 SAME = 0.5  # overlap (intersection over union) above which two guesses are averaged
 
 
@@ -47,7 +48,8 @@ def overlaps(a: Float[np.ndarray, "#n 4 2"], b: Float[np.ndarray, "n 4 2"]) -> F
     for start, end in zip(a.T, _following(a).T, strict=True):
         points = _cut(points, start[:, None], end[:, None])
     area_a, area_b = _areas(a), _areas(b)
-    inside = np.where(area_a > 0, _areas(points), 0)
+    inside = _areas(points)
+    inside = np.where((area_a > 0) & (inside > NOTHING), inside, 0)
     union = area_a + area_b - inside
     return inside / np.where(union > 0, union, 1)
 

@@ -48,6 +48,13 @@ def test_a_box_without_area_overlaps_with_nothing():
     assert quads.overlaps(UNIT[None] * [1, 0], UNIT[None] * 1.0).tolist() == [0]
 
 
+def test_boxes_that_only_touch_do_not_overlap_by_rounding():
+    slanted = np.array([[[81, 0], [153, 66], [133, 80], [61, 0]]], np.float32)
+    beside = np.array([[[95, 0], [111, 0], [111, 7], [95, 7]]], np.float32)
+    assert quads.overlaps(beside, slanted).tolist() == [0]
+    assert quads.overlaps(beside - np.float32([10, 0]), slanted) > 0
+
+
 def test_overlaps_agree_with_opencvs():
     rng = np.random.default_rng(0)
     a, b = turned(rng, 300), turned(rng, 300)
