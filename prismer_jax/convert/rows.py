@@ -40,6 +40,11 @@ def batch_norm(key: str, name: str) -> list[Rule]:
     ]
 
 
+def conv_norm(conv_key: str, norm_key: str, name: str, bias: bool = False) -> list[Rule]:
+    """A Conv2d and the BatchNorm2d behind it, which here are one module."""
+    return [*conv(conv_key, f"{name}/conv", bias=bias), *batch_norm(norm_key, f"{name}/norm")]
+
+
 def packed_attention(key: str, name: str) -> list[Rule]:
     """MultiheadAttention: query, key, value in one matrix."""
     packed = [f"params/{name}/{part}" for part in ("query", "key", "value")]

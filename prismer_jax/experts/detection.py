@@ -35,7 +35,7 @@ def class_names() -> tuple[str, ...]:
 
 def _conv_norm(key: str, name: str) -> list[Rule]:
     """detectron2's Conv2d, which holds its norm."""
-    return [*rows.conv(key, f"{name}/conv", bias=False), *rows.batch_norm(f"{key}.norm", f"{name}/norm")]
+    return rows.conv_norm(key, f"{key}.norm", name)
 
 
 def _block(key: str, name: str) -> list[Rule]:

@@ -124,22 +124,18 @@ class DexiNed(nn.Module):
         return jnp.concatenate([maps, nn.Conv(1, (1, 1), dtype=self.dtype, name="fuse")(maps)], -1)
 
 
-def _conv_norm(conv: str, norm: str, name: str) -> list[Rule]:
-    return [*rows.conv(conv, f"{name}/conv"), *rows.batch_norm(norm, f"{name}/norm")]
-
-
 def _rules() -> list[Rule]:
     made = []
     for block in ("block_1", "block_2"):
         for i, name in enumerate(("first", "second"), start=1):
-            made += _conv_norm(f"{block}.conv{i}", f"{block}.bn{i}", f"{block}/{name}")
+            made += rows.conv_norm(f"{block}.conv{i}", f"{block}.bn{i}", f"{block}/{name}", bias=True)
     for block, layers in (("dblock_3", 2), ("dblock_4", 3), ("dblock_5", 3), ("dblock_6", 3)):
         for layer in range(layers):
             key = f"{block}.denselayer{layer + 1}"
             for i, name in enumerate(("first", "second"), start=1):
-                made += _conv_norm(f"{key}.conv{i}", f"{key}.norm{i}", f"{block}/layer_{layer}_{name}")
+                made += rows.conv_norm(f"{key}.conv{i}", f"{key}.norm{i}", f"{block}/layer_{layer}_{name}", bias=True)
     for link in [*(f"side_{i}" for i in range(1, 5)), *(f"pre_dense_{i}" for i in range(2, 7))]:
-        made += _conv_norm(f"{link}.conv", f"{link}.bn", link)
+        made += rows.conv_norm(f"{link}.conv", f"{link}.bn", link, bias=True)
     for block, doublings in enumerate(DOUBLINGS.values(), start=1):
         for i in range(doublings):
             key, name = f"up_block_{block}.features", f"up_{block}"

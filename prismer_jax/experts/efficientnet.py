@@ -102,26 +102,22 @@ class EfficientNet(nn.Module):
         return [*maps, x]
 
 
-def _conv_norm(conv: str, norm: str, name: str) -> list[Rule]:
-    return [*rows.conv(conv, f"{name}/conv", bias=False), *rows.batch_norm(norm, f"{name}/norm")]
-
-
 def _block(key: str, name: str, expand: bool) -> list[Rule]:
     depthwise, projection, norms = ("bn2", "conv_pwl", "bn3") if expand else ("bn1", "conv_pw", "bn2")
     return [
-        *(_conv_norm(f"{key}.conv_pw", f"{key}.bn1", f"{name}/expand") if expand else ()),
+        *(rows.conv_norm(f"{key}.conv_pw", f"{key}.bn1", f"{name}/expand") if expand else ()),
         *rows.conv(f"{key}.conv_dw", f"{name}/depthwise", bias=False),
         *rows.batch_norm(f"{key}.{depthwise}", f"{name}/depthwise_norm"),
         *rows.conv(f"{key}.se.conv_reduce", f"{name}/squeeze/reduce"),
         *rows.conv(f"{key}.se.conv_expand", f"{name}/squeeze/expand"),
-        *_conv_norm(f"{key}.{projection}", f"{key}.{norms}", f"{name}/project"),
+        *rows.conv_norm(f"{key}.{projection}", f"{key}.{norms}", f"{name}/project"),
     ]
 
 
 def table_rows(key: str, name: str) -> list[Rule]:
     """Rows for a geffnet model under `key`; its `bn2`, the norm after the head, has none."""
     return [
-        *_conv_norm(f"{key}.conv_stem", f"{key}.bn1", f"{name}/stem"),
+        *rows.conv_norm(f"{key}.conv_stem", f"{key}.bn1", f"{name}/stem"),
         *(
             rule
             for i, stage in enumerate(STAGES)

@@ -140,16 +140,12 @@ class CharNet(nn.Module):
         return {**found, "char_class": predict(self.classes, "char_class", x)}
 
 
-def _conv_norm(conv: str, norm: str, name: str) -> list[Rule]:
-    return [*rows.conv(conv, f"{name}/conv", bias=False), *rows.batch_norm(norm, f"{name}/norm")]
-
-
 def _residual(key: str, name: str) -> list[Rule]:
     parts = (("conv_1", "first"), ("conv_2", "second"), ("skip", "skip"))
     return [
         rule
         for theirs, ours in parts
-        for rule in _conv_norm(f"{key}.{theirs}.0", f"{key}.{theirs}.1", f"{name}/{ours}")
+        for rule in rows.conv_norm(f"{key}.{theirs}.0", f"{key}.{theirs}.1", f"{name}/{ours}")
     ]
 
 
@@ -160,7 +156,7 @@ def _hourglass(key: str, name: str, scales: int) -> list[Rule]:
 
 
 def _rules() -> list[Rule]:
-    made = [*_conv_norm("backbone.pre.0", "backbone.pre.1", "first"), *_residual("backbone.pre.3", "start")]
+    made = [*rows.conv_norm("backbone.pre.0", "backbone.pre.1", "first"), *_residual("backbone.pre.3", "start")]
     for i in range(2):
         made += _hourglass(f"backbone.hourglass_blocks.{i}", f"hourglass_{i}", len(CHANNELS))
     for kind, full in (("word", "word"), ("char", "character")):
@@ -170,11 +166,11 @@ def _rules() -> list[Rule]:
             (f"{kind}_fg_feat", "score_map"),
             (f"{kind}_regression_feat", "box_map"),
         ):
-            made += _conv_norm(f"{detector}.{theirs}.conv", f"{detector}.{theirs}.bn", f"{kind}/{ours}")
+            made += rows.conv_norm(f"{detector}.{theirs}.conv", f"{detector}.{theirs}.bn", f"{kind}/{ours}")
         for theirs, ours in ((f"{kind}_fg_pred", "score"), (f"{kind}_tblr_pred", "sides"), ("orient_pred", "angle")):
             made += rows.conv(f"{detector}.{theirs}", f"{kind}/{ours}")
     for i in range(3):
-        made += _conv_norm(f"char_recognizer.body.{i}.conv", f"char_recognizer.body.{i}.bn", f"reader_{i}")
+        made += rows.conv_norm(f"char_recognizer.body.{i}.conv", f"char_recognizer.body.{i}.bn", f"reader_{i}")
     return [*made, *rows.conv("char_recognizer.classifier", "char_class")]
 
 

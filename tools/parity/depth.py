@@ -9,17 +9,14 @@ from einops import rearrange
 from prismer_jax import tree
 from prismer_jax.experts.depth import Depth, stretch
 from tools.parity.case import LABEL_IMAGE, Case, Outputs
+from tools.parity.photos import begin
 
 
 def depth(case: Case) -> Outputs:
     """From a normalised input (`x`), or from a photo (`image`)."""
     expert = Depth()
-    variables = jax.tree.map(jnp.asarray, expert.from_official(case.state(), case.name))
-    if "in/image" in case.arrays:
-        x = expert.normalize(jnp.asarray(expert.prepare(case["image"])["image"][None]))
-        yield "tap/x", rearrange(x, "b h w c -> b c h w")
-    else:
-        x = rearrange(jnp.asarray(case["x"]), "b c h w -> b h w c")
+    variables, x = begin(case, expert)
+    yield "tap/x", rearrange(x, "b h w c -> b c h w")
     run = jax.jit(lambda *args: expert.module.apply(*args, mutable=["intermediates"]))
     found, state = run(variables, x)
     yield "out/depth", found

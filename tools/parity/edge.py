@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
 from prismer_jax.experts.edge import DOUBLINGS, Edge, strength, to_grey
 from tools.parity.case import LABEL_IMAGE, Case, Outputs
+from tools.parity.photos import begin
 
 
 def edge(case: Case) -> Outputs:
     """From a normalised input (`x`), or from a photo (`image`)."""
     expert = Edge()
-    variables = jax.tree.map(jnp.asarray, expert.from_official(case.state(), case.name))
-    if "in/image" in case.arrays:
-        x = expert.normalize(jnp.asarray(expert.prepare(case["image"])["image"][None]))
-        yield "tap/x", rearrange(x, "b h w c -> b c h w")
-    else:
-        x = rearrange(jnp.asarray(case["x"]), "b c h w -> b h w c")
+    variables, x = begin(case, expert)
+    yield "tap/x", rearrange(x, "b h w c -> b c h w")
     run = jax.jit(lambda *args: expert.module.apply(*args, capture_intermediates=True, mutable=["intermediates"]))
     maps, state = run(variables, x)
     for name in DOUBLINGS:
