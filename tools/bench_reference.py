@@ -54,6 +54,50 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def detectron2() -> None:
+    """Stands in for detectron2, fvcore and a compiled kernel, as far as Mask2Former runs them.
+
+    Source: the interfaces of detectron2.layers (Conv2d, get_norm, ShapeSpec), detectron2.config.configurable and
+    detectron2.utils.registry.Registry.
+    """
+    sys.meta_path.insert(0, Stubs("detectron2", "fvcore"))
+    import detectron2.config
+    import detectron2.layers
+    import detectron2.modeling
+    import detectron2.utils.registry
+    import fvcore.nn.weight_init
+    from torch import nn
+
+    class Conv2d(nn.Conv2d):
+        """A convolution, then its norm, then its activation."""
+
+        def __init__(self, *args: Any, norm: Any = None, activation: Any = None, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            self.norm, self.activation = norm or nn.Identity(), activation or nn.Identity()
+
+        def forward(self, x: Any) -> Any:
+            return self.activation(self.norm(super().forward(x)))
+
+    class Registry:
+        """Keeps nothing: the classes are taken from their modules."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def register(self) -> Callable[[type], type]:
+            return lambda cls: cls
+
+    detectron2.config.configurable = lambda init: init  # given its arguments, not a config
+    detectron2.layers.Conv2d = Conv2d
+    detectron2.layers.ShapeSpec = types.SimpleNamespace
+    detectron2.layers.get_norm = lambda norm, channels: {"GN": nn.GroupNorm}[norm](32, channels)
+    detectron2.utils.registry.Registry = Registry
+    detectron2.modeling.BACKBONE_REGISTRY = detectron2.modeling.SEM_SEG_HEADS_REGISTRY = Registry("modeling")
+    fvcore.nn.weight_init.c2_xavier_fill = lambda module: None  # PyTorch's own initial weights are as good here
+    # Without the kernel the reference attends in PyTorch, as it does on any CPU.
+    sys.modules["MultiScaleDeformableAttention"] = types.ModuleType("MultiScaleDeformableAttention")
+
+
 def depth() -> Callable[[Any], Any]:
     from experts.depth.models import DPTDepthModel
 
@@ -90,11 +134,67 @@ def ocr_detection() -> Callable[[Any], Any]:
     return run
 
 
+def seg_coco() -> Callable[[Any], Any]:
+    """Sizes: experts/segmentation/configs/coco/panoptic-segmentation/swin/maskformer2_swin_large_IN21k_384_*.yaml."""
+    detectron2()
+    sys.path.insert(0, "experts/segmentation/mask2former")  # the package above `modeling` wants data sets
+    import torch
+    from modeling.backbone.swin import SwinTransformer
+    from modeling.meta_arch.mask_former_head import MaskFormerHead
+    from modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
+    from modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
+
+    backbone = SwinTransformer(embed_dim=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], window_size=12)
+    shapes = {f"res{i}": types.SimpleNamespace(channels=48 * 2**i, stride=2**i) for i in range(2, 6)}
+    pixels = MSDeformAttnPixelDecoder(
+        shapes,
+        transformer_dropout=0.0,
+        transformer_nheads=8,
+        transformer_dim_feedforward=1024,
+        transformer_enc_layers=6,
+        conv_dim=256,
+        mask_dim=256,
+        norm="GN",
+        transformer_in_features=["res3", "res4", "res5"],
+        common_stride=4,
+    )
+    decoder = MultiScaleMaskedTransformerDecoder(
+        256,
+        num_classes=133,
+        hidden_dim=256,
+        num_queries=200,
+        nheads=8,
+        dim_feedforward=2048,
+        dec_layers=9,
+        pre_norm=False,
+        mask_dim=256,
+        enforce_input_project=False,
+    )
+    head = MaskFormerHead(
+        shapes,
+        num_classes=133,
+        pixel_decoder=pixels,
+        transformer_predictor=decoder,
+        transformer_in_feature="multi_scale_pixel_decoder",
+    )
+    backbone.eval()
+    head.eval()
+
+    def run(x: Any) -> Any:
+        found = head(backbone(x))
+        classes = found["pred_logits"].softmax(-1)[..., :-1]
+        masks = torch.nn.functional.interpolate(found["pred_masks"], x.shape[-2:], mode="bilinear")
+        return [torch.einsum("qc,qhw->chw", c, m.sigmoid()) for c, m in zip(classes, masks, strict=True)]
+
+    return run
+
+
 MODELS: dict[str, Callable[[], Callable[[Any], Any]]] = {
     "depth": depth,
     "normal": normal,
     "edge": edge,
     "ocr_detection": ocr_detection,
+    "seg_coco": seg_coco,
 }
 
 
