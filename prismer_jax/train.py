@@ -8,11 +8,13 @@ was never interrupted.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import pathlib
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -110,15 +112,24 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
     )
     config.assert_read(cfg)
 
-    if first_step:
-        state = checkpoints.restore(like)
-    else:
-        state = jax.jit(init, out_shardings=places)(jax.random.key(cfg.seed, impl=PRNG))
-        if start_from is not None:
-            state |= checkpoint.load_into(state, start_from, fresh)
-
     update = make_update(model, loss_fn, optimizer.tx, tokenizer.pad, frozen, accumulate, cfg.seed)
     update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+    batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
+    first_batches = [next(batches)] if first_step < total_steps else []
+
+    def compile_update() -> Any:
+        with jax.set_mesh(mesh):  # every thread has its own
+            return update.lower(like, *first_batches).compile() if first_batches else update
+
+    with ThreadPoolExecutor(1) as pool:  # the step is compiled while the state is made
+        compiling = pool.submit(compile_update)
+        if first_step:
+            state = checkpoints.restore(like)
+        else:
+            state = jax.jit(init, out_shardings=places)(jax.random.key(cfg.seed, impl=PRNG))
+            if start_from is not None:
+                state |= checkpoint.load_into(state, start_from, fresh)
+        update = compiling.result()
 
     # ------------------------------------------------------------------------------------------------------------- loop
     progress = metrics.Progress(total_steps, first_step, enabled=main_process)
@@ -151,11 +162,10 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
         writer.write(step, results)
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption ends like Ctrl-C, with all files closed
-    batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
     with writer, checkpoints, contextlib.closing(batches), progress:
-        for step in range(first_step + 1, total_steps + 1):
+        steps = range(first_step + 1, total_steps + 1)
+        for step, batch in zip(steps, itertools.chain(first_batches, batches), strict=False):
             runtime.profile_step(step - first_step, workdir / "profile", **profile)
-            batch = next(batches)
             with jax.transfer_guard("disallow"):
                 state, measured = update(state, batch)
             pending.append((step, measured))
