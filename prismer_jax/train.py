@@ -161,7 +161,8 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
             results.update(evaluate.run(evaluators, {k: state[k] for k in ("params", "batch_stats", "tables")}))
         writer.write(step, results)
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preemption ends like Ctrl-C, with all files closed
+    for number in (signal.SIGINT, signal.SIGTERM):  # a preemption ends like Ctrl-C, with all files closed
+        signal.signal(number, interrupt)
     with writer, checkpoints, contextlib.closing(batches), progress:
         steps = range(first_step + 1, total_steps + 1)
         for step, batch in zip(steps, itertools.chain(first_batches, batches), strict=False):
@@ -187,6 +188,11 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
         checkpoint.export(workdir / "export", variables, **evaluate.description(cfg, tokenizer))
         evaluate.write_results(workdir, evaluators, results, cfg, **report_options)
     return results
+
+
+def interrupt(*_: Any) -> None:
+    """Ends the run. Python's own handler would let asyncio, with which Orbax saves, take Ctrl-C for itself."""
+    raise KeyboardInterrupt
 
 
 def make_update(
