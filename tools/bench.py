@@ -83,11 +83,20 @@ class Bench:
             batches.close()
 
     def step(self) -> float:
-        optimizer = optim.make(optim.split(self.variables["params"])[0], 1000, lr=1e-4)
+        trainable, _ = optim.split(self.variables["params"])
+        optimizer = config.call(
+            optim.make,
+            self.cfg.optim,
+            "config.optim",
+            skip=config.duration_keys("warmup"),
+            params=trainable,
+            total_steps=1000,
+        )
         update = make_update(self.model, evaluate.make_loss(self.cfg.loss), optimizer.tx, self.tokenizer.pad)
         update = jax.jit(update, donate_argnums=0)
-        opt = optimizer.tx.init(optim.split(self.variables["params"])[0])
-        state = jax.tree.map(lambda x: x + 0, {**self.variables, "opt": opt, "step": np.int32(0)})
+        state = {**self.variables, "opt": optimizer.tx.init(trainable), "step": np.int32(0)}
+        # A copy, as the step donates it; where the step leaves it, or the second step would compile again.
+        state = jax.device_put(jax.tree.map(np.array, state), sharding.replicated(self.mesh))
 
         def work() -> int:
             nonlocal state
