@@ -14,7 +14,7 @@ from prismer_jax.config import parse_arg
 from prismer_jax.datasets import scenes
 
 SIZE, LABEL_SIZE = 96, 64  # pixels, of photos and of label maps
-LENGTH = 100  # tokens: all eight questions of a scene with their answers, or four of its captions
+LENGTH = 100  # tokens: all eight questions of a scene with their answers, or its five captions
 
 
 def get_config(arg=None):
@@ -47,7 +47,7 @@ def get_config(arg=None):
     )
     config.freeze = "none"  # there is nothing pre-trained to keep
     config.loss = dict(name="cross_entropy", label_smoothing=0.0, per_token=True)
-    # Orthogonalised steps learn this from scratch in half as many of them as Adam; larger ones forget the rare words.
+    # Orthogonalised steps learn this from scratch in half as many of them as Adam; at twice the rate they learn less.
     config.optim = dict(name="muon", lr=0.008, adam_ratio=0.25, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
     config.accumulate = 1  # parts of a batch, one after the other, where memory is short
     config.mesh = dict(data=-1, fsdp=1)

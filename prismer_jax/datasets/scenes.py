@@ -88,7 +88,7 @@ def scene(settings: Settings, index: int) -> tuple[scenes_world.Scene, scenes_la
     """Scene `index`: what it holds, what can be seen of it, and the random stream for its texts."""
     rng = np.random.RandomState([settings.seed, SPLITS.index(settings.split), index])
     solids, signs = scenes_world.amounts(rng)
-    while True:  # about every third draw is taken
+    while True:  # about every tenth draw is taken
         drawn = scenes_world.sample(rng, solids, signs)
         if drawn is not None and (view := scenes_labels.view(drawn)).clear(len(drawn.solids)):
             return drawn, view, rng
