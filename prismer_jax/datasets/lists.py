@@ -44,7 +44,8 @@ def load(
     labels: Path | None = None,
     questions: Path | None = None,
     annotations: Path | None = None,
-    task: Literal["caption", "question"] | None = None,
+    task: Literal["caption", "question", "all"] | None = None,
+    source: str | None = None,
     experts: str | Sequence[str] = tuple(label_files.EXPERTS),
     limit: int | None = None,
     max_missing: float = 0.01,
@@ -59,13 +60,16 @@ def load(
         'DIR/{expert}/{dataset}' where data sets have folders of their own.
       questions: another name for `path`, beside annotations.
       annotations: the answers to the questions of `path`, VQAv2's file.
-      task: what the list must be for; None takes what it is.
+      task: what the list must be for; None takes what it is; 'all' has one example a photo with everything of it.
+      source: what the data set is called; by default its entries say it, or the list or folder does by its own name.
       experts: whose label files are looked for.
       limit: take only so many examples, the first ones.
       max_missing: the fraction of photos that may be missing; they are left out, with a warning.
 
     An example is a photo with all its captions, or one question: `id`, `image` (path), and `captions`; or `question`,
     `answers` (a single answer is repeated ten times), `answer_weights`, `question_id`, `question_type`, `weight`.
+    With the task 'all' it is a photo: `id`, `name` (the path that its label files have below an expert's folder),
+    `image`, `source`, `captions` (maybe none) and `questions` (maybe none), dicts of what is said above of a question.
 
     Raises:
       UserError: a file is missing or malformed, or too many photos are missing; the message names the first.
@@ -78,9 +82,12 @@ def load(
             raise UserError("Give `path` (a list) or `images` (a folder of photos, or files).")
         if annotations is not None or task == "question":
             raise UserError("Photos without a list have no questions; give `path`.")
-        where, entries = "the folder", _walk(images)
+        where = "the folder" if task != "all" or not isinstance(images, str | os.PathLike) else os.fspath(images)
+        entries = _walk(images)
     else:
         where, entries = os.fspath(path), _read(pathlib.Path(path), images, annotations, task)
+    if task == "all":
+        entries = _by_photo(entries, source or pathlib.Path(where).stem)
     if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
     entries = _present(entries[:limit], where, max_missing)
@@ -99,6 +106,8 @@ class Source:
     def __getitem__(self, index: int) -> Example:
         example = dict(self._entries[index])
         relative, dataset = example.pop("relative"), example.pop("dataset", None)
+        if "questions" in example:  # the task 'all'
+            example["name"] = relative
         if "captions_file" in example:
             example["captions"] = [_first_line(example.pop("captions_file"))]
         if self._labels is not None:
@@ -186,7 +195,7 @@ def _read(path: pathlib.Path, images: Any, annotations: Path | None, task: str |
         raise UserError(f"{path}: {what}.") from None
     if annotations is not None and not isinstance(content, dict):
         raise UserError(f"{path}: has its answers inside; leave `annotations` out.")
-    if task not in (None, kind):
+    if task not in (None, "all", kind):
         raise UserError(f"{path}: is a list for the task {kind!r}, not {task!r}.")
     return entries
 
@@ -273,6 +282,26 @@ def _prismer_questions(content: Iterable[dict[str, Any]], root: str) -> list[Exa
             entry["weight"] = float(weight[0] if isinstance(weight, list) else weight)
         entries.append(entry)
     return entries
+
+
+_OF_PHOTO = ("id", "image", "relative", "dataset", "captions_file")
+
+
+def _by_photo(entries: Sequence[Example], source: str) -> list[Example]:
+    """Entries of the task 'all'."""
+    photos: dict[str, Example] = {}
+    for entry in entries:
+        photo = photos.get(entry["image"])
+        if photo is None:
+            photo = {key: entry[key] for key in _OF_PHOTO if key in entry}
+            if "question" in entry:  # its id is the question's
+                photo["id"] = entry["relative"]
+            photo |= {"source": str(entry.get("dataset") or source), "captions": [], "questions": []}
+            photos[entry["image"]] = photo
+        photo["captions"] += entry.get("captions", [])
+        if "question" in entry:
+            photo["questions"].append({key: value for key, value in entry.items() if key not in _OF_PHOTO})
+    return list(photos.values())
 
 
 def _vqa(content: dict[str, Any], annotations: dict[str, Any] | None, root: str) -> list[Example]:
