@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent
 FLOORS = [
-    {"errors", "typing", "registry", "config", "labels", "runtime", "testing"},
+    {"errors", "typing", "registry", "config", "labels", "leases", "runtime", "testing"},
     {"metrics", "pp", "datasets"},
     {"tree", "sharding", "optim", "checkpoint", "losses", "input"},
     {"models", "decode"},
