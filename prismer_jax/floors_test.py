@@ -10,12 +10,12 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent
 FLOORS = [
     {"errors", "typing", "registry", "config", "labels", "leases", "runtime", "testing"},
-    {"metrics", "pp", "datasets"},
+    {"metrics", "progress", "pp", "datasets"},
     {"tree", "sharding", "optim", "checkpoint", "losses", "input"},
     {"models", "decode"},
     {"convert"},
     {"experts", "evaluators", "report"},
-    {"train", "evaluate", "caption"},
+    {"train", "evaluate", "caption", "assembly", "results", "compare"},
 ]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_test.py") and p != PACKAGE / "__init__.py")
 
