@@ -17,8 +17,17 @@ class UserError(Exception):
 class BadSample(UserError):
     """One sample cannot be used (unreadable image, label map of another size, empty caption ...).
 
-    In training the loader counts it and takes another sample in its place; elsewhere it is a UserError like any other.
+    In training the loader counts it and takes another sample in its place; where data are prepared it is left out and
+    counted under its reason (datasets/dropped.py); elsewhere it is a UserError like any other.
+
+    Args:
+      message: as of a UserError.
+      reason: of which kind it is, in a few words that are the same for all samples of the kind.
     """
+
+    def __init__(self, message: str, reason: str = "unusable sample") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
