@@ -291,6 +291,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("workers", [0, 1])
 def test_interrupt_ends_the_program_promptly_with_one_line(tmp_path, workers):
     (tmp_path / "main.py").write_text(SCRIPT)
+    start = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "main.py"), str(workers)],
         stdout=subprocess.PIPE,
@@ -300,11 +301,10 @@ def test_interrupt_ends_the_program_promptly_with_one_line(tmp_path, workers):
         env={**os.environ, "PYTHONPATH": str(pathlib.Path(input.__file__).parent.parent)},
     )
     assert process.stdout.readline() == "ready\n"
+    patience = 10 + 5 * (time.monotonic() - start)  # a busy machine is as slow at starting as at stopping
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    start = time.monotonic()
-    _, stderr = process.communicate(timeout=40)
+    _, stderr = process.communicate(timeout=patience)
     assert process.returncode == 2
-    assert time.monotonic() - start < 15
     assert [line for line in stderr.splitlines() if line] == [
         "interrupted: stopped by Ctrl-C; what was saved before stays valid."
     ]

@@ -36,12 +36,17 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
     Raises:
       UserError: the config, the data or the workdir cannot be used, or the loss is no longer finite.
     """
-    # -------------------------------------------------------------------------------------------- devices and workdir
     runtime.use_compilation_cache()
     sharding.initialize_distributed(cfg.get("distributed"))
-    main_process = jax.process_index() == 0
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
-    jax.set_mesh(mesh)
+    with jax.set_mesh(mesh):
+        return train_on(mesh, cfg, workdir)
+
+
+def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
+    """`train` on a mesh, which is set."""
+    # -------------------------------------------------------------------------------------------------------- workdir
+    main_process = jax.process_index() == 0
     batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
     sharding.check_batch(batch_size, mesh, accumulate)
     config.save_resolved(workdir, cfg, MAY_CHANGE)
