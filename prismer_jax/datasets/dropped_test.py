@@ -22,7 +22,8 @@ def test_cases_are_counted_by_reason_and_the_first_are_named():
     assert dropped.to_json()["missing photo"]["first"] == [f"{number}.jpg" for number in range(FIRST)]
     assert dropped.lines()[0] == "1,234 not downloaded, such as: 00000: HTTP Error 404"
     assert dropped.lines()[2] == "    1 empty file, such as: a.jpg: the file is empty."
-    assert bool(dropped) and not Dropped()
+    assert dropped
+    assert not Dropped()
     assert Dropped().lines() == []
 
 

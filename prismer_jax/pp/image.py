@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from typing import Literal
 
 import cv2
@@ -19,6 +20,7 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # max_pixels refuses them by name
 cv2.setNumThreads(0)  # parallel over examples; OpenCV's own threads would only compete
 
 Size = int | tuple[int, int]
@@ -66,17 +68,29 @@ def _name(example: Example, key: str) -> str:
 
 
 def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
-    """A photo as upright uint8 RGB [H, W, 3]; see `decode`."""
+    """A photo as upright uint8 RGB [H, W, 3]; see `decode`.
+
+    The reasons of its BadSamples: missing photo, unreadable file, empty file, not an image, damaged image, too many
+    pixels.
+    """
     if isinstance(source, np.ndarray):
         return source
-    data = _bytes(source, where)
+    data = read_bytes(source, where)
     if not data:
-        raise BadSample(f"{where}: the file is empty. Fetch the photo again or take it off the list.")
+        raise BadSample(f"{where}: the file is empty. Fetch the photo again or take it off the list.", "empty file")
     try:
         image = Image.open(io.BytesIO(data))
-        if image.width * image.height > max_pixels:
+    except Image.DecompressionBombError:
+        raise BadSample(f"{where}: more pixels than any photo has.", "too many pixels") from None
+    except Exception as error:
+        what = "a web page" if data[:100].lstrip().lower().startswith((b"<!doctype", b"<html")) else error
+        raise BadSample(f"{where}: not a readable image ({what}).", "not an image") from None
+    try:
+        if labels.too_large(*image.size, max_pixels):
             raise BadSample(
-                f"{where}: {image.width}x{image.height} pixels are more than decode's max_pixels={max_pixels}."
+                f"{where}: {image.width}x{image.height} pixels are more than decode's max_pixels={max_pixels}, or than "
+                f"{labels.MAX_SIDE} on a side.",
+                "too many pixels",
             )
         pixels, turn = _jpeg(image, data), _orientation(image)
         if pixels is None:
@@ -87,22 +101,26 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
     except (BadSample, MemoryError):
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
-        raise BadSample(f"{where}: not a readable image ({error}).") from None
+        raise BadSample(f"{where}: not a readable image ({error}).", "damaged image") from None
 
 
-def image_size(path: str, max_pixels: int = labels.MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) that `read_image` will give, from the file's header; what cannot be opened raises as it does."""
+def image_size(source: bytes | str, max_pixels: int = labels.MAX_PIXELS, where: str | None = None) -> tuple[int, int]:
+    """(height, width) that `read_image` will give, from the header of the file (encoded bytes or a path) alone.
+
+    What cannot be opened raises as `read_image` does; `where` is what its message calls bytes.
+    """
+    where = where or (source if isinstance(source, str) else "a photo")
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
-            if width * height <= max_pixels:
+            if not labels.too_large(width, height, max_pixels):
                 # A PNG may have its EXIF block behind the pixels, where Pillow would unpack them all to look for it.
                 known = image.format != "PNG" or "exif" in image.info
                 turned = known and _orientation(image) in SIDEWAYS
                 return (width, height) if turned else (height, width)
     except Exception:  # whatever is wrong, reading it whole says what
         pass
-    return read_image(path, max_pixels, path).shape[:2]
+    return read_image(source, max_pixels, where).shape[:2]
 
 
 def _jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
@@ -119,14 +137,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _bytes(source: bytes | str, where: str) -> bytes:
+def read_bytes(source: bytes | str, where: str) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
         with open(source, "rb") as file:
             return file.read()
     except OSError as error:
-        raise BadSample(f"{where}: {error.strerror}.") from None
+        reason = "missing photo" if isinstance(error, FileNotFoundError) else "unreadable file"
+        raise BadSample(f"{where}: {error.strerror}.", reason) from None
 
 
 def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
@@ -134,7 +153,10 @@ def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise BadSample(f"{where}: pixels of mode {image.mode} have no defined range; save it with 8 bits a channel.")
+        raise BadSample(
+            f"{where}: pixels of mode {image.mode} have no defined range; save it with 8 bits a channel.",
+            "pixels without a range",
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -144,7 +166,7 @@ def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
 def _read_label(
     name: str, source: bytes | str | np.ndarray, photo: tuple[int, int], where: str, image: str
 ) -> np.ndarray:
-    label = source if isinstance(source, np.ndarray) else labels.decode(name, _bytes(source, where), where)
+    label = source if isinstance(source, np.ndarray) else labels.decode(name, read_bytes(source, where), where)
     if label is None:
         return labels.blank(name, *photo)
     (h, w), (height, width) = label.shape[:2], photo

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -87,6 +89,7 @@ def test_the_header_tells_the_size_that_the_photo_will_have(orientation, tmp_pat
         path = tmp_path / f"photo.{kind}"
         path.write_bytes(encode(smooth(), kind, exif=exif))
         assert image_size(str(path)) == run("decode", {"image": str(path)})["image"].shape[:2]
+        assert image_size(path.read_bytes()) == image_size(str(path))
     with pytest.raises(BadSample, match="pixels are more than"):
         image_size(str(path), max_pixels=2000)
     path.write_bytes(b"")
@@ -120,26 +123,42 @@ def test_unreadable_photos_name_the_file(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     jpeg, png = encode(noise, "jpeg"), encode(noise)
     cases = {
-        "zero.jpg": (b"", "empty"),
-        "text.jpg": (b"<html>404</html>", "not a readable image"),
-        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "cut.png": (png[: len(png) // 2], "truncated"),
-        "header.jpg": (jpeg[:20], "not a readable image"),
-        "float.tiff": (encode(Image.fromarray(np.ones((4, 4), np.float32)), "tiff"), "mode F"),
+        "zero.jpg": (b"", "empty", "empty file"),
+        "text.jpg": (b"<html>404</html>", "not a readable image .a web page", "not an image"),
+        "page.jpg": (b"\n<!DOCTYPE html>", "not a readable image .a web page", "not an image"),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated", "damaged image"),
+        "cut.png": (png[: len(png) // 2], "truncated", "damaged image"),
+        "header.jpg": (jpeg[:20], "not a readable image", "not an image"),
+        "float.tiff": (
+            encode(Image.fromarray(np.ones((4, 4), np.float32)), "tiff"),
+            "mode F",
+            "pixels without a range",
+        ),
     }
-    for name, (data, message) in cases.items():
+    for name, (data, message, reason) in cases.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(BadSample, match=f"{name}: .*{message}"):
+        with pytest.raises(BadSample, match=f"{name}: .*{message}") as error:
             run("decode", {"image": str(tmp_path / name)})
-    with pytest.raises(BadSample, match="No such file"):
+        assert error.value.reason == reason
+    with pytest.raises(BadSample, match="No such file") as error:
         run("decode", {"image": str(tmp_path / "absent.jpg")})
+    assert error.value.reason == "missing photo"
     with pytest.raises(BadSample, match="image of example x"):
         run("decode", {"image": b""})
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_image_bombs_are_refused_before_they_are_unpacked():
     with pytest.raises(BadSample, match="60x40 pixels"):
         run("decode(max_pixels=2000)", {"image": encode(smooth())})
+    small = encode(np.zeros((8, 8), np.uint8))
+    for width, height in ((60_000, 60_000), (11_000, 11_000), (40_000, 2)):  # that the header claims
+        header = b"IHDR" + struct.pack(">II", width, height) + small[24:29]
+        bomb = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+        for read in (image_size, lambda data: run("decode", {"image": data})):
+            with pytest.raises(BadSample, match="pixels") as error:
+                read(bomb)
+            assert error.value.reason == "too many pixels"
 
 
 def test_labels_are_decoded_with_their_photo():
