@@ -374,6 +374,8 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
       config: the config of this start.
       may_change: regexes of full key names ('log_.*') that may differ from what an earlier start saved.
 
+    A workdir without a checkpoint, of a run that failed before its first, belongs to nobody and takes any config.
+
     Raises:
       UserError: the workdir holds the results of another config.
     """
@@ -381,7 +383,7 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "config.json"
     new = dict(_leaves(json.loads(to_json(config))))
-    if file.exists():
+    if file.exists() and any((workdir / "checkpoints").glob("*")):
         try:
             old = dict(_leaves(json.loads(file.read_text())))
         except ValueError:

@@ -217,7 +217,10 @@ def test_durations_are_given_once_and_make_sense():
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
     first = config.strict({"a": (1, 2), "log": {"every": 5}, "fn": json.dumps})
-    config.save_resolved(tmp_path / "w", first)
+    failed = config.strict({"a": (3,)})
+    config.save_resolved(tmp_path / "w", failed)
+    config.save_resolved(tmp_path / "w", first)  # nothing was saved by the other
+    (tmp_path / "w/checkpoints/10").mkdir(parents=True)
     config.save_resolved(tmp_path / "w", first)
     assert json.loads((tmp_path / "w/config.json").read_text())["a"] == [1, 2]
     assert json.loads((tmp_path / "w/versions.json").read_text())["packages"]["jax"]
