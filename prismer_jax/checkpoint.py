@@ -30,6 +30,8 @@ from prismer_jax.errors import UserError, nearest
 
 PathLike = str | os.PathLike[str]
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = "weights"  # the folder of arrays in an export
 DESCRIPTION = "config.json"
 _COMMITTED = "_CHECKPOINT_METADATA"  # Orbax writes it before the rename
@@ -324,7 +326,12 @@ def load_export(path: PathLike, shardings: Callable[[Any], Any] | None = None) -
     return tree.unflatten(_read(arrays, shapes)), {**config, "folder": str(home)}
 
 
-def load_into(state: Mapping[str, Any], path: PathLike, fresh: Sequence[str] = ()) -> dict[str, Any]:
+def load_into(
+    state: Mapping[str, Any],
+    path: PathLike,
+    fresh: Sequence[str] = (),
+    resize: Mapping[str, Callable[[np.ndarray, tuple[int, ...]], Any]] | None = None,
+) -> dict[str, Any]:
     """Returns the variables of a state with the values of an exported model, or of another run's checkpoint.
 
     Args:
@@ -332,6 +339,8 @@ def load_into(state: Mapping[str, Any], path: PathLike, fresh: Sequence[str] = (
       path: whatever `find` accepts.
       fresh: regexes of whole names ('params/encoder/stems/.*'): what they match keeps its initial values and need not
         be in the file, or is in the file and need not be in the state.
+      resize: {name: function of (saved array, wanted shape)} of what may have another shape in the file, as position
+        embeddings of another resolution have (see models.RESIZE).
 
     Raises:
       UserError: there is nothing of the kind, a regex matches nothing, or the file and the state differ elsewhere.
@@ -341,8 +350,14 @@ def load_into(state: Mapping[str, Any], path: PathLike, fresh: Sequence[str] = (
     saved = {name: shape for name, shape in saved_shapes(arrays).items() if _is_variable(name)}
     skipped = tree.first_match(fresh, {**ours, **saved}, "init_fresh")
     wanted = {name: _abstract(leaf) for name, leaf in ours.items() if name not in skipped}
-    _compare(arrays, {name: x for name, x in saved.items() if name not in skipped}, wanted, partial=False)
-    values = {**ours, **_read(arrays, wanted)}
+    other = [n for n in resize or {} if n in wanted and n in saved and saved[n].shape != wanted[n].shape]
+    as_saved = {name: jax.ShapeDtypeStruct(saved[name].shape, wanted[name].dtype) for name in other}
+    _compare(arrays, {n: x for n, x in saved.items() if n not in skipped}, {**wanted, **as_saved}, partial=False)
+    values = {**ours, **_read(arrays, {**wanted, **as_saved})}
+    for name in other:
+        logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*wanted[name].shape])
+        with jax.transfer_guard("allow"):
+            values[name] = jax.device_put(resize[name](values[name], wanted[name].shape), wanted[name].sharding)
     variables = {key: part for key, part in state.items() if _is_variable(key)}
     return jax.tree.map(values.__getitem__, tree.names(variables))
 

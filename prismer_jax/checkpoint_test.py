@@ -361,6 +361,13 @@ def test_a_new_run_starts_from_another_ones_variables(tmp_path):
     with pytest.raises(UserError, match="init_fresh: 'params/heads' matches no parameter"):
         checkpoint.load_into(state, tmp_path / "export", fresh=["params/heads"])
 
+    wider = {**state, "params": {**state["params"], "head": jnp.zeros((2, *source["params"]["head"].shape))}}
+    with pytest.raises(UserError, match="1 of another shape or type: params/head"):
+        checkpoint.load_into(wider, tmp_path / "export", resize={"params/encoder": lambda x, shape: x})
+    loaded = checkpoint.load_into(wider, tmp_path / "export", resize={"params/head": np.broadcast_to})
+    assert_bitwise(loaded["params"]["head"], np.broadcast_to(source["params"]["head"], wider["params"]["head"].shape))
+    assert_bitwise(loaded["params"]["encoder"], source["params"]["encoder"])
+
 
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist: expected an exported model"):

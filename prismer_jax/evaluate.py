@@ -29,15 +29,17 @@ def load_source(section: config.Section, where: str) -> Any:
 
 
 def load_mixture(section: config.Section, tokenizer: Any) -> list[dict[str, Any]]:
-    """Returns what `input.train_batches` mixes, from {any name: {name, pp, weight, ...}}."""
-    return [
-        {
-            "source": load_source(part, f"config.data.{name}"),
-            "pp": pp.build(part.pp, tokenizer=tokenizer),
-            "weight": part.get("weight", 1.0),
-        }
-        for name, part in section.items()
-    ]
+    """Returns what `input.train_batches` mixes, from {any name: {name, pp, weight, ...}}.
+
+    Weights are proportions of a batch; 'size' is the number of the set's examples, so that sets which all have it are
+    mixed as if they were one.
+    """
+    mixture = []
+    for name, part in section.items():
+        source, weight = load_source(part, f"config.data.{name}"), part.get("weight", 1.0)
+        weight = len(source) if weight == "size" else weight
+        mixture.append({"source": source, "pp": pp.build(part.pp, tokenizer=tokenizer), "weight": weight})
+    return mixture
 
 
 def make_model(cfg: config.Section, tokenizer: Any) -> Any:
@@ -142,7 +144,7 @@ def evaluate(cfg: config.Section, checkpoint_path: pathlib.Path, folder: pathlib
         **jax.tree.map(lambda _: sharding.replicated(mesh), {k: v for k, v in shapes.items() if k != "params"}),
     }
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
-    variables = checkpoint.load_into(like, checkpoint_path)
+    variables = checkpoint.load_into(like, checkpoint_path, resize=models.RESIZE.get(cfg.model.get("name", "prismer")))
     made = make_evaluators(cfg.evals, model, tokenizer, mesh)
     results = run(made, variables)
     write_results(folder, made, results, cfg, config.plain(cfg.get("report", {})).get("samples", 12))

@@ -102,23 +102,38 @@ DECAYS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def make_schedule(
-    name: str, *, lr: float, total_steps: int, warmup_steps: int = 0, start_lr: float = 0.0, end_lr: float = 0.0
+    name: str,
+    *,
+    lr: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    start_lr: float = 0.0,
+    end_lr: float = 0.0,
+    stairs: int = 0,
 ) -> Schedule:
     """Returns the learning rate as a function of the step (from 0): linear warm-up from start_lr, then decay to end_lr.
 
     Without warm-up, 'cosine' is end_lr + (lr - end_lr) * (1 + cos(pi * step / total_steps)) / 2, as in the reference
     (utils.py of NVlabs/prismer). The function takes numbers of the host, touching no device then, or traced ones.
 
+    With `stairs` the decay goes down in so many equal parts of the training, as the reference's does that sets the rate
+    once an epoch (train_pretrain.py, train_vqa.py). It then counts from step 0, and the warm-up replaces its start.
+
     Raises:
       UserError: an unknown name, or a warm-up that is longer than the training.
     """
     decay = choose("schedule", name, DECAYS)
+    if stairs < 0:
+        raise UserError(f"stairs={stairs}: the number of parts in which the rate is constant, or 0 for a smooth decay.")
     if not 0 <= warmup_steps <= total_steps:
         raise UserError(f"The warm-up of {warmup_steps} steps does not fit into {total_steps} steps of training.")
 
     def at(step: Any) -> Any:
         xp = jnp if isinstance(step, jax.Array) else np
-        progress = xp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+        if stairs:
+            progress = xp.clip(step * stairs // max(total_steps, 1) / stairs, 0.0, 1.0)
+        else:
+            progress = xp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
         decayed = end_lr + (lr - end_lr) * decay(xp, progress)
         return xp.where(step < warmup_steps, start_lr + (lr - start_lr) * step / max(warmup_steps, 1), decayed)
 
@@ -143,6 +158,7 @@ def make(
     warmup_steps: int = 0,
     start_lr: float = 0.0,
     end_lr: float = 0.0,
+    stairs: int = 0,
     weight_decay: float = 0.05,
     clip_norm: float | None = None,
     lr_mults: Patterns = (),
@@ -160,6 +176,7 @@ def make(
       warmup_steps: steps of linear warm-up.
       start_lr: where the warm-up begins.
       end_lr: where the decay ends.
+      stairs: parts of the training in each of which the rate is constant; 0 for a rate that changes with every step.
       weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm.
       lr_mults: [(regex of whole names, factor)]; the first that matches counts, other parameters have 1. The factor
@@ -172,7 +189,13 @@ def make(
     """
     direction = config.call(choose("optimizer", name, OPTIMIZERS), options, f"optimizer {name!r}")
     rate = make_schedule(
-        schedule, lr=lr, total_steps=total_steps, warmup_steps=warmup_steps, start_lr=start_lr, end_lr=end_lr
+        schedule,
+        lr=lr,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        start_lr=start_lr,
+        end_lr=end_lr,
+        stairs=stairs,
     )
     leaf_names = list(tree.flatten(params))
     lr_mult = _multipliers(lr_mults, leaf_names, "lr_mults")

@@ -60,6 +60,15 @@ def test_schedules_meet_at_the_end_of_the_warmup_and_run_on_host_and_device():
     expected = [0.5, 0.75, 1.0, 0.6, 0.2, 0.2]
     np.testing.assert_allclose([rate(int(s)) for s in steps], expected, rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(jax.jit(rate))(steps), expected, rtol=1e-6)
+    # Twenty epochs of 300 steps as train_pretrain.py does it: a cosine set once an epoch, overwritten by the warm-up.
+    rate = optim.make_schedule(
+        "cosine", lr=3e-4, total_steps=6000, warmup_steps=2000, start_lr=1e-6, end_lr=1e-6, stairs=20
+    )
+    for step in (0, 1999, 2000, 2099, 2100, 3000, 5999):
+        epoch = step // 300
+        expected = 1e-6 + (3e-4 - 1e-6) * 0.5 * (1 + np.cos(np.pi * epoch / 20))
+        expected = 1e-6 + (3e-4 - 1e-6) * step / 2000 if step < 2000 else expected
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-12)
     linear = optim.make_schedule("linear", lr=1.0, total_steps=10)
     constant = optim.make_schedule("constant", lr=1.0, total_steps=10, warmup_steps=2)
     assert [float(linear(5)), float(constant(1)), float(constant(10))] == [0.5, 0.5, 1.0]
@@ -88,6 +97,7 @@ def test_every_optimizer_descends(name):
 def test_unknown_names_options_and_patterns_say_the_nearest():
     for kwargs, message in [
         (dict(name="adam"), "Unknown optimizer 'adam'. Did you mean 'adamw'"),
+        (dict(stairs=-1), "stairs=-1"),
         (dict(schedule="cosin"), "Unknown schedule 'cosin'. Did you mean 'cosine'"),
         (dict(beta1=0.8), "optimizer 'adamw': unknown key 'beta1'"),
         (dict(name="sgd", momentun=0.8), "unknown key 'momentun'. Did you mean 'momentum'"),

@@ -65,7 +65,8 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     model = evaluate.make_model(cfg, tokenizer)
     loss_fn = evaluate.make_loss(cfg.loss)
     evaluators = evaluate.make_evaluators(cfg.evals, model, tokenizer, mesh, quiet=True)
-    frozen = models.frozen(cfg.model.get("name", "prismer"), config.plain(cfg.get("freeze", "none")))
+    kind = cfg.model.get("name", "prismer")
+    frozen, resize = models.frozen(kind, config.plain(cfg.get("freeze", "none"))), models.RESIZE.get(kind)
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     optimizer = config.call(
         optim.make,
@@ -133,7 +134,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         else:
             state = jax.jit(init, out_shardings=places)(jax.random.key(cfg.seed, impl=PRNG))
             if start_from is not None:
-                state |= checkpoint.load_into(state, start_from, fresh)
+                state |= checkpoint.load_into(state, start_from, fresh, resize)
         update = compiling.result()
 
     # ------------------------------------------------------------------------------------------------------------- loop

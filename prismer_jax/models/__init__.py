@@ -12,6 +12,8 @@ from prismer_jax.models import prismer
 
 MODELS = {"prismer": prismer.build}
 FREEZE = {"prismer": prismer.FREEZE}
+# {name of a parameter: function of (array, shape)} that fits it to another resolution of the image.
+RESIZE = {"prismer": prismer.RESIZE}
 
 
 def build(name: str = "prismer", **fields: Any) -> nn.Module:

@@ -5,6 +5,7 @@ Source of every fact about the architecture: NVlabs/prismer at 4f27ab3 (configs/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from prismer_jax.labels import (
     class_vectors,
     select,
 )
+from prismer_jax.models.layers import resize_positions
 from prismer_jax.models.roberta import BOS, PAD, TextDecoder
 from prismer_jax.models.vit import INSTANCE_ROWS, Features, VisionEncoder
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
@@ -79,6 +81,11 @@ FREEZE: dict[str, tuple[str, ...]] = {
     "freeze_vision": _VISION,
     "freeze_lang": _LANGUAGE,
     "freeze_lang_vision": _LANGUAGE + _VISION,
+}
+
+# What fits a checkpoint of one resolution to a model of another, as the reference does before it fine-tunes.
+RESIZE = {
+    "params/encoder/position_embedding": lambda table, shape: resize_positions(table, (math.isqrt(shape[0]),) * 2)
 }
 
 
