@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+import secrets
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -234,12 +235,15 @@ def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -
     return side is None or png.with_suffix(side).exists()
 
 
-def read_classes(path: str | os.PathLike) -> np.ndarray:
-    """Reads a detection side file {instance id: class id} to int32 [256], -1 where there is no instance."""
+def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarray:
+    """Reads a detection side file {instance id: class id} to int32 [256], -1 where there is no instance.
+
+    `data` is what the file holds, where it lies in another; `path` then names it in messages.
+    """
     path = pathlib.Path(path)
     table = no_classes()
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_bytes() if data is None else data)
         for instance, label in entries.items():
             if not 0 <= int(instance) < BACKGROUND:
                 raise ValueError(f"instance {instance} is not in 0..254")
@@ -251,18 +255,18 @@ def read_classes(path: str | os.PathLike) -> np.ndarray:
     return table
 
 
-def read_words(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
-    """Reads a word side file `.npz` to (features float16 [256, 64], words)."""
+def read_words(path: str | os.PathLike, data: bytes | None = None) -> tuple[np.ndarray, list[str]]:
+    """Reads a word side file `.npz` to (features float16 [256, 64], words); `data` as in `read_classes`."""
     path = pathlib.Path(path)
     table = no_words()
-    if not path.exists():
+    if data is None and not path.exists():
         if path.with_suffix(".pt").exists():  # a pickle can run any program: it is not opened here
             remedy = "only the official repository's pickled .pt is there; run python -m tools.convert ocr-labels"
         else:
             remedy = "missing; it holds the features of the words in the PNG beside it"
         raise BadSample(f"{path}: {remedy}.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as file:
             features, words = file["features"], [str(word) for word in file["words"]]
         table[: len(features)] = features
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -289,29 +293,58 @@ def write(
       features: words only: [n, 64], of word 0, 1, ...; stored as float16.
       words: their texts.
     """
+    png = path_of(folder, expert, image)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, data in files(expert, label, classes=classes, features=features, words=words).items():
+        _replace(png.with_suffix(suffix), data)
+    return png
+
+
+def files(
+    expert: str,
+    label: np.ndarray,
+    *,
+    classes: Sequence[int] | None = None,
+    features: np.ndarray | None = None,
+    words: Sequence[str] = (),
+) -> dict[str, bytes]:
+    """The files of one label, {suffix: bytes}, arguments as of `write`; the PNG is last: it is never without the other.
+
+    Raises:
+      ValueError: the arguments do not fit the expert or one another.
+    """
     row = choose("expert", expert, EXPERTS)
     if label.dtype != np.uint8 or label.shape[2:] != (row.channels,):
         raise ValueError(f"{expert}: a label map is uint8 [h, w, {row.channels}], got {label.dtype} {label.shape}")
-    png = path_of(folder, expert, image)
-    png.parent.mkdir(parents=True, exist_ok=True)
-    # The side file first: a PNG is then never without it.
+    made = {}
     if row.embed == "instances":
         table = {str(instance): int(label) for instance, label in enumerate(() if classes is None else classes)}
-        _replace(png.with_suffix(".json"), json.dumps(table).encode())
+        made[".json"] = json.dumps(table).encode()
     elif row.embed == "words":
-        write_words(png.with_suffix(".npz"), np.zeros((0, FEATURES)) if features is None else features, words)
-    _replace(png, encode(label))
+        made[".npz"] = _words_file(np.zeros((0, FEATURES)) if features is None else features, words)
+    return made | {".png": encode(label)}
+
+
+def write_empty(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> pathlib.Path:
+    """Writes the label of a photo of which there is none: an empty map, a file of zero bytes."""
+    png = path_of(folder, expert, image)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    _replace(png, b"")
     return png
 
 
 def write_words(path: pathlib.Path, features: np.ndarray, words: Sequence[str]) -> None:
     """Writes a word side file `.npz`, whole or not at all: features [n, 64], stored as float16, and n texts."""
+    _replace(path, _words_file(features, words))
+
+
+def _words_file(features: np.ndarray, words: Sequence[str]) -> bytes:
     features = np.asarray(features)
     if features.shape != (len(words), FEATURES):
         raise ValueError(f"features {features.shape} do not fit {len(words)} words")
     buffer = io.BytesIO()
     np.savez(buffer, features=features.astype(np.float16), words=np.asarray(words, np.str_))
-    _replace(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def encode(label: np.ndarray) -> bytes:
@@ -322,9 +355,13 @@ def encode(label: np.ndarray) -> bytes:
 
 
 def _replace(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of two hosts may have one id, and both be at this file where one was taken for dead.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_bytes(data)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # after a loss of power it could have no bytes, as an empty map has
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

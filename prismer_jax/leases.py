@@ -154,6 +154,19 @@ class Leases:
             if not took:
                 time.sleep(min(poll, self.expiry / BEATS))
 
+    def sweep(self, prefix: str = "") -> list[str]:
+        """Removes what the dead have left of leases whose names begin so; returns the names that the living hold."""
+        pattern = re.compile(rf"({re.escape(prefix)}.*)\.\d+{re.escape(SUFFIX)}")
+        living = []
+        for name in sorted({match[1] for match in map(pattern.fullmatch, os.listdir(self.folder)) if match}):
+            found = self.generations(name)
+            if found and not self._abandoned(self.file(name, found[-1])):
+                living.append(name)
+                continue
+            for generation in found:
+                self.file(name, generation).unlink(missing_ok=True)
+        return living
+
     def generations(self, name: str) -> list[int]:
         """The generations of a lease that are there, lowest first. The folder is small: leases end with their work."""
         pattern = re.compile(re.escape(name) + r"\.(\d+)" + re.escape(SUFFIX))

@@ -153,6 +153,17 @@ def test_names_are_names_of_files(leases):
             leases.take(name)
 
 
+def test_sweep_tells_the_living_and_removes_the_dead(leases):
+    for name in ("p.1", "p.2", "q.1"):
+        lease = leases.take(name)
+    old = leases.take("p.3")
+    grow_old(old)
+    assert leases.sweep("p.") == ["p.1", "p.2"]
+    assert not old.path.exists()
+    assert lease.held()
+    assert leases.sweep() == ["p.1", "p.2", "q.1"]
+
+
 def test_share_looks_again_after_taking_and_waits_for_others(leases):
     finished = {"there"}
     other = Leases(leases.folder)
