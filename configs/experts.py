@@ -1,0 +1,36 @@
+"""The studies of experts: which of them help, how many, and what those do that see noise.
+
+    python -m tools.sweep --config configs/experts.py --arms experts=all experts=none experts=all,noise=all ...
+
+Arguments, as in experts.py:experts=depth+edge,noise=edge:
+  experts: whose labels the model gets: all, none (PrismerZ), or some, such as depth+edge.
+  noise: of which of them the labels are replaced by noise.
+  steps: of training.
+  smoke: all of it in less than a minute, to see that it works.
+"""
+
+import pathlib
+import runpy
+
+from prismer_jax.config import parse_arg
+from prismer_jax.datasets import scenes
+
+# The arms of a study may differ in nothing but what is studied: they are the quickstart, and say what they change.
+quickstart = runpy.run_path(str(pathlib.Path(__file__).with_name("quickstart.py")))["get_config"]
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, experts="all", noise="none", steps=300, smoke=False)
+    config = quickstart(f"experts={arg.experts}" + (",smoke" if arg.smoke else ""))
+    if not arg.smoke:
+        config.total_steps = arg.steps
+
+    # Noise takes the place of labels wherever there are any: in training, in evaluation and in use.
+    if arg.noise != "none":
+        noise = f"|decode|noise_labels('{arg.noise}', num_classes={len(scenes.CLASSES)})|"
+        for part in (*config.data.values(), *config.tasks.values(), *config.evals.values()):
+            part.pp = part.pp.replace("|decode|", noise)
+
+    for part in config.evals.values():
+        part.blank = False  # arms are compared with each other, not with blindness
+    return config

@@ -1,0 +1,37 @@
+"""The studies' arms differ from the quickstart in what they say, and in nothing else that is learnt."""
+
+import json
+
+import pytest
+
+from prismer_jax import config
+from prismer_jax.testing import ROOT
+
+
+def load(name, arg=""):
+    return json.loads(config.to_json(config.load(f"{ROOT / 'configs' / name}.py:{arg}")))
+
+
+def chains(cfg):
+    """The strings of ops of training, use and evaluation."""
+    return [part["pp"] for section in ("data", "tasks", "evals") for part in cfg[section].values()]
+
+
+@pytest.mark.parametrize("experts", ["all", "none", "depth+edge"])
+def test_an_arm_is_the_quickstart_with_a_budget(experts):
+    arm, whole = load("experts", f"experts={experts},steps=7"), load("quickstart", f"experts={experts}")
+    assert arm.pop("total_steps") == 7
+    del whole["total_steps"]
+    for part in arm["evals"].values():
+        assert part.pop("blank") is False
+    assert arm == whole
+
+
+def test_noise_stands_behind_every_decode():
+    clean, noisy = chains(load("experts")), chains(load("experts", "noise=depth+edge"))
+    noise = "|noise_labels('depth+edge', num_classes=9)"
+    assert len(noisy) == 6
+    for before, after in zip(clean, noisy, strict=True):
+        assert after.count(noise) == 1
+        assert after.replace(noise, "") == before
+        assert "|decode" + noise in after
