@@ -129,17 +129,21 @@ def eval_batches(
     process_count: int = 1,
     num_workers: int = 0,
     num_threads: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> EvalBatches:
     """Batches that cover each example of a source once, in order, as often as one iterates over them.
 
-    The last batch is filled up with rows whose `_mask` is False; every process has the same number of batches. What
-    is no array comes as `meta`, a list of one dict a row. `pp` may draw random numbers: they depend on the example
-    alone. A bad sample is an error here, as a score without it would be of another data set.
+    The last batch is filled up with rows whose `_mask` is False; every process has the same number of batches. Row r of
+    batch n in process p of P is the example n * batch_size + r * P + p. What is no array comes as `meta`, a list of one
+    dict a row. `pp` may draw random numbers: they depend on the example alone. A bad sample is an error here, as a
+    score without it would be of another data set.
+
+    `numbers` names the batches wanted, all by default: a run that goes on leaves out those that it has.
     """
     _check_sizes(batch_size, process_index, process_count)
     if not len(source):
         raise UserError("The data set to evaluate on is empty. Check its split and limit.")
-    return EvalBatches(source, pp, batch_size, process_index, process_count, num_workers, num_threads)
+    return EvalBatches(source, pp, batch_size, process_index, process_count, num_workers, num_threads, numbers)
 
 
 class EvalBatches(Iterable[Batch]):
@@ -154,9 +158,12 @@ class EvalBatches(Iterable[Batch]):
         process_count: int,
         num_workers: int,
         num_threads: int | None,
+        numbers: Sequence[int] | None,
     ) -> None:
-        self._length = -(-len(source) // batch_size)
-        rows = grain.MapDataset.range(self._length * batch_size).map(_EvalExample(source, pp))
+        every = np.arange(-(-len(source) // batch_size) * batch_size).reshape(-1, batch_size)
+        wanted = every if numbers is None else every[np.asarray(numbers, int)]
+        self._length = len(wanted)
+        rows = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
         rows = rows[process_index::process_count]
         self._chain = rows.batch(batch_size // process_count, batch_fn=functools.partial(_collate, meta=True))
         self._workers = num_workers, num_threads
@@ -165,6 +172,8 @@ class EvalBatches(Iterable[Batch]):
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
+        if not self._length:
+            return
         batches = _iterate(self._chain, *self._workers)
         try:
             for _ in range(self._length):
@@ -173,6 +182,11 @@ class EvalBatches(Iterable[Batch]):
                 yield batch
         finally:
             batches.close()
+
+
+def eval_example(source: Any, pp: Any, index: int) -> Batch:
+    """One example as `eval_batches` has it, for those who look at it again."""
+    return pp(source[index], np.random.default_rng([0, index]))
 
 
 def to_device(batches: Iterable[Batch], sharding: Any, size: int = 2) -> Iterator[Batch]:
@@ -249,7 +263,7 @@ class _EvalExample:
         real = int(index) < len(self.source)
         try:
             # Rows that fill up the last batch repeat the first example: any of the right shapes serves.
-            example = self.pp(self.source[int(index) if real else 0], np.random.default_rng([0, int(index)]))
+            example = eval_example(self.source, self.pp, int(index) if real else 0)
         except UserError as error:
             return {"_error": str(error)}
         arrays = _arrays(example)

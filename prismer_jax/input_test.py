@@ -207,6 +207,17 @@ def test_evaluation_covers_each_example_once(count, workers):
         assert seen == list(range(19))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_evaluation_takes_up_the_batches_that_are_left(count):
+    for process in range(count):
+        options = dict(batch_size=4, process_index=process, process_count=count)
+        whole, rest = (list(input.eval_batches(Numbers(10), draw, **options, numbers=n)) for n in (None, [0, 2]))
+        for one, two in zip([whole[0], whole[2]], rest, strict=True):
+            np.testing.assert_array_equal(one["drawn"], two["drawn"])
+            np.testing.assert_array_equal(one["_mask"], two["_mask"])
+    assert list(input.eval_batches(Numbers(10), draw, batch_size=4, numbers=[])) == []
+
+
 def test_evaluation_can_be_repeated_with_the_same_draws_and_stops_at_bad_samples():
     loader = input.eval_batches(Numbers(10), draw, batch_size=4)
     for one, two in zip(loader, loader, strict=True):
