@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import re
+import secrets
 import subprocess
 import sys
 import traceback
@@ -430,10 +431,16 @@ def _git(root: pathlib.Path, *arguments: str) -> str | None:
 
 
 def write(file: pathlib.Path, text: str) -> None:
-    """Replaces a file of text in one move: a reader, or a kill, finds the old one or the new one."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, file)
+    """Replaces a file of text in one move: a reader, or a kill, finds the old one or the new one.
+
+    Processes may write the same file at once: the last one's stays.
+    """
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text + "\n")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
