@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 import pathlib
@@ -283,7 +284,7 @@ def test_closing_stops_the_threads():
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from prismer_jax import errors, input, input_test
 
 def main():
@@ -295,6 +296,7 @@ def main():
         next(loader)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell runs in the background ignore it
     errors.run_main(main)
 """
 
@@ -311,10 +313,14 @@ def test_interrupt_ends_the_program_promptly_with_one_line(tmp_path, workers):
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(pathlib.Path(input.__file__).parent.parent)},
     )
-    assert process.stdout.readline() == "ready\n"
-    patience = 10 + 5 * (time.monotonic() - start)  # a busy machine is as slow at starting as at stopping
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    _, stderr = process.communicate(timeout=patience)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        patience = 10 + 5 * (time.monotonic() - start)  # a busy machine is as slow at starting as at stopping
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+        _, stderr = process.communicate(timeout=patience)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 2
     assert [line for line in stderr.splitlines() if line] == [
         "interrupted: stopped by Ctrl-C; what was saved before stays valid."
