@@ -62,7 +62,7 @@ class Dropped:
         lines = []
         for reason, count in self.counts.items():
             cases = self._cases[reason]
-            lines.append(f"{count:>{width},} {reason}" + (f", such as: {cases[0]}" if cases else ""))
+            lines.append(f"{count:>{width},} x {reason}" + (f", the first: {cases[0]}" if cases else ""))
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -20,8 +20,8 @@ def test_cases_are_counted_by_reason_and_the_first_are_named():
     assert list(dropped.counts) == ["not downloaded", "missing photo", "empty file"]
     assert dropped.total == 1234 + FIRST + 3
     assert dropped.to_json()["missing photo"]["first"] == [f"{number}.jpg" for number in range(FIRST)]
-    assert dropped.lines()[0] == "1,234 not downloaded, such as: 00000: HTTP Error 404"
-    assert dropped.lines()[2] == "    1 empty file, such as: a.jpg: the file is empty."
+    assert dropped.lines()[0] == "1,234 x not downloaded, the first: 00000: HTTP Error 404"
+    assert dropped.lines()[2] == "    1 x empty file, the first: a.jpg: the file is empty."
     assert dropped
     assert not Dropped()
     assert Dropped().lines() == []

@@ -32,14 +32,14 @@ def test_folders_are_searched_recursively_and_in_order(photos):
     source = datasets.load("lists", images=photos)
     assert [source[i]["id"] for i in range(len(source))] == ["a.jpg", "b.png", "sub/c.JPG"]
     assert source[2]["image"] == str(photos / "sub/c.JPG")
-    assert "captions" not in source[0]
+    assert source[0]["captions"] == []
     assert len(lists.load(images=photos, limit=2)) == 2
 
 
 def test_single_files_are_photos_too_and_keep_different_ids(photos):
     Image.new("RGB", (8, 6)).save(photos / "sub/a.jpg")
     source = lists.load(images=[photos / "a.jpg", photos / "sub/a.jpg"])
-    assert [source[i]["id"] for i in range(2)] == [str(photos / "a.jpg"), str(photos / "sub/a.jpg")]
+    assert [source[i]["id"] for i in range(2)] == ["a.jpg", str(photos / "sub/a.jpg")]
 
 
 def test_text_beside_a_photo_is_its_caption(photos):
@@ -147,7 +147,7 @@ def test_missing_photos_are_left_out_up_to_a_fraction(photos, caplog):
         lists.load(path)
     caplog.set_level(logging.WARNING)
     assert len(lists.load(path, max_missing=0.5)) == 2
-    assert "2 of 4 photos are missing" in caplog.text
+    assert "left out: 2 x missing photo, the first: " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,11 @@ def test_missing_photos_are_left_out_up_to_a_fraction(photos, caplog):
         ("[1, 2]", "list"),
         ('[{"image": "a.jpg", "question": "q", "answer": ["a", "b"], "weight": [1]}]', "2 answers but 1 weights"),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2, "caption": "x"}]}', "photo 2"),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "bbox": []}]}', "'caption'"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": 5}]}',
+            "caption is 5",
+        ),
+        ('[{"url": "http://example.com/a.jpg", "caption": "x"}]', "img2dataset"),
         ('{"questions": [{"question_id": 1, "image_id": 1, "question": "q"}]}', "data_subtype"),
     ],
 )

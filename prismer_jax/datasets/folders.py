@@ -1,0 +1,101 @@
+"""Photos without a list: all those in a folder, and the captions that lie beside them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from prismer_jax.datasets import img2dataset
+from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.errors import UserError
+
+Path = str | os.PathLike
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str, Any]]:
+    """The photos of folders, recursively and in order, and files given as such.
+
+    Yields `id`, `name` (path below the folder), `image` (path), and `captions` (from a parquet table) or
+    `captions_file`, if there is either. Hidden files and folders, whose names begin with a dot, are passed over.
+
+    Args:
+      images: a folder, a file, or several.
+      dropped: counts what img2dataset could not fetch into the folders, and names that are not UTF-8.
+
+    Raises:
+      UserError: there is no such photo or folder, or no photo in a folder.
+    """
+    items = [images] if isinstance(images, str | os.PathLike) else list(images)
+    roots = [os.path.expanduser(os.fspath(item)) for item in items]
+    ids: set[str] = set()
+    for root in roots:
+        if not os.path.exists(root):
+            raise UserError(f"{root}: no such photo or folder.")
+        found = _walk(root, dropped) if os.path.isdir(root) else _beside(*os.path.split(root))
+        empty = True
+        for photo in found:
+            empty = False
+            if len(roots) > 1:  # two photos may have one name: the later one is called by its whole path
+                if photo["id"] in ids:
+                    photo["id"] = photo["image"]
+                ids.add(photo["id"])
+            yield photo
+        if empty:
+            raise UserError(f"{root}: has no photos ({', '.join(SUFFIXES)}).")
+
+
+def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        here = sorted(name for name in files if name[0] != "." and name.lower().endswith(SUFFIXES))
+        if folder != root:
+            img2dataset.count_failures(folder, dropped)
+        below = os.path.relpath(folder, root)
+        captions = None
+        beside = frozenset(files)
+        for name in here:
+            relative = name if below == "." else os.path.join(below, name)
+            if not _is_text(relative):
+                dropped.add("file name that is not UTF-8", repr(os.path.join(folder, name)))
+                continue
+            photo = {"id": relative, "name": relative, "image": os.path.join(folder, name)}
+            if side := _side(name, beside):
+                photo["captions_file"] = os.path.join(folder, side)
+            elif folder != root:
+                captions = img2dataset.table_captions(folder) if captions is None else captions
+                if text := captions.get(os.path.splitext(name)[0]):
+                    photo["captions"] = [text]
+            yield photo
+
+
+def _beside(folder: str, name: str) -> Iterator[dict[str, Any]]:
+    """A photo that is given by itself."""
+    photo = {"id": name, "name": name, "image": os.path.join(folder, name)}
+    stem = pathlib.Path(photo["image"])
+    if side := next((path for end in img2dataset.SIDES if (path := stem.with_suffix(end)).exists()), None):
+        photo["captions_file"] = str(side)
+    yield photo
+
+
+def _side(name: str, beside: frozenset[str]) -> str | None:
+    stem = os.path.splitext(name)[0]
+    return next((stem + end for end in img2dataset.SIDES if stem + end in beside), None)
+
+
+def _is_text(name: str) -> bool:
+    """False for names that Python can only hold with surrogates: no data set and no report could."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
