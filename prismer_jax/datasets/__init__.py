@@ -9,7 +9,9 @@ from prismer_jax.errors import choose
 
 # Name -> module with a function `load`; a module is imported when its data set is asked for.
 DATASETS = {
+    "fewshot": "prismer_jax.datasets.fewshot",
     "lists": "prismer_jax.datasets.lists",
+    "records": "prismer_jax.datasets.records",
     "scenes": "prismer_jax.datasets.scenes",
 }
 

@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.errors import UserError
+from prismer_jax.datasets import manifest, storage
+from prismer_jax.datasets.shards import Shards
+from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, no_classes, no_words
 
 Example = dict[str, Any]
 Task = Literal["caption", "question", "all"]
+TASKS = ("caption", "question", "all")
+
+TEXTS = ("name", "source", "domain", "class_name")  # of a photo; an empty one counts as absent
+NO_ID = -1  # of a question whose list gives none
 
 
 def features(experts: Sequence[str] = tuple(EXPERTS)):
@@ -42,6 +47,7 @@ def features(experts: Sequence[str] = tuple(EXPERTS)):
     return tf.FeaturesDict(
         {
             "id": tf.Text(),
+            **{key: tf.Text() for key in TEXTS},
             "image": tf.Image(shape=(None, None, 3)),
             "labels": labels,
             "captions": tf.Sequence(tf.Text()),
@@ -49,6 +55,7 @@ def features(experts: Sequence[str] = tuple(EXPERTS)):
             "questions": tf.Sequence(tf.Text()),
             "question_types": tf.Sequence(tf.Text()),
             "question_ids": tf.Sequence(np.int64),
+            "question_weights": tf.Sequence(np.float32),
             "answer_counts": tf.Sequence(np.int64),
             "answers": tf.Sequence(tf.Text()),
             "answer_weights": tf.Sequence(np.float32),
@@ -68,6 +75,7 @@ def encode(
     captions: Sequence[str] = (),
     questions: Sequence[dict[str, Any]] = (),
     weight: float = 1.0,
+    **texts: str,
 ) -> dict[str, Any]:
     """One example as the features above want it.
 
@@ -79,10 +87,14 @@ def encode(
       classes: the class of detected instance 0, 1, ...
       word_features, words: [n, 64] and texts of the words in the picture.
       captions: any number.
-      questions: dicts with `question`, `answers`, `question_id` and, if known, `answer_weights` (one an answer) and
-        `question_type`.
-      weight: of the example in the loss.
+      questions: dicts with `question`, `answers` and, if known, `answer_weights` (one an answer), `question_type`,
+        `question_id`, and `weight` in the loss.
+      weight: of the photo in the loss.
+      **texts: any of TEXTS: `name` (what the photo's label files are called), `source` (its data set), `domain`,
+        `class_name`.
     """
+    if unknown := texts.keys() - set(TEXTS):
+        raise TypeError(f"{sorted(unknown)[0]!r} is none of {TEXTS}")
     stored: dict[str, Any] = {name: labels.get(name, b"") for name in experts}
     if "obj_detection" in experts:
         stored["obj_detection_classes"] = np.asarray(classes, np.int32)
@@ -92,29 +104,44 @@ def encode(
         stored["ocr_detection_words"] = list(words)
     return {
         "id": id,
+        **{key: texts.get(key, "") for key in TEXTS},
         "image": image,
         "labels": stored,
         "captions": list(captions),
         "weight": np.float32(weight),
         "questions": [q["question"] for q in questions],
         "question_types": [q.get("question_type", "") for q in questions],
-        "question_ids": [q["question_id"] for q in questions],
+        "question_ids": [q.get("question_id", NO_ID) for q in questions],
+        "question_weights": [q.get("weight", 1.0) for q in questions],
         "answer_counts": [len(q["answers"]) for q in questions],
         "answers": [answer for q in questions for answer in q["answers"]],
         "answer_weights": [w for q in questions for w in q.get("answer_weights", [1.0] * len(q["answers"]))],
     }
 
 
+@functools.cache
+def serializer(experts: tuple[str, ...]) -> Callable[[dict[str, Any]], bytes]:
+    """A function from what `encode` returns to the bytes of a record, as TFDS writes them."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    schema = features(experts)
+    proto = ExampleSerializer(schema.get_serialized_info())
+    return lambda example: proto.serialize_example(schema.encode_example(example))
+
+
 def decode(record: bytes, question: int | Literal["all"] | None = None) -> Example:
     """The example of a record: with its captions, with one of its questions, or with all of both.
 
-    Returns a dict with `id`, `image`, `weight`, the labels that are there, and
+    Returns a dict with `id`, `image`, `weight`, those of TEXTS and the labels that are there, and
       question None: `captions`;
-      question i: `question`, `answers`, `answer_weights`, `question_type`, `question_id`;
-      question 'all': `captions`, and `questions`, a list of dicts with those five.
+      question i: `question`, `answers`, `answer_weights`, `question_type`, `weight`, and `question_id` if it has one;
+      question 'all': `captions`, and `questions`, a list of dicts with those six.
     """
     feature = _message().FromString(record).features.feature
     example: Example = {"id": feature["id"].bytes_list.value[0].decode(), "image": feature["image"].bytes_list.value[0]}
+    for key in TEXTS:
+        if key in feature and (text := feature[key].bytes_list.value[0]):
+            example[key] = text.decode()
     for name in EXPERTS:
         key = f"labels/{name}"
         if key in feature and (png := feature[key].bytes_list.value[0]):
@@ -135,7 +162,9 @@ def decode(record: bytes, question: int | Literal["all"] | None = None) -> Examp
         count = len(feature["questions"].bytes_list.value)
         example["questions"] = [_question(feature, i) for i in range(count)]
     elif question is not None:
+        weight = example["weight"]
         example |= _question(feature, question)
+        example["weight"] *= weight
     return example
 
 
@@ -143,54 +172,17 @@ def _question(feature: Any, index: int) -> dict[str, Any]:
     counts = feature["answer_counts"].int64_list.value
     start = sum(counts[:index])
     answers = slice(start, start + counts[index])
-    return {
+    weights = feature["question_weights"].float_list.value  # none in data sets written before November 2026
+    question = {
         "question": feature["questions"].bytes_list.value[index].decode(),
         "answers": [text.decode() for text in feature["answers"].bytes_list.value[answers]],
         "answer_weights": list(feature["answer_weights"].float_list.value[answers]),
         "question_type": feature["question_types"].bytes_list.value[index].decode(),
-        "question_id": feature["question_ids"].int64_list.value[index],
+        "weight": weights[index] if weights else 1.0,
     }
-
-
-class Source:
-    """Random access to the records of a finished data set.
-
-    Task 'caption' has one item a record, with its captions; 'question' one item a question; 'all' one item a record
-    with all of both. Cheap to pickle; the shards are opened on first use, in whichever process that is.
-    """
-
-    def __init__(self, folder: str | os.PathLike, task: Task = "caption", questions: int = 0):
-        """Args:
-          folder: holds the shards.
-          task: what an item is.
-          questions: that each record has; needed for the task 'question'.
-
-        Raises:
-          UserError: there are no shards in `folder`.
-        """
-        self.paths = sorted(str(path) for path in pathlib.Path(folder).glob("*.array_record*"))
-        self.task = task
-        self.per_record = questions if task == "question" else 1
-        if not self.paths:
-            raise UserError(f"{folder}: holds no ArrayRecord shards. Delete it, so that it is built again.")
-
-    @functools.cached_property
-    def _records(self):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        return ArrayRecordDataSource(self.paths)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_records"}
-
-    def __len__(self) -> int:
-        return len(self._records) * self.per_record
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{index} of {len(self)}")
-        record, question = divmod(int(index), self.per_record)
-        return decode(self._records[record], {"caption": None, "question": question, "all": "all"}[self.task])
+    if (id := feature["question_ids"].int64_list.value[index]) != NO_ID:
+        question["question_id"] = id
+    return question
 
 
 @functools.cache
@@ -198,3 +190,80 @@ def _message():
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example
+
+
+def load(path: str | os.PathLike, task: Task = "caption", *, limit: int | None = None) -> Source:
+    """A finished data set that `python -m tools.build_dataset` wrote.
+
+    Args:
+      path: its folder, local or remote (gs://..., whatever fsspec reaches).
+      task: 'caption', one item a photo that has captions for all; 'question', one item a question; 'all'.
+      limit: only so many items, the first ones.
+
+    Raises:
+      UserError: it is not finished, damaged, or has nothing for the task.
+    """
+    choose("task", task, dict.fromkeys(TASKS))
+    folder = storage.plain(path)
+    if manifest.read(folder) is None:
+        raise UserError(
+            f"{folder}: has no {manifest.FILE}: no finished data set. Run python -m tools.build_dataset with --output "
+            f"{folder} (again: it goes on where it stopped)."
+        )
+    source = Source(folder, task, limit=limit)
+    if not len(source):
+        raise UserError(f"{folder}: has nothing for the task {task!r}.")
+    return source
+
+
+class Source:
+    """Random access to the records of a data set.
+
+    Task 'caption' has one item a record, with its captions; 'question' one item a question; 'all' one item a record
+    with all of both. Cheap to pickle; the shards are opened on first use, in whichever process that is.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, task: Task = "caption", questions: int | None = None, limit: int | None = None
+    ) -> None:
+        """Args:
+          folder: holds the shards, and a manifest or nothing else.
+          task: what an item is.
+          questions: that each record has; needed for the task 'question' where there is no manifest.
+          limit: only so many items, the first ones.
+
+        Raises:
+          UserError: there are no shards in `folder`.
+        """
+        self.folder, self.task, self.limit, self._questions = storage.plain(folder), task, limit, questions
+        self._shards  # noqa: B018  a folder without shards is an error here and now
+
+    @functools.cached_property
+    def _shards(self) -> Shards:
+        return Shards(self.folder)
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray | None:
+        """Where the questions of each record end; None where an item is a record."""
+        if self.task != "question":
+            return None
+        if self._questions is not None:
+            return np.arange(1, len(self._shards) + 1) * self._questions
+        return np.cumsum(np.concatenate([row.questions_of_records() for row in self._shards.manifest.shards]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_shards", "_ends")}
+
+    def __len__(self) -> int:
+        count = len(self._shards) if self._ends is None else int(self._ends[-1]) if len(self._ends) else 0
+        return count if self.limit is None else min(count, self.limit)
+
+    def __getitem__(self, index: int) -> Example:
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} of {len(self)}")
+        if self._ends is None:
+            return decode(self._shards[index], "all" if self.task == "all" else None)
+        record = int(np.searchsorted(self._ends, index, side="right"))
+        before = self._ends[record - 1] if record else 0
+        return decode(self._shards[record], int(index - before))

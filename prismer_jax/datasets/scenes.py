@@ -11,7 +11,6 @@ Item of the task 'all', one a scene: `image`, `labels/*`, `captions`, `questions
 from __future__ import annotations
 
 import os
-import pathlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 
 from prismer_jax.datasets import records, scenes_labels, scenes_questions, scenes_render, scenes_text, scenes_world
+from prismer_jax.datasets.storage import data_folder
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import PAPER
 
@@ -77,11 +77,6 @@ def load(
 
         scenes_build.build(settings, folder)
     return records.Source(folder, task, QUESTIONS)
-
-
-def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """Where data sets lie."""
-    return pathlib.Path(data_dir or os.environ.get("PRISMER_DATA_DIR") or "~/.cache/prismer_jax/data").expanduser()
 
 
 def scene(settings: Settings, index: int) -> tuple[scenes_world.Scene, scenes_labels.View, np.random.RandomState]:
