@@ -10,23 +10,22 @@ from prismer_jax import datasets
 from prismer_jax.errors import UserError
 
 KINDS = ("list", "images", "tars", "dataset_dir")
+MISSING = 1.0  # of photos from the web up to a third are gone; tools count them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --list, --images, --annotations, --tars, --dataset-dir, --labels, --limit, --max-missing, --source-name."""
+    """Adds the flags of a tool that works on photos."""
     group = parser.add_argument_group("photos", "one of --list (with --images), --images, --tars, --dataset-dir")
-    add = group.add_argument
-    add("--list", type=pathlib.Path, help="list of photos with captions or questions, of a format in docs/data.md")
-    add("--annotations", type=pathlib.Path, help="VQAv2's file of answers to the questions of --list")
-    add("--images", type=pathlib.Path, help="folder of photos, searched recursively; or that a list's paths are below")
-    add(
-        "--tars",
-        help="tar shards as img2dataset writes them: a folder, or a pattern such as 'cc12m/{00000..01242}.tar'",
-    )
-    add("--dataset-dir", help="finished data set, made by python -m tools.build_dataset")
-    add("--labels", type=pathlib.Path, help="folder of label files: DIR/<expert>/<photo>.png")
+    add, path = group.add_argument, pathlib.Path
+    add("--list", nargs="+", type=path, metavar="FILE", help="lists of photos, of a layout in docs/data.md")
+    add("--annotations", nargs="+", type=path, metavar="FILE", help="VQAv2's files of answers, one for each --list")
+    add("--split", help="part of a --list that has several: Karpathy's train (with restval), val or test")
+    add("--images", type=path, metavar="DIR", help="folder of photos, in which a --list's paths are, or all are taken")
+    add("--tars", nargs="+", metavar="PATH", help="tars of img2dataset: a folder, or 'DIR/{00000..01242}.tar'")
+    add("--dataset-dir", metavar="DIR", help="finished data set, made by python -m tools.build_dataset")
+    add("--labels", metavar="DIR", help="folder of label files: DIR/<expert>/<photo>.png")
     add("--limit", type=int, help="only the first N photos")
-    add("--max-missing", type=float, default=1.0, help="fraction of photos that may be missing; default 1: any")
+    add("--max-missing", type=float, default=MISSING, help="fraction of a list's photos that may be missing; default 1")
     add("--source-name", help="what the data set is called; default: the name of the list, folder or shards")
 
 
@@ -39,26 +38,32 @@ def open_source(args: argparse.Namespace) -> Any:
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None and (kind != "images" or args.list is None)]
     if len(kinds) != 1:
         raise UserError("Give one of --list (with --images), --images, --tars or --dataset-dir.")
+    kind = kinds[0]
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: at least 1.")
-    if args.annotations is not None and args.list is None:
-        raise UserError("--annotations are the answers to the questions of --list, which is not given.")
-    common = {"task": "all", "limit": args.limit}
-    match kinds[0]:
+    if not 0 <= args.max_missing <= 1:
+        raise UserError(f"--max-missing {args.max_missing}: a fraction, from 0 to 1.")
+    if kind != "list" and (args.annotations is not None or args.split is not None):
+        raise UserError("--annotations and --split belong to a --list, which is not given.")
+    if kind == "dataset_dir" and (args.labels is not None or args.source_name is not None):
+        raise UserError("A finished data set has its labels and its source inside: leave --labels and --source-name.")
+    match kind:
         case "dataset_dir":
-            if args.labels is not None:
-                raise UserError("--labels: a finished data set has its labels inside.")
-            return datasets.load("records", path=args.dataset_dir, **common)
+            return datasets.load("records", path=args.dataset_dir, task="all", limit=args.limit)
         case "tars":
-            return datasets.load("tars", path=args.tars, labels=args.labels, source=args.source_name, **common)
+            return datasets.load(
+                "tars", path=args.tars, labels=args.labels, task="all", source=args.source_name, limit=args.limit
+            )
         case _:
             return datasets.load(
                 "lists",
                 path=args.list,
                 images=args.images,
-                annotations=args.annotations,
                 labels=args.labels,
+                annotations=args.annotations,
+                split=args.split,
+                task="all",
                 source=args.source_name,
+                limit=args.limit,
                 max_missing=args.max_missing,
-                **common,
             )

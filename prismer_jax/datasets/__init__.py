@@ -13,6 +13,7 @@ DATASETS = {
     "lists": "prismer_jax.datasets.lists",
     "records": "prismer_jax.datasets.records",
     "scenes": "prismer_jax.datasets.scenes",
+    "tars": "prismer_jax.datasets.tars",
 }
 
 

@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -269,6 +269,6 @@ def _task_of(task: Task | None, photos: Sequence[Example], where: str) -> Task:
     asked = any(photo["questions"] for photo in photos)
     kind = "question" if asked else "caption"
     captioned = any(photo["captions"] for photo in photos)
-    if task == "question" and not asked or task == "caption" and asked and not captioned:
+    if (task == "question" and not asked) or (task == "caption" and asked and not captioned):
         raise UserError(f"{where}: is a list for the task {kind!r}, not {task!r}.")
     return task or kind

@@ -66,10 +66,10 @@ class Places:
         for folder in folders:
             for candidate in names:
                 if exists(path := os.path.join(folder, candidate)):
-                    return Place(path, candidate, dataset, True)
+                    return Place(path, _inside(candidate), dataset, True)
         if os.path.isabs(row.image) and exists(row.image):
-            return Place(row.image, name, dataset, True)
-        return Place(os.path.join(folders[0], name), name, dataset, False)
+            return Place(row.image, _inside(name), dataset, True)
+        return Place(os.path.join(folders[0], name), _inside(name), dataset, False)
 
     def _folders(self, dataset: str | None) -> list[str]:
         if "{dataset}" not in self._root:
@@ -77,6 +77,11 @@ class Places:
         if not (dataset or self._source):
             raise UserError(f"{self._list}: does not say what '{{dataset}}' in {self._root} stands for; give `source`.")
         return [self._root.replace("{dataset}", dataset or self._source)]
+
+
+def _inside(name: str) -> str:
+    """A path below a folder, whatever a list says: labels are written there."""
+    return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
 
 
 def exists(path: str) -> bool:
@@ -90,7 +95,7 @@ def exists(path: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def names(folder: str) -> frozenset[str]:
-    """The entries of a folder; none if there is no folder. Call names.cache_clear() before files are looked for anew."""
+    """The entries of a folder; none if there is no folder. `names.cache_clear()` makes it look anew."""
     try:
         return frozenset(os.listdir(folder))
     except OSError:

@@ -1,0 +1,168 @@
+"""Where in a tar its photos and their side files lie: its headers read once, so that any photo is two reads away."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from prismer_jax import config
+from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.datasets.folders import SUFFIXES
+from prismer_jax.datasets.img2dataset import SIDES
+from prismer_jax.errors import UserError
+
+PARTS = ("photo", *SIDES)  # of a sample
+ABSENT = (0, -1)  # offset and size of a part that a sample lacks
+VERSION = 1
+_BLOCK = 512  # bytes, that everything in a tar begins at a multiple of
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """The samples of a tar, in its order.
+
+    Attributes:
+      names: bytes [n], of the photos' members, in UTF-8.
+      places: int64 [n, 3, 2], offset and size in bytes of the photo, the .txt and the .json; size -1 for what is not
+        there.
+      dropped: what of the tar cannot be used.
+    """
+
+    names: np.ndarray
+    places: np.ndarray
+    dropped: Dropped
+
+    def without_captions(self) -> np.ndarray:
+        """The numbers of the samples with neither .txt nor .json."""
+        return np.flatnonzero((self.places[:, 1:, 1] < 0).all(1))
+
+
+def load(path: str) -> Index:
+    """The index of a tar: from the file TAR.index.json if it is of this very tar, else made, and stored if possible.
+
+    Raises:
+      UserError: the tar cannot be read at all.
+    """
+    stored = pathlib.Path(path).with_suffix(".index.json")
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}.") from None
+    made_of = [VERSION, stat.st_size, stat.st_mtime_ns]
+    try:
+        content = json.loads(stored.read_text(encoding="utf-8"))
+        if content["made_of"] == made_of:
+            return _from_lists(content["names"], content["places"], Dropped.from_json(content["dropped"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours
+        pass
+    names, places, dropped = scan(path)
+    content = {"made_of": made_of, "names": names, "places": places, "dropped": dropped.to_json()}
+    with contextlib.suppress(OSError):  # in a folder that is only read it is made each time
+        config.write(stored, json.dumps(content, separators=(",", ":")))
+    return _from_lists(names, places, dropped)
+
+
+def _from_lists(names: list[str], places: list[int], dropped: Dropped) -> Index:
+    table = np.asarray(places, np.int64).reshape(-1, len(PARTS), 2)
+    encoded = np.asarray([name.encode() for name in names], np.bytes_)
+    if len(encoded) != len(table):
+        raise ValueError("names and places do not fit")
+    return Index(encoded, table, dropped)
+
+
+def scan(path: str) -> tuple[list[str], list[int], Dropped]:
+    """Reads the headers of a tar: names of photos, their places (six numbers a photo), and what cannot be used.
+
+    The members of a sample have one name up to the first dot, as webdataset has it; the rest, in any case, says what
+    they are. A damaged header is passed over to the next good one.
+    """
+    dropped = Dropped()
+    samples: dict[str, dict[str, Any]] = {}
+    members, end = 0, 0
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for member in _members(path, file, dropped):
+            members += 1
+            if member.offset > end and _holds_data(file, end, member.offset):
+                dropped.add("damaged tar header", f"{path}: at byte {end}, before {member.name!r}")
+            end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+            if not member.isfile():
+                continue
+            if member.offset_data + member.size > size:
+                dropped.add("cut off by the end of a tar", f"{path}: {member.name!r}")
+            else:
+                _add(samples, member, path, dropped)
+        if members and end < size and _holds_data(file, end, size):
+            dropped.add("damaged tar header", f"{path}: at byte {end}")
+    if not members:
+        dropped.add("not a tar", f"{path}: has no members. Fetch it again; a compressed one must be unpacked.")
+    names, places = [], []
+    for key, sample in samples.items():
+        if "photo" not in sample:
+            dropped.add("sample without photo", f"{path}: {key!r}")
+            continue
+        names.append(sample["name"])
+        places += [number for part in PARTS for number in sample.get(part, ABSENT)]
+    return names, places, dropped
+
+
+def _members(path: str, file: Any, dropped: Dropped) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar up to its end or to where it is cut."""
+    try:
+        # ignore_zeros passes over headers that are damaged, too.
+        tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, errors="surrogateescape")  # noqa: SIM115
+        while (member := tar.next()) is not None:
+            tar.members = []  # that it keeps for look-ups by name
+            yield member
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        if os.fstat(file.fileno()).st_size:
+            dropped.add("cut off by the end of a tar", f"{path}: {error}")
+
+
+def _holds_data(file: Any, start: int, end: int) -> bool:
+    """Whether the bytes between two members are more than padding."""
+    before = file.tell()
+    file.seek(start)
+    block = file.read(min(end - start, 1 << 20))
+    file.seek(before)
+    return any(block)
+
+
+def _add(samples: dict[str, dict[str, Any]], member: tarfile.TarInfo, path: str, dropped: Dropped) -> None:
+    name = member.name.removeprefix("./")
+    folder, base = os.path.split(name)
+    stem, dot, ending = base.partition(".")
+    ending = dot + ending.lower()
+    if not stem:  # hidden: what macOS adds to tars
+        return
+    case = f"{path}: {name!r}"
+    part = "photo" if ending in SUFFIXES else ending
+    if part not in PARTS:
+        dropped.add("tar member of no known kind", case)
+        return
+    if name.startswith("/") or ".." in folder.split("/"):
+        dropped.add("tar member outside of its folder", case)
+        return
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        dropped.add("file name that is not UTF-8", case)
+        return
+    sample = samples.setdefault(os.path.join(folder, stem), {})
+    if part in sample:
+        dropped.add("duplicate key in a tar", case)
+        return
+    if part == "photo":
+        if not member.size:
+            dropped.add("empty file", case)
+            return
+        sample["name"] = name
+    sample[part] = member.offset_data, member.size

@@ -1,0 +1,188 @@
+"""Photos in tar shards with their captions, as img2dataset and webdataset write them; read in any order.
+
+A sample is KEY.jpg (or another kind of photo) with KEY.txt or KEY.json, its caption, in one tar. Its label files lie,
+and it is called, as if the tar had been unpacked into a folder of its name: SHARD/KEY.jpg.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+
+from prismer_jax import labels as label_files
+from prismer_jax import progress
+from prismer_jax.datasets import img2dataset, tar_index
+from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.datasets.lists import Source
+from prismer_jax.errors import BadSample, UserError
+
+Path = str | os.PathLike
+
+logger = logging.getLogger(__name__)
+
+THREADS = 8  # that read headers: they wait for the disk
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def load(
+    path: Path | Sequence[Path],
+    *,
+    labels: Path | None = None,
+    task: Literal["caption", "all"] | None = None,
+    source: str | None = None,
+    experts: str | Sequence[str] = tuple(label_files.EXPERTS),
+    limit: int | None = None,
+) -> Source:
+    """A source of the photos in tars. The first time their headers are read, which is kept in TAR.index.json beside.
+
+    Args:
+      path: a folder of tars, a tar, a pattern ('cc12m/*.tar', 'cc12m/{00000..01242}.tar'), or several.
+      labels: the folder of label files: `labels/<expert>/SHARD/KEY.png`; or 'DIR/{expert}/{dataset}'.
+      task: 'caption' or 'all', as in lists.load; there `image` is the encoded photo.
+      source: what the data set is called; by default as the tars' folder.
+      experts: whose label files are looked for.
+      limit: take only so many photos, the first ones.
+
+    What cannot be used is left out and counted in the source's `dropped`: missing tars, members with damaged headers,
+    what lies behind the end of a truncated tar, samples without a photo ...; so are the photos that img2dataset says
+    it could not fetch.
+
+    Raises:
+      UserError: there are no tars, or there is no photo in them.
+    """
+    if task not in (None, "caption", "all"):
+        raise UserError(f"Tars have captions; task={task!r} is not to be had from them.")
+    if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
+        raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
+    dropped = Dropped()
+    paths = _expand(path, dropped)
+    top = os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in paths])
+    samples = Samples(paths, top, source or os.path.basename(top), limit, dropped)
+    for line in dropped.lines():
+        logger.warning("%s: left out: %s.", top, line.strip().rstrip("."))
+    if not len(samples):
+        raise UserError(f"{top}: there are no photos in its {len(paths)} tars.")
+    folder = None if labels is None else os.fspath(labels)
+    return Source(samples, task or "caption", folder, label_files.select(experts), dropped)
+
+
+class Samples(Sequence[dict[str, Any]]):
+    """The photos of tars with their captions, as lists.Source wants them; a tar is open only while it is read."""
+
+    def __init__(self, paths: Sequence[str], top: str, source: str, limit: int | None, dropped: Dropped) -> None:
+        self._paths, self._top, self._source = list(paths), top, source
+        self._indices: list[tar_index.Index] = []
+        self._captions: dict[int, str] = {}  # of samples without a side file, from parquet tables
+        count = 0
+        for tar, index in zip(paths, _read(paths, limit), strict=False):
+            dropped.update(index.dropped)
+            shard = os.path.splitext(tar)[0]
+            img2dataset.count_failures(shard, dropped)
+            bare = index.without_captions()
+            table = img2dataset.table_captions(shard) if len(bare) else {}
+            for number in bare:
+                key = os.path.splitext(index.names[number].decode())[0]
+                if text := table.get(key):
+                    self._captions[count + int(number)] = text
+            self._indices.append(index)
+            count += len(index.names)
+            if limit is not None and count >= limit:
+                break
+        self._ends = np.cumsum([len(index.names) for index in self._indices])
+        self._length = count if limit is None else min(count, limit)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{number} of {len(self)}")
+        number = int(number) % len(self)
+        tar = int(np.searchsorted(self._ends, number, side="right"))
+        index, path = self._indices[tar], self._paths[tar]
+        place = number - (int(self._ends[tar - 1]) if tar else 0)
+        member = index.names[place].decode()
+        shard = os.path.relpath(os.path.splitext(os.path.abspath(path))[0], self._top)
+        name = os.path.join(shard, member)
+        photo, *sides = index.places[place].tolist()
+        side = next(((end, at) for end, at in zip(img2dataset.SIDES, sides, strict=True) if at[1] >= 0), None)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                image = _piece(file, photo)
+                text = None if side is None else _piece(file, side[1])
+        except OSError as error:
+            raise BadSample(f"{path}: {error.strerror or error}: {member} cannot be read.", "unreadable tar") from None
+        if side is not None:
+            captions = img2dataset.caption_in(text, f"{path}: {os.path.splitext(member)[0]}{side[0]}")
+        else:
+            captions = [self._captions[number]] if number in self._captions else []
+        return {"id": name, "name": name, "image": image, "source": self._source, "captions": captions}
+
+
+def _piece(file: Any, place: list[int]) -> bytes:
+    offset, size = place
+    data = os.pread(file.fileno(), size, offset)
+    while len(data) < size:
+        if not (more := os.pread(file.fileno(), size - len(data), offset + len(data))):
+            raise OSError(f"ends at byte {offset + len(data)}, sooner than when it was opened")
+        data += more
+    return data
+
+
+def _read(paths: Sequence[str], limit: int | None) -> Iterator[tar_index.Index]:
+    """The indices of tars, in order; with a limit one after the other, for the first may be enough."""
+    if limit is not None:
+        yield from map(_load, paths)
+        return
+    with ThreadPoolExecutor(THREADS) as pool, progress.bar("headers", len(paths), unit="tars") as advance:
+        for index in pool.map(_load, paths):
+            advance()
+            yield index
+
+
+def _load(path: str) -> tar_index.Index:
+    try:
+        return tar_index.load(path)
+    except UserError as error:
+        dropped = Dropped()
+        dropped.add("unreadable tar", str(error))
+        return tar_index.Index(np.zeros(0, np.bytes_), np.zeros((0, len(tar_index.PARTS), 2), np.int64), dropped)
+
+
+def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
+    """The tars that paths, patterns and folders mean, each once."""
+    found: dict[str, None] = {}
+    for item in [path] if isinstance(path, str | os.PathLike) else path:
+        text = os.path.expanduser(os.fspath(item))
+        for pattern in _braces(text):
+            if os.path.isdir(pattern):
+                tars = sorted(glob.glob(os.path.join(glob.escape(pattern), "**", "*.tar"), recursive=True))
+            elif glob.has_magic(pattern) and not os.path.exists(pattern):
+                tars = sorted(glob.glob(pattern, recursive=True))
+            else:
+                tars = [pattern] if os.path.isfile(pattern) else []
+            if not tars and pattern != text:  # one of a range
+                dropped.add("missing tar", pattern)
+            elif not tars:
+                raise UserError(f"{text}: there are no tars. Give a folder of them, or a pattern such as 'DIR/*.tar'.")
+            found.update(dict.fromkeys(tars))
+    if not found:
+        raise UserError(f"{path}: none of these tars is there.")
+    return list(found)
+
+
+def _braces(text: str) -> list[str]:
+    """'{00000..00002}' spelled out, as shells and webdataset do it."""
+    pieces = _RANGE.split(text)  # text, first, last, text, ...
+    choices: list[list[str]] = [[pieces[0]]]
+    for first, last, after in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        choices += [[f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)], [after]]
+    return ["".join(choice) for choice in itertools.product(*choices)]
