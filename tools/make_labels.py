@@ -1,10 +1,13 @@
 """Labels photos with experts: python -m tools.make_labels --images DIR --output DIR --experts depth,normal,edge
 --checkpoints DIR
 
-Photos may be of any kind and size, mixed, in folders of any depth. Labels lie as in the official repository:
-OUTPUT/<expert>/<photo>.png, with .json or .npz beside it for detection and words. Run it again after a stop: what is
-there is kept. A photo that cannot be labelled is one line on stderr and one entry in OUTPUT/skipped.json, and the exit
-status is 1.
+Photos may be of any kind and size, mixed: a folder, a list, tar shards, or a finished data set. --output takes label
+files as in the official repository, DIR/<expert>/<photo>.png with .json or .npz beside it for detection and words;
+--output-dataset takes a data set of ArrayRecord shards: photos, texts and labels.
+
+Run it again after a stop: what is there is kept. Run it several times at once, on one or many hosts with a common file
+system: the processes share the work, and what one leaves behind that dies, the others do. A photo that cannot be
+labelled is one line on stderr and one entry in skipped.json, and the exit status is 1.
 
 --checkpoints is a folder of official files (python -m tools.download experts), of folders that python -m tools.convert
 expert wrote and that are called as the expert, or of both.
@@ -13,176 +16,32 @@ expert wrote and that are called as the expert, or of both.
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import json
+import os
 import pathlib
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from prismer_jax import config, labels, runtime, sharding
-from prismer_jax.datasets import lists
+from prismer_jax import config, labels, leases, runtime, sharding
 from prismer_jax.errors import BadSample, UserError, choose, run_main
-from prismer_jax.experts import EXPERTS, Expert, Label, pipeline, weights
-from prismer_jax.experts.pipeline import Photo
-from prismer_jax.pp.image import image_size
+from prismer_jax.experts import EXPERTS, Expert, pipeline, weights
+from prismer_jax.experts.job import Job, finish, split
+from prismer_jax.experts.labelling import Labelling
+from prismer_jax.experts.ledger import Ledger
+from prismer_jax.experts.stores import LabelFiles
+from tools import source_arguments
 
+WORK = ".make_labels"  # what processes know in common
 RECORD = "make_labels.json"  # which weights made the labels of each expert
 SKIPPED = "skipped.json"
 TRAINED, RANDOM = "trained weights", "random weights"
-SAY_EVERY = 30  # seconds
 DTYPES = ("float32", "bfloat16")
-
-
-class Job:
-    """Photos of a folder, labels into another, and what could not be labelled."""
-
-    def __init__(self, images: pathlib.Path, output: pathlib.Path, limit: int | None = None) -> None:
-        self.images, self.output = images, output
-        self.skipped: list[dict[str, str | None]] = []
-        output.mkdir(parents=True, exist_ok=True)
-        if output.resolve().is_relative_to(images.resolve()):
-            raise UserError(f"{output}: lies in the folder of the photos, whose label maps would be photos next time.")
-        self.photos = list(self._find(limit))
-
-    def _find(self, limit: int | None) -> Iterator[Photo]:
-        source = lists.load(images=self.images, limit=limit)
-        paths = [source[i]["image"] for i in range(len(source))]
-        taken: dict[pathlib.Path, str] = {}
-        with ThreadPoolExecutor(pipeline.THREADS) as pool:
-            for path, size in zip(paths, pool.map(_size_or_problem, paths), strict=True):
-                name = str(pathlib.Path(path).relative_to(self.images))
-                first = taken.setdefault(labels.path_of("", "", name), name)
-                if first != name:
-                    size = f"{path}: its label files would be those of {first}. Rename one of them."
-                if isinstance(size, str):
-                    self.skip(name, None, size)
-                else:
-                    yield Photo(name, path, size)
-
-    def skip(self, image: str, expert: str | None, reason: str) -> None:
-        print(f"skipped: {reason}", file=sys.stderr)
-        self.skipped.append({"image": image, "expert": expert, "reason": reason})
-
-    def report(self) -> None:
-        """Writes the list of what was skipped."""
-        config.write(self.output / SKIPPED, json.dumps(self.skipped, indent=2))
-
-    def claim(self, expert: str, made_with: str) -> None:
-        """Notes which weights make the labels of an expert, so that they are never mixed with others' by accident."""
-        path = self.output / RECORD
-        record = json.loads(path.read_text()) if path.exists() else {}
-        if record.get(expert, made_with) != made_with:
-            raise UserError(
-                f"{self.output}: holds labels of {expert} made with {record[expert]}, not with {made_with}. Choose "
-                f"another --output, or delete {self.output / expert} and {path}."
-            )
-        config.write(path, json.dumps({**record, expert: made_with}, indent=2))
-
-    def todo(self, expert: Expert) -> list[Photo]:
-        return [photo for photo in self.photos if not labels.is_whole(self.output, expert.name, photo.name)]
-
-    def needed(self, expert: Expert, photo: Photo) -> Mapping[str, Label]:
-        """The labels of a photo by the experts that this one needs."""
-        found = {}
-        for name in expert.needs:
-            path = labels.path_of(self.output, name, photo.name)
-            if not labels.is_whole(self.output, name, photo.name):
-                raise BadSample(f"{photo.name}: has no label of {name}, which {expert.name} needs.")
-            decoded = labels.decode(name, path.read_bytes(), str(path))
-            found[name] = Label(labels.blank(name, *photo.size) if decoded is None else decoded)
-        return found
-
-    def write(self, expert: Expert, photo: Photo, label: Label) -> None:
-        labels.write(
-            self.output,
-            expert.name,
-            photo.name,
-            label.map,
-            classes=label.classes,
-            features=label.features,
-            words=label.words,
-        )
-
-
-def _size_or_problem(path: str) -> tuple[int, int] | str:
-    try:
-        return image_size(path)
-    except BadSample as error:
-        return str(error)
-
-
-def run(job: Job, expert: Expert, load: Any, mesh: jax.sharding.Mesh, batch_size: int) -> None:
-    """Makes an expert's labels that are not there; `load` gives its weights when they are needed."""
-    photos = job.todo(expert)
-    shapes, problems = pipeline.shapes_of(expert, photos)
-    for photo, problem in problems.items():
-        job.skip(photo.name, expert.name, problem)
-    there = len(job.photos) - len(photos)
-    if not shapes:
-        print(f"{expert.name}: {there} labels were there, nothing to do")
-        return
-    kinds = len(set(shapes.values()))
-    print(
-        f"{expert.name}: {len(shapes)} photos ({there} labels were there), {kinds} shape{'s'[: kinds > 1]} to compile"
-    )
-    variables = jax.device_put(load(), sharding.replicated(mesh))
-    started, done = time.monotonic(), 0
-    work = pipeline.run(
-        expert,
-        variables,
-        shapes,
-        lambda photo, label: job.write(expert, photo, label),
-        lambda photo: job.needed(expert, photo),
-        mesh=mesh,
-        batch_size=batch_size,
-    )
-    with _progress(expert.name, len(shapes)) as advance:
-        for photo, problem in work:
-            if problem is not None:
-                job.skip(photo.name, expert.name, problem)
-            done += problem is None
-            advance()
-    seconds = time.monotonic() - started
-    print(f"{expert.name}: {done} labels in {seconds:.0f} s, {done / seconds:.2f} a second, compilation included")
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Any]:
-    """A bar with rate and time left; where stderr is no terminal, a line every half minute."""
-    from rich import progress
-    from rich.console import Console
-
-    columns = [
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[rate]}"),
-        progress.TimeRemainingColumn(),
-    ]
-    console = Console(stderr=True)
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total, rate="compiling")
-        started = said = time.monotonic()
-
-        def advance() -> None:
-            nonlocal said
-            bar.advance(task)
-            done, now = int(bar.tasks[0].completed), time.monotonic()
-            speed = done / (now - started)
-            bar.update(task, rate=f"{speed:.2f} photos/s")
-            if not console.is_terminal and now - said > SAY_EVERY:
-                left = datetime.timedelta(seconds=round((total - done) / speed))
-                print(f"{title}: {done} of {total}, {speed:.2f} photos/s, {left} left", file=sys.stderr)
-                said = now
-
-        yield advance
+SAMPLE = 1000  # photos that are asked for labels that should be there
+THREADS = max(pipeline.THREADS, (os.cpu_count() or 1) // 2)
 
 
 def choose_experts(spec: str) -> list[type[Expert]]:
@@ -193,66 +52,136 @@ def choose_experts(spec: str) -> list[type[Expert]]:
     return [expert for name, expert in EXPERTS.items() if name in names]
 
 
-def check_needs(job: Job, chosen: Sequence[type[Expert]]) -> None:
-    """Raises a UserError where labels that an expert needs are neither there nor going to be."""
-    made = {expert.name for expert in chosen}
-    for expert in chosen:
-        for name in set(expert.needs) - made:
-            if not any(labels.is_whole(job.output, name, photo.name) for photo in job.photos):
+def claim(ledger: Ledger, output: pathlib.Path, made_with: dict[str, str]) -> None:
+    """Notes which weights make the labels of each expert, so that they are never mixed with others' by accident."""
+    path = output / RECORD
+
+    def claimed(_: str) -> bool:
+        record = json.loads(path.read_text()) if path.exists() else {}
+        for expert, weights_ in made_with.items():
+            if record.get(expert, weights_) != weights_:
                 raise UserError(
-                    f"{expert.name} needs labels of {name}, which {job.output} lacks: add {name} to --experts."
+                    f"{output}: holds labels of {expert} made with {record[expert]}, not with {weights_}. Choose "
+                    f"another output, or delete {output / expert} and {path}."
                 )
+        return made_with.items() <= record.items()
+
+    for lease in ledger.leases.share(["record"], claimed):
+        with lease:
+            record = json.loads(path.read_text()) if path.exists() else {}
+            config.write(path, json.dumps(record | made_with, indent=2))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def names_of(source: Any) -> list[str]:
+    """The names of all photos; empty for one that cannot be used."""
+
+    def name(index: int) -> str:
+        try:
+            return source[index]["name"]
+        except BadSample:
+            return ""
+
+    return [name(index) for index in range(len(source))]
+
+
+def check_needs(job: Job, chosen: Sequence[type[Expert]], output: pathlib.Path) -> None:
+    """Raises a UserError where labels that an expert needs are neither there nor going to be, by a sample of photos."""
+    sample = range(0, len(job.source), max(1, len(job.source) // SAMPLE))
+    for expert in chosen:
+        for name in set(expert.needs) - {expert.name for expert in chosen}:
+            if not any(job.has(name, index) for index in sample):
+                raise UserError(f"{expert.name} needs labels of {name}, which {output} lacks: add {name} to --experts.")
+
+
+def report(job: Job, experts: Sequence[str], output: pathlib.Path) -> int:
+    """Writes the list of what was skipped, by whatever process; returns of how many photos it is."""
+    counts, rows = job.skipped(experts)
+    config.write(output / SKIPPED, json.dumps({"reasons": counts.to_json(), "photos": rows}, indent=2))
+    if count := len({row["image"] for row in rows}):
+        print(f"{count} photos were skipped, wholly or by an expert: see {output / SKIPPED}", file=sys.stderr)
+        print(*(f"  {line}" for line in counts.lines()), sep="\n", file=sys.stderr)
+    return count
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = config.ArgumentParser(
         prog="python -m tools.make_labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", required=True, type=pathlib.Path, help="folder of photos, searched recursively")
+    source_arguments.add_arguments(parser)
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for the labels")
     parser.add_argument("--experts", default="all", help=f"of {','.join(EXPERTS)}; default all of the paper's")
     parser.add_argument("--checkpoints", type=pathlib.Path, help="folder of official files or converted folders")
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
+    parser.add_argument("--empty-labels", action="store_true", help="what cannot be labelled gets an empty label")
     parser.add_argument("--batch-size", type=int, default=4, help="photos at a time; default 4")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="that the networks compute in")
-    parser.add_argument("--limit", type=int, help="only the first N photos")
+    parser.add_argument("--threads", type=int, default=THREADS, help=f"for reading, and for writing; here {THREADS}")
+    parser.add_argument(
+        "--shard-size", type=int, default=256, help="photos that a process takes at a time; default 256"
+    )
+    parser.add_argument(
+        "--expiry",
+        type=float,
+        default=leases.EXPIRY,
+        help=f"seconds without a sign of life after which a process counts as dead; default {leases.EXPIRY:.0f}",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="the processes are those of one jax.distributed job; default: if $JAX_COORDINATOR_ADDRESS is set",
+    )
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
-    if args.batch_size < 1 or (args.limit is not None and args.limit < 1):
-        raise UserError("--batch-size and --limit must be at least 1.")
+    if min(args.batch_size, args.threads, args.shard_size) < 1 or args.expiry <= 0:
+        raise UserError("--batch-size, --threads, --shard-size and --expiry must be at least 1.")
     if (args.checkpoints is None) != args.random_weights:
         raise UserError("Give either --checkpoints DIR, a folder of the experts' weights, or --random-weights.")
-    if not args.images.is_dir():
-        raise UserError(f"{args.images}: no such folder of photos.")
+    if args.images is not None and args.list is None and args.output.resolve().is_relative_to(args.images.resolve()):
+        raise UserError(f"{args.output}: lies in the folder of the photos, whose label maps would be photos next time.")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
     chosen = choose_experts(args.experts)
-    runtime.use_compilation_cache()
     runtime.log_warnings()
+    source = source_arguments.open_source(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    runtime.use_compilation_cache()
+    sharding.initialize_distributed(args.distributed or None)
     if args.random_weights:
         print("WARNING: random weights: these labels mean nothing. They are for tests and timing.", file=sys.stderr)
-    job = Job(args.images, args.output, args.limit)
-    check_needs(job, chosen)
-    mesh, experts = sharding.make_mesh(), [kind(dtype=args.dtype) for kind in chosen]
-    for expert in experts:  # all before the first works for hours
-        if not args.random_weights:
-            expert.open(weights.find(expert, args.checkpoints))
-        job.claim(expert.name, RANDOM if args.random_weights else TRAINED)
-    try:
-        for expert in experts:
-            load = (
-                expert.random_variables
-                if args.random_weights
-                else functools.partial(weights.load, expert, args.checkpoints)
-            )
-            run(job, expert, load, mesh, args.batch_size)
-    finally:
-        job.report()
+    with Ledger(args.output / WORK, {"photos": len(source), "shard_size": args.shard_size}, args.expiry) as ledger:
+        skipped = label(args, chosen, source, ledger)
     if args.random_weights:
         print("WARNING: these labels mean nothing: they were made with random weights.", file=sys.stderr)
-    if job.skipped:
-        photos = len({entry["image"] for entry in job.skipped})
-        print(f"{photos} photos were skipped, wholly or by an expert: see {job.output / SKIPPED}", file=sys.stderr)
+    if skipped:
         sys.exit(1)
+
+
+def label(args: argparse.Namespace, chosen: Sequence[type[Expert]], source: Any, ledger: Ledger) -> int:
+    """Does the job, or this process's share of it; returns how many photos were skipped."""
+    shards = split(len(source), args.shard_size)
+    job = Job(source, LabelFiles(args.output), ledger, shards, names=names_of(source), empty=args.empty_labels)
+    check_needs(job, chosen, args.output)
+    mesh, experts = sharding.make_mesh(devices=jax.local_devices()), [kind(dtype=args.dtype) for kind in chosen]
+    names = [expert.name for expert in experts]
+    stages = []
+    for expert in experts:
+        load = expert.random_variables
+        if not args.random_weights:
+            expert.open(weights.find(expert, args.checkpoints))  # all before the first works for hours
+            load = functools.partial(weights.load, expert, args.checkpoints)
+        after = [name for name in expert.needs if name in names]
+        options = {"batch_size": args.batch_size, "threads": args.threads, "after": after}
+        stages.append(Labelling(job, expert, load, mesh, **options))
+    claim(ledger, args.output, dict.fromkeys(names, RANDOM if args.random_weights else TRAINED))
+    try:
+        finish(stages, min(leases.POLL, args.expiry / leases.BEATS))
+    finally:
+        skipped = report(job, names, args.output)
+    return skipped
 
 
 if __name__ == "__main__":

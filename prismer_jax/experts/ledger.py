@@ -6,7 +6,7 @@
         ledger.mark(lease, "depth", shard, {"made": 256, "seconds": 12.5})
 
     FOLDER/run.json                  what the job is at, and its id
-    FOLDER/<id>/depth.000012.json    shard 12 is done by depth, and how it went
+    FOLDER/<id>/depth/000012.json    depth is through with shard 12, and how it went
     FOLDER/leases/                   who works on what, and who is there at all (see prismer_jax/leases.py)
 
 Marks count as long as a process of the job lives. One that starts when there is none begins a new job, in which every
@@ -59,7 +59,6 @@ class Ledger:
         """
         self.folder, self.leases = folder, Leases(folder / "leases", expiry)
         self._file = folder / "run.json"
-        self._marked: set[str] = set()
         self._presence: Lease | None = None
         for lease in self.leases.share([START], lambda _: self._presence is not None):
             with lease:
@@ -74,56 +73,65 @@ class Ledger:
         self._marks = folder / self._run["id"]
 
     def _begin(self, work: Mapping[str, Any]) -> dict[str, Any]:
-        past = [path for path in self.folder.iterdir() if path.is_dir() and path != self.leases.folder]
-        rates = _read(self._file).get("rates", {})
-        for path in past:
-            rates |= _rates(path)
-        run = {"id": secrets.token_hex(8), "work": dict(work), "rates": rates}
-        (self.folder / run["id"]).mkdir()
+        before = _read(self._file)
+        id = secrets.token_hex(8)
+        (self.folder / id).mkdir()
+        rates = before.get("rates", {}) | (_rates(self.folder / before["id"]) if before else {})
+        run = {"id": id, "work": dict(work), "before": before.get("id"), "rates": rates}
         config.write(self._file, json.dumps(run, indent=2))
-        for path in past:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name not in (id, run["before"], self.leases.folder.name):
+                shutil.rmtree(path, ignore_errors=True)
         return run
 
-    def done(self, stage: str, shard: Shard) -> bool:
-        """Whether a shard is through a stage: an expert, or what comes after them."""
-        return self._is_marked(_name(stage, shard))
+    def marked(self, stage: str) -> set[int]:
+        """The indices of the shards that are through a stage: an expert, or what comes after them."""
+        try:
+            return {int(name.removesuffix(".json")) for name in os.listdir(self._marks / stage) if name[0] != "."}
+        except FileNotFoundError:
+            return set()
 
     def free(self, stage: str, shards: Sequence[Shard]) -> Iterator[tuple[Lease, Shard]]:
-        """Yields those shards that are neither done nor another process's, with the lease of each."""
-        names = {_name(stage, shard): shard for shard in shards}
-        for lease in self.leases.free(names, self._is_marked):
+        """Yields those shards that are neither through nor another process's, with the lease of each."""
+        names = {f"{stage}.{shard.index:06d}": shard for shard in shards}
+        for lease in self.leases.free(names, lambda name: self._mark(stage, names[name]).exists()):
             yield lease, names[lease.name]
 
     def mark(self, lease: Lease, stage: str, shard: Shard, report: Mapping[str, Any]) -> None:
-        """Notes that a shard is done.
+        """Notes that a shard is through.
 
         Args:
-          report: plain JSON; `made` and `seconds`, of the labels made and the time that took, become the stage's rate.
+          report: plain JSON; `made` and `seconds`, of the labels made and the time that took, become the stage's rate;
+            `cold` shards, whose time has compilation in it, only where there are no others.
 
         Raises:
           LeaseLost: another process has taken the shard over and will mark it.
         """
         lease.check()
-        config.write(self._marks / f"{_name(stage, shard)}.json", json.dumps(report))
+        mark = self._mark(stage, shard)
+        mark.parent.mkdir(exist_ok=True)
+        config.write(mark, json.dumps(report))
 
     def reports(self, stage: str) -> dict[int, dict[str, Any]]:
-        """What was noted of the shards that are done, by their index."""
-        return {int(path.suffixes[-2][1:]): _read(path) for path in sorted(self._marks.glob(f"{stage}.*.json"))}
+        """What was noted of the shards that are through, by their index."""
+        return {index: _read(self._marks / stage / f"{index:06d}.json") for index in sorted(self.marked(stage))}
 
-    def rate(self, stage: str) -> float | None:
-        """Labels a second of one process, by the shards of this job or, if there is none, of earlier ones; or None."""
-        return (self._run["rates"] | _rates(self._marks)).get(stage)
+    def before(self, stage: str, shard: Shard) -> dict[str, Any]:
+        """What was noted of a shard in the job before this one; nothing if there was none."""
+        before = self._run["before"]
+        return _read(self.folder / before / stage / self._mark(stage, shard).name) if before else {}
+
+    def rates(self) -> dict[str, float]:
+        """Labels a second of one process by stage, by the shards of this job or, if there are none, of earlier ones."""
+        return self._run["rates"] | _rates(self._marks)
 
     def close(self) -> None:
         """Leaves the job."""
         if self._presence is not None:
             self._presence.release()
 
-    def _is_marked(self, name: str) -> bool:
-        if name not in self._marked and (self._marks / f"{name}.json").exists():
-            self._marked.add(name)
-        return name in self._marked
+    def _mark(self, stage: str, shard: Shard) -> pathlib.Path:
+        return self._marks / stage / f"{shard.index:06d}.json"
 
     def __enter__(self) -> Ledger:
         return self
@@ -134,23 +142,19 @@ class Ledger:
 
 def past_rates(folder: pathlib.Path) -> dict[str, float]:
     """Labels a second of one process by stage, as the jobs in a folder have reached them so far."""
-    rates = _read(folder / "run.json").get("rates", {})
-    for path in folder.iterdir() if folder.is_dir() else ():
-        rates |= _rates(path)
-    return rates
+    run = _read(folder / "run.json")
+    return run["rates"] | _rates(folder / run["id"]) if run else {}
 
 
 def _rates(marks: pathlib.Path) -> dict[str, float]:
-    made: dict[str, tuple[int, float]] = {}
-    for path in marks.glob("*.json"):
-        report, stage = _read(path), path.name.partition(".")[0]
-        count, seconds = made.get(stage, (0, 0.0))
-        made[stage] = count + report.get("made", 0), seconds + report.get("seconds", 0.0)
-    return {stage: count / seconds for stage, (count, seconds) in made.items() if count and seconds}
-
-
-def _name(stage: str, shard: Shard) -> str:
-    return f"{stage}.{shard.index:06d}"
+    made: dict[tuple[str, bool], tuple[int, float]] = {}
+    for path in marks.glob("*/*.json"):
+        report = _read(path)
+        key = path.parent.name, not report.get("cold")
+        count, seconds = made.get(key, (0, 0.0))
+        made[key] = count + report.get("made", 0), seconds + report.get("seconds", 0.0)
+    # Those with compilation in them come first, so that others replace them.
+    return {stage: count / seconds for (stage, _), (count, seconds) in sorted(made.items()) if count and seconds}
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""One labelling job: an expert after another over a source's shards, shared with whatever other processes are at it.
+
+    with Ledger(folder / ".make_labels", work) as ledger:
+        job = Job(source, LabelFiles(folder), ledger, split(len(source), 256))
+        finish([Labelling(job, expert, load, mesh) for expert in experts])
+
+A process takes whatever shards are free of one expert, then of the next, so that one expert is on its device at a time;
+then it comes back for what others have left. It ends when all is done, by whomever.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from prismer_jax import labels, leases
+from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.errors import BadSample
+from prismer_jax.experts.ledger import Ledger, Shard
+from prismer_jax.experts.pipeline import Photo
+from prismer_jax.experts.stores import Store
+
+SAID = 20  # lines about photos that cannot be labelled; the rest is only in the report
+
+
+class Stage(Protocol):
+    """Something that is done to every shard."""
+
+    name: str
+
+    def work(self) -> bool:
+        """Does what is free; returns whether anything was. Waits for nobody."""
+
+    def done(self) -> bool:
+        """Whether all shards are through, by whomever."""
+
+
+def finish(stages: Sequence[Stage], poll: float = leases.POLL) -> None:
+    """Returns when all stages are done; waits for what other processes are at, and takes over from the dead."""
+    while not all(stage.done() for stage in stages):
+        if not any([stage.work() for stage in stages]):
+            time.sleep(poll)
+
+
+def split(count: int, size: int) -> list[Shard]:
+    """Shards of `size` photos each, the last one of what is left."""
+    return [Shard(i, start, min(start + size, count)) for i, start in enumerate(range(0, count, size))]
+
+
+class Job:
+    """What all stages work on: photos, their labels, and what is known of both.
+
+    Attributes:
+      source: of the task 'all', see datasets/lists.py.
+      shards: of it.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        store: Store,
+        ledger: Ledger,
+        shards: Sequence[Shard],
+        *,
+        names: Sequence[str] | None = None,
+        keep: bool = False,
+        empty: bool = False,
+        settled: Callable[[Shard], bool] = lambda shard: False,
+    ) -> None:
+        """Args:
+        names: of the photos' label files, where labels are files: one that two photos have is an error of the second.
+        keep: labels that the source itself has are taken as there.
+        empty: photos that an expert cannot label get the empty label; they are reported all the same.
+        settled: whether nothing is to do in a shard any more, although it is not marked.
+        """
+        self.source, self.store, self.ledger, self.shards = source, store, ledger, tuple(shards)
+        self.keep, self.empty, self.settled = keep, empty, settled
+        self._names, self._twins = names, _twins(names or ())
+        self._said: set[str] = set()
+
+    def photo(self, index: int) -> Photo:
+        """Photo number `index` of the source; raises BadSample."""
+        photo = photo_of(self.source[index])
+        if index in self._twins:
+            raise BadSample(
+                f"{photo.source if isinstance(photo.source, str) else photo.name}: its label files would be those of "
+                f"{self._twins[index]}. Rename one of them.",
+                "name used twice",
+            )
+        return photo
+
+    def name(self, index: int) -> str:
+        """What a photo that cannot even be named by the source is called in reports."""
+        return self._names[index] if self._names else f"photo {index}"
+
+    def has(self, expert: str, index: int) -> bool:
+        """Whether a photo has its label by an expert."""
+        shard = next(shard for shard in self.shards if index < shard.stop)
+        try:
+            photo = self.photo(index)
+        except BadSample:
+            return False
+        return f"labels/{expert}" in photo.labels or self.store.read(expert, shard, photo) is not None
+
+    def skip(self, problem: str) -> None:
+        """Says of a photo that it cannot be labelled, once."""
+        if problem not in self._said:
+            self._said.add(problem)
+            if len(self._said) <= SAID:
+                print(f"skipped: {problem}", file=sys.stderr)
+            elif len(self._said) == SAID + 1:
+                print("skipped: more of them, to be listed at the end", file=sys.stderr)
+
+    def skipped(self, experts: Sequence[str]) -> tuple[Dropped, list[dict[str, Any]]]:
+        """What no process could label: counts by reason, and a row a photo and problem with the experts it befell."""
+        found: dict[tuple[int, str], dict[str, Any]] = {}
+        for expert in experts:
+            for report in self.ledger.reports(expert).values():
+                for index, image, reason, problem in report["problems"]:
+                    row = {"image": image, "experts": [], "reason": reason, "problem": problem}
+                    found.setdefault((index, problem), row)["experts"].append(expert)
+        rows = [found[key] for key in sorted(found)]
+        counts = Dropped()
+        for row in rows:
+            counts.add(row["reason"], row["problem"])
+        return counts, rows
+
+
+def photo_of(example: Mapping[str, Any]) -> Photo:
+    """The photo of an example of the task 'all'."""
+    given = {key: example[key] for name in labels.EXPERTS if (key := f"labels/{name}") in example}
+    id = str(example["id"])
+    return Photo(example.get("name") or id, example["image"], id, given)
+
+
+def _twins(names: Sequence[str]) -> dict[int, str]:
+    """{number of a photo whose label files would be those of one before it: the name of that}."""
+    first: dict[str, str] = {}
+    twins = {}
+    for index, name in enumerate(names):
+        stem = str(labels.path_of("", "", name))
+        if first.setdefault(stem, name) != name:
+            twins[index] = first[stem]
+    return twins
+
+
+def ready_shards(job: Job, stage: str, after: Sequence[str]) -> list[Shard]:
+    """The shards that are not through a stage, but through those before it."""
+    ready = set.intersection({shard.index for shard in job.shards}, *(job.ledger.marked(name) for name in after))
+    ready -= job.ledger.marked(stage)
+    return [shard for shard in job.shards if shard.index in ready]
