@@ -1,0 +1,160 @@
+"""A folder that has everything `paper` describes in the very formats, but a dozen rendered scenes instead of photos.
+
+The `smoke` variant of each of the paper's configs runs on it: the same code reads it that reads the real data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+from prismer_jax import labels
+from prismer_jax.datasets import scenes
+from prismer_jax.datasets.scenes_world import GROUNDS
+
+VERSION = "1"  # of what is written here; scenes.VERSION tells the rest
+SIZE = 64  # pixels
+TRAIN, HELD_OUT = range(12), range(12, 18)  # scenes
+
+
+def folder(data_dir: str | os.PathLike | None = None) -> str:
+    """Returns the folder, which is written first if it is not there.
+
+    Args:
+      data_dir: as of scenes.load.
+    """
+    final = scenes.data_folder(data_dir) / "miniature" / f"{VERSION}-{scenes.VERSION}"
+    if not final.exists():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        new = pathlib.Path(tempfile.mkdtemp(dir=final.parent, prefix="incomplete."))
+        try:
+            _write(new)
+            new.rename(final)
+        except OSError:
+            if not final.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    return str(final)
+
+
+def _write(root: pathlib.Path) -> None:
+    settings = scenes.Settings("train", SIZE, len(TRAIN) + len(HELD_OUT), 0)
+    examples = [scenes.example(settings, i) for i in (*TRAIN, *HELD_OUT)]
+    grounds = [scenes.scene(settings, i)[0].ground for i in (*TRAIN, *HELD_OUT)]
+    for part, numbers in (("train", TRAIN), ("val", HELD_OUT), ("test", HELD_OUT)):
+        rows = []
+        for i in numbers:
+            # The second half of COCO's training photos lies in val2014, as in the Karpathy split.
+            year = "train2014" if i < len(TRAIN) // 2 else "val2014"
+            image = _put(root, "vqav2", f"{year}/COCO_{year}_{i:012d}.jpg", examples[i])
+            texts = examples[i]["captions"]
+            if part == "train":
+                rows += [{"image": image, "caption": text, "image_id": f"coco_{i}"} for text in texts]
+            else:
+                rows.append({"image": image, "caption": texts})
+        _json(root / f"coco_karpathy_{part}.json", rows)
+    _web(root, examples)
+    _nocaps(root, examples)
+    _questions(root, examples)
+    for name, numbers in (("imagenet_train", TRAIN), ("imagenet", HELD_OUT)):
+        for i in numbers:
+            _put(root, name, f"n{list(GROUNDS).index(grounds[i]):08d}/{i}.JPEG", examples[i])
+    _json(root / "imagenet/imagenet_answer.json", list(GROUNDS))
+    _json(root / "imagenet/imagenet_class.json", {f"n{i:08d}": str(i) for i in range(len(GROUNDS))})
+
+
+def _web(root: pathlib.Path, examples: list[dict[str, Any]]) -> None:
+    """Visual Genome's captions, and photos with a text beside each."""
+    rows = []
+    for i in TRAIN:
+        if i % 3 == 0:
+            image = _put(root, "vg", f"VG_100K/{i}.jpg", examples[i])
+            rows += [{"image": image, "caption": text, "dataset": "vg"} for text in examples[i]["captions"][:3]]
+        else:
+            name = ("cc12m", "cc3m_sgu")[i % 3 - 1]
+            image = _put(root, name, f"00000/{i:09d}.jpg", examples[i])
+            (root / name / image).with_suffix(".txt").write_text(examples[i]["captions"][0])
+    _json(root / "vg_caption.json", rows)
+
+
+def _nocaps(root: pathlib.Path, examples: list[dict[str, Any]]) -> None:
+    domains = ("in-domain", "near-domain", "out-domain")
+    images = []
+    for i in HELD_OUT:
+        for part in ("val", "test"):
+            _put(root, f"nocaps/{part}", f"{i:016x}.jpg", examples[i])
+        images.append({"id": i, "file_name": f"{i:016x}.jpg", "domain": domains[i % 3]})
+    captions = [{"image_id": i, "caption": text} for i in HELD_OUT for text in examples[i]["captions"]]
+    captions = [{"id": number, **row} for number, row in enumerate(captions)]
+    _json(root / "nocaps_val_4500_captions.json", {"images": images, "annotations": captions})
+    _json(root / "nocaps_test_image_info.json", {"images": images})
+
+
+def _questions(root: pathlib.Path, examples: list[dict[str, Any]]) -> None:
+    """VQAv2 in the official repository's lists and in the benchmark's own files, and Visual Genome's questions."""
+    rows, test, vg, answers = [], [], [], set()
+    own: dict[str, tuple[list[Any], list[Any]]] = {"train2014": ([], []), "val2014": ([], [])}
+    for i in (*TRAIN, *HELD_OUT):
+        year = "train2014" if i < len(TRAIN) // 2 else "val2014"
+        name = f"{year}/COCO_{year}_{i:012d}.jpg"
+        for asked in examples[i]["questions"][:4]:
+            head = {"question_id": asked["question_id"], "question": asked["question"]}
+            given = asked["answers"]
+            counts = {text: given.count(text) / len(given) for text in given}
+            answers |= counts.keys()
+            own[year][0].append(head | {"image_id": i})
+            own[year][1].append(
+                {
+                    "question_id": asked["question_id"],
+                    "question_type": asked["question_type"],
+                    "answers": [{"answer": text} for text in given],
+                }
+            )
+            if i in TRAIN:
+                rows += [head | {"image": name, "dataset": "vqa", "answer": a, "weight": w} for a, w in counts.items()]
+            else:
+                test.append(head | {"image": f"test2015/COCO_test2015_{i:012d}.jpg", "dataset": "vqa"})
+        if i in HELD_OUT:
+            _put(root, "vqav2", f"test2015/COCO_test2015_{i:012d}.jpg", examples[i])
+        elif i % 3 == 0:
+            asked = examples[i]["questions"][4]
+            vg.append(
+                {
+                    "question_id": asked["question_id"],
+                    "question": asked["question"],
+                    "answer": asked["answers"][0],
+                    "image": f"VG_100K/{i}.jpg",
+                    "dataset": "vg",
+                }
+            )
+            answers.add(asked["answers"][0])
+    _json(root / "vqav2_train_val.json", rows)
+    _json(root / "vqav2_test.json", test)
+    _json(root / "vg_qa.json", vg)
+    _json(root / "answer_list.json", sorted(answers))
+    for year, (asked, given) in own.items():
+        _json(root / f"v2_OpenEnded_mscoco_{year}_questions.json", {"data_subtype": year, "questions": asked})
+        _json(root / f"v2_mscoco_{year}_annotations.json", {"data_subtype": year, "annotations": given})
+
+
+def _put(root: pathlib.Path, photos: str, name: str, example: dict[str, Any]) -> str:
+    """Writes a scene and its labels as the photo root/photos/name; returns the name."""
+    path = root / photos / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(example["image"])
+    for expert, data in example["labels"].items():
+        kind = labels.EXPERTS[expert].embed
+        more = {"classes": example["classes"]} if kind == "instances" else {}
+        if kind == "words":
+            more = {"features": example["word_features"], "words": example["words"]}
+        labels.write(root / "labels" / "{expert}" / photos, expert, name, labels.decode(expert, data), **more)
+    return name
+
+
+def _json(path: pathlib.Path, content: Any) -> None:
+    path.write_text(json.dumps(content))

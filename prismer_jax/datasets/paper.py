@@ -1,0 +1,129 @@
+"""The data sets of the paper by name: finished shards, or lists and photos as the official repository lays them out.
+
+A folder DATA holds what a run uses of (NVlabs/prismer, README.md, configs/*.yaml and dataset/*.py):
+
+    coco_karpathy_{train,val,test}.json            photos in vqav2/train2014, vqav2/val2014
+    vg_caption.json                                vg
+    cc12m, cc3m_sgu                                themselves, a .txt beside each; or the .tar files of img2dataset
+    nocaps_val_4500_captions.json (the benchmark's own)        nocaps/val
+    nocaps_test_image_info.json (the benchmark's own)          nocaps/test
+    vqav2_train_val.json, vqav2_test.json, answer_list.json    vqav2/{train,val}2014, vqav2/test2015
+    v2_OpenEnded_mscoco_{train,val}2014_questions.json, v2_mscoco_{train,val}2014_annotations.json (its own)
+    vg_qa.json                                     vg
+    labels/<expert>/<folder of photos>/...         expert labels, by `python -m tools.make_labels`
+
+Instead of any of them, DATA/<name> may be a finished data set of that name (`python -m tools.build_dataset`), labels
+inside.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prismer_jax import labels
+from prismer_jax.errors import UserError, choose
+
+
+@dataclass(frozen=True)
+class Set:
+    """One row of the table.
+
+    Attributes:
+      photos: their folder below DATA, and that of their labels below DATA/labels/<expert>; '{dataset}' stands for what
+        an entry of the list calls its data set.
+      list: in DATA; None where a text lies beside each photo.
+      task: what its items are.
+      answers: VQAv2's file of answers, where they are not in the list.
+    """
+
+    photos: str
+    list: str | None = None
+    task: Literal["caption", "question"] = "caption"
+    answers: str | None = None
+
+
+SETS = {
+    "cc12m": Set("cc12m"),
+    "cc3m_sgu": Set("cc3m_sgu"),
+    "coco": Set("vqav2", "coco_karpathy_train.json"),
+    "coco_val": Set("vqav2", "coco_karpathy_val.json"),
+    "coco_test": Set("vqav2", "coco_karpathy_test.json"),
+    "vg": Set("vg", "vg_caption.json"),
+    "nocaps_val": Set("nocaps/val", "nocaps_val_4500_captions.json"),
+    "nocaps_test": Set("nocaps/test", "nocaps_test_image_info.json"),
+    "vqav2": Set("{dataset}", "vqav2_train_val.json", "question"),
+    "vqav2_test": Set("{dataset}", "vqav2_test.json", "question"),
+    "vqav2_train2014": Set(
+        "vqav2",
+        "v2_OpenEnded_mscoco_train2014_questions.json",
+        "question",
+        "v2_mscoco_train2014_annotations.json",
+    ),
+    "vqav2_val2014": Set(
+        "vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", "question", "v2_mscoco_val2014_annotations.json"
+    ),
+    "vg_qa": Set("{dataset}", "vg_qa.json", "question"),
+}
+PRETRAINING = ("cc12m", "cc3m_sgu", "coco", "vg")
+
+
+def find(data: str, name: str, experts: str | Sequence[str] = "all") -> dict[str, Any]:
+    """The section {name, path ...} of a config that loads a set of DATA, whichever form it has there.
+
+    What is not there at all is named as a list would be: loading it says which file is missing.
+
+    Raises:
+      UserError: an unknown set, or photos without the labels of any of the experts.
+    """
+    row = choose("data set of the paper", name, SETS)
+    root = pathlib.Path(data).expanduser()
+    if "://" in data or (root / name / "manifest.json").exists():
+        return {"name": "records", "path": f"{data}/{name}", "task": row.task}
+    found: dict[str, Any] = {}
+    if names := labels.select(experts):
+        found["labels"] = f"{data}/labels/{{expert}}/{row.photos}"
+        if is_there(data, name) and not any((root / "labels" / expert).is_dir() for expert in names):
+            raise UserError(
+                f"{root / 'labels'}: has no folder of labels of {', '.join(names)}. Make them with python -m "
+                "tools.make_labels, or train without: experts=none."
+            )
+    if row.list is None:
+        if any((root / row.photos).glob("*.tar")):
+            return {"name": "tars", "path": f"{data}/{row.photos}", **found}
+        return {"name": "lists", "images": f"{data}/{row.photos}", "task": row.task, **found}
+    if row.answers is not None:
+        found["annotations"] = f"{data}/{row.answers}"
+    return {
+        "name": "lists",
+        "path": f"{data}/{row.list}",
+        "images": f"{data}/{row.photos}",
+        "task": row.task,
+        **found,
+    }
+
+
+def is_there(data: str, name: str) -> bool:
+    """Whether DATA holds this set in any form; of a remote folder it is believed."""
+    row, root = choose("data set of the paper", name, SETS), pathlib.Path(data).expanduser()
+    return "://" in data or (root / name / "manifest.json").exists() or (root / (row.list or row.photos)).exists()
+
+
+def choose_sets(data: str, names: str) -> list[str]:
+    """The sets of 'coco+vg'.
+
+    Raises:
+      UserError: an unknown one, or DATA has some of them and lacks others.
+    """
+    chosen = [name.strip() for name in names.split("+")]
+    for name in chosen:
+        choose("data set for pretraining", name, dict.fromkeys(PRETRAINING))
+    there = [name for name in chosen if is_there(data, name)]
+    if there and len(there) < len(chosen):
+        absent = [f"{name} ({data}/{SETS[name].list or SETS[name].photos})" for name in chosen if name not in there]
+        raise UserError(
+            f"{data}: has no {', '.join(absent)}. Fetch them, or train on what is there: sets={'+'.join(there)}."
+        )
+    return chosen
