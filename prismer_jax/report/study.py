@@ -1,0 +1,117 @@
+"""A study: what the arms of a sweep reach with several seeds each, as tables in Markdown and as a plot.
+
+Results are {arm: {seed: {metric: value}}}; arms without a finished run are there with no seed.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+
+Results = Mapping[str, Mapping[int, Mapping[str, float]]]
+
+RIVALS = ("_blank", "_most_frequent")  # metrics of blindness, the same for all arms or nearly so
+DOT, MEAN, GUIDES = "#2a6fb0", "#1c2028", ("#168a49", "#c8322f", "#b07000", "#646c78")
+
+
+def metrics_of(results: Results) -> list[str]:
+    """All metrics that are found, in their order, but for those of blindness."""
+    found = dict.fromkeys(name for runs in results.values() for values in runs.values() for name in values)
+    return [name for name in found if not any(rival in name for rival in RIVALS)]
+
+
+def values_of(results: Results, arm: str, metric: str) -> dict[int, float]:
+    """{seed: value} of an arm's finished runs that have the metric."""
+    return {seed: values[metric] for seed, values in results[arm].items() if metric in values}
+
+
+def table(results: Results, metrics: Sequence[str]) -> str:
+    """Mean ± sample standard deviation over the seeds: a row an arm, a column a metric."""
+    rows = []
+    for arm, runs in results.items():
+        cells = [_mean(list(values_of(results, arm, metric).values()), _digits(results, metric)) for metric in metrics]
+        rows.append([arm, str(len(runs)), *cells])
+    return _markdown(["arm", "seeds", *metrics], rows)
+
+
+def differences(results: Results, metrics: Sequence[str], baseline: str) -> str:
+    """What each arm has more than the baseline with the same seed: mean (least to most) over the seeds of both.
+
+    Runs of one seed share initial values and the order of the data. Where least and most have one sign, all seeds
+    agree on who is better; with three seeds that happens by chance to every fourth pair of equals.
+    """
+    rows = []
+    for arm in results:
+        cells = []
+        for metric in metrics:
+            ours, theirs = values_of(results, arm, metric), values_of(results, baseline, metric)
+            gains = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+            digits = _digits(results, metric)
+            cells.append(
+                f"{statistics.mean(gains):+.{digits}f} ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})"
+                if gains
+                else "–"
+            )
+        if arm != baseline:
+            rows.append([arm, *cells])
+    return _markdown([f"beside {baseline}", *metrics], rows)
+
+
+def plot(path: pathlib.Path, results: Results, metrics: Sequence[str], baselines: Sequence[str] = ()) -> None:
+    """Writes a PNG: a panel a metric, in it a dot a seed and a bar at the mean of each arm, and lines at baselines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    arms = list(results)
+    columns = min(len(metrics), 4)
+    rows = -(-len(metrics) // columns)
+    longest = max(map(len, arms))
+    figure = Figure(figsize=(0.075 * longest + 2.3 * columns, rows * (0.27 * len(arms) + 0.75)), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for number, panel in enumerate(axes.flat):
+        if number >= len(metrics):
+            panel.remove()
+            continue
+        metric = metrics[number]
+        for colour, arm in zip(GUIDES, baselines, strict=False):
+            if values := values_of(results, arm, metric):
+                panel.axvline(statistics.mean(values.values()), color=colour, linewidth=1, linestyle=":", zorder=1)
+        for row, arm in enumerate(arms):
+            values = list(values_of(results, arm, metric).values())
+            colour = dict(zip(baselines, GUIDES, strict=False)).get(arm, DOT)
+            if values:
+                panel.plot([statistics.mean(values)] * 2, [row - 0.32, row + 0.32], color=MEAN, linewidth=2, zorder=2)
+                panel.plot(values, [row] * len(values), "o", color=colour, markersize=4.5, alpha=0.8, zorder=3)
+        panel.set_title(metric, fontsize=9)
+        panel.set_yticks(range(len(arms)), arms, fontsize=8)
+        panel.set_ylim(len(arms) - 0.5, -0.5)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.tick_params(axis="y", length=0)
+        panel.grid(axis="x", color="#e4e7ec", linewidth=0.6)
+        panel.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            panel.spines[side].set_visible(False)
+    figure.tight_layout()
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+
+
+def _digits(results: Results, metric: str) -> int:
+    """Decimals of a metric: one for percentages, more for what is smaller."""
+    largest = max((abs(v) for arm in results for v in values_of(results, arm, metric).values()), default=0.0)
+    return 1 if largest >= 10 else 2 if largest >= 1 else 3
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

@@ -1,0 +1,243 @@
+"""Trains the arms of a study one after the other, each with several seeds: table, plot and results.json.
+
+    python -m tools.sweep --config configs/experts.py --arms "all six: experts=all" "PrismerZ: experts=none" \\
+        --seeds 0 1 2 --baselines "all six" PrismerZ --output runs/experts
+
+An arm is "[NAME: ]WORDS": a word is the config's argument, as after the colon of FILE.py:arg, or a key of the config to
+override, as in "fast: size=large config.optim.lr=3e-3". The seed is config.seed. Every --config.key=value of the
+command line holds for all arms.
+
+Each run is a program of its own with its own workdir, OUTPUT/<arm>/seed<n>. Started again the sweep skips what is
+finished and goes on with what is not; a run that fails is named at the end and costs no other run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import functools
+import json
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prismer_jax import config, progress
+from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.report import study
+from prismer_jax.report.study import Results
+
+OVERRIDE = "config."  # how a word of an arm begins that overrides a key
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the study: its name in tables, the config's argument, and the keys it overrides ('optim.lr=3e-3')."""
+
+    name: str
+    argument: str
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder: what it trains, and not how it is called, so that names may change."""
+        return re.sub(r"[^\w.+=,-]", "_", " ".join(filter(None, (self.argument, *self.overrides)))) or "default"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: an arm with a seed."""
+
+    arm: Arm
+    seed: int
+    spec: str  # FILE.py:arg
+    overrides: tuple[str, ...]
+    workdir: pathlib.Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.workdir / "log.txt"
+
+    @property
+    def command(self) -> list[str]:
+        """The training, as one would type it."""
+        keys = [f"--config.{override}" for override in self.overrides]
+        return [sys.executable, "-m", "prismer_jax.train", "--config", self.spec, "--workdir", str(self.workdir), *keys]
+
+    def results(self) -> dict[str, float] | None:
+        """Its metrics, None while it is not finished: metrics.json is the last file that a training writes."""
+        try:
+            return json.loads((self.workdir / "metrics.json").read_text())
+        except (OSError, ValueError):  # absent, or cut off by a kill
+            return None
+
+
+def parse_arm(text: str) -> Arm:
+    """Parses "[NAME: ]WORDS".
+
+    Raises:
+      UserError: two words that are no overrides.
+    """
+    name, colon, words = text.partition(": ")
+    words = (words if colon else text).split()
+    arguments = [word for word in words if not word.startswith(OVERRIDE)]
+    if len(arguments) > 1:
+        raise UserError(f"Arm {text!r} has two config arguments. Join them with commas; overrides begin with config.")
+    overrides = tuple(word.removeprefix(OVERRIDE) for word in words if word.startswith(OVERRIDE))
+    return Arm(name.strip() if colon else text.strip() or "default", *arguments or [""], overrides)
+
+
+def plan(
+    file: str, arms: Sequence[Arm], seeds: Sequence[int], output: pathlib.Path, overrides: Sequence[str] = ()
+) -> list[Run]:
+    """All runs, seeds in the outer loop: what is there when a sweep is stopped are whole comparisons.
+
+    Every config is made once, so that a mistake in the last arm is found before the first run.
+
+    Raises:
+      UserError: an arm or a seed occurs twice, a config cannot be made, or a workdir holds the run of another one.
+    """
+    for what, values in (
+        ("Seed", list(seeds)),
+        ("Arm", [arm.name for arm in arms]),
+        ("Arm", [arm.folder for arm in arms]),
+    ):
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"{what} {value!r} is there twice. Leave one out.")
+    runs = []
+    for seed in seeds:
+        for arm in arms:
+            spec = f"{file}:{arm.argument}" if arm.argument else file
+            keys = (*overrides, *arm.overrides, f"seed={seed}")
+            run = Run(arm, seed, spec, keys, output / arm.folder / f"seed{seed}")
+            wanted = json.loads(config.to_json(config.load(spec, keys)))
+            if run.results() is not None and json.loads((run.workdir / "config.json").read_text()) != wanted:
+                raise UserError(f"{run.workdir} holds a finished run of another config. Use another --output.")
+            runs.append(run)
+    return runs
+
+
+@contextlib.contextmanager
+def alone(output: pathlib.Path) -> Iterator[int]:
+    """Waits until nobody else trains in the folder; yields the lock, a file descriptor for a training to inherit.
+
+    A training holds the lock as well as its sweep: where a sweep was killed, the next one lets its training end.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another training is under way in {output}; waiting for its end.", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def train(run: Run, lock: int) -> str | None:
+    """Trains in a program of its own, its output in WORKDIR/log.txt; returns None, or what went wrong."""
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    with run.log.open("ab") as log:
+        status = subprocess.run(run.command, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,)).returncode
+    if status == 0 and run.results() is not None:
+        return None
+    lines = [line for line in run.log.read_text(errors="replace").split("\n") if line.strip()]
+    return f"FAILED with exit status {status}: {lines[-1].strip() if lines else 'nothing was printed'}"
+
+
+def sweep(
+    runs: Sequence[Run], output: pathlib.Path, write: Callable[[Results, Mapping[str, str]], None]
+) -> dict[str, str]:
+    """Trains what is not finished, and calls `write(results, failed)` after each run; returns {run: what went wrong}."""
+    failed: dict[str, str] = {}
+    with alone(output) as lock:
+        todo = [run for run in runs if run.results() is None]
+        with progress.bar("sweep", len(runs), unit="runs", done=len(runs) - len(todo)) as advance:
+            for run in todo:
+                print(f"{run.name}: training, see {run.log}", flush=True)
+                started = time.monotonic()
+                if problem := train(run, lock):
+                    failed[run.name] = problem
+                print(f"{run.name}: {problem or 'done'}, {time.monotonic() - started:.0f} s", flush=True)
+                write(collect(runs), failed)
+                advance()
+        write(collect(runs), failed)
+    return failed
+
+
+def collect(runs: Sequence[Run]) -> dict[str, dict[int, dict[str, float]]]:
+    """{arm: {seed: {metric: value}}} of the runs that are finished."""
+    found: dict[str, dict[int, dict[str, float]]] = {run.arm.name: {} for run in runs}
+    for run in runs:
+        if (results := run.results()) is not None:
+            found[run.arm.name][run.seed] = results
+    return found
+
+
+def write(
+    output: pathlib.Path,
+    metrics: Sequence[str],
+    baselines: Sequence[str],
+    runs: Sequence[Run],
+    results: Results,
+    failed: Mapping[str, str],
+) -> None:
+    """Writes results.json, and of the metrics (all, where none are named) results.md and results.png."""
+    arms = {run.arm.name: {"argument": run.arm.argument, "overrides": run.arm.overrides} for run in runs}
+    record = {"arms": arms, "results": results, "failed": failed, "made_with": config.provenance()}
+    config.write(output / "results.json", json.dumps(record, indent=2))
+    metrics = metrics or study.metrics_of(results)
+    if not metrics:
+        return
+    tables = [study.table(results, metrics), *(study.differences(results, metrics, arm) for arm in baselines)]
+    config.write(output / "results.md", "\n".join(tables))
+    study.plot(output / "results.png", results, metrics, baselines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = config.ArgumentParser(
+        prog="python -m tools.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="FILE.py, the config of all arms")
+    parser.add_argument("--arms", nargs="+", required=True, metavar="ARM", help='"[NAME: ]WORDS", see above')
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="values of config.seed")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="workdirs and results.* go here")
+    parser.add_argument("--metrics", nargs="+", default=[], help="shown in table and plot; all by default")
+    parser.add_argument("--baselines", nargs="+", default=[], metavar="NAME", help="arms that others are compared with")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and train nothing")
+    args, overrides = parser.parse(argv)
+    arms = [parse_arm(text) for text in args.arms]
+    for name in args.baselines:
+        choose("arm", name, {arm.name: arm for arm in arms})
+    runs = plan(args.config, arms, args.seeds, args.output, overrides)
+    if args.dry_run:
+        for run in runs:
+            print("finished" if run.results() else "to do   ", shlex.join(run.command))
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    failed = sweep(runs, args.output, functools.partial(write, args.output, args.metrics, args.baselines, runs))
+    print(f"Table, plot and numbers: {args.output}/results.md, results.png, results.json")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed. {'; '.join(f'{k}: {v}' for k, v in failed.items())}"
+        )
+
+
+def interrupt(*_: Any) -> None:
+    """Ends the sweep and its training as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    run_main(main)
