@@ -25,7 +25,7 @@ QUALITY = 95  # of a photo that has to be encoded again
 _decode = image.decode()
 
 
-def prepare(example: dict[str, Any], experts: Sequence[str], max_side: int | None = None) -> dict[str, Any]:
+def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_side: int | None = None) -> dict[str, Any]:
     """The arguments of `records.encode` for an example.
 
     Args:
@@ -35,8 +35,10 @@ def prepare(example: dict[str, Any], experts: Sequence[str], max_side: int | Non
       max_side: a photo with a longer side is made smaller, and its labels with it; None keeps all.
 
     Raises:
-      BadSample: the photo or a label cannot be used, or a text is no valid Unicode.
+      BadSample: the photo or a label cannot be used, or a text is no valid Unicode; or `example` is such an error.
     """
+    if isinstance(example, BadSample):
+        raise example
     where = example["image"] if isinstance(example["image"], str) else f"image of example {example.get('id', '?')}"
     encoded = image.read_bytes(example["image"], where)
     photo = image.read_image(encoded, labels.MAX_PIXELS, where)

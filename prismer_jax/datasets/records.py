@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.datasets import manifest, storage
+from prismer_jax.datasets import manifest as manifests
+from prismer_jax.datasets import storage
 from prismer_jax.datasets.shards import Shards
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, no_classes, no_words
@@ -205,9 +206,9 @@ def load(path: str | os.PathLike, task: Task = "caption", *, limit: int | None =
     """
     choose("task", task, dict.fromkeys(TASKS))
     folder = storage.plain(path)
-    if manifest.read(folder) is None:
+    if manifests.read(folder) is None:
         raise UserError(
-            f"{folder}: has no {manifest.FILE}: no finished data set. Run python -m tools.build_dataset with --output "
+            f"{folder}: has no {manifests.FILE}: no finished data set. Run python -m tools.build_dataset with --output "
             f"{folder} (again: it goes on where it stopped)."
         )
     source = Source(folder, task, limit=limit)
@@ -242,6 +243,11 @@ class Source:
     def _shards(self) -> Shards:
         return Shards(self.folder)
 
+    @property
+    def manifest(self) -> manifests.Manifest | None:
+        """Of the data set, if it has one."""
+        return self._shards.manifest
+
     @functools.cached_property
     def _ends(self) -> np.ndarray | None:
         """Where the questions of each record end; None where an item is a record."""
@@ -249,7 +255,7 @@ class Source:
             return None
         if self._questions is not None:
             return np.arange(1, len(self._shards) + 1) * self._questions
-        return np.cumsum(np.concatenate([row.questions_of_records() for row in self._shards.manifest.shards]))
+        return np.cumsum(np.concatenate([row.questions_of_records() for row in self.manifest.shards]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_shards", "_ends")}

@@ -153,8 +153,6 @@ def write_shard(
         try:
             for example in examples:
                 try:
-                    if isinstance(example, BadSample):
-                        raise example
                     arguments = ingest.prepare(example, experts, max_side)
                     if arguments["id"] in ids:
                         raise BadSample(f"example {arguments['id']}: its id was there before.", "duplicate id")

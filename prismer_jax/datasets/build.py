@@ -1,0 +1,286 @@
+"""Builds a data set: a plan says what the shards are, processes make those that are missing, the last one finishes.
+
+Any number of processes on any number of hosts may build one folder at once (leases keep them from doing the same), and
+any may die at any time: what is whole stays, the rest is made at the next start. Apache Beam runs the same function on
+each shard, see build_beam.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+
+from prismer_jax import progress
+from prismer_jax.datasets import ingest, manifest, records, storage
+from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.datasets.shards import take, write_shard
+from prismer_jax.errors import BadSample, UserError
+from prismer_jax.leases import Leases
+
+PLAN = "plan.json"
+LEASES = ".leases"
+POLL = 0.5  # seconds between two looks at the work of others
+SAMPLES = 64  # of a source: enough to tell it from another, and for an estimate of sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a data set is a function of.
+
+    Attributes:
+      folder: where it lies, local or remote.
+      name, split: as TFDS will know it.
+      experts: whose labels are stored.
+      count: samples of the source.
+      shard_size: samples a shard; the last one has the rest.
+      max_side: of photos, in pixels; None leaves all as they are.
+      made_from: what the source is, for the manifest, as plain JSON.
+      labels: expert -> how its labels were made, as plain JSON.
+    """
+
+    folder: str
+    name: str
+    split: str
+    experts: tuple[str, ...]
+    count: int
+    shard_size: int
+    max_side: int | None
+    made_from: dict[str, Any]
+    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // self.shard_size)
+
+    def file(self, shard: int) -> str:
+        return manifest.shard_name(self.name, self.split, shard, self.shards)
+
+    def samples(self, shard: int) -> range:
+        return range(shard * self.shard_size, min(self.count, (shard + 1) * self.shard_size))
+
+    def whole(self, shard: int) -> bool:
+        return manifest.whole(self.folder, self.file(shard)) is not None
+
+    def missing(self) -> list[int]:
+        return [shard for shard in range(self.shards) if not self.whole(shard)]
+
+
+def _some(source: Any) -> Iterator[dict[str, Any] | BadSample]:
+    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLES).astype(int)):
+        yield from take(source, int(index), int(index) + 1)
+
+
+def digest(source: Any) -> str:
+    """Tells a source from another of the same length: a hash of some of its ids."""
+    ids = [None if isinstance(example, BadSample) else example["id"] for example in _some(source)]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What some samples of a source tell: how many were looked at, their mean bytes and seconds, and which are bad."""
+
+    count: int
+    bytes: float
+    seconds: float
+    dropped: Dropped
+
+
+def measure(source: Any, experts: Sequence[str], max_side: int | None) -> Sample:
+    """Prepares some samples, for an estimate."""
+    serialize = records.serializer(tuple(experts))
+    dropped, count, total, started = Dropped(), 0, 0, time.monotonic()
+    for example in _some(source):
+        count += 1
+        try:
+            total += len(serialize(records.encode(**ingest.prepare(example, experts, max_side))))
+        except BadSample as error:
+            dropped.add_error(error)
+    return Sample(count, total / count, (time.monotonic() - started) / count, dropped)
+
+
+def claimed(folder: str) -> dict[str, Any] | None:
+    """What is noted in a folder by `claim`; None if nothing is.
+
+    Raises:
+      UserError: the note is damaged.
+    """
+    path = storage.join(folder, PLAN)
+    try:
+        return json.loads(storage.read(path))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path}: is damaged. Delete the folder, or only the file to build with these flags.") from None
+
+
+def claim(plan: Plan) -> None:
+    """Notes in the folder what is built there.
+
+    Raises:
+      UserError: something else is, or the folder cannot be written.
+    """
+    wanted = json.loads(json.dumps(dataclasses.asdict(plan)))
+    del wanted["folder"]  # it may be moved
+    try:
+        storage.make_folder(plan.folder)
+        found = claimed(plan.folder)
+        if found is None:
+            storage.write(storage.join(plan.folder, PLAN), json.dumps(wanted, indent=2).encode())
+            return
+    except OSError as error:
+        raise UserError(f"{plan.folder}: cannot be written ({error.strerror}). Choose another --output.") from None
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{plan.folder}: holds shards of another data set ({key} was {_said(found.get(key))}, now it is "
+                f"{_said(value)}). Choose another --output, or delete it."
+            )
+
+
+def _said(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 300 else f"{text[:300]}..."
+
+
+def write(plan: Plan, source: Any, shard: int, **options: Any) -> manifest.Row:
+    """Makes one shard; options as of `write_shard`."""
+    samples = plan.samples(shard)
+    examples = take(source, samples.start, samples.stop)
+    return write_shard(examples, plan.folder, plan.file(shard), experts=plan.experts, max_side=plan.max_side, **options)
+
+
+def build(plan: Plan, source: Any, processes: int = 1) -> manifest.Manifest:
+    """Makes the shards that are missing and, when all are there, the metadata.
+
+    Raises:
+      UserError: the folder holds something else or cannot be written, the processes died, or no sample is of use.
+    """
+    claim(plan)
+    missing = plan.missing()
+    if missing and processes == 1:
+        with _bar(plan, missing) as advance:
+            _work(plan, source, advance)
+    elif missing:
+        _work_in_processes(plan, source, min(processes, len(missing)), missing)
+    return finish(plan)
+
+
+def _bar(plan: Plan, missing: Sequence[int]) -> contextlib.AbstractContextManager[Callable[..., None]]:
+    done = plan.count - sum(len(plan.samples(shard)) for shard in missing)
+    return progress.bar(f"Writing {plan.folder}", plan.count, unit="records", done=done)
+
+
+def finish(plan: Plan) -> manifest.Manifest:
+    """Writes the metadata of whole shards, and removes what killed processes have left.
+
+    Raises:
+      UserError: a shard is missing.
+    """
+    rows = [manifest.whole(plan.folder, plan.file(shard)) for shard in range(plan.shards)]
+    if None in rows:
+        raise UserError(f"{plan.folder}: {rows.count(None)} of {plan.shards} shards are missing. Run it again.")
+    finished = manifest.finish(
+        plan.folder,
+        name=plan.name,
+        split=plan.split,
+        experts=plan.experts,
+        rows=rows,
+        made_from=plan.made_from,
+        labels=plan.labels,
+    )
+    if not storage.is_remote(plan.folder):
+        _sweep(plan.folder)
+    return finished
+
+
+def _sweep(folder: str) -> None:
+    if Leases(os.path.join(folder, LEASES)).sweep():
+        return  # somebody is at work, with files of its own
+    for name in storage.names(folder):
+        if name.startswith(".") and name.endswith(".tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.join(folder, LEASES))
+
+
+def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0, workers: int = 1) -> None:
+    """Makes missing shards until there are none."""
+    if storage.is_remote(plan.folder):  # object stores have no leases: the workers of this host take turns
+        for shard in plan.missing():
+            if shard % workers == worker:
+                write(plan, source, shard, advance=advance)
+        return
+    names = {plan.file(shard): shard for shard in range(plan.shards)}
+    leases = Leases(os.path.join(plan.folder, LEASES))
+    for lease in leases.share(names, lambda name: plan.whole(names[name]), poll=POLL):
+        with lease:
+            write(plan, source, names[lease.name], advance=advance, check=lease.check)
+
+
+def _work_in_processes(plan: Plan, source: Any, processes: int, missing: Sequence[int]) -> None:
+    # Forked processes share the source's memory, lists of millions of photos; but not with JAX's threads around.
+    fork = "fork" in multiprocessing.get_all_start_methods() and "jax" not in sys.modules
+    context = multiprocessing.get_context("fork" if fork else "spawn")
+    counter, errors = context.Value("q", 0), context.SimpleQueue()
+    workers = [
+        context.Process(target=_worker, args=(plan, source, counter, errors, number, processes), daemon=True)
+        for number in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        with _bar(plan, missing) as advance:  # after the fork: a bar has a thread and locks
+            seen = 0
+            while any(worker.is_alive() for worker in workers) and errors.empty():
+                wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=POLL)
+                now = counter.value
+                advance(now - seen)
+                seen = now
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+    if not errors.empty():
+        raise UserError(errors.get())
+    if any(worker.exitcode for worker in workers) and plan.missing():
+        codes = sorted({worker.exitcode for worker in workers if worker.exitcode})
+        raise UserError(
+            f"{plan.folder}: worker processes died (exit status {', '.join(map(str, codes))}), out of memory perhaps. "
+            "Run it again, with fewer --processes; what is whole is kept."
+        )
+
+
+def _worker(plan: Plan, source: Any, counter: Any, errors: Any, number: int, count: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends its workers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by which they put away what is half-written
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def advance() -> None:
+        with counter.get_lock():
+            counter.value += 1
+
+    try:
+        _work(plan, source, advance, number, count)
+    except UserError as error:
+        errors.put(str(error))
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

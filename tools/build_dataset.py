@@ -1,0 +1,169 @@
+"""Builds a data set: python -m tools.build_dataset --list FILE --images DIR --labels DIR --output DIR
+
+Photos, captions, questions and expert labels of a list, a folder or tar shards become ArrayRecord shards, with a
+manifest.json of what is in them and metadata by which TFDS reads them, too. Run it again after a stop, or several times
+at once, on one host or many: each shard is made once, whole or not at all, and what is there is kept.
+
+--check verifies a finished data set: python -m tools.build_dataset --check DIR
+--dry-run says how much there is to do. With --beam the shards are made by a runner of Apache Beam; what follows --beam
+is given to Beam: ... --beam --runner FlinkRunner --flink_master host:8081. docs/data.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prismer_jax import config, labels
+from prismer_jax.datasets import build, check, manifest, records, storage
+from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.errors import UserError, run_main
+from tools import source_arguments
+
+UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
+NOT_WHAT = ("output", "processes", "dry_run", "check", "max_side", "experts", "tfds_name", "tfds_split")
+MADE_WITH = "make_labels.json"  # in a folder of labels: which weights made them
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    beam = argv[argv.index("--beam") + 1 :] if "--beam" in argv else None
+    args = _parse(argv if beam is None else argv[: argv.index("--beam")])
+    if args.check is not None:
+        if not check.check(storage.plain(args.check), args.processes):
+            sys.exit(1)
+        return
+    if args.output is None:
+        raise UserError("Give --output DIR, the folder of the data set; or --check DIR.")
+    source = source_arguments.open_source(args)
+    plan = _plan(source, args)
+    if args.dry_run:
+        _estimate(plan, source, args.processes)
+        return
+    started = time.monotonic()
+    if beam is None:
+        finished = build.build(plan, source, args.processes)
+    else:
+        from prismer_jax.datasets import build_beam
+
+        finished = build_beam.build(plan, functools.partial(source_arguments.open_source, args), beam)
+    _report(plan, finished, time.monotonic() - started)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = config.ArgumentParser(
+        prog="python -m tools.build_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source_arguments.add_arguments(parser)
+    add = parser.add_argument
+    add("--output", help="folder of the data set, local or remote (gs://..., s3://...)")
+    add("--shard-size", default="1000", help="samples (1000) or bytes (500MB) a shard; default 1000")
+    add("--max-side", type=int, help="make larger photos so small, in pixels; default: all stay as they are")
+    add("--experts", help="whose labels to store, such as depth,edge; default: those that --labels has")
+    add("--tfds-name", help="what TFDS calls the data set; default: the output folder's name")
+    add("--tfds-split", default="train", help="what TFDS calls the split; default train")
+    add("--processes", type=int, default=_cores(), help="worker processes; default one a core")
+    add("--dry-run", action="store_true", help="only say how many records, shards, bytes and hours it will be")
+    add("--check", metavar="DIR", help="verify a finished data set instead of building one")
+    args, overrides = parser.parse(argv)
+    if overrides:
+        raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
+    if args.processes < 1 or (args.max_side is not None and args.max_side < 32):
+        raise UserError("--processes must be at least 1, --max-side at least 32.")
+    return args
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _plan(source: Any, args: argparse.Namespace) -> build.Plan:
+    folder = storage.plain(args.output)
+    experts = _experts(args, source)
+    given = {key: value for key, value in vars(args).items() if value is not None and key not in NOT_WHAT}
+    made_from = json.loads(json.dumps(given, default=str))
+    made_from |= {"ids": build.digest(source), "dropped": getattr(source, "dropped", Dropped()).to_json()}
+    return build.Plan(
+        folder=folder,
+        name=manifest.identifier(args.tfds_name or os.path.basename(folder.rstrip("/"))),
+        split=args.tfds_split,
+        experts=experts,
+        count=len(source),
+        shard_size=_shard_size(args, source, experts),
+        max_side=args.max_side,
+        made_from=made_from,
+        labels=_made_with(args, source),
+    )
+
+
+def _experts(args: argparse.Namespace, source: Any) -> tuple[str, ...]:
+    """Whose labels are stored: as said, or as there are."""
+    if args.experts is not None:
+        return labels.select(args.experts.replace(",", "+"))
+    if args.labels is not None:
+        return tuple(name for name in labels.EXPERTS if _folder_of(os.fspath(args.labels), name).is_dir())
+    return source.manifest.experts if isinstance(source, records.Source) and source.manifest else ()
+
+
+def _folder_of(folder: str, expert: str) -> pathlib.Path:
+    """The folder of an expert's label files: of all data sets, where `folder` tells those apart."""
+    return labels.path_of(folder.partition("{dataset}")[0], expert, "photo").parent
+
+
+def _made_with(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+    """What is known of how the labels were made."""
+    if args.labels is not None and (path := pathlib.Path(args.labels) / MADE_WITH).exists():
+        return json.loads(path.read_text())
+    return source.manifest.labels if isinstance(source, records.Source) and source.manifest else {}
+
+
+def _shard_size(args: argparse.Namespace, source: Any, experts: Sequence[str]) -> int:
+    """In samples; bytes are turned into samples by the mean of some."""
+    match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)?", args.shard_size, re.IGNORECASE)
+    if not match or not int(match[1]):
+        raise UserError(f"--shard-size {args.shard_size}: a number of samples, such as 1000, or bytes, such as 500MB.")
+    if match[2] is None:
+        return int(match[1])
+    before = build.claimed(storage.plain(args.output))
+    if before is not None and before["made_from"].get("shard_size") == args.shard_size:
+        return before["shard_size"]  # as the first process worked it out
+    sample = build.measure(source, experts, args.max_side)
+    return max(1, int(int(match[1]) * UNITS[match[2].upper()] / max(1, sample.bytes)))
+
+
+def _estimate(plan: build.Plan, source: Any, processes: int) -> None:
+    sample = build.measure(source, plan.experts, plan.max_side)
+    missing = plan.missing()
+    left = sum(len(plan.samples(shard)) for shard in missing)
+    hours = left * sample.seconds / processes / 3600
+    print(f"{plan.count:,} samples in {plan.shards:,} shards, {plan.shards - len(missing):,} of which are there")
+    print(f"{left * sample.bytes / 1e9:.3g} GB to write, {sample.bytes / 1000:.1f} kB a record")
+    print(f"{hours:.2g} hours with {processes} processes, {1 / sample.seconds:.3g} records/s each")
+    print(f"labels of: {', '.join(plan.experts) or 'no experts'}")
+    for line in sample.dropped.lines():
+        print(f"of {sample.count} samples looked at: {line}")
+
+
+def _report(plan: build.Plan, finished: manifest.Manifest, seconds: float) -> None:
+    totals = finished.totals()
+    print(
+        f"{plan.folder}: {totals['records']:,} records in {len(finished.shards):,} shards, {totals['captions']:,} "
+        f"captions, {totals['questions']:,} questions, {totals['bytes'] / 1e9:.3g} GB; {seconds:.0f} s"
+    )
+    if plan.experts:
+        print("labels: " + ", ".join(f"{name} {count:,}" for name, count in totals["labels"].items()))
+    if finished.dropped:
+        print(f"{finished.dropped.total:,} were left out:")
+        print("\n".join(finished.dropped.lines()))
+
+
+if __name__ == "__main__":
+    run_main(main)
