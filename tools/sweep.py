@@ -159,7 +159,7 @@ def train(run: Run, lock: int) -> str | None:
 def sweep(
     runs: Sequence[Run], output: pathlib.Path, write: Callable[[Results, Mapping[str, str]], None]
 ) -> dict[str, str]:
-    """Trains what is not finished, and calls `write(results, failed)` after each run; returns {run: what went wrong}."""
+    """Trains what is not finished, calls write(results, failed) after each run; returns {run: problem}."""
     failed: dict[str, str] = {}
     with alone(output) as lock:
         todo = [run for run in runs if run.results() is None]
