@@ -134,6 +134,9 @@ class Source:
         limit: of the task 'question': so many, the first ones.
         """
         self._items: np.ndarray | None = None
+        self._texts: int | None = None
+        if task == "caption" and isinstance(photos, list):
+            self._texts = sum(max(1, len(photo["captions"])) for photo in photos)
         if task == "question":
             photos = list(photos)
             pairs = [(i, j) for i, photo in enumerate(photos) for j in range(len(photo["questions"]))]
@@ -143,6 +146,11 @@ class Source:
 
     def __len__(self) -> int:
         return len(self._photos) if self._items is None else len(self._items)
+
+    @property
+    def texts(self) -> int:
+        """Captions, or questions, of all items: an epoch has each of them once on average."""
+        return len(self) if self._texts is None else self._texts
 
     def __getitem__(self, index: int) -> Example:
         number, question = (index, None) if self._items is None else map(int, self._items[index])
@@ -180,7 +188,7 @@ class _Gatherer:
             raise UserError(f"{path}: `images` is one folder where a list names the photos.")
         finder = places.Places(path, images, self._source)
         known: dict[tuple[str | None, str], Example | None] = {}  # a place is looked for once
-        asked: set[tuple[str | None, int]] = set()
+        asked: dict[tuple[str | None, int], tuple[str, dict[str, Any]]] = {}  # by id: of which photo, what
         for row in formats.rows(path, annotations, split):
             key = row.dataset, row.image
             if key not in known:
@@ -194,9 +202,11 @@ class _Gatherer:
                 continue
             id = row.question.get("question_id")
             if id is not None and (row.dataset, id) in asked:
-                self._dropped.add("duplicate question id", f"{path}: question {id}")
+                image, question = asked[row.dataset, id]
+                if image != row.image or not _add_answer(question, row.question):
+                    self._dropped.add("duplicate question id", f"{path}: question {id}")
                 continue
-            asked.add((row.dataset, id))
+            asked[row.dataset, id] = row.image, row.question
             texts = [("question", row.question["question"]), *(("answer", a) for a in set(row.question["answers"]))]
             if all(self._usable(text, what, where) for what, text in texts):
                 photo["questions"].append(row.question)
@@ -234,7 +244,7 @@ class _Gatherer:
             self._dropped.add("duplicate id", f"{path}: {id} of {row.image}")
             return None
         if id in self._ids:  # different data sets may count, or call their photos, alike
-            id = f"{source}/{id}"
+            id = place.path if f"{source}/{id}" in self._ids else f"{source}/{id}"
         self._ids[id] = owner
         photo = {"id": id, "name": place.name, "image": place.path, "source": source, "captions": [], "questions": []}
         if place.dataset:
@@ -257,6 +267,18 @@ class _Gatherer:
         if problem:
             self._dropped.add(problem, f"{where}: {text!r}")
         return problem is None
+
+
+def _add_answer(question: Example, more: Example) -> bool:
+    """Whether `more` is another answer to the question, which then has both; the official lists have a row for each."""
+    known, new = ({*one["answers"]} for one in (question, more))
+    if question["question"] != more["question"] or len(new) != 1 or new <= known:
+        return False
+    if "answer_weights" not in question:
+        question["answers"], question["answer_weights"] = [question["answers"][0]], [question.pop("weight", 1.0)]
+    question["answers"] += new
+    question["answer_weights"].append(more.get("weight", 1.0))
+    return True
 
 
 def _several(value: Any) -> list[Any]:

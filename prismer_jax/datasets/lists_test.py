@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from prismer_jax import datasets, input, labels, pp
-from prismer_jax.datasets import lists
+from prismer_jax.datasets import lists, packed
 from prismer_jax.errors import BadSample, UserError
 
 
@@ -26,6 +26,17 @@ def photos(tmp_path):
 def write(path, content) -> str:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return str(path)
+
+
+def place(root, *names) -> None:
+    """Photos at these paths: empty files, as lists are read without opening photos."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def everything(source) -> list[dict]:
+    return [source[i] for i in range(len(source))]
 
 
 def test_folders_are_searched_recursively_and_in_order(photos):
@@ -122,6 +133,218 @@ def test_vqav2_pairs_of_files(photos, tmp_path):
     assert lists.load(questions, images=photos)[0]["answers"] == []
 
 
+def test_vqav2s_test_dev_is_of_the_photos_of_test(tmp_path):
+    place(tmp_path, "test2015/COCO_test2015_000000000042.jpg")
+    for part in ("test2015", "test-dev2015"):
+        question = {"image_id": 42, "question": "how many?", "question_id": 42001}
+        path = write(tmp_path / "q.json", {"data_subtype": part, "questions": [question]})
+        assert lists.load(path)[0]["image"].endswith("test2015/COCO_test2015_000000000042.jpg")
+
+
+def test_several_pairs_of_questions_and_answers_are_one_data_set(tmp_path):
+    paths, answers = [], []
+    for part, number in (("train2014", 7), ("val2014", 8)):
+        place(tmp_path, f"{part}/COCO_{part}_{number:012d}.jpg")
+        question = {"image_id": number, "question": f"of {part}?", "question_id": number}
+        paths.append(write(tmp_path / f"q_{part}.json", {"data_subtype": part, "questions": [question]}))
+        annotation = {"question_id": number, "question_type": "of", "answers": [{"answer": part}]}
+        answers.append(write(tmp_path / f"a_{part}.json", {"annotations": [annotation]}))
+    source = lists.load(paths, annotations=answers)
+    assert [example["answers"][0] for example in everything(source)] == ["train2014", "val2014"]
+    with pytest.raises(UserError, match="2 lists of questions, but 1 files"):
+        lists.load(paths, annotations=answers[:1])
+
+
+def test_karpathys_splits(tmp_path):
+    images = []
+    for number, split in enumerate(("train", "restval", "val", "test"), 1):
+        part = "train2014" if split == "train" else "val2014"
+        name = f"COCO_{part}_{number:012d}.jpg"
+        place(tmp_path, f"{part}/{name}")
+        image = {"filepath": part, "filename": name, "imgid": number - 1, "cocoid": number, "split": split}
+        images.append({**image, "sentences": [{"raw": f"{split} one.", "tokens": []}, {"raw": "two."}]})
+    path = write(tmp_path / "dataset_coco.json", {"images": images, "dataset": "coco"})
+    assert [example["id"] for example in everything(lists.load(path, split="train"))] == ["1", "2"]
+    assert [example["id"] for example in everything(lists.load(path, split="restval"))] == ["2"]
+    assert lists.load(path, split="test")[0] == {
+        "id": "4",
+        "image": str(tmp_path / "val2014/COCO_val2014_000000000004.jpg"),
+        "captions": ["test one.", "two."],
+    }
+    assert len(lists.load(path)) == 4
+    with pytest.raises(UserError, match="no split 'dev', but restval, test, train, val"):
+        lists.load(path, split="dev")
+    flat = [{"filename": "1.jpg", "imgid": 0, "split": "train", "sentences": [{"raw": "a dog"}]}]  # as of Flickr30k
+    place(tmp_path, "1.jpg")
+    assert lists.load(write(tmp_path / "dataset_flickr30k.json", {"images": flat}))[0]["captions"] == ["a dog"]
+
+
+def test_visual_genomes_own_files_find_photos_in_either_folder(tmp_path):
+    place(tmp_path, "VG_100K/1.jpg", "VG_100K_2/2.jpg")
+    regions = [{"id": n, "regions": [{"phrase": f"region {n}"}, {"phrase": "grass"}]} for n in (1, 2)]
+    source = lists.load(write(tmp_path / "region_descriptions.json", regions), task="all")
+    assert [example["name"] for example in everything(source)] == ["VG_100K/1.jpg", "VG_100K_2/2.jpg"]
+    assert source[1]["captions"] == ["region 2", "grass"]
+    assert source[1]["source"] == "vg"
+    asked = [{"id": 2, "qas": [{"qa_id": 99, "image_id": 2, "question": "What is green?", "answer": "Grass."}]}]
+    question = lists.load(write(tmp_path / "question_answers.json", asked))[0]
+    assert question["answers"] == ["Grass."] * 10
+    assert question["weight"] == 0.2
+    assert question["id"] == "99"
+
+
+def test_nocaps_says_the_domain_of_each_photo(tmp_path):
+    images = [{"id": n, "file_name": f"{n}.jpg", "domain": f"{d}-domain"} for n, d in enumerate(("in", "near", "out"))]
+    place(tmp_path, *(image["file_name"] for image in images))
+    annotations = [{"image_id": 1, "id": 0, "caption": "a thing"}]
+    path = write(tmp_path / "nocaps_val.json", {"images": images, "annotations": annotations})
+    for task in (None, "all"):
+        source = lists.load(path, task=task)
+        assert [example["domain"] for example in everything(source)] == ["in-domain", "near-domain", "out-domain"]
+        assert source[1]["captions"] == ["a thing"]
+
+
+def test_coco_files_of_boxes_alone_are_photos(tmp_path):
+    place(tmp_path, "1.jpg")
+    instances = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4]}]}
+    assert lists.load(write(tmp_path / "instances.json", instances))[0]["captions"] == []
+
+
+def test_the_official_layout_is_read_unchanged(tmp_path):
+    """Lists in one folder, photos in DATA/vqav2, DATA/vg and DATA/nocaps, label files by the same names."""
+    coco = "val2014/COCO_val2014_000000000005.jpg"
+    place(tmp_path, f"vqav2/{coco}", "vg/VG_100K/2.jpg", "vg/image/3.jpg", "nocaps/val/00a.jpg")
+    labels.write(f"{tmp_path}/labels/{{expert}}/vqav2", "edge", coco, labels.blank("edge", 6, 8))
+    labels.write(f"{tmp_path}/labels/{{expert}}/vg", "edge", "VG_100K/2.jpg", labels.blank("edge", 6, 8))
+    place_of_labels = f"{tmp_path}/labels/{{expert}}/{{dataset}}"
+    # Visual Genome's captions came with the paths of their author's disk.
+    captions = [
+        {"image": coco, "caption": "a", "image_id": "coco_5"},
+        {"image": coco, "caption": "b", "image_id": "coco_5"},
+        {"image": "/export/share/visual-genome/VG_100K/2.jpg", "caption": "c"},
+        {"image": "visual-genome/image/3.jpg", "caption": "d"},
+    ]
+    source = lists.load(write(tmp_path / "pretrain.json", captions), labels=place_of_labels, task="all")
+    assert [example["id"] for example in everything(source)] == ["5", "VG_100K/2.jpg", "image/3.jpg"]
+    assert [example["source"] for example in everything(source)] == ["vqav2", "vg", "vg"]
+    assert source[0]["captions"] == ["a", "b"]
+    assert source[0]["labels/edge"].endswith("edge/vqav2/val2014/COCO_val2014_000000000005.png")
+    assert source[1]["labels/edge"].endswith("edge/vg/VG_100K/2.png")
+    questions = [
+        {
+            "image": coco,
+            "question": "q?",
+            "answer": ["x", "y"],
+            "weight": [0.9, 0.1],
+            "dataset": "vqa",
+            "question_id": 1,
+        },
+        {"image": "VG_100K/2.jpg", "question": "q?", "answer": "z", "dataset": "vg", "question_id": 1},
+    ]
+    source = lists.load(write(tmp_path / "vqa.json", questions), labels=place_of_labels)
+    assert [example["image"] for example in everything(source)] == [
+        str(tmp_path / "vqav2" / coco),
+        str(tmp_path / "vg/VG_100K/2.jpg"),
+    ]
+    assert all("labels/edge" in example for example in everything(source))
+    assert source[0]["answer_weights"] == [0.9, 0.1]
+    nocaps = write(tmp_path / "nocaps_val.json", [{"image": "val/00a.jpg", "img_id": 0}])
+    assert lists.load(nocaps, images=f"{tmp_path}/{{dataset}}", source="nocaps")[0]["id"] == "0"
+    with pytest.raises(UserError, match=r"nocaps_val\.json: does not say what '{dataset}'.*source"):
+        lists.load(nocaps, images=f"{tmp_path}/{{dataset}}")
+
+
+def test_everything_of_a_photo_is_one_item_of_the_task_all(tmp_path):
+    place(
+        tmp_path, "vqav2/train2014/COCO_train2014_000000000005.jpg", "vqav2/train2014/COCO_train2014_000000000006.jpg"
+    )
+    images = [{"id": n, "file_name": f"train2014/COCO_train2014_{n:012d}.jpg"} for n in (5, 6)]
+    captions = write(
+        tmp_path / "captions.json", {"images": images, "annotations": [{"image_id": 5, "caption": "a cat"}]}
+    )
+    rows = [
+        {"image": images[1]["file_name"], "question": f"{n}?", "answer": "yes", "question_id": n, "dataset": "vqa"}
+        for n in (1, 2)
+    ]
+    questions = write(tmp_path / "questions.json", rows)
+    source = lists.load([captions, questions], task="all")
+    assert source[0] == {
+        "id": "5",
+        "image": str(tmp_path / "vqav2/train2014/COCO_train2014_000000000005.jpg"),
+        "name": "train2014/COCO_train2014_000000000005.jpg",
+        "source": "vqav2",
+        "captions": ["a cat"],
+        "questions": [],
+    }
+    assert [question["question"] for question in source[1]["questions"]] == ["1?", "2?"]
+    assert source[1]["questions"][0] == {
+        "question": "1?",
+        "question_type": "",
+        "question_id": 1,
+        "answers": ["yes"] * 10,
+        "weight": 1.0,
+    }
+    assert len(source) == 2
+    assert len(lists.load([captions, questions], task="all", limit=1)) == 1
+    assert len(lists.load([captions, questions], task="question")) == 2
+    assert len(lists.load([captions, questions], task="question", limit=1)) == 1
+    assert lists.load([captions, questions], task="caption")[0]["captions"] == ["a cat"]
+    assert lists.load(captions, task="all", source="mine")[0]["source"] == "mine"
+    assert lists.load(questions, task="all")[0]["id"] == "6"  # COCO's number
+    photos = lists.load(images=tmp_path / "vqav2", task="all")
+    assert photos[0]["name"] == "train2014/COCO_train2014_000000000005.jpg"
+    assert photos[0]["source"] == "vqav2"
+    assert photos[0]["questions"] == []
+
+
+def test_ids_that_two_photos_of_a_list_have_are_dropped(tmp_path):
+    place(tmp_path, "1.jpg", "2.jpg")
+    images = [{"id": 1, "file_name": "1.jpg"}, {"id": 1, "file_name": "2.jpg"}]
+    annotations = [{"image_id": 1, "caption": "x"}]
+    source = lists.load(write(tmp_path / "c.json", {"images": images, "annotations": annotations}))
+    assert source.dropped.counts == {"duplicate id": 1}
+    assert [example["captions"] for example in everything(source)] == [["x"]]
+    rows = [{"image": f"{n}.jpg", "question": f"{n}?", "question_id": 7, "dataset": "vqa"} for n in (1, 2)]
+    source = lists.load(write(tmp_path / "q.json", rows))
+    assert source.dropped.counts == {"duplicate question id": 1}
+    assert [example["question"] for example in everything(source)] == ["1?"]
+
+
+def test_ids_of_several_lists_stay_different(tmp_path):
+    place(tmp_path, "a/1.jpg", "b/1.jpg", "c/1.jpg")
+    paths = [write(tmp_path / folder / "list.json", [{"image": "1.jpg", "id": 1}]) for folder in "abc"]
+    ids = ["1", "list/1", str(tmp_path / "c/1.jpg")]
+    assert [example["id"] for example in everything(lists.load(paths))] == ids
+
+
+def test_texts_that_are_not_utf8_or_empty_are_dropped_and_counted(tmp_path, caplog):
+    place(tmp_path, "1.jpg")
+    path = tmp_path / "list.jsonl"
+    lines = [
+        b'{"image": "1.jpg", "caption": "%s"}' % text
+        for text in (b"good", b"b\xe9d", b"\\ud83d", b" ", b"gut \xc3\xb6")
+    ]
+    path.write_bytes(b"\n".join(lines))
+    caplog.set_level(logging.WARNING)
+    source = lists.load(path)
+    assert source[0]["captions"] == ["good", "gut \u00f6"]
+    assert source.dropped.counts == {"caption that is not UTF-8": 2, "empty caption": 1}
+    assert "left out: 2 x caption that is not UTF-8, the first: " in caplog.text
+    rows = [b'{"image": "1.jpg", "question": "%s?", "answer": "x"}' % text for text in (b"b\xe9d", b"ok")]
+    (tmp_path / "q.json").write_bytes(b"[%s]" % b",".join(rows))
+    source = lists.load(tmp_path / "q.json")
+    assert [example["question"] for example in everything(source)] == ["ok?"]
+    assert source.dropped.counts == {"question that is not UTF-8": 1}
+
+
+def test_paths_never_lead_out_of_the_folder_of_labels(tmp_path):
+    place(tmp_path, "photos/1.jpg", "lists/x")
+    path = write(tmp_path / "lists/list.json", [{"image": "../photos/1.jpg", "caption": "x"}])
+    example = lists.load(path, task="all")[0]
+    assert (tmp_path / "lists" / example["image"]).resolve() == tmp_path / "photos/1.jpg"
+    assert example["name"] == "photos/1.jpg"
+
+
 def test_labels_lie_beside_by_the_photos_path(photos, tmp_path):
     labels.write(tmp_path / "labels", "depth", "sub/c.JPG", labels.blank("depth", 6, 8))
     labels.write(tmp_path / "labels", "obj_detection", "sub/c.JPG", labels.blank("obj_detection", 6, 8), classes=[3])
@@ -148,6 +371,11 @@ def test_missing_photos_are_left_out_up_to_a_fraction(photos, caplog):
     caplog.set_level(logging.WARNING)
     assert len(lists.load(path, max_missing=0.5)) == 2
     assert "left out: 2 x missing photo, the first: " in caplog.text
+    assert lists.load(path, max_missing=1).dropped.counts == {"missing photo": 2}
+    (photos / "a.jpg").unlink()
+    (photos / "b.png").unlink()
+    with pytest.raises(UserError, match="4 of 4 photos are missing"):
+        lists.load(path, max_missing=1)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +471,10 @@ def test_photos_of_the_demo_decode(shared):
         assert (out["labels/seg_coco"] == 255).all()
 
 
-def test_sources_can_be_pickled(photos):
+def test_sources_can_be_pickled_and_hold_little(photos):
     source = lists.load(images=photos)
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
+    assert source[-1] == source[2]
+    with pytest.raises(IndexError):
+        source[3]
+    assert len(pickle.dumps(packed.Packed({"id": str(n), "name": "x" * 50} for n in range(1000)))) < 100_000

@@ -23,6 +23,7 @@ PARTS = ("photo", *SIDES)  # of a sample
 ABSENT = (0, -1)  # offset and size of a part that a sample lacks
 VERSION = 1
 _BLOCK = 512  # bytes, that everything in a tar begins at a multiple of
+_END = 2 * _BLOCK  # of zeros, with which a whole tar ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,24 +87,21 @@ def scan(path: str) -> tuple[list[str], list[int], Dropped]:
     """
     dropped = Dropped()
     samples: dict[str, dict[str, Any]] = {}
-    members, end = 0, 0
+    end = 0  # of the last member
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        for member in _members(path, file, dropped):
-            members += 1
+        for member in _members(file, size):
             if member.offset > end and _holds_data(file, end, member.offset):
                 dropped.add("damaged tar header", f"{path}: at byte {end}, before {member.name!r}")
             end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-            if not member.isfile():
-                continue
-            if member.offset_data + member.size > size:
-                dropped.add("cut off by the end of a tar", f"{path}: {member.name!r}")
-            else:
+            if member.isfile() and end <= size:
                 _add(samples, member, path, dropped)
-        if members and end < size and _holds_data(file, end, size):
-            dropped.add("damaged tar header", f"{path}: at byte {end}")
-    if not members:
-        dropped.add("not a tar", f"{path}: has no members. Fetch it again; a compressed one must be unpacked.")
+        if not end:
+            dropped.add("not a tar", f"{path}: has no members. Fetch it again; a compressed one must be unpacked.")
+        elif size - end < _END or _holds_data(file, size - _END, size):
+            dropped.add("truncated tar", f"{path}: has {size} bytes, and no mark of its end.")
+        elif _holds_data(file, end, size):
+            dropped.add("damaged tar header", f"{path}: at byte {end}, the last")
     names, places = [], []
     for key, sample in samples.items():
         if "photo" not in sample:
@@ -114,17 +112,21 @@ def scan(path: str) -> tuple[list[str], list[int], Dropped]:
     return names, places, dropped
 
 
-def _members(path: str, file: Any, dropped: Dropped) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar up to its end or to where it is cut."""
-    try:
-        # ignore_zeros passes over headers that are damaged, too.
-        tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, errors="surrogateescape")  # noqa: SIM115
-        while (member := tar.next()) is not None:
-            tar.members = []  # that it keeps for look-ups by name
-            yield member
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        if os.fstat(file.fileno()).st_size:
-            dropped.add("cut off by the end of a tar", f"{path}: {error}")
+def _members(file: Any, size: int) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar whose headers are sound, up to its end or to where it is cut."""
+    start = 0
+    while start < size:
+        file.seek(start)
+        try:
+            # ignore_zeros passes over headers that are damaged, too, ...
+            tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True, errors="surrogateescape")  # noqa: SIM115
+            while (member := tar.next()) is not None:
+                tar.members = []  # that it keeps for look-ups by name
+                start = tar.offset
+                yield member
+            return
+        except tarfile.TarError:  # ... but not the second of two headers that belong together
+            start += _BLOCK
 
 
 def _holds_data(file: Any, start: int, end: int) -> bool:

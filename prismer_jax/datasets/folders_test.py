@@ -1,0 +1,122 @@
+import json
+import os
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from prismer_jax.datasets import img2dataset, lists
+from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.errors import BadSample, UserError
+
+
+@pytest.fixture
+def web(tmp_path):
+    """cc12m/ as img2dataset --output_format files leaves it: two shards, of which photos failed."""
+    root = tmp_path / "cc12m"
+    for shard, keys in (("00000", ("000000000", "000000002")), ("00001", ("000010001",))):
+        (root / shard).mkdir(parents=True)
+        for key in keys:
+            (root / shard / f"{key}.jpg").touch()
+            (root / shard / f"{key}.txt").write_text(f"caption {key}\n")
+            meta = {"caption": f"json {key}", "url": "http://example.com", "key": key, "status": "success"}
+            (root / shard / f"{key}.json").write_text(json.dumps(meta))
+    stats = {"count": 10, "successes": 2, "failed_to_download": 7, "failed_to_resize": 1}
+    stats["status_dict"] = {"success": 2, "HTTP Error 404: Not Found": 6, "timed out": 1, "image decoding error": 1}
+    (root / "00000_stats.json").write_text(json.dumps(stats))
+    return root
+
+
+def test_photos_of_the_web_have_their_captions_and_the_names_of_the_official_labels(web):
+    source = lists.load(images=web, task="all")
+    assert [source[i]["name"] for i in range(3)] == [
+        "00000/000000000.jpg",
+        "00000/000000002.jpg",
+        "00001/000010001.jpg",
+    ]
+    assert [source[i]["captions"] for i in (0, 2)] == [["caption 000000000"], ["caption 000010001"]]
+    assert source[0]["source"] == "cc12m"
+
+
+def test_what_could_not_be_fetched_is_counted(web):
+    dropped = lists.load(images=web).dropped
+    assert dropped.counts == {"not downloaded": 7, "downloaded but no image": 1}
+    assert "mostly 'HTTP Error 404: Not Found', 6 times" in dropped.lines()[0]
+    (web / "00000_stats.json").write_text("{")
+    (web / "00001_stats.json").write_text('{"failed_to_download": "many"}')
+    assert lists.load(images=web).dropped.counts == {"unreadable side file": 2}
+
+
+def test_captions_are_taken_from_json_and_from_the_table_where_there_is_no_text(web):
+    shard = web / "00000"
+    (shard / "000000000.txt").unlink()
+    assert lists.load(images=web)[0]["captions"] == ["json 000000000"]
+    (shard / "000000000.json").unlink()
+    assert lists.load(images=web)[0]["captions"] == []
+    table = {"key": ["000000000", "000000001"], "caption": ["table 0", None], "status": ["success", "failed"]}
+    parquet.write_table(pyarrow.table(table), web / "00000.parquet")
+    assert lists.load(images=web)[0]["captions"] == ["table 0"]
+    (web / "00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"00000\.parquet: cannot be read"):
+        lists.load(images=web)
+    parquet.write_table(pyarrow.table({"key": ["000000000"]}), web / "00000.parquet")
+    assert lists.load(images=web)[0]["captions"] == []
+
+
+def test_bad_side_files_are_bad_samples_with_their_reason(web):
+    shard = web / "00000"
+    cases = [
+        (b"caf\xe9", "", "caption that is not UTF-8"),
+        (None, '{"caption": "half", ', "unreadable side file"),
+        (None, '{"caption": "\\ud83d"}', "caption that is not UTF-8"),
+    ]
+    source = lists.load(images=web)
+    for text, meta, reason in cases:
+        if text is None:
+            (shard / "000000000.txt").unlink(missing_ok=True)
+        else:
+            (shard / "000000000.txt").write_bytes(text)
+        (shard / "000000000.json").write_text(meta)
+        with pytest.raises(BadSample, match="000000000") as error:
+            lists.load(images=web)[0]
+        assert error.value.reason == reason
+    with pytest.raises(BadSample, match=r"000000000\.txt: No such file"):
+        source[0]  # it was there when the source was opened
+
+
+def test_captions_in_side_files():
+    assert img2dataset.caption_in(b"\xef\xbb\xbffirst line \r\nsecond", "a.txt") == ["first line"]
+    assert img2dataset.caption_in(b" \n", "a.txt") == []
+    for nothing in (b"[1]", b"{}", b'{"caption": null}', b'{"caption": 5}'):
+        assert img2dataset.caption_in(nothing, "a.json") == []
+
+
+def test_links_to_folders_are_followed_once(web):
+    (web / "00000" / "loop").symlink_to(web)
+    (web / "more").symlink_to(web / "00001")
+    assert len(lists.load(images=web)) == 3
+
+
+def test_file_names_that_are_not_utf8_are_dropped(web):
+    try:
+        open(os.fsencode(web / "00001") + b"/caf\xe9.jpg", "wb").close()
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    source = lists.load(images=web)
+    assert len(source) == 3
+    assert source.dropped.counts["file name that is not UTF-8"] == 1
+
+
+def test_a_limit_ends_the_search(web, monkeypatch):
+    asked = []
+    monkeypatch.setattr(img2dataset, "count_failures", lambda shard, dropped: asked.append(os.path.basename(shard)))
+    assert len(lists.load(images=web, limit=1)) == 1
+    assert asked == ["00000"]
+
+
+def test_statistics_without_failures_count_nothing(tmp_path):
+    (tmp_path / "00000_stats.json").write_text('{"count": 3, "successes": 3}')
+    dropped = Dropped()
+    img2dataset.count_failures(str(tmp_path / "00000"), dropped)
+    img2dataset.count_failures(str(tmp_path / "00001"), dropped)
+    assert not dropped
