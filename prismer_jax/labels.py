@@ -14,7 +14,7 @@ import pathlib
 import secrets
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -323,6 +323,16 @@ def files(
     elif row.embed == "words":
         made[".npz"] = _words_file(np.zeros((0, FEATURES)) if features is None else features, words)
     return made | {".png": encode(label)}
+
+
+def parse(expert: str, files: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    """The label part of an example, as of `locate`, from what `files` made of a label; `where` names it in messages."""
+    example: dict[str, Any] = {f"labels/{expert}": files[".png"]}
+    if ".json" in files:
+        example[CLASSES_KEY] = read_classes(f"{where}.json", files[".json"])
+    if ".npz" in files:
+        example[WORDS_KEY], example["words"] = read_words(f"{where}.npz", files[".npz"])
+    return example
 
 
 def write_empty(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> pathlib.Path:

@@ -130,6 +130,19 @@ class Leases:
         self._keep_alive(lease)
         return lease
 
+    def wait(self, name: str, poll: float = POLL) -> Lease:
+        """The lease of a name, as soon as it can be had."""
+        while (lease := self.take(name)) is None:
+            time.sleep(min(poll, self.expiry / BEATS))
+        return lease
+
+    def close(self) -> None:
+        """Releases all that this process holds."""
+        with self._lock:
+            held = list(self._held)
+        for lease in held:
+            lease.release()
+
     def free(self, names: Iterable[str], done: Callable[[str], bool]) -> Iterator[Lease]:
         """Yields the leases of those names, in order, that are neither done nor held by a living process."""
         for name in names:

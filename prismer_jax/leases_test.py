@@ -164,6 +164,16 @@ def test_sweep_tells_the_living_and_removes_the_dead(leases):
     assert leases.sweep() == ["p.1", "p.2", "q.1"]
 
 
+def test_wait_takes_it_as_soon_as_it_is_free_and_close_releases_all(leases):
+    other = Leases(leases.folder)
+    other.take("a")
+    other.take("b")
+    threading.Timer(0.2, other.close).start()
+    with leases.wait("a", poll=0.02) as lease:
+        assert lease.held()
+    assert leases.take("b") is not None
+
+
 def test_share_looks_again_after_taking_and_waits_for_others(leases):
     finished = {"there"}
     other = Leases(leases.folder)

@@ -27,17 +27,18 @@ from typing import Any
 import jax
 
 from prismer_jax import config, labels, leases, runtime, sharding
-from prismer_jax.errors import BadSample, UserError, choose, run_main
+from prismer_jax.datasets import storage
+from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS, Expert, pipeline, weights
-from prismer_jax.experts.job import Job, finish, split
+from prismer_jax.experts.job import Job, Stage, finish
 from prismer_jax.experts.labelling import Labelling
 from prismer_jax.experts.ledger import Ledger
-from prismer_jax.experts.stores import LabelFiles
+from prismer_jax.experts.outputs import Dataset, Files, Output
 from tools import source_arguments
 
 WORK = ".make_labels"  # what processes know in common
-RECORD = "make_labels.json"  # which weights made the labels of each expert
 SKIPPED = "skipped.json"
+SOURCE = ("list", "images", "annotations", "tars", "dataset_dir", "labels", "limit")  # what a data set is made from
 TRAINED, RANDOM = "trained weights", "random weights"
 DTYPES = ("float32", "bfloat16")
 SAMPLE = 1000  # photos that are asked for labels that should be there
@@ -52,53 +53,22 @@ def choose_experts(spec: str) -> list[type[Expert]]:
     return [expert for name, expert in EXPERTS.items() if name in names]
 
 
-def claim(ledger: Ledger, output: pathlib.Path, made_with: dict[str, str]) -> None:
-    """Notes which weights make the labels of each expert, so that they are never mixed with others' by accident."""
-    path = output / RECORD
-
-    def claimed(_: str) -> bool:
-        record = json.loads(path.read_text()) if path.exists() else {}
-        for expert, weights_ in made_with.items():
-            if record.get(expert, weights_) != weights_:
-                raise UserError(
-                    f"{output}: holds labels of {expert} made with {record[expert]}, not with {weights_}. Choose "
-                    f"another output, or delete {output / expert} and {path}."
-                )
-        return made_with.items() <= record.items()
-
-    for lease in ledger.leases.share(["record"], claimed):
-        with lease:
-            record = json.loads(path.read_text()) if path.exists() else {}
-            config.write(path, json.dumps(record | made_with, indent=2))
-
-
-def names_of(source: Any) -> list[str]:
-    """The names of all photos; empty for one that cannot be used."""
-
-    def name(index: int) -> str:
-        try:
-            return source[index]["name"]
-        except BadSample:
-            return ""
-
-    return [name(index) for index in range(len(source))]
-
-
-def check_needs(job: Job, chosen: Sequence[type[Expert]], output: pathlib.Path) -> None:
+def check_needs(job: Job, chosen: Sequence[Expert], folder: str) -> None:
     """Raises a UserError where labels that an expert needs are neither there nor going to be, by a sample of photos."""
     sample = range(0, len(job.source), max(1, len(job.source) // SAMPLE))
     for expert in chosen:
         for name in set(expert.needs) - {expert.name for expert in chosen}:
             if not any(job.has(name, index) for index in sample):
-                raise UserError(f"{expert.name} needs labels of {name}, which {output} lacks: add {name} to --experts.")
+                raise UserError(f"{expert.name} needs labels of {name}, which {folder} lacks: add {name} to --experts.")
 
 
-def report(job: Job, experts: Sequence[str], output: pathlib.Path) -> int:
+def report(job: Job, experts: Sequence[str], folder: str) -> int:
     """Writes the list of what was skipped, by whatever process; returns of how many photos it is."""
     counts, rows = job.skipped(experts)
-    config.write(output / SKIPPED, json.dumps({"reasons": counts.to_json(), "photos": rows}, indent=2))
+    path = storage.join(folder, SKIPPED)
+    storage.write(path, json.dumps({"reasons": counts.to_json(), "photos": rows}, indent=2).encode())
     if count := len({row["image"] for row in rows}):
-        print(f"{count} photos were skipped, wholly or by an expert: see {output / SKIPPED}", file=sys.stderr)
+        print(f"{count} photos were skipped, wholly or by an expert: see {path}", file=sys.stderr)
         print(*(f"  {line}" for line in counts.lines()), sep="\n", file=sys.stderr)
     return count
 
@@ -108,7 +78,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tools.make_labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source_arguments.add_arguments(parser)
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for the labels")
+    parser.add_argument("--output", type=pathlib.Path, help="folder for label files")
+    parser.add_argument("--output-dataset", help="or: folder for a data set with labels, local or remote (gs://...)")
+    parser.add_argument("--work", type=pathlib.Path, help=f"folder that processes share; default {WORK} in the output")
     parser.add_argument("--experts", default="all", help=f"of {','.join(EXPERTS)}; default all of the paper's")
     parser.add_argument("--checkpoints", type=pathlib.Path, help="folder of official files or converted folders")
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
@@ -137,8 +109,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("--batch-size, --threads, --shard-size and --expiry must be at least 1.")
     if (args.checkpoints is None) != args.random_weights:
         raise UserError("Give either --checkpoints DIR, a folder of the experts' weights, or --random-weights.")
-    if args.images is not None and args.list is None and args.output.resolve().is_relative_to(args.images.resolve()):
-        raise UserError(f"{args.output}: lies in the folder of the photos, whose label maps would be photos next time.")
+    if (args.output is None) == (args.output_dataset is None):
+        raise UserError("Give either --output DIR, for label files, or --output-dataset DIR, for a data set.")
+    output = args.output or args.output_dataset
+    if args.work is None and storage.is_remote(output):
+        raise UserError(f"{output}: is remote, where processes cannot share work; give --work DIR on a common disk.")
+    args.work = args.work or pathlib.Path(output) / WORK
+    of_photos = args.images.resolve() if args.images and not args.list else None
+    if of_photos and not storage.is_remote(output) and pathlib.Path(output).resolve().is_relative_to(of_photos):
+        raise UserError(f"{output}: lies in the folder of the photos, whose label maps would be photos next time.")
     return args
 
 
@@ -147,12 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = choose_experts(args.experts)
     runtime.log_warnings()
     source = source_arguments.open_source(args)
-    args.output.mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
     runtime.use_compilation_cache()
     sharding.initialize_distributed(args.distributed or None)
     if args.random_weights:
         print("WARNING: random weights: these labels mean nothing. They are for tests and timing.", file=sys.stderr)
-    with Ledger(args.output / WORK, {"photos": len(source), "shard_size": args.shard_size}, args.expiry) as ledger:
+    with Ledger(args.work, {"photos": len(source), "shard_size": args.shard_size}, args.expiry) as ledger:
         skipped = label(args, chosen, source, ledger)
     if args.random_weights:
         print("WARNING: these labels mean nothing: they were made with random weights.", file=sys.stderr)
@@ -160,27 +139,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def open_output(args: argparse.Namespace, source: Any, ledger: Ledger, made_with: dict[str, str]) -> Output:
+    """Where the flags say that labels go."""
+    common = {"shard_size": args.shard_size, "empty": args.empty_labels}
+    if args.output is not None:
+        # Of tars the names are made of those of tar and member, and to list them all would be to read all photos.
+        return Files(args.output, source, ledger, made_with, named=args.tars is None, **common)
+    made_from = {name: str(value) for name in SOURCE if (value := getattr(args, name)) is not None}
+    options = {"made_from": made_from, "given": args.labels, "threads": args.threads}
+    return Dataset(args.output_dataset, source, ledger, made_with, **options, **common)
+
+
 def label(args: argparse.Namespace, chosen: Sequence[type[Expert]], source: Any, ledger: Ledger) -> int:
     """Does the job, or this process's share of it; returns how many photos were skipped."""
-    shards = split(len(source), args.shard_size)
-    job = Job(source, LabelFiles(args.output), ledger, shards, names=names_of(source), empty=args.empty_labels)
-    check_needs(job, chosen, args.output)
-    mesh, experts = sharding.make_mesh(devices=jax.local_devices()), [kind(dtype=args.dtype) for kind in chosen]
-    names = [expert.name for expert in experts]
-    stages = []
+    experts = [kind(dtype=args.dtype) for kind in chosen]
+    made_with = dict.fromkeys((expert.name for expert in experts), RANDOM if args.random_weights else TRAINED)
+    output = open_output(args, source, ledger, made_with)
+    check_needs(output.job, experts, output.folder)
+    stages: list[Stage] = []
     for expert in experts:
         load = expert.random_variables
         if not args.random_weights:
             expert.open(weights.find(expert, args.checkpoints))  # all before the first works for hours
             load = functools.partial(weights.load, expert, args.checkpoints)
-        after = [name for name in expert.needs if name in names]
-        options = {"batch_size": args.batch_size, "threads": args.threads, "after": after}
-        stages.append(Labelling(job, expert, load, mesh, **options))
-    claim(ledger, args.output, dict.fromkeys(names, RANDOM if args.random_weights else TRAINED))
+        stages.append(
+            Labelling(
+                output.job,
+                expert,
+                load,
+                sharding.make_mesh(devices=jax.local_devices()),
+                batch_size=args.batch_size,
+                threads=args.threads,
+                after=[name for name in expert.needs if name in made_with],
+            )
+        )
+    output.claim()
     try:
-        finish(stages, min(leases.POLL, args.expiry / leases.BEATS))
+        finish([*stages, *output.stages()], min(leases.POLL, args.expiry / leases.BEATS))
+        output.finish()
     finally:
-        skipped = report(job, names, args.output)
+        with ledger.leases.wait("report"):
+            skipped = report(output.job, list(made_with), output.folder)
     return skipped
 
 

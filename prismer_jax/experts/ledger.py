@@ -59,17 +59,15 @@ class Ledger:
         """
         self.folder, self.leases = folder, Leases(folder / "leases", expiry)
         self._file = folder / "run.json"
-        self._presence: Lease | None = None
-        for lease in self.leases.share([START], lambda _: self._presence is not None):
-            with lease:
-                run = _read(self._file) if self.leases.sweep(PROCESS) else {}
-                if run and run["work"] != work:
-                    raise UserError(
-                        f"{folder.parent}: other processes are at work here, on {_said(run['work'])}, not on "
-                        f"{_said(work)}. Give the same flags, or wait for their end."
-                    )
-                self._run = run or self._begin(work)
-                self._presence = self.leases.take(PROCESS + secrets.token_hex(8))
+        with self.leases.wait(START):
+            run = _read(self._file) if self.leases.sweep(PROCESS) else {}
+            if run and run["work"] != work:
+                raise UserError(
+                    f"{folder.parent}: other processes are at work here, on {_said(run['work'])}, not on "
+                    f"{_said(work)}. Give the same flags, or wait for their end."
+                )
+            self._run = run or self._begin(work)
+            self.leases.take(PROCESS + secrets.token_hex(8))  # for as long as this process is there
         self._marks = folder / self._run["id"]
 
     def _begin(self, work: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,8 +125,7 @@ class Ledger:
 
     def close(self) -> None:
         """Leaves the job."""
-        if self._presence is not None:
-            self._presence.release()
+        self.leases.close()
 
     def _mark(self, stage: str, shard: Shard) -> pathlib.Path:
         return self._marks / stage / f"{shard.index:06d}.json"

@@ -161,12 +161,12 @@ def run(
 
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
         window = 2 * max(batch_size, threads)
-        batches = _batches(_ahead(readers, prepare, items, window), batch_size)
+        batches = _batches(ahead(readers, prepare, items, window), batch_size)
         found = _compute(expert, variables, batches, mesh, busy or Busy())
-        yield from _ahead(writers, finish, found, window)
+        yield from ahead(writers, finish, found, window)
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], window: int) -> Iterator[B]:
+def ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], window: int) -> Iterator[B]:
     """`map` in threads, in order, at most `window` items ahead of what is taken."""
     pending: deque[Future[B]] = deque()
     try:

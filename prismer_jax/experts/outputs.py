@@ -1,0 +1,165 @@
+"""What a labelling job makes: a folder of label files, or a data set of ArrayRecord shards with labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from prismer_jax import config, labels
+from prismer_jax.datasets import build, manifest, records, storage
+from prismer_jax.errors import BadSample, UserError
+from prismer_jax.experts.job import Job, Stage, split
+from prismer_jax.experts.ledger import Ledger
+from prismer_jax.experts.recording import Recording
+from prismer_jax.experts.stores import LabelFiles, LabelShards
+
+RECORD = "make_labels.json"  # in a folder of label files: which weights made those of each expert
+
+
+class Output(Protocol):
+    """Where labels go.
+
+    Attributes:
+      folder: of the output, local or remote.
+      job: that fills it.
+    """
+
+    folder: str
+    job: Job
+
+    def claim(self) -> None:
+        """Notes which weights make the labels, so that they are never mixed with others'; raises UserError."""
+
+    def stages(self) -> list[Stage]:
+        """What is to be done after the experts."""
+
+    def finish(self) -> None:
+        """Makes it complete, when all stages are done; every process does so, one after the other."""
+
+
+class Files:
+    """Label files as in the official repository."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        source: Any,
+        ledger: Ledger,
+        made_with: Mapping[str, str],
+        *,
+        shard_size: int,
+        empty: bool = False,
+        named: bool = True,
+    ) -> None:
+        """Args:
+        made_with: expert -> how its labels are made.
+        named: look for photos whose label files would have one name; not needed where names are known to differ.
+        """
+        self.folder, self._path, self._ledger, self._made_with = str(folder), folder, ledger, dict(made_with)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = _names(source) if named else None
+        shards = split(len(source), shard_size)
+        self.job = Job(source, LabelFiles(folder), ledger, shards, names=names, empty=empty)
+
+    def claim(self) -> None:
+        path = self._path / RECORD
+        with self._ledger.leases.wait("record"):
+            record = json.loads(path.read_text()) if path.exists() else {}
+            for expert, how in self._made_with.items():
+                if record.get(expert, how) != how:
+                    raise UserError(
+                        f"{self.folder}: holds labels of {expert} made with {record[expert]}, not with {how}. Choose "
+                        f"another --output, or delete {self._path / expert} and {path}."
+                    )
+            config.write(path, json.dumps(record | self._made_with, indent=2))
+
+    def stages(self) -> list[Stage]:
+        return []
+
+    def finish(self) -> None:
+        pass  # each label is whole by itself
+
+
+class Dataset:
+    """ArrayRecord shards of photos, texts, and labels: those that the source has and those that are made."""
+
+    def __init__(
+        self,
+        folder: str,
+        source: Any,
+        ledger: Ledger,
+        made_with: Mapping[str, str],
+        *,
+        shard_size: int,
+        empty: bool = False,
+        made_from: Mapping[str, Any],
+        given: pathlib.Path | None = None,
+        threads: int = 4,
+    ) -> None:
+        """Args:
+        made_with: as of `Files`.
+        made_from: what the source is, for the manifest, as plain JSON.
+        given: a folder of label files, from which the source has labels.
+        threads: write so many shards at a time.
+        """
+        self.folder, self._ledger, self._made, self._threads = storage.plain(folder), ledger, tuple(made_with), threads
+        there = _given(source, given)
+        self._plan = build.Plan(
+            folder=self.folder,
+            name=manifest.identifier(os.path.basename(self.folder.rstrip("/"))),
+            split="train",
+            experts=labels.select([*there, *made_with]),
+            count=len(source),
+            shard_size=shard_size,
+            max_side=None,
+            made_from=dict(made_from) | {"ids": build.digest(source)},
+            labels=there | {expert: {"made_with": how} for expert, how in made_with.items()},
+        )
+        self._store = LabelShards(ledger.folder / "labels")
+        self.job = Job(
+            source,
+            self._store,
+            ledger,
+            split(len(source), shard_size),
+            keep=True,
+            empty=empty,
+            settled=lambda shard: self._plan.whole(shard.index),
+        )
+
+    def claim(self) -> None:
+        with self._ledger.leases.wait("record"):
+            build.claim(self._plan)
+
+    def stages(self) -> list[Stage]:
+        return [Recording(self.job, self._store, self._plan, self._made, self._threads)]
+
+    def finish(self) -> None:
+        with self._ledger.leases.wait("finish"):
+            build.finish(self._plan)
+
+
+def _names(source: Any) -> list[str]:
+    """The names of all photos; empty for one that cannot be used."""
+
+    def name(index: int) -> str:
+        try:
+            return source[index]["name"]
+        except BadSample:
+            return ""
+
+    return [name(index) for index in range(len(source))]
+
+
+def _given(source: Any, folder: pathlib.Path | None) -> dict[str, Any]:
+    """The experts whose labels a source has: {name: how they were made, as far as that is known}."""
+    if isinstance(source, records.Source) and source.manifest is not None:
+        return {name: source.manifest.labels.get(name) for name in source.manifest.experts}
+    if folder is None:
+        return {}
+    record = folder / RECORD
+    made_with = json.loads(record.read_text()) if record.exists() else {}
+    there = [name for name in labels.EXPERTS if labels.path_of(folder, name, "photo").parent.is_dir()]
+    return {name: made_with.get(name) for name in there}
