@@ -26,9 +26,9 @@ import numpy as np
 from prismer_jax import progress
 from prismer_jax.datasets import ingest, manifest, records, storage
 from prismer_jax.datasets.dropped import Dropped
-from prismer_jax.datasets.shards import take, write_shard
+from prismer_jax.datasets.shard_writer import take, write_shard
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.leases import Leases
+from prismer_jax.leases import LeaseLost, Leases
 
 PLAN = "plan.json"
 LEASES = ".leases"
@@ -228,7 +228,7 @@ def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0,
     names = {plan.file(shard): shard for shard in range(plan.shards)}
     leases = Leases(os.path.join(plan.folder, LEASES))
     for lease in leases.share(names, lambda name: plan.whole(names[name]), poll=POLL):
-        with lease:
+        with lease, contextlib.suppress(LeaseLost):  # then another process makes this one
             write(plan, source, names[lease.name], advance=advance, check=lease.check)
 
 
@@ -277,7 +277,7 @@ def _worker(plan: Plan, source: Any, counter: Any, errors: Any, number: int, cou
 
     try:
         _work(plan, source, advance, number, count)
-    except UserError as error:
+    except (UserError, OSError) as error:
         errors.put(str(error))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import labels, progress
-from prismer_jax.datasets import manifest, records, shards, storage
+from prismer_jax.datasets import manifest, records, shard_writer, shards, storage
 from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp import image
@@ -101,7 +101,7 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
     captions, questions = 0, []
     try:
         opened = shards.open_shard(path, row)
-        if shards.sha256(storage.local(path, row.bytes)) != row.sha256:
+        if shard_writer.sha256(storage.local(path, row.bytes)) != row.sha256:
             problems.add("checksum", f"{path}: its bytes are not those that were written (SHA-256).")
         for number in range(row.records):
             where = f"{row.file}, record {number}"

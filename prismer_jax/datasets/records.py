@@ -122,12 +122,12 @@ def encode(
 
 @functools.cache
 def serializer(experts: tuple[str, ...]) -> Callable[[dict[str, Any]], bytes]:
-    """A function from what `encode` returns to the bytes of a record, as TFDS writes them."""
+    """A function from what `encode` returns to the bytes of a record, as TFDS writes them, the same ones every time."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     schema = features(experts)
     proto = ExampleSerializer(schema.get_serialized_info())
-    return lambda example: proto.serialize_example(schema.encode_example(example))
+    return lambda example: proto.get_tf_example(schema.encode_example(example)).SerializeToString(deterministic=True)
 
 
 def decode(record: bytes, question: int | Literal["all"] | None = None) -> Example:
@@ -263,6 +263,13 @@ class Source:
     def __len__(self) -> int:
         count = len(self._shards) if self._ends is None else int(self._ends[-1]) if len(self._ends) else 0
         return count if self.limit is None else min(count, self.limit)
+
+    @property
+    def texts(self) -> int:
+        """Captions, or questions, of all items: an epoch has each of them once on average."""
+        if self.task != "caption" or self.limit is not None or self.manifest is None:
+            return len(self)
+        return max(len(self), sum(row.captions for row in self.manifest.shards))
 
     def __getitem__(self, index: int) -> Example:
         index = int(index)
