@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from prismer_jax import config as configs
-from prismer_jax import tree
+from prismer_jax import sharding, tree
 from prismer_jax.errors import UserError, nearest
 
 PathLike = str | os.PathLike[str]
@@ -259,7 +259,7 @@ def export(
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
             _describe(new, config, files or {})
-        _barrier("export")
+        sharding.barrier("export")
         # Weights compress by a tenth, in ten times the time and with all that is compressed in memory once more.
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         with ocp.Checkpointer(handler) as writer, jax.transfer_guard("allow"):
@@ -270,7 +270,7 @@ def export(
                 os.rename(final, old)  # killed here, `find` knows where to look
             os.rename(new, final)
             shutil.rmtree(old, ignore_errors=True)
-        _barrier("exported")
+        sharding.barrier("exported")
 
 
 def find(path: PathLike) -> pathlib.Path:
@@ -313,17 +313,23 @@ def load_export(path: PathLike, shardings: Callable[[Any], Any] | None = None) -
     Raises:
       UserError: there is nothing of the kind, or it cannot be read.
     """
-    folder = find(path)
-    home, arrays = folder if _is_export(folder) else folder.parent, _arrays(folder)
-    try:
-        config = json.loads((home / DESCRIPTION).read_text()) if (home / DESCRIPTION).exists() else {}
-    except ValueError:
-        raise UserError(f"{home / DESCRIPTION} is damaged: it is not JSON. Export the model again.") from None
+    config, arrays = description(path), _arrays(find(path))
     shapes = {name: x for name, x in saved_shapes(arrays).items() if _is_variable(name)}
     if shardings is not None:
         places = tree.flatten(shardings(tree.unflatten(shapes)))
         shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n]) for n, x in shapes.items()}
-    return tree.unflatten(_read(arrays, shapes)), {**config, "folder": str(home)}
+    return tree.unflatten(_read(arrays, shapes)), config
+
+
+def description(path: PathLike) -> dict[str, Any]:
+    """Returns the config that lies beside an exported model or a checkpoint, and its 'folder'; see `load_export`."""
+    folder = find(path)
+    home = folder if _is_export(folder) else folder.parent
+    try:
+        config = json.loads((home / DESCRIPTION).read_text()) if (home / DESCRIPTION).exists() else {}
+    except ValueError:
+        raise UserError(f"{home / DESCRIPTION} is damaged: it is not JSON. Export the model again.") from None
+    return {**config, "folder": str(home)}
 
 
 def load_into(
@@ -443,13 +449,6 @@ def _is_export(folder: pathlib.Path) -> bool:
 
 def _beside(folder: pathlib.Path, what: str) -> pathlib.Path:
     return folder.with_name(f".{folder.name}.{what}")
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager

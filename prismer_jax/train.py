@@ -21,7 +21,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prismer_jax import checkpoint, config, evaluate, input, metrics, models, optim, pp, runtime, sharding
+from prismer_jax import (
+    assembly,
+    checkpoint,
+    config,
+    evaluators,
+    input,
+    metrics,
+    models,
+    optim,
+    pp,
+    results,
+    runtime,
+    sharding,
+)
 from prismer_jax.errors import UserError, run_main
 
 STARTED = time.monotonic()
@@ -53,8 +66,8 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
 
     # ------------------------------------------------------------------------------------------------------------ data
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
-    mixture = evaluate.load_mixture(cfg.data, tokenizer)
-    num_examples = sum(len(part["source"]) for part in mixture)
+    mixture = assembly.load_mixture(cfg.data, tokenizer)
+    num_examples = sum(part["size"] for part in mixture)
     durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=num_examples)
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
     log_steps, evaluate_steps, save_steps = (
@@ -62,9 +75,9 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     )
 
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
-    model = evaluate.make_model(cfg, tokenizer)
-    loss_fn = evaluate.make_loss(cfg.loss)
-    evaluators = evaluate.make_evaluators(cfg.evals, model, tokenizer, mesh, quiet=True)
+    model = assembly.make_model(cfg, tokenizer)
+    loss_fn = assembly.make_loss(cfg.loss)
+    evals = assembly.make_evaluators(cfg.evals, model, tokenizer, mesh, quiet=True)
     kind = cfg.model.get("name", "prismer")
     frozen, resize = models.frozen(kind, config.plain(cfg.get("freeze", "none"))), models.RESIZE.get(kind)
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
@@ -93,7 +106,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         cfg.get("checkpoint", config.Section({})),
         "config.checkpoint",
         directory=workdir / "checkpoints",
-        **evaluate.description(cfg, tokenizer),
+        **assembly.description(cfg, tokenizer),
     )
     first_step = checkpoints.latest_step() or 0
     start_from, fresh = cfg.get("init"), config.plain(cfg.get("init_fresh", ()))
@@ -139,7 +152,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
 
     # ------------------------------------------------------------------------------------------------------------- loop
     progress = metrics.Progress(total_steps, first_step, enabled=main_process)
-    results: dict[str, float] = {}
+    scores: dict[str, float] = {}  # of the last evaluation
     pending: list[
         tuple[int, dict[str, jax.Array]]
     ] = []  # what was measured is fetched late, so that devices never wait
@@ -164,8 +177,8 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     def evaluate_now(step: int) -> None:
         settle()
         with progress.paused("evaluating"):
-            results.update(evaluate.run(evaluators, {k: state[k] for k in ("params", "batch_stats", "tables")}))
-        writer.write(step, results)
+            scores.update(evaluators.run(evals, {k: state[k] for k in ("params", "batch_stats", "tables")}))
+        writer.write(step, scores)
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a preemption ends like Ctrl-C, with all files closed
         signal.signal(number, interrupt)
@@ -185,15 +198,16 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
                 evaluate_now(step)
             if step % save_steps == 0 or step == total_steps:
                 settle()
-                checkpoints.save(step, state, results if step % evaluate_steps == 0 and step < total_steps else None)
+                checkpoints.save(step, state, scores if step % evaluate_steps == 0 and step < total_steps else None)
         evaluate_now(total_steps)
-        checkpoints.save(total_steps, state, results)
+        checkpoints.save(total_steps, state, scores)
 
         # ------------------------------------------------------------------------------------------ what is left behind
         variables = {k: state[k] for k in ("params", "batch_stats", "tables")}
-        checkpoint.export(workdir / "export", variables, **evaluate.description(cfg, tokenizer))
-        evaluate.write_results(workdir, evaluators, results, cfg, **report_options)
-    return results
+        checkpoint.export(workdir / "export", variables, **assembly.description(cfg, tokenizer, step=total_steps))
+        if main_process:
+            results.write(workdir, evals, scores, cfg, **report_options)
+    return scores
 
 
 def interrupt(*_: Any) -> None:
@@ -248,8 +262,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="checkpoints, metrics and report go here")
     args, overrides = parser.parse(argv)
     runtime.log_warnings()
-    results = train(config.load(args.config, overrides), args.workdir)
-    evaluate.print_results(results)
+    results.show(train(config.load(args.config, overrides), args.workdir))
     print(f"Report: {args.workdir / 'report.html'}   model: {args.workdir / 'export'}")
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import config, decode, evaluate, input, optim, pp, runtime, sharding
+from prismer_jax import assembly, config, decode, input, optim, pp, runtime, sharding
 from prismer_jax.datasets import scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
@@ -54,14 +54,14 @@ class Bench:
 
     @functools.cached_property
     def model(self) -> Any:
-        return evaluate.make_model(self.cfg, self.tokenizer)
+        return assembly.make_model(self.cfg, self.tokenizer)
 
     @functools.cached_property
     def variables(self) -> Any:
         return jax.jit(self.model.init_variables)(jax.random.key(0))
 
     def batches(self) -> input.TrainBatches:
-        mixture = evaluate.load_mixture(self.cfg.data, self.tokenizer)
+        mixture = assembly.load_mixture(self.cfg.data, self.tokenizer)
         return input.train_batches(mixture, batch_size=self.cfg.batch_size, seed=0)
 
     @functools.cached_property
@@ -92,7 +92,7 @@ class Bench:
             params=trainable,
             total_steps=1000,
         )
-        update = make_update(self.model, evaluate.make_loss(self.cfg.loss), optimizer.tx, self.tokenizer.pad)
+        update = make_update(self.model, assembly.make_loss(self.cfg.loss), optimizer.tx, self.tokenizer.pad)
         update = jax.jit(update, donate_argnums=0)
         state = {**self.variables, "opt": optimizer.tx.init(trainable), "step": np.int32(0)}
         # A copy, as the step donates it; where the step leaves it, or the second step would compile again.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax.errors import choose
 from prismer_jax.evaluators.caption import CaptionEvaluator
 from prismer_jax.evaluators.classification import ClassificationEvaluator
 from prismer_jax.evaluators.common import Evaluator
+from prismer_jax.evaluators.journal import Journal
 from prismer_jax.evaluators.loss import LossEvaluator
 from prismer_jax.evaluators.vqa import VQAEvaluator
 
@@ -26,3 +28,20 @@ def build(type: str, **options: Any) -> Evaluator:
       UserError: an unknown type or option.
     """
     return choose("evaluator", type, EVALUATORS)(**options)
+
+
+def run(
+    made: Mapping[str, Evaluator], variables: Any, journals: Mapping[str, Journal] | None = None
+) -> dict[str, float]:
+    """Returns {'evaluator/metric': value} of all evaluators on a model's variables.
+
+    Args:
+      made: {name: evaluator}.
+      variables: the model's.
+      journals: {name: where predictions are kept as they come, to go on from}.
+    """
+    return {
+        f"{name}/{metric}": float(value)
+        for name, evaluator in made.items()
+        for metric, value in evaluator.run(variables, (journals or {}).get(name))
+    }

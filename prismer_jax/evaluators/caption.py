@@ -7,8 +7,8 @@ from typing import Any
 
 from prismer_jax import decode
 from prismer_jax.errors import choose
-from prismer_jax.evaluators.common import TextEvaluator
-from prismer_jax.evaluators.scores import caption_metrics
+from prismer_jax.evaluators.common import Record, TextEvaluator
+from prismer_jax.evaluators.scores import caption_metrics, caption_scores
 from prismer_jax.pp.text import caption_said
 
 __all__ = ["CaptionEvaluator", "caption_metrics"]
@@ -30,6 +30,8 @@ class CaptionEvaluator(TextEvaluator):
       UserError: an unknown method or option; in `run`: two examples have one id, or only some have references.
     """
 
+    main_score = "cider"
+
     def __init__(self, *, method: str = "beam", **options: Any) -> None:
         super().__init__(**options)
         self.method = method
@@ -43,15 +45,17 @@ class CaptionEvaluator(TextEvaluator):
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("captions") or ()
 
-    def run(self, variables: Any) -> Iterator[tuple[str, float]]:
-        records = self.records(variables)
-        references = {record["key"]: record["texts"] for record in records}
+    def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
+        references = {record["id"]: record["references"] for record in records}
         if not any(references.values()):
             return
-        rivals = {"": {record["key"]: record["said"] for record in records}}
+        rivals = {"": {record["id"]: record["prediction"] for record in records}}
         if self.with_blank:
-            rivals["_blank"] = {record["key"]: record["blank"] for record in records}
+            rivals["_blank"] = {record["id"]: record["blank"] for record in records}
         rivals["_most_frequent"] = dict.fromkeys(references, self.most_frequent(records))
         for suffix, captions in rivals.items():
-            for name, value in caption_metrics(captions, references).items():
+            values, each = caption_scores(captions, references)
+            for record in records:
+                record.setdefault("scores", {})[f"cider{suffix}"] = each[record["id"]]
+            for name, value in values.items():
                 yield f"{name}{suffix}", value

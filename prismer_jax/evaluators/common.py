@@ -1,7 +1,8 @@
 """What evaluators share: batches on the devices, the blank image, the walk over a data set, and samples to look at.
 
 An evaluator is made once and run on any variables; `run(variables)` yields (name, value). All sums are exact: padding
-rows of the last batch count nowhere, and with several processes each sample counts once.
+rows of the last batch count nowhere, and with several processes each sample counts once. A run leaves `records`, one an
+example, with all that was said of it and its scores.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import sys
-import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from prismer_jax import decode, labels, sharding
+from prismer_jax import decode, labels, progress, sharding
 from prismer_jax import input as loader
 from prismer_jax.errors import UserError, choose
+from prismer_jax.evaluators.journal import Journal
+from prismer_jax.report import selection
 
 Batch = Mapping[str, Any]
+Record = dict[str, Any]
 GREY = 128  # the blank image
 SCANNED = 5000  # examples of the training set that are looked at for the most frequent text
 INPUTS = ("image", "text", "mask_ar", "mask_loss", "_mask")
@@ -42,8 +44,18 @@ class Evaluator:
       train_source: where the most frequent text is taken from; None: from the references themselves.
       num_workers: of the loader.
       blank: also evaluate the model on blank images.
-      quiet: no progress bar.
+      quiet: show no progress.
+
+    Attributes:
+      records: of the last run, one an example in the source's order: `index` in the source, `id` in results,
+        `photo`, `type` (of the question), `question`, what the evaluator found, and `scores` where there are any:
+        {metric: the example's part in it}, of which the metric is the mean.
+      predictions: of the last run, in the official result format.
+      main_score: the name among `scores` by which samples are better or worse; `higher_is_better` says which way.
     """
+
+    main_score = ""
+    higher_is_better = True
 
     def __init__(
         self,
@@ -64,20 +76,106 @@ class Evaluator:
         self.train_source, self.num_workers = train_source, num_workers
         self.with_blank, self.quiet = blank, quiet
         self.predictions: list[dict[str, Any]] = []
+        self.records: list[Record] = []
+        self._template: dict[str, Any] = {}  # arrays of this process's part of a batch, without an image
         if mesh is not None:
             sharding.check_batch(batch_size, mesh)
 
-    def batches(self) -> Iterator[dict[str, Any]]:
-        """This process's host batches of the whole data set, once, with a progress bar."""
-        batches = loader.eval_batches(
+    # ------------------------------------------------------------------------------- what a kind of evaluator defines
+
+    def measure(self, variables: Any, batch: Batch) -> list[Record]:
+        """What there is to know of each row of a host batch, as JSON writes it."""
+        raise NotImplementedError
+
+    def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
+        """Yields (name, value) of the records of all examples, and notes each one's `scores`."""
+        raise NotImplementedError
+
+    def about(self, example: Mapping[str, Any], index: int) -> Record:
+        """What a record holds of its example."""
+        return {
+            "id": self.key_of(example, index),
+            "photo": str(example.get("photo", example.get("id", index))),
+            "type": str(example.get("question_type") or ""),
+            "question": example.get("question"),
+        }
+
+    def key_of(self, example: Mapping[str, Any], index: int) -> int | str:
+        """The example's id in results: a number where it is written as one."""
+        key = str(example.get("question_id", example.get("id", index)))
+        return int(key) if re.fullmatch(r"[0-9]+", key) else key
+
+    def finish(self, variables: Any, records: list[Record], earlier: list[Record], journal: Journal | None) -> None:
+        """Completes the records with what needs all of them."""
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The settings by which a prediction is made."""
+        return {}
+
+    # -------------------------------------------------------------------------------------------------------- the walk
+
+    def run(self, variables: Any, journal: Journal | None = None) -> Iterator[tuple[str, float]]:
+        """Evaluates; yields (name, value).
+
+        Args:
+          variables: the model's.
+          journal: where predictions are kept as they come, and earlier starts have left some.
+        """
+        self.records = self.walk(variables, journal)
+        yield from self.metrics(self.records)
+
+    def walk(self, variables: Any, journal: Journal | None = None) -> list[Record]:
+        """The records of all examples of all processes, in the source's order."""
+        processes, process = jax.process_count(), jax.process_index()
+        earlier = [] if journal is None else journal.read()
+        found = [entry for entry in earlier if "index" in entry]
+        count, size = len(self.source), self.batch_size
+        known = set(gather([record["index"] for record in found]))
+        numbers = [
+            n for n in range(-(-count // size)) if not known.issuperset(range(n * size, min(count, n * size + size)))
+        ]
+        batches = self._load(numbers)
+        with self._progress("", count, count - sum(min(size, count - n * size) for n in numbers)) as advance:
+            for number, batch in zip(numbers, batches, strict=True):
+                self._template = self._template or _without_image(batch)
+                measured = self.measure(variables, batch)
+                new = []
+                for row in np.flatnonzero(batch["_mask"]).tolist():
+                    index = number * size + row * processes + process
+                    new.append({"index": index, **self.about(batch["meta"][row], index), **measured[row]})
+                if journal is not None:
+                    journal.write(new)
+                found += new
+                advance(min(size, count - number * size))
+        # A batch of which an earlier start lost a part was evaluated again: of two records of an example either serves.
+        records = sorted({record["index"]: record for record in gather(found)}.values(), key=lambda r: r["index"])
+        assert [record["index"] for record in records] == list(range(count)), "an example is lost"
+        self.finish(variables, records, [entry for entry in earlier if "index" not in entry], journal)
+        return records
+
+    def _load(self, numbers: Sequence[int], num_workers: int | None = None) -> loader.EvalBatches:
+        """This process's part of the host batches of these numbers."""
+        return loader.eval_batches(
             self.source,
             self.pp,
             batch_size=self.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            num_workers=self.num_workers,
+            num_workers=self.num_workers if num_workers is None else num_workers,
+            numbers=numbers,
         )
-        return progress(batches, len(batches), type(self).__name__, quiet=self.quiet)
+
+    def _progress(self, what: str, total: int, done: int, unit: str = "samples") -> Any:
+        title = type(self).__name__.removesuffix("Evaluator").lower() + what
+        enabled = not self.quiet and jax.process_index() == 0
+        return progress.bar(title, total, unit=unit, done=done, enabled=enabled)
+
+    def template(self) -> dict[str, Any]:
+        """A host batch of this process without images, for its shapes."""
+        if not self._template:  # all batches are an earlier start's
+            self._template = _without_image(next(iter(self._load([0], num_workers=0))))
+        return self._template
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """The model's inputs of a host batch, on the devices."""
@@ -89,9 +187,41 @@ class Evaluator:
             if key in INPUTS or key.startswith("labels/")
         }
 
-    def run(self, variables: Any) -> Iterator[tuple[str, float]]:
-        """Evaluates; yields (name, value)."""
-        raise NotImplementedError
+    # ------------------------------------------------------------------------------------------------ samples
+
+    def samples(self, n: int, which: Literal["random", "best", "worst"] = "random") -> list[dict[str, Any]]:
+        """At most n samples of the last run for `report`, loaded again from the source: always the same ones."""
+        return [self.sample(record) for record in self.chosen(n, which)]
+
+    def chosen(self, n: int, which: Literal["random", "best", "worst"] = "random") -> list[Record]:
+        """The records of these samples, in turn of every question type; without scores there are no best and worst."""
+        if which == "random":
+            return selection.at_random(self.records, n)
+        scored = [(r["scores"][self.main_score], r) for r in self.records if self.main_score in r.get("scores", ())]
+        return selection.by_score(scored, n, highest=(which == "best") == self.higher_is_better)
+
+    def sample(self, record: Record) -> dict[str, Any]:
+        """What a panel shows (see `report.draw`), with the photo and the labels as the model gets them."""
+        example = loader.eval_example(self.source, self.pp, record["index"])
+        return {
+            "id": record["id"],
+            "image": example["image"],
+            "labels": {name: example[row.key] for name, row in labels.EXPERTS.items() if row.key in example},
+            "classes": dict(getattr(self.model, "classes", {})),
+            "instances": example.get(labels.CLASSES_KEY),
+            "words": list(example.get("words", ())),
+            "question": record["question"],
+            "question_type": record["type"],
+            "prediction": record.get("prediction"),
+            "blank": record.get("blank"),
+            "references": record.get("references", []),
+            "correct": self.correctness(record),
+            "score": None if not self.main_score else (self.main_score, record.get("scores", {}).get(self.main_score)),
+        }
+
+    def correctness(self, record: Record) -> float | None:
+        """Accuracy in [0, 1] of one prediction, None where that has no meaning."""
+        return None
 
 
 def blank(batch: Batch) -> dict[str, Any]:
@@ -107,12 +237,15 @@ def blank(batch: Batch) -> dict[str, Any]:
     return result
 
 
+def _without_image(batch: Batch) -> dict[str, Any]:
+    return blank({key: value for key, value in batch.items() if isinstance(value, np.ndarray)})
+
+
 class TextEvaluator(Evaluator):
     """Base of evaluators of generated text: one prediction an example, and one a distinct prompt for blank images.
 
     Args:
       style: 'plain', or 'reference' to write texts as the official code does (`pp.text`).
-      samples_kept: how many samples `samples` can choose from.
       options: those of `Evaluator`; what is left are settings of the decoding.
 
     Raises:
@@ -120,18 +253,15 @@ class TextEvaluator(Evaluator):
     """
 
     id_key, text_key = "image_id", "caption"  # of the official result format
+    method = ""
 
-    def __init__(
-        self, *, style: Literal["plain", "reference"] = "plain", samples_kept: int = 48, **options: Any
-    ) -> None:
+    def __init__(self, *, style: Literal["plain", "reference"] = "plain", **options: Any) -> None:
         common = {key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options}
         super().__init__(**common)
         choose("style", style, {"plain": None, "reference": None})
-        self.style = style
-        self.samples_kept, self.settings = samples_kept, options
+        self.style, self.settings = style, options
         self._rng = jax.random.key(0)
         self._frequent: str | None = None
-        self._kept: list[dict[str, Any]] = []
 
     def say(self, variables: Any, batch: dict[str, jax.Array]) -> list[str]:
         """What the model says to each row of this process."""
@@ -141,10 +271,9 @@ class TextEvaluator(Evaluator):
         """The reference texts of an example."""
         raise NotImplementedError
 
-    def key_of(self, example: Mapping[str, Any]) -> int | str:
-        """The example's id in results: a number where it is written as one."""
-        key = str(example["id"])
-        return int(key) if re.fullmatch(r"[0-9]+", key) else key
+    @property
+    def decoding(self) -> dict[str, Any]:
+        return {"method": self.method, **self.settings, "style": self.style}
 
     def check_settings(self, *functions: Callable[..., Any]) -> None:
         """Raises a UserError for a setting that no parameter of these functions is called."""
@@ -161,48 +290,43 @@ class TextEvaluator(Evaluator):
         width = batch["text"].shape[1]
         return [write(self.tokenizer, row[0].tolist(), width, self.style) for row in local_rows(tokens)]
 
-    def records(self, variables: Any) -> list[dict[str, Any]]:
-        """Walks over the data; a record an example of all processes: key, said, blank, texts, kind, question."""
-        records: list[dict[str, Any]] = []
-        prompts: dict[bytes, np.ndarray] = {}
-        self._kept, template = [], None
-        for number, batch in enumerate(self.batches()):
-            template = template or {key: value for key, value in batch.items() if isinstance(value, np.ndarray)}
-            said = self.say(variables, self.put(batch))
-            for row in np.flatnonzero(batch["_mask"]):
-                example, prompt = batch["meta"][row], batch["text"][row]
-                prompts.setdefault(prompt.tobytes(), prompt)
-                record = {
-                    "order": (number, int(row), jax.process_index()),  # that of the source
-                    "key": self.key_of(example),
-                    "said": said[row],
-                    "prompt": prompt.tobytes(),
-                    "texts": [str(text) for text in self.texts_of(example)],
-                    "kind": str(example.get("question_type") or ""),
-                    "question": example.get("question"),
-                }
-                records.append(record)
-                self._keep(record, example, batch, row)
-        grey = self._say_blank(variables, template, list(prompts.values())) if self.with_blank else {}
-        for record in records:
-            record["blank"] = grey.get(record.pop("prompt"))
-        records = sorted(gather(records), key=lambda record: record["order"])
-        check_unique([record["key"] for record in records])
-        self.predictions = [{self.id_key: record["key"], self.text_key: record["said"]} for record in records]
-        return records
+    def measure(self, variables: Any, batch: Batch) -> list[Record]:
+        said = self.say(variables, self.put(batch))
+        return [
+            {"prediction": text, "prompt": prompt.tolist()} for text, prompt in zip(said, batch["text"], strict=True)
+        ]
 
-    def _say_blank(self, variables: Any, template: Batch, prompts: list[np.ndarray]) -> dict[bytes, str]:
-        """What the model says without an image, once a distinct prompt."""
-        rows = len(template["text"])
-        said: dict[bytes, str] = {}
-        longest = int(max(gather([len(prompts)])))  # all processes take part in every batch
-        for start in range(0, longest, rows):
-            chunk = prompts[start : start + rows] or prompts[:1]
-            text = np.stack([*chunk, *[chunk[0]] * (rows - len(chunk))])
-            batch = blank(template) | {"text": text, "_mask": np.ones(rows, bool)}
-            answers = self.say(variables, self.put(batch))
-            said |= {prompt.tobytes(): answer for prompt, answer in zip(chunk, answers, strict=False)}
-        return said
+    def about(self, example: Mapping[str, Any], index: int) -> Record:
+        return {**super().about(example, index), "references": [str(text) for text in self.texts_of(example)]}
+
+    def finish(self, variables: Any, records: list[Record], earlier: list[Record], journal: Journal | None) -> None:
+        check_unique([record["id"] for record in records])
+        self.predictions = [{self.id_key: record["id"], self.text_key: record["prediction"]} for record in records]
+        asked = [tuple(record.pop("prompt")) for record in records]
+        said = self._say_blank(variables, list(dict.fromkeys(asked)), earlier, journal) if self.with_blank else {}
+        for record, prompt in zip(records, asked, strict=True):
+            record["blank"] = said.get(prompt)
+
+    def _say_blank(
+        self, variables: Any, prompts: list[tuple[int, ...]], earlier: list[Record], journal: Journal | None
+    ) -> dict[tuple[int, ...], str]:
+        """What the model says without an image, once a distinct prompt; the processes share each batch of them."""
+        size, process, processes = self.batch_size, jax.process_index(), jax.process_count()
+        found, template = list(earlier), self.template()
+        known = {tuple(entry["prompt"]) for entry in gather(found)}
+        chunks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        left = [chunk for chunk in chunks if not known.issuperset(chunk)]
+        with self._progress(", blank image", len(prompts), len(prompts) - sum(map(len, left)), "prompts") as advance:
+            for chunk in left:
+                mine = (chunk + chunk[:1] * (size - len(chunk)))[process::processes]
+                text = np.array(mine, template["text"].dtype)
+                answers = self.say(variables, self.put({**template, "text": text, "_mask": np.ones(len(mine), bool)}))
+                new = [{"prompt": list(p), "blank": answer} for p, answer in zip(mine, answers, strict=True)]
+                if journal is not None:
+                    journal.write(new)
+                found += new
+                advance(len(chunk))
+        return {tuple(entry["prompt"]): entry["blank"] for entry in gather(found)}
 
     def most_frequent(self, records: Sequence[Mapping[str, Any]]) -> str:
         """The most frequent text of the training source, or of the references."""
@@ -211,73 +335,9 @@ class TextEvaluator(Evaluator):
             for example in scan(self.train_source):
                 counts.update(self.texts_of(example))
             if not counts:
-                counts.update(text for record in records for text in record["texts"])
+                counts.update(text for record in records for text in record["references"])
             self._frequent = counts.most_common(1)[0][0]
         return self._frequent
-
-    # ------------------------------------------------------------------------------------------------ samples
-
-    def _keep(self, record: dict[str, Any], example: Mapping[str, Any], batch: Batch, row: int) -> None:
-        """Keeps what a panel shows, of few samples: those with the lowest checksum of their id, of every kind."""
-        if self.samples_kept == 0:
-            return
-        self._kept.append(
-            {
-                "record": record,
-                "photo": example.get("id"),
-                "rank": zlib.crc32(str(record["key"]).encode()),
-                "image": batch["image"][row].copy(),
-                "labels": {
-                    name: batch[expert.key][row].copy()
-                    for name, expert in labels.EXPERTS.items()
-                    if expert.key in batch
-                },
-                "instances": batch[labels.CLASSES_KEY][row].copy() if labels.CLASSES_KEY in batch else None,
-                "words": list(example.get("words", ())),
-            }
-        )
-        if len(self._kept) > self.samples_kept:
-            crowd = Counter(sample["record"]["kind"] for sample in self._kept)
-            largest = max(crowd.values())
-            full = [s for s in self._kept if crowd[s["record"]["kind"]] == largest]
-            worst = max(full, key=lambda sample: sample["rank"])
-            self._kept = [sample for sample in self._kept if sample is not worst]
-
-    def correctness(self, record: Mapping[str, Any]) -> float | None:
-        """Accuracy in [0, 1] of one prediction, None where that has no meaning."""
-        return None
-
-    def samples(self, n: int) -> list[dict[str, Any]]:
-        """At most n samples of the last run for `report`: always the same ones, in turn of every question type."""
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for sample in sorted(self._kept, key=lambda sample: sample["rank"]):
-            groups.setdefault(sample["record"]["kind"], []).append(sample)
-        chosen, seen = [], set()
-        while len(chosen) < n and any(groups.values()):
-            for kind in sorted(kind for kind, members in groups.items() if members):
-                # Of the same photo there may be many questions: others first.
-                fresh = [sample for sample in groups[kind] if sample["photo"] not in seen]
-                sample = (fresh or groups[kind])[0]
-                groups[kind] = [other for other in groups[kind] if other is not sample]
-                seen.add(sample["photo"])
-                chosen.append(sample)
-        return [
-            {
-                "id": sample["record"]["key"],
-                "image": sample["image"],
-                "labels": sample["labels"],
-                "classes": dict(getattr(self.model, "classes", {})),
-                "instances": sample["instances"],
-                "words": sample["words"],
-                "question": sample["record"]["question"],
-                "question_type": sample["record"]["kind"],
-                "prediction": sample["record"]["said"],
-                "blank": sample["record"]["blank"],
-                "references": sample["record"]["texts"],
-                "correct": self.correctness(sample["record"]),
-            }
-            for sample in chosen[:n]
-        ]
 
 
 def check_unique(keys: Sequence[Hashable]) -> None:
@@ -312,24 +372,3 @@ def gather(records: list[Any]) -> list[Any]:
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
     return [record for row, size in zip(rows, sizes, strict=True) for record in json.loads(bytes(row[:size]))]
-
-
-def progress(items: Iterable[Any], total: int, title: str, *, quiet: bool) -> Iterator[Any]:
-    """Passes items on under a progress bar, where there is a terminal and no other bar."""
-    if quiet or not sys.stderr.isatty() or jax.process_index() != 0:
-        yield from items
-        return
-    from rich.console import Console
-    from rich.errors import LiveError
-    from rich.progress import Progress
-
-    bar = Progress(console=Console(stderr=True), transient=True)
-    try:
-        bar.start()
-    except LiveError:  # the training loop's own bar is on the screen
-        yield from items
-        return
-    try:
-        yield from bar.track(items, total=total, description=title)
-    finally:
-        bar.stop()

@@ -12,7 +12,7 @@ import numpy as np
 from prismer_jax import decode
 from prismer_jax.errors import UserError, choose
 from prismer_jax.evaluators.answers import accuracy
-from prismer_jax.evaluators.common import TextEvaluator, local_rows, scan
+from prismer_jax.evaluators.common import Record, TextEvaluator, local_rows, scan
 from prismer_jax.pp.text import answer_said, choice_tokens, read_choices
 
 
@@ -38,6 +38,7 @@ class VQAEvaluator(TextEvaluator):
     """
 
     id_key, text_key = "question_id", "answer"
+    main_score = "accuracy"
     choice: Literal["answer", "class"] = "answer"
 
     def __init__(
@@ -68,27 +69,28 @@ class VQAEvaluator(TextEvaluator):
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("answers") or ()
 
-    def key_of(self, example: Mapping[str, Any]) -> int | str:
-        return super().key_of({"id": example.get("question_id", example.get("id"))})
+    def correctness(self, record: Record) -> float | None:
+        return record["scores"]["accuracy"] / 100 if "scores" in record else None
 
-    def correctness(self, record: Mapping[str, Any]) -> float | None:
-        return accuracy(record["said"], record["texts"]) if record["texts"] else None
-
-    def run(self, variables: Any) -> Iterator[tuple[str, float]]:
-        records = self.records(variables)
-        if not any(record["texts"] for record in records):
+    def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
+        if not any(record["references"] for record in records):
             return
-        if bare := [record["key"] for record in records if not record["texts"]]:
+        if bare := [record["id"] for record in records if not record["references"]]:
             raise UserError(
                 f"Example {bare[0]!r} has no {self.text_key} ({len(bare)} such): score a set that has all of them."
             )
         constant = self.most_frequent(records)
-        for name, said in (("accuracy", "said"), ("accuracy_blank", "blank"), ("accuracy_most_frequent", None)):
-            if said == "blank" and not self.with_blank:
-                continue
+        for record in records:
+            rivals = {"": record["prediction"], "_blank": record["blank"], "_most_frequent": constant}
+            record["scores"] = {
+                f"accuracy{suffix}": 100 * accuracy(said, record["references"])
+                for suffix, said in rivals.items()
+                if said is not None
+            }
+        for name in records[0]["scores"]:
             scores: dict[str, list[float]] = defaultdict(list)
             for record in records:
-                scores[record["kind"]].append(100 * accuracy(record[said] if said else constant, record["texts"]))
+                scores[record["type"]].append(record["scores"][name])
             yield name, float(np.mean(np.concatenate([*scores.values()])))
             for kind in sorted(kind for kind in scores if kind):
                 yield f"{name}/{kind}", float(np.mean(scores[kind]))

@@ -162,9 +162,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2028; --soft: #646c78; --card: #fff; --ground: #f0f2f5; --line: #d8dce2;
-  --right: #168a49; --wrong: #c8322f; --partly: #b07000; --bar: #dbe7ff; }
+  --right: #168a49; --wrong: #c8322f; --partly: #b07000; --bar: #dbe7ff; --accent: #2563eb; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa3b2; --card: #1b1f27; --ground: #12151b;
-  --line: #323845; --right: #4cc38a; --wrong: #ff7b72; --partly: #e3b341; --bar: #24406f; } }
+  --line: #323845; --right: #4cc38a; --wrong: #ff7b72; --partly: #e3b341; --bar: #24406f;
+  --accent: #6ea0ff; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 24px; max-width: 1500px; background: var(--ground); color: var(--ink);
   font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -189,7 +190,16 @@ figure img { width: 100%; display: block; border-radius: 4px; } figure.map img {
 .question { font-weight: 600; } .soft, ul { color: var(--soft); font-size: 14px; }
 ul { margin: 4px 0 0; padding-left: 18px; }
 .card, figure, .said { overflow-wrap: anywhere; }
+.pill { float: right; margin-left: 8px; padding: 1px 9px; border-radius: 9px; background: var(--bar); font-size: 13px;
+  font-variant-numeric: tabular-nums; }
 img.chart { max-width: 100%; background: #fff; border-radius: 10px; border: 1px solid var(--line); }
+h3 { font-size: 15px; margin: 20px 0 8px; } .facts th { text-align: left; } .facts td { text-align: left; }
+figure.histogram { max-width: 460px; margin-top: 10px; } .histogram svg { display: block; fill: var(--accent); }
+.histogram figcaption { display: flex; justify-content: space-between; border-top: 1px solid var(--line); }
+svg.whisker { width: 120px; height: 14px; stroke: var(--accent); stroke-width: 2; fill: var(--accent); }
+.whisker .zero { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 2; }
+.pair { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 14px; }
+.pair table { width: 100%; margin: 6px 0; } .pair td.said { text-align: left; width: 100%; }
 pre { overflow-x: auto; font-size: 12px; margin: 8px 0 0; } summary { cursor: pointer; font-weight: 600; }
 """
 
@@ -198,21 +208,26 @@ def _page(
     title: str, samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], chart: bytes | None, config: Any
 ) -> str:
     versions = _versions()
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="sub">{html.escape(", ".join(versions[:3]))}</p>']
+    parts = []
     if metrics:
-        parts += ["<h2>Metrics</h2>", f'<div class="tables">{"".join(_tables(metrics))}</div>']
+        parts += ["<h2>Metrics</h2>", f'<div class="tables">{"".join(tables(metrics))}</div>']
     if chart:
         parts += ["<h2>Learning curves</h2>", f'<img class="chart" alt="learning curves" src="{_data("png", chart)}">']
     if samples:
-        cards = "".join(_card(sample) for sample in samples)
-        parts += ["<h2>Samples</h2>", f'<div class="samples">{cards}</div>']
+        parts += ["<h2>Samples</h2>", cards(samples)]
     if config is not None:
         text = html.escape(str(config))
         parts.append(f'<h2>Config</h2><details class="card"><summary>config</summary><pre>{text}</pre></details>')
     parts += [f'<h2>Versions</h2><div class="card soft">{html.escape(", ".join(versions))}</div>']
+    return document(title, ", ".join(versions[:3]), parts)
+
+
+def document(title: str, subtitle: str, parts: Sequence[str]) -> str:
+    """A whole page that loads nothing from elsewhere; `parts` are HTML, title and subtitle are texts."""
+    heading = f'<h1>{html.escape(title)}</h1><p class="sub">{html.escape(subtitle)}</p>'
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head = f"{meta}<title>{html.escape(title)}</title><style>{STYLE}</style>"
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{heading}{"".join(parts)}</body></html>\n'
 
 
 def _versions() -> list[str]:
@@ -225,7 +240,7 @@ def _versions() -> list[str]:
     return [*found, f"Python {platform.python_version()}"]
 
 
-def _tables(metrics: Mapping[str, float]) -> list[str]:
+def tables(metrics: Mapping[str, float]) -> list[str]:
     """One table an evaluator, and one a metric with question types: a row a metric or type, a column a variant."""
     cells: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name, value in metrics.items():
@@ -259,9 +274,15 @@ def _cell(value: float | None, variant: str, percent: bool) -> str:
     return f"<td{' class=model' if not variant else ''}{bar}>{number}</td>"
 
 
-def _card(sample: Mapping[str, Any]) -> str:
+def cards(samples: Sequence[Mapping[str, Any]]) -> str:
+    """The samples in a grid, each as `card`."""
+    return f'<div class="samples">{"".join(map(card, samples))}</div>'
+
+
+def card(sample: Mapping[str, Any]) -> str:
+    """A sample as `report.draw` describes it: photo, label maps, what was said and what people said, and its score."""
     figures = "".join(
-        f'<figure{"" if title == "Photo" else " class=map"}><img alt="{title}" src="{_image(picture, title)}">'
+        f'<figure{"" if title == "Photo" else " class=map"}><img alt="{title}" src="{image(picture, title)}">'
         f"<figcaption>{html.escape(title)}</figcaption></figure>"
         for title, picture in draw.pictures(sample)
     )
@@ -273,27 +294,36 @@ def _card(sample: Mapping[str, Any]) -> str:
     texts = []
     if sample.get("question"):
         texts.append(f'<div class="question">{html.escape(sample["question"])}</div>')
-    texts.append(f'<div class="said{style}">{mark} {html.escape(sample["prediction"] or "(nothing)")}</div>')
+    if sample.get("prediction") is not None:
+        texts.append(f'<div class="said{style}">{mark} {html.escape(sample["prediction"] or "(nothing)")}</div>')
     if sample.get("blank") is not None:
         texts.append(f'<div class="soft">blank image: {html.escape(sample["blank"] or "(nothing)")}</div>')
-    references = "".join(f"<li>{html.escape(text)}</li>" for text in draw.distinct(sample.get("references", ())))
+    name, value = sample.get("score") or ("", None)
+    pill = "" if value is None else f'<div class="pill">{html.escape(name)} {value:.3g}</div>'
+    references = references_list(sample.get("references", ()))
     alone = "" if sample.get("labels") else " alone"
     return (
         f'<div class="card"><div class="pictures{alone}">{figures}</div><div class="legend">{keys}</div>'
-        f"{''.join(texts)}<ul>{references}</ul></div>"
+        f"{pill}{''.join(texts)}{references}</div>"
     )
 
 
-def _image(picture: np.ndarray, title: str) -> str:
+def references_list(references: Sequence[str]) -> str:
+    """What people said, each text once."""
+    return f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in draw.distinct(references))}</ul>"
+
+
+def image(picture: np.ndarray, title: str) -> str:
+    """A picture as the address of an <img>: a photo as JPEG, a label map as PNG without smoothing."""
     buffer = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(picture))
+    shown = Image.fromarray(np.ascontiguousarray(picture))
     if title == "Photo":
-        image.thumbnail((640, 640))
-        image.save(buffer, "jpeg", quality=90)
+        shown.thumbnail((640, 640))
+        shown.save(buffer, "jpeg", quality=90)
         return _data("jpeg", buffer.getvalue())
-    if max(image.size) > 320:
-        image = image.resize([max(1, round(n * 320 / max(image.size))) for n in image.size], Image.Resampling.NEAREST)
-    image.save(buffer, "png")
+    if max(shown.size) > 320:
+        shown = shown.resize([max(1, round(n * 320 / max(shown.size))) for n in shown.size], Image.Resampling.NEAREST)
+    shown.save(buffer, "png")
     return _data("png", buffer.getvalue())
 
 

@@ -1,0 +1,111 @@
+"""From sections of a config to what they name: data, model, loss and evaluators, for training and evaluation alike."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, sharding
+from prismer_jax.errors import UserError, choose
+
+DATA_KEYS = ("name", "pp", "weight")  # of a data section; the rest goes to the data set
+
+
+def load_source(section: config.Section, where: str) -> Any:
+    """Returns the source of examples that a section {name, ...} of the config describes."""
+    options = {key: config.plain(section[key]) for key in section if key not in DATA_KEYS}
+    try:
+        return datasets.load(section.name, **options)
+    except TypeError as error:
+        raise UserError(f"{where}: data set {section.name!r}: {error}.") from None
+
+
+def load_mixture(section: config.Section, tokenizer: Any) -> list[dict[str, Any]]:
+    """Returns what `input.train_batches` mixes, from {any name: {name, pp, weight, ...}}.
+
+    `size` is the number of the set's texts, as the reference counts its examples: of each photo with five captions,
+    five. Weights are proportions of a batch; sets whose weights are 'size' are mixed as if they were one.
+    """
+    mixture = []
+    for name, part in section.items():
+        source, weight = load_source(part, f"config.data.{name}"), part.get("weight", 1.0)
+        size = getattr(source, "texts", len(source))
+        chain = pp.build(part.pp, tokenizer=tokenizer)
+        mixture.append({"source": source, "pp": chain, "weight": size if weight == "size" else weight, "size": size})
+    return mixture
+
+
+def make_model(cfg: config.Section, tokenizer: Any) -> Any:
+    """Returns the config's model, whose vocabulary must be large enough for the tokenizer."""
+    model = config.call(models.build, cfg.model, "config.model")
+    if (size := model.decoder["vocab_size"]) < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.decoder.vocab_size={size} is smaller than the {tokenizer.vocab_size} ids of the tokenizer "
+            f"{tokenizer.spec!r}; raise it to that."
+        )
+    return model
+
+
+def make_loss(section: config.Section) -> Callable[..., jax.Array]:
+    """Returns the loss (logits, text, mask_loss) -> [batch] with the section's settings."""
+    fn = choose("loss", section.name, losses.LOSSES)
+    return lambda *args: config.call(
+        lambda **options: fn(*args, **options), {k: section[k] for k in section if k != "name"}, "config.loss"
+    )
+
+
+def make_evaluators(
+    section: config.Section, model: Any, tokenizer: Any, mesh: Any, quiet: bool = False
+) -> dict[str, evaluators.Evaluator]:
+    """Returns {name: evaluator} from {name: {type, data, pp, batch_size[, train_data], and the type's own options}}."""
+    made = {}
+    for name, part in section.items():
+        where = f"config.evals.{name}"
+        train_data = part.get("train_data")
+        made[name] = config.call(
+            evaluators.build,
+            part,
+            where,
+            skip=("data", "train_data", "pp"),
+            model=model,
+            tokenizer=tokenizer,
+            source=load_source(part.data, f"{where}.data"),
+            train_source=None if train_data is None else load_source(train_data, f"{where}.train_data"),
+            pp=pp.build(part.pp, tokenizer=tokenizer),
+            mesh=mesh,
+            quiet=quiet,
+        )
+    return made
+
+
+def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """What a checkpoint carries beside its arrays, so that it can be used without the config file."""
+    what = {"model": config.plain(cfg.model), "tokenizer": tokenizer.spec, "tasks": config.plain(cfg.tasks), **more}
+    return {"config": what, "files": {path.name: path for path in tokenizer.files()}}
+
+
+def load_variables(cfg: config.Section, model: Any, mesh: jax.sharding.Mesh, path: pathlib.Path) -> Any:
+    """Returns the variables of a checkpoint, whatever `checkpoint.find` accepts, for the config's model on a mesh.
+
+    Raises:
+      UserError: there is no checkpoint, or it is of another model; where it says of which, the message names the keys.
+    """
+    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
+    places = {
+        "params": sharding.param_shardings(shapes["params"], config.plain(cfg.get("sharding", ())), mesh),
+        **jax.tree.map(lambda _: sharding.replicated(mesh), {k: v for k, v in shapes.items() if k != "params"}),
+    }
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+    try:
+        return checkpoint.load_into(like, path, resize=models.RESIZE.get(cfg.model.get("name", "prismer")))
+    except UserError as error:
+        said = checkpoint.description(path).get("model", {})
+        ours = config.plain(cfg.model)
+        other = [f"{key} is {said.get(key)!r} there, {ours.get(key)!r} here" for key in {**said, **ours}]
+        other = [text for key, text in zip({**said, **ours}, other, strict=True) if said.get(key) != ours.get(key)]
+        if not said or not other:
+            raise
+        raise UserError(f"{path}: is of another model than the config's: {'; '.join(other[:3])}.") from error

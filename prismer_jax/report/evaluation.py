@@ -1,0 +1,74 @@
+"""The page of an evaluation: what was evaluated, its metrics, and the worst, the best and some samples."""
+
+from __future__ import annotations
+
+import html
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prismer_jax.report import page
+
+GROUPS = {"worst": "Worst", "best": "Best", "random": "At random"}
+BINS = 20  # of a histogram
+
+
+def write_evaluation(path: pathlib.Path, made: Mapping[str, Any], record: Mapping[str, Any], samples: int = 12) -> None:
+    """Writes the page, one file that holds everything.
+
+    Args:
+      path: of the page.
+      made: {name: evaluator}, which have run: those of `prismer_jax.evaluators`.
+      record: what metrics.json holds.
+      samples: how many of each group are shown.
+    """
+    parts = [facts(record), "<h2>Metrics</h2>", f'<div class="tables">{"".join(page.tables(record["metrics"]))}</div>']
+    for name, evaluator in made.items():
+        parts += [f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>', _settings(record["evaluators"][name])]
+        if scores := [r["scores"][evaluator.main_score] for r in evaluator.records if "scores" in r]:
+            parts.append(histogram(scores, evaluator.main_score))
+        for which, title in GROUPS.items():
+            if chosen := evaluator.samples(samples, which):
+                parts += [f"<h3>{title}</h3>", page.cards(chosen)]
+    path.write_text(page.document("Evaluation", record["checkpoint"]["path"], parts), encoding="utf-8")
+
+
+def facts(record: Mapping[str, Any]) -> str:
+    """What was evaluated, with what and when, as a table."""
+    checkpoint = record["checkpoint"]
+    rows = {
+        "checkpoint": checkpoint["path"],
+        "step": checkpoint["step"],
+        "weights": checkpoint["fingerprint"],
+        "config": " ".join([str(record.get("config") or ""), *(f"--config.{o}" for o in record.get("overrides", ()))]),
+        "evaluated": record["date"],
+        "on": record["devices"],
+        "with": ", ".join(f"{name} {version}" for name, version in record["packages"].items()),
+        "commit": record.get("git", {}).get("commit", "")
+        + (" and changes" if record.get("git", {}).get("dirty") else ""),
+    }
+    body = "".join(
+        f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items() if value
+    )
+    return f'<div class="card facts"><table>{body}</table></div>'
+
+
+def _settings(section: Mapping[str, Any]) -> str:
+    texts = [f"{section['samples']:,} samples", *(f"{name} {value}" for name, value in section["decoding"].items())]
+    return f'<p class="sub">{html.escape(" · ".join(texts))}</p>'
+
+
+def histogram(values: Sequence[float], name: str, width: int = 460, height: int = 90) -> str:
+    """How often which score was reached, as a picture in the page's colours."""
+    counts, edges = np.histogram(values, bins=BINS, range=(min(0.0, min(values)), max(*values, 1e-9)))
+    step, scale = width / BINS, height / counts.max()
+    bars = "".join(
+        f'<rect x="{i * step:.1f}" y="{height - count * scale:.1f}" width="{step - 2:.1f}" '
+        f'height="{count * scale:.1f}"><title>{low:.3g} to {high:.3g}: {count}</title></rect>'
+        for i, (count, low, high) in enumerate(zip(counts, edges[:-1], edges[1:], strict=True))
+    )
+    ends = [f"<span>{text}</span>" for text in (f"{edges[0]:.3g}", html.escape(name), f"{edges[-1]:.3g}")]
+    drawn = f'<svg viewBox="0 0 {width} {height}">{bars}</svg><figcaption>{"".join(ends)}</figcaption>'
+    return f'<figure class="histogram">{drawn}</figure>'

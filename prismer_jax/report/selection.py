@@ -1,0 +1,44 @@
+"""Which samples of an evaluation are looked at: the best, the worst, and some at random, but always the same."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def at_random(records: Iterable[Record], n: int) -> list[Record]:
+    """At most n records, in turn of every question type, those with the lowest checksums of their ids."""
+    return _spread([records], n)
+
+
+def by_score(scored: Sequence[tuple[float, Record]], n: int, *, highest: bool) -> list[Record]:
+    """At most n records with the highest (or lowest) scores; among equals as `at_random` chooses."""
+    ordered = sorted(scored, key=lambda pair: pair[0], reverse=highest)
+    equals = itertools.groupby(ordered, key=lambda pair: pair[0])
+    return _spread(((record for _, record in group) for _, group in equals), n)
+
+
+def _spread(groups: Iterable[Iterable[Record]], n: int) -> list[Record]:
+    """At most n records, of the first groups first: of each group in turn of every type, other photos first."""
+    chosen: list[Record] = []
+    seen = set()
+    for group in groups:
+        if len(chosen) >= n:
+            break
+        kinds: dict[str, list[Record]] = {}
+        for record in sorted(group, key=lambda record: zlib.crc32(str(record["id"]).encode())):
+            kinds.setdefault(record["type"], []).append(record)
+        while len(chosen) < n and kinds:
+            for kind in sorted(kinds):
+                # Of the same photo there may be many questions: others first.
+                record = next((r for r in kinds[kind] if r["photo"] not in seen), kinds[kind][0])
+                chosen.append(record)
+                seen.add(record["photo"])
+                kinds[kind].remove(record)
+                if not kinds[kind]:
+                    del kinds[kind]
+    return chosen[:n]
