@@ -137,10 +137,11 @@ def claim(plan: Plan) -> None:
     del wanted["folder"]  # it may be moved
     try:
         storage.make_folder(plan.folder)
-        found = claimed(plan.folder)
-        if found is None:
-            storage.write(storage.join(plan.folder, PLAN), json.dumps(wanted, indent=2).encode())
-            return
+        with _alone(plan, "plan"):
+            found = claimed(plan.folder)
+            if found is None:
+                storage.write(storage.join(plan.folder, PLAN), json.dumps(wanted, indent=2).encode())
+                return
     except OSError as error:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror}). Choose another --output.") from None
     for key, value in wanted.items():
@@ -193,29 +194,36 @@ def finish(plan: Plan) -> manifest.Manifest:
     rows = [manifest.whole(plan.folder, plan.file(shard)) for shard in range(plan.shards)]
     if None in rows:
         raise UserError(f"{plan.folder}: {rows.count(None)} of {plan.shards} shards are missing. Run it again.")
-    finished = manifest.finish(
-        plan.folder,
-        name=plan.name,
-        split=plan.split,
-        experts=plan.experts,
-        rows=rows,
-        made_from=plan.made_from,
-        labels=plan.labels,
-    )
-    if not storage.is_remote(plan.folder):
-        _sweep(plan.folder)
+    with _alone(plan, "finish"):
+        finished = manifest.finish(
+            plan.folder,
+            name=plan.name,
+            split=plan.split,
+            experts=plan.experts,
+            rows=rows,
+            made_from=plan.made_from,
+            labels=plan.labels,
+        )
+        if not storage.is_remote(plan.folder):
+            _sweep(plan.folder)
     return finished
 
 
+def _alone(plan: Plan, name: str) -> contextlib.AbstractContextManager[Any]:
+    """Keeps other processes from doing the same; object stores have no leases, but replace whole files anyway."""
+    return contextlib.nullcontext() if storage.is_remote(plan.folder) else _leases(plan).wait(name, POLL)
+
+
+def _leases(plan: Plan) -> Leases:
+    return Leases(os.path.join(plan.folder, LEASES))
+
+
 def _sweep(folder: str) -> None:
-    if Leases(os.path.join(folder, LEASES)).sweep():
-        return  # somebody is at work, with files of its own
+    """Removes what killed processes have left: nobody has anything to write but the one who finishes."""
     for name in storage.names(folder):
         if name.startswith(".") and name.endswith(".tmp"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
-    with contextlib.suppress(OSError):
-        os.rmdir(os.path.join(folder, LEASES))
 
 
 def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0, workers: int = 1) -> None:
@@ -226,8 +234,7 @@ def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0,
                 write(plan, source, shard, advance=advance)
         return
     names = {plan.file(shard): shard for shard in range(plan.shards)}
-    leases = Leases(os.path.join(plan.folder, LEASES))
-    for lease in leases.share(names, lambda name: plan.whole(names[name]), poll=POLL):
+    for lease in _leases(plan).share(names, lambda name: plan.whole(names[name]), poll=POLL):
         with lease, contextlib.suppress(LeaseLost):  # then another process makes this one
             write(plan, source, names[lease.name], advance=advance, check=lease.check)
 
