@@ -30,11 +30,13 @@ CORE = [
     "matplotlib>=3.8",  # learning curves
     "rich>=13",  # progress bars
 ]
+EVAL = ["pycocoevalcap>=1.2"]  # the official caption metrics, 104 MB of jars: METEOR and SPICE, which need Java
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3",  # two cores test twice as fast
     "ruff>=0.8",
     "hypothesis>=6",  # properties of parsers and metrics
+    *EVAL,  # without Java only the scores are compared
 ]
 
 setup(
@@ -53,7 +55,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "wandb": ["wandb"],  # experiment tracking
-        "eval": ["pycocoevalcap"],  # the official caption metrics, 104 MB of jars; needs Java
+        "eval": EVAL,
         "bench": ["torch", "transformers==4.26.1"],  # the PyTorch original, to compare with
     },
 )

@@ -12,6 +12,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators import ptb
+from prismer_jax.evaluators.jars import jar_score
 
 Tokens = Sequence[str]
 ORDERS = 4  # n-grams of one to four words
@@ -21,23 +22,50 @@ TINY, SMALL = 1e-15, 1e-9
 
 
 def caption_metrics(
-    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]
+    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], metrics: Sequence[str] = ()
 ) -> dict[str, float]:
     """The caption scores of one prediction an image: {"bleu1".."bleu4", "rouge_l", "cider"}.
 
     BLEU and ROUGE-L are in [0, 1]; CIDEr is the usual ratio in [0, 10] (1.33 is what papers print as 133). Texts are
-    split by `ptb.tokenize`. An empty prediction is legal and scores as a caption without words.
+    split by `ptb.tokenize_all`, in the references' order. An empty prediction is legal and scores as a caption without
+    words; so is an empty reference among others.
+
+    Args:
+      predictions: {id: caption}.
+      references: {id: captions}, of the same ids.
+      metrics: more of them, 'meteor' and 'spice', which need Java (`jars`).
 
     Raises:
-      UserError: the two do not hold the same ids, there is none, or an image has no reference.
+      UserError: the two do not hold the same ids, there is none, an image has no reference, a caption is no text, or
+        what `jars.jar_score` raises.
     """
+    return caption_scores(predictions, references, metrics)[0]
+
+
+def caption_scores(
+    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], metrics: Sequence[str] = ()
+) -> tuple[dict[str, float], dict[Hashable, float]]:
+    """`caption_metrics`, and the CIDEr-D of each prediction, whose mean is that of the set: (scores, {id: cider})."""
     check_ids(predictions, references)
     if bare := [image for image, captions in references.items() if not captions]:
         raise UserError(f"Image {bare[0]!r} has no reference caption ({len(bare)} such): remove it from the set.")
-    guesses = [ptb.tokenize(predictions[image]) for image in references]
-    targets = [[ptb.tokenize(caption) for caption in captions] for captions in references.values()]
-    scores = {f"bleu{n}": value for n, value in enumerate(bleu(guesses, targets), 1)}
-    return scores | {"rouge_l": rouge_l(guesses, targets), "cider": cider_d(guesses, targets)[0]}
+    for image, captions in references.items():
+        if isinstance(captions, str) or not all(isinstance(text, str) for text in (predictions[image], *captions)):
+            raise UserError(f"Image {image!r}: a prediction is one text, its references are a list of texts.")
+    guesses = ptb.tokenize_all([predictions[image] for image in references])
+    tokens = iter(ptb.tokenize_all([caption for captions in references.values() for caption in captions]))
+    targets = [[next(tokens) for _ in captions] for captions in references.values()]
+    # A token with a space in it, such as '1\u00a01/2', is two words to the official BLEU and CIDEr, but one to ROUGE.
+    words, rivals = list(map(_words, guesses)), [list(map(_words, refs)) for refs in targets]
+    scores = {f"bleu{n}": value for n, value in enumerate(bleu(words, rivals), 1)}
+    cider, each = cider_d(words, rivals)
+    scores |= {"rouge_l": rouge_l(guesses, targets), "cider": cider}
+    scores |= {name: jar_score(name, guesses, targets) for name in metrics}
+    return scores, dict(zip(references, each, strict=True))
+
+
+def _words(tokens: Tokens) -> list[str]:
+    return " ".join(tokens).split()
 
 
 def check_ids(predictions: Collection[Hashable], references: Collection[Hashable]) -> None:
