@@ -9,6 +9,7 @@ from flax import linen as nn
 from prismer_jax import evaluators, labels, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators import common
+from prismer_jax.evaluators.journal import Journal
 from prismer_jax.evaluators.scores import caption_metrics
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "red", "green", "blue", "grey", "what", "where"]
@@ -314,3 +315,115 @@ def test_scan_is_evenly_spaced_and_bounded(monkeypatch):
     seen = list(common.scan(range(95)))
     assert seen == list(range(0, 95, 10))
     assert list(common.scan(None)) == []
+
+
+# ------------------------------------------------------------------------------------------------ going on after a stop
+
+
+class Stop(Exception):
+    pass
+
+
+KINDS = {
+    "caption": (captioned, {"max_new": 4}),
+    "vqa": (asked, {}),
+    "rank": (asked, {"method": "rank", "answers": ["green", "red", "grey"], "k": 2}),
+    "classification": (classified, {"classes": COLORS, "k": 2}),
+    "loss": (captioned, {}),
+}
+
+
+def of_kind(kind, count=11, **options):
+    source, settings = KINDS[kind]
+    return made({"rank": "vqa"}.get(kind, kind), source(count), **settings, **options)
+
+
+def stop_after(evaluator, calls):
+    """The evaluator stops as if killed when its model is asked once more; returns where calls are counted."""
+    counted = []
+    name = "say" if hasattr(evaluator, "say") else "measure"
+    function = getattr(evaluator, name)
+
+    def counting(*args):
+        if len(counted) == calls:
+            raise Stop
+        counted.append(1)
+        return function(*args)
+
+    setattr(evaluator, name, counting)
+    return counted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_numbers(kind, tmp_path):
+    whole = of_kind(kind)
+    expected = dict(whole.run(VARIABLES))
+    calls = 3 if kind == "loss" else 4  # three batches, and what is said of a blank image
+    for stop in range(calls):
+        journal = Journal(tmp_path / str(stop), kind, {})
+        stopped = of_kind(kind)
+        stop_after(stopped, stop)
+        with pytest.raises(Stop):
+            list(stopped.run(VARIABLES, journal))
+        journal.close()
+        evaluator = of_kind(kind)
+        counted = stop_after(evaluator, -1)
+        assert dict(evaluator.run(VARIABLES, Journal(tmp_path / str(stop), kind, {}))) == expected
+        assert (evaluator.records, evaluator.predictions) == (whole.records, whole.predictions)
+        assert len(counted) == calls - stop
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_run_is_read_and_not_computed_again(kind, tmp_path):
+    expected = dict(of_kind(kind).run(VARIABLES, Journal(tmp_path, kind, {})))
+    evaluator = of_kind(kind)
+    stop_after(evaluator, 0)
+    assert dict(evaluator.run(VARIABLES, Journal(tmp_path, kind, {}))) == expected
+
+
+def test_a_batch_of_which_a_line_is_lost_is_computed_again(tmp_path):
+    expected = dict(of_kind("vqa").run(VARIABLES, Journal(tmp_path, "vqa", {})))
+    file = tmp_path / "vqa.0.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:7]) + lines[7][:10])  # header, a batch of four, and two of the next, a third torn
+    evaluator = of_kind("vqa")
+    calls = stop_after(evaluator, -1)
+    assert dict(evaluator.run(VARIABLES, Journal(tmp_path, "vqa", {}))) == expected
+    assert len(calls) == 3
+
+
+# --------------------------------------------------------------------------------------------------------- its samples
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_metric_with_scores_is_their_mean(kind):
+    evaluator = of_kind(kind)
+    values = dict(evaluator.run(VARIABLES))
+    assert evaluator.main_score in evaluator.records[0]["scores"]
+    for name in evaluator.records[0]["scores"]:
+        assert values[name] == pytest.approx(np.mean([record["scores"][name] for record in evaluator.records]))
+    for name, kind in [(name, name.partition("/")[2]) for name in values if "/" in name]:
+        scores = [r["scores"][name.partition("/")[0]] for r in evaluator.records if r["type"] == kind]
+        assert values[name] == pytest.approx(np.mean(scores))
+
+
+def test_the_best_and_the_worst_samples_are_those():
+    evaluator = of_kind("vqa")  # of eleven questions, numbers 0, 3, 6 and 9 are answered rightly
+    list(evaluator.run(VARIABLES))
+    assert {s["id"] for s in evaluator.samples(4, "best")} == {100, 103, 106, 109}
+    assert not {s["id"] for s in evaluator.samples(7, "worst")} & {100, 103, 106, 109}
+    assert len(evaluator.samples(100, "worst")) == 11
+    assert evaluator.samples(1, "best")[0]["score"] == ("accuracy", 100.0)
+    by_loss = of_kind("loss")
+    list(by_loss.run(VARIABLES))
+    for place, record in enumerate(by_loss.records):
+        record["scores"]["loss"] = float(place)
+    assert [r["id"] for r in by_loss.chosen(2, "best")] == [1, 2]
+    assert [r["id"] for r in by_loss.chosen(2, "worst")] == [11, 10]
+
+
+def test_without_references_there_are_samples_but_no_best_ones():
+    evaluator = made("caption", [{"id": "7", "value": 4}])
+    list(evaluator.run(VARIABLES))
+    assert evaluator.samples(3, "best") == evaluator.samples(3, "worst") == []
+    assert evaluator.samples(3)[0]["prediction"] == "red"

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -95,7 +96,11 @@ class Journal:
         self.close()
 
     def _files(self) -> Sequence[pathlib.Path]:
-        return sorted(p for p in self._folder.glob(f"{self._name}.*.jsonl") if p.name.split(".")[-2].isdigit())
+        if not self._folder.is_dir():
+            return []
+        return sorted(
+            p for p in self._folder.iterdir() if re.fullmatch(rf"{re.escape(self._name)}\.[0-9]+\.jsonl", p.name)
+        )
 
     def _read(self, path: pathlib.Path) -> tuple[list[Entry], int]:
         """The entries of a file and up to which byte it is whole: 0 for that of another evaluation."""
