@@ -1,0 +1,105 @@
+import argparse
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from prismer_jax import labels
+from prismer_jax.errors import UserError
+from tools import build_dataset
+from tools.source_arguments import add_arguments, open_source
+
+
+def parse(*flags) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(flag) for flag in flags])
+
+
+@pytest.fixture
+def data(tmp_path):
+    """photos/ with a.jpg and b.jpg, captions of a.jpg and of one that is gone, a question, and a tar."""
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (8, 6), "red").save(tmp_path / "photos" / name)
+    captions = [{"image": "a.jpg", "caption": "red"}, {"image": "gone.jpg", "caption": "gone"}]
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    questions = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "questions": [{"question_id": 3, "image_id": 1, "question": "what colour?"}],
+    }
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    answers = {"annotations": [{"question_id": 3, "answers": [{"answer": "red"}] * 10}]}
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    karpathy = {"filename": "b.jpg", "imgid": 0, "split": "val", "sentences": [{"raw": "of val"}]}
+    (tmp_path / "dataset_mine.json").write_text(json.dumps({"images": [karpathy]}))
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, content in (("1.jpg", (tmp_path / "photos/a.jpg").read_bytes()), ("1.txt", b"of a tar")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    labels.write(tmp_path / "labels", "edge", "a.jpg", labels.blank("edge", 6, 8))
+    return tmp_path
+
+
+def test_folders_lists_and_tars_become_sources_of_whole_photos(data):
+    photos = open_source(parse("--images", data / "photos", "--labels", data / "labels", "--source-name", "mine"))
+    assert [photo["name"] for photo in photos] == ["a.jpg", "b.jpg"]
+    assert photos[0]["source"] == "mine"
+    assert photos[0]["labels/edge"] == str(data / "labels/edge/a.png")
+    listed = open_source(parse("--list", data / "captions.json", "--images", data / "photos"))
+    assert [photo["captions"] for photo in listed] == [["red"]]
+    assert listed.dropped.counts == {"missing photo": 1}  # and not an error, as of a training's list
+    tars = open_source(parse("--tars", data / "00000.tar"))
+    assert [photo["captions"] for photo in tars] == [["of a tar"]]
+    assert len(open_source(parse("--images", data / "photos", "--limit", 1))) == 1
+
+
+def test_several_lists_are_joined(data):
+    lists = ("--list", data / "questions.json", "--images", data / "photos", "--annotations", data / "answers.json")
+    asked = open_source(parse(*lists))
+    assert asked[0]["questions"][0]["answers"] == ["red"] * 10
+    joined = open_source(parse("--list", data / "captions.json", data / "questions.json", "--images", data / "photos"))
+    assert len(joined) == 1
+    assert joined[0]["captions"] == ["red"]
+    assert joined[0]["questions"][0]["question"] == "what colour?"
+
+
+def test_splits(data):
+    karpathy = ("--list", data / "dataset_mine.json", "--images", data / "photos", "--split")
+    assert open_source(parse(*karpathy, "val"))[0]["captions"] == ["of val"]
+    with pytest.raises(UserError, match="no split 'test'"):
+        open_source(parse(*karpathy, "test"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "Give one of --list"),
+        (("--images", "a", "--tars", "b"), "Give one of --list"),
+        (("--images", "a", "--dataset-dir", "b"), "Give one of --list"),
+        (("--images", "a", "--limit", 0), "--limit 0"),
+        (("--images", "a", "--annotations", "b"), "--annotations and --split belong to a --list"),
+        (("--tars", "a", "--split", "val"), "--annotations and --split belong to a --list"),
+        (("--list", "a", "--max-missing", 30), "--max-missing 30.0: a fraction"),
+        (("--dataset-dir", "a", "--labels", "b"), "labels and its source inside"),
+        (("--images", "nowhere"), "nowhere: no such photo or folder"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_explained(flags, message):
+    with pytest.raises(UserError, match=message):
+        open_source(parse(*flags))
+
+
+def test_finished_data_sets_are_sources_too(data):
+    finished = data / "finished"
+    build_dataset.main(
+        ["--list", str(data / "captions.json"), "--images", str(data / "photos"), "--output", str(finished)]
+    )
+    (photo,) = open_source(parse("--dataset-dir", finished))
+    assert (photo["name"], photo["source"], photo["captions"]) == ("a.jpg", "captions", ["red"])
+    assert photo["image"] == (data / "photos/a.jpg").read_bytes()
+    with pytest.raises(UserError, match="photos"):
+        open_source(parse("--dataset-dir", data / "photos"))
