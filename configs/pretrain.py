@@ -105,7 +105,7 @@ def get_config(arg=None):
             data=paper.find(arg.data, "coco_test", arg.experts),
             pp=prompt,
             style="reference",
-            batch_size=4 if arg.smoke else 256,
+            batch_size=8 if arg.smoke else 256,
             **decode,
         )
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import pathlib
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,8 +44,10 @@ PRNG = "rbg"  # hardware generators where there are any, and compiled in a fract
 MAY_CHANGE = ("(log|evaluate|save)_.*", r"(mesh|evals|checkpoint|report|wandb|profile)\b.*", "num_workers")
 
 
-def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
+def train(cfg: config.Section, workdir: pathlib.Path, estimate: bool = False) -> dict[str, float]:
     """Trains as the config says, in `workdir`; returns the last value of every evaluation metric.
+
+    With `estimate` it compiles the training step and says how much memory that takes, but trains nothing.
 
     Raises:
       UserError: the config, the data or the workdir cannot be used, or the loss is no longer finite.
@@ -53,10 +56,10 @@ def train(cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     with jax.set_mesh(mesh):
-        return train_on(mesh, cfg, workdir)
+        return train_on(mesh, cfg, workdir, estimate)
 
 
-def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path) -> dict[str, float]:
+def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path, estimate: bool) -> dict[str, float]:
     """`train` on a mesh, which is set."""
     # -------------------------------------------------------------------------------------------------------- workdir
     main_process = jax.process_index() == 0
@@ -140,6 +143,11 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         with jax.set_mesh(mesh):  # every thread has its own
             return update.lower(like, *first_batches).compile() if first_batches else update
 
+    if estimate:
+        with contextlib.closing(batches):
+            lines = runtime.memory(like, optim.split(like["params"], frozen)[0], first_batches, compile_update())
+        print(*lines, sep="\n")
+        return {}
     with ThreadPoolExecutor(1) as pool:  # the step is compiled while the state is made
         compiling = pool.submit(compile_update)
         if first_step:
@@ -259,9 +267,16 @@ def make_update(
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.train", description=__doc__)
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:arg; --config.key=value overrides a key")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="checkpoints, metrics and report go here")
+    parser.add_argument("--workdir", type=pathlib.Path, help="checkpoints, metrics and report go here")
+    parser.add_argument("--estimate", action="store_true", help="only say how much memory a step takes")
     args, overrides = parser.parse(argv)
     runtime.log_warnings()
+    if args.estimate:
+        with tempfile.TemporaryDirectory() as scratch:
+            train(config.load(args.config, overrides), pathlib.Path(scratch), estimate=True)
+        return
+    if args.workdir is None:
+        raise UserError("The following arguments are required: --workdir. Try --help.")
     results.show(train(config.load(args.config, overrides), args.workdir))
     print(f"Report: {args.workdir / 'report.html'}   model: {args.workdir / 'export'}")
 

@@ -94,7 +94,7 @@ def get_config(arg=None):
             data=paper.find(arg.data, f"coco_{split}", arg.experts),
             pp=prompt,
             style="reference",
-            batch_size=4 if arg.smoke else 256,
+            batch_size=8 if arg.smoke else 256,
             **decode,
         )
         for split in sorted({arg.select, "test"})

@@ -47,7 +47,7 @@ def get_config(arg=None):
     config = ConfigDict()
     config.seed = arg.seed
     config.num_workers = 0 if arg.smoke else 8
-    config.batch_size = 4 if arg.smoke else 64
+    config.batch_size = 8 if arg.smoke else 64
     if arg.smoke:
         config.total_steps = 2
     else:
@@ -102,7 +102,7 @@ def get_config(arg=None):
             classes=names,
             k=32,
             style="reference",
-            batch_size=4 if arg.smoke else 256,
+            batch_size=8 if arg.smoke else 256,
         )
     )
 

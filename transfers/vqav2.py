@@ -112,7 +112,7 @@ def get_config(arg=None):
             data=paper.find(arg.data, held_out, arg.experts),
             pp=prompt,
             style="reference",
-            batch_size=4 if arg.smoke else 512,
+            batch_size=8 if arg.smoke else 512,
             blank=arg.split == "val",  # what it answers blindly costs as much again
             **choose("inference", arg.inference, dict(rank=rank, generate=generate)),
         )

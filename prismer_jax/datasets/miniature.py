@@ -42,6 +42,14 @@ def folder(data_dir: str | os.PathLike | None = None) -> str:
     return str(final)
 
 
+def own(task: str) -> tuple[str, str]:
+    """Returns lists for training and evaluation in one's own folder: of 'captions' or of 'questions'."""
+    root = folder()
+    if task == "captions":
+        return f"{root}/coco_karpathy_train.json", f"{root}/coco_karpathy_val.json"
+    return f"{root}/vqav2_train_val.json", f"{root}/vg_qa.json"
+
+
 def _write(root: pathlib.Path) -> None:
     settings = scenes.Settings("train", SIZE, len(TRAIN) + len(HELD_OUT), 0)
     examples = [scenes.example(settings, i) for i in (*TRAIN, *HELD_OUT)]

@@ -1,0 +1,182 @@
+"""Every config file: its arguments, its models at full size without weights, no key unread, and a whole :smoke run."""
+
+import json
+import math
+import pathlib
+
+import jax
+import pytest
+
+from prismer_jax import config, models, train
+from prismer_jax.datasets import miniature
+from prismer_jax.errors import UserError
+from prismer_jax.labels import select
+from prismer_jax.testing import ROOT
+
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("configs", "transfers")
+    for path in (ROOT / folder).glob("*.py")
+    if not path.name.endswith("_test.py")
+)
+PAPER = ["configs/pretrain.py", *(f"transfers/{n}.py" for n in ("coco_caption", "imagenet_fewshot", "nocaps", "vqav2"))]
+EXPERTS = ("all", "none", "depth+edge", "seg_coco+seg_ade")
+
+
+def load(file, arg="", *overrides):
+    return config.load(f"{ROOT / file}:{arg}", overrides)
+
+
+@pytest.mark.parametrize("file", PAPER)
+def test_sizes_experts_and_resolutions_need_no_data(file, tmp_path):
+    for size in ("base", "large", "huge"):
+        for experts in EXPERTS:
+            cfg = load(file, f"size={size},experts={experts},res=224,data={tmp_path / 'none'}")
+            assert (cfg.model.variant, cfg.model.experts, cfg.model.image_size) == (size, experts, 224)
+            for part in (*cfg.data.values(), *(part.data for part in cfg.evals.values())):
+                assert ("labels" in part) == (experts != "none")
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize(("size", "patch", "least"), [("base", 16, 2.5e8), ("large", 14, 7e8), ("huge", 14, 1.2e9)])
+def test_models_of_full_size_can_be_built(size, patch, least, experts):
+    for file in ("configs/pretrain.py", "transfers/vqav2.py"):
+        cfg = load(file, f"size={size},experts={experts}")
+        model = models.build(**config.plain(cfg.model))
+        params = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
+        assert params["encoder"]["position_embedding"].shape[0] == (cfg.model.image_size // patch) ** 2
+        stems = {name for name in params["encoder"] if name.startswith("stem_")}
+        assert len(stems) == len({name.partition("_")[0] for name in select(experts)})
+        assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) > least
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("arg", ["", "experts=none"])
+@pytest.mark.parametrize("file", PAPER)
+def test_every_key_is_read_before_the_first_step(file, arg, monkeypatch, tmp_path):
+    def stop(*_):
+        raise Stopped
+
+    monkeypatch.setattr(train, "make_update", stop)
+    cfg = load(file, f"data={miniature.folder()},{arg}", "tokenizer=scenes", "num_workers=0")
+    with pytest.raises(Stopped):
+        train.train(cfg, tmp_path)
+
+
+def test_hyperparameters_are_the_published_ones():
+    """NVlabs/prismer at 4f27ab3, configs/*.yaml."""
+    base, large = load("configs/pretrain.py"), load("configs/pretrain.py", "size=large")
+    assert (base.batch_size, base.total_epochs, base.model.image_size) == (1024, 20, 224)
+    assert (base.optim.lr, large.optim.lr, base.optim.weight_decay) == (3e-4, 1e-4, 0.05)
+    assert (base.optim.start_lr, base.optim.end_lr, base.optim.warmup_steps) == (1e-6, 1e-6, 2000)
+    assert (base.freeze, list(base.data)) == ("freeze_lang_vision", ["cc12m", "cc3m_sgu", "coco", "vg"])
+    for file, resolution, batch, epochs in [
+        ("coco_caption", 480, 256, 3),
+        ("nocaps", 480, 256, 3),
+        ("vqav2", 480, 512, 10),
+        ("imagenet_fewshot", 384, 64, 20),
+    ]:
+        cfg = load(f"transfers/{file}.py")
+        assert (cfg.model.image_size, cfg.batch_size, cfg.total_epochs) == (resolution, batch, epochs)
+        assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.end_lr) == (5e-5, 0.05, 0.0)
+        assert (cfg.freeze, cfg.loss.label_smoothing, cfg.loss.per_token) == ("freeze_vision", 0.1, False)
+    vqa, shots = load("transfers/vqav2.py").evals.vqa, load("transfers/imagenet_fewshot.py", "shots=4")
+    assert (vqa.method, vqa.k, vqa.answers) == ("rank", 16, "datasets/answer_list.json")
+    assert (shots.evals.imagenet.k, shots.data.imagenet.shots) == (32, 4)
+    captions = load("transfers/coco_caption.py").evals.test
+    assert (captions.num_beams, captions.max_new + 4, captions.min_new + 4) == (3, 20, 8)
+
+
+def test_prefixes_have_as_many_tokens_as_their_prompts_have_columns(shared):
+    from prismer_jax.pp import tokenizer
+
+    encode = tokenizer.load(f"roberta:{shared / 'roberta'}").encode
+    for text, file in [("A picture of", "coco_caption"), ("A photo of a", "imagenet_fewshot")]:
+        pp = load(f"transfers/{file}.py").tasks.caption.pp
+        assert f"caption_prompt('{text}')|tokenize({1 + len(encode(text))})" in pp
+
+
+def test_sets_that_are_absent_are_named_with_the_remedy(tmp_path):
+    (tmp_path / "vg_caption.json").write_text("[]")
+    with pytest.raises(UserError, match=r"has no cc12m \(.*/cc12m\), cc3m_sgu .*, coco .*: sets=vg\."):
+        load("configs/pretrain.py", f"experts=none,data={tmp_path}")
+    assert list(load("configs/pretrain.py", f"experts=none,data={tmp_path},sets=vg").data) == ["vg"]
+    with pytest.raises(UserError, match=r"no folder of labels of depth, normal.*make_labels.*experts=none"):
+        load("configs/pretrain.py", f"data={tmp_path},sets=vg")
+    with pytest.raises(UserError, match="Unknown data set for pretraining 'vgg'"):
+        load("configs/pretrain.py", "sets=vgg")
+
+
+def check(file, workdir, arg="smoke"):
+    """Runs all of it and looks at what it leaves behind."""
+    cfg = load(file, arg)
+    results = train.train(cfg, workdir)
+    assert json.loads((workdir / "metrics.json").read_text()) == results
+    assert all(math.isfinite(value) for value in results.values())
+    assert [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    assert (workdir / "export" / "config.json").exists()
+    assert (workdir / "report.html").stat().st_size > 0
+    for name, part in cfg.evals.items():
+        predictions = json.loads((workdir / "predictions" / f"{name}.json").read_text())
+        assert len(predictions) > 0
+        assert any(key.startswith(f"{name}/") for key in results) == ("vqav2_test" not in part.data.get("path", ""))
+    return results
+
+
+def test_a_fine_tuning_runs_whole(tmp_path):
+    check("transfers/vqav2.py", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_every_config_runs_whole(file, tmp_path):
+    check(file, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "arg"),
+    [
+        ("transfers/vqav2.py", "split=val"),
+        ("transfers/vqav2.py", "inference=generate,experts=none"),
+        ("transfers/nocaps.py", "split=test,experts=depth+edge"),
+        ("transfers/forkme.py", "task=questions"),
+        ("configs/pretrain.py", "sets=coco,experts=none"),
+    ],
+)
+def test_variants_run_whole(file, arg, tmp_path):
+    if arg == "split=test,experts=depth+edge":  # no captions to be scored by
+        train.train(load(file, f"smoke,{arg}"), tmp_path)
+        assert len(json.loads((tmp_path / "predictions/nocaps.json").read_text())) == len(miniature.HELD_OUT)
+    else:
+        check(file, tmp_path, f"smoke,{arg}")
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_one_of_another_resolution(tmp_path):
+    """As fine-tuning at 480 pixels does from pretraining at 224."""
+    first = tmp_path / "pretrained"
+    train.train(load("configs/pretrain.py", "smoke,sets=coco,experts=none"), first)
+    cfg = load("transfers/coco_caption.py", "smoke,experts=none", "model.image_size=96")
+    cfg = config.strict({**config.plain(cfg), "init": str(first)})
+    pp = {"resize(64": "resize(96", "crop(64": "crop(96"}
+    text = json.dumps(config.plain(cfg))
+    for old, new in pp.items():
+        text = text.replace(old, new)
+    train.train(config.strict(json.loads(text)), tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "export" / "config.json").exists()
+
+
+def test_the_memory_of_a_step_can_be_told(tmp_path, capsys):
+    from prismer_jax import runtime
+
+    step = jax.jit(lambda state, batch: jax.tree.map(lambda x: x + batch["x"].sum(), state))
+    state = {"params": {"a": jax.numpy.ones((2, 512)), "b": jax.numpy.ones(4)}, "opt": {"mu": jax.numpy.ones(4)}}
+    batch = {"x": jax.numpy.ones(8)}
+    lines = runtime.memory(state, [state["params"]["b"]], batch, step.lower(state, batch).compile())
+    assert [line.split()[-3] for line in lines[:4]] == ["1,028", "4", "4", "8"]
+    assert "GiB of each of" in lines[4]
+    assert pathlib.Path(tmp_path).exists()
