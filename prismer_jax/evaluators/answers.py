@@ -7,9 +7,12 @@ number from here can stand beside a published one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prismer_jax.errors import UserError
+from prismer_jax.evaluators.results import check_ids
 
 ANNOTATORS = 10
 ENOUGH = 3  # an answer that three annotators gave is fully right
@@ -67,3 +70,43 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     agree = answers.count(prediction) * annotators / len(answers)
     left_out_agrees, left_out_differs = min(1.0, (agree - 1) / ENOUGH), min(1.0, agree / ENOUGH)
     return (agree * left_out_agrees + (annotators - agree) * left_out_differs) / annotators
+
+
+def by_type(name: str, scores: Sequence[float], types: Iterable[Iterable[str]]) -> Iterator[tuple[str, float]]:
+    """Yields (name, mean of the scores), then ('name/type', mean) of each type; '' is no type.
+
+    Args:
+      name: of the metric.
+      scores: one a question.
+      types: those of each question.
+    """
+    groups: dict[str, list[float]] = defaultdict(list)
+    for score, kinds in zip(scores, types, strict=True):
+        for kind in set(kinds) - {""}:
+            groups[kind].append(score)
+    yield name, sum(scores) / len(scores)
+    for kind in sorted(groups):
+        yield f"{name}/{kind}", sum(groups[kind]) / len(groups[kind])
+
+
+def vqa_metrics(predictions: Mapping[int, str], annotations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The official accuracy in percent: {'accuracy', 'accuracy/<question type>' ..., 'accuracy/<answer type>' ...}.
+
+    Args:
+      predictions: {question_id: answer}; an empty answer is legal and is compared as it is.
+      annotations: the entries of an official annotations file: question_id, question_type, answer_type, and answers, a
+        list of {'answer': text}.
+
+    Raises:
+      UserError: the ids of the two are not the same, an id occurs twice, an answer is no text, or a question has no
+        answers.
+    """
+    known = {row["question_id"]: row for row in annotations}
+    if len(known) < len(annotations):
+        raise UserError(f"{len(annotations) - len(known)} question ids occur more than once in the annotations.")
+    check_ids(predictions, known)
+    if wrong := [key for key, text in predictions.items() if not isinstance(text, str)]:
+        raise UserError(f"The answer to question {wrong[0]!r} is no text but {predictions[wrong[0]]!r}.")
+    scores = [100 * accuracy(predictions[key], [a["answer"] for a in row["answers"]]) for key, row in known.items()]
+    types = ([row.get("question_type", ""), row.get("answer_type", "")] for row in known.values())
+    return dict(by_type("accuracy", scores, types))

@@ -7,6 +7,7 @@ from typing import Any
 
 from prismer_jax import decode
 from prismer_jax.errors import choose
+from prismer_jax.evaluators import jars
 from prismer_jax.evaluators.common import Record, TextEvaluator
 from prismer_jax.evaluators.scores import caption_metrics, caption_scores
 from prismer_jax.pp.text import caption_said
@@ -18,23 +19,30 @@ class CaptionEvaluator(TextEvaluator):
     """BLEU-1..4, ROUGE-L and CIDEr-D of generated captions (`caption_metrics`).
 
     Yields each score, `<score>_blank` of the model's caption of a blank image, and `<score>_most_frequent` of the most
-    frequent training caption given to every image. `predictions` is in the COCO format [{"image_id", "caption"}];
-    without references (a test set) it is all there is.
+    frequent training caption given to every image. Where examples say their `domain`, as those of NoCaps do, each score
+    follows of each domain, `<score>/in-domain` ...: of its images alone, so that CIDEr's document frequencies are those
+    of the domain, as they are when a domain's result file is scored by the official tools.
+
+    `predictions` is what COCO's and NoCaps' servers take, [{"image_id", "caption"}]; without references (a test set) it
+    is all there is.
 
     Args:
       method: of `decode.METHODS`.
+      metrics: more scores of the model's captions, 'meteor' and 'spice'; they need Java (see `jars`).
       options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method: max_new or max_len,
         min_new or min_len, num_beams ... The pp's prompt is the prefix, which is no part of the prediction.
 
     Raises:
-      UserError: an unknown method or option; in `run`: two examples have one id, or only some have references.
+      UserError: an unknown method, metric or option, or a metric cannot be computed here; in `run`: two examples have
+        one id, or only some have references.
     """
 
     main_score = "cider"
 
-    def __init__(self, *, method: str = "beam", **options: Any) -> None:
+    def __init__(self, *, method: str = "beam", metrics: Sequence[str] = (), **options: Any) -> None:
         super().__init__(**options)
-        self.method = method
+        self.method, self.more = method, tuple(metrics)
+        jars.check(self.more)  # now, and not after all captions are made
         self.check_settings(choose("decoding method", method, decode.METHODS), decode.generate)
         if not self.settings.keys() & {"max_len", "max_new"}:
             self.settings["max_new"] = 20
@@ -45,17 +53,25 @@ class CaptionEvaluator(TextEvaluator):
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("captions") or ()
 
+    def about(self, example: Mapping[str, Any], index: int) -> Record:
+        return {**super().about(example, index), "type": str(example.get("domain") or "")}
+
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         references = {record["id"]: record["references"] for record in records}
         if not any(references.values()):
             return
+        domains = {record["type"]: {r["id"] for r in records if r["type"] == record["type"]} for record in records}
+        domains.pop("", None)
         rivals = {"": {record["id"]: record["prediction"] for record in records}}
         if self.with_blank:
             rivals["_blank"] = {record["id"]: record["blank"] for record in records}
         rivals["_most_frequent"] = dict.fromkeys(references, self.most_frequent(records))
         for suffix, captions in rivals.items():
-            values, each = caption_scores(captions, references)
+            more = () if suffix else self.more
+            values, each = caption_scores(captions, references, more)
             for record in records:
                 record.setdefault("scores", {})[f"cider{suffix}"] = each[record["id"]]
-            for name, value in values.items():
-                yield f"{name}{suffix}", value
+            yield from ((f"{name}{suffix}", value) for name, value in values.items())
+            for domain in sorted(domains):
+                parts = [{i: texts[i] for i in texts if i in domains[domain]} for texts in (captions, references)]
+                yield from ((f"{name}{suffix}/{domain}", v) for name, v in caption_metrics(*parts, more).items())

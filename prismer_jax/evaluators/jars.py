@@ -8,6 +8,7 @@ refused since version 16 unless it is told otherwise; so it is told.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -36,23 +37,29 @@ def _spice() -> Any:
 JARS: dict[str, Callable[[], Any]] = {"meteor": _meteor, "spice": _spice}
 
 
+def check(names: Sequence[str]) -> None:
+    """Raises a UserError for an unknown metric, and where Java or pycocoevalcap is not installed."""
+    for name in names:
+        choose("metric", name, JARS)
+        if not shutil.which("java"):
+            raise UserError(
+                f"{name.upper()} needs Java, which is not found: install a Java runtime, or leave it out."
+            )
+        if importlib.util.find_spec("pycocoevalcap") is None:
+            raise UserError(f"{name.upper()} needs the extra `eval`: pip install pycocoevalcap, or leave it out.")
+
+
 def jar_score(name: str, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
     """The score of a set in [0, 1], of token lists as `scores` takes them.
 
     Raises:
-      UserError: an unknown name, no Java, no pycocoevalcap, or the program failed.
+      UserError: what `check` finds, or the program failed.
     """
-    make = choose("metric", name, JARS)
-    if not shutil.which("java"):
-        raise UserError(f"{name.upper()} runs in Java, which is not found: install a Java runtime, or leave it out.")
+    check([name])
     guesses = {i: [" ".join(tokens)] for i, tokens in enumerate(predictions)}
     targets = {i: [" ".join(tokens) for tokens in captions] for i, captions in enumerate(references)}
     try:
-        return float(make().compute_score(targets, guesses)[0])
-    except ImportError:
-        raise UserError(
-            f"{name.upper()} needs pycocoevalcap: pip install 'prismer_jax[eval]', or leave it out."
-        ) from None
+        return float(JARS[name]().compute_score(targets, guesses)[0])
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         hint = " It fetches Stanford CoreNLP on its first use: is there a network?" if name == "spice" else ""
         raise UserError(f"{name.upper()}: the official program failed ({error}).{hint}") from None

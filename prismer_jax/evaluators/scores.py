@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators import ptb
 from prismer_jax.evaluators.jars import jar_score
+from prismer_jax.evaluators.results import check_ids
 
 Tokens = Sequence[str]
 ORDERS = 4  # n-grams of one to four words
@@ -66,16 +67,6 @@ def caption_scores(
 
 def _words(tokens: Tokens) -> list[str]:
     return " ".join(tokens).split()
-
-
-def check_ids(predictions: Collection[Hashable], references: Collection[Hashable]) -> None:
-    """Raises a UserError where the predicted ids are not exactly those of the references: no silent wrong average."""
-    if not references:
-        raise UserError("Nothing to score: the set of references is empty. Check the data set's split or list.")
-    if missing := [key for key in references if key not in predictions]:
-        raise UserError(f"{len(missing)} of {len(references)} ids have no prediction, such as {missing[0]!r}.")
-    if unknown := [key for key in predictions if key not in references]:
-        raise UserError(f"{len(unknown)} predictions have ids without references, such as {unknown[0]!r}.")
 
 
 def ngrams(tokens: Tokens) -> list[Counter]:

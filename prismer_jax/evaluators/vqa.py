@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from prismer_jax import decode
 from prismer_jax.errors import UserError, choose
-from prismer_jax.evaluators.answers import accuracy
+from prismer_jax.evaluators.answers import accuracy, by_type
 from prismer_jax.evaluators.common import Record, TextEvaluator, local_rows, scan
 from prismer_jax.pp.text import answer_said, choice_tokens, read_choices
 
@@ -20,8 +19,9 @@ class VQAEvaluator(TextEvaluator):
     """The official VQA accuracy in percent (`answers.accuracy`).
 
     Yields `accuracy`, `accuracy_blank` of the model that sees a blank image, `accuracy_most_frequent` of the most
-    frequent training answer, and each of them by question type: `accuracy/<type>`, `accuracy_blank/<type>` ...
-    `predictions` is in the VQA format [{"question_id", "answer"}]; without answers (a test set) it is all there is.
+    frequent training answer, and each of them by question type and, where examples say it, by answer type:
+    `accuracy/<type>`, `accuracy_blank/<type>` ... `predictions` is what the VQA servers take for test-dev and test-std,
+    [{"question_id", "answer"}] with every question once; without answers (a test set) it is all there is.
 
     The official checkpoints' numbers are those of method='rank' (with the official answer list and k=16) or of
     method='beam', length_penalty=-1, min_new=2, max_new=10; both with style='reference' and padding='reference'.
@@ -69,6 +69,9 @@ class VQAEvaluator(TextEvaluator):
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("answers") or ()
 
+    def about(self, example: Mapping[str, Any], index: int) -> Record:
+        return {**super().about(example, index), "answer_type": str(example.get("answer_type") or "")}
+
     def correctness(self, record: Record) -> float | None:
         return record["scores"]["accuracy"] / 100 if "scores" in record else None
 
@@ -88,12 +91,8 @@ class VQAEvaluator(TextEvaluator):
                 if said is not None
             }
         for name in records[0]["scores"]:
-            scores: dict[str, list[float]] = defaultdict(list)
-            for record in records:
-                scores[record["type"]].append(record["scores"][name])
-            yield name, float(np.mean(np.concatenate([*scores.values()])))
-            for kind in sorted(kind for kind in scores if kind):
-                yield f"{name}/{kind}", float(np.mean(scores[kind]))
+            kinds = ([*{record["type"], record.get("answer_type", "")}] for record in records)
+            yield from by_type(name, [record["scores"][name] for record in records], kinds)
 
     def _choices(self, answers: Sequence[str] | str | int | None) -> list[str]:
         if isinstance(answers, int):
