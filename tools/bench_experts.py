@@ -28,12 +28,17 @@ COLUMNS = ("expert", "images/s", "reference", "ratio", "peak GB", "reference")
 
 
 class Worker:
-    """A process that runs one batch when it is told to."""
+    """A process that works for one round when it is told to.
+
+    Attributes:
+      seconds: that each round took, as the process says.
+      last: the number that it says at its end.
+    """
 
     def __init__(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seconds: list[float] = []
-        self.peak = 0
+        self.last = 0
         self.ready = self.process.stdout.readline().strip() == "ready"
 
     def step(self) -> None:
@@ -46,16 +51,17 @@ class Worker:
 
     def close(self) -> None:
         rest, _ = self.process.communicate()
-        self.peak = int(rest or 0)
+        self.last = int(rest or 0)
 
 
 @contextlib.contextmanager
-def _worker(command: Sequence[str]) -> Iterator[Worker]:
-    worker = Worker(command)
+def worker(command: Sequence[str]) -> Iterator[Worker]:
+    """A worker that is ended when the block ends."""
+    started = Worker(command)
     try:
-        yield worker
+        yield started
     finally:
-        worker.close()
+        started.close()
 
 
 def our_command(name: str, batch: int, dtype: str) -> list[str]:
@@ -89,22 +95,22 @@ def measure(
     print("{:<16}{:>10}{:>12}{:>8}{:>10}{:>12}".format(*COLUMNS), flush=True)
     for name in experts:
         with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(_worker(our_command(name, batch, dtype)))
+            ours = stack.enter_context(worker(our_command(name, batch, dtype)))
             if not ours.ready:
                 raise UserError(f"{name}: its worker ended before its first batch; see above.")
             workers = [ours]
             if reference is not None:
-                theirs = stack.enter_context(_worker(their_command(python, reference, name, batch)))
+                theirs = stack.enter_context(worker(their_command(python, reference, name, batch)))
                 workers += [theirs] if theirs.ready else []
-            for worker in workers:
-                worker.step()  # compiles, or fills caches
-                worker.seconds.clear()
+            for one in workers:
+                one.step()  # compiles, or fills caches
+                one.seconds.clear()
             start = time.monotonic()
             while len(ours.seconds) < 2 or time.monotonic() - start < seconds:
-                for worker in workers:
-                    worker.step()
-        rates = [batch / min(worker.seconds) for worker in workers]
-        peaks = [worker.peak / 1e9 for worker in workers]
+                for one in workers:
+                    one.step()
+        rates = [batch / min(one.seconds) for one in workers]
+        peaks = [one.last / 1e9 for one in workers]
         if len(workers) == 2:
             cells = f"{rates[0]:>10.2f}{rates[1]:>12.2f}{rates[0] / rates[1]:>8.2f}{peaks[0]:>10.2f}{peaks[1]:>12.2f}"
         else:
