@@ -45,7 +45,9 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
                 ids.add(photo["id"])
             yield photo
         if empty:
-            raise UserError(f"{root}: has no photos ({', '.join(SUFFIXES)}).")
+            tars = os.path.isdir(root) and any(name.endswith(".tar") for name in os.listdir(root))
+            hint = " Its tars are a source of their own, named `tars`." if tars else ""
+            raise UserError(f"{root}: has no photos ({', '.join(SUFFIXES)}).{hint}")
 
 
 def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:

@@ -91,6 +91,12 @@ def test_captions_in_side_files():
         assert img2dataset.caption_in(nothing, "a.json") == []
 
 
+def test_a_folder_of_tars_is_told_from_an_empty_one(tmp_path):
+    (tmp_path / "00000.tar").touch()
+    with pytest.raises(UserError, match=r"has no photos .* Its tars are a source of their own"):
+        lists.load(images=tmp_path)
+
+
 def test_links_to_folders_are_followed_once(web):
     (web / "00000" / "loop").symlink_to(web)
     (web / "more").symlink_to(web / "00001")

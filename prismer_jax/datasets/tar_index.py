@@ -106,9 +106,11 @@ def scan(path: str) -> tuple[list[str], list[int], Dropped]:
     for key, sample in samples.items():
         if "photo" not in sample:
             dropped.add("sample without photo", f"{path}: {key!r}")
-            continue
-        names.append(sample["name"])
-        places += [number for part in PARTS for number in sample.get(part, ABSENT)]
+        elif not sample["photo"][1]:
+            dropped.add("empty file", f"{path}: {sample['name']!r}")
+        else:
+            names.append(sample["name"])
+            places += [number for part in PARTS for number in sample.get(part, ABSENT)]
     return names, places, dropped
 
 
@@ -162,9 +164,6 @@ def _add(samples: dict[str, dict[str, Any]], member: tarfile.TarInfo, path: str,
     if part in sample:
         dropped.add("duplicate key in a tar", case)
         return
-    if part == "photo":
-        if not member.size:
-            dropped.add("empty file", case)
-            return
-        sample["name"] = name
     sample[part] = member.offset_data, member.size
+    if part == "photo":
+        sample["name"] = name

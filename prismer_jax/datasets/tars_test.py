@@ -139,10 +139,10 @@ def test_odd_members(tmp_path):
     for number, format in enumerate((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):
         source = tars.load(write(tmp_path / f"{number}/odd.tar", members, format), task="all")
         assert source.dropped.counts == {
-            "sample without photo": 2,  # d and g
             "tar member outside of its folder": 2,
             "duplicate key in a tar": 1,
             "empty file": 1,
+            "sample without photo": 1,
             "tar member of no known kind": 1,
         }
         names = [f"odd/{name}" for name in ("A.JPG", "b.jpeg", "c.png", "e.jpg", "sub/h.webp", f"{'l' * 120}.jpg")]

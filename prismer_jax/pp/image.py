@@ -13,7 +13,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from prismer_jax import labels
 from prismer_jax.errors import BadSample, UserError
@@ -83,7 +83,9 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
     except Image.DecompressionBombError:
         raise BadSample(f"{where}: more pixels than any photo has.", "too many pixels") from None
     except Exception as error:
-        what = "a web page" if data[:100].lstrip().lower().startswith((b"<!doctype", b"<html")) else error
+        what = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
+        if data[:100].lstrip().lower().startswith((b"<!doctype", b"<html")):
+            what = "a web page"
         raise BadSample(f"{where}: not a readable image ({what}).", "not an image") from None
     try:
         if labels.too_large(*image.size, max_pixels):
