@@ -1,12 +1,16 @@
 import argparse
 import io
 import json
+import struct
 import tarfile
+import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from prismer_jax import labels
+from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import UserError
 from tools import build_dataset
 from tools.source_arguments import add_arguments, open_source
@@ -103,3 +107,44 @@ def test_finished_data_sets_are_sources_too(data):
     assert photo["image"] == (data / "photos/a.jpg").read_bytes()
     with pytest.raises(UserError, match="photos"):
         open_source(parse("--dataset-dir", data / "photos"))
+
+
+def test_what_cannot_be_used_is_left_out_and_counted_by_reason(tmp_path, capsys):
+    """Every kind of bad input from the web, through to the report of a finished data set."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    photo, grey = io.BytesIO(), io.BytesIO()
+    noise.save(photo, "jpeg")
+    Image.new("L", (8, 8)).save(grey, "png")
+    photo, grey = photo.getvalue(), grey.getvalue()
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + grey[24:29]
+    bomb = grey[:12] + header + struct.pack(">I", zlib.crc32(header)) + grey[33:]
+    members = [
+        *[("good.jpg", photo), ("good.txt", b"good")],
+        *[("page.jpg", b"<html>404</html>"), ("page.txt", b"x")],
+        *[("nothing.jpg", b""), ("nothing.txt", b"x")],
+        *[("bomb.png", bomb), ("bomb.txt", b"x")],
+        *[("cut.jpg", photo[: len(photo) // 2]), ("cut.txt", b"x")],
+        *[("latin.jpg", photo), ("latin.txt", b"caf\xe9")],
+        *[("good.jpg", photo), ("good.txt", b"again")],
+        ("alone.txt", b"x"),
+    ]
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    output = tmp_path / "finished"
+    build_dataset.main(["--tars", str(tmp_path / "00000.tar"), "--output", str(output), "--processes", "1"])
+    assert [photo["captions"] for photo in open_source(parse("--dataset-dir", output))] == [["good"]]
+    expected = {
+        "caption that is not UTF-8": 1,
+        "damaged image": 1,
+        "duplicate key in a tar": 2,
+        "empty file": 1,
+        "not an image": 1,
+        "sample without photo": 1,
+        "too many pixels": 1,
+    }
+    assert Dropped.from_json(json.loads((output / "manifest.json").read_text())["totals"]["dropped"]).counts == expected
+    report = capsys.readouterr().out
+    assert all(f"{count} x {reason}" in report for reason, count in expected.items())
