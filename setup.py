@@ -16,6 +16,7 @@ CORE = [
     "grain>=0.2.12",  # data loading whose position is an integer
     "tensorflow-datasets>=4.9.9",  # writes and reads ArrayRecord data sets (TensorFlow itself is never imported)
     "array_record>=0.8",  # the shard format
+    "fsspec>=2024.6",  # data sets on gs://, s3://, hf:// ... (TFDS needs it too); each store has a package of its own
     "ml_collections>=1.0",  # config files and their command-line overrides
     "sentencepiece>=0.2",  # the tokenizer of the embedded data set
     "tokenizers>=0.20",  # RoBERTa's byte-level BPE
@@ -54,6 +55,7 @@ setup(
         "test": TEST,
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "beam": ["apache-beam>=2.60"],  # data sets built by clusters; needs Pillow 12, protobuf 6, so no part of `test`
         "wandb": ["wandb"],  # experiment tracking
         "eval": EVAL,
         "bench": ["torch", "transformers==4.26.1"],  # the PyTorch original, to compare with

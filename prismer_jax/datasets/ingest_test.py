@@ -128,3 +128,18 @@ def test_decoding_is_that_of_the_loader():
     np.testing.assert_array_equal(
         read_image(prepare(photo)["image"], 10**6, "x"), cv2.imdecode(np.frombuffer(photo, np.uint8), 1)[..., ::-1]
     )
+
+
+@pytest.mark.parametrize("name", ["depth", "normal"])
+def test_label_files_of_this_project_stay_and_others_are_encoded_again(tmp_path, name):
+    rng = np.random.default_rng(2)
+    smooth = cv2.GaussianBlur(rng.integers(0, 256, (30, 40, 3), np.uint8), (0, 0), 5)
+    map = smooth if name == "normal" else smooth[..., :1]
+    ours, theirs = labels.encode(map), encoded(map.squeeze(), "PNG")
+    assert ingest.decodes_fast(ours, map.shape[2])
+    assert not ingest.decodes_fast(theirs, map.shape[2])  # Pillow chooses a filter for each row
+    (tmp_path / "label.png").write_bytes(ours)
+    for given in (ours, theirs, map, str(tmp_path / "label.png")):
+        assert prepare(encoded(PHOTO, "JPEG"), **{f"labels/{name}": given})["labels"][name] == ours
+    grey = encoded(Image.fromarray(map[..., 0]).convert("RGB"), "PNG")
+    assert not ingest.decodes_fast(grey, 1)
