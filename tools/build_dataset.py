@@ -120,8 +120,9 @@ def _folder_of(folder: str, expert: str) -> pathlib.Path:
 
 def _made_with(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     """What is known of how the labels were made."""
-    if args.labels is not None and (path := pathlib.Path(args.labels) / MADE_WITH).exists():
-        return json.loads(path.read_text())
+    if args.labels is not None:
+        path = pathlib.Path(args.labels.partition("{")[0]) / MADE_WITH
+        return json.loads(path.read_text()) if path.exists() else {}
     return source.manifest.labels if isinstance(source, records.Source) and source.manifest else {}
 
 
