@@ -2,12 +2,14 @@
 
 import json
 import math
-import pathlib
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from prismer_jax import config, models, train
+from prismer_jax import checkpoint, config, models, runtime, train
 from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError
 from prismer_jax.labels import select
@@ -40,7 +42,7 @@ def test_sizes_experts_and_resolutions_need_no_data(file, tmp_path):
 @pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize(("size", "patch", "least"), [("base", 16, 2.5e8), ("large", 14, 7e8), ("huge", 14, 1.2e9)])
 def test_models_of_full_size_can_be_built(size, patch, least, experts):
-    for file in ("configs/pretrain.py", "transfers/vqav2.py"):
+    for file in ("configs/pretrain.py", "transfers/vqav2.py") if experts == "none" else ("configs/pretrain.py",):
         cfg = load(file, f"size={size},experts={experts}")
         model = models.build(**config.plain(cfg.model))
         params = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
@@ -54,14 +56,13 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("arg", ["", "experts=none"])
 @pytest.mark.parametrize("file", PAPER)
-def test_every_key_is_read_before_the_first_step(file, arg, monkeypatch, tmp_path):
+def test_every_key_is_read_before_the_first_step(file, monkeypatch, tmp_path):
     def stop(*_):
         raise Stopped
 
     monkeypatch.setattr(train, "make_update", stop)
-    cfg = load(file, f"data={miniature.folder()},{arg}", "tokenizer=scenes", "num_workers=0")
+    cfg = load(file, f"data={miniature.folder()},experts=none", "tokenizer=scenes", "total_epochs=100000")
     with pytest.raises(Stopped):
         train.train(cfg, tmp_path)
 
@@ -93,9 +94,9 @@ def test_hyperparameters_are_the_published_ones():
 def test_prefixes_have_as_many_tokens_as_their_prompts_have_columns(shared):
     from prismer_jax.pp import tokenizer
 
-    encode = tokenizer.load(f"roberta:{shared / 'roberta'}").encode
+    encode = tokenizer.load(f"roberta:{shared / 'data/roberta'}").encode
     for text, file in [("A picture of", "coco_caption"), ("A photo of a", "imagenet_fewshot")]:
-        pp = load(f"transfers/{file}.py").tasks.caption.pp
+        pp = load(f"transfers/{file}.py", "experts=none").tasks.caption.pp
         assert f"caption_prompt('{text}')|tokenize({1 + len(encode(text))})" in pp
 
 
@@ -110,24 +111,28 @@ def test_sets_that_are_absent_are_named_with_the_remedy(tmp_path):
         load("configs/pretrain.py", "sets=vgg")
 
 
+def run(workdir, file, arg="smoke", *overrides):
+    """Trains as a user does, on one device; returns the config and the metrics."""
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    spec = f"{file}:{arg}"
+    flags = [f"--config.{override}" for override in overrides]
+    command = [sys.executable, "-m", "prismer_jax.train", "--config", spec, "--workdir", str(workdir), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return load(file, arg, *overrides), json.loads((workdir / "metrics.json").read_text())
+
+
 def check(file, workdir, arg="smoke"):
     """Runs all of it and looks at what it leaves behind."""
-    cfg = load(file, arg)
-    results = train.train(cfg, workdir)
-    assert json.loads((workdir / "metrics.json").read_text()) == results
+    cfg, results = run(workdir, file, arg)
     assert all(math.isfinite(value) for value in results.values())
     assert [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert (workdir / "export" / "config.json").exists()
     assert (workdir / "report.html").stat().st_size > 0
     for name, part in cfg.evals.items():
-        predictions = json.loads((workdir / "predictions" / f"{name}.json").read_text())
-        assert len(predictions) > 0
-        assert any(key.startswith(f"{name}/") for key in results) == ("vqav2_test" not in part.data.get("path", ""))
-    return results
-
-
-def test_a_fine_tuning_runs_whole(tmp_path):
-    check("transfers/vqav2.py", tmp_path)
+        assert len(json.loads((workdir / "predictions" / f"{name}.json").read_text())) > 0
+        scored = any(key.startswith(f"{name}/") for key in results)
+        assert scored != part.data.get("path", "").endswith(("vqav2_test.json", "nocaps_test_image_info.json"))
 
 
 @pytest.mark.slow
@@ -148,35 +153,32 @@ def test_every_config_runs_whole(file, tmp_path):
     ],
 )
 def test_variants_run_whole(file, arg, tmp_path):
-    if arg == "split=test,experts=depth+edge":  # no captions to be scored by
-        train.train(load(file, f"smoke,{arg}"), tmp_path)
-        assert len(json.loads((tmp_path / "predictions/nocaps.json").read_text())) == len(miniature.HELD_OUT)
-    else:
-        check(file, tmp_path, f"smoke,{arg}")
+    check(file, tmp_path, f"smoke,{arg}")
 
 
 @pytest.mark.slow
 def test_a_run_starts_from_one_of_another_resolution(tmp_path):
     """As fine-tuning at 480 pixels does from pretraining at 224."""
-    first = tmp_path / "pretrained"
-    train.train(load("configs/pretrain.py", "smoke,sets=coco,experts=none"), first)
-    cfg = load("transfers/coco_caption.py", "smoke,experts=none", "model.image_size=96")
-    cfg = config.strict({**config.plain(cfg), "init": str(first)})
-    pp = {"resize(64": "resize(96", "crop(64": "crop(96"}
-    text = json.dumps(config.plain(cfg))
-    for old, new in pp.items():
-        text = text.replace(old, new)
-    train.train(config.strict(json.loads(text)), tmp_path / "tuned")
-    assert (tmp_path / "tuned" / "export" / "config.json").exists()
+    run(tmp_path / "pretrained", "configs/pretrain.py", "smoke,sets=coco,experts=none")
+    cfg = load("transfers/coco_caption.py", "smoke,experts=none")
+    larger = [f"{key}={value}".replace("(64", "(96") for key, value in leaves(cfg) if key.endswith("pp")]
+    init = f"init={tmp_path / 'pretrained'}"
+    run(tmp_path / "tuned", "transfers/coco_caption.py", "smoke,experts=none", init, "model.image_size=96", *larger)
+    shapes = checkpoint.saved_shapes(tmp_path / "tuned/export/weights")
+    assert shapes["params/encoder/position_embedding"].shape == (36, 64)
 
 
-def test_the_memory_of_a_step_can_be_told(tmp_path, capsys):
-    from prismer_jax import runtime
+def leaves(section, prefix=""):
+    for key, value in section.items():
+        yield from (
+            leaves(value, f"{prefix}{key}.") if isinstance(value, config.Section) else [(f"{prefix}{key}", value)]
+        )
 
+
+def test_the_memory_of_a_step_can_be_told():
     step = jax.jit(lambda state, batch: jax.tree.map(lambda x: x + batch["x"].sum(), state))
     state = {"params": {"a": jax.numpy.ones((2, 512)), "b": jax.numpy.ones(4)}, "opt": {"mu": jax.numpy.ones(4)}}
     batch = {"x": jax.numpy.ones(8)}
     lines = runtime.memory(state, [state["params"]["b"]], batch, step.lower(state, batch).compile())
     assert [line.split()[-3] for line in lines[:4]] == ["1,028", "4", "4", "8"]
     assert "GiB of each of" in lines[4]
-    assert pathlib.Path(tmp_path).exists()

@@ -56,8 +56,7 @@ def get_config(arg=None):
     # The model must be that of the checkpoint, which is named in `init`; only its resolution may differ. What differs
     # else (another number of classes, say) is listed in the error; name it in `init_fresh`, as regexes over parameter
     # names, to start it from scratch.
-    if not arg.smoke:
-        config.init = arg.init
+    config.init = None if arg.smoke else arg.init
     config.model = dict(
         name="prismer",
         variant="small",

@@ -79,10 +79,10 @@ def get_config(arg=None):
 
     # ---------------------------------------------------------------- model
     config.model = dict(name="prismer", variant=arg.size, experts=arg.experts, image_size=arg.res)
+    config.init = None if arg.smoke else arg.init
     if arg.smoke:
         config.model.decoder = dict(vocab_size=640)
     else:
-        config.init = arg.init
         config.model.dtype = "bfloat16"  # the reference: fp16 with a scaled loss
         config.model.remat = "dots"
     config.freeze = "freeze_vision"  # but for its adaptors; the language model is trained
