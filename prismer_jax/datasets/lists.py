@@ -141,7 +141,7 @@ class Source:
             photos = list(photos)
             pairs = [(i, j) for i, photo in enumerate(photos) for j in range(len(photo["questions"]))]
             self._items = np.asarray(pairs[:limit], np.int32).reshape(-1, 2)
-        self._photos = photos if isinstance(photos, Sequence) and not isinstance(photos, list) else Packed(photos)
+        self._photos = photos if isinstance(photos, Sequence) and not isinstance(photos, list) else _Photos(photos)
         self._task, self._labels, self._experts, self.dropped = task, labels, experts, dropped
 
     def __len__(self) -> int:
@@ -151,6 +151,10 @@ class Source:
     def texts(self) -> int:
         """Captions, or questions, of all items: an epoch has each of them once on average."""
         return len(self) if self._texts is None else self._texts
+
+    def name(self, index: int) -> str:
+        """What the label files of an item's photo are called, without reading the photo."""
+        return self._photos.name(index if self._items is None else int(self._items[index, 0]))
 
     def __getitem__(self, index: int) -> Example:
         number, question = (index, None) if self._items is None else map(int, self._items[index])
@@ -171,6 +175,13 @@ class Source:
             folder = self._labels.replace("{dataset}", str(dataset or source))
             example.update(label_files.locate(folder, self._experts, name))
         return example
+
+
+class _Photos(Packed):
+    """Photos of lists and folders."""
+
+    def name(self, index: int) -> str:
+        return self[index]["name"]
 
 
 class _Gatherer:

@@ -475,6 +475,7 @@ def test_sources_can_be_pickled_and_hold_little(photos):
     source = lists.load(images=photos)
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
     assert source[-1] == source[2]
+    assert source.name(2) == "sub/c.JPG"
     with pytest.raises(IndexError):
         source[3]
     assert len(pickle.dumps(packed.Packed({"id": str(n), "name": "x" * 50} for n in range(1000)))) < 100_000

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class Packed(Sequence[dict[str, Any]]):
     """Dicts of JSON values, kept as one run of bytes and unpacked when they are asked for.
@@ -19,7 +21,7 @@ class Packed(Sequence[dict[str, Any]]):
     def __init__(self, items: Iterable[dict[str, Any]]) -> None:
         data, ends = bytearray(), [0]
         for item in items:
-            data += json.dumps(item, separators=(",", ":")).encode()
+            data += _encode(item).encode()
             ends.append(len(data))
         self._data, self._ends = bytes(data), np.asarray(ends, np.int64)
 

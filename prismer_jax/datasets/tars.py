@@ -102,17 +102,22 @@ class Samples(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def _find(self, number: int) -> tuple[str, str, list[list[int]]]:
+        """Of a photo: its tar, its member's name, and the places of its parts."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"{number} of {len(self)}")
         number = int(number) % len(self)
         tar = int(np.searchsorted(self._ends, number, side="right"))
-        index, path = self._indices[tar], self._paths[tar]
-        place = number - (int(self._ends[tar - 1]) if tar else 0)
-        member = index.names[place].decode()
-        shard = os.path.relpath(os.path.splitext(os.path.abspath(path))[0], self._top)
-        name = os.path.join(shard, member)
-        photo, *sides = index.places[place].tolist()
+        index, place = self._indices[tar], number - (int(self._ends[tar - 1]) if tar else 0)
+        return self._paths[tar], index.names[place].decode(), index.places[place].tolist()
+
+    def name(self, number: int) -> str:
+        """What the label files of a photo are called; nothing is read."""
+        path, member, _ = self._find(number)
+        return os.path.join(os.path.relpath(os.path.splitext(os.path.abspath(path))[0], self._top), member)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        path, member, (photo, *sides) = self._find(number)
         side = next(((end, at) for end, at in zip(img2dataset.SIDES, sides, strict=True) if at[1] >= 0), None)
         try:
             with open(path, "rb", buffering=0) as file:
@@ -123,7 +128,8 @@ class Samples(Sequence[dict[str, Any]]):
         if side is not None:
             captions = img2dataset.caption_in(text, f"{path}: {os.path.splitext(member)[0]}{side[0]}")
         else:
-            captions = [self._captions[number]] if number in self._captions else []
+            captions = [text] if (text := self._captions.get(number % len(self))) else []
+        name = self.name(number)
         return {"id": name, "name": name, "image": image, "source": self._source, "captions": captions}
 
 

@@ -58,7 +58,7 @@ def test_samples_of_tars_are_those_of_the_unpacked_folder(web, tmp_path):
     assert len(source) == len(folder) == 3
     for one, other in zip(source, folder, strict=True):
         assert one == {**other, "image": pathlib.Path(other["image"]).read_bytes()}
-    assert source[2]["name"] == "00001/000010000.jpg"
+    assert source[2]["name"] == source.name(2) == "00001/000010000.jpg"
     assert source.dropped.counts == {"not downloaded": 8}
     decoded = [pp.build("decode")(source[i], np.random.default_rng(0))["image"][0, 0, 0] for i in range(3)]
     assert np.abs(np.asarray(decoded, int) - [10, 20, 30]).max() <= 2
