@@ -21,7 +21,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,11 +30,14 @@ from prismer_jax import config, labels, leases, runtime, sharding
 from prismer_jax.datasets import storage
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS, Expert, pipeline, weights
+from prismer_jax.experts.estimate import estimate
 from prismer_jax.experts.job import Job, Stage, finish
 from prismer_jax.experts.labelling import Labelling
-from prismer_jax.experts.ledger import Ledger
+from prismer_jax.experts.ledger import Ledger, past_speeds
 from prismer_jax.experts.outputs import Dataset, Files, Output
 from tools import source_arguments
+
+Loads = dict[str, Callable[[], Any]]  # the weights of each expert
 
 WORK = ".make_labels"  # what processes know in common
 SKIPPED = "skipped.json"
@@ -85,6 +88,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=pathlib.Path, help="folder of official files or converted folders")
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
     parser.add_argument("--empty-labels", action="store_true", help="what cannot be labelled gets an empty label")
+    parser.add_argument("--dry-run", action="store_true", help="only say how many labels, bytes and hours it will be")
     parser.add_argument("--batch-size", type=int, default=4, help="photos at a time; default 4")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="that the networks compute in")
     parser.add_argument("--threads", type=int, default=THREADS, help=f"for reading, and for writing; here {THREADS}")
@@ -126,60 +130,86 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = choose_experts(args.experts)
     runtime.log_warnings()
     source = source_arguments.open_source(args)
-    args.work.mkdir(parents=True, exist_ok=True)
+    if not args.dry_run:
+        args.work.mkdir(parents=True, exist_ok=True)
     runtime.use_compilation_cache()
     sharding.initialize_distributed(args.distributed or None)
+    experts = [kind(dtype=args.dtype) for kind in chosen]
+    loads = {expert.name: opened(expert, args) for expert in experts}  # all before the first works for hours
     if args.random_weights:
         print("WARNING: random weights: these labels mean nothing. They are for tests and timing.", file=sys.stderr)
+    if args.dry_run:
+        foretell(args, experts, loads, source)
+        return
     with Ledger(args.work, {"photos": len(source), "shard_size": args.shard_size}, args.expiry) as ledger:
-        skipped = label(args, chosen, source, ledger)
+        skipped = label(args, experts, loads, source, ledger)
     if args.random_weights:
         print("WARNING: these labels mean nothing: they were made with random weights.", file=sys.stderr)
     if skipped:
         sys.exit(1)
 
 
-def open_output(args: argparse.Namespace, source: Any, ledger: Ledger, made_with: dict[str, str]) -> Output:
-    """Where the flags say that labels go."""
+def opened(expert: Expert, args: argparse.Namespace) -> Callable[[], Any]:
+    """What gives the expert's weights; that they are there, and all else that it needs, is looked for now."""
+    if args.random_weights:
+        return expert.random_variables
+    expert.open(weights.find(expert, args.checkpoints))
+    return functools.partial(weights.load, expert, args.checkpoints)
+
+
+def open_output(args: argparse.Namespace, source: Any, ledger: Ledger | None, experts: Sequence[Expert]) -> Output:
+    """Where the flags say that labels go; without a ledger only to look at."""
+    made_with = dict.fromkeys((expert.name for expert in experts), RANDOM if args.random_weights else TRAINED)
     common = {"shard_size": args.shard_size, "empty": args.empty_labels}
     if args.output is not None:
         # Of tars the names are made of those of tar and member, and to list them all would be to read all photos.
         return Files(args.output, source, ledger, made_with, named=args.tars is None, **common)
     made_from = {name: str(value) for name in SOURCE if (value := getattr(args, name)) is not None}
-    options = {"made_from": made_from, "given": args.labels, "threads": args.threads}
+    options = {"work": args.work, "made_from": made_from, "given": args.labels, "threads": args.threads}
     return Dataset(args.output_dataset, source, ledger, made_with, **options, **common)
 
 
-def label(args: argparse.Namespace, chosen: Sequence[type[Expert]], source: Any, ledger: Ledger) -> int:
-    """Does the job, or this process's share of it; returns how many photos were skipped."""
-    experts = [kind(dtype=args.dtype) for kind in chosen]
-    made_with = dict.fromkeys((expert.name for expert in experts), RANDOM if args.random_weights else TRAINED)
-    output = open_output(args, source, ledger, made_with)
-    check_needs(output.job, experts, output.folder)
-    stages: list[Stage] = []
+def foretell(args: argparse.Namespace, experts: Sequence[Expert], loads: Loads, source: Any) -> None:
+    """Says how much there is to do; writes nothing."""
+    output = open_output(args, source, None, experts)
+    options = {"batch_size": args.batch_size, "threads": args.threads, "speeds": past_speeds(args.work)}
+    mesh, found = sharding.make_mesh(devices=jax.local_devices()), []
     for expert in experts:
-        load = expert.random_variables
-        if not args.random_weights:
-            expert.open(weights.find(expert, args.checkpoints))  # all before the first works for hours
-            load = functools.partial(weights.load, expert, args.checkpoints)
-        stages.append(
-            Labelling(
-                output.job,
-                expert,
-                load,
-                sharding.make_mesh(devices=jax.local_devices()),
-                batch_size=args.batch_size,
-                threads=args.threads,
-                after=[name for name in expert.needs if name in made_with],
-            )
-        )
+        found.append(estimate(output.job, expert, loads[expert.name], mesh, **options))
+        print(found[-1].line())
+    missing, hours = sum(one.missing for one in found), sum(one.hours for one in found)
+    gigabytes = sum(one.missing * (one.bytes or 0) for one in found) / 1e9
+    print(
+        f"in all: {len(source):,} photos in {len(output.job.shards):,} shards, {missing:,} labels to make, "
+        f"{gigabytes:.3g} GB, {hours:.2g} hours of one process such as this; several share them"
+    )
+
+
+def label(args: argparse.Namespace, experts: Sequence[Expert], loads: Loads, source: Any, ledger: Ledger) -> int:
+    """Does the job, or this process's share of it; returns how many photos were skipped."""
+    names = [expert.name for expert in experts]
+    output = open_output(args, source, ledger, experts)
+    check_needs(output.job, experts, output.folder)
     output.claim()
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    stages: list[Stage] = [
+        Labelling(
+            output.job,
+            expert,
+            loads[expert.name],
+            mesh,
+            batch_size=args.batch_size,
+            threads=args.threads,
+            after=[name for name in expert.needs if name in names],
+        )
+        for expert in experts
+    ]
     try:
         finish([*stages, *output.stages()], min(leases.POLL, args.expiry / leases.BEATS))
         output.finish()
     finally:
         with ledger.leases.wait("report"):
-            skipped = report(output.job, list(made_with), output.folder)
+            skipped = report(output.job, names, output.folder)
     return skipped
 
 

@@ -10,6 +10,7 @@ then it comes back for what others have left. It ends when all is done, by whome
 
 from __future__ import annotations
 
+import bisect
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,7 @@ class Job:
         self,
         source: Any,
         store: Store,
-        ledger: Ledger,
+        ledger: Ledger | None,
         shards: Sequence[Shard],
         *,
         names: Sequence[str] | None = None,
@@ -70,13 +71,14 @@ class Job:
         settled: Callable[[Shard], bool] = lambda shard: False,
     ) -> None:
         """Args:
+        ledger: None to look only: no stage can then work.
         names: of the photos' label files, where labels are files: one that two photos have is an error of the second.
         keep: labels that the source itself has are taken as there.
         empty: photos that an expert cannot label get the empty label; they are reported all the same.
         settled: whether nothing is to do in a shard any more, although it is not marked.
         """
         self.source, self.store, self.ledger, self.shards = source, store, ledger, tuple(shards)
-        self.keep, self.empty, self.settled = keep, empty, settled
+        self._keep, self.empty, self.settled = keep, empty, settled
         self._names, self._twins = names, _twins(names or ())
         self._said: set[str] = set()
 
@@ -97,12 +99,19 @@ class Job:
 
     def has(self, expert: str, index: int) -> bool:
         """Whether a photo has its label by an expert."""
-        shard = next(shard for shard in self.shards if index < shard.stop)
         try:
             photo = self.photo(index)
         except BadSample:
             return False
-        return f"labels/{expert}" in photo.labels or self.store.read(expert, shard, photo) is not None
+        return f"labels/{expert}" in photo.labels or self.store.read(expert, self.shard_of(index), photo) is not None
+
+    def given(self, expert: str, photo: Photo) -> bool:
+        """Whether the source itself has a photo's label, and that counts."""
+        return self._keep and f"labels/{expert}" in photo.labels
+
+    def shard_of(self, index: int) -> Shard:
+        """The shard that a photo is in."""
+        return self.shards[bisect.bisect_right(self.shards, index, key=lambda shard: shard.stop)]
 
     def skip(self, problem: str) -> None:
         """Says of a photo that it cannot be labelled, once."""

@@ -129,7 +129,7 @@ class Labelling:
 
     def _read(self, item: _Item) -> Photo | None:
         photo = self._job.photo(item.index)
-        there = item.held.writer.has(photo) or (self._job.keep and f"labels/{self.name}" in photo.labels)
+        there = item.held.writer.has(photo) or self._job.given(self.name, photo)
         return None if there else photo
 
     def _needed(self, item: _Item, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:

@@ -74,8 +74,8 @@ class Ledger:
         before = _read(self._file)
         id = secrets.token_hex(8)
         (self.folder / id).mkdir()
-        rates = before.get("rates", {}) | (_rates(self.folder / before["id"]) if before else {})
-        run = {"id": id, "work": dict(work), "before": before.get("id"), "rates": rates}
+        speeds = before.get("speeds", {}) | (_speeds(self.folder / before["id"]) if before else {})
+        run = {"id": id, "work": dict(work), "before": before.get("id"), "speeds": speeds}
         config.write(self._file, json.dumps(run, indent=2))
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in (id, run["before"], self.leases.folder.name):
@@ -99,7 +99,7 @@ class Ledger:
         """Notes that a shard is through.
 
         Args:
-          report: plain JSON; `made` and `seconds`, of the labels made and the time that took, become the stage's rate;
+          report: plain JSON; `made` and `seconds`, of the labels made and the time that took, become the stage's speed;
             `cold` shards, whose time has compilation in it, only where there are no others.
 
         Raises:
@@ -119,9 +119,9 @@ class Ledger:
         before = self._run["before"]
         return _read(self.folder / before / stage / self._mark(stage, shard).name) if before else {}
 
-    def rates(self) -> dict[str, float]:
+    def speeds(self) -> dict[str, float]:
         """Labels a second of one process by stage, by the shards of this job or, if there are none, of earlier ones."""
-        return self._run["rates"] | _rates(self._marks)
+        return self._run["speeds"] | _speeds(self._marks)
 
     def close(self) -> None:
         """Leaves the job."""
@@ -137,13 +137,13 @@ class Ledger:
         self.close()
 
 
-def past_rates(folder: pathlib.Path) -> dict[str, float]:
+def past_speeds(folder: pathlib.Path) -> dict[str, float]:
     """Labels a second of one process by stage, as the jobs in a folder have reached them so far."""
     run = _read(folder / "run.json")
-    return run["rates"] | _rates(folder / run["id"]) if run else {}
+    return run.get("speeds", {}) | _speeds(folder / run["id"]) if run else {}
 
 
-def _rates(marks: pathlib.Path) -> dict[str, float]:
+def _speeds(marks: pathlib.Path) -> dict[str, float]:
     made: dict[tuple[str, bool], tuple[int, float]] = {}
     for path in marks.glob("*/*.json"):
         report = _read(path)

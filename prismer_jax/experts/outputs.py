@@ -47,7 +47,7 @@ class Files:
         self,
         folder: pathlib.Path,
         source: Any,
-        ledger: Ledger,
+        ledger: Ledger | None,
         made_with: Mapping[str, str],
         *,
         shard_size: int,
@@ -55,16 +55,17 @@ class Files:
         named: bool = True,
     ) -> None:
         """Args:
+        ledger: None to look only.
         made_with: expert -> how its labels are made.
         named: look for photos whose label files would have one name; not needed where names are known to differ.
         """
         self.folder, self._path, self._ledger, self._made_with = str(folder), folder, ledger, dict(made_with)
-        folder.mkdir(parents=True, exist_ok=True)
         names = _names(source) if named else None
         shards = split(len(source), shard_size)
         self.job = Job(source, LabelFiles(folder), ledger, shards, names=names, empty=empty)
 
     def claim(self) -> None:
+        self._path.mkdir(parents=True, exist_ok=True)
         path = self._path / RECORD
         with self._ledger.leases.wait("record"):
             record = json.loads(path.read_text()) if path.exists() else {}
@@ -90,17 +91,19 @@ class Dataset:
         self,
         folder: str,
         source: Any,
-        ledger: Ledger,
+        ledger: Ledger | None,
         made_with: Mapping[str, str],
         *,
         shard_size: int,
         empty: bool = False,
+        work: pathlib.Path,
         made_from: Mapping[str, Any],
         given: pathlib.Path | None = None,
         threads: int = 4,
     ) -> None:
         """Args:
-        made_with: as of `Files`.
+        ledger, made_with: as of `Files`.
+        work: a folder for labels on their way.
         made_from: what the source is, for the manifest, as plain JSON.
         given: a folder of label files, from which the source has labels.
         threads: write so many shards at a time.
@@ -118,7 +121,7 @@ class Dataset:
             made_from=dict(made_from) | {"ids": build.digest(source)},
             labels=there | {expert: {"made_with": how} for expert, how in made_with.items()},
         )
-        self._store = LabelShards(ledger.folder / "labels")
+        self._store = LabelShards(work / "labels")
         self.job = Job(
             source,
             self._store,
@@ -138,7 +141,9 @@ class Dataset:
 
     def finish(self) -> None:
         with self._ledger.leases.wait("finish"):
-            build.finish(self._plan)
+            finished = build.finish(self._plan)
+            self._store.sweep()
+        print(f"{self.folder}: {finished.records:,} records in {len(finished.shards):,} shards")
 
 
 def _names(source: Any) -> list[str]:

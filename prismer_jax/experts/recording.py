@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prismer_jax import labels, progress
-from prismer_jax.datasets import build
+from prismer_jax.datasets import build, records
 from prismer_jax.errors import BadSample
 from prismer_jax.experts import pipeline
 from prismer_jax.experts.job import Job, photo_of, ready_shards
@@ -40,6 +40,7 @@ class Recording:
         ready = ready_shards(self._job, self.name, self._experts)
         if not ready:
             return False
+        records.serializer(self._plan.experts)  # imports TFDS, which locks up if several threads do so at once
         left, took = {shard.index: len(shard) for shard in ready}, False
         free = self._job.ledger.free(self.name, ready)
         with progress.bar(self.name, sum(left.values())) as advance, ThreadPoolExecutor(self._threads) as pool:

@@ -95,7 +95,6 @@ class LabelShards:
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._opened = functools.lru_cache(maxsize=16)(lambda path, written: _open(path))
         self._lock = threading.Lock()
@@ -123,6 +122,11 @@ class LabelShards:
         """Forgets a shard's labels, which are elsewhere by now."""
         self.path(expert, shard).unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Removes what killed processes have left, when none is at work."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
 
 class _Zip:
     """Labels of an earlier start stay; what is added goes into a copy, which replaces the file when it is whole."""
@@ -146,6 +150,7 @@ class _Zip:
 
     def _begin(self) -> zipfile.ZipFile:
         if self._file is None:
+            self._path.parent.mkdir(exist_ok=True)
             if self._there:
                 shutil.copyfile(self._path, self._temporary)
             self._file = zipfile.ZipFile(self._temporary, "a")  # not compressed: PNGs are
