@@ -144,6 +144,8 @@ def claim(plan: Plan) -> None:
                 return
     except OSError as error:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror}). Choose another --output.") from None
+    for one in (found, wanted):
+        one.get("made_from", {}).pop("dropped", None)  # a report, which may tell more the second time
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(

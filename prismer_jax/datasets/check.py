@@ -98,7 +98,7 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
     """Reads one shard, record by record."""
     path = storage.join(folder, row.file)
     problems, found, empty, ids = Dropped(), Counter(), Counter(), []
-    captions, questions = 0, []
+    captions, questions = [], []
     try:
         opened = shards.open_shard(path, row)
         if shard_writer.sha256(storage.local(path, row.bytes)) != row.sha256:
@@ -111,7 +111,7 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
                 problems.add("unreadable record", f"{where}: {error}")
                 continue
             ids.append(_hash(example["id"]))
-            captions += len(example["captions"])
+            captions.append(len(example["captions"]))
             questions.append(len(example["questions"]))
             try:
                 check_example(example)
@@ -126,8 +126,8 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
         problems.add("shard", str(error))
         return Checked(found, empty, np.zeros(0, np.uint32), problems)
     if not problems and (
-        captions != row.captions
-        or questions != row.questions_of_records().tolist()
+        captions != row.of_records("captions").tolist()
+        or questions != row.of_records("questions").tolist()
         or any(found[name] != count for name, count in row.labels.items())
     ):
         problems.add("counts", f"{path}: its captions, questions or labels are not as many as the manifest says.")
@@ -213,8 +213,8 @@ def _cells(found: manifest.Manifest, rows: Sequence[manifest.Row], results: Sequ
         empty.update(result.empty)
     counts = [
         sum(row.records for row in rows),
-        sum(row.captions for row in rows),
-        sum(row.total_questions for row in rows),
+        sum(row.total("captions") for row in rows),
+        sum(row.total("questions") for row in rows),
     ]
     return [
         *(f"{count:,}" for count in counts),

@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,8 +46,7 @@ class Row:
     Attributes:
       file: its name in the data set's folder.
       records, bytes, sha256: of the file.
-      captions: in all its records.
-      questions: of each record; one number where all have as many.
+      captions, questions: of each record; one number where all have as many.
       labels: expert -> records that have its label.
       dropped: samples that could not be used, by reason: `Dropped.to_json`.
     """
@@ -56,18 +55,17 @@ class Row:
     records: int
     bytes: int
     sha256: str
-    captions: int
+    captions: int | list[int]
     questions: int | list[int]
     labels: dict[str, int]
     dropped: dict[str, Any]
 
-    @property
-    def total_questions(self) -> int:
-        return self.questions * self.records if isinstance(self.questions, int) else sum(self.questions)
+    def of_records(self, what: Literal["captions", "questions"]) -> np.ndarray:
+        """int64 [records]: how many captions or questions each record has."""
+        return np.broadcast_to(np.asarray(getattr(self, what), np.int64), self.records)
 
-    def questions_of_records(self) -> np.ndarray:
-        """int64 [records]: how many questions each record has."""
-        return np.broadcast_to(np.asarray(self.questions, np.int64), self.records)
+    def total(self, what: Literal["captions", "questions"]) -> int:
+        return int(self.of_records(what).sum())
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -88,9 +86,15 @@ def whole(folder: str, file: str) -> Row | None:
 
 def _row(values: dict[str, Any]) -> Row:
     row = Row(**values)
-    if not isinstance(row.questions, int) and len(row.questions) != row.records:
-        raise ValueError(f"{row.file}: {len(row.questions)} numbers of questions for {row.records} records")
+    for counts in (row.captions, row.questions):
+        if not isinstance(counts, int) and len(counts) != row.records:
+            raise ValueError(f"{row.file}: {len(counts)} numbers for {row.records} records")
     return row
+
+
+def counts(values: Sequence[int]) -> int | list[int]:
+    """One number where all are the same."""
+    return list(values) if len(set(values)) > 1 else values[0] if values else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +137,8 @@ class Manifest:
             labels.update(row.labels)
         return {
             "records": self.records,
-            "captions": sum(row.captions for row in self.shards),
-            "questions": sum(row.total_questions for row in self.shards),
+            "captions": sum(row.total("captions") for row in self.shards),
+            "questions": sum(row.total("questions") for row in self.shards),
             "bytes": sum(row.bytes for row in self.shards),
             "labels": {name: labels[name] for name in self.experts},
             "dropped": self.dropped.to_json(),

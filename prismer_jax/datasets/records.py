@@ -198,7 +198,7 @@ def load(path: str | os.PathLike, task: Task = "caption", *, limit: int | None =
 
     Args:
       path: its folder, local or remote (gs://..., whatever fsspec reaches).
-      task: 'caption', one item a photo that has captions for all; 'question', one item a question; 'all'.
+      task: what an item is, see `Source`.
       limit: only so many items, the first ones.
 
     Raises:
@@ -220,8 +220,9 @@ def load(path: str | os.PathLike, task: Task = "caption", *, limit: int | None =
 class Source:
     """Random access to the records of a data set.
 
-    Task 'caption' has one item a record, with its captions; 'question' one item a question; 'all' one item a record
-    with all of both. Cheap to pickle; the shards are opened on first use, in whichever process that is.
+    Task 'caption' has one item a record that has captions, or one for each if none has any; 'question' one item a
+    question; 'all' one item a record with all of both. Cheap to pickle; the shards are opened on first use, in
+    whichever process that is.
     """
 
     def __init__(
@@ -249,19 +250,30 @@ class Source:
         return self._shards.manifest
 
     @functools.cached_property
+    def _captioned(self) -> np.ndarray | None:
+        """The records with captions, where some have and some have not; else None."""
+        if self.task != "caption" or self.manifest is None:
+            return None
+        has = np.concatenate([row.of_records("captions") > 0 for row in self.manifest.shards])
+        return None if has.all() or not has.any() else np.flatnonzero(has)
+
+    @functools.cached_property
     def _ends(self) -> np.ndarray | None:
         """Where the questions of each record end; None where an item is a record."""
         if self.task != "question":
             return None
         if self._questions is not None:
             return np.arange(1, len(self._shards) + 1) * self._questions
-        return np.cumsum(np.concatenate([row.questions_of_records() for row in self.manifest.shards]))
+        return np.cumsum(np.concatenate([row.of_records("questions") for row in self.manifest.shards]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_shards", "_ends")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_shards", "_captioned", "_ends")}
 
     def __len__(self) -> int:
-        count = len(self._shards) if self._ends is None else int(self._ends[-1]) if len(self._ends) else 0
+        if self._ends is not None:
+            count = int(self._ends[-1])
+        else:
+            count = len(self._shards if self._captioned is None else self._captioned)
         return count if self.limit is None else min(count, self.limit)
 
     @property
@@ -269,14 +281,15 @@ class Source:
         """Captions, or questions, of all items: an epoch has each of them once on average."""
         if self.task != "caption" or self.limit is not None or self.manifest is None:
             return len(self)
-        return max(len(self), sum(row.captions for row in self.manifest.shards))
+        return max(len(self), sum(row.total("captions") for row in self.manifest.shards))
 
     def __getitem__(self, index: int) -> Example:
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"{index} of {len(self)}")
-        if self._ends is None:
-            return decode(self._shards[index], "all" if self.task == "all" else None)
-        record = int(np.searchsorted(self._ends, index, side="right"))
-        before = self._ends[record - 1] if record else 0
-        return decode(self._shards[record], int(index - before))
+        if self._ends is not None:
+            record = int(np.searchsorted(self._ends, index, side="right"))
+            before = self._ends[record - 1] if record else 0
+            return decode(self._shards[record], int(index - before))
+        record = index if self._captioned is None else int(self._captioned[index])
+        return decode(self._shards[record], "all" if self.task == "all" else None)

@@ -59,7 +59,7 @@ def write_shard(
     path = storage.join(folder, file)
     serialize = records.serializer(tuple(experts))
     ids: set[str] = set()
-    captions, questions, labels, dropped = 0, [], Counter(), Dropped()
+    captions, questions, labels, dropped = [], [], Counter(), Dropped()
     with storage.temporary(path) as name, _write_errors(path):
         writer = array_record_module.ArrayRecordWriter(name, OPTIONS)
         try:
@@ -73,7 +73,7 @@ def write_shard(
                 else:
                     writer.write(serialize(records.encode(**arguments)))
                     ids.add(arguments["id"])
-                    captions += len(arguments["captions"])
+                    captions.append(len(arguments["captions"]))
                     questions.append(len(arguments["questions"]))
                     labels.update(arguments["labels"].keys())
                 if advance is not None:
@@ -85,8 +85,8 @@ def write_shard(
             records=len(questions),
             bytes=os.path.getsize(name),
             sha256=sha256(name),
-            captions=captions,
-            questions=questions[0] if len(set(questions)) == 1 else questions if any(questions) else 0,
+            captions=manifest.counts(captions),
+            questions=manifest.counts(questions),
             labels={expert: labels[expert] for expert in experts},
             dropped=dropped.to_json(),
         )

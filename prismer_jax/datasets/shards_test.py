@@ -91,6 +91,16 @@ def test_there_is_one_item_a_question_however_many_each_record_has(tmp_path):
         datasets.load("records", path=tmp_path / "captions", task="question")
 
 
+def test_photos_without_captions_are_none_for_the_task_caption_unless_none_has_any(tmp_path):
+    bare = dict(example(1, 1), captions=[])
+    write(tmp_path / "mixed", [example(0), bare], [example(2)])
+    source = datasets.load("records", path=tmp_path / "mixed", task="caption")
+    assert [source[i]["id"] for i in range(len(source))] == ["photo 0", "photo 2"]
+    assert len(datasets.load("records", path=tmp_path / "mixed", task="all")) == 3
+    write(tmp_path / "bare", [bare])
+    assert datasets.load("records", path=tmp_path / "bare", task="caption")[0]["captions"] == []
+
+
 def test_tfds_reads_the_same_without_tensorflow(tmp_path):
     write(tmp_path, [example(0, 2), example(1)], [BadSample("gone", "missing photo")], [example(2, 1)])
     program = f"""if True:
