@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -102,10 +103,9 @@ def load_variables(cfg: config.Section, model: Any, mesh: jax.sharding.Mesh, pat
     try:
         return checkpoint.load_into(like, path, resize=models.RESIZE.get(cfg.model.get("name", "prismer")))
     except UserError as error:
-        said = checkpoint.description(path).get("model", {})
-        ours = config.plain(cfg.model)
-        other = [f"{key} is {said.get(key)!r} there, {ours.get(key)!r} here" for key in {**said, **ours}]
-        other = [text for key, text in zip({**said, **ours}, other, strict=True) if said.get(key) != ours.get(key)]
-        if not said or not other:
+        theirs, ours = checkpoint.description(path).get("model", {}), json.loads(config.to_json(cfg.model))
+        other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        if not theirs or not other:
             raise
-        raise UserError(f"{path}: is of another model than the config's: {'; '.join(other[:3])}.") from error
+        listed = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in other[:3])
+        raise UserError(f"{path}: is of another model than the config's: {listed}.") from error

@@ -188,6 +188,7 @@ def show(table: Mapping[str, Any]) -> None:
     width = max(map(len, table["metrics"]))
     for letter, run in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", table["runs"], strict=False):
         print(f"{letter}: {run}")
+    print(f"values; differences to A, with {table['level']} % intervals where samples have scores of their own")
     for name, row in table["metrics"].items():
         values = "  ".join(f"{value:9.4f}" for value in row["values"])
         changes = []

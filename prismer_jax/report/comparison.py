@@ -33,7 +33,7 @@ def write_comparison(
       shown: how many samples in which a run is better than the base are shown for each evaluator, and how many worse.
     """
     letters = [chr(ord("A") + i) for i in range(len(records))]
-    parts = [_runs(table["runs"], records, letters), "<h2>Metrics</h2>", *_tables(table, letters)]
+    parts = [_runs(table["runs"], records, letters), "<h2>Metrics</h2>", *_tables(table, letters, records[0])]
     for name, ours in samples.items():
         evaluator = records[0]["evaluators"][name]
         photos, missing = _photos(evaluator["config"]["data"])
@@ -56,34 +56,41 @@ def _runs(names: Sequence[str], records: Sequence[Mapping[str, Any]], letters: S
     return f'<div class="card facts"><table><tr>{head}</tr>{rows}</table></div>'
 
 
-def _tables(table: Mapping[str, Any], letters: Sequence[str]) -> list[str]:
+def _tables(table: Mapping[str, Any], letters: Sequence[str], base: Mapping[str, Any]) -> list[str]:
     """One table an evaluator, one a metric with question types: a column a run, then each difference to the first."""
     note = (
         f"Differences are to {letters[0]}, with {table['level']} % intervals of a paired bootstrap over photos "
         f"({table['resamples']} draws, seed {table['seed']}); bold where the interval leaves zero out."
     )
-    groups: dict[str, dict[str, Mapping[str, Any]]] = {}
+    groups: dict[str, dict[tuple[int, str], tuple[str, int, Mapping[str, Any]]]] = {}
     for name, row in table["metrics"].items():
         evaluator, metric, variant, kind = page.split_name(name)
-        title = f"{evaluator} · {metric} by question type" if kind else evaluator
-        shown = " ".join(filter(None, (kind or metric, f"({page.VARIANTS[variant]})" if variant else "")))
-        groups.setdefault(title, {})[shown] = row
+        title = f"{evaluator} · {metric} by type" if kind else evaluator
+        sign = 0 if variant else 1 if base["evaluators"][evaluator]["higher_is_better"] else -1
+        shown = (kind or metric) + (f" · {page.VARIANTS[variant]}" if variant else "")
+        if variant != "most_frequent" or any(row["differences"]):  # which is a fact of the data, the same for all
+            groups.setdefault(title, {})[list(page.VARIANTS).index(variant), shown] = shown, sign, row
     cards = ""
     for title, rows in sorted(groups.items()):
         head = "".join(f"<th>{letter}</th>" for letter in letters)
         head += "".join(f"<th>{letter} − {letters[0]}</th><th></th>" for letter in letters[1:])
-        reach = max((abs(end) for row in rows.values() for i in row["intervals"] if i for end in i), default=0.0)
-        body = "".join(f"<tr><th>{html.escape(name)}</th>{_row(row, reach)}</tr>" for name, row in sorted(rows.items()))
+        reach = max((abs(end) for *_, row in rows.values() for i in row["intervals"] if i for end in i), default=0.0)
+        body = "".join(
+            f"<tr><th>{html.escape(name)}</th>{_row(row, sign, reach)}</tr>"
+            for _, (name, sign, row) in sorted(rows.items())
+        )
         heading = f"<caption>{html.escape(title)}</caption><tr><th></th>{head}</tr>"
         cards += f'<div class="card"><table>{heading}{body}</table></div>'
     return [f'<p class="sub">{html.escape(note)}</p><br>', f'<div class="tables">{cards}</div>']
 
 
-def _row(row: Mapping[str, Any], reach: float) -> str:
+def _row(row: Mapping[str, Any], sign: int, reach: float) -> str:
+    """Cells of a metric; `sign` says which way is better, 0 neither."""
     cells = "".join(f"<td>{value:,.4g}</td>" for value in row["values"])
     for difference, interval in zip(row["differences"], row["intervals"], strict=True):
         clear = interval is not None and (interval[0] > 0 or interval[1] < 0)
-        style = f' class="model {"right" if difference > 0 else "wrong"}"' if clear else ""
+        way = {1: " right", -1: " wrong", 0: ""}[sign if difference > 0 else -sign]
+        style = f' class="model{way}"' if clear else ""
         cells += f"<td{style}>{difference:+.3g}</td><td>{_whisker(difference, interval, reach)}</td>"
     return cells
 
@@ -127,7 +134,10 @@ def _differences(
     )
     parts = [f'<p class="sub">{html.escape(count)}</p>']
     places = {one["index"]: i for i, one in enumerate(ours[0])}
-    for title, pairs in ((f"{letter} is better than {letters[0]}", better), (f"{letter} is worse", worse)):
+    for title, pairs in (
+        (f"{letter} is better than {letters[0]}", better),
+        (f"{letter} is worse than {letters[0]}", worse),
+    ):
         chosen = selection.by_score(pairs, shown, highest=pairs is better)
         cards = "".join(_card([run[places[s["index"]]] for run in ours], letters, score, photos) for s in chosen)
         parts.append(f'<h3>{title}</h3><div class="samples pairs">{cards or "<p>nowhere</p>"}</div>')

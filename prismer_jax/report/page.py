@@ -194,12 +194,15 @@ ul { margin: 4px 0 0; padding-left: 18px; }
   font-variant-numeric: tabular-nums; }
 img.chart { max-width: 100%; background: #fff; border-radius: 10px; border: 1px solid var(--line); }
 h3 { font-size: 15px; margin: 20px 0 8px; } .facts th { text-align: left; } .facts td { text-align: left; }
+.facts { margin-top: 12px; }
 figure.histogram { max-width: 460px; margin-top: 10px; } .histogram svg { display: block; fill: var(--accent); }
 .histogram figcaption { display: flex; justify-content: space-between; border-top: 1px solid var(--line); }
-svg.whisker { width: 120px; height: 14px; stroke: var(--accent); stroke-width: 2; fill: var(--accent); }
+svg.whisker { width: 120px; height: 14px; vertical-align: middle; stroke: var(--accent); stroke-width: 2; fill: var(--accent); }
 .whisker .zero { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 2; }
-.pair { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 14px; }
-.pair table { width: 100%; margin: 6px 0; } .pair td.said { text-align: left; width: 100%; }
+.samples.pairs { grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr)); }
+.pair { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 4fr); gap: 14px; }
+.pair table { width: 100%; margin: 6px 0; } .pair td { white-space: nowrap; vertical-align: top; }
+.pair td.said { text-align: left; width: 100%; white-space: normal; }
 pre { overflow-x: auto; font-size: 12px; margin: 8px 0 0; } summary { cursor: pointer; font-weight: 600; }
 """
 
