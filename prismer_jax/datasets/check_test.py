@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from prismer_jax import labels
-from prismer_jax.datasets import check, manifest, shard_writer
+from prismer_jax.datasets import check, manifest, shard_writer, storage
 from prismer_jax.datasets.shards_test import EXPERTS, example, jpeg, write
 from prismer_jax.errors import BadSample, UserError
 
@@ -48,6 +48,16 @@ def test_an_id_in_two_shards_is_found(tmp_path, capsys):
     out = problems(capsys, tmp_path)
     assert "duplicate id" in out
     assert "record 1: 'photo 1' is also that of" in out
+
+
+def test_remote_data_sets_are_checked_where_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path))
+    row = write("memory://bucket/checked", [example(0), example(1)]).shards[0]
+    assert check.check("memory://bucket/checked")
+    path = f"memory://bucket/checked/{row.file}"
+    assert shard_writer.sha256(path) == row.sha256
+    storage.write(path, storage.read(path)[:-1])
+    assert "the shard is damaged" in problems(capsys, "memory://bucket/checked")
 
 
 def test_a_folder_without_a_manifest_is_no_data_set(tmp_path):

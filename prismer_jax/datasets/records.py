@@ -206,7 +206,7 @@ def load(path: str | os.PathLike, task: Task = "caption", *, limit: int | None =
     """
     choose("task", task, dict.fromkeys(TASKS))
     folder = storage.plain(path)
-    if manifests.read(folder) is None:
+    if storage.size(storage.join(folder, manifests.FILE)) is None:
         raise UserError(
             f"{folder}: has no {manifests.FILE}: no finished data set. Run python -m tools.build_dataset with --output "
             f"{folder} (again: it goes on where it stopped)."

@@ -98,7 +98,8 @@ def write_shard(
 
 
 def sha256(path: str) -> str:
-    with open(path, "rb") as file:
+    """The checksum of a file, local or remote, in hexadecimal."""
+    with storage.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -14,7 +14,7 @@ import posixpath
 import secrets
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from prismer_jax.errors import UserError
 
@@ -60,6 +60,18 @@ def read(path: str) -> bytes:
     system, inner = _system(path)
     with _remote_errors(path):
         return system.cat_file(inner)
+
+
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[BinaryIO]:
+    """A file to read piece by piece; raises as `read` does."""
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            yield file
+        return
+    system, inner = _system(path)
+    with _remote_errors(path), system.open(inner, "rb") as file:
+        yield file
 
 
 def write(path: str, data: bytes) -> None:
