@@ -10,6 +10,7 @@ it. Of CIDEr-D the document frequencies stay those of the whole set. No jax is n
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -109,9 +110,11 @@ def compare(folders: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, 
     }
     for name in common:
         for place, theirs in enumerate(samples[name][1:]):
-            for metric, interval in intervals(samples[name][0], theirs).items():
-                if f"{name}/{metric}" in metrics:
-                    metrics[f"{name}/{metric}"]["intervals"][place] = interval
+            for metric, (mean, interval) in intervals(samples[name][0], theirs).items():
+                row = metrics.get(f"{name}/{metric}")
+                # CIDEr-D of a part of the set is no mean of scores, as its document frequencies are of that part.
+                if row is not None and math.isclose(row["differences"][place], mean, rel_tol=1e-6, abs_tol=1e-6):
+                    row["intervals"][place] = interval
     table = {
         "runs": [run.name for run in runs],
         "level": LEVEL,
@@ -146,7 +149,7 @@ def check_same_data(name: str, a: Run, ours: Sequence[Mapping], b: Run, theirs: 
 
 def intervals(
     base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], seed: int = SEED
-) -> dict[str, list[float]]:
+) -> dict[str, tuple[float, list[float]]]:
     """The bootstrap intervals of the differences of all metrics that are means over samples.
 
     Args:
@@ -154,7 +157,8 @@ def intervals(
       seed: of the draws.
 
     Returns:
-      {metric, or metric/type: [low, high]}, in which the difference other - base lies with LEVEL percent confidence.
+      {metric, or metric/type: (mean, [low, high])} of the differences other - base; the mean of the population lies
+      between the ends with LEVEL percent confidence.
     """
     scored = [(one, two) for one, two in zip(base, other, strict=True) if "scores" in one and "scores" in two]
     if not scored:
@@ -176,8 +180,9 @@ def intervals(
         total = np.tensordot(times, sums, 1)
         drawn[i, number > 0] = total[number > 0] / number[number > 0, None]  # a rare type may not be drawn at all
     ends = np.nanpercentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    means = sums.sum(0) / counts.sum(0)[:, None]
     return {
-        f"{metric}/{kind}".rstrip("/"): ends[:, t, m].tolist()
+        f"{metric}/{kind}".rstrip("/"): (float(means[t, m]), ends[:, t, m].tolist())
         for t, kind in enumerate(types)
         for m, metric in enumerate(metrics)
     }

@@ -108,17 +108,29 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     for trial in range(60):
         base = samples(100.0 * (rng.random(80) < 0.5))
         other = samples(100.0 * (rng.random(80) < 0.6))
-        low, high = compare.intervals(base, other, seed=trial)["accuracy"]
+        _, (low, high) = compare.intervals(base, other, seed=trial)["accuracy"]
         hits += low <= 10.0 <= high
     assert 50 <= hits <= 60
+
+
+def test_a_metric_that_is_no_mean_of_scores_gets_no_interval(tmp_path):
+    runs = [write_run(tmp_path / n, samples([0.0, 100.0] if n == "a" else [100.0, 100.0])) for n in "ab"]
+    record = json.loads((runs[1] / "metrics.json").read_text())
+    record["metrics"]["vqa/accuracy/odd"] = 60.0  # while the scores say 100
+    (runs[1] / "metrics.json").write_text(json.dumps(record))
+    table = compare.compare(runs, tmp_path / "out")["metrics"]
+    assert table["vqa/accuracy/odd"]["intervals"] == [None]
+    assert table["vqa/accuracy/even"]["intervals"] == [[100.0, 100.0]]
+    assert table["vqa/only_here"]["intervals"] == [None]
 
 
 def test_questions_of_one_photo_are_drawn_together():
     rng = np.random.default_rng(2)
     gains = np.repeat(rng.random(20) < 0.5, 10) * 100.0  # all ten questions of a photo are gained, or none
     base = np.zeros(200)
-    together = compare.intervals(*(samples(s, photos=np.arange(200) // 10) for s in (base, gains)))["accuracy"]
-    apart = compare.intervals(*(samples(s) for s in (base, gains)))["accuracy"]
+    _, together = compare.intervals(*(samples(s, photos=np.arange(200) // 10) for s in (base, gains)))["accuracy"]
+    mean, apart = compare.intervals(*(samples(s) for s in (base, gains)))["accuracy"]
+    assert mean == gains.mean()
     assert together[1] - together[0] > 2 * (apart[1] - apart[0])
     assert compare.intervals(samples(base), samples(gains)) == compare.intervals(samples(base), samples(gains))
 

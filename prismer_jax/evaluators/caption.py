@@ -60,8 +60,8 @@ class CaptionEvaluator(TextEvaluator):
         references = {record["id"]: record["references"] for record in records}
         if not any(references.values()):
             return
-        domains = {record["type"]: {r["id"] for r in records if r["type"] == record["type"]} for record in records}
-        domains.pop("", None)
+        kinds = {record["type"] for record in records if record["type"]}
+        domains = {kind: {record["id"] for record in records if record["type"] == kind} for kind in kinds}
         rivals = {"": {record["id"]: record["prediction"] for record in records}}
         if self.with_blank:
             rivals["_blank"] = {record["id"]: record["blank"] for record in records}

@@ -1,0 +1,232 @@
+"""Evaluation of checkpoints, stopped and gone on; slow: kill -9, several processes."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from prismer_jax import assembly, checkpoint, config, evaluate, evaluators, pp, sharding
+from prismer_jax.errors import UserError
+from prismer_jax.evaluators.vqa import VQAEvaluator
+from prismer_jax.testing import ROOT
+
+PP = "labels_for('all')|decode|resize(96, 64)|question_prompt()|tokenize(length=24)"  # as before, in other words
+SPEC = f"{ROOT / 'configs/quickstart.py'}:smoke"
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_dir(tmp_path_factory):
+    os.environ["PRISMER_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))
+    yield
+    del os.environ["PRISMER_DATA_DIR"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An export of the quickstart's model, with weights of chance that need no compilation, and the variables in it."""
+    cfg = config.load(SPEC)
+    tokenizer = pp.tokenizer.load(cfg.tokenizer)
+    shapes = jax.eval_shape(assembly.make_model(cfg, tokenizer).init_variables, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: np.abs(rng.normal(0.0, 0.1, x.shape)).astype(x.dtype), shapes)
+    folder = tmp_path_factory.mktemp("model") / "export"
+    checkpoint.export(folder, variables, **assembly.description(cfg, tokenizer, step=7))
+    return folder, variables
+
+
+def run(checkpoint_path, folder, *overrides, only=("vqa",)):
+    cfg = config.load(SPEC, overrides)
+    return evaluate.evaluate(cfg, checkpoint_path, folder, only=only, asked={"config": "quickstart"})
+
+
+def count_calls(monkeypatch, limit=10**9):
+    """Counts how often the model is asked, and stops the program, as it were, at the limit."""
+    calls = []
+
+    def say(self, variables, batch, say=VQAEvaluator.say):
+        if len(calls) == limit:
+            raise Stop
+        calls.append(1)
+        return say(self, variables, batch)
+
+    monkeypatch.setattr(VQAEvaluator, "say", say)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    return folder, run(model[0], folder)
+
+
+def test_writes_what_was_evaluated_and_what_came_out(finished, model):
+    folder, scores = finished
+    record = json.loads((folder / "metrics.json").read_text())
+    assert record["metrics"] == scores
+    assert record["config"] == "quickstart"
+    assert record["checkpoint"]["step"] == 7
+    assert record["checkpoint"]["path"] == str(model[0])
+    vqa = record["evaluators"]["vqa"]
+    samples = [json.loads(line) for line in (folder / "samples" / "vqa.jsonl").open()]
+    assert len(samples) == vqa["samples"] > 16  # several batches
+    assert vqa["decoding"] == {"method": "greedy", "max_new": 8, "style": "plain"}
+    assert {"packages", "python", "date", "devices"} <= record.keys()
+    predictions = json.loads((folder / "predictions" / "vqa.json").read_text())
+    assert [p["answer"] for p in predictions] == [sample["prediction"] for sample in samples]
+    page = (folder / "report.html").read_text()
+    assert ">Worst<" in page
+    assert ">Best<" in page
+    assert not (folder / "partial").exists()
+
+
+def test_gives_the_numbers_of_the_training_loop(finished, model):
+    cfg, mesh = config.load(SPEC), sharding.make_mesh()
+    tokenizer = pp.tokenizer.load(cfg.tokenizer)
+    made = assembly.make_evaluators(
+        {"vqa": cfg.evals.vqa}, assembly.make_model(cfg, tokenizer), tokenizer, mesh, quiet=True
+    )
+    with jax.set_mesh(mesh):
+        assert evaluators.run(made, jax.device_put(model[1], sharding.replicated(mesh))) == finished[1]
+
+
+def test_a_stopped_run_goes_on_and_another_checkpoint_begins_anew(finished, model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        count_calls(patch, limit=2)
+        with pytest.raises(Stop):
+            run(model[0], tmp_path / "out")
+    assert (tmp_path / "out" / "partial" / "vqa.0.jsonl").exists()
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+    with monkeypatch.context() as patch:  # other weights, then another setting of the decoding: nothing is taken over
+        calls = count_calls(patch, limit=1)
+        other = {**model[1], "params": jax.tree.map(lambda x: x * 1.5, model[1]["params"])}
+        checkpoint.export(tmp_path / "other", other, **{"config": checkpoint.description(model[0])})
+        for arguments in ((tmp_path / "other",), (model[0],)):
+            overrides = [f"evals.vqa.pp={PP}"] if arguments[0] == model[0] else []
+            calls.clear()
+            with pytest.raises(Stop):
+                run(*arguments, tmp_path / "out", *overrides)
+            assert len(calls) == 1
+
+    with monkeypatch.context() as patch:
+        count_calls(patch, limit=2)
+        with pytest.raises(Stop):
+            run(model[0], tmp_path / "out")
+    calls = count_calls(monkeypatch)
+    assert run(model[0], tmp_path / "out") == finished[1]
+    samples = [(folder / "samples" / "vqa.jsonl").read_text() for folder in (finished[0], tmp_path / "out")]
+    assert samples[0] == samples[1]
+    questions = [json.loads(line)["question"] for line in samples[0].splitlines()]
+    assert len(calls) == math.ceil(len(questions) / 16) - 2 + math.ceil(len(set(questions)) / 16)
+
+
+def test_a_step_of_a_run_is_a_checkpoint_too(finished, model, tmp_path):
+    with checkpoint.Checkpointer(tmp_path / "checkpoints", keep=2) as saved:
+        saved.save(3, model[1])
+    assert run(tmp_path / "checkpoints" / "3", tmp_path / "out") == finished[1]
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["checkpoint"]["step"] == 3
+    fingerprints = {
+        json.loads((folder / "metrics.json").read_text())["checkpoint"]["fingerprint"]
+        for folder in (finished[0], tmp_path / "out")
+    }
+    assert len(fingerprints) == 1
+
+
+def test_a_checkpoint_of_another_model_is_told_by_its_settings(model, tmp_path):
+    cfg = config.load(SPEC.replace("smoke", "smoke,experts=depth"))
+    with pytest.raises(UserError, match=r"of another model than the config's: experts is 'all' there, 'depth' here"):
+        evaluate.evaluate(cfg, model[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "only", "message"),
+    [("nowhere", ("vqa",), "nowhere does not exist"), ("", ("vqaa",), "Did you mean 'vqa'")],
+)
+def test_bad_input_is_one_line(model, tmp_path, path, only, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / path if path else model[0], tmp_path / "out", only=only)
+
+
+# -------------------------------------------------------------------------------------- slow: processes that are killed
+
+
+def start(checkpoint_path, output, index=0, count=1, port=0):
+    command = [sys.executable, "-m", "prismer_jax.evaluate", "--config", SPEC, "--checkpoint", str(checkpoint_path)]
+    command += ["--output", str(output), "--only", "vqa", "--config.evals.vqa.batch_size=4"]
+    command += ["--config.evals.vqa.data.count=300"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    if count > 1:
+        environment |= {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def start_all(checkpoint_path, output, count):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    return [start(checkpoint_path, output, index, count, port) for index in range(count)]
+
+
+def lines(output: pathlib.Path) -> int:
+    return sum(len(path.read_bytes().splitlines()) - 1 for path in output.glob("partial/*.jsonl"))
+
+
+def finish(processes):
+    outputs = [process.communicate(timeout=900) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+
+
+def kill_when(processes, output, count):
+    """Kills all processes as soon as so many samples are there; returns how many there were then."""
+    deadline = time.monotonic() + 900
+    while lines(output) < count:
+        for process in processes:
+            assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.communicate()
+    return lines(output)
+
+
+def results(output):
+    return json.loads((output / "metrics.json").read_text())["metrics"], (output / "samples/vqa.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_time_and_other_numbers_of_processes_change_nothing(model, tmp_path):
+    finish(start_all(model[0], tmp_path / "whole", 1))
+    killed = tmp_path / "killed"
+    seen = 0
+    for count in (1, 2, 1):
+        there = kill_when(start_all(model[0], killed, count), killed, seen + 9)
+        assert there >= seen + 9
+        seen = there
+    assert not (killed / "metrics.json").exists()
+    finish(start_all(model[0], killed, 2))
+    assert results(killed) == results(tmp_path / "whole")
+    assert not (killed / "partial").exists()
+    assert "2 process" in json.loads((killed / "metrics.json").read_text())["devices"]
