@@ -162,8 +162,8 @@ def open_output(args: argparse.Namespace, source: Any, ledger: Ledger | None, ex
     made_with = dict.fromkeys((expert.name for expert in experts), RANDOM if args.random_weights else TRAINED)
     common = {"shard_size": args.shard_size, "empty": args.empty_labels}
     if args.output is not None:
-        # Of tars the names are made of those of tar and member, and to list them all would be to read all photos.
-        return Files(args.output, source, ledger, made_with, named=args.tars is None, **common)
+        # A tar's photos are called as the tar and the member: by their nature no two of them alike.
+        return Files(args.output, source, ledger, made_with, distinct=args.tars is not None, **common)
     made_from = {name: str(value) for name in SOURCE if (value := getattr(args, name)) is not None}
     options = {"work": args.work, "made_from": made_from, "given": args.labels, "threads": args.threads}
     return Dataset(args.output_dataset, source, ledger, made_with, **options, **common)

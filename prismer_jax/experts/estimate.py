@@ -105,6 +105,9 @@ def _count_missing(job: Job, expert: str, threads: int) -> int:
             return 0
         writer, count = job.store.open(expert, shard), 0
         for index in range(shard.start, shard.stop):
+            name = job.name(index)
+            if name is not None and writer.has(Photo(name, "")):  # without reading it
+                continue
             try:
                 photo = job.photo(index)
             except BadSample:  # cannot be labelled at all

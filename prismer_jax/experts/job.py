@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from prismer_jax import labels, leases
 from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import BadSample
@@ -65,22 +67,26 @@ class Job:
         ledger: Ledger | None,
         shards: Sequence[Shard],
         *,
-        names: Sequence[str] | None = None,
+        distinct: bool = True,
         keep: bool = False,
         empty: bool = False,
         settled: Callable[[Shard], bool] = lambda shard: False,
     ) -> None:
         """Args:
         ledger: None to look only: no stage can then work.
-        names: of the photos' label files, where labels are files: one that two photos have is an error of the second.
+        distinct: no two photos have label files of one name. If that is not known, the second is an error.
         keep: labels that the source itself has are taken as there.
         empty: photos that an expert cannot label get the empty label; they are reported all the same.
         settled: whether nothing is to do in a shard any more, although it is not marked.
         """
         self.source, self.store, self.ledger, self.shards = source, store, ledger, tuple(shards)
         self._keep, self.empty, self.settled = keep, empty, settled
-        self._names, self._twins = names, _twins(names or ())
+        self._twins = {} if distinct else self._find_twins()
         self._said: set[str] = set()
+
+    def name(self, index: int) -> str | None:
+        """What a photo's label files are called, if the source can tell without reading it."""
+        return self.source.name(index) if hasattr(self.source, "name") else None
 
     def photo(self, index: int) -> Photo:
         """Photo number `index` of the source; raises BadSample."""
@@ -88,14 +94,26 @@ class Job:
         if index in self._twins:
             raise BadSample(
                 f"{photo.source if isinstance(photo.source, str) else photo.name}: its label files would be those of "
-                f"{self._twins[index]}. Rename one of them.",
+                f"{self.name(self._twins[index])}. Rename one of them.",
                 "name used twice",
             )
         return photo
 
-    def name(self, index: int) -> str:
-        """What a photo that cannot even be named by the source is called in reports."""
-        return self._names[index] if self._names else f"photo {index}"
+    def _find_twins(self) -> dict[int, int]:
+        """{number of a photo whose label files would be those of another one before it: the number of that}."""
+
+        def stem(index: int) -> str:
+            return str(labels.path_of("", "", self.name(index) or str(index)))
+
+        count = len(self.source)
+        hashes = np.fromiter((hash(stem(index)) for index in range(count)), np.int64, count)  # of millions, in 8 bytes
+        _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+        pairs = ((int(index), int(first[group[index]])) for index in np.flatnonzero(first[group] != np.arange(count)))
+        return {
+            later: earlier
+            for later, earlier in pairs
+            if stem(later) == stem(earlier) and self.name(later) != self.name(earlier)
+        }
 
     def has(self, expert: str, index: int) -> bool:
         """Whether a photo has its label by an expert."""
@@ -142,17 +160,6 @@ def photo_of(example: Mapping[str, Any]) -> Photo:
     given = {key: example[key] for name in labels.EXPERTS if (key := f"labels/{name}") in example}
     id = str(example["id"])
     return Photo(example.get("name") or id, example["image"], id, given)
-
-
-def _twins(names: Sequence[str]) -> dict[int, str]:
-    """{number of a photo whose label files would be those of one before it: the name of that}."""
-    first: dict[str, str] = {}
-    twins = {}
-    for index, name in enumerate(names):
-        stem = str(labels.path_of("", "", name))
-        if first.setdefault(stem, name) != name:
-            twins[index] = first[stem]
-    return twins
 
 
 def ready_shards(job: Job, stage: str, after: Sequence[str]) -> list[Shard]:

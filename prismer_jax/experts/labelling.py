@@ -128,9 +128,11 @@ class Labelling:
             yield pipeline.BORDER
 
     def _read(self, item: _Item) -> Photo | None:
+        name, writer = self._job.name(item.index), item.held.writer
+        if name is not None and writer.has(Photo(name, "")):  # without reading it
+            return None
         photo = self._job.photo(item.index)
-        there = item.held.writer.has(photo) or self._job.given(self.name, photo)
-        return None if there else photo
+        return None if writer.has(photo) or self._job.given(self.name, photo) else photo
 
     def _needed(self, item: _Item, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
         found = {}
@@ -154,7 +156,7 @@ class Labelling:
             return result.photo is not None
         problem = str(result.problem)
         self._job.skip(problem)
-        name = result.photo.name if result.photo is not None else self._job.name(result.item.index)
+        name = result.photo.name if result.photo is not None else self._job.name(result.item.index) or problem
         held.problems.append((result.item.index, name, result.problem.reason, problem))
         if self._job.empty and result.photo is not None:
             held.writer.write(result.photo, None)

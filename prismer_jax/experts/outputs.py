@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from prismer_jax import config, labels
 from prismer_jax.datasets import build, manifest, records, storage
-from prismer_jax.errors import BadSample, UserError
+from prismer_jax.errors import UserError
 from prismer_jax.experts.job import Job, Stage, split
 from prismer_jax.experts.ledger import Ledger
 from prismer_jax.experts.recording import Recording
@@ -52,17 +52,16 @@ class Files:
         *,
         shard_size: int,
         empty: bool = False,
-        named: bool = True,
+        distinct: bool = False,
     ) -> None:
         """Args:
         ledger: None to look only.
         made_with: expert -> how its labels are made.
-        named: look for photos whose label files would have one name; not needed where names are known to differ.
+        distinct: the names of the photos' label files are known to differ.
         """
         self.folder, self._path, self._ledger, self._made_with = str(folder), folder, ledger, dict(made_with)
-        names = _names(source) if named else None
         shards = split(len(source), shard_size)
-        self.job = Job(source, LabelFiles(folder), ledger, shards, names=names, empty=empty)
+        self.job = Job(source, LabelFiles(folder), ledger, shards, distinct=distinct, empty=empty)
 
     def claim(self) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
@@ -144,18 +143,6 @@ class Dataset:
             finished = build.finish(self._plan)
             self._store.sweep()
         print(f"{self.folder}: {finished.records:,} records in {len(finished.shards):,} shards")
-
-
-def _names(source: Any) -> list[str]:
-    """The names of all photos; empty for one that cannot be used."""
-
-    def name(index: int) -> str:
-        try:
-            return source[index]["name"]
-        except BadSample:
-            return ""
-
-    return [name(index) for index in range(len(source))]
 
 
 def _given(source: Any, folder: pathlib.Path | None) -> dict[str, Any]:
