@@ -33,8 +33,8 @@ PREFIX = "A picture of"
 BATCH = 8
 PP = {
     "train": f"labels_for('all')|decode|random_resized_crop({SIZE}, {LABEL_SIZE})|flip|randaugment(2, 5)"
-    f"|caption({PREFIX!r}, style='reference')|tokenize(40)",
-    "evaluation": f"labels_for('all')|decode|resize({SIZE}, {LABEL_SIZE})|caption_prompt({PREFIX!r})|tokenize(40)",
+    f"|caption({PREFIX!r}, style='reference')|tokenize(64)",
+    "evaluation": f"labels_for('all')|decode|resize({SIZE}, {LABEL_SIZE})|caption_prompt({PREFIX!r})|tokenize(64)",
 }
 COLUMNS = ("loader", "samples/s/core", "reference", "ratio", "kB/sample", "reference", "ratio")
 
