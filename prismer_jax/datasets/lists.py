@@ -62,8 +62,8 @@ def load(
 
     An example has `id`, `image` (path), the labels, `domain` and `class_name` where a list has these, and is
       with the task 'caption', a photo with all its `captions`;
-      with the task 'question', one `question`, with `answers` (a single answer is repeated ten times),
-        `question_type`, and where the list says them `answer_weights`, `question_id` and `weight`;
+      with the task 'question', one `question`, with `answers` (a single answer is repeated ten times), `photo` (its
+        path), `question_type`, and where the list says them `answer_weights`, `question_id` and `weight`;
       with the task 'all', a photo with `name` (the path that its label files have below an expert's folder), `source`,
         `captions` and `questions`, dicts of what is said above of a question; either may be empty.
 
@@ -164,7 +164,9 @@ class Source:
         if question is not None:
             example.pop("captions", None)
             asked = questions[question]
-            example |= {"id": str(asked.get("question_id", f"{example['id']}#{question}")), **asked}
+            # Questions of one photo are no independent samples: evaluations must know it.
+            photo, id = example["image"], asked.get("question_id", f"{example['id']}#{question}")
+            example |= {"id": str(id), "photo": photo, **asked}
         elif file := example.pop("captions_file", None):
             example["captions"] = img2dataset.read_caption(file)
         else:

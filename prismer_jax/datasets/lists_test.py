@@ -103,6 +103,7 @@ def test_official_question_lists(photos):
     source = lists.load(write(photos / "vqa.json", rows), images=f"{photos}/{{dataset}}")
     assert source[0] == {
         "id": "5",
+        "photo": str(photos / "vqav2/a.jpg"),
         "image": str(photos / "vqav2/a.jpg"),
         "question": "what?",
         "question_type": "",
@@ -202,6 +203,17 @@ def test_nocaps_says_the_domain_of_each_photo(tmp_path):
         source = lists.load(path, task=task)
         assert [example["domain"] for example in everything(source)] == ["in-domain", "near-domain", "out-domain"]
         assert source[1]["captions"] == ["a thing"]
+
+
+def test_lists_of_classes(tmp_path):
+    place(tmp_path, "n01440764/1.JPEG")
+    path = write(tmp_path / "fewshot.json", [{"image": "n01440764/1.JPEG", "class_name": "Tench"}])
+    assert lists.load(path)[0] == {
+        "id": "n01440764/1.JPEG",
+        "image": str(tmp_path / "n01440764/1.JPEG"),
+        "captions": ["tench"],
+        "class_name": "Tench",
+    }
 
 
 def test_coco_files_of_boxes_alone_are_photos(tmp_path):
