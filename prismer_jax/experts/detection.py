@@ -110,12 +110,15 @@ class Detection(FittedExpert):
           BadSample: there is no depth map of the photo's size.
         """
         if "depth" not in needed:
-            raise BadSample("Detection needs the photo's depth map: label it with the expert depth first.")
+            raise BadSample(
+                "Detection needs the photo's depth map: label it with the expert depth first.", "no label of depth"
+            )
         depth = needed["depth"].map
         if depth.shape[:2] != size:
             raise BadSample(
                 f"The depth map measures {depth.shape[1]}x{depth.shape[0]} pixels, its photo {size[1]}x{size[0]}: "
-                "label the photo with the expert depth again."
+                "label the photo with the expert depth again.",
+                "depth of another size",
             )
         valid = output["valid"]
         nearness = layers.resize_photo(depth[..., 0], fit(*size))

@@ -1,0 +1,226 @@
+"""The command on lists, tars and data sets, into label files and into data sets; and on disks that do not take them."""
+
+import errno
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import labels
+from prismer_jax.datasets import check, lists, records
+from prismer_jax.errors import UserError, run_main
+from prismer_jax.experts import testing, weights
+from tools import make_labels
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch):
+    for module in (make_labels, weights):
+        monkeypatch.setattr(module, "EXPERTS", testing.TOYS)
+
+
+def jpeg(seed, height=30, width=40):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Two tars of five photos with captions; one of them is no photo, one too narrow for detection."""
+    (tmp_path / "tars").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"tars/{shard:05}.tar", "w") as tar:
+            for number in range(5):
+                photo = {(0, 3): b"<html>gone</html>", (1, 2): jpeg(9, 3, 2000)}.get((shard, number), jpeg(number))
+                for suffix, data in ((".jpg", photo), (".txt", f"photo {shard} {number}".encode())):
+                    member = tarfile.TarInfo(f"{shard:05}{number:04}{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return tmp_path / "tars"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos/val").mkdir(parents=True)
+    for number in range(4):
+        (tmp_path / f"photos/val/{number}.jpg").write_bytes(jpeg(number))
+    return tmp_path / "photos"
+
+
+def run(*flags, experts="depth,obj_detection"):
+    """Returns the exit status."""
+    try:
+        make_labels.main([*map(str, flags), "--experts", experts, "--random-weights", "--shard-size", "3"])
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+def whole(folder):
+    assert check.check(str(folder), 1)
+    return records.load(folder, task="all")
+
+
+def test_photos_of_a_list_that_are_not_among_its_captions_are_left_alone(photos, tmp_path):
+    rows = [{"image": f"val/{number}.jpg", "caption": f"photo {number}"} for number in (0, 2)]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert run("--list", tmp_path / "list.json", "--images", photos, "--output", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out/depth/val").iterdir()) == ["0.png", "2.png"]
+    source = lists.load(tmp_path / "list.json", images=photos, labels=tmp_path / "out")
+    assert {"labels/depth", "labels/obj_detection"} <= source[1].keys()
+
+
+def test_tars_into_label_files_beside_which_they_are_read_again(tars, tmp_path, capsys):
+    assert run("--tars", tars, "--output", tmp_path / "out") == 1
+    assert len(list((tmp_path / "out/depth").rglob("*.png"))) == 9
+    assert len(list((tmp_path / "out/obj_detection").rglob("*.png"))) == 8
+    report = json.loads((tmp_path / "out/skipped.json").read_text())
+    assert {reason: entry["count"] for reason, entry in report["reasons"].items()} == {
+        "not an image": 1,
+        "unusable sample": 1,
+    }
+    assert [(row["image"], row["experts"]) for row in report["photos"]] == [
+        ("00000/000000003.jpg", ["depth", "obj_detection"]),
+        ("00001/000010002.jpg", ["obj_detection"]),
+    ]
+    assert "2 photos were skipped" in capsys.readouterr().err
+
+
+def test_from_raw_tars_to_a_labelled_data_set_in_one_command(tars, tmp_path, capsys):
+    out = tmp_path / "set"
+    assert run("--tars", tars, "--output-dataset", out) == 1
+    source = whole(out)
+    assert [source[i]["captions"] for i in range(len(source))] == [
+        [f"photo {shard} {number}"]
+        for shard in range(2)
+        for number in range(5)
+        if (shard, number) not in ((0, 3), (1, 2))
+    ]
+    for example in (source[i] for i in range(len(source))):
+        depth = labels.decode("depth", example["labels/depth"])
+        np.testing.assert_array_equal(
+            labels.decode("obj_detection", example["labels/obj_detection"]), np.where(depth > 127, 0, 255)
+        )
+        assert example[labels.CLASSES_KEY][0] == 7
+    assert source.manifest.labels["depth"] == {"made_with": "random weights"}
+    assert source.manifest.dropped.counts == {"not an image": 1, "unusable sample": 1}
+    shards = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record*")}
+    report = (out / "skipped.json").read_text()
+    capsys.readouterr()
+    assert run("--tars", tars, "--output-dataset", out) == 1  # nothing is to do, but the report stands
+    assert "labels made" not in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+    assert (out / "skipped.json").read_text() == report
+
+
+def test_a_photo_that_cannot_be_labelled_stays_with_an_empty_label_if_asked(tars, tmp_path):
+    assert run("--tars", tars, "--output-dataset", tmp_path / "set", "--empty-labels") == 1
+    source = whole(tmp_path / "set")
+    assert len(source) == 9  # all but the one that is no photo
+    (narrow,) = (source[i] for i in range(9) if source[i]["captions"] == ["photo 1 2"])
+    assert "labels/depth" in narrow
+    assert (labels.decode("obj_detection", narrow["labels/obj_detection"]) == labels.BACKGROUND).all()
+    assert run("--tars", tars, "--output", tmp_path / "out", "--empty-labels") == 1
+    assert (tmp_path / "out/obj_detection/00001/000010002.png").read_bytes() == b""
+
+
+def test_labels_added_to_a_data_set_in_a_new_version_of_it(tars, tmp_path):
+    assert run("--tars", tars, "--output-dataset", tmp_path / "one", experts="depth") == 1
+    flags = ("--dataset-dir", tmp_path / "one", "--output-dataset", tmp_path / "two")
+    assert run(*flags, experts="obj_detection") == 1  # needs depth, which the data set has
+    one, two = whole(tmp_path / "one"), whole(tmp_path / "two")
+    assert (len(one), len(two)) == (9, 8)
+    old = {one[i]["id"]: one[i] for i in range(9)}
+    for new in (two[i] for i in range(8)):
+        assert new.pop("labels/obj_detection")
+        assert new.pop(labels.CLASSES_KEY)[0] == 7
+        assert new == old[new["id"]]
+    assert two.manifest.experts == ("depth", "obj_detection")
+    with pytest.raises(UserError, match=r"two: holds shards of another data set \(experts was"):
+        run(*flags, experts="depth")
+
+
+def test_label_files_of_a_data_set(tars, tmp_path):
+    assert run("--tars", tars, "--output-dataset", tmp_path / "set", experts="depth") == 1
+    assert run("--dataset-dir", tmp_path / "set", "--output", tmp_path / "out", experts="depth") == 0
+    stored = labels.decode("depth", whole(tmp_path / "set")[0]["labels/depth"])
+    made = labels.decode("depth", (tmp_path / "out/depth/00000/000000000.png").read_bytes())
+    np.testing.assert_array_equal(made, stored)
+
+
+def test_a_data_set_may_be_remote_if_the_work_is_shared_elsewhere(photos, tmp_path):
+    flags = ("--images", photos, "--output-dataset", "memory://sets/one")
+    with pytest.raises(UserError, match="give --work DIR on a common disk"):
+        run(*flags)
+    assert run(*flags, "--work", tmp_path / "work") == 0
+    assert len(whole("memory://sets/one")) == 4
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(photos, tmp_path, capsys):
+    flags = ("--images", photos, "--output", tmp_path / "out")
+    assert run(*flags, "--dry-run") == 0
+    assert not (tmp_path / "out").exists()
+    depth, detection, total = capsys.readouterr().out.splitlines()
+    assert depth.startswith("depth: 4 of 4 labels to make, 1 shape to compile (in 4 photos), ")
+    assert depth.endswith(" a second by a probe of 8 photos")
+    assert detection.startswith("obj_detection: 4 of 4 labels to make")
+    assert total.startswith("in all: 4 photos in 2 shards, 8 labels to make, ")
+    run(*flags, experts="depth")
+    (tmp_path / "out/depth/val/1.png").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    capsys.readouterr()
+    run(*flags, "--dry-run", experts="depth")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    (depth, _) = capsys.readouterr().out.splitlines()
+    assert depth.startswith("depth: 1 of 4 labels to make")
+    assert depth.endswith(" a second by shards that are done")
+
+
+@pytest.mark.parametrize("output", ["--output", "--output-dataset"])
+def test_a_full_disk_is_one_line_and_what_was_whole_stays(photos, tmp_path, monkeypatch, capsys, output):
+    flags = ["--images", str(photos), output, str(tmp_path / "out"), "--experts", "depth", "--random-weights"]
+    flags += ["--shard-size", "2", "--batch-size", "1", "--threads", "1"]
+    sync, calls = os.fsync, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(*args)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as status:
+        run_main(make_labels.main, flags)
+    assert status.value.code == 2
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    monkeypatch.setattr(os, "fsync", sync)
+    run_main(make_labels.main, flags)
+    if output == "--output":
+        assert len(list((tmp_path / "out/depth/val").iterdir())) == 4
+        assert "depth: 2 labels made, 2 were there" in capsys.readouterr().out
+    else:
+        assert len(whole(tmp_path / "out")) == 4
+
+
+def test_an_output_that_cannot_be_written_is_one_line(photos, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as status:
+        run_main(run, "--images", photos, "--output", tmp_path / "file/labels")
+    assert status.value.code == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write into a folder that is read-only")
+def test_a_read_only_output_is_one_line(photos, tmp_path, capsys):
+    (tmp_path / "fixed").mkdir(mode=0o555)
+    with pytest.raises(SystemExit) as status:
+        run_main(run, "--images", photos, "--output", tmp_path / "fixed/labels")
+    assert status.value.code == 2
+    assert "Permission denied" in capsys.readouterr().err
