@@ -8,7 +8,8 @@
 - Visual Genome's regions: [{"id", "regions": [{"phrase"}]}], and questions: [{"id", "qas": [{"qa_id", "question",
   "answer"}]}]
 - VQAv2's: questions in one file {"questions": [{"question_id", "image_id", "question"}]}, answers in `annotations`
-- the official Prismer lists: [{"image", "caption"}], caption a text or a list of texts, or none in a test list
+- the official Prismer lists: [{"image", "caption"}], caption a text or a list of texts, or none in a test list; or
+  [{"image", "class_name"}], where the caption is the class
 - the official Prismer question lists: [{"image", "question", "answer", "weight", "dataset", "question_id"}], answer
   and weight single or lists, both absent in a test list
 - lists of the last two kinds with one JSON object a line (.jsonl)
@@ -192,7 +193,8 @@ def _genome_questions(content: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
 
 def _prismer_captions(content: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     for row in content:
-        captions = [_text(text, "caption") for text in _several(row.get("caption", []))]
+        default = row["class_name"].lower() if "class_name" in row else []  # as the reference trains on classes
+        captions = [_text(text, "caption") for text in _several(row.get("caption", default))]
         out = Row(row["image"], row.get("dataset"), captions=captions, texts=_texts(row))
         if out.id is None:
             out.id = next((str(row[key]) for key in ("image_id", "img_id", "id") if key in row), None)
