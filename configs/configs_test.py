@@ -105,7 +105,7 @@ def test_sets_that_are_absent_are_named_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"has no cc12m \(.*/cc12m\), cc3m_sgu .*, coco .*: sets=vg\."):
         load("configs/pretrain.py", f"experts=none,data={tmp_path}")
     assert list(load("configs/pretrain.py", f"experts=none,data={tmp_path},sets=vg").data) == ["vg"]
-    with pytest.raises(UserError, match=r"no folder of labels of depth, normal.*make_labels.*experts=none"):
+    with pytest.raises(UserError, match=r"no labels of depth, normal.*make_labels.*experts=none"):
         load("configs/pretrain.py", f"data={tmp_path},sets=vg")
     with pytest.raises(UserError, match="Unknown data set for pretraining 'vgg'"):
         load("configs/pretrain.py", "sets=vgg")

@@ -18,10 +18,12 @@ Sources: NVlabs/prismer, configs/classification.yaml, train_classification.py, d
 docs/reproduce.md.
 """
 
+import os
+
 from ml_collections import ConfigDict
 
 from prismer_jax.config import parse_arg
-from prismer_jax.datasets import miniature
+from prismer_jax.datasets import miniature, paper
 
 LENGTH = 30  # tokens of a prompt and a name, <s> and </s> among them
 PREFIX, PREFIX_TOKENS = "A photo of a", 5  # RoBERTa's, with <s>
@@ -64,7 +66,7 @@ def get_config(arg=None):
     names = f"{arg.data}/imagenet/imagenet_answer.json"
 
     def photos(folder, **options):
-        where = {} if arg.experts == "none" else dict(labels=f"{arg.data}/labels/{{expert}}/{folder}")
+        where = paper.labels_of(arg.data, folder, arg.experts, needed=os.path.isdir(f"{arg.data}/{folder}"))
         indices = f"{arg.data}/imagenet/imagenet_class.json"
         return dict(name="fewshot", path=f"{arg.data}/{folder}", names=names, indices=indices, **where, **options)
 

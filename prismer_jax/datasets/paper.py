@@ -10,7 +10,8 @@ A folder DATA holds what a run uses of (NVlabs/prismer, README.md, configs/*.yam
     vqav2_train_val.json, vqav2_test.json, answer_list.json    vqav2/{train,val}2014, vqav2/test2015
     v2_OpenEnded_mscoco_{train,val}2014_questions.json, v2_mscoco_{train,val}2014_annotations.json (its own)
     vg_qa.json                                     vg
-    labels/<expert>/<folder of photos>/...         expert labels, by `python -m tools.make_labels`
+    labels/<folder of photos>/<expert>/...         expert labels, as `python -m tools.make_labels` writes them to
+                                                   --output DATA/labels/vqav2; or labels/<expert>/<folder of photos>/...
 
 Instead of any of them, DATA/<name> may be a finished data set of that name (`python -m tools.build_dataset`), labels
 inside.
@@ -32,8 +33,8 @@ class Set:
     """One row of the table.
 
     Attributes:
-      photos: their folder below DATA, and that of their labels below DATA/labels/<expert>; '{dataset}' stands for what
-        an entry of the list calls its data set.
+      photos: their folder below DATA, and that of their labels below DATA/labels; '{dataset}' stands for the data set
+        that an entry of the list is of: vqav2 or vg.
       list: in DATA; None where a text lies beside each photo.
       task: what its items are.
       answers: VQAv2's file of answers, where they are not in the list.
@@ -82,14 +83,7 @@ def find(data: str, name: str, experts: str | Sequence[str] = "all") -> dict[str
     root = pathlib.Path(data).expanduser()
     if "://" in data or (root / name / "manifest.json").exists():
         return {"name": "records", "path": f"{data}/{name}", "task": row.task}
-    found: dict[str, Any] = {}
-    if names := labels.select(experts):
-        found["labels"] = f"{data}/labels/{{expert}}/{row.photos}"
-        if is_there(data, name) and not any((root / "labels" / expert).is_dir() for expert in names):
-            raise UserError(
-                f"{root / 'labels'}: has no folder of labels of {', '.join(names)}. Make them with python -m "
-                "tools.make_labels, or train without: experts=none."
-            )
+    found = labels_of(data, row.photos, experts, needed=is_there(data, name))
     if row.list is None:
         if any((root / row.photos).glob("*.tar")):
             return {"name": "tars", "path": f"{data}/{row.photos}", **found}
@@ -103,6 +97,28 @@ def find(data: str, name: str, experts: str | Sequence[str] = "all") -> dict[str
         "task": row.task,
         **found,
     }
+
+
+def labels_of(data: str, photos: str, experts: str | Sequence[str], needed: bool = True) -> dict[str, Any]:
+    """{'labels': where those of a folder of photos lie}, or nothing where no experts are wanted.
+
+    Raises:
+      UserError: none of the experts has labels there, though they are needed.
+    """
+    names = labels.select(experts)
+    if not names:
+        return {}
+    folder = f"{data}/labels/{photos}/{{expert}}", f"{data}/labels/{{expert}}/{photos}"
+    for template in folder:
+        path = template.replace("{dataset}", "vqav2")
+        if any(pathlib.Path(path.replace("{expert}", name)).expanduser().is_dir() for name in names):
+            return {"labels": template}
+    if needed:
+        raise UserError(
+            f"{data}/labels: has no labels of {', '.join(names)} for the photos in {photos}. Make them with python -m "
+            f"tools.make_labels --output {data}/labels/{photos}, or train without: experts=none."
+        )
+    return {"labels": folder[0]}
 
 
 def is_there(data: str, name: str) -> bool:

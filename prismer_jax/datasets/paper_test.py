@@ -25,6 +25,17 @@ def test_every_set_is_read_with_its_labels(folder, name):
     assert not any(key.startswith("labels/") for key in load(**paper.find(folder, name, "none"))[0])
 
 
+def test_labels_lie_as_our_tool_or_as_the_official_code_writes_them(tmp_path):
+    (tmp_path / "coco_karpathy_val.json").write_text("[]")
+    with pytest.raises(UserError, match=r"no labels of depth for the photos in vqav2.*--output .*/labels/vqav2"):
+        paper.find(str(tmp_path), "coco_val", "depth")
+    (tmp_path / "labels/depth/vqav2").mkdir(parents=True)
+    assert paper.find(str(tmp_path), "coco_val", "depth")["labels"] == f"{tmp_path}/labels/{{expert}}/vqav2"
+    (tmp_path / "labels/vqav2/depth").mkdir(parents=True)
+    assert paper.find(str(tmp_path), "coco_val", "depth")["labels"] == f"{tmp_path}/labels/vqav2/{{expert}}"
+    assert paper.find(str(tmp_path), "vg_qa", "depth")["labels"] == f"{tmp_path}/labels/{{dataset}}/{{expert}}"
+
+
 def test_ids_and_counts_are_those_of_the_official_lists(folder):
     train = load(**paper.find(folder, "coco"))
     assert (len(train), train.texts) == (12, 5 * 12)
