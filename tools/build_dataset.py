@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax import config, labels
-from prismer_jax.datasets import build, check, manifest, records, storage
+from prismer_jax.datasets import build, check, manifest, records, storage, workers
 from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import UserError, run_main
 from tools import source_arguments
@@ -70,7 +70,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--experts", help="whose labels to store, such as depth,edge; default: those that --labels has")
     add("--tfds-name", help="what TFDS calls the data set; default: the output folder's name")
     add("--tfds-split", default="train", help="what TFDS calls the split; default train")
-    add("--processes", type=int, default=_cores(), help="worker processes; default one a core")
+    add("--processes", type=int, default=workers.cores(), help="worker processes; default one a core")
     add("--dry-run", action="store_true", help="only say how many records, shards, bytes and hours it will be")
     add("--check", metavar="DIR", help="verify a finished data set instead of building one")
     args, overrides = parser.parse(argv)
@@ -79,10 +79,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.processes < 1 or (args.max_side is not None and args.max_side < 32):
         raise UserError("--processes must be at least 1, --max-side at least 32.")
     return args
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plan(source: Any, args: argparse.Namespace) -> build.Plan:

@@ -11,20 +11,18 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 
 from prismer_jax import progress
-from prismer_jax.datasets import ingest, manifest, records, storage
+from prismer_jax.datasets import ingest, manifest, records, storage, workers
 from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.datasets.shard_writer import take, write_shard
 from prismer_jax.errors import BadSample, UserError
@@ -228,11 +226,11 @@ def _sweep(folder: str) -> None:
                 os.unlink(os.path.join(folder, name))
 
 
-def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0, workers: int = 1) -> None:
+def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0, count: int = 1) -> None:
     """Makes missing shards until there are none."""
     if storage.is_remote(plan.folder):  # object stores have no leases: the workers of this host take turns
         for shard in plan.missing():
-            if shard % workers == worker:
+            if shard % count == worker:
                 write(plan, source, shard, advance=advance)
         return
     names = {plan.file(shard): shard for shard in range(plan.shards)}
@@ -242,33 +240,31 @@ def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0,
 
 
 def _work_in_processes(plan: Plan, source: Any, processes: int, missing: Sequence[int]) -> None:
-    # Forked processes share the source's memory, lists of millions of photos; but not with JAX's threads around.
-    fork = "fork" in multiprocessing.get_all_start_methods() and "jax" not in sys.modules
-    context = multiprocessing.get_context("fork" if fork else "spawn")
+    context = workers.context()
     counter, errors = context.Value("q", 0), context.SimpleQueue()
-    workers = [
+    started = [
         context.Process(target=_worker, args=(plan, source, counter, errors, number, processes), daemon=True)
         for number in range(processes)
     ]
-    for worker in workers:
+    for worker in started:
         worker.start()
     try:
         with _bar(plan, missing) as advance:  # after the fork: a bar has a thread and locks
             seen = 0
-            while any(worker.is_alive() for worker in workers) and errors.empty():
-                wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=POLL)
+            while any(worker.is_alive() for worker in started) and errors.empty():
+                wait([worker.sentinel for worker in started if worker.is_alive()], timeout=POLL)
                 now = counter.value
                 advance(now - seen)
                 seen = now
     finally:
-        for worker in workers:
+        for worker in started:
             worker.terminate()
-        for worker in workers:
+        for worker in started:
             worker.join()
     if not errors.empty():
         raise UserError(errors.get())
-    if any(worker.exitcode for worker in workers) and plan.missing():
-        codes = sorted({worker.exitcode for worker in workers if worker.exitcode})
+    if any(worker.exitcode for worker in started) and plan.missing():
+        codes = sorted({worker.exitcode for worker in started if worker.exitcode})
         raise UserError(
             f"{plan.folder}: worker processes died (exit status {', '.join(map(str, codes))}), out of memory perhaps. "
             "Run it again, with fewer --processes; what is whole is kept."
@@ -276,9 +272,8 @@ def _work_in_processes(plan: Plan, source: Any, processes: int, missing: Sequenc
 
 
 def _worker(plan: Plan, source: Any, counter: Any, errors: Any, number: int, count: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends its workers
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by which they put away what is half-written
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    workers.begin()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it puts away what is half-written
 
     def advance() -> None:
         with counter.get_lock():
@@ -288,8 +283,3 @@ def _worker(plan: Plan, source: Any, counter: Any, errors: Any, number: int, cou
         _work(plan, source, advance, number, count)
     except (UserError, OSError) as error:
         errors.put(str(error))
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

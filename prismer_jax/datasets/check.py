@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import signal
-import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from prismer_jax import labels, progress
-from prismer_jax.datasets import manifest, records, shard_writer, shards, storage
+from prismer_jax.datasets import manifest, records, shard_writer, shards, storage, workers
 from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp import image
@@ -59,7 +56,7 @@ def check(folder: str, processes: int = 1) -> bool:
         )
     results = []
     with (
-        _map(functools.partial(check_shard, folder), found.shards, processes) as checked,
+        workers.ordered_map(functools.partial(check_shard, folder), found.shards, processes) as checked,
         progress.bar(f"Checking {folder}", found.records, unit="records") as advance,
     ):
         for row, result in zip(found.shards, checked, strict=True):
@@ -79,19 +76,6 @@ def check(folder: str, processes: int = 1) -> bool:
     else:
         print(f"{folder}: whole, {found.records:,} records in {len(found.shards):,} shards")
     return not total
-
-
-@contextlib.contextmanager
-def _map(function: Any, items: Sequence[Any], processes: int) -> Iterator[Iterable[Any]]:
-    """Results in order, from several processes."""
-    if min(processes, len(items)) <= 1:
-        yield map(function, items)
-        return
-    fork = "fork" in multiprocessing.get_all_start_methods() and "jax" not in sys.modules
-    context = multiprocessing.get_context("fork" if fork else "spawn")
-    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with context.Pool(min(processes, len(items)), ignore) as pool:
-        yield pool.imap(function, items)
 
 
 def check_shard(folder: str, row: manifest.Row) -> Checked:

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 
 from prismer_jax.datasets.scenes import Settings, example
+from prismer_jax.datasets.workers import cores
 
 _WORKER = "from prismer_jax.datasets import scenes_workers; scenes_workers.work()"
 FEW = 64  # so few scenes are rendered here: faster than starting workers
@@ -26,7 +27,7 @@ def render(settings: Settings, workers: int | None = None) -> Iterator[dict[str,
 
     Yields the arguments of `records.encode`. There are as many workers as processor cores unless it is said.
     """
-    workers = workers or _cores()
+    workers = workers or cores()
     if settings.count <= FEW:
         yield from (example(settings, index) for index in range(settings.count))
         return
@@ -67,8 +68,3 @@ def work() -> None:
             sys.stdout.buffer.flush()
     except BrokenPipeError:  # the builder has been killed
         os._exit(1)
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
