@@ -41,7 +41,8 @@ Loads = dict[str, Callable[[], Any]]  # the weights of each expert
 
 WORK = ".make_labels"  # what processes know in common
 SKIPPED = "skipped.json"
-SOURCE = ("list", "images", "annotations", "tars", "dataset_dir", "labels", "limit")  # what a data set is made from
+# The flags that say what a data set is made from.
+SOURCE = ("list", "images", "annotations", "split", "tars", "dataset_dir", "labels", "limit", "source_name")
 TRAINED, RANDOM = "trained weights", "random weights"
 DTYPES = ("float32", "bfloat16")
 SAMPLE = 1000  # photos that are asked for labels that should be there
@@ -119,7 +120,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.work is None and storage.is_remote(output):
         raise UserError(f"{output}: is remote, where processes cannot share work; give --work DIR on a common disk.")
     args.work = args.work or pathlib.Path(output) / WORK
-    of_photos = args.images.resolve() if args.images and not args.list else None
+    of_photos = pathlib.Path(args.images).resolve() if args.images and not args.list else None
     if of_photos and not storage.is_remote(output) and pathlib.Path(output).resolve().is_relative_to(of_photos):
         raise UserError(f"{output}: lies in the folder of the photos, whose label maps would be photos next time.")
     return args
@@ -164,7 +165,7 @@ def open_output(args: argparse.Namespace, source: Any, ledger: Ledger | None, ex
     if args.output is not None:
         # A tar's photos are called as the tar and the member: by their nature no two of them alike.
         return Files(args.output, source, ledger, made_with, distinct=args.tars is not None, **common)
-    made_from = {name: str(value) for name in SOURCE if (value := getattr(args, name)) is not None}
+    made_from = {name: str(value) for name in SOURCE if (value := getattr(args, name, None)) is not None}
     options = {"work": args.work, "made_from": made_from, "given": args.labels, "threads": args.threads}
     return Dataset(args.output_dataset, source, ledger, made_with, **options, **common)
 

@@ -108,7 +108,7 @@ def test_from_raw_tars_to_a_labelled_data_set_in_one_command(tars, tmp_path, cap
             labels.decode("obj_detection", example["labels/obj_detection"]), np.where(depth > 127, 0, 255)
         )
         assert example[labels.CLASSES_KEY][0] == 7
-    assert source.manifest.labels["depth"] == {"made_with": "random weights"}
+    assert source.manifest.labels["depth"] == "random weights"
     assert source.manifest.dropped.counts == {"not an image": 1, "unusable sample": 1}
     shards = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record*")}
     report = (out / "skipped.json").read_text()
@@ -224,3 +224,14 @@ def test_a_read_only_output_is_one_line(photos, tmp_path, capsys):
         run_main(run, "--images", photos, "--output", tmp_path / "fixed/labels")
     assert status.value.code == 2
     assert "Permission denied" in capsys.readouterr().err
+
+
+def test_labels_that_lie_elsewhere_serve_experts_and_go_into_the_data_set(photos, tmp_path):
+    assert run("--images", photos, "--output", tmp_path / "labels", experts="depth") == 0
+    flags = ("--images", photos, "--labels", tmp_path / "labels")
+    assert run(*flags, "--output", tmp_path / "more", experts="obj_detection") == 0
+    assert len(list((tmp_path / "more").rglob("*.png"))) == 4
+    assert run(*flags, "--output-dataset", tmp_path / "set", experts="obj_detection") == 0
+    source = whole(tmp_path / "set")
+    assert source.manifest.labels["depth"] == "random weights"
+    assert {"labels/depth", "labels/obj_detection"} <= source[3].keys()

@@ -97,7 +97,7 @@ class Dataset:
         empty: bool = False,
         work: pathlib.Path,
         made_from: Mapping[str, Any],
-        given: pathlib.Path | None = None,
+        given: str | None = None,
         threads: int = 4,
     ) -> None:
         """Args:
@@ -118,7 +118,7 @@ class Dataset:
             shard_size=shard_size,
             max_side=None,
             made_from=dict(made_from) | {"ids": build.digest(source)},
-            labels=there | {expert: {"made_with": how} for expert, how in made_with.items()},
+            labels=there | dict(made_with),
         )
         self._store = LabelShards(work / "labels")
         self.job = Job(
@@ -145,13 +145,14 @@ class Dataset:
         print(f"{self.folder}: {finished.records:,} records in {len(finished.shards):,} shards")
 
 
-def _given(source: Any, folder: pathlib.Path | None) -> dict[str, Any]:
+def _given(source: Any, folder: str | None) -> dict[str, Any]:
     """The experts whose labels a source has: {name: how they were made, as far as that is known}."""
     if isinstance(source, records.Source) and source.manifest is not None:
         return {name: source.manifest.labels.get(name) for name in source.manifest.experts}
     if folder is None:
         return {}
-    record = folder / RECORD
+    record = pathlib.Path(folder) / RECORD
     made_with = json.loads(record.read_text()) if record.exists() else {}
-    there = [name for name in labels.EXPERTS if labels.path_of(folder, name, "photo").parent.is_dir()]
+    root = folder.partition("{dataset}")[0]  # of all data sets, where these are told apart
+    there = [name for name in labels.EXPERTS if labels.path_of(root, name, "photo").parent.is_dir()]
     return {name: made_with.get(name) for name in there}
