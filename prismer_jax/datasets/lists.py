@@ -78,15 +78,14 @@ def load(
     places.names.cache_clear()  # folders may have changed since the last list
     dropped = Dropped()
     if path is None:
-        if images is None:
+        if not images:
             raise UserError("Give `path` (a list) or `images` (a folder of photos, or files).")
         if annotations is not None or split is not None or task == "question":
             raise UserError("Photos without a list have no questions and no splits; give `path`.")
-        where, task = "the folder", task or "caption"
-        name = source or os.path.basename(
-            os.path.abspath(images if isinstance(images, str | os.PathLike) else images[0])
-        )
-        found = ({"source": name, **photo} for photo in folders.photos(images, dropped))
+        roots = _several(images)
+        where, task = ", ".join(map(str, roots[:3])), task or "caption"
+        name = source or os.path.basename(os.path.abspath(roots[0]))
+        found = ({"source": name, **photo} for photo in folders.photos(roots, dropped))
         photos: Iterable[Example] = itertools.islice(found, limit)
     else:
         paths, answers = _several(path), _several(annotations)
@@ -201,7 +200,7 @@ class _Gatherer:
             raise UserError(f"{path}: `images` is one folder where a list names the photos.")
         finder = places.Places(path, images, self._source)
         known: dict[tuple[str | None, str], Example | None] = {}  # a place is looked for once
-        asked: dict[tuple[str | None, int], tuple[str, dict[str, Any]]] = {}  # by id: of which photo, what
+        asked: dict[tuple[str | None, int | None], tuple[str, Example]] = {}  # by id: of which photo, what
         for row in formats.rows(path, annotations, split):
             key = row.dataset, row.image
             if key not in known:
@@ -213,16 +212,15 @@ class _Gatherer:
             photo["captions"] += [text for text in row.captions if self._usable(text, "caption", where)]
             if row.question is None:
                 continue
-            id = row.question.get("question_id")
-            if id is not None and (row.dataset, id) in asked:
-                image, question = asked[row.dataset, id]
-                if image != row.image or not _add_answer(question, row.question):
-                    self._dropped.add("duplicate question id", f"{path}: question {id}")
-                continue
-            asked[row.dataset, id] = row.image, row.question
             texts = [("question", row.question["question"]), *(("answer", a) for a in set(row.question["answers"]))]
-            if all(self._usable(text, what, where) for what, text in texts):
+            if not all(self._usable(text, what, where) for what, text in texts):
+                continue
+            key = row.dataset, row.question.get("question_id")
+            image, question = asked.setdefault(key, (row.image, row.question))
+            if question is row.question or key[1] is None:
                 photo["questions"].append(row.question)
+            elif image != row.image or not _add_answer(question, row.question):
+                self._dropped.add("duplicate question id", f"{path}: question {key[1]}")
 
     def photos(self, where: str, max_missing: float) -> list[Example]:
         """All photos that are there.
@@ -267,19 +265,15 @@ class _Gatherer:
 
     def _usable(self, text: str, what: str, where: str) -> bool:
         """Whether a text can be stored; counts those that cannot."""
-        if text.isascii():
-            problem = None
-        else:
-            try:
-                text.encode()
-                problem = None
-            except UnicodeEncodeError:
-                problem = f"{what} that is not UTF-8"
         if what != "answer" and not text.strip():  # an annotator of VQAv2 may say nothing
-            problem = f"empty {what}"
-        if problem:
-            self._dropped.add(problem, f"{where}: {text!r}")
-        return problem is None
+            self._dropped.add(f"empty {what}", where)
+            return False
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self._dropped.add(f"{what} that is not UTF-8", f"{where}: {text!r}")
+            return False
+        return True
 
 
 def _add_answer(question: Example, more: Example) -> bool:
