@@ -28,6 +28,8 @@ BACKGROUND = 255  # the id of "nothing here" in every map of ids
 FEATURES = 64  # dimension of the vectors that ids are looked up as
 MAX_IDS = 256  # rows of the tables that go with instances and words: an id is one byte
 
+RECORD = "make_labels.json"  # in a folder of label files: which weights made those of each expert
+
 CLASSES_KEY = "labels/obj_detection_classes"
 WORDS_KEY = "labels/ocr_detection_features"
 
@@ -233,6 +235,18 @@ def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -
         return False
     side = {"instances": ".json", "words": ".npz"}.get(EXPERTS[expert].embed)
     return side is None or png.with_suffix(side).exists()
+
+
+def given(folder: str | os.PathLike) -> dict[str, Any]:
+    """The experts that have label files in a folder: {name: how they were made, None where RECORD does not say}.
+
+    `folder` may place expert and data set, as in 'labels/{expert}/{dataset}'.
+    """
+    text = os.fspath(folder)
+    record = pathlib.Path(text.partition("{")[0]) / RECORD
+    made_with = json.loads(record.read_text()) if record.exists() else {}
+    there = [name for name in EXPERTS if path_of(text.partition("{dataset}")[0], name, "photo").parent.is_dir()]
+    return {name: made_with.get(name) for name in there}
 
 
 def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarray:

@@ -1,6 +1,6 @@
 import io
 import json
-import pathlib
+import os
 import zlib
 
 import numpy as np
@@ -176,11 +176,20 @@ def test_a_label_is_whole_with_its_side_file_and_its_end(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
-    def full(self, data):
-        self.touch()
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         labels.write(tmp_path, "depth", "a.jpg", labels.blank("depth", 9, 9))
     assert [path.name for path in tmp_path.rglob("*")] == ["depth"]
+
+
+def test_a_folder_tells_whose_labels_it_has_and_how_they_were_made(tmp_path):
+    for name in ("depth", "seg_coco"):
+        labels.write(tmp_path, name, "a.jpg", labels.blank(name, 9, 9))
+    assert labels.given(tmp_path) == {"depth": None, "seg_coco": None}
+    (tmp_path / labels.RECORD).write_text('{"depth": "trained weights"}')
+    made_with = {"depth": "trained weights", "seg_coco": None}
+    assert labels.given(tmp_path) == labels.given(f"{tmp_path}/{{expert}}/{{dataset}}") == made_with
+    assert labels.given(tmp_path / "nothing") == {}

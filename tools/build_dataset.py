@@ -15,7 +15,6 @@ import argparse
 import functools
 import json
 import os
-import pathlib
 import re
 import sys
 import time
@@ -23,14 +22,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax import config, labels
-from prismer_jax.datasets import build, check, manifest, records, storage, workers
+from prismer_jax.datasets import build, check, manifest, storage, workers
 from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import UserError, run_main
 from tools import source_arguments
 
 UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
 NOT_WHAT = ("output", "processes", "dry_run", "check", "max_side", "experts", "tfds_name", "tfds_split")
-MADE_WITH = "make_labels.json"  # in a folder of labels: which weights made them
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,7 +81,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _plan(source: Any, args: argparse.Namespace) -> build.Plan:
     folder = storage.plain(args.output)
-    experts = _experts(args, source)
+    made_with = _labels(args, source)
     given = {key: value for key, value in vars(args).items() if value is not None and key not in NOT_WHAT}
     made_from = json.loads(json.dumps(given, default=str))
     made_from |= {"ids": build.digest(source), "dropped": getattr(source, "dropped", Dropped()).to_json()}
@@ -91,35 +89,21 @@ def _plan(source: Any, args: argparse.Namespace) -> build.Plan:
         folder=folder,
         name=manifest.identifier(args.tfds_name or os.path.basename(folder.rstrip("/"))),
         split=args.tfds_split,
-        experts=experts,
+        experts=tuple(made_with),
         count=len(source),
-        shard_size=_shard_size(args, source, experts),
+        shard_size=_shard_size(args, source, tuple(made_with)),
         max_side=args.max_side,
         made_from=made_from,
-        labels=_made_with(args, source),
+        labels=made_with,
     )
 
 
-def _experts(args: argparse.Namespace, source: Any) -> tuple[str, ...]:
-    """Whose labels are stored: as said, or as there are."""
-    if args.experts is not None:
-        return labels.select(args.experts.replace(",", "+"))
-    if args.labels is not None:
-        return tuple(name for name in labels.EXPERTS if _folder_of(os.fspath(args.labels), name).is_dir())
-    return source.manifest.experts if isinstance(source, records.Source) and source.manifest else ()
-
-
-def _folder_of(folder: str, expert: str) -> pathlib.Path:
-    """The folder of an expert's label files: of all data sets, where `folder` tells those apart."""
-    return labels.path_of(folder.partition("{dataset}")[0], expert, "photo").parent
-
-
-def _made_with(args: argparse.Namespace, source: Any) -> dict[str, Any]:
-    """What is known of how the labels were made."""
-    if args.labels is not None:
-        path = pathlib.Path(args.labels.partition("{")[0]) / MADE_WITH
-        return json.loads(path.read_text()) if path.exists() else {}
-    return source.manifest.labels if isinstance(source, records.Source) and source.manifest else {}
+def _labels(args: argparse.Namespace, source: Any) -> dict[str, Any]:
+    """The experts whose labels are stored, those said or those that are there: {name: how they were made}."""
+    there = build.labels_of(source, args.labels)
+    if args.experts is None:
+        return there
+    return {name: there.get(name) for name in labels.select(args.experts.replace(",", "+"))}
 
 
 def _shard_size(args: argparse.Namespace, source: Any, experts: Sequence[str]) -> int:

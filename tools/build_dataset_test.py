@@ -47,7 +47,7 @@ def test_a_list_becomes_a_data_set(photos, capsys):
     assert "2 were left out" in out
     found = manifest.read(str(photos / "set"))
     assert found.experts == ("depth", "seg_coco")
-    assert found.labels == {"depth": "trained weights"}
+    assert found.labels == {"depth": "trained weights", "seg_coco": None}
     assert found.dropped.counts == {"missing photo": 1, "not an image": 1}
     assert found.made_from["list"] == [str(photos / "list.json")]
     assert found.name == "set"
@@ -80,7 +80,7 @@ def test_a_data_set_can_be_made_from_a_data_set(photos, capsys):
         ]
     )
     found = manifest.read(str(photos / "small"))
-    assert (len(found.shards), found.records, found.labels) == (1, 5, {"depth": "trained weights"})
+    assert (len(found.shards), found.records, found.labels) == (1, 5, {"depth": "trained weights", "seg_coco": None})
     example = datasets.load("records", path=photos / "small", task="all")[1]
     assert cv2.imdecode(np.frombuffer(example["image"], np.uint8), 1).shape == (30, 40, 3)
     assert labels.decode("depth", example["labels/depth"]).shape == (30, 40, 1)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import progress
+from prismer_jax import labels, progress
 from prismer_jax.datasets import ingest, manifest, records, storage, workers
 from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.datasets.shard_writer import take, write_shard
@@ -85,6 +85,15 @@ def digest(source: Any) -> str:
     """Tells a source from another of the same length: a hash of some of its ids."""
     ids = [None if isinstance(example, BadSample) else example["id"] for example in _some(source)]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+
+
+def labels_of(source: Any, folder: str | None) -> dict[str, Any]:
+    """The experts whose labels a source has, in a folder of label files or in its records: {name: how made}."""
+    if folder is not None:
+        return labels.given(folder)
+    if isinstance(source, records.Source) and source.manifest is not None:
+        return {name: source.manifest.labels.get(name) for name in source.manifest.experts}
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)

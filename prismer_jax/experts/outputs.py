@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from prismer_jax import config, labels
-from prismer_jax.datasets import build, manifest, records, storage
+from prismer_jax.datasets import build, manifest, storage
 from prismer_jax.errors import UserError
 from prismer_jax.experts.job import Job, Stage, split
 from prismer_jax.experts.ledger import Ledger
 from prismer_jax.experts.recording import Recording
 from prismer_jax.experts.stores import LabelFiles, LabelShards
-
-RECORD = "make_labels.json"  # in a folder of label files: which weights made those of each expert
 
 
 class Output(Protocol):
@@ -65,7 +63,7 @@ class Files:
 
     def claim(self) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
-        path = self._path / RECORD
+        path = self._path / labels.RECORD
         with self._ledger.leases.wait("record"):
             record = json.loads(path.read_text()) if path.exists() else {}
             for expert, how in self._made_with.items():
@@ -108,7 +106,7 @@ class Dataset:
         threads: write so many shards at a time.
         """
         self.folder, self._ledger, self._made, self._threads = storage.plain(folder), ledger, tuple(made_with), threads
-        there = _given(source, given)
+        there = build.labels_of(source, given)
         self._plan = build.Plan(
             folder=self.folder,
             name=manifest.identifier(os.path.basename(self.folder.rstrip("/"))),
@@ -143,16 +141,3 @@ class Dataset:
             finished = build.finish(self._plan)
             self._store.sweep()
         print(f"{self.folder}: {finished.records:,} records in {len(finished.shards):,} shards")
-
-
-def _given(source: Any, folder: str | None) -> dict[str, Any]:
-    """The experts whose labels a source has: {name: how they were made, as far as that is known}."""
-    if isinstance(source, records.Source) and source.manifest is not None:
-        return {name: source.manifest.labels.get(name) for name in source.manifest.experts}
-    if folder is None:
-        return {}
-    record = pathlib.Path(folder) / RECORD
-    made_with = json.loads(record.read_text()) if record.exists() else {}
-    root = folder.partition("{dataset}")[0]  # of all data sets, where these are told apart
-    there = [name for name in labels.EXPERTS if labels.path_of(root, name, "photo").parent.is_dir()]
-    return {name: made_with.get(name) for name in there}
