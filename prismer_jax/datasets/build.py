@@ -3,6 +3,9 @@
 Any number of processes on any number of hosts may build one folder at once (leases keep them from doing the same), and
 any may die at any time: what is whole stays, the rest is made at the next start. Apache Beam runs the same function on
 each shard, see build_beam.py.
+
+TFDS gives the records' bytes and the metadata. Its own builders write all shards or none: a build of days could not be
+resumed, nor shared by hosts without a cluster.
 """
 
 from __future__ import annotations
@@ -127,10 +130,10 @@ def claimed(folder: str) -> dict[str, Any] | None:
     """
     path = storage.join(folder, PLAN)
     try:
-        return json.loads(storage.read(path))
+        return dict(json.loads(storage.read(path)))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{path}: is damaged. Delete the folder, or only the file to build with these flags.") from None
 
 

@@ -99,6 +99,13 @@ def test_a_folder_keeps_to_one_data_set(tmp_path, change, what):
         build.claim(plan_for(tmp_path, **change))
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_a_damaged_plan_is_reported(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=r"plan\.json: is damaged. Delete the folder"):
+        build.claim(plan_for(tmp_path))
+
+
 def test_several_processes_make_each_shard_once(tmp_path):
     program = f"""if True:
         import sys, os

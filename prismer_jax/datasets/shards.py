@@ -38,7 +38,7 @@ class Shards:
             raise UserError(f"{folder}: holds no ArrayRecord shards. Delete it, so that it is built again.")
         self._ends = list(itertools.accumulate(lengths))
         self._opened: list[Any] = [None] * len(self._files)
-        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in self._files]  # several may be fetched at once
         _allow_open_files(len(self._files))
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class Shards:
             raise _damaged(storage.join(self.folder, self._files[number]), str(error)) from None
 
     def _open(self, number: int) -> Any:
-        with self._lock:
+        with self._locks[number]:
             if self._opened[number] is None:
                 path = storage.join(self.folder, self._files[number])
                 if self.manifest is None:
