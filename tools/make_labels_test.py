@@ -181,6 +181,7 @@ def test_what_cannot_be_labelled_is_named_and_listed_and_the_rest_labelled(photo
     save(photos / "line.png", np.zeros((10, 20000, 3), np.uint8))
     save(photos / "a.png", np.zeros((9, 9, 3), np.uint8))
     problems, counts = skipped(photos, experts="depth,obj_detection")
+    said = capsys.readouterr().err
     assert "the file is empty" in problems["zero.jpg"]
     assert "not a readable image (a web page)" in problems["page.jpg"]
     assert "cut.jpg" in problems["cut.jpg"]
@@ -193,10 +194,10 @@ def test_what_cannot_be_labelled_is_named_and_listed_and_the_rest_labelled(photo
         "not an image": 1,
         "unusable sample": 1,
     }
+    assert "its label files would be those of a.jpg" in skipped(photos, experts="depth")[0]["a.png"]  # nor later
     out = photos.parent / "labels"
     assert {path.stem for path in (out / "obj_detection").rglob("*.png")} == {"a", "b", "c"}
     assert {path.stem for path in (out / "depth").rglob("*.png")} == {"a", "b", "c", "line"}
-    said = capsys.readouterr().err
     assert all(said.count(f"skipped: {problem}") == 1 for problem in problems.values())
     assert f"5 photos were skipped, wholly or by an expert: see {out / 'skipped.json'}" in said
 

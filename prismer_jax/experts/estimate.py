@@ -105,8 +105,7 @@ def _count_missing(job: Job, expert: str, threads: int) -> int:
             return 0
         writer, count = job.store.open(expert, shard), 0
         for index in range(shard.start, shard.stop):
-            name = job.name(index)
-            if name is not None and writer.has(Photo(name, "")):  # without reading it
+            if job.known(writer, index):
                 continue
             try:
                 photo = job.photo(index)

@@ -23,7 +23,7 @@ from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import BadSample
 from prismer_jax.experts.ledger import Ledger, Shard
 from prismer_jax.experts.pipeline import Photo
-from prismer_jax.experts.stores import Store
+from prismer_jax.experts.stores import Store, Writer
 
 SAID = 20  # lines about photos that cannot be labelled; the rest is only in the report
 
@@ -123,6 +123,11 @@ class Job:
             return False
         return f"labels/{expert}" in photo.labels or self.store.read(expert, self.shard_of(index), photo) is not None
 
+    def known(self, writer: Writer, index: int) -> bool:
+        """Whether a photo's label is there, as far as its name tells; False also where only reading the photo does."""
+        name = None if index in self._twins else self.name(index)
+        return name is not None and writer.has(Photo(name, ""))
+
     def given(self, expert: str, photo: Photo) -> bool:
         """Whether the source itself has a photo's label, and that counts."""
         return self._keep and f"labels/{expert}" in photo.labels
@@ -145,7 +150,7 @@ class Job:
         found: dict[tuple[int, str], dict[str, Any]] = {}
         for expert in experts:
             for report in self.ledger.reports(expert).values():
-                for index, image, reason, problem in report["problems"]:
+                for index, image, reason, problem in report.get("problems", ()):
                     row = {"image": image, "experts": [], "reason": reason, "problem": problem}
                     found.setdefault((index, problem), row)["experts"].append(expert)
         rows = [found[key] for key in sorted(found)]

@@ -64,7 +64,6 @@ class Labelling:
         self._job, self._expert, self._load, self._mesh = job, expert, load, mesh
         self._batch_size, self._threads, self._after = batch_size, threads, tuple(after)
         self._held: dict[int, _Held] = {}
-        self._since: float | None = None
 
     def done(self) -> bool:
         return len(self._job.ledger.marked(self.name)) == len(self._job.shards)
@@ -128,8 +127,8 @@ class Labelling:
             yield pipeline.BORDER
 
     def _read(self, item: _Item) -> Photo | None:
-        name, writer = self._job.name(item.index), item.held.writer
-        if name is not None and writer.has(Photo(name, "")):  # without reading it
+        writer = item.held.writer
+        if self._job.known(writer, item.index):
             return None
         photo = self._job.photo(item.index)
         return None if writer.has(photo) or self._job.given(self.name, photo) else photo

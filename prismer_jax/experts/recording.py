@@ -71,7 +71,7 @@ class _Labelled:
         self._job, self._store, self._shard, self._experts = job, store, shard, experts
         self._problems: dict[int, tuple[str, str]] = {}
         for expert in experts if not job.empty else ():
-            for index, _, reason, problem in job.ledger.reports(expert)[shard.index]["problems"]:
+            for index, _, reason, problem in job.ledger.reports(expert)[shard.index].get("problems", ()):
                 self._problems.setdefault(index, (reason, problem))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
