@@ -53,6 +53,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "test": TEST,
+        "data": ["pyarrow>=15"],  # captions in img2dataset's tables; tensorflow-datasets brings it today
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "beam": ["apache-beam>=2.60"],  # data sets built by clusters; needs Pillow 12, protobuf 6, so no part of `test`

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from prismer_jax import datasets
+from prismer_jax.datasets import workers
 from prismer_jax.errors import UserError
 
 KINDS = ("list", "images", "tars", "dataset_dir")
@@ -52,7 +53,13 @@ def open_source(args: argparse.Namespace) -> Any:
             return datasets.load("records", path=args.dataset_dir, task="all", limit=args.limit)
         case "tars":
             return datasets.load(
-                "tars", path=args.tars, labels=args.labels, task="all", source=args.source_name, limit=args.limit
+                "tars",
+                path=args.tars,
+                labels=args.labels,
+                task="all",
+                source=args.source_name,
+                limit=args.limit,
+                processes=workers.cores(),
             )
         case _:
             return datasets.load(

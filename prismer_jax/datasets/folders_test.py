@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 
 import pyarrow
 import pytest
@@ -47,7 +48,7 @@ def test_what_could_not_be_fetched_is_counted(web):
     assert lists.load(images=web).dropped.counts == {"unreadable side file": 2}
 
 
-def test_captions_are_taken_from_json_and_from_the_table_where_there_is_no_text(web):
+def test_captions_are_taken_from_json_and_from_the_table_where_there_is_no_text(web, monkeypatch):
     shard = web / "00000"
     (shard / "000000000.txt").unlink()
     assert lists.load(images=web)[0]["captions"] == ["json 000000000"]
@@ -56,6 +57,10 @@ def test_captions_are_taken_from_json_and_from_the_table_where_there_is_no_text(
     table = {"key": ["000000000", "000000001"], "caption": ["table 0", None], "status": ["success", "failed"]}
     parquet.write_table(pyarrow.table(table), web / "00000.parquet")
     assert lists.load(images=web)[0]["captions"] == ["table 0"]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(UserError, match=r"00000\.parquet: pip install 'prismer_jax\[data\]'"):
+            lists.load(images=web)
     (web / "00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"00000\.parquet: cannot be read"):
         lists.load(images=web)

@@ -89,9 +89,11 @@ def table_captions(shard: str) -> dict[str, str]:
     path = f"{shard}.parquet"
     if not os.path.exists(path):
         return {}
-    import pyarrow
-    from pyarrow import parquet
-
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: pip install 'prismer_jax[data]' reads the captions in it.") from None
     try:
         if not {"key", "caption"} <= set(parquet.read_schema(path).names):
             return {}

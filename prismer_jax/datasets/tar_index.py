@@ -46,29 +46,49 @@ class Index:
         return np.flatnonzero((self.places[:, 1:, 1] < 0).all(1))
 
 
-def load(path: str) -> Index:
-    """The index of a tar: from the file TAR.index.json if it is of this very tar, else made, and stored if possible.
+def stored(path: str) -> Index | None:
+    """The index in the file TAR.index.json, if it is of this very tar.
+
+    Raises:
+      UserError: there is no such tar.
+    """
+    try:
+        content = json.loads(_beside(path).read_text(encoding="utf-8"))
+        if content["made_of"] == _made_of(path):
+            return _from_lists(content["names"], content["places"], Dropped.from_json(content["dropped"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours
+        pass
+    return None
+
+
+def make(path: str) -> Index:
+    """The index of a tar, which is stored beside it if the folder can be written to.
 
     Raises:
       UserError: the tar cannot be read at all.
     """
-    stored = pathlib.Path(path).with_suffix(".index.json")
+    made_of = _made_of(path)
+    try:
+        names, places, dropped = scan(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}.") from None
+    content = {"made_of": made_of, "names": names, "places": places, "dropped": dropped.to_json()}
+    with contextlib.suppress(OSError):  # in a folder that is only read it is made each time
+        config.write(_beside(path), json.dumps(content, separators=(",", ":")))
+    return _from_lists(names, places, dropped)
+
+
+def _beside(path: str) -> pathlib.Path:
+    return pathlib.Path(path).with_suffix(".index.json")
+
+
+def _made_of(path: str) -> list[int]:
+    """What tells one tar from another of its name."""
     try:
         stat = os.stat(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from None
-    made_of = [VERSION, stat.st_size, stat.st_mtime_ns]
-    try:
-        content = json.loads(stored.read_text(encoding="utf-8"))
-        if content["made_of"] == made_of:
-            return _from_lists(content["names"], content["places"], Dropped.from_json(content["dropped"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours
-        pass
-    names, places, dropped = scan(path)
-    content = {"made_of": made_of, "names": names, "places": places, "dropped": dropped.to_json()}
-    with contextlib.suppress(OSError):  # in a folder that is only read it is made each time
-        config.write(stored, json.dumps(content, separators=(",", ":")))
-    return _from_lists(names, places, dropped)
+    return [VERSION, stat.st_size, stat.st_mtime_ns]
 
 
 def _from_lists(names: list[str], places: list[int], dropped: Dropped) -> Index:

@@ -6,20 +6,20 @@ and it is called, as if the tar had been unpacked into a folder of its name: SHA
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 
 from prismer_jax import labels as label_files
 from prismer_jax import progress
-from prismer_jax.datasets import img2dataset, tar_index
+from prismer_jax.datasets import img2dataset, tar_index, workers
 from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.datasets.lists import Source
 from prismer_jax.errors import BadSample, UserError
@@ -28,7 +28,6 @@ Path = str | os.PathLike
 
 logger = logging.getLogger(__name__)
 
-THREADS = 8  # that read headers: they wait for the disk
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -40,6 +39,7 @@ def load(
     source: str | None = None,
     experts: str | Sequence[str] = tuple(label_files.EXPERTS),
     limit: int | None = None,
+    processes: int = 1,
 ) -> Source:
     """A source of the photos in tars. The first time their headers are read, which is kept in TAR.index.json beside.
 
@@ -50,6 +50,7 @@ def load(
       source: what the data set is called; by default as the tars' folder.
       experts: whose label files are looked for.
       limit: take only so many photos, the first ones.
+      processes: that read headers, the first time; more than one need a main program that can be imported.
 
     What cannot be used is left out and counted in the source's `dropped`: missing tars, members with damaged headers,
     what lies behind the end of a truncated tar, samples without a photo ...; so are the photos that img2dataset says
@@ -65,7 +66,7 @@ def load(
     dropped = Dropped()
     paths = _expand(path, dropped)
     top = os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in paths])
-    samples = Samples(paths, top, source or os.path.basename(top), limit, dropped)
+    samples = Samples(paths, _indices(paths, limit, processes), top, source or os.path.basename(top), limit, dropped)
     for line in dropped.lines():
         logger.warning("%s: left out: %s.", top, line.strip().rstrip("."))
     if not len(samples):
@@ -77,12 +78,28 @@ def load(
 class Samples(Sequence[dict[str, Any]]):
     """The photos of tars with their captions, as lists.Source wants them; a tar is open only while it is read."""
 
-    def __init__(self, paths: Sequence[str], top: str, source: str, limit: int | None, dropped: Dropped) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        indices: Iterator[tar_index.Index],
+        top: str,
+        source: str,
+        limit: int | None,
+        dropped: Dropped,
+    ) -> None:
+        """Args:
+        paths: the tars.
+        indices: of these, in order; no more are taken than `limit` needs.
+        top: the folder below which a tar's path is part of its photos' names.
+        source: what the data set is called.
+        limit: so many photos, the first ones.
+        dropped: counts what of the tars cannot be used.
+        """
         self._paths, self._top, self._source = list(paths), top, source
         self._indices: list[tar_index.Index] = []
         self._captions: dict[int, str] = {}  # of samples without a side file, from parquet tables
         count = 0
-        for tar, index in zip(paths, _read(paths, limit), strict=False):
+        for index, tar in zip(indices, paths, strict=False):
             dropped.update(index.dropped)
             shard = os.path.splitext(tar)[0]
             img2dataset.count_failures(shard, dropped)
@@ -143,20 +160,33 @@ def _piece(file: Any, place: list[int]) -> bytes:
     return data
 
 
-def _read(paths: Sequence[str], limit: int | None) -> Iterator[tar_index.Index]:
+def _indices(paths: Sequence[str], limit: int | None, processes: int) -> Iterator[tar_index.Index]:
     """The indices of tars, in order; with a limit one after the other, for the first may be enough."""
     if limit is not None:
-        yield from map(_load, paths)
+        yield from (_make(path) if (known := _stored(path)) is None else known for path in paths)
         return
-    with ThreadPoolExecutor(THREADS) as pool, progress.bar("headers", len(paths), unit="tars") as advance:
-        for index in pool.map(_load, paths):
-            advance()
+    found = [_stored(path) for path in paths]
+    missing = [path for path, index in zip(paths, found, strict=True) if index is None]
+    with (
+        workers.ordered_map(_make, missing, processes) as made,
+        progress.bar("headers", len(missing), unit="tars", enabled=bool(missing)) as advance,
+    ):
+        made = iter(made)
+        for index in found:
+            if index is None:
+                index = next(made)
+                advance()
             yield index
 
 
-def _load(path: str) -> tar_index.Index:
+def _stored(path: str) -> tar_index.Index | None:
+    with contextlib.suppress(UserError):  # which _make reports
+        return tar_index.stored(path)
+
+
+def _make(path: str) -> tar_index.Index:
     try:
-        return tar_index.load(path)
+        return tar_index.make(path)
     except UserError as error:
         dropped = Dropped()
         dropped.add("unreadable tar", str(error))

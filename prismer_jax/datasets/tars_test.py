@@ -97,18 +97,37 @@ def test_labels_lie_as_for_the_unpacked_folder(web, tmp_path):
         tars.load(web, labels=tmp_path / "nothing")
 
 
-def test_the_index_is_kept_beside_a_tar_as_long_as_it_fits(web, monkeypatch):
+def test_the_index_is_kept_beside_a_tar_as_long_as_it_fits(web):
     tar = web / "00000.tar"
-    first = tar_index.load(str(tar))
-    monkeypatch.setattr(tar_index, "scan", lambda path: pytest.fail("read the headers again"))
-    again = tar_index.load(str(tar))
+    assert tar_index.stored(str(tar)) is None
+    first, again = tar_index.make(str(tar)), tar_index.stored(str(tar))
     np.testing.assert_array_equal(again.names, first.names)
     np.testing.assert_array_equal(again.places, first.places)
-    monkeypatch.undo()
-    (web / "00000.index.json").write_text('{"made_of": [1')  # damaged
-    assert len(tar_index.load(str(tar)).names) == 2
+    assert again.dropped == first.dropped
+    kept = (web / "00000.index.json").read_text()
+    for damage in (
+        kept[:-9],
+        "[]",
+        kept.replace("000000003.jpg", "caf\\ud83d.jpg"),
+        kept.replace('"places":[', '"places":[7,'),
+    ):
+        (web / "00000.index.json").write_text(damage)
+        assert tar_index.stored(str(tar)) is None
+    (web / "00000.index.json").write_text(kept)
     write(tar, sample("000000009"))
-    assert tar_index.load(str(tar)).names.tolist() == [b"000000009.jpg"]
+    assert tar_index.stored(str(tar)) is None
+    assert len(tars.load(tar)) == 1
+    assert tar_index.stored(str(tar)).names.tolist() == [b"000000009.jpg"]
+
+
+def test_processes_read_the_headers_of_many_tars(web):
+    assert [example["captions"] for example in tars.load(web, processes=2)] == [
+        ["caption 000000000"],
+        ["caption 000000003"],
+        ["caption 000010000"],
+    ]
+    (web / "00000.index.json").unlink()
+    assert len(tars.load(web, processes=2)) == 3
 
 
 def test_a_folder_that_cannot_be_written_to_needs_no_index(web, monkeypatch):
@@ -217,9 +236,11 @@ def test_what_is_no_tar_is_reported_and_the_others_are_read(web, tmp_path):
     (web / "00003.tar").write_bytes(b"")
     with tarfile.open(web / "00004.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
+    (web / "00005.tar").symlink_to(web / "gone.tar")
     source = tars.load(web)
     assert len(source) == 3
     assert source.dropped.counts["not a tar"] == 3
+    assert source.dropped.counts["unreadable tar"] == 1
     with pytest.raises(UserError, match="no photos in its 1 tars"):
         tars.load(web / "00002.tar")
 
