@@ -3,6 +3,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import fsspec
@@ -290,6 +291,14 @@ def test_more_shards_are_open_than_a_process_may_have_by_default(tmp_path):
     bare = [{"id": f"photo {i}", "image": jpeg(i), "captions": [], "questions": []} for i in range(60)]
     write(tmp_path, *([one] for one in bare))
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_threads_share_a_source(tmp_path):
+    write(tmp_path, *([example(i), example(i + 1)] for i in range(0, 20, 2)))
+    source = datasets.load("records", path=tmp_path, task="all")
+    order = np.random.default_rng(0).integers(0, 20, 400).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert [got["id"] for got in pool.map(source.__getitem__, order)] == [f"photo {i}" for i in order]
 
 
 def test_names_are_fit_for_tfds():
