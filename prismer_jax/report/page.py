@@ -197,7 +197,8 @@ h3 { font-size: 15px; margin: 20px 0 8px; } .facts th { text-align: left; } .fac
 .facts { margin-top: 12px; }
 figure.histogram { max-width: 460px; margin-top: 10px; } .histogram svg { display: block; fill: var(--accent); }
 .histogram figcaption { display: flex; justify-content: space-between; border-top: 1px solid var(--line); }
-svg.whisker { width: 120px; height: 14px; vertical-align: middle; stroke: var(--accent); stroke-width: 2; fill: var(--accent); }
+svg.whisker { width: 120px; height: 14px; vertical-align: middle; fill: var(--accent);
+  stroke: var(--accent); stroke-width: 2; }
 .whisker .zero { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 2; }
 .samples.pairs { grid-template-columns: repeat(auto-fill, minmax(min(460px, 100%), 1fr)); }
 .pair { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 4fr); gap: 14px; }
