@@ -113,7 +113,7 @@ def evaluate_on(
             "checkpoint": weights,
             "evaluators": described,
             "model": same["model"],
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}",
         }
         results.write_evaluation(folder, made, scores, record, config.plain(cfg.get("report", {})).get("samples", 12))
         for journal in journals.values():

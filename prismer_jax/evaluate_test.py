@@ -229,4 +229,4 @@ def test_kill_9_at_any_time_and_other_numbers_of_processes_change_nothing(model,
     finish(start_all(model[0], killed, 2))
     assert results(killed) == results(tmp_path / "whole")
     assert not (killed / "partial").exists()
-    assert "2 process" in json.loads((killed / "metrics.json").read_text())["devices"]
+    assert "processes: 2" in json.loads((killed / "metrics.json").read_text())["devices"]
