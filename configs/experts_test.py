@@ -5,6 +5,7 @@ import json
 import pytest
 
 from prismer_jax import config
+from prismer_jax.errors import UserError
 from prismer_jax.testing import ROOT
 
 
@@ -35,3 +36,12 @@ def test_noise_stands_behind_every_decode():
         assert after.count(noise) == 1
         assert after.replace(noise, "") == before
         assert "|decode" + noise in after
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [("experts=deph", "Did you mean 'depth'"), ("experts=depth,noise=edge", "edge is not in experts=depth")],
+)
+def test_an_arm_that_would_not_be_what_it_is_called_is_refused(arg, message):
+    with pytest.raises(UserError, match=message):
+        load("experts", arg)
