@@ -9,10 +9,12 @@ import sys
 import jax
 import pytest
 
-from prismer_jax import checkpoint, config, models, runtime, train
+from prismer_jax import assembly, checkpoint, config, models, runtime, train
 from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError
+from prismer_jax.input import train_batches
 from prismer_jax.labels import select
+from prismer_jax.pp import tokenizer
 from prismer_jax.testing import ROOT
 
 FILES = sorted(
@@ -92,8 +94,6 @@ def test_hyperparameters_are_the_published_ones():
 
 
 def test_prefixes_have_as_many_tokens_as_their_prompts_have_columns(shared):
-    from prismer_jax.pp import tokenizer
-
     encode = tokenizer.load(f"roberta:{shared / 'data/roberta'}").encode
     for text, file in [("A picture of", "coco_caption"), ("A photo of a", "imagenet_fewshot")]:
         pp = load(f"transfers/{file}.py", "experts=none").tasks.caption.pp
@@ -109,6 +109,18 @@ def test_sets_that_are_absent_are_named_with_the_remedy(tmp_path):
         load("configs/pretrain.py", f"data={tmp_path},sets=vg")
     with pytest.raises(UserError, match="Unknown data set for pretraining 'vgg'"):
         load("configs/pretrain.py", "sets=vgg")
+
+
+def test_the_sets_of_pretraining_are_mixed_by_their_captions():
+    cfg = load("configs/pretrain.py", "smoke,experts=depth")
+    mixture = assembly.load_mixture(cfg.data, tokenizer.load("scenes"))
+    assert [(part["weight"], part["size"]) for part in mixture] == [(n, n) for n in (4, 4, 60, 12)]
+    batches = train_batches(mixture, batch_size=80, seed=0)  # as many as there are captions
+    batch = next(batches)
+    batches.close()
+    assert batch["labels/depth"].shape == (80, 64, 64, 1)
+    texts = {row.tobytes() for row in batch["text"]}
+    assert len(texts) > 30  # captions are drawn: not the same one of a photo again and again
 
 
 def run(workdir, file, arg="smoke", *overrides):

@@ -72,7 +72,7 @@ def get_config(arg=None):
         config.model.decoder = dict(vocab_size=640)
     else:
         config.model.dtype = "bfloat16"  # the reference: fp16 with a scaled loss; float32 is slower and safe anywhere
-        config.model.remat = "none" if arg.size == "base" else "dots"
+        config.model.remat = "dots"
     config.freeze = (
         "freeze_lang_vision"  # adaptors, cross-attention, stems, resampler, embeddings and norms are trained
     )
