@@ -1,91 +1,119 @@
-"""Draws photos with their label maps: python -m tools.visualize --images FILES_OR_DIR --labels DIR --output out.png
+"""Draws photos with their label maps, and what the labels of a whole data set hold:
 
-or a sheet of a data set's samples: python -m tools.visualize --dataset scenes --split train --num 12 --output out.png
+    python -m tools.visualize --images DIR --labels DIR --output sheet.png
+    python -m tools.visualize --dataset-dir DIR --output sheet.png          or --list, --tars, --dataset scenes
+
+writes a sheet of samples, evenly spaced, and beside it sheet-statistics.png; prints the statistics as a table and,
+below it, what looks like an expert that did not work. Look before you train: see docs/data.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from prismer_jax import datasets, labels, report
-from prismer_jax.errors import UserError, run_main
-from prismer_jax.experts.detection import class_names
+from prismer_jax import datasets, labels, progress, report
+from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.errors import BadSample, UserError, run_main
+from prismer_jax.experts.class_names import class_names
 from prismer_jax.pp import build
+from prismer_jax.report import overview, statistics
+from tools import source_arguments
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+Found = dict[str, statistics.Statistics]
+CHUNK = 16  # photos that a worker counts at a time
+PHOTO = 400  # pixels of a photo on the sheet
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes one picture with a panel a photo."""
-    parser = argparse.ArgumentParser(prog="python -m tools.visualize", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", nargs="+", type=pathlib.Path, help="photos, or folders of them")
-    parser.add_argument("--labels", type=pathlib.Path, help="folder of label maps: DIR/<expert>/<photo>.png")
-    parser.add_argument("--dataset", help="a data set instead of photos, such as scenes")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--task", default="caption", help="caption or question")
-    parser.add_argument("--num", type=int, default=12, help="at most so many panels")
-    parser.add_argument("--experts", default=None, help="such as depth+edge; default: all that have labels")
+    """Writes the sheet and the statistics."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.visualize",
+        description="Draws photos with their label maps, and statistics of the labels.",
+    )
+    source_arguments.add_arguments(parser)
+    parser.add_argument("--dataset", help="a data set instead of photos: scenes (its --split)")
+    parser.add_argument("--num", type=int, default=12, help="panels on the sheet, default 12; 0 draws none")
+    parser.add_argument("--num-statistics", type=int, default=2000, help="photos counted, default 2000; -1: all")
+    parser.add_argument("--experts", help="such as depth+edge; default: all that have labels")
     parser.add_argument("--columns", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that count; default: one a core")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("labels.png"))
-    arguments = parser.parse_args(argv)
-    experts = tuple(labels.EXPERTS) if arguments.experts is None else labels.select(arguments.experts)
-    if (arguments.images is None) == (arguments.dataset is None):
-        raise UserError("Give either --images with --labels, or --dataset.")
-    if arguments.num < 1:
-        raise UserError(f"--num {arguments.num}: at least 1.")
-    if arguments.dataset:
-        examples, names = from_dataset(arguments.dataset, arguments.split, arguments.task, arguments.num)
-    else:
-        if arguments.labels is None:
-            raise UserError("--images needs --labels DIR, the folder that holds <expert>/<photo>.png.")
-        examples = from_files(arguments.images, arguments.labels, experts, arguments.num)
-        names = {"obj_detection": class_names()}
-    panels = [report.panel(sample(example, experts, names)) for example in examples]
-    report.contact(panels, arguments.columns).save(arguments.output)
-    print(f"{arguments.output}: {len(panels)} panels")
+    args = parser.parse_args(argv)
+    if args.num < 0 or args.num_statistics < -1 or args.processes < 1 or args.columns < 1:
+        raise UserError("--num and --num-statistics count photos, --columns and --processes are at least 1.")
+    if not (args.num or args.num_statistics):
+        raise UserError("--num 0 --num-statistics 0: nothing is left to draw.")
+    experts = tuple(labels.EXPERTS) if args.experts is None else labels.select(args.experts)
+    source, names = open_source(args)
+    if args.num:
+        panels = draw_panels(source, experts, names, args.num)
+        _save(report.contact(panels, args.columns), args.output)
+        print(f"{args.output}: {len(panels)} panels")
+    if args.num_statistics:
+        found, dropped = count(source, experts, args.num_statistics, args.processes)
+        if args.experts is None:  # what no photo has a label of was not meant to be there
+            found = {name: one for name, one in found.items() if one.present}
+        warnings = [line for name, one in found.items() for line in statistics.warnings(one, names.get(name, ()))]
+        show(found, names, warnings, dropped)
+        if found:
+            path = args.output.with_name(f"{args.output.stem}-statistics.png")
+            _write(path, overview.picture(found, names, warnings, _title(args)))
+            print(f"{path}: of {next(iter(found.values())).photos} photos")
 
 
-def from_dataset(name: str, split: str, task: str, num: int) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
-    """Evenly spaced examples of a data set, and its class names where it has its own."""
-    source = datasets.load(name, split=split, task=task)
-    stride = max(1, len(source) // num)
-    names = getattr(importlib.import_module(datasets.DATASETS[name]), "CLASSES", ())
-    classes = dict.fromkeys(("seg_coco", "obj_detection"), names)
-    return (source[i] for i in range(0, len(source), stride)[:num]), classes
+def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Sequence[str]]]:
+    """The source of task 'all', and the names of its classes by expert."""
+    if args.dataset is None:
+        return source_arguments.open_source(args), {name: class_names(name) for name in labels.EXPERTS}
+    if any(getattr(args, kind) is not None for kind in source_arguments.KINDS):
+        raise UserError("--dataset is a source of its own: leave out the flags that name photos.")
+    source = datasets.load(args.dataset, split=args.split or "train", task="all")
+    own = getattr(importlib.import_module(datasets.DATASETS[args.dataset]), "CLASSES", ())
+    return source, dict.fromkeys(("seg_coco", "obj_detection"), own)
 
 
-def from_files(
-    paths: Sequence[pathlib.Path], folder: pathlib.Path, experts: Sequence[str], num: int
-) -> Iterator[dict[str, Any]]:
-    """One example a photo, with the labels that `labels.locate` finds under the photo's name or relative path."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of labels.")
-    found: list[tuple[pathlib.Path, pathlib.Path]] = []  # photo, and the folder that its labels' paths are relative to
-    for path in paths:
-        if path.is_dir():
-            found += [(file, path) for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
-        elif path.exists():
-            found.append((path, path.parent))
-        else:
-            raise UserError(f"{path}: no such photo or folder.")
-    if not found:
-        raise UserError(f"{paths[0]}: no photos with the endings {', '.join(sorted(SUFFIXES))}.")
-    for path, root in found[:num]:
-        relative = path.relative_to(root)
-        yield {"id": str(relative), "image": str(path), **labels.locate(folder, experts, relative)}
+def spaced(length: int, count: int) -> list[int]:
+    """So many indices, or all, evenly spaced."""
+    count = length if count < 0 else min(count, length)
+    return [i * length // count for i in range(count)]
+
+
+# ---------------------------------------------------------------- the sheet
+
+
+def draw_panels(source: Any, experts: Sequence[str], names: dict[str, Sequence[str]], num: int) -> list[Any]:
+    """Panels of evenly spaced samples; what cannot be used is left out.
+
+    Raises:
+      UserError: none of the samples can be used.
+    """
+    panels, last = [], None
+    for index in spaced(len(source), num):
+        try:
+            panels.append(report.panel(sample(source[index], experts, names), PHOTO))
+        except BadSample as error:
+            last = error
+    if not panels:
+        raise UserError(f"Not one of {min(num, len(source))} samples can be drawn. The last: {last}")
+    return panels
 
 
 def sample(example: dict[str, Any], experts: Sequence[str], names: dict[str, Sequence[str]]) -> dict[str, Any]:
     """An example as `report.panel` draws it; labels keep their own size."""
     present = [name for name in experts if f"labels/{name}" in example]
     decoded = build("decode")(example, np.random.default_rng(0))
-    texts = decoded.get("captions") or decoded.get("answers") or []
+    asked = [f"{q['question']}  {', '.join(dict.fromkeys(q['answers']))}" for q in decoded.get("questions", ())]
     return {
         "image": decoded["image"],
         "labels": {name: decoded[f"labels/{name}"] for name in present},
@@ -93,9 +121,114 @@ def sample(example: dict[str, Any], experts: Sequence[str], names: dict[str, Seq
         "instances": decoded.get(labels.CLASSES_KEY),
         "words": decoded.get("words", ()),
         "prediction": str(decoded.get("id", "")),
-        "question": decoded.get("question"),
-        "references": texts,
+        "references": [*decoded.get("captions", ()), *asked],
     }
+
+
+# ---------------------------------------------------------------- the statistics
+
+
+def count(source: Any, experts: Sequence[str], num: int, processes: int) -> tuple[Found, Dropped]:
+    """Statistics by expert over so many photos (-1: all), evenly spaced, and what could not be used."""
+    indices = spaced(len(source), num)
+    chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
+    found, dropped = {name: statistics.Statistics(name) for name in experts}, Dropped()
+
+    def add(result: tuple[Found, Dropped]) -> None:
+        for name, one in result[0].items():
+            found[name].update(one)
+        dropped.update(result[1])
+
+    with progress.bar("Looking at labels", len(indices)) as advance:
+        if processes == 1 or len(chunks) == 1:
+            for chunk in chunks:
+                add(count_part(source, experts, chunk))
+                advance(len(chunk))
+            return found, dropped
+        # Spawned: a fork of a process with threads, which JAX has, may hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
+            jobs = {pool.submit(count_part, source, experts, chunk): len(chunk) for chunk in chunks}
+            for job in as_completed(jobs):
+                add(job.result())
+                advance(jobs[job])
+    return found, dropped
+
+
+def count_part(source: Any, experts: Sequence[str], indices: Sequence[int]) -> tuple[Found, Dropped]:
+    """The work of one process: statistics of these photos."""
+    found, dropped = {name: statistics.Statistics(name) for name in experts}, Dropped()
+    for index in indices:
+        try:
+            example = source[index]
+        except BadSample as error:
+            dropped.add_error(error)
+            continue
+        for name, one in found.items():
+            try:
+                one.add(_label(example, name), example)
+            except BadSample as error:
+                dropped.add_error(error)
+    return found, dropped
+
+
+def _label(example: dict[str, Any], expert: str) -> np.ndarray | None:
+    """The map, None where there is none; an empty file is an empty map, which one pixel stands for as well."""
+    value = example.get(f"labels/{expert}")
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            value = pathlib.Path(value).read_bytes()
+        except OSError as error:
+            raise BadSample(f"{value}: {error.strerror}.", "label cannot be read") from None
+    where = f"labels/{expert} of example {example.get('id', '?')}"
+    label = value if isinstance(value, np.ndarray) else labels.decode(expert, value, where)
+    return labels.blank(expert, 1, 1) if label is None else label
+
+
+def show(found: Found, names: dict[str, Sequence[str]], warnings: Sequence[str], dropped: Dropped) -> None:
+    """Prints the table, what could not be used, and the warnings."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # where a file or a pipe is written to, a narrow table would be cut
+    if found:
+        head, *rows = overview.table(found, names)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for number, title in enumerate(head):
+            table.add_column(title, justify="left" if number in (0, len(head) - 1) else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        console.print("No photo has labels.")
+    for line in dropped.lines():
+        console.print(f"left out: {line}", soft_wrap=True)
+    for line in warnings:
+        console.print(f"[bold red]![/] {line}", soft_wrap=True)
+    if found and not warnings:
+        console.print("Nothing looks like a bad expert run.")
+
+
+def _title(args: argparse.Namespace) -> str:
+    given = args.dataset or args.dataset_dir or args.tars or args.list or args.images
+    given = given[0] if isinstance(given, list) and given else given
+    return pathlib.PurePath(str(given)).name or str(given)
+
+
+def _save(picture: Any, path: pathlib.Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}).") from None
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import argparse
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,7 +7,7 @@ from PIL import Image
 from prismer_jax import datasets, labels
 from prismer_jax.errors import UserError
 from prismer_jax.labels import BACKGROUND
-from tools import visualize
+from tools import source_arguments, visualize
 
 
 @pytest.fixture
@@ -51,16 +53,49 @@ def test_draws_a_data_set(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "either --images"),
-        (["--images", "{}/photos"], "needs --labels"),
+        ([], "Give one of --list"),
         (["--images", "{}/nowhere", "--labels", "{}/labels"], "no such photo"),
         (["--images", "{}/labels/obj_detection/a.json", "--labels", "{}/nowhere"], "no such folder"),
         (["--images", "{}/empty", "--labels", "{}/labels"], "no photos"),
         (["--dataset", "scnes"], "Did you mean 'scenes'"),
-        (["--dataset", "scenes", "--num", "0"], "at least 1"),
+        (["--dataset", "scenes", "--num", "-1"], "count photos"),
+        (["--dataset", "scenes", "--num", "0", "--num-statistics", "0"], "nothing is left"),
+        (["--dataset", "scenes", "--images", "{}/photos"], "a source of its own"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(photos, arguments, message):
     (photos / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        visualize.main([a.format(photos) for a in arguments])
+        visualize.main([*(a.format(photos) for a in arguments), "--output", str(photos / "out.png")])
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_broken_expert_run_is_seen_before_training(tmp_path, capsys, broken):
+    rng = np.random.default_rng(1)
+    for i in range(8):
+        path = tmp_path / "photos" / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(path)
+        depth = np.tile(rng.integers(0, 255, (40, 1, 1), np.uint8), (1, 60, 1))
+        labels.write(tmp_path / "labels", "depth", f"{i}.jpg", np.full_like(depth, 7) if broken else depth)
+    run(tmp_path, "--images", tmp_path / "photos", "--labels", tmp_path / "labels", "--processes", 1)
+    said = capsys.readouterr().out
+    assert ("depth: 100% of the maps are of one value" in said) == broken
+    assert ("Nothing looks like a bad expert run" in said) != broken
+    with Image.open(tmp_path / "out-statistics.png") as image:
+        assert image.width > 1000
+
+
+def test_several_processes_count_what_one_counts(photos):
+    source, names = visualize.open_source(visualize_arguments(photos))
+    (one, _), (two, _) = (visualize.count(source, ("depth", "obj_detection"), -1, n) for n in (1, 2))
+    assert one["depth"].maps == two["depth"].maps
+    assert one["obj_detection"].classes == two["obj_detection"].classes == {3: 1}
+    assert names["obj_detection"][3]
+
+
+def visualize_arguments(folder):
+    parser = argparse.ArgumentParser()
+    source_arguments.add_arguments(parser)
+    parser.set_defaults(dataset=None)
+    return parser.parse_args(["--images", str(folder / "photos"), "--labels", str(folder / "labels")])

@@ -6,8 +6,6 @@ The label map shows instances, and of each its class; which of two objects is in
 from __future__ import annotations
 
 import dataclasses
-import functools
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,15 +20,6 @@ from prismer_jax.experts import cascade, layers
 from prismer_jax.experts.expert import Label
 from prismer_jax.experts.fitted import FittedExpert, fit
 from prismer_jax.experts.instances import instance_map
-
-CLASS_NAMES = pathlib.Path(__file__).with_name("unidet_classes.txt")
-
-
-@functools.cache
-def class_names() -> tuple[str, ...]:
-    """Names of the 722 classes by their ids, in the words of the data sets that have them: 'footwear, sneakers'."""
-    lines = CLASS_NAMES.read_text().splitlines()
-    return tuple(line for line in lines if not line.startswith("#"))
 
 
 def _conv_norm(key: str, name: str) -> list[Rule]:

@@ -7,7 +7,7 @@ from prismer_jax import labels, sharding, tree
 from prismer_jax.convert import rules, write
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.experts import EXPERTS
-from prismer_jax.experts.detection import Detection, class_names
+from prismer_jax.experts.detection import Detection
 from prismer_jax.experts.expert import Label
 
 SMALL = {
@@ -172,13 +172,6 @@ def test_without_a_depth_map_of_the_photo_there_is_no_label(expert):
         expert.finish(output_of([]), (50, 40), {})
     with pytest.raises(BadSample, match=r"measures 50x40 pixels, its photo 40x50: label the photo .* again"):
         expert.finish(output_of([]), (50, 40), {"depth": Label(labels.blank("depth", 40, 50))})
-
-
-def test_classes_have_names():
-    names = class_names()
-    assert len(names) == labels.EXPERTS["obj_detection"].num_classes
-    assert (names[0], names[10], names[721]) == ("bottle", "footwear, sneakers", "trailer")
-    assert all(name == name.strip() for name in names)
 
 
 def test_depth_comes_before_detection():

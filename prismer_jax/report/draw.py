@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -138,6 +139,38 @@ def pictures(sample: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
     return [("Photo", sample["image"]), *maps]
 
 
+def regions(sample: Mapping[str, Any], expert: str) -> list[tuple[float, float, float, str]]:
+    """(x, y, radius, name) of the largest things in a map of classes, instances or words, the largest first.
+
+    In fractions of the map's width: the circle is the largest that fits into the thing.
+    """
+    if EXPERTS[expert].storage != "ids":
+        return []
+    label = sample["labels"][expert]
+    label = label.reshape(label.shape[:2])
+    ids, counts = np.unique(label, return_counts=True)
+    found = []
+    for i in ids[np.argsort(-counts)][: 2 * LEGEND_ENTRIES]:
+        if i == BACKGROUND or not (name := _name(sample, expert, int(i))):
+            continue
+        inside = cv2.copyMakeBorder((label == i).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+        _, radius, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(inside, cv2.DIST_L2, 3))
+        found.append(((x - 0.5) / label.shape[1], (y - 0.5) / label.shape[1], radius / label.shape[1], name))
+    return found
+
+
+def _name(sample: Mapping[str, Any], expert: str, i: int) -> str:
+    """What the id stands for; '' where nobody knows."""
+    if EXPERTS[expert].embed == "words":
+        words = sample.get("words", ())
+        return words[i] if i < len(words) else ""
+    if EXPERTS[expert].embed == "instances":
+        instances = sample.get("instances")
+        i = -1 if instances is None or i >= len(instances) else int(instances[i])
+    known = sample.get("classes", {}).get(expert, ())
+    return str(known[i]).split(",")[0] if 0 <= i < len(known) else ""
+
+
 def verdict(sample: Mapping[str, Any]) -> tuple[str, tuple[int, int, int]]:
     """The mark (✓, ✗, ~ or none) and colour of a prediction, from its accuracy."""
     correct = sample.get("correct")
@@ -146,21 +179,30 @@ def verdict(sample: Mapping[str, Any]) -> tuple[str, tuple[int, int, int]]:
     return ("✓", RIGHT) if correct >= 0.99 else ("✗", WRONG) if correct <= 0.01 else ("~", PARTLY)
 
 
-def panel(sample: Mapping[str, Any]) -> Image.Image:
-    """Draws one sample: the photo, its label maps in two rows, a legend, and the texts below."""
+def panel(sample: Mapping[str, Any], size: int = PHOTO) -> Image.Image:
+    """Draws one sample: the photo, its label maps in two rows, a legend, and the texts below.
+
+    Args:
+      sample: see above.
+      size: of the photo; its maps have half of it, with the names of what they show where there is room for them.
+    """
     (title, photo), *maps = pictures(sample)
     columns = (len(maps) + 1) // 2
-    tile = (PHOTO - GAP - TITLE_HEIGHT) // 2
-    width = 2 * MARGIN + PHOTO + max(columns * (tile + GAP), 2 * (tile + GAP))
+    height = min(size, size * photo.shape[0] // photo.shape[1])  # no empty space around wide photos
+    tile = (size - GAP - TITLE_HEIGHT) // 2, max(1, (height - GAP - TITLE_HEIGHT) // 2)
+    width = 2 * MARGIN + size + max(columns, 2) * (tile[0] + GAP)
     texts = _texts(sample, width - 2 * MARGIN)
     keys = _flow(legend(sample), width - 2 * MARGIN)
-    top = MARGIN + TITLE_HEIGHT + PHOTO
+    top = MARGIN + TITLE_HEIGHT + height
     canvas = Image.new("RGB", (width, top + GAP + _height(keys) + _height(texts) + GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
-    _picture(canvas, draw, title, photo, MARGIN, MARGIN, PHOTO)
-    for i, (title, picture) in enumerate(maps):
-        x = MARGIN + PHOTO + GAP + (i % columns) * (tile + GAP)
-        _picture(canvas, draw, title, picture, x, MARGIN + (i // columns) * (tile + GAP + TITLE_HEIGHT), tile)
+    _picture(canvas, draw, title, photo, MARGIN, MARGIN, (size, height))
+    shown = [expert for expert in EXPERTS if expert in sample.get("labels", {})]
+    for i, ((title, picture), expert) in enumerate(zip(maps, shown, strict=True)):
+        x = MARGIN + size + GAP + (i % columns) * (tile[0] + GAP)
+        y = MARGIN + (i // columns) * (tile[1] + GAP + TITLE_HEIGHT)
+        box = _picture(canvas, draw, title, picture, x, y, tile)
+        _write_names(draw, regions(sample, expert), box)
     y = top + GAP
     for line in keys:
         x = MARGIN
@@ -261,15 +303,43 @@ def _flow(entries: Sequence[tuple[tuple[int, int, int], str]], width: int) -> li
 
 
 def _picture(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, title: str, picture: np.ndarray, x: int, y: int, size: int
-) -> None:
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    title: str,
+    picture: np.ndarray,
+    x: int,
+    y: int,
+    room: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """Places a picture with its title in a box of (width, height); returns where: left, top, width, height."""
     draw.text((x, y), title, SOFT, font=_font(12))
     image = Image.fromarray(np.ascontiguousarray(picture))
-    scale = size / max(image.size)
+    scale = min(room[0] / image.size[0], room[1] / image.size[1])
     small = image.size[0] * scale, image.size[1] * scale
     # Label maps keep their hard edges; a photo is smoothed.
     method = Image.Resampling.LANCZOS if title == "Photo" else Image.Resampling.NEAREST
     image = image.resize((max(1, round(small[0])), max(1, round(small[1]))), method)
-    left, upper = x + (size - image.width) // 2, y + TITLE_HEIGHT + (size - image.height) // 2
+    left, upper = x + (room[0] - image.width) // 2, y + TITLE_HEIGHT + (room[1] - image.height) // 2
     canvas.paste(image, (left, upper))
     draw.rectangle((left, upper, left + image.width - 1, upper + image.height - 1), outline=LINE)
+    return left, upper, image.width, image.height
+
+
+def _write_names(
+    draw: ImageDraw.ImageDraw, named: Sequence[tuple[float, float, float, str]], box: tuple[int, int, int, int]
+) -> None:
+    """Writes names into what they name, where they are not much wider than it and do not overlap."""
+    left, upper, width, height = box
+    taken: list[tuple[float, float, float, float]] = []
+    for x, y, radius, name in named:
+        wide, radius = _font(11).getlength(name), radius * width
+        if radius < 6 or wide > 3.2 * radius:
+            continue
+        half = wide / 2 + 3
+        middle = min(max(left + x * width, left + half), left + width - half)
+        centre = min(max(upper + y * width, upper + 9), upper + height - 9)
+        spot = (middle - half, centre - 8, middle + half, centre + 8)
+        if any(spot[0] < b[2] and b[0] < spot[2] and spot[1] < b[3] and b[1] < spot[3] for b in taken):
+            continue
+        taken.append(spot)
+        draw.text((middle, centre), name, PAPER, _font(11), anchor="mm", stroke_width=2, stroke_fill=NOTHING)
