@@ -42,9 +42,7 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         choose("metric", name, JARS)
         if not shutil.which("java"):
-            raise UserError(
-                f"{name.upper()} needs Java, which is not found: install a Java runtime, or leave it out."
-            )
+            raise UserError(f"{name.upper()} needs Java, which is not found: install a Java runtime, or leave it out.")
         if importlib.util.find_spec("pycocoevalcap") is None:
             raise UserError(f"{name.upper()} needs the extra `eval`: pip install pycocoevalcap, or leave it out.")
 
