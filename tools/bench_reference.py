@@ -189,10 +189,44 @@ def seg_coco() -> Callable[[Any], Any]:
     return run
 
 
+def obj_detection() -> Callable[[Any], Any]:
+    """The whole detector, with detectron2's own Python files: installed, or a checkout of it beside the reference's.
+
+    What they need has to be installed: fvcore, iopath, omegaconf, pycocotools, tabulate, termcolor. Of the compiled
+    parts the detector uses three of torchvision's, which tools/bench_torchvision.py stands in for, and none of
+    detectron2's. Fresh weights find no object above the threshold of experts/model_bank.py.
+    """
+    import torchvision
+    import torchvision.ops.boxes
+
+    sys.path.append(os.path.dirname(__file__))
+    import bench_torchvision
+
+    torchvision.__version__ = "0.20"
+    torchvision.ops.roi_align = bench_torchvision.roi_align
+    torchvision.ops.nms = torchvision.ops.boxes.nms = bench_torchvision.nms
+    torchvision.ops.boxes.batched_nms = bench_torchvision.batched_nms
+    sys.path.append(os.path.join(os.pardir, "detectron2"))
+    import detectron2
+
+    detectron2._C = sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+    from experts.obj_detection.unidet.config import add_unidet_config
+
+    cfg = get_cfg()
+    add_unidet_config(cfg)
+    cfg.merge_from_file("experts/obj_detection/configs/Unified_learned_OCIM_RS200_6x+2x.yaml")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5])
+    model = build_model(cfg).eval()
+    return lambda x: model([{"image": photo * 255, "height": x.shape[2], "width": x.shape[3]} for photo in x])
+
+
 MODELS: dict[str, Callable[[], Callable[[Any], Any]]] = {
     "depth": depth,
     "normal": normal,
     "edge": edge,
+    "obj_detection": obj_detection,
     "ocr_detection": ocr_detection,
     "seg_coco": seg_coco,
 }
