@@ -7,6 +7,9 @@
     experts  photos of 480x480 a second that each expert's network labels, and peak memory; only where it is asked for:
              python -m tools.bench --only experts [--experts depth edge ...] [--batch-size 4] [--dtype float32]
              [--reference CHECKOUT --reference-python PYTHON], a checkout of NVlabs/prismer to be compared with
+    loader   with --reference: our loader beside the official Dataset, at 480 px with six labels, on one core; python -m
+             tools.bench --only loader --reference CHECKOUT --reference-python PYTHON --list FILE --images DIR --labels
+             DIR, or other flags that name photos (by default 64 rendered scenes)
     loader/step   how many times faster the loader is than what it feeds
 
 All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
@@ -31,7 +34,7 @@ from prismer_jax.datasets import scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
 from prismer_jax.train import make_update
-from tools import bench_experts
+from tools import bench_experts, bench_loader, source_arguments
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
@@ -137,9 +140,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
     parser.add_argument(
-        "--reference", type=pathlib.Path, help="checkout of NVlabs/prismer, to compare the experts with"
+        "--reference", type=pathlib.Path, help="checkout of NVlabs/prismer, to compare experts or loader with"
     )
     parser.add_argument("--reference-python", default=sys.executable, help="a Python that has PyTorch, for it")
+    source_arguments.add_arguments(parser)
     args, overrides = parser.parse(argv)
     chosen = [choose("benchmark", name, BENCHES | {"experts": None}) for name in args.only]
     runtime.use_compilation_cache()
@@ -147,6 +151,12 @@ def main(argv: list[str] | None = None) -> None:
         names = [name for name in args.experts if choose("expert", name, EXPERTS)]
         settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
         bench_experts.measure(names, args.reference, args.reference_python, **settings)
+        print(_machine())
+        return
+    if args.only == ["loader"] and args.reference is not None:
+        named = any(getattr(args, kind) is not None for kind in source_arguments.KINDS)
+        source = source_arguments.open_source(args) if named else scenes.load(task="all", size=480, count=64)
+        bench_loader.measure(source, args.reference, args.reference_python, seconds=args.seconds)
         print(_machine())
         return
     if "experts" in args.only:

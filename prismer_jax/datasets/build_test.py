@@ -130,7 +130,8 @@ def test_several_processes_make_each_shard_once(tmp_path):
 
 
 SLOW = """if True:
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell runs in the background ignore it
     from prismer_jax.datasets import ingest
     from prismer_jax.datasets.build_test import *
     original = ingest.prepare
