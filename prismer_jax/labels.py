@@ -237,13 +237,18 @@ def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -
     return side is None or png.with_suffix(side).exists()
 
 
+def home(folder: str | os.PathLike) -> pathlib.Path:
+    """Where what goes with all label files of a folder lies: in it, or, of 'labels/{expert}/vqav2', in labels/vqav2."""
+    return pathlib.Path(os.fspath(folder).replace("{expert}", ""))
+
+
 def given(folder: str | os.PathLike) -> dict[str, Any]:
     """The experts that have label files in a folder: {name: how they were made, None where RECORD does not say}.
 
     `folder` may place expert and data set, as in 'labels/{expert}/{dataset}'.
     """
     text = os.fspath(folder)
-    record = pathlib.Path(text.partition("{")[0]) / RECORD
+    record = home(text.partition("{dataset}")[0]) / RECORD
     made_with = json.loads(record.read_text()) if record.exists() else {}
     there = [name for name in EXPERTS if path_of(text.partition("{dataset}")[0], name, "photo").parent.is_dir()]
     return {name: made_with.get(name) for name in there}

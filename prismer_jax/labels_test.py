@@ -193,3 +193,14 @@ def test_a_folder_tells_whose_labels_it_has_and_how_they_were_made(tmp_path):
     made_with = {"depth": "trained weights", "seg_coco": None}
     assert labels.given(tmp_path) == labels.given(f"{tmp_path}/{{expert}}/{{dataset}}") == made_with
     assert labels.given(tmp_path / "nothing") == {}
+
+
+def test_what_goes_with_all_labels_lies_beside_the_experts(tmp_path):
+    template = f"{tmp_path}/{{expert}}/vqav2"
+    labels.write(template, "depth", "a.jpg", np.zeros((4, 4, 1), np.uint8))
+    assert labels.home(template) == tmp_path / "vqav2"
+    assert labels.given(template) == {"depth": None}
+    (tmp_path / "vqav2").mkdir()
+    (tmp_path / "vqav2" / labels.RECORD).write_text('{"depth": "trained weights"}')
+    assert labels.given(template) == {"depth": "trained weights"}
+    assert labels.home(tmp_path) == tmp_path

@@ -57,7 +57,8 @@ class Files:
         made_with: expert -> how its labels are made.
         distinct: the names of the photos' label files are known to differ.
         """
-        self.folder, self._path, self._ledger, self._made_with = str(folder), folder, ledger, dict(made_with)
+        self._path, self._ledger, self._made_with = labels.home(folder), ledger, dict(made_with)
+        self.folder = str(self._path)
         shards = split(len(source), shard_size)
         self.job = Job(source, LabelFiles(folder), ledger, shards, distinct=distinct, empty=empty)
 
