@@ -1,7 +1,7 @@
 """What detectron2 takes from torchvision.ops, in PyTorch: for tools/bench_reference, where torchvision is not there.
 
-Same results as the compiled operators, and no slower than they need be: boxes are suppressed level by level on one
-matrix of overlaps, and a box's bins are two small products on the part of the feature map that it covers.
+They serve to time the rest and were not compared with the compiled operators: boxes are suppressed on one matrix of
+overlaps, and a box's bins are two small products on the part of the feature map that it covers.
 """
 
 from __future__ import annotations

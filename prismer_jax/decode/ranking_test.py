@@ -1,5 +1,6 @@
 """Ranking of answers on the toy model, against the definition."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,3 +57,19 @@ def test_rows_of_padding_are_no_answers(toy):
     assert best.tolist() == [1, 1, 1]
     assert candidates.shape == (3, 3)  # no more than there are
     assert np.isneginf(scores[:, 1:]).all()
+
+
+def test_the_prompt_is_computed_once_and_only_candidates_are(toy):
+    model, seen = toy.random(0), []
+
+    def prefill(encoded, prompt, max_len):
+        seen.append(("prompt", prompt.shape))
+        return model.prefill(encoded, prompt, max_len)
+
+    def extend(cache, tokens):
+        seen.append(("answers", tokens.shape))
+        return model.extend(cache, tokens)
+
+    answers = np.array([[3 + i % 9, 4 + i % 5, EOS, PAD] for i in range(400)], np.int32)
+    rank(prefill, extend, model.image, jnp.full((3, 6), 5), jnp.asarray(answers), k=16)
+    assert seen == [("prompt", (3, 6)), ("answers", (3, 16, 3))]
