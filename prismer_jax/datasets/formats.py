@@ -239,6 +239,7 @@ def _vqa(content: Mapping[str, Any], annotations: Mapping[str, Any] | None) -> I
         question = {
             "question": _text(row["question"], "question"),
             "question_type": str(found.get("question_type", "")),
+            "answer_type": str(found.get("answer_type", "")),
             "question_id": int(row["question_id"]),
             "answers": texts * ANSWERS if len(texts) == 1 else texts,
         }

@@ -491,3 +491,15 @@ def test_sources_can_be_pickled_and_hold_little(photos):
     with pytest.raises(IndexError):
         source[3]
     assert len(pickle.dumps(packed.Packed({"id": str(n), "name": "x" * 50} for n in range(1000)))) < 100_000
+
+
+def test_vqav2_tells_the_type_of_the_question_and_of_the_answer(tmp_path):
+    (tmp_path / "train2014").mkdir()
+    (tmp_path / "train2014/COCO_train2014_000000000007.jpg").write_bytes(b"photo")
+    question = {"question_id": 1, "image_id": 7, "question": "How many?"}
+    answer = {"question_id": 1, "question_type": "how many", "answer_type": "number", "answers": [{"answer": "2"}]}
+    asked, given = tmp_path / "q.json", tmp_path / "a.json"
+    asked.write_text(json.dumps({"data_subtype": "train2014", "questions": [question]}))
+    given.write_text(json.dumps({"annotations": [answer]}))
+    (example,) = lists.load(asked, annotations=given)
+    assert (example["question_type"], example["answer_type"]) == ("how many", "number")
