@@ -109,13 +109,14 @@ def test_parts_add_up_to_the_whole(expert):
 
 def test_the_table_and_the_picture_show_every_expert(tmp_path):
     found = {expert: statistics(expert, good(expert)) for expert in labels.PAPER}
-    names = {"seg_coco": ["sky", "sea, ocean"], "obj_detection": ["-"] * 7 + ["ball"]}
+    names = {"seg_coco": ["sky", "sea, ocean"], "obj_detection": ["-", "-", "box"] + ["-"] * 4 + ["ball"]}
     head, *rows = overview.table(found, names)
     assert [row[0] for row in rows] == list(labels.PAPER)
     assert all(len(row) == len(head) for row in rows)
     cells = {row[0]: row[-1] for row in rows}
     assert "sea 2" in cells["seg_coco"]
-    assert "ball" in cells["obj_detection"]
+    assert "ball 83%, box 17%" in cells["obj_detection"]
+    assert "class 3" in cells["seg_coco"]  # has no name
     assert "2 classes" in cells["obj_detection"]
     pictures = []
     for lines in ([], ["depth: bad"] * 20):
