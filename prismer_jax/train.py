@@ -136,7 +136,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
 
     update = make_update(model, loss_fn, optimizer.tx, tokenizer.pad, frozen, accumulate, cfg.seed)
     update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
-    batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
+    batches = input.to_device(host_batches, sharding.batch_sharding(mesh), rows_read=getattr(model, "rows_read", None))
     first_batches = [next(batches)] if first_step < total_steps else []
 
     def compile_update() -> Any:

@@ -14,6 +14,7 @@ The reference makes no token ids in its Dataset, and its batches are not collate
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -26,9 +27,10 @@ import numpy as np
 from prismer_jax import input, labels, pp
 from prismer_jax.datasets import manifest, records, shard_writer, storage
 from prismer_jax.errors import UserError
+from prismer_jax.models.stem import rows_read
 from tools.bench_experts import Worker, worker
 
-SIZE, LABEL_SIZE = 480, 224  # of the official fine-tuning (configs/caption.yaml, dataset/utils.py)
+SIZE, LABEL_SIZE, PATCH = 480, 224, 16  # of the official fine-tuning (configs/caption.yaml, prismer.json: base)
 PREFIX = "A picture of"
 BATCH = 8
 PP = {
@@ -135,7 +137,8 @@ def main(folder: str, mode: str) -> None:
     data = [{"source": source, "pp": chain}]
     # Without threads nothing is loaded ahead: what a round gives is what it took.
     batches = input.train_batches(data, batch_size=BATCH, seed=0, num_threads=0)
-    crossing = sum(value.nbytes for value in next(batches).values())
+    first, _ = input.pick(next(batches), functools.partial(rows_read, patch=PATCH))
+    crossing = sum(value.nbytes for value in first.values())
     rounds = -(-len(source) // BATCH)
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -29,6 +29,7 @@ from prismer_jax.labels import (
 )
 from prismer_jax.models.layers import resize_positions
 from prismer_jax.models.roberta import BOS, PAD, TextDecoder
+from prismer_jax.models.stem import rows_read
 from prismer_jax.models.vit import INSTANCE_ROWS, Features, VisionEncoder
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
 
@@ -179,6 +180,11 @@ class Prismer(nn.Module):
                 instance_rows = jnp.arange(MAX_IDS)[None] % INSTANCE_ROWS
             instances = (maps["obj_detection"][..., 0], instance_rows)
         return self.vision(pixels, features, instances, train)
+
+    @nn.nowrap
+    def rows_read(self, side: int) -> np.ndarray:
+        """The rows (and columns) of a map of ids that `encode` reads: the others need not come to the device."""
+        return rows_read(side, self.patch_size)
 
     def encode_features(
         self,

@@ -128,6 +128,22 @@ def test_a_missing_label_is_the_background():
     assert apply(model, "encode", variables, some["image"], {}).shape == (2, 4 + 4, 32)  # patches, latents
 
 
+def test_rows_and_columns_that_are_not_read_change_nothing():
+    model, variables = small()
+    batch = a_batch(labels=model.experts)
+    rows, columns = model.rows_read(48), model.rows_read(32)
+    assert rows[0] == columns[0] == 0
+    assert len(rows) < 48
+    other = np.random.RandomState(1).randint(0, 5, (2, 48, 32, 1)).astype(np.uint8)
+    unread = np.ones((48, 32), bool)
+    unread[np.ix_(rows, columns)] = False
+    encode = functools.partial(apply, model, "encode", variables, batch["image"])
+    for key in ("labels/seg_coco", "labels/obj_detection", "labels/ocr_detection"):
+        changed = np.where(unread[..., None], other, batch[key])
+        assert (changed != batch[key]).any()
+        np.testing.assert_array_equal(encode(batch), encode({**batch, key: jnp.asarray(changed)}))
+
+
 def test_every_label_and_table_matters():
     model, variables = small()
     batch = a_batch(labels=model.experts)
