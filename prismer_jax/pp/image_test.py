@@ -5,7 +5,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from prismer_jax import labels, pp
 from prismer_jax.errors import BadSample, UserError
@@ -292,6 +292,30 @@ def test_geometric_moves_are_pillows_and_fill_labels_with_their_background(move)
     for name, expert in labels.EXPERTS.items():
         # Bilinear blending reaches half a pixel further than the nearest rule.
         assert (out[f"labels/{name}"][outside] == expert.fill).mean() > 0.9
+
+
+@pytest.mark.parametrize("shape", [(97, 130), (64, 33), (5, 70), (1, 1)])
+@pytest.mark.parametrize("move", ["shear_x", "shear_y", "translate_x", "translate_y"])
+def test_sliding_is_pillows_to_the_bit(move, shape):
+    """Also where strips of rows end, on either side, and for strengths that put pixels on whole numbers."""
+    photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    size = shape[1], shape[0]
+    for m in (3.3, 5, 10):
+        for sign in (1, -1):
+            affine = randaugment._affine(move, sign * randaugment.GEOMETRY[move][1] * m / 10, *size)
+            expected = Image.fromarray(photo).transform(
+                size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=(0, 0, 0)
+            )
+            np.testing.assert_array_equal(randaugment.slide(photo, affine), np.asarray(expected))
+
+
+@pytest.mark.parametrize("move", ["brightness", "sharpness"])
+def test_strength_five_leaves_brightness_and_sharpness_as_pillow_does(move):
+    photo = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    enhancer = {"brightness": ImageEnhance.Brightness, "sharpness": ImageEnhance.Sharpness}[move]
+    for m in (5, 6):
+        expected = np.asarray(enhancer(Image.fromarray(photo)).enhance(0.1 + 1.8 * m / 10))
+        np.testing.assert_array_equal(randaugment.apply({"image": photo}, move, m, 1)["image"], expected)
 
 
 @pytest.mark.parametrize("move", randaugment.COLOUR)

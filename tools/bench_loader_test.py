@@ -1,0 +1,81 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from prismer_jax import labels
+from prismer_jax.datasets import records
+from prismer_jax.datasets.shards_test import example
+from prismer_jax.errors import BadSample, UserError
+from tools import bench_loader
+
+# What a worker says: 'ready', the seconds of each round, and at the end the bytes of a sample.
+WORKER = """
+import sys
+print('ready', flush=True)
+for seconds in {seconds}:
+    sys.stdin.readline() or sys.exit()
+    print(seconds, flush=True)
+sys.stdin.read()
+print({size}, flush=True)
+"""
+
+
+class Photos:
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index == 4:
+            raise BadSample("damaged")
+        photo = example(index)
+        if index == 5:  # has no words
+            photo = {k: v for k, v in photo.items() if k not in ("labels/ocr_detection", labels.WORDS_KEY, "words")}
+        maps = {f"labels/{name}": labels.encode(labels.blank(name, 6, 8)) for name in ("depth", "obj_detection")}
+        return photo | maps | ({"labels/ocr_detection": maps["labels/depth"]} if index != 5 else {})
+
+
+def test_both_get_the_same_photos_and_labels(tmp_path):
+    assert bench_loader.write(Photos(), tmp_path) == 9
+    rows = json.loads((tmp_path / "photos/coco_karpathy_train.json").read_text())
+    ours = records.Source(tmp_path / "records", "all")
+    assert len(rows) == len(ours) == 9
+    for row, mine in zip(rows, (ours[i] for i in range(9)), strict=True):
+        assert (tmp_path / "photos/vqav2" / row["image"]).read_bytes() == mine["image"]
+        assert row["caption"] == mine["captions"][0]
+        path = tmp_path / "labels/depth/vqav2" / row["image"].replace(".jpg", ".png")
+        np.testing.assert_array_equal(
+            labels.decode("depth", path.read_bytes()), labels.decode("depth", mine["labels/depth"])
+        )
+        side = tmp_path / "labels/ocr_detection/vqav2" / row["image"].replace(".jpg", ".npz")
+        assert side.exists() == ("words" in mine)
+
+
+def test_too_few_photos_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="too few"):
+        bench_loader.write([example(0)], tmp_path)
+
+
+def test_the_fastest_round_of_each_counts(monkeypatch, capsys):
+    def fake(seconds, size):
+        return [sys.executable, "-c", WORKER.format(seconds=seconds, size=size)]
+
+    commands = {bench_loader.sys.executable: fake([9, 2, 1, 4], 1000), "python": fake([9, 8, 5, 7], 45_000)}
+    start = bench_loader.worker
+    monkeypatch.setattr(bench_loader, "worker", lambda command: start(commands[command[0]]))
+    ours, theirs = bench_loader._run(pathlib.Path("x"), "train", pathlib.Path("checkout"), "python", 0)
+    assert bench_loader._line("train", ours, theirs, 10).split() == ["train", "10.0", "2.0", "5.0", "1", "45", "45.0"]
+
+
+def test_our_worker_tells_seconds_and_bytes(tmp_path):
+    bench_loader.write(Photos(), tmp_path)
+    command = [sys.executable, "-m", "tools.bench_loader", str(tmp_path), "train"]
+    ran = subprocess.run(command, input="\n\n", capture_output=True, text=True, check=True)
+    ready, *seconds, size = ran.stdout.split()
+    assert ready == "ready"
+    assert all(float(s) > 0 for s in seconds)
+    assert len(seconds) == 2
+    assert int(size) * 40 < 42_704_896  # the official Dataset's sample, measured by tools/bench_loader_reference.py
