@@ -108,7 +108,15 @@ def _coverage(axes: Any, statistics: Mapping[str, Statistics]) -> None:
             axes.barh(place, width, left=left, color=color, height=0.68, label=state if place == 0 else None)
             if width > 0.06:
                 text = f"{width:.0%}" if state == "labelled" else f"{state} {width:.0%}"
-                axes.text(left + width / 2, place, text, ha="center", va="center", fontsize=8.5, color="white")
+                axes.text(
+                    left + width / 2,
+                    place,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color=INK if state == "empty" else "white",
+                )
             left += width
     axes.set_yticks(range(len(statistics)), [TITLES[expert] for expert in statistics], fontsize=10)
     axes.invert_yaxis()
@@ -147,6 +155,9 @@ def _classes(axes: Any, found: Statistics, names: Sequence[str]) -> None:
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.set_title(f"{TITLES[found.expert]}: {len(found.classes)} classes, share of {what}", **_heading())
+    if not top:
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "none", ha="center", va="center", color=WARN, fontsize=11, transform=axes.transAxes)
 
 
 def _counts(axes: Any, found: Statistics, names: Sequence[str]) -> None:
@@ -185,4 +196,6 @@ def _list_warnings(axes: Any, warnings: Sequence[str], more: int) -> None:
     if more:
         lines.append(f"   and {more} more")
     color = WARN if warnings else "#168a49"
-    axes.text(0, 1, "\n".join(lines), va="top", fontsize=10.5, color=color, linespacing=1.6, transform=axes.transAxes)
+    text = axes.text(0, 1, "\n".join(lines), va="top", fontsize=10.5, color=color, linespacing=1.6)
+    text.set_transform(axes.transAxes)
+    text.set_in_layout(False)  # a long line would make all that is above it narrow
