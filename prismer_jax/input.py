@@ -193,18 +193,35 @@ def eval_example(source: Any, pp: Any, index: int) -> Batch:
 def to_device(
     batches: Iterable[Batch], sharding: Any, size: int = 2, rows_read: Callable[[int], np.ndarray] | None = None
 ) -> Iterator[Batch]:
-    """Moves the arrays of batches to devices, `size` batches ahead of the consumer; what is no array stays on the host.
+    """Moves batches to devices as `placer` does, `size` of them ahead of the consumer.
 
-    Each process hands over its part of the global batch. Closing the generator closes `batches`.
+    Closing the generator closes `batches`.
+    """
+    place = placer(sharding, rows_read)
+    ahead: collections.deque[Batch] = collections.deque()
+    try:
+        for batch in batches:
+            ahead.append(place(batch))
+            if len(ahead) > size:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
+
+
+def placer(sharding: Any, rows_read: Callable[[int], np.ndarray] | None = None) -> Callable[[Batch], Batch]:
+    """Returns a function that moves the arrays of a host batch to devices; what is no array stays on the host.
+
+    Each process hands over its part of the global batch.
 
     Args:
-      batches: of arrays and other values.
       sharding: of the arrays.
-      size: batches ahead.
       rows_read: of a model that does not read all rows and columns of its maps of ids: side -> those that it reads,
         the first among them. Only they cross; on the device maps have their size again, with copies where nobody looks.
 
-    Raises:
+    Raises, when called:
       UserError: a batch cannot be divided over the devices of `sharding`.
     """
     import jax  # not at the top: loader processes import this module and have no use for a backend
@@ -218,7 +235,7 @@ def to_device(
             spreads[shape] = jax.jit(lambda maps: maps[:, y][:, :, x], out_shardings=sharding)
         return spreads[shape](picked)
 
-    def put(batch: Batch) -> Batch:
+    def place(batch: Batch) -> Batch:
         batch, shapes = pick(batch, rows_read)
         out = {}
         for key, value in batch.items():
@@ -235,17 +252,7 @@ def to_device(
                 out[key] = spread(out[key], shapes[key])
         return out
 
-    ahead: collections.deque[Batch] = collections.deque()
-    try:
-        for batch in batches:
-            ahead.append(put(batch))
-            if len(ahead) > size:
-                yield ahead.popleft()
-        while ahead:
-            yield ahead.popleft()
-    finally:
-        if hasattr(batches, "close"):
-            batches.close()
+    return place
 
 
 def pick(batch: Batch, rows_read: Callable[[int], np.ndarray] | None) -> tuple[Batch, dict[str, tuple[int, int]]]:

@@ -137,8 +137,7 @@ def main(folder: str, mode: str) -> None:
     data = [{"source": source, "pp": chain}]
     # Without threads nothing is loaded ahead: what a round gives is what it took.
     batches = input.train_batches(data, batch_size=BATCH, seed=0, num_threads=0)
-    # The training loop sends what the model reads of a map of ids, evaluators send whole maps.
-    first, _ = input.pick(next(batches), functools.partial(rows_read, patch=PATCH) if mode == "train" else None)
+    first, _ = input.pick(next(batches), functools.partial(rows_read, patch=PATCH))
     crossing = sum(value.nbytes for value in first.values())
     rounds = -(-len(source) // BATCH)
     print("ready", flush=True)

@@ -80,6 +80,8 @@ class Evaluator:
         self._template: dict[str, Any] = {}  # arrays of this process's part of a batch, without an image
         if mesh is not None:
             sharding.check_batch(batch_size, mesh)
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else sharding.batch_sharding(mesh)
+        self._place = loader.placer(place, getattr(model, "rows_read", None))
 
     # ------------------------------------------------------------------------------- what a kind of evaluator defines
 
@@ -179,13 +181,7 @@ class Evaluator:
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """The model's inputs of a host batch, on the devices."""
-        return {
-            key: jax.device_put(value)
-            if self.mesh is None
-            else jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), value)
-            for key, value in batch.items()
-            if key in INPUTS or key.startswith("labels/")
-        }
+        return self._place({k: v for k, v in batch.items() if k in INPUTS or k.startswith("labels/")})
 
     # ------------------------------------------------------------------------------------------------ samples
 
