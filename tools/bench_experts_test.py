@@ -6,7 +6,7 @@ import pytest
 from prismer_jax.errors import UserError
 from tools import bench_experts
 
-# What a worker says: 'ready', the seconds of each batch, and at the end its memory.
+# What a worker says: 'ready', the seconds of each round, and at the end its memory or the bytes of a sample.
 WORKER = """
 import sys
 print('ready', flush=True)
@@ -14,12 +14,12 @@ for seconds in {seconds}:
     sys.stdin.readline() or sys.exit()
     print(seconds, flush=True)
 sys.stdin.read()
-print({memory}, flush=True)
+print({last}, flush=True)
 """
 
 
 def fake(seconds, memory=0):
-    return [sys.executable, "-c", WORKER.format(seconds=seconds, memory=memory)]
+    return [sys.executable, "-c", WORKER.format(seconds=seconds, last=memory)]
 
 
 def lines(monkeypatch, capsys, ours, theirs):

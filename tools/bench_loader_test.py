@@ -11,17 +11,7 @@ from prismer_jax.datasets import records
 from prismer_jax.datasets.shards_test import example
 from prismer_jax.errors import BadSample, UserError
 from tools import bench_loader
-
-# What a worker says: 'ready', the seconds of each round, and at the end the bytes of a sample.
-WORKER = """
-import sys
-print('ready', flush=True)
-for seconds in {seconds}:
-    sys.stdin.readline() or sys.exit()
-    print(seconds, flush=True)
-sys.stdin.read()
-print({size}, flush=True)
-"""
+from tools.bench_experts_test import WORKER
 
 
 class Photos:
@@ -61,7 +51,7 @@ def test_too_few_photos_are_an_error(tmp_path):
 
 def test_the_fastest_round_of_each_counts(monkeypatch, capsys):
     def fake(seconds, size):
-        return [sys.executable, "-c", WORKER.format(seconds=seconds, size=size)]
+        return [sys.executable, "-c", WORKER.format(seconds=seconds, last=size)]
 
     commands = {bench_loader.sys.executable: fake([9, 2, 1, 4], 1000), "python": fake([9, 8, 5, 7], 45_000)}
     start = bench_loader.worker
