@@ -1,6 +1,7 @@
 """The architecture as a test: a module imports only from lower floors, and the data side never imports jax."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent
 FLOORS = [
-    {"errors", "typing", "registry", "config", "labels", "leases", "runtime", "testing"},
-    {"metrics", "progress", "pp", "datasets"},
-    {"tree", "sharding", "optim", "checkpoint", "losses", "input"},
+    {"errors", "typing", "registry", "labels", "runtime", "testing"},
+    {"config", "files", "metrics", "pp"},
+    {"tree", "sharding", "optim", "checkpoint", "losses", "input", "weights", "shards"},
+    {"towers", "datasets"},
     {"models", "decode"},
-    {"convert"},
     {"experts", "evaluators", "report"},
+    {"labelling"},
     {"train", "evaluate", "caption", "assembly", "results", "compare"},
 ]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_test.py") and p != PACKAGE / "__init__.py")
@@ -53,7 +55,7 @@ def test_imports_only_from_lower_floors(path):
 def test_worker_side_modules_import_neither_jax_nor_tensorflow():
     code = (
         "import sys, pkgutil, importlib\n"
-        "for room in ('errors', 'registry', 'config', 'labels', 'metrics', 'pp', 'datasets'):\n"
+        "for room in ('errors', 'registry', 'config', 'labels', 'files', 'metrics', 'pp', 'shards', 'datasets'):\n"
         "    module = importlib.import_module(f'prismer_jax.{room}')\n"
         "    for m in pkgutil.iter_modules(getattr(module, '__path__', [])):\n"
         "        m.name.endswith('_test') or importlib.import_module(f'{module.__name__}.{m.name}')\n"
@@ -61,3 +63,16 @@ def test_worker_side_modules_import_neither_jax_nor_tensorflow():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    imports: dict[str, set[str]] = {}
+    for path in MODULES:
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        imports.setdefault(own, set()).update(imported_rooms(path) - {own})
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(
+            f"These rooms import each other: {' <- '.join(error.args[1])}. Move what both need to a lower floor."
+        )

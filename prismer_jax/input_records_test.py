@@ -5,8 +5,8 @@ import pytest
 
 from prismer_jax import input, pp
 from prismer_jax.datasets import load
-from prismer_jax.datasets.shards_test import example, write
 from prismer_jax.input_test import Numbers, assert_same, take
+from prismer_jax.shards.reader_test import example, write
 
 CHAIN = (
     "labels_for('depth+obj_detection')|decode|random_resized_crop(16, 8)|flip|randaugment(2, 5)|caption|tokenize(24)"

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import input, labels, pp
-from prismer_jax.datasets import manifest, records, shard_writer, storage
 from prismer_jax.errors import UserError
-from prismer_jax.models.stem import rows_read
+from prismer_jax.files import storage
+from prismer_jax.shards import manifest, records, writer
+from prismer_jax.towers.stem import rows_read
 from tools.bench_experts import Worker, worker
 
 SIZE, LABEL_SIZE, PATCH = 480, 224, 16  # of the official fine-tuning (configs/caption.yaml, prismer.json: base)
@@ -94,7 +95,7 @@ def write(source: Any, folder: pathlib.Path) -> int:
 
     A photo that cannot be used, or has no caption, is left out.
     """
-    examples = [e for e in shard_writer.take(source, 0, len(source)) if isinstance(e, dict) and e.get("captions")]
+    examples = [e for e in writer.take(source, 0, len(source)) if isinstance(e, dict) and e.get("captions")]
     if len(examples) < BATCH:
         raise UserError(f"{len(examples)} captioned photos are too few to measure with; at least {BATCH}.")
     rows = []
@@ -119,7 +120,7 @@ def write(source: Any, folder: pathlib.Path) -> int:
     records_folder = str(folder / "records")
     storage.make_folder(records_folder)
     file = manifest.shard_name("bench", "train", 0, 1)
-    row = shard_writer.write_shard(examples, records_folder, file, experts=labels.PAPER)
+    row = writer.write_shard(examples, records_folder, file, experts=labels.PAPER)
     about = dict(name="bench", split="train", experts=labels.PAPER, made_from={}, labels={})
     return manifest.finish(records_folder, rows=[row], **about).records
 

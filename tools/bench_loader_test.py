@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from prismer_jax import labels
-from prismer_jax.datasets import records
-from prismer_jax.datasets.shards_test import example
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.shards import records
+from prismer_jax.shards.reader_test import example
 from tools import bench_loader
 from tools.bench_experts_test import WORKER
 

@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax import config, labels
-from prismer_jax.datasets import build, check, manifest, storage, workers
-from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import UserError, run_main
+from prismer_jax.files import storage, workers
+from prismer_jax.files.dropped import Dropped
+from prismer_jax.shards import build, check, manifest
 from tools import source_arguments
 
 UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if beam is None:
         finished = build.build(plan, source, args.processes)
     else:
-        from prismer_jax.datasets import build_beam
+        from prismer_jax.shards import build_beam
 
         finished = build_beam.build(plan, functools.partial(source_arguments.open_source, args), beam)
     _report(plan, finished, time.monotonic() - started)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prismer_jax import datasets, labels
-from prismer_jax.datasets import manifest
 from prismer_jax.errors import UserError
+from prismer_jax.shards import manifest
 from tools import build_dataset
 
 

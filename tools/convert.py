@@ -29,12 +29,13 @@ from typing import Any
 import jax
 
 from prismer_jax import checkpoint, config, experts, labels, models, pp, runtime
-from prismer_jax.convert import backbones, label_tables, safe, words
-from prismer_jax.convert import prismer as official
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import weights
+from prismer_jax.models import backbones
+from prismer_jax.models import prismer_weights as official
 from prismer_jax.models.prismer import VARIANTS, Prismer
 from prismer_jax.models.prismer import label_tables as stand_ins
+from prismer_jax.weights import label_tables, safe, words
 
 # What every model of the reference is used with (configs/caption.yaml, vqa.yaml; model/prismer_{caption,vqa}.py;
 # dataset/utils.py).

@@ -3,10 +3,10 @@ import hashlib
 import pytest
 
 from prismer_jax import labels
-from prismer_jax.convert import label_tables
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts import ocr
 from prismer_jax.models.prismer import VARIANTS
+from prismer_jax.weights import label_tables
 from tools import download
 from tools.sources import Facts, HubFile, Unreachable, WebFile
 

@@ -17,18 +17,19 @@ from typing import Any
 import jax
 
 from prismer_jax import checkpoint, config
-from prismer_jax.convert import prismer, write
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.models import prismer_weights
+from prismer_jax.weights import write
 
 
 def torch(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Writes the official state dict as torch.save does."""
-    write.torch_file(output, prismer.to_torch(variables))
+    write.torch_file(output, prismer_weights.to_torch(variables))
 
 
 def safetensors(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Writes the official state dict as safetensors."""
-    write.safetensors_file(output, prismer.to_torch(variables))
+    write.safetensors_file(output, prismer_weights.to_torch(variables))
 
 
 def orbax(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:

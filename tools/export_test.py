@@ -6,10 +6,11 @@ import pytest
 from flax import serialization
 
 from prismer_jax import checkpoint, tree
-from prismer_jax.convert import prismer, safe
-from prismer_jax.convert.prismer_test import DECODER, a_state
 from prismer_jax.errors import UserError
+from prismer_jax.models import prismer_weights
 from prismer_jax.models.prismer import build
+from prismer_jax.models.prismer_weights_test import DECODER, a_state
+from prismer_jax.weights import safe
 from tools import export
 
 MODEL = dict(
@@ -25,7 +26,7 @@ def state():
 @pytest.fixture
 def folder(state, tmp_path):
     model = build(**MODEL, decoder=DECODER)
-    variables = {**prismer.from_torch(state, model), "tables": {"seg_coco": np.ones((134, 64), np.float32)}}
+    variables = {**prismer_weights.from_torch(state, model), "tables": {"seg_coco": np.ones((134, 64), np.float32)}}
     (tmp_path / "vocab.json").write_text("{}")
     description = {"model": {"name": "prismer", **MODEL, "decoder": DECODER}, "tokenizer": "roberta:.", "tasks": {}}
     checkpoint.export(tmp_path / "in", variables, description, {"vocab.json": tmp_path / "vocab.json"})

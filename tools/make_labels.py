@@ -26,15 +26,16 @@ from typing import Any
 
 import jax
 
-from prismer_jax import config, labels, leases, runtime, sharding
-from prismer_jax.datasets import storage
+from prismer_jax import config, labels, runtime, sharding
 from prismer_jax.errors import UserError, choose, run_main
-from prismer_jax.experts import EXPERTS, Expert, pipeline, weights
-from prismer_jax.experts.estimate import estimate
-from prismer_jax.experts.job import Job, Stage, finish
-from prismer_jax.experts.labelling import Labelling
-from prismer_jax.experts.ledger import Ledger, past_speeds
-from prismer_jax.experts.outputs import Dataset, Files, Output
+from prismer_jax.experts import EXPERTS, Expert, weights
+from prismer_jax.files import leases, storage
+from prismer_jax.labelling import pipeline
+from prismer_jax.labelling.estimate import estimate
+from prismer_jax.labelling.job import Job, Stage, finish
+from prismer_jax.labelling.ledger import Ledger, past_speeds
+from prismer_jax.labelling.outputs import Dataset, Files, Output
+from prismer_jax.labelling.stage import Labelling
 from tools import source_arguments
 
 Loads = dict[str, Callable[[], Any]]  # the weights of each expert

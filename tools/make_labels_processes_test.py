@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import labels, leases
-from prismer_jax.datasets import records
+from prismer_jax import labels
 from prismer_jax.experts import testing, weights
+from prismer_jax.files import leases
+from prismer_jax.shards import records
 from tools import make_labels
 
 COUNT = 40

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from prismer_jax import labels
-from prismer_jax.datasets import check, lists, records
+from prismer_jax.datasets import lists
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts import testing, weights
+from prismer_jax.shards import check, records
 from tools import make_labels
 
 

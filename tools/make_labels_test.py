@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import labels, progress
-from prismer_jax.convert import write
-from prismer_jax.datasets import lists, records, scenes
+from prismer_jax import labels
+from prismer_jax.datasets import lists, scenes
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
 from prismer_jax.experts.expert import Label, SquareExpert
+from prismer_jax.files import progress
 from prismer_jax.pp import build
+from prismer_jax.shards import records
+from prismer_jax.weights import write
 from tools import make_labels, visualize
 
 SIZES = {"a.jpg": (30, 40), "sub/b.png": (40, 30), "sub/deep/c.webp": (9, 16)}
@@ -92,7 +94,8 @@ def test_a_second_run_makes_only_what_is_missing(photos, capsys):
 
 KILLED = """
 import sys, time
-from prismer_jax import labels, progress
+from prismer_jax import labels
+from prismer_jax.files import progress
 from prismer_jax.experts import testing
 from tools import make_labels
 make_labels.EXPERTS, write = testing.TOYS, labels.write
@@ -203,7 +206,7 @@ def test_what_cannot_be_labelled_is_named_and_listed_and_the_rest_labelled(photo
 
 
 def test_a_bigger_image_than_allowed_is_refused(photos, monkeypatch):
-    monkeypatch.setattr("prismer_jax.experts.pipeline.MAX_PIXELS", 1000)
+    monkeypatch.setattr("prismer_jax.labelling.pipeline.MAX_PIXELS", 1000)
     problems, counts = skipped(photos)
     assert "40x30 pixels are more" in problems["a.jpg"]
     assert counts == {"too many pixels": 2}

@@ -7,8 +7,8 @@ import pathlib
 from typing import Any
 
 from prismer_jax import datasets
-from prismer_jax.datasets import workers
 from prismer_jax.errors import UserError
+from prismer_jax.files import workers
 
 KINDS = ("list", "images", "tars", "dataset_dir")
 MISSING = 1.0  # of photos from the web up to a third are gone; tools count them

@@ -29,8 +29,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prismer_jax import config, progress
+from prismer_jax import config
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.files import progress
 from prismer_jax.report import study
 from prismer_jax.report.study import Results
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from prismer_jax import datasets, evaluators, models, pp
-from prismer_jax.convert import prismer as convert
-from prismer_jax.convert import rules
+from prismer_jax.models import prismer_weights as convert
+from prismer_jax.weights import rules
 from tools.parity.case import fill
 
 pytestmark = pytest.mark.slow  # four programs over RoBERTa's whole vocabulary to compile

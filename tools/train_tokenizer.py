@@ -18,8 +18,10 @@ from collections.abc import Iterator
 
 import sentencepiece
 
-from prismer_jax.datasets import scenes, scenes_questions, scenes_text
-from prismer_jax.datasets.scenes_world import WORDS
+from prismer_jax.datasets import scenes
+from prismer_jax.datasets.scenes import questions as scenes_questions
+from prismer_jax.datasets.scenes import text as scenes_text
+from prismer_jax.datasets.scenes.world import WORDS
 from prismer_jax.errors import run_main
 from prismer_jax.pp import tokenizer
 

@@ -22,10 +22,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from prismer_jax import datasets, labels, progress, report
-from prismer_jax.datasets.dropped import Dropped
+from prismer_jax import datasets, labels, report
 from prismer_jax.errors import BadSample, UserError, run_main
 from prismer_jax.experts.class_names import class_names
+from prismer_jax.files import progress
+from prismer_jax.files.dropped import Dropped
 from prismer_jax.pp import build
 from prismer_jax.report import overview, statistics
 from tools import source_arguments

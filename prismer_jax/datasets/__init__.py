@@ -11,7 +11,7 @@ from prismer_jax.errors import choose
 DATASETS = {
     "fewshot": "prismer_jax.datasets.fewshot",
     "lists": "prismer_jax.datasets.lists",
-    "records": "prismer_jax.datasets.records",
+    "records": "prismer_jax.shards.records",
     "scenes": "prismer_jax.datasets.scenes",
     "tars": "prismer_jax.datasets.tars",
 }

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prismer_jax.datasets import img2dataset
-from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import UserError
+from prismer_jax.files.dropped import Dropped
 
 Path = str | os.PathLike
 

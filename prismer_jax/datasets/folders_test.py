@@ -7,8 +7,8 @@ import pytest
 from pyarrow import parquet
 
 from prismer_jax.datasets import img2dataset, lists
-from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files.dropped import Dropped
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import json
 import os
 import pathlib
 
-from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files.dropped import Dropped
 
 SIDES = (".txt", ".json")  # of a photo: where its caption is, the first that is there
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from prismer_jax import labels as label_files
 from prismer_jax.datasets import folders, formats, img2dataset, places
-from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.datasets.folders import SUFFIXES as SUFFIXES
 from prismer_jax.datasets.packed import Packed
 from prismer_jax.errors import UserError
+from prismer_jax.files.dropped import Dropped
 
 Example = dict[str, Any]
 Path = str | os.PathLike

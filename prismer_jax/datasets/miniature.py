@@ -14,7 +14,7 @@ from typing import Any
 
 from prismer_jax import labels
 from prismer_jax.datasets import scenes
-from prismer_jax.datasets.scenes_world import GROUNDS
+from prismer_jax.datasets.scenes.world import GROUNDS
 
 VERSION = "1"  # of what is written here; scenes.VERSION tells the rest
 SIZE = 64  # pixels

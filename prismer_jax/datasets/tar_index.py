@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import config
-from prismer_jax.datasets.dropped import Dropped
 from prismer_jax.datasets.folders import SUFFIXES
 from prismer_jax.datasets.img2dataset import SIDES
 from prismer_jax.errors import UserError
+from prismer_jax.files.dropped import Dropped
 
 PARTS = ("photo", *SIDES)  # of a sample
 ABSENT = (0, -1)  # offset and size of a part that a sample lacks

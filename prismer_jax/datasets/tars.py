@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from prismer_jax import labels as label_files
-from prismer_jax import progress
-from prismer_jax.datasets import img2dataset, tar_index, workers
-from prismer_jax.datasets.dropped import Dropped
+from prismer_jax.datasets import img2dataset, tar_index
 from prismer_jax.datasets.lists import Source
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files import progress, workers
+from prismer_jax.files.dropped import Dropped
 
 Path = str | os.PathLike
 

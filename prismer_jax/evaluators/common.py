@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from prismer_jax import decode, labels, progress, sharding
+from prismer_jax import decode, labels, sharding
 from prismer_jax import input as loader
 from prismer_jax.errors import UserError, choose
 from prismer_jax.evaluators.journal import Journal
+from prismer_jax.files import progress
 from prismer_jax.report import selection
 
 Batch = Mapping[str, Any]

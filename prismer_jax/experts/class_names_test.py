@@ -24,7 +24,7 @@ def test_maps_without_classes_have_no_names():
 
 
 def test_the_names_are_those_of_the_official_tables(shared):
-    from prismer_jax.convert import label_tables, safe
+    from prismer_jax.weights import label_tables, safe
 
     for expert, file in label_tables.CLASSES.items():
         official = safe.load_tree(shared / "data/label_embeddings" / file)["labels"]

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from prismer_jax.convert import rows, rules
-from prismer_jax.convert.rules import Rule
 from prismer_jax.errors import UserError
 from prismer_jax.labels import FEATURES
-from prismer_jax.models import layers
+from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, Int, typed
+from prismer_jax.weights import rows, rules
+from prismer_jax.weights.rules import Rule
 
 CONTEXT = 77  # tokens of the longest text, its start and end among them
 VOCABULARY = 49408

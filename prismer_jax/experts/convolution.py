@@ -11,8 +11,8 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.models import layers
-from prismer_jax.models.stem import BatchNorm
+from prismer_jax.towers import layers
+from prismer_jax.towers.stem import BatchNorm
 from prismer_jax.typing import Array, Float, typed
 
 Padding = int | str | Sequence[tuple[int, int]]

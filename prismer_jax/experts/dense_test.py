@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from prismer_jax import tree
-from prismer_jax.convert import rules
 from prismer_jax.errors import UserError
 from prismer_jax.experts import EXPERTS
+from prismer_jax.weights import rules
 from tools import parity
 
 # Of each, a key in the middle of its checkpoint.

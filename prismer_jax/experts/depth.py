@@ -17,13 +17,13 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.convert import rows, rules
-from prismer_jax.convert.rules import Rule
 from prismer_jax.experts import layers
 from prismer_jax.experts.expert import Label, SquareExpert
-from prismer_jax.models.layers import MLP, Attention, LayerNorm, stack
-from prismer_jax.models.stem import resize
+from prismer_jax.towers.layers import MLP, Attention, LayerNorm, stack
+from prismer_jax.towers.stem import resize
 from prismer_jax.typing import Array, Float, UInt8, typed
+from prismer_jax.weights import rows, rules
+from prismer_jax.weights.rules import Rule
 
 STAGES = (3, 4, 9)  # blocks of each stage of the ResNet
 PATCH = 16

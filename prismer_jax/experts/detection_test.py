@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from prismer_jax import labels, sharding, tree
-from prismer_jax.convert import rules, write
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.experts import EXPERTS
 from prismer_jax.experts.detection import Detection
 from prismer_jax.experts.expert import Label
+from prismer_jax.weights import rules, write
 
 SMALL = {
     "blocks": (1, 2, 1, 1),

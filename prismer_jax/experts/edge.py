@@ -12,11 +12,11 @@ import numpy as np
 from flax import linen as nn
 from PIL import Image
 
-from prismer_jax.convert import rows, rules
-from prismer_jax.convert.rules import Rule
 from prismer_jax.experts.convolution import ConvNorm, Double
 from prismer_jax.experts.expert import Label, SquareExpert
 from prismer_jax.typing import Array, Float, UInt8, typed
+from prismer_jax.weights import rows, rules
+from prismer_jax.weights.rules import Rule
 
 # ImageNet's mean in bytes, in the order of the network's channels: blue, green, red.
 MEAN_BGR = (0.406 * 255, 0.456 * 255, 0.485 * 255)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax
 from flax import linen as nn
 
-from prismer_jax.convert import rows
-from prismer_jax.convert.rules import Rule
 from prismer_jax.experts.convolution import ConvNorm, Depthwise
-from prismer_jax.models.stem import BatchNorm
+from prismer_jax.towers.stem import BatchNorm
 from prismer_jax.typing import Array, Float, typed
+from prismer_jax.weights import rows
+from prismer_jax.weights.rules import Rule
 
 EPSILON = 1e-3
 SQUEEZE = 0.25  # of a block's input channels

@@ -22,8 +22,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from prismer_jax import sharding, tree
-from prismer_jax.convert import rules, safe
 from prismer_jax.experts import layers
+from prismer_jax.weights import rules, safe
 
 Arrays = dict[str, np.ndarray]  # one photo's
 

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from prismer_jax import sharding
-from prismer_jax.convert import write
 from prismer_jax.errors import UserError
 from prismer_jax.experts.testing import ToyDepth as Toy
+from prismer_jax.weights import write
 
 STATE = {"head.weight": np.array([[1.0, 2.0, -1.0]], np.float32), "head.bias": np.array([0.5], np.float32)}
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (h, w, 3), np.uint8) for i, (h, w) in enumerate([(6, 8), (13, 5)])]

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from prismer_jax.convert import rows, rules
-from prismer_jax.convert.rules import Rule
 from prismer_jax.experts.convolution import ConvNorm
-from prismer_jax.models.stem import resize
+from prismer_jax.towers.stem import resize
 from prismer_jax.typing import Array, Float, typed
+from prismer_jax.weights import rows, rules
+from prismer_jax.weights.rules import Rule
 
 STRIDE = 4  # pixels of the photo on a side of a cell of the maps
 MULTIPLE = 32  # the photo's sides are multiples of it: STRIDE and three halvings

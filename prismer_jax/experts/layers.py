@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from PIL import Image
 
-from prismer_jax.models.stem import linear_taps
+from prismer_jax.towers.stem import linear_taps
 from prismer_jax.typing import Array, Float, typed
 
 

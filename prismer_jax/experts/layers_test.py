@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from prismer_jax.experts import layers
-from prismer_jax.models.stem import resize
+from prismer_jax.towers.stem import resize
 
 
 def test_standardized_weights_are_blind_to_scale_and_offset_and_pad_at_the_end():

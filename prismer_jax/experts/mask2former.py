@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from prismer_jax.convert import rows, rules
 from prismer_jax.experts import fitted, mask_decoder, pixel_decoder, swin
 from prismer_jax.typing import Array, Float, Int, Shaped, typed
+from prismer_jax.weights import rows, rules
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's red, green, blue
 

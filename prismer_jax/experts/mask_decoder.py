@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.convert import rows
-from prismer_jax.convert.rules import Rule
 from prismer_jax.experts.pixel_decoder import resize, sine_positions
-from prismer_jax.models import layers
+from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Bool, Float, typed
+from prismer_jax.weights import rows
+from prismer_jax.weights.rules import Rule
 
 
 class DecoderLayer(nn.Module):

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from prismer_jax.convert import rows, rules
-from prismer_jax.convert.rules import Rule
 from prismer_jax.experts import efficientnet, layers
 from prismer_jax.experts.convolution import ConvNorm
 from prismer_jax.experts.expert import Label, SquareExpert
-from prismer_jax.models.stem import resize
+from prismer_jax.towers.stem import resize
 from prismer_jax.typing import Array, Float, UInt8, typed
+from prismer_jax.weights import rows, rules
+from prismer_jax.weights.rules import Rule
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 WIDTHS = (1024, 512, 256, 128)  # of the decoder, coarse to fine

@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prismer_jax import tree
-from prismer_jax.convert import rules
 from prismer_jax.experts.normal import Normal, colours, directions
+from prismer_jax.weights import rules
 
 
 def test_reads_the_official_file_which_dataparallel_saved():

@@ -27,13 +27,13 @@ import numpy as np
 from flax import linen as nn
 
 from prismer_jax import labels
-from prismer_jax.convert import label_tables, rules, safe
-from prismer_jax.convert.rules import Rule
 from prismer_jax.errors import UserError
 from prismer_jax.experts import clip_text, hourglass, ocr_words
 from prismer_jax.experts.expert import Label, SquareExpert
 from prismer_jax.experts.lexicon import Lexicon
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
+from prismer_jax.weights import label_tables, rules, safe
+from prismer_jax.weights.rules import Rule
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from prismer_jax import labels, tree
-from prismer_jax.convert import rules, write
 from prismer_jax.errors import UserError
 from prismer_jax.experts import ocr, weights
 from prismer_jax.experts.expert import Label
 from prismer_jax.experts.ocr_words import CHARACTERS
+from prismer_jax.weights import rules, write
 from tools import download
 
 

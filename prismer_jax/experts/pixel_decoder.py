@@ -15,11 +15,11 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.convert import rows
-from prismer_jax.convert.rules import Rule
 from prismer_jax.experts.deformable_attention import DeformableAttention, Sizes
-from prismer_jax.models import layers
+from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, typed
+from prismer_jax.weights import rows
+from prismer_jax.weights.rules import Rule
 
 LEVELS = ("res5", "res4", "res3")  # that attend to each other, coarsest first
 GROUPS = 32  # of every group norm

@@ -14,8 +14,8 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax.experts.convolution import ConvNorm
-from prismer_jax.models.layers import torch_uniform
-from prismer_jax.models.stem import BatchNorm
+from prismer_jax.towers.layers import torch_uniform
+from prismer_jax.towers.stem import BatchNorm
 from prismer_jax.typing import Array, Float, typed
 
 RADIX = 2  # branches of a split-attention block

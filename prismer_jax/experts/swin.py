@@ -15,10 +15,10 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.convert import rows
-from prismer_jax.convert.rules import Rule
-from prismer_jax.models import layers
+from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, Int, typed
+from prismer_jax.weights import rows
+from prismer_jax.weights.rules import Rule
 
 PATCH, STAGES = 4, 4
 OTHER_REGION = -100.0  # added to the logits of pairs that were no neighbours before the shift

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from prismer_jax.convert import rows, rules
 from prismer_jax.errors import BadSample
 from prismer_jax.experts import layers
 from prismer_jax.experts.expert import Arrays, Expert, Label, SquareExpert
 from prismer_jax.typing import Array
+from prismer_jax.weights import rows, rules
 
 
 class Net(nn.Module):

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax import checkpoint, tree
-from prismer_jax.convert import rules, safe
 from prismer_jax.errors import UserError
 from prismer_jax.experts import EXPERTS
 from prismer_jax.experts.expert import Expert
+from prismer_jax.weights import rules, safe
 
 Path = str | os.PathLike[str]
 LIKE = 0.5  # a file is an expert's if it has this fraction of its keys, or another expert more

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from prismer_jax.convert import write
 from prismer_jax.errors import UserError
 from prismer_jax.experts import EXPERTS, testing, weights
 from prismer_jax.experts.testing import ToyDepth, ToyDetection
+from prismer_jax.weights import write
 from tools import download
 
 DEPTH = {"head.weight": np.ones((1, 3), np.float32), "head.bias": np.zeros(1, np.float32)}

@@ -27,10 +27,10 @@ from prismer_jax.labels import (
     class_vectors,
     select,
 )
-from prismer_jax.models.layers import resize_positions
-from prismer_jax.models.roberta import BOS, PAD, TextDecoder
-from prismer_jax.models.stem import rows_read
-from prismer_jax.models.vit import INSTANCE_ROWS, Features, VisionEncoder
+from prismer_jax.towers.layers import resize_positions
+from prismer_jax.towers.roberta import BOS, PAD, TextDecoder
+from prismer_jax.towers.stem import rows_read
+from prismer_jax.towers.vit import INSTANCE_ROWS, Features, VisionEncoder
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
 
 # CLIP's normalisation of images, which the reference applies to every photo (dataset/utils.py: Transform).

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from prismer_jax.convert import rules
 from prismer_jax.experts import boxes, cascade, roi_align, rpn
 from prismer_jax.experts.detection import Detection
 from prismer_jax.experts.fitted import padded
 from prismer_jax.experts.instances import instance_map
+from prismer_jax.weights import rules
 from tools.parity.case import Case, Check, Mismatch, Outputs
 
 

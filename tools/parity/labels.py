@@ -12,9 +12,9 @@ import numpy as np
 from einops import rearrange
 
 from prismer_jax import labels, pp
-from prismer_jax.convert import label_tables
 from prismer_jax.models.prismer import build, normalize
-from prismer_jax.models.stem import resize_ids
+from prismer_jax.towers.stem import resize_ids
+from prismer_jax.weights import label_tables
 from tools.parity.case import Case, Outputs
 
 TABLES = "data/label_embeddings"  # beside the folder of cases

@@ -9,9 +9,9 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax import tree
-from prismer_jax.convert import label_tables, rules
 from prismer_jax.experts import clip_text, hourglass, ocr, ocr_words
 from prismer_jax.experts.lexicon import Lexicon
+from prismer_jax.weights import label_tables, rules
 from tools.parity.case import Case, Outputs, fill
 
 # Taps of the reference, and the modules whose output they are.

@@ -13,12 +13,12 @@ import optax
 from einops import rearrange
 
 from prismer_jax import decode, losses, optim, tree
-from prismer_jax.convert import prismer as convert
-from prismer_jax.convert import rules
 from prismer_jax.labels import EXPERTS, FEATURES, MAX_IDS
-from prismer_jax.models.layers import resize_positions
+from prismer_jax.models import prismer_weights as convert
 from prismer_jax.models.prismer import FREEZE, Prismer, build, label_tables
-from prismer_jax.models.roberta import PAD
+from prismer_jax.towers.layers import resize_positions
+from prismer_jax.towers.roberta import PAD
+from prismer_jax.weights import rules
 from tools.parity.case import Case, Mismatch, Outputs
 
 

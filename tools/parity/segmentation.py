@@ -11,9 +11,9 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.convert import rules
 from prismer_jax.experts import fitted, mask2former
 from prismer_jax.experts.segmentation import SegAde, SegCoco, Segmentation, strips
+from prismer_jax.weights import rules
 from tools.parity.case import Case, Check, Mismatch, Outputs
 
 MARGIN = 1e-4  # between the best two classes of a pixel: below it, which one wins is left to rounding

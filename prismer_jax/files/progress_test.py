@@ -1,0 +1,51 @@
+import io
+
+import pytest
+
+from prismer_jax.files import progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_elsewhere_than_on_a_terminal_a_line_every_half_minute(clock):
+    stream = io.StringIO()
+    with progress.bar("depth", 100, done=20, stream=stream, clock=clock) as advance:
+        for seconds in (50, 60, 70, 80, 90, 100):  # the first piece is slow: it compiles
+            clock.now = seconds
+            advance(5)
+    # 15 photos in 30 seconds since the first piece; 60 are left
+    assert stream.getvalue().splitlines() == ["depth: 25 of 100", "depth: 40 of 100, 0.5 photos/s, 0:02:00 left"]
+
+
+def test_a_terminal_gets_a_bar_and_no_lines(clock):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    with progress.bar("captions", 4, unit="captions", stream=stream, clock=clock) as advance:
+        for seconds in (100, 102, 200):
+            clock.now = seconds
+            advance()
+    assert "captions" in stream.getvalue()
+    assert "3/4" in stream.getvalue()
+    assert "0.02 captions/s, 0:00:50 left" in stream.getvalue()
+    assert "3 of 4" not in stream.getvalue()
+
+
+def test_other_processes_say_nothing(clock):
+    stream = io.StringIO()
+    with progress.bar("depth", 2, enabled=False, stream=stream, clock=clock) as advance:
+        clock.now = 1000
+        advance(2)
+    assert stream.getvalue() == ""

@@ -1,0 +1,1 @@
+"""Running the experts over data: jobs, stages, pipelines and stores."""

@@ -1,0 +1,175 @@
+"""One labelling job: an expert after another over a source's shards, shared with whatever other processes are at it.
+
+    with Ledger(folder / ".make_labels", work) as ledger:
+        job = Job(source, LabelFiles(folder), ledger, split(len(source), 256))
+        finish([Labelling(job, expert, load, mesh) for expert in experts])
+
+A process takes whatever shards are free of one expert, then of the next, so that one expert is on its device at a time;
+then it comes back for what others have left. It ends when all is done, by whomever.
+"""
+
+from __future__ import annotations
+
+import bisect
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from prismer_jax import labels
+from prismer_jax.errors import BadSample
+from prismer_jax.files import leases
+from prismer_jax.files.dropped import Dropped
+from prismer_jax.labelling.ledger import Ledger, Shard
+from prismer_jax.labelling.pipeline import Photo
+from prismer_jax.labelling.stores import Store, Writer
+
+SAID = 20  # lines about photos that cannot be labelled; the rest is only in the report
+
+
+class Stage(Protocol):
+    """Something that is done to every shard."""
+
+    name: str
+
+    def work(self) -> bool:
+        """Does what is free; returns whether anything was. Waits for nobody."""
+
+    def done(self) -> bool:
+        """Whether all shards are through, by whomever."""
+
+
+def finish(stages: Sequence[Stage], poll: float = leases.POLL) -> None:
+    """Returns when all stages are done; waits for what other processes are at, and takes over from the dead."""
+    while not all(stage.done() for stage in stages):
+        if not any([stage.work() for stage in stages]):
+            time.sleep(poll)
+
+
+def split(count: int, size: int) -> list[Shard]:
+    """Shards of `size` photos each, the last one of what is left."""
+    return [Shard(i, start, min(start + size, count)) for i, start in enumerate(range(0, count, size))]
+
+
+class Job:
+    """What all stages work on: photos, their labels, and what is known of both.
+
+    Attributes:
+      source: of the task 'all', see datasets/lists.py.
+      shards: of it.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        store: Store,
+        ledger: Ledger | None,
+        shards: Sequence[Shard],
+        *,
+        distinct: bool = True,
+        keep: bool = False,
+        empty: bool = False,
+        settled: Callable[[Shard], bool] = lambda shard: False,
+    ) -> None:
+        """Args:
+        ledger: None to look only: no stage can then work.
+        distinct: no two photos have label files of one name. If that is not known, the second is an error.
+        keep: labels that the source itself has are taken as there.
+        empty: photos that an expert cannot label get the empty label; they are reported all the same.
+        settled: whether nothing is to do in a shard any more, although it is not marked.
+        """
+        self.source, self.store, self.ledger, self.shards = source, store, ledger, tuple(shards)
+        self._keep, self.empty, self.settled = keep, empty, settled
+        self._twins = {} if distinct else self._find_twins()
+        self._said: set[str] = set()
+
+    def name(self, index: int) -> str | None:
+        """What a photo's label files are called, if the source can tell without reading it."""
+        return self.source.name(index) if hasattr(self.source, "name") else None
+
+    def photo(self, index: int) -> Photo:
+        """Photo number `index` of the source; raises BadSample."""
+        photo = photo_of(self.source[index])
+        if index in self._twins:
+            raise BadSample(
+                f"{photo.source if isinstance(photo.source, str) else photo.name}: its label files would be those of "
+                f"{self.name(self._twins[index])}. Rename one of them.",
+                "name used twice",
+            )
+        return photo
+
+    def _find_twins(self) -> dict[int, int]:
+        """{number of a photo whose label files would be those of another one before it: the number of that}."""
+
+        def stem(index: int) -> str:
+            return str(labels.path_of("", "", self.name(index) or str(index)))
+
+        count = len(self.source)
+        hashes = np.fromiter((hash(stem(index)) for index in range(count)), np.int64, count)  # of millions, in 8 bytes
+        _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+        pairs = ((int(index), int(first[group[index]])) for index in np.flatnonzero(first[group] != np.arange(count)))
+        return {
+            later: earlier
+            for later, earlier in pairs
+            if stem(later) == stem(earlier) and self.name(later) != self.name(earlier)
+        }
+
+    def has(self, expert: str, index: int) -> bool:
+        """Whether a photo has its label by an expert."""
+        try:
+            photo = self.photo(index)
+        except BadSample:
+            return False
+        return f"labels/{expert}" in photo.labels or self.store.read(expert, self.shard_of(index), photo) is not None
+
+    def known(self, writer: Writer, index: int) -> bool:
+        """Whether a photo's label is there, as far as its name tells; False also where only reading the photo does."""
+        name = None if index in self._twins else self.name(index)
+        return name is not None and writer.has(Photo(name, ""))
+
+    def given(self, expert: str, photo: Photo) -> bool:
+        """Whether the source itself has a photo's label, and that counts."""
+        return self._keep and f"labels/{expert}" in photo.labels
+
+    def shard_of(self, index: int) -> Shard:
+        """The shard that a photo is in."""
+        return self.shards[bisect.bisect_right(self.shards, index, key=lambda shard: shard.stop)]
+
+    def skip(self, problem: str) -> None:
+        """Says of a photo that it cannot be labelled, once."""
+        if problem not in self._said:
+            self._said.add(problem)
+            if len(self._said) <= SAID:
+                print(f"skipped: {problem}", file=sys.stderr)
+            elif len(self._said) == SAID + 1:
+                print("skipped: more of them, to be listed at the end", file=sys.stderr)
+
+    def skipped(self, experts: Sequence[str]) -> tuple[Dropped, list[dict[str, Any]]]:
+        """What no process could label: counts by reason, and a row a photo and problem with the experts it befell."""
+        found: dict[tuple[int, str], dict[str, Any]] = {}
+        for expert in experts:
+            for report in self.ledger.reports(expert).values():
+                for index, image, reason, problem in report.get("problems", ()):
+                    row = {"image": image, "experts": [], "reason": reason, "problem": problem}
+                    found.setdefault((index, problem), row)["experts"].append(expert)
+        rows = [found[key] for key in sorted(found)]
+        counts = Dropped()
+        for row in rows:
+            counts.add(row["reason"], row["problem"])
+        return counts, rows
+
+
+def photo_of(example: Mapping[str, Any]) -> Photo:
+    """The photo of an example of the task 'all'."""
+    given = {key: example[key] for name in labels.EXPERTS if (key := f"labels/{name}") in example}
+    id = str(example["id"])
+    return Photo(example.get("name") or id, example["image"], id, given)
+
+
+def ready_shards(job: Job, stage: str, after: Sequence[str]) -> list[Shard]:
+    """The shards that are not through a stage, but through those before it."""
+    ready = set.intersection({shard.index for shard in job.shards}, *(job.ledger.marked(name) for name in after))
+    ready -= job.ledger.marked(stage)
+    return [shard for shard in job.shards if shard.index in ready]

@@ -1,0 +1,145 @@
+"""What a labelling job makes: a folder of label files, or a data set of ArrayRecord shards with labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from prismer_jax import config, labels
+from prismer_jax.errors import UserError
+from prismer_jax.files import storage
+from prismer_jax.labelling.job import Job, Stage, split
+from prismer_jax.labelling.ledger import Ledger
+from prismer_jax.labelling.recording import Recording
+from prismer_jax.labelling.stores import LabelFiles, LabelShards
+from prismer_jax.shards import build, manifest
+
+
+class Output(Protocol):
+    """Where labels go.
+
+    Attributes:
+      folder: of the output, local or remote.
+      job: that fills it.
+    """
+
+    folder: str
+    job: Job
+
+    def claim(self) -> None:
+        """Notes which weights make the labels, so that they are never mixed with others'; raises UserError."""
+
+    def stages(self) -> list[Stage]:
+        """What is to be done after the experts."""
+
+    def finish(self) -> None:
+        """Makes it complete, when all stages are done; every process does so, one after the other."""
+
+
+class Files:
+    """Label files as in the official repository."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        source: Any,
+        ledger: Ledger | None,
+        made_with: Mapping[str, str],
+        *,
+        shard_size: int,
+        empty: bool = False,
+        distinct: bool = False,
+    ) -> None:
+        """Args:
+        ledger: None to look only.
+        made_with: expert -> how its labels are made.
+        distinct: the names of the photos' label files are known to differ.
+        """
+        self._path, self._ledger, self._made_with = labels.home(folder), ledger, dict(made_with)
+        self.folder = str(self._path)
+        shards = split(len(source), shard_size)
+        self.job = Job(source, LabelFiles(folder), ledger, shards, distinct=distinct, empty=empty)
+
+    def claim(self) -> None:
+        self._path.mkdir(parents=True, exist_ok=True)
+        path = self._path / labels.RECORD
+        with self._ledger.leases.wait("record"):
+            record = json.loads(path.read_text()) if path.exists() else {}
+            for expert, how in self._made_with.items():
+                if record.get(expert, how) != how:
+                    raise UserError(
+                        f"{self.folder}: holds labels of {expert} made with {record[expert]}, not with {how}. Choose "
+                        f"another --output, or delete {self._path / expert} and {path}."
+                    )
+            config.write(path, json.dumps(record | self._made_with, indent=2))
+
+    def stages(self) -> list[Stage]:
+        return []
+
+    def finish(self) -> None:
+        pass  # each label is whole by itself
+
+
+class Dataset:
+    """ArrayRecord shards of photos, texts, and labels: those that the source has and those that are made."""
+
+    def __init__(
+        self,
+        folder: str,
+        source: Any,
+        ledger: Ledger | None,
+        made_with: Mapping[str, str],
+        *,
+        shard_size: int,
+        empty: bool = False,
+        work: pathlib.Path,
+        made_from: Mapping[str, Any],
+        given: str | None = None,
+        threads: int = 4,
+    ) -> None:
+        """Args:
+        ledger, made_with: as of `Files`.
+        work: a folder for labels on their way.
+        made_from: what the source is, for the manifest, as plain JSON.
+        given: a folder of label files, from which the source has labels.
+        threads: write so many shards at a time.
+        """
+        self.folder, self._ledger, self._made, self._threads = storage.plain(folder), ledger, tuple(made_with), threads
+        there = build.labels_of(source, given)
+        self._plan = build.Plan(
+            folder=self.folder,
+            name=manifest.identifier(os.path.basename(self.folder.rstrip("/"))),
+            split="train",
+            experts=labels.select([*there, *made_with]),
+            count=len(source),
+            shard_size=shard_size,
+            max_side=None,
+            made_from=dict(made_from) | {"ids": build.digest(source)},
+            labels=there | dict(made_with),
+        )
+        self._store = LabelShards(work / "labels")
+        self.job = Job(
+            source,
+            self._store,
+            ledger,
+            split(len(source), shard_size),
+            keep=True,
+            empty=empty,
+            settled=lambda shard: self._plan.whole(shard.index),
+        )
+
+    def claim(self) -> None:
+        with self._ledger.leases.wait("record"):
+            build.claim(self._plan)
+
+    def stages(self) -> list[Stage]:
+        return [Recording(self.job, self._store, self._plan, self._made, self._threads)]
+
+    def finish(self) -> None:
+        with self._ledger.leases.wait("finish"):
+            finished = build.finish(self._plan)
+            self._store.sweep()
+        print(f"{self.folder}: {finished.records:,} records in {len(finished.shards):,} shards")

@@ -1,0 +1,88 @@
+"""The last stage of a labelling job whose output is a data set: a shard that all experts have seen becomes ArrayRecord.
+
+Shards of the data set are those of the job. A shard's labels lie in `LabelShards` until it is written.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from prismer_jax import labels
+from prismer_jax.errors import BadSample
+from prismer_jax.files import progress
+from prismer_jax.files.leases import Lease, LeaseLost
+from prismer_jax.labelling import pipeline
+from prismer_jax.labelling.job import Job, photo_of, ready_shards
+from prismer_jax.labelling.ledger import Shard
+from prismer_jax.labelling.stores import LabelShards
+from prismer_jax.shards import build, records
+
+
+class Recording:
+    """The stage that writes a data set's shards."""
+
+    name = "records"
+
+    def __init__(self, job: Job, store: LabelShards, plan: build.Plan, experts: Sequence[str], threads: int) -> None:
+        """Args:
+        plan: of the data set; its shards are the job's.
+        experts: whose labels are in the store, not the source.
+        threads: for so many shards at a time.
+        """
+        self._job, self._store, self._plan, self._experts, self._threads = job, store, plan, tuple(experts), threads
+
+    def done(self) -> bool:
+        return len(self._job.ledger.marked(self.name)) == len(self._job.shards)
+
+    def work(self) -> bool:
+        ready = ready_shards(self._job, self.name, self._experts)
+        if not ready:
+            return False
+        records.serializer(self._plan.experts)  # imports TFDS, which locks up if several threads do so at once
+        left, took = {shard.index: len(shard) for shard in ready}, False
+        free = self._job.ledger.free(self.name, ready)
+        with progress.bar(self.name, sum(left.values())) as advance, ThreadPoolExecutor(self._threads) as pool:
+            for _ in pipeline.ahead(pool, lambda taken: self._write(*taken), free, self._threads):
+                took = True
+                advance(sum(left.pop(index, 0) for index in self._job.ledger.marked(self.name)))
+        return took
+
+    def _write(self, lease: Lease, shard: Shard) -> None:
+        ledger = self._job.ledger
+        with lease:
+            try:
+                if not self._plan.whole(shard.index):
+                    source = _Labelled(self._job, self._store, shard, self._experts)
+                    build.write(self._plan, source, shard.index, check=lease.check)
+                ledger.mark(lease, self.name, shard, {})
+            except LeaseLost as error:
+                print(f"warning: {error}", file=sys.stderr)
+                return
+        for expert in self._experts:
+            self._store.remove(expert, shard)
+
+
+class _Labelled:
+    """The photos of a shard with their labels: `source[i]` by the number in the whole source."""
+
+    def __init__(self, job: Job, store: LabelShards, shard: Shard, experts: Sequence[str]) -> None:
+        self._job, self._store, self._shard, self._experts = job, store, shard, experts
+        self._problems: dict[int, tuple[str, str]] = {}
+        for expert in experts if not job.empty else ():
+            for index, _, reason, problem in job.ledger.reports(expert)[shard.index].get("problems", ()):
+                self._problems.setdefault(index, (reason, problem))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Raises BadSample also for a photo that an expert could not label, unless such get the empty label."""
+        if index in self._problems:
+            reason, problem = self._problems[index]
+            raise BadSample(problem, reason)
+        example = self._job.source[index]
+        photo = photo_of(example)
+        for expert in self._experts:
+            if files := self._store.read(expert, self._shard, photo):
+                example |= labels.parse(expert, files, photo.name)
+        return example

@@ -1,0 +1,190 @@
+"""Where labels go: files as in the official repository, or one file an expert and shard on the way to ArrayRecord.
+
+Both are asked the same: `open` a shard, under its lease, to write what is missing in it, and `read` what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import secrets
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from prismer_jax import labels
+from prismer_jax.experts.expert import Label
+from prismer_jax.files import storage
+from prismer_jax.labelling.ledger import Shard
+from prismer_jax.labelling.pipeline import Photo
+
+SUFFIXES = (".json", ".npz", ".png")  # of the files of a label
+
+
+class Writer(Protocol):
+    """Takes the labels that an expert gives the photos of one shard. Threads share it."""
+
+    def has(self, photo: Photo) -> bool:
+        """Whether the label is there."""
+
+    def write(self, photo: Photo, label: Label | None) -> None:
+        """Keeps a label; None is the empty one."""
+
+    def publish(self, check: Callable[[], None]) -> None:
+        """Makes the shard's labels count; `check` raises where that is no longer for this process to do."""
+
+    def close(self) -> None:
+        """Forgets what was not published."""
+
+
+class Store(Protocol):
+    """The labels of all experts and shards."""
+
+    def open(self, expert: str, shard: Shard) -> Writer:
+        """For writing what is missing in a shard."""
+
+    def read(self, expert: str, shard: Shard, photo: Photo) -> dict[str, bytes] | None:
+        """The files of a label, {suffix: bytes}; None if it is not there."""
+
+
+class LabelFiles:
+    """FOLDER/<expert>/<photo>.png, with .json or .npz beside it: each label is whole by itself, whoever writes it."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+
+    def open(self, expert: str, shard: Shard) -> Writer:
+        return _Files(self.folder, expert)
+
+    def read(self, expert: str, shard: Shard, photo: Photo) -> dict[str, bytes] | None:
+        if not labels.is_whole(self.folder, expert, photo.name):
+            return None
+        paths = (labels.path_of(self.folder, expert, photo.name).with_suffix(suffix) for suffix in SUFFIXES)
+        return {path.suffix: path.read_bytes() for path in paths if path.exists()}
+
+
+class _Files:
+    def __init__(self, folder: pathlib.Path, expert: str) -> None:
+        self._folder, self._expert = folder, expert
+
+    def has(self, photo: Photo) -> bool:
+        return labels.is_whole(self._folder, self._expert, photo.name)
+
+    def write(self, photo: Photo, label: Label | None) -> None:
+        if label is None:
+            labels.write_empty(self._folder, self._expert, photo.name)
+        else:
+            parts = _parts(label)
+            labels.write(self._folder, self._expert, photo.name, parts.pop("map"), **parts)
+
+    def publish(self, check: Callable[[], None]) -> None:
+        check()  # the files are there, and would be the same from another process
+
+    def close(self) -> None:
+        pass
+
+
+class LabelShards:
+    """FOLDER/<expert>.<first>-<last>.zip, whole or not at all: the labels of millions of photos are too many files.
+
+    Members are called as the photo's id with the suffix of the file.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self._opened = functools.lru_cache(maxsize=16)(lambda path, written: _open(path))
+        self._lock = threading.Lock()
+
+    def path(self, expert: str, shard: Shard) -> pathlib.Path:
+        return self.folder / f"{expert}.{shard.start:09d}-{shard.stop:09d}.zip"
+
+    def open(self, expert: str, shard: Shard) -> Writer:
+        return _Zip(self.path(expert, shard))
+
+    def read(self, expert: str, shard: Shard, photo: Photo) -> dict[str, bytes] | None:
+        path = self.path(expert, shard)
+        try:
+            written = path.stat().st_mtime_ns  # a file that was replaced is opened anew
+        except FileNotFoundError:
+            return None
+        with self._lock:
+            file = self._opened(path, written)
+            if file is None or photo.id + ".png" not in file.NameToInfo:
+                return None
+            found = [suffix for suffix in SUFFIXES if photo.id + suffix in file.NameToInfo]
+            return {suffix: file.read(photo.id + suffix) for suffix in found}
+
+    def remove(self, expert: str, shard: Shard) -> None:
+        """Forgets a shard's labels, which are elsewhere by now."""
+        self.path(expert, shard).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Removes what killed processes have left, when none is at work."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+class _Zip:
+    """Labels of an earlier start stay; what is added goes into a copy, which replaces the file when it is whole."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        found = _open(path)
+        self._there = frozenset(() if found is None else found.namelist())
+        self._file: zipfile.ZipFile | None = None
+
+    def has(self, photo: Photo) -> bool:
+        return photo.id + ".png" in self._there
+
+    def write(self, photo: Photo, label: Label | None) -> None:
+        files = {".png": b""} if label is None else _files(self._path.name.partition(".")[0], label)
+        with self._lock:
+            file = self._begin()
+            for suffix, data in files.items():
+                file.writestr(photo.id + suffix, data)
+
+    def _begin(self) -> zipfile.ZipFile:
+        if self._file is None:
+            self._path.parent.mkdir(exist_ok=True)
+            if self._there:
+                shutil.copyfile(self._path, self._temporary)
+            self._file = zipfile.ZipFile(self._temporary, "a")  # not compressed: PNGs are
+        return self._file
+
+    def publish(self, check: Callable[[], None]) -> None:
+        if not self._there:
+            self._begin()  # a shard without one label is done, too
+        if self._file is None:
+            check()
+            return
+        self._file.close()
+        check()
+        storage.publish(str(self._temporary), str(self._path))
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk has been told of already
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def _open(path: pathlib.Path) -> zipfile.ZipFile | None:
+    """A whole zip; None if there is none or it was cut off: its table of contents stands at its end."""
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile):
+        return None
+
+
+def _files(expert: str, label: Label) -> dict[str, bytes]:
+    parts = _parts(label)
+    return labels.files(expert, parts.pop("map"), **parts)
+
+
+def _parts(label: Label) -> dict[str, Any]:
+    return {field.name: getattr(label, field.name) for field in dataclasses.fields(label)}

@@ -1,0 +1,185 @@
+"""Checkpoints of Prismer and PrismerZ: the state dict of the official repository <-> variables of models.prismer.
+
+Source of the keys: NVlabs/prismer at 4f27ab3, model/modules/{vit,resampler,roberta}.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from prismer_jax import tree
+from prismer_jax.models.prismer import VARIANTS, Prismer
+from prismer_jax.towers.layers import resize_positions
+from prismer_jax.weights import rows, rules
+from prismer_jax.weights.rules import Rule
+
+POSITIONS = "expert_encoder.positional_embedding"
+_PATCHES = "expert_encoder.conv1.rgb.weight"
+_STEMS = ("depth", "normal", "edge", "seg", "obj_detection", "ocr_detection")
+
+
+def _stem(domain: str) -> list[Rule]:
+    """A PyTorch Sequential: 0 resizes, 1, 4, 7, 10 are convolutions, 2, 5, 8, 11 BatchNorms, 13 the 1x1 convolution."""
+    key, name = f"expert_encoder.conv1.{domain}", f"encoder/stem_{domain}"
+    convs = [Rule(f"{key}.{1 + 3 * i}.weight", (f"params/{name}/conv_{i}/kernel",), "conv") for i in range(4)]
+    norms = [rule for i in range(4) for rule in rows.batch_norm(f"{key}.{2 + 3 * i}", f"{name}/norm_{i}")]
+    return [*convs, *norms, Rule(f"{key}.13.weight", (f"params/{name}/out/kernel",), "conv")]
+
+
+_RESBLOCK = "expert_encoder.transformer.resblocks.{}"
+_PERCEIVER = "expert_encoder.resampler.perceiver_blocks.{}"
+_EMBEDDINGS = "text_decoder.roberta.embeddings"
+_LAYER = "text_decoder.roberta.encoder.layer.{}"
+
+TABLE = rules.Table(
+    rules=(
+        Rule(POSITIONS, ("params/encoder/position_embedding",)),
+        Rule("expert_encoder.instance_embedding", ("params/encoder/instance_embedding",)),
+        Rule(_PATCHES, ("params/encoder/patch_embedding",), "conv"),
+        *(rule for domain in _STEMS for rule in _stem(domain)),
+        *rows.clip_block(f"{_RESBLOCK}.0", "encoder/blocks"),
+        *rows.mlp(f"{_RESBLOCK}.1.adaptor.down_proj", f"{_RESBLOCK}.1.adaptor.up_proj", "encoder/blocks/adaptor"),
+        *rows.norm(f"{_RESBLOCK}.1.adaptor_ln", "encoder/blocks/norm_adaptor"),
+        Rule("expert_encoder.resampler.latents", ("params/encoder/resampler/latents",)),
+        *rows.packed_attention(f"{_PERCEIVER}.attn", "encoder/resampler/blocks/attention"),
+        *rows.norm(f"{_PERCEIVER}.ln_1", "encoder/resampler/blocks/norm_latents"),
+        *rows.norm(f"{_PERCEIVER}.ln_2", "encoder/resampler/blocks/norm_tokens"),
+        *rows.mlp(f"{_PERCEIVER}.mlp.c_fc", f"{_PERCEIVER}.mlp.c_proj", "encoder/resampler/blocks/mlp"),
+        *rows.norm(f"{_PERCEIVER}.ln_ff", "encoder/resampler/blocks/norm_mlp"),
+        *rows.norm("expert_encoder.ln_pre", "encoder/norm_pre"),
+        *rows.norm("expert_encoder.ln_post", "encoder/norm_post"),
+        *rows.roberta_embeddings(_EMBEDDINGS, "decoder"),
+        *rows.roberta_layer(f"{_LAYER}.0", "decoder/layers"),
+        *rows.roberta_attention(f"{_LAYER}.1", "decoder/layers/cross_attention"),
+        *rows.norm(f"{_LAYER}.1.output.LayerNorm", "decoder/layers/norm_cross"),
+        *rows.mlp(f"{_LAYER}.2.adaptor.down_proj", f"{_LAYER}.2.adaptor.up_proj", "decoder/layers/adaptor"),
+        *rows.norm(f"{_LAYER}.2.adaptor_ln", "decoder/layers/norm_adaptor"),
+        *rows.roberta_layer("text_decoder.roberta.encoder.output_layer", "decoder/output_layer"),
+        *rows.roberta_head("text_decoder.lm_head", "decoder"),
+    ),
+    constants={  # transformers saved it until version 4.30
+        f"{_EMBEDDINGS}.position_ids": (
+            "params/decoder/position_embedding",
+            lambda shape: np.arange(shape[0])[None],
+        )
+    },
+    spellings=(*rows.PARALLEL, *rows.OLD_NORMS),
+)
+
+
+def shapes_of(model: Prismer) -> dict[str, Any]:
+    """Returns {'params/... or batch_stats/...': shape and dtype} of a model, without computing anything."""
+    variables = jax.eval_shape(model.init_variables, jax.random.key(0))
+    return tree.flatten({k: variables[k] for k in ("params", "batch_stats")})
+
+
+def initial_values(model: Prismer, names: Sequence[str], seed: int = 0) -> dict[str, jax.Array]:
+    """Returns {'/'-joined name: initial value} of these parameters; the others are not computed."""
+
+    @jax.jit
+    def init(rng: jax.Array) -> dict[str, jax.Array]:
+        flat = tree.flatten(model.init_variables(rng))
+        return {name: flat[name] for name in names}
+
+    return init(jax.random.key(seed))
+
+
+def from_torch(
+    state: rules.State,
+    model: Prismer,
+    where: str = "the checkpoint",
+    *,
+    resize: bool = False,
+    allow: Sequence[str] = (),
+    put: Callable[[np.ndarray], Any] = np.asarray,
+) -> dict[str, Any]:
+    """Returns {'params', 'batch_stats'} of a state dict {key: array}; the model's own 'tables' go beside them.
+
+    Args:
+      where: names the file in errors.
+      resize: interpolate image positions of another resolution, as the reference's fine-tuning does.
+      allow: regexes of keys that may be missing, unexpected or of another shape (see rules.from_torch).
+      put: where each array is put as soon as it is made; only one is in memory twice.
+
+    Raises:
+      UserError: the keys or shapes do not fit the model; all of them, grouped.
+    """
+    shapes = shapes_of(model)
+    if resize:
+        state = resized(TABLE.spell(state, where), POSITIONS, shapes["params/encoder/position_embedding"].shape[0])
+    flat = rules.from_torch(state, TABLE, shapes, where, allow, lambda names: initial_values(model, names))
+    return {"batch_stats": {}} | tree.unflatten({name: put(make()) for name, make in flat.items()})
+
+
+def resized(state: rules.State, key: str, rows: int, skip: int = 0) -> dict[str, np.ndarray]:
+    """Returns a state dict whose image positions have as many rows as a square grid of another resolution needs.
+
+    Args:
+      key: of the positions [n, width].
+      rows: wanted; a square number.
+      skip: rows before those of the grid, which are dropped (CLIP's class token).
+    """
+    out = dict(state)
+    if key in out and out[key].ndim == 2 and len(out[key]) > skip:
+        table = np.asarray(out[key][skip:])
+        if len(table) != rows and round(len(table) ** 0.5) ** 2 == len(table):
+            side = round(rows**0.5)
+            table = np.asarray(resize_positions(table.astype(np.float32), (side, side)))
+        out[key] = table
+    return out
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the state dict {key: array} of {'params'[, 'batch_stats']}, as views; gradients convert likewise."""
+    flat = tree.flatten({k: variables[k] for k in ("params", "batch_stats") if k in variables})
+    return rules.to_torch(flat, TABLE)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the shapes of a checkpoint say of its model.
+
+    Attributes:
+      variant: a name of VARIANTS, or None.
+      stems: of the experts.
+      grid: image patches on a side.
+      resolution: an image size whose patches they are: the variant's own if it is.
+    """
+
+    variant: str | None
+    stems: frozenset[str]
+    grid: int
+    resolution: int
+
+
+def facts_of(state: rules.State) -> Facts | None:
+    """Returns what a state dict says of its model; None if it is no Prismer's."""
+    state = TABLE.spell(state)
+    words = state.get(f"{_EMBEDDINGS}.word_embeddings.weight")
+    patches, positions = state.get(_PATCHES), state.get(POSITIONS)
+    if words is None or patches is None or positions is None or (words.ndim, patches.ndim, positions.ndim) != (2, 4, 2):
+        return None
+    sizes = (patches.shape[3], patches.shape[0], count(state, _RESBLOCK), words.shape[1], count(state, _LAYER))
+    variant = next((name for name, fields in VARIANTS.items() if sizes_of(fields) == sizes), None)
+    stems = {m[1] for m in (re.match(r"expert_encoder\.conv1\.(\w+)\.", key) for key in state) if m} - {"rgb"}
+    grid, patch = round(len(positions) ** 0.5), sizes[0]
+    own = VARIANTS[variant]["image_size"] if variant else 0
+    return Facts(variant, frozenset(stems), grid, own if own // patch == grid else grid * patch)
+
+
+def sizes_of(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns what tells the sizes of models apart: patch, width, layers, and width and layers of the decoder."""
+    decoder = fields["decoder"]
+    return (*(fields[k] for k in ("patch_size", "width", "layers")), decoder["width"], decoder["layers"])
+
+
+def count(state: rules.State, key: str) -> int:
+    """Returns how many layers a state dict has under a key with '{}' for the layer."""
+    pattern = re.compile(re.escape(key).replace(r"\{\}", r"(\d+)") + r"\.")
+    return len({m[1] for m in map(pattern.match, state) if m})

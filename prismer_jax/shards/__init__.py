@@ -1,0 +1,1 @@
+"""Record files: their schema, manifest, reader, writer, build and check."""

@@ -1,0 +1,145 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import labels
+from prismer_jax.errors import BadSample
+from prismer_jax.pp.image import read_image
+from prismer_jax.shards import ingest
+
+EXPERTS = tuple(labels.EXPERTS)
+PHOTO = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+
+
+def encoded(photo: np.ndarray | Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image = photo if isinstance(photo, Image.Image) else Image.fromarray(photo)
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def prepare(image: bytes | str, max_side: int | None = None, **more) -> dict:
+    return ingest.prepare({"id": "x", "image": image, "captions": [], "questions": []} | more, EXPERTS, max_side)
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(PHOTO, "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [encoded(PHOTO, "JPEG"), encoded(PHOTO[..., 0], "JPEG"), encoded(PHOTO, "PNG"), encoded(PHOTO, "WEBP"), turned(6)],
+    ids=["jpeg", "grey", "png", "webp", "turned"],
+)
+def test_a_photo_that_all_can_read_stays_as_it_was(photo):
+    assert prepare(photo)["image"] == photo
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [
+        encoded(Image.fromarray(PHOTO).convert("CMYK"), "JPEG"),
+        encoded(Image.fromarray(PHOTO).convert("P"), "PNG"),
+        encoded(Image.fromarray(PHOTO).convert("RGBA"), "PNG"),
+        encoded(Image.fromarray(PHOTO).convert("P"), "GIF"),
+        encoded(PHOTO[..., 0].astype(np.uint16) * 257, "PNG"),
+        encoded(PHOTO, "TIFF"),
+        encoded(PHOTO, "PNG", transparency=(1, 2, 3)),
+    ],
+    ids=["cmyk", "palette", "transparent", "gif", "16 bits", "tiff", "colour key"],
+)
+def test_any_other_photo_becomes_a_jpeg_of_the_same_colours(photo):
+    made = prepare(photo)["image"]
+    assert Image.open(io.BytesIO(made)).format == "JPEG"
+    before, after = (read_image(data, 10**6, "x").astype(int) for data in (photo, made))
+    assert before.shape == after.shape
+    assert np.abs(before - after).mean() < 4  # noise is the worst that JPEG can meet
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_photo_becomes_small_upright_and_its_labels_with_it(orientation):
+    photo = turned(orientation)
+    height, width = read_image(photo, 10**6, "x").shape[:2]
+    map = np.arange(height * width, dtype=np.uint8).reshape(height, width, 1) % 130
+    made = prepare(photo, 20, **{"labels/seg_coco": labels.encode(map), "labels/depth": map})
+    small = read_image(made["image"], 10**6, "x")
+    assert small.shape == ((15, 20, 3) if orientation == 1 else (20, 15, 3))
+    label = labels.decode("seg_coco", made["labels"]["seg_coco"])
+    assert label.shape == (*small.shape[:2], 1)
+    np.testing.assert_array_equal(label, map[1::2, 1::2])  # the pixel under each centre: ids are never mixed
+    np.testing.assert_array_equal(label, labels.decode("depth", made["labels"]["depth"]))
+    assert prepare(photo, 40)["image"] == photo
+
+
+def test_labels_keep_every_pixel_and_their_tables(tmp_path):
+    rng = np.random.default_rng(1)
+    maps = {name: rng.integers(0, 100, (30, 40, row.channels), np.uint8) for name, row in labels.EXPERTS.items()}
+    classes, features = list(range(100, 200)), rng.standard_normal((100, 64)).astype(np.float16)
+    words = [f"wörd {i}" for i in range(100)]
+    for name, map in maps.items():
+        labels.write(tmp_path, name, "a.jpg", map, classes=classes, features=features, words=words)
+    made = prepare(encoded(PHOTO, "JPEG"), **labels.locate(tmp_path, EXPERTS, "a.jpg"))
+    for name, map in maps.items():
+        np.testing.assert_array_equal(labels.decode(name, made["labels"][name]), map)
+    assert made["classes"].tolist() == classes
+    assert made["words"] == words
+    np.testing.assert_array_equal(made["word_features"], features)
+
+
+def test_an_empty_label_file_becomes_an_empty_map():
+    made = prepare(encoded(PHOTO, "JPEG"), **{"labels/ocr_detection": b"", labels.WORDS_KEY: labels.no_words()})
+    assert (labels.decode("ocr_detection", made["labels"]["ocr_detection"]) == 255).all()
+    assert made["words"] == []
+    assert len(made["word_features"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": b""}, "image of example x: the file is empty"),
+        ({"image": "nowhere.jpg"}, "nowhere.jpg: No such file"),
+        ({"image": b"<html>"}, "not a readable image"),
+        ({"labels/depth": np.zeros((30, 30, 1), np.uint8)}, "does not fit"),
+        ({"labels/seg_coco": labels.encode(np.full((30, 40, 1), 200, np.uint8))}, "beyond the 133"),
+        ({"labels/edge": b"\x89PNG\r\n\x1a\n"}, "cannot be read as an image"),
+        ({"captions": ["\ud83d"]}, "no Unicode"),
+        ({"questions": [{"question": "q", "answers": ["\ud83d"]}]}, "no Unicode"),
+    ],
+)
+def test_what_cannot_be_used_is_a_bad_sample(change, message):
+    with pytest.raises(BadSample, match=message):
+        prepare(**{"image": encoded(PHOTO, "JPEG")} | change)
+
+
+def test_a_bomb_is_refused_by_its_header(monkeypatch):
+    monkeypatch.setattr(labels, "MAX_PIXELS", 1000)
+    bomb = encoded(np.zeros((40, 40), np.uint8), "PNG")
+    with pytest.raises(BadSample, match="40x40 pixels are more"):
+        prepare(bomb)
+
+
+def test_decoding_is_that_of_the_loader():
+    photo = cv2.imencode(".jpg", PHOTO[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(
+        read_image(prepare(photo)["image"], 10**6, "x"), cv2.imdecode(np.frombuffer(photo, np.uint8), 1)[..., ::-1]
+    )
+
+
+@pytest.mark.parametrize("name", ["depth", "normal"])
+def test_label_files_of_this_project_stay_and_others_are_encoded_again(tmp_path, name):
+    rng = np.random.default_rng(2)
+    smooth = cv2.GaussianBlur(rng.integers(0, 256, (30, 40, 3), np.uint8), (0, 0), 5)
+    map = smooth if name == "normal" else smooth[..., :1]
+    ours, theirs = labels.encode(map), encoded(map.squeeze(), "PNG")
+    assert ingest.decodes_fast(ours, map.shape[2])
+    assert not ingest.decodes_fast(theirs, map.shape[2])  # Pillow chooses a filter for each row
+    (tmp_path / "label.png").write_bytes(ours)
+    for given in (ours, theirs, map, str(tmp_path / "label.png")):
+        assert prepare(encoded(PHOTO, "JPEG"), **{f"labels/{name}": given})["labels"][name] == ours
+    grey = encoded(Image.fromarray(map[..., 0]).convert("RGB"), "PNG")
+    assert not ingest.decodes_fast(grey, 1)

@@ -1,0 +1,100 @@
+"""Reading the records of a data set's shards by number."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from array_record.python import array_record_data_source
+
+from prismer_jax.errors import UserError
+from prismer_jax.files import storage
+from prismer_jax.shards import manifest
+
+
+class Shards:
+    """The records of all shards of a folder, one after the other: `len(shards)`, `shards[i]` -> bytes.
+
+    A shard is opened, and copied to the local cache if it lies where array_record cannot read, when its first record is
+    asked for; it stays open. Threads may share it.
+
+    Attributes:
+      manifest: of the data set; None where the folder has none, only shards (the embedded scenes).
+    """
+
+    def __init__(self, folder: str) -> None:
+        """Raises UserError if there are no shards, or the manifest is damaged."""
+        self.folder, self.manifest = folder, manifest.read(folder)
+        if self.manifest is not None:
+            self._files = [row.file for row in self.manifest.shards]
+            lengths = [row.records for row in self.manifest.shards]
+        else:
+            self._files = [name for name in storage.names(folder) if ".array_record" in name]
+            lengths = [len(_open(storage.join(folder, name))) for name in self._files]
+        if not self._files:
+            raise UserError(f"{folder}: holds no ArrayRecord shards. Delete it, so that it is built again.")
+        self._ends = list(itertools.accumulate(lengths))
+        self._opened: list[Any] = [None] * len(self._files)
+        self._locks = [threading.Lock() for _ in self._files]  # several may be fetched at once
+        _allow_open_files(len(self._files))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> bytes:
+        number = bisect.bisect_right(self._ends, index)
+        records = self._opened[number] or self._open(number)
+        try:
+            return records[index - (self._ends[number - 1] if number else 0)]
+        except (RuntimeError, ValueError, IndexError) as error:  # what array_record says of damaged bytes
+            raise _damaged(storage.join(self.folder, self._files[number]), str(error)) from None
+
+    def _open(self, number: int) -> Any:
+        with self._locks[number]:
+            if self._opened[number] is None:
+                path = storage.join(self.folder, self._files[number])
+                if self.manifest is None:
+                    self._opened[number] = _open(path)
+                else:
+                    self._opened[number] = open_shard(path, self.manifest.shards[number])
+            return self._opened[number]
+
+
+def open_shard(path: str, row: manifest.Row) -> Sequence[bytes]:
+    """The records of one shard.
+
+    Raises:
+      UserError: it is missing, or not of the size that its row says.
+    """
+    found = storage.size(path)
+    if found is None:
+        raise UserError(f"{path}: the shard is missing. Run the command that built the data set again.")
+    if found != row.bytes:
+        raise _damaged(path, f"{found} bytes instead of {row.bytes}")
+    return _open(f"{storage.local(path, row.bytes)}[0:{row.records}]")
+
+
+def _open(path: str) -> Sequence[bytes]:
+    try:
+        return array_record_data_source.ArrayRecordDataSource(path)
+    except (RuntimeError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: str, what: str) -> UserError:
+    return UserError(f"{path}: the shard is damaged ({what}). Delete it and run the command that built it again.")
+
+
+def _allow_open_files(count: int) -> None:
+    """Each open shard is an open file, of which a process has 1024 by default: as many more as the system lets it."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on Windows
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count + 1024
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))

@@ -1,0 +1,295 @@
+"""The schema of one record of a data set: a photo with its labels, captions and questions, in a TFDS ArrayRecord shard.
+
+Photo and label maps are stored as they were encoded (JPEG, PNG), so that neither writing nor reading needs TensorFlow.
+A label that a photo lacks is stored as zero bytes. What varies in number is stored flat, for TFDS reads ragged features
+through TensorFlow only: the answers of all questions lie one after the other, and `answer_counts` says how many
+belong to which question.
+
+Records are read with the protocol buffer definition that TFDS ships: the same fields as through `tfds.load`, in a
+quarter of its time, for only the wanted ones become Python objects.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from prismer_jax.errors import UserError, choose
+from prismer_jax.files import storage
+from prismer_jax.labels import CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, no_classes, no_words
+from prismer_jax.shards import manifest as manifests
+from prismer_jax.shards.reader import Shards
+
+Example = dict[str, Any]
+Task = Literal["caption", "question", "all"]
+TASKS = ("caption", "question", "all")
+
+TEXTS = ("name", "source", "domain", "class_name")  # of a photo; an empty one counts as absent
+NO_ID = -1  # of a question whose list gives none
+
+
+def features(experts: Sequence[str] = tuple(EXPERTS)):
+    """The `tfds.features.FeaturesDict` of a data set whose photos carry these experts' labels."""
+    import tensorflow_datasets as tfds  # takes half a second, and a reader needs only its protocol buffers
+
+    tf = tfds.features
+    labels: dict[str, Any] = {
+        name: tf.Image(shape=(None, None, EXPERTS[name].channels), encoding_format="png") for name in experts
+    }
+    if "obj_detection" in experts:
+        labels["obj_detection_classes"] = tf.Sequence(np.int32)
+    if "ocr_detection" in experts:
+        labels["ocr_detection_features"] = tf.Tensor(shape=(None, FEATURES), dtype=np.float16, encoding="bytes")
+        labels["ocr_detection_words"] = tf.Sequence(tf.Text())
+    return tf.FeaturesDict(
+        {
+            "id": tf.Text(),
+            **{key: tf.Text() for key in TEXTS},
+            "image": tf.Image(shape=(None, None, 3)),
+            "labels": labels,
+            "captions": tf.Sequence(tf.Text()),
+            "weight": np.float32,
+            "questions": tf.Sequence(tf.Text()),
+            "question_types": tf.Sequence(tf.Text()),
+            "question_ids": tf.Sequence(np.int64),
+            "question_weights": tf.Sequence(np.float32),
+            "answer_counts": tf.Sequence(np.int64),
+            "answers": tf.Sequence(tf.Text()),
+            "answer_weights": tf.Sequence(np.float32),
+        }
+    )
+
+
+def encode(
+    *,
+    id: str,
+    image: bytes,
+    labels: dict[str, bytes],
+    experts: Sequence[str] = tuple(EXPERTS),
+    classes: Sequence[int] = (),
+    word_features: np.ndarray | None = None,
+    words: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    questions: Sequence[dict[str, Any]] = (),
+    weight: float = 1.0,
+    **texts: str,
+) -> dict[str, Any]:
+    """One example as the features above want it.
+
+    Args:
+      id: of the photo.
+      image: the encoded photo.
+      labels: expert name -> PNG bytes; experts that are not there are stored as missing.
+      experts: those of the data set.
+      classes: the class of detected instance 0, 1, ...
+      word_features, words: [n, 64] and texts of the words in the picture.
+      captions: any number.
+      questions: dicts with `question`, `answers` and, if known, `answer_weights` (one an answer), `question_type`,
+        `question_id`, and `weight` in the loss.
+      weight: of the photo in the loss.
+      **texts: any of TEXTS: `name` (what the photo's label files are called), `source` (its data set), `domain`,
+        `class_name`.
+    """
+    if unknown := texts.keys() - set(TEXTS):
+        raise TypeError(f"{sorted(unknown)[0]!r} is none of {TEXTS}")
+    stored: dict[str, Any] = {name: labels.get(name, b"") for name in experts}
+    if "obj_detection" in experts:
+        stored["obj_detection_classes"] = np.asarray(classes, np.int32)
+    if "ocr_detection" in experts:
+        table = np.zeros((0, FEATURES)) if word_features is None else word_features
+        stored["ocr_detection_features"] = np.asarray(table, np.float16)
+        stored["ocr_detection_words"] = list(words)
+    return {
+        "id": id,
+        **{key: texts.get(key, "") for key in TEXTS},
+        "image": image,
+        "labels": stored,
+        "captions": list(captions),
+        "weight": np.float32(weight),
+        "questions": [q["question"] for q in questions],
+        "question_types": [q.get("question_type", "") for q in questions],
+        "question_ids": [q.get("question_id", NO_ID) for q in questions],
+        "question_weights": [q.get("weight", 1.0) for q in questions],
+        "answer_counts": [len(q["answers"]) for q in questions],
+        "answers": [answer for q in questions for answer in q["answers"]],
+        "answer_weights": [w for q in questions for w in q.get("answer_weights", [1.0] * len(q["answers"]))],
+    }
+
+
+@functools.cache
+def serializer(experts: tuple[str, ...]) -> Callable[[dict[str, Any]], bytes]:
+    """A function from what `encode` returns to the bytes of a record, as TFDS writes them, the same ones every time."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    schema = features(experts)
+    proto = ExampleSerializer(schema.get_serialized_info())
+    return lambda example: proto.get_tf_example(schema.encode_example(example)).SerializeToString(deterministic=True)
+
+
+def decode(record: bytes, question: int | Literal["all"] | None = None) -> Example:
+    """The example of a record: with its captions, with one of its questions, or with all of both.
+
+    Returns a dict with `id`, `image`, `weight`, those of TEXTS and the labels that are there, and
+      question None: `captions`;
+      question i: `question`, `answers`, `answer_weights`, `question_type`, `weight`, and `question_id` if it has one;
+      question 'all': `captions`, and `questions`, a list of dicts with those six.
+    """
+    feature = _message().FromString(record).features.feature
+    example: Example = {"id": feature["id"].bytes_list.value[0].decode(), "image": feature["image"].bytes_list.value[0]}
+    for key in TEXTS:
+        if key in feature and (text := feature[key].bytes_list.value[0]):
+            example[key] = text.decode()
+    for name in EXPERTS:
+        key = f"labels/{name}"
+        if key in feature and (png := feature[key].bytes_list.value[0]):
+            example[key] = png
+    if "labels/obj_detection" in example:
+        example[CLASSES_KEY] = table = no_classes()
+        classes = feature[CLASSES_KEY].int64_list.value
+        table[: len(classes)] = classes
+    if "labels/ocr_detection" in example:
+        example[WORDS_KEY] = words = no_words()
+        stored = np.frombuffer(feature[WORDS_KEY].bytes_list.value[0], np.float16).reshape(-1, FEATURES)
+        words[: len(stored)] = stored
+        example["words"] = [text.decode() for text in feature["labels/ocr_detection_words"].bytes_list.value]
+    example["weight"] = feature["weight"].float_list.value[0]
+    if question is None or question == "all":
+        example["captions"] = [text.decode() for text in feature["captions"].bytes_list.value]
+    if question == "all":
+        count = len(feature["questions"].bytes_list.value)
+        example["questions"] = [_question(feature, i) for i in range(count)]
+    elif question is not None:
+        weight = example["weight"]
+        example |= _question(feature, question)
+        example["weight"] *= weight
+    return example
+
+
+def _question(feature: Any, index: int) -> dict[str, Any]:
+    counts = feature["answer_counts"].int64_list.value
+    start = sum(counts[:index])
+    answers = slice(start, start + counts[index])
+    weights = feature["question_weights"].float_list.value  # none in data sets written before November 2026
+    question = {
+        "question": feature["questions"].bytes_list.value[index].decode(),
+        "answers": [text.decode() for text in feature["answers"].bytes_list.value[answers]],
+        "answer_weights": list(feature["answer_weights"].float_list.value[answers]),
+        "question_type": feature["question_types"].bytes_list.value[index].decode(),
+        "weight": weights[index] if weights else 1.0,
+    }
+    if (id := feature["question_ids"].int64_list.value[index]) != NO_ID:
+        question["question_id"] = id
+    return question
+
+
+@functools.cache
+def _message():
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example
+
+
+def load(path: str | os.PathLike, task: Task = "caption", *, limit: int | None = None) -> Source:
+    """A finished data set that `python -m tools.build_dataset` wrote.
+
+    Args:
+      path: its folder, local or remote (gs://..., whatever fsspec reaches).
+      task: what an item is, see `Source`.
+      limit: only so many items, the first ones.
+
+    Raises:
+      UserError: it is not finished, damaged, or has nothing for the task.
+    """
+    choose("task", task, dict.fromkeys(TASKS))
+    folder = storage.plain(path)
+    if storage.size(storage.join(folder, manifests.FILE)) is None:
+        raise UserError(
+            f"{folder}: has no {manifests.FILE}: no finished data set. Run python -m tools.build_dataset with --output "
+            f"{folder} (again: it goes on where it stopped)."
+        )
+    source = Source(folder, task, limit=limit)
+    if not len(source):
+        raise UserError(f"{folder}: has nothing for the task {task!r}.")
+    return source
+
+
+class Source:
+    """Random access to the records of a data set.
+
+    Task 'caption' has one item a record that has captions, or one for each if none has any; 'question' one item a
+    question; 'all' one item a record with all of both. Cheap to pickle; the shards are opened on first use, in
+    whichever process that is.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, task: Task = "caption", questions: int | None = None, limit: int | None = None
+    ) -> None:
+        """Args:
+          folder: holds the shards, and a manifest or nothing else.
+          task: what an item is.
+          questions: that each record has; needed for the task 'question' where there is no manifest.
+          limit: only so many items, the first ones.
+
+        Raises:
+          UserError: there are no shards in `folder`.
+        """
+        self.folder, self.task, self.limit, self._questions = storage.plain(folder), task, limit, questions
+        self._shards  # noqa: B018  a folder without shards is an error here and now
+
+    @functools.cached_property
+    def _shards(self) -> Shards:
+        return Shards(self.folder)
+
+    @property
+    def manifest(self) -> manifests.Manifest | None:
+        """Of the data set, if it has one."""
+        return self._shards.manifest
+
+    @functools.cached_property
+    def _captioned(self) -> np.ndarray | None:
+        """The records with captions, where some have and some have not; else None."""
+        if self.task != "caption" or self.manifest is None:
+            return None
+        has = np.concatenate([row.of_records("captions") > 0 for row in self.manifest.shards])
+        return None if has.all() or not has.any() else np.flatnonzero(has)
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray | None:
+        """Where the questions of each record end; None where an item is a record."""
+        if self.task != "question":
+            return None
+        if self._questions is not None:
+            return np.arange(1, len(self._shards) + 1) * self._questions
+        return np.cumsum(np.concatenate([row.of_records("questions") for row in self.manifest.shards]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_shards", "_captioned", "_ends")}
+
+    def __len__(self) -> int:
+        if self._ends is not None:
+            count = int(self._ends[-1])
+        else:
+            count = len(self._shards if self._captioned is None else self._captioned)
+        return count if self.limit is None else min(count, self.limit)
+
+    @property
+    def texts(self) -> int:
+        """Captions, or questions, of all items: an epoch has each of them once on average."""
+        if self.task != "caption" or self.limit is not None or self.manifest is None:
+            return len(self)
+        return max(len(self), sum(row.total("captions") for row in self.manifest.shards))
+
+    def __getitem__(self, index: int) -> Example:
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} of {len(self)}")
+        if self._ends is not None:
+            record = int(np.searchsorted(self._ends, index, side="right"))
+            before = self._ends[record - 1] if record else 0
+            return decode(self._shards[record], int(index - before))
+        record = index if self._captioned is None else int(self._captioned[index])
+        return decode(self._shards[record], "all" if self.task == "all" else None)

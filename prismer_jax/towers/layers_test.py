@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prismer_jax.towers import layers
+
+
+def test_attention_is_softmax_of_scaled_products():
+    q, k, v = (np.random.RandomState(i).standard_normal((2, 3, 2, 4)).astype(np.float32) for i in range(3))
+    mask = np.tri(3, dtype=bool)
+    out = layers.attend(*map(jnp.asarray, (q, k, v)), jnp.asarray(mask))
+    for b, t, h in np.ndindex(2, 3, 2):
+        weights = np.exp(q[b, t, h] @ k[b, : t + 1, h].T / 2)
+        np.testing.assert_allclose(out[b, t, h], weights / weights.sum() @ v[b, : t + 1, h], rtol=2e-5, atol=1e-6)
+
+
+def test_a_row_that_sees_nothing_is_the_mean_and_never_nan():
+    """Left padding makes such rows; a NaN there would reach every gradient."""
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((1, 3, 1, 4)), jnp.float32)
+
+    def total(x):
+        return layers.attend(x, x, x, jnp.zeros((3, 3), bool)).sum()
+
+    np.testing.assert_allclose(layers.attend(x, x, x, jnp.zeros((3, 3), bool))[0, 1], x[0].mean(0), rtol=1e-5)
+    assert np.isfinite(jax.grad(total)(x)).all()
+
+
+def test_layer_norm_computes_in_float32():
+    x = jnp.asarray(1000 + np.random.RandomState(0).standard_normal((4, 64)), jnp.bfloat16)
+    norm = layers.LayerNorm()
+    y = norm.apply(norm.init(jax.random.key(0), x), x)
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float32), exact, atol=0.02)
+
+
+def test_bicubic_rows_sum_to_one_over_four_taps():
+    """Four taps also when shrinking: the reference does not antialias."""
+    for old, new in ((14, 30), (24, 16), (6, 14)):
+        matrix = layers.bicubic_matrix(old, new)
+        np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
+        assert np.count_nonzero(matrix[new // 2]) <= 4
+    np.testing.assert_array_equal(layers.bicubic_matrix(7, 7), np.eye(7))
+
+
+def test_positions_resize_to_a_rectangle():
+    table = np.arange(9.0, dtype=np.float32)[:, None]
+    out = layers.resize_positions(table, (3, 6))
+    assert out.shape == (18, 1)
+    assert float(out[0, 0]) < float(out[5, 0]) < float(out[6, 0])  # along a row, then down a row
+    np.testing.assert_array_equal(layers.resize_positions(table, (3, 3)), table)

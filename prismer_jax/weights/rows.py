@@ -1,0 +1,117 @@
+"""Rows of tables: how PyTorch's modules name and lay out their parameters, for any architecture made of them.
+
+Every function takes the key of a module in the state dict ('{}' in it is the layer) and its name here.
+"""
+
+from __future__ import annotations
+
+from prismer_jax.weights.rules import Rule
+
+
+def dense(key: str, name: str) -> list[Rule]:
+    """Linear."""
+    return [
+        Rule(f"{key}.weight", (f"params/{name}/kernel",), "dense"),
+        Rule(f"{key}.bias", (f"params/{name}/bias",)),
+    ]
+
+
+def conv(key: str, name: str, bias: bool = True) -> list[Rule]:
+    """Conv2d, also with groups."""
+    kernel = Rule(f"{key}.weight", (f"params/{name}/kernel",), "conv")
+    return [kernel, Rule(f"{key}.bias", (f"params/{name}/bias",))] if bias else [kernel]
+
+
+def norm(key: str, name: str) -> list[Rule]:
+    """LayerNorm."""
+    return [
+        Rule(f"{key}.weight", (f"params/{name}/scale",)),
+        Rule(f"{key}.bias", (f"params/{name}/bias",)),
+    ]
+
+
+def batch_norm(key: str, name: str) -> list[Rule]:
+    """BatchNorm2d. PyTorch counts its updates since version 0.4.1; older files lack the count."""
+    return [
+        *norm(key, name),
+        Rule(f"{key}.running_mean", (f"batch_stats/{name}/mean",)),
+        Rule(f"{key}.running_var", (f"batch_stats/{name}/var",)),
+        Rule(f"{key}.num_batches_tracked", (f"batch_stats/{name}/count",), dtype="int64", default=0),
+    ]
+
+
+def conv_norm(conv_key: str, norm_key: str, name: str, bias: bool = False) -> list[Rule]:
+    """A Conv2d and the BatchNorm2d behind it, which here are one module."""
+    return [*conv(conv_key, f"{name}/conv", bias=bias), *batch_norm(norm_key, f"{name}/norm")]
+
+
+def packed_attention(key: str, name: str) -> list[Rule]:
+    """MultiheadAttention: query, key, value in one matrix."""
+    packed = [f"params/{name}/{part}" for part in ("query", "key", "value")]
+    return [
+        Rule(f"{key}.in_proj_weight", tuple(f"{p}/kernel" for p in packed), "dense"),
+        Rule(f"{key}.in_proj_bias", tuple(f"{p}/bias" for p in packed)),
+        *dense(f"{key}.out_proj", f"{name}/out"),
+    ]
+
+
+def mlp(up: str, down: str, name: str) -> list[Rule]:
+    """Two Linears, whose keys are given in full."""
+    return [*dense(up, f"{name}/up"), *dense(down, f"{name}/down")]
+
+
+def clip_block(key: str, name: str) -> list[Rule]:
+    """The transformer block of CLIP's image encoder (openai/CLIP, clip/model.py: ResidualAttentionBlock)."""
+    return [
+        *packed_attention(f"{key}.attn", f"{name}/attention"),
+        *norm(f"{key}.ln_1", f"{name}/norm_attention"),
+        *mlp(f"{key}.mlp.c_fc", f"{key}.mlp.c_proj", f"{name}/mlp"),
+        *norm(f"{key}.ln_2", f"{name}/norm_mlp"),
+    ]
+
+
+def roberta_attention(key: str, name: str) -> list[Rule]:
+    """Attention and its output of transformers' RobertaAttention, without the norm."""
+    return [
+        *dense(f"{key}.self.query", f"{name}/query"),
+        *dense(f"{key}.self.key", f"{name}/key"),
+        *dense(f"{key}.self.value", f"{name}/value"),
+        *dense(f"{key}.output.dense", f"{name}/out"),
+    ]
+
+
+def roberta_layer(key: str, name: str) -> list[Rule]:
+    """transformers' RobertaLayer."""
+    return [
+        *roberta_attention(f"{key}.attention", f"{name}/self_attention"),
+        *norm(f"{key}.attention.output.LayerNorm", f"{name}/norm_self"),
+        *mlp(f"{key}.intermediate.dense", f"{key}.output.dense", f"{name}/mlp"),
+        *norm(f"{key}.output.LayerNorm", f"{name}/norm_mlp"),
+    ]
+
+
+def roberta_embeddings(key: str, name: str) -> list[Rule]:
+    """transformers' RobertaEmbeddings."""
+    return [
+        Rule(f"{key}.word_embeddings.weight", (f"params/{name}/word_embedding",)),
+        Rule(f"{key}.position_embeddings.weight", (f"params/{name}/position_embedding",)),
+        Rule(f"{key}.token_type_embeddings.weight", (f"params/{name}/token_type_embedding",)),
+        *norm(f"{key}.LayerNorm", f"{name}/norm_embedding"),
+    ]
+
+
+def roberta_head(key: str, name: str) -> list[Rule]:
+    """transformers' RobertaLMHead, whose matrix is the word embedding and whose bias is under two keys."""
+    return [
+        *dense(f"{key}.dense", f"{name}/head"),
+        *norm(f"{key}.layer_norm", f"{name}/norm_head"),
+        Rule(f"{key}.bias", (f"params/{name}/head_bias",)),
+        Rule(f"{key}.decoder.weight", (f"params/{name}/word_embedding",), derived=True),
+        Rule(f"{key}.decoder.bias", (f"params/{name}/head_bias",), derived=True),
+    ]
+
+
+# Files of before 2019 name the parameters of a LayerNorm after TensorFlow's (transformers, convert_tf_checkpoint).
+OLD_NORMS = ((r"\bgamma$", "weight"), (r"\bbeta$", "bias"))
+# What torch.nn.DataParallel and DistributedDataParallel put before every key.
+PARALLEL = ((r"^module\.", ""),)

@@ -1,0 +1,45 @@
+"""Side files of official OCR labels: pickled .pt files become the .npz files that prismer_jax.labels reads."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+
+from prismer_jax import labels
+from prismer_jax.errors import UserError
+from prismer_jax.weights import safe
+
+
+def convert(folder: str | os.PathLike[str]) -> int:
+    """Writes an .npz beside every .pt below a folder that has none yet; returns how many.
+
+    The official file holds {id: {'features': float [64], 'text': str}} (experts/generate_ocrdet.py); it is read without
+    executing anything in it.
+
+    Raises:
+      UserError: there is no .pt, or one is damaged or holds something else; those before it are converted.
+    """
+    files = sorted(pathlib.Path(folder).rglob("*.pt"))
+    if not files:
+        raise UserError(f"{folder}: has no .pt files; give the folder of labels made by the official ocr_detection.")
+    missing = [path for path in files if not path.with_suffix(".npz").exists()]
+    for path in missing:
+        labels.write_words(path.with_suffix(".npz"), *_read(path))
+    return len(missing)
+
+
+def _read(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:
+    tree = safe.load_tree(path)
+    try:
+        words = [tree[i] for i in range(len(tree))]
+        features = np.array([word["features"] for word in words], np.float32).reshape(len(words), labels.FEATURES)
+        texts = [word["text"] for word in words]
+        if len(words) > labels.BACKGROUND or not all(isinstance(text, str) for text in texts):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: is no table of at most {labels.BACKGROUND} words, {{id: {{'features': [64], 'text': ...}}}}."
+        ) from None
+    return features, texts
