@@ -11,8 +11,6 @@ import datetime
 import json
 import os
 import pathlib
-import socket
-import struct
 import sys
 import time
 import uuid
@@ -155,83 +153,33 @@ def _start_wandb(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapp
 
 
 class EventFile:
-    """A TensorBoard event file of scalars, without TensorFlow.
-
-    The format is that of TFRecord (length, its masked CRC-32C, data, its masked CRC-32C) around protocol buffers:
-    tensorflow/core/util/event.proto and tensorflow/core/framework/summary.proto say which field has which number.
-    """
+    """A TensorBoard event file of scalars, by tensorboardX, whose `SummaryWriter` would write later, in a thread."""
 
     def __init__(self, folder: pathlib.Path, first_step: int = 0) -> None:
         """Opens a new file; what older files in the folder hold after first_step, TensorBoard will no longer show."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (folder / name).open("ab")
-        self._record(_bytes_field(3, b"brain.Event:2"))  # file_version
-        # session_log { status: START }: events of this or later steps in older files are of a run that was cut off
-        self._record(_int_field(2, first_step + 1) + _bytes_field(7, _int_field(1, 1)))
+        # tensorboardX 2.6.5 names a file by the second: a run resumed within it would overwrite the file of the first.
+        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}.{os.getpid()}")
+        # Events of this or later steps in older files are of a run that was cut off.
+        self._put(first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Writes {tag: number} of a step."""
-        summary = b"".join(
-            _bytes_field(1, _bytes_field(1, tag.encode()) + _key(2, 5) + struct.pack("<f", _float32(value)))
-            for tag, value in values.items()
-        )
-        self._record(_int_field(2, step) + _bytes_field(5, summary))
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._put(step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()]))
 
     def close(self) -> None:
         self._file.close()
 
-    def _record(self, event: bytes) -> None:
-        event = _key(1, 1) + struct.pack("<d", time.time()) + event
-        length = struct.pack("<Q", len(event))
-        crcs = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
-        self._file.write(length + crcs[0] + event + crcs[1])
+    def _put(self, step: int, **what: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write_event(Event(wall_time=time.time(), step=step, **what))
         self._file.flush()
-
-
-def _float32(value: Value) -> float:
-    return value if abs(value) < 3.4e38 or value != value else float("inf") if value > 0 else float("-inf")
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _key(number: int, wire_type: int) -> bytes:
-    return _varint(number << 3 | wire_type)
-
-
-def _int_field(number: int, value: int) -> bytes:
-    return _key(number, 0) + _varint(value)
-
-
-def _bytes_field(number: int, value: bytes) -> bytes:
-    return _key(number, 2) + _varint(len(value)) + value
-
-
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli's polynomial, reflected
-        table.append(byte)
-    return table
-
-
-_CRC_TABLE = _crc_table()
-
-
-def masked_crc32c(data: bytes) -> int:
-    """Returns the CRC-32C of RFC 3720, rotated and shifted as TFRecord wants it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF
 
 
 # ---------------------------------------------------------------------------------------------------------------------
