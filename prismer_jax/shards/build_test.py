@@ -12,8 +12,7 @@ import pytest
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.files.leases import Leases
-from prismer_jax.shards import build, records, writer
-from prismer_jax.shards import reader as shards
+from prismer_jax.shards import build, reader, records, writer
 from prismer_jax.shards.reader_test import EXPERTS, example
 
 
@@ -298,5 +297,5 @@ def test_an_estimate_is_that_of_the_records(tmp_path):
     made = build.build(plan_for(tmp_path), Photos(10))
     assert sample.count == 10
     assert sample.dropped.counts == {"missing photo": 1}
-    stored = shards.Shards(str(tmp_path))
+    stored = reader.Shards(str(tmp_path))
     assert sample.bytes == sum(len(stored[i]) for i in range(made.records)) / 10

@@ -17,8 +17,7 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.pp import image
-from prismer_jax.shards import manifest, records, writer
-from prismer_jax.shards import reader as shards
+from prismer_jax.shards import manifest, reader, records, writer
 
 SHOWN = 100  # rows of shards in the table: beyond, only those with problems
 
@@ -86,7 +85,7 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
     problems, found, empty, ids = Dropped(), Counter(), Counter(), []
     captions, questions = [], []
     try:
-        opened = shards.open_shard(path, row)
+        opened = reader.open_shard(path, row)
         if writer.sha256(storage.local(path, row.bytes)) != row.sha256:
             problems.add("checksum", f"{path}: its bytes are not those that were written (SHA-256).")
         for number in range(row.records):
@@ -167,7 +166,7 @@ def _find_duplicates(folder: str, found: manifest.Manifest, results: Sequence[Ch
     for row, result in zip(found.shards, results, strict=True):
         for number in np.flatnonzero(np.isin(result.ids, suspects)) if len(suspects) else ():
             with contextlib.suppress(UserError):
-                opened = shards.open_shard(storage.join(folder, row.file), row)
+                opened = reader.open_shard(storage.join(folder, row.file), row)
                 id = records.decode(opened[int(number)])["id"]
                 where = f"{row.file}, record {number}"
                 if id in first:

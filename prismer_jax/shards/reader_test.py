@@ -14,8 +14,7 @@ from array_record.python import array_record_module
 from prismer_jax import datasets, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
-from prismer_jax.shards import manifest, records, writer
-from prismer_jax.shards import reader as shards
+from prismer_jax.shards import manifest, reader, records, writer
 
 EXPERTS = ("depth", "obj_detection", "ocr_detection")
 
@@ -316,5 +315,5 @@ def test_a_manifest_says_what_is_there(tmp_path):
     totals = json.loads((tmp_path / "manifest.json").read_text())["totals"]
     assert (totals["records"], totals["captions"], totals["questions"]) == (3, 6, 2)
     assert totals["labels"] == dict.fromkeys(EXPERTS, 3)
-    assert len(shards.Shards(str(tmp_path))) == 3
+    assert len(reader.Shards(str(tmp_path))) == 3
     assert isinstance(records.load(tmp_path), records.Source)

@@ -4,7 +4,7 @@ depth          uint8 grey: inverse planar depth, min-max of the picture, near = 
 normal         uint8 RGB: rint((n + 1) * 127.5) in camera axes: red x to the right, green y up, blue z to the viewer;
                mirroring the picture turns red into 255 - red. The sky, which has none, is n = 0
 edge           uint8 grey, dark on white: outlines, creases and depth steps, two pixels wide with soft borders
-seg_coco       uint8, index into scenes_world.CLASSES
+seg_coco       uint8, index into world.CLASSES
 obj_detection  uint8, instance numbers from 0, 255 background; `classes` holds the class of each
 ocr_detection  uint8, word numbers from 0, 255 background; `words` and `features` hold what they say
 """
@@ -31,7 +31,7 @@ class Labels:
 
 
 def label(scene: Scene, hits: Hits, size: int) -> Labels:
-    """All labels of the scene; `hits` are those of scenes_render.render at this size."""
+    """All labels of the scene; `hits` are those of render.render at this size."""
     instance = np.array([p.instance for p in scene.parts] + [BACKGROUND] * 2, np.uint8)[
         hits.part
     ]  # SKY, GROUND: from the end

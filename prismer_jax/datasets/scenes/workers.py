@@ -18,7 +18,7 @@ import cv2
 from prismer_jax.datasets.scenes import Settings, example
 from prismer_jax.files.workers import cores
 
-_WORKER = "from prismer_jax.datasets.scenes import workers as scenes_workers; scenes_workers.work()"
+_WORKER = "from prismer_jax.datasets.scenes import workers; workers.work()"
 FEW = 64  # so few scenes are rendered here: faster than starting workers
 
 

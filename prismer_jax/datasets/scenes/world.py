@@ -46,7 +46,7 @@ WORDS = tuple(_WORDS.split())  # that a sign may say, in capitals
 
 @dataclass(frozen=True)
 class Part:
-    """A primitive that a ray can hit: `dims` in world units (see scenes_solids.py), base centre at `position`."""
+    """A primitive that a ray can hit: `dims` in world units (see solids.py), base centre at `position`."""
 
     kind: str
     dims: tuple[float, ...]
