@@ -28,7 +28,7 @@ CORE = [
     "beartype>=0.20",  # ... checked when a function is traced
     "opencv-python-headless>=4.12",  # decodes, resizes and moves photos and label maps; PNG filters since 4.12
     "pillow>=10",  # decodes photos, bicubic resizing as the reference does it
-    "tensorboardX>=2.6.2",  # TensorBoard's event files, without TensorFlow or PyTorch
+    "tensorboardX>=2.6.5",  # TensorBoard's event files, without TensorFlow or PyTorch
     "matplotlib>=3.8",  # learning curves
     "rich>=13",  # progress bars
 ]

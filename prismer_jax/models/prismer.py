@@ -100,7 +100,7 @@ class Prismer(nn.Module):
         initializer_range].
       classes: names of an expert's classes where a data set has its own; the official number of classes otherwise.
       dtype: of the computation; parameters, norms, softmax and logits are float32.
-      remat: what the backward pass keeps, a name of models.layers.REMAT.
+      remat: what the backward pass keeps, a name of towers.layers.REMAT.
     """
 
     experts: tuple[str, ...]
