@@ -21,7 +21,7 @@ FILES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("configs", "transfers")
     for path in (ROOT / folder).glob("*.py")
-    if not path.name.endswith("_test.py")
+    if not path.name.endswith("_test.py") and path.name != "common.py"
 )
 PAPER = ["configs/pretrain.py", *(f"transfers/{n}.py" for n in ("coco_caption", "imagenet_fewshot", "nocaps", "vqav2"))]
 EXPERTS = ("all", "none", "depth+edge", "seg_coco+seg_ade")

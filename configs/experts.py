@@ -9,16 +9,11 @@ Arguments, as in experts.py:experts=depth+edge,noise=edge:
   smoke: all of it in less than a minute, to see that it works.
 """
 
-import pathlib
-import runpy
-
+from configs import quickstart
 from prismer_jax import labels
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import scenes
 from prismer_jax.errors import UserError
-
-# The arms of a study may differ in nothing but what is studied: they are the quickstart, and say what they change.
-quickstart = runpy.run_path(str(pathlib.Path(__file__).with_name("quickstart.py")))["get_config"]
 
 
 def get_config(arg=None):
@@ -26,7 +21,8 @@ def get_config(arg=None):
     absent = set(labels.select(arg.noise)) - set(labels.select(arg.experts))
     if absent and arg.noise != "all":  # the arm would be called what it is not
         raise UserError(f"noise={arg.noise}: {', '.join(sorted(absent))} is not in experts={arg.experts}.")
-    config = quickstart(f"experts={arg.experts}" + (",smoke" if arg.smoke else ""))
+    # The arms of a study may differ in nothing but what is studied: they are the quickstart, and say what they change.
+    config = quickstart.get_config(f"experts={arg.experts}" + (",smoke" if arg.smoke else ""))
     if not arg.smoke:  # a sixth of the quickstart's photos: many trainings in an hour, and differences show
         config.batch_size, config.total_steps = 16, arg.steps
 

@@ -86,6 +86,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
 def load(spec: str, overrides: Sequence[str] = ()) -> Section:
     """Runs get_config(arg) of the file in 'FILE.py' or 'FILE.py:arg', applies 'a.b=value' overrides.
 
+    Configs import their helpers by folder and name, whatever the current directory is: `from configs import common`.
+
     Raises:
       UserError: no such file, no get_config in it, an error while it runs, or an override that names no key, a whole
         section, or a value of another type.
@@ -108,6 +110,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Section:
 
 def _run_config_file(path: pathlib.Path, arg: str) -> Any:
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    root = str(path.resolve().parent.parent)
+    sys.path.insert(0, root)
     try:
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
@@ -125,6 +129,8 @@ def _run_config_file(path: pathlib.Path, arg: str) -> Any:
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         raise UserError(f"{path}:{lines[-1] if lines else 1}: {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path.remove(root)
 
 
 def _override(config: Any, override: str) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from prismer_jax import config
 from prismer_jax.errors import UserError
+from prismer_jax.testing import ROOT
 
 FILE = """
 import ml_collections
@@ -55,6 +57,26 @@ def test_parse_arg_types_values_by_their_defaults():
 def test_parse_arg_refuses(arg, message):
     with pytest.raises(UserError, match=message):
         config.parse_arg(arg, smoke=False, steps=10)
+
+
+def test_a_config_imports_its_helpers_from_any_folder(tmp_path):
+    for folder, text in (("mine", "def get_config():\n    return dict(a=1)"), ("other", "SIDE = 5")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helper.py").write_text(text)
+    spec = tmp_path / "mine/some.py"
+    spec.write_text(
+        "from mine import helper\nfrom other.helper import SIDE\ndef get_config():\n"
+        "    return dict(helper.get_config(), side=SIDE)"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    code = (
+        "import sys; from prismer_jax import config; path = sys.path[:]\n"
+        f"print(dict(config.load({str(spec)!r})), path == sys.path)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path / "elsewhere", env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'a': 1, 'side': 5} True"
 
 
 def test_load_runs_the_file_and_applies_typed_overrides(file):
