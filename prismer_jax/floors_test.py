@@ -76,3 +76,9 @@ def test_no_rooms_import_each_other_in_a_circle():
         pytest.fail(
             f"These rooms import each other: {' <- '.join(error.args[1])}. Move what both need to a lower floor."
         )
+
+
+def test_tools_are_commands():
+    for path in (PACKAGE.parent / "tools").glob("*.py"):
+        if path.stem != "__init__" and not path.stem.endswith("_test"):
+            assert 'if __name__ == "__main__":' in path.read_text(), f"{path.name} is no command"

@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax import config, labels
+from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage, workers
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.shards import build, check, manifest
-from tools import source_arguments
 
 UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
 NOT_WHAT = ("output", "processes", "dry_run", "check", "max_side", "experts", "tfds_name", "tfds_split")
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if args.output is None:
         raise UserError("Give --output DIR, the folder of the data set; or --check DIR.")
-    source = source_arguments.open_source(args)
+    source = flags.open_source(args)
     plan = _plan(source, args)
     if args.dry_run:
         _estimate(plan, source, args.processes)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         from prismer_jax.shards import build_beam
 
-        finished = build_beam.build(plan, functools.partial(source_arguments.open_source, args), beam)
+        finished = build_beam.build(plan, functools.partial(flags.open_source, args), beam)
     _report(plan, finished, time.monotonic() - started)
 
 
@@ -61,7 +61,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = config.ArgumentParser(
         prog="python -m tools.build_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source_arguments.add_arguments(parser)
+    flags.add_arguments(parser)
     add = parser.add_argument
     add("--output", help="folder of the data set, local or remote (gs://..., s3://...)")
     add("--shard-size", default="1000", help="samples (1000) or bytes (500MB) a shard; default 1000")

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 from prismer_jax import config
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.files.published import Facts, HubFile, Unreachable, WebFile
 from prismer_jax.pp import tokenizer
-from tools.sources import Facts, HubFile, Unreachable, WebFile
 
 # Names of files and repositories: NVlabs/prismer at 4f27ab3, download_checkpoints.py, experts/model_bank.py,
 # model/modules/vit.py and configs/prismer.json.

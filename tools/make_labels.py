@@ -27,6 +27,7 @@ from typing import Any
 import jax
 
 from prismer_jax import config, labels, runtime, sharding
+from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS, Expert, weights
 from prismer_jax.files import leases, storage
@@ -36,7 +37,6 @@ from prismer_jax.labelling.job import Job, Stage, finish
 from prismer_jax.labelling.ledger import Ledger, past_speeds
 from prismer_jax.labelling.outputs import Dataset, Files, Output
 from prismer_jax.labelling.stage import Labelling
-from tools import source_arguments
 
 Loads = dict[str, Callable[[], Any]]  # the weights of each expert
 
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = config.ArgumentParser(
         prog="python -m tools.make_labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source_arguments.add_arguments(parser)
+    flags.add_arguments(parser)
     parser.add_argument("--output", type=pathlib.Path, help="folder for label files")
     parser.add_argument("--output-dataset", help="or: folder for a data set with labels, local or remote (gs://...)")
     parser.add_argument("--work", type=pathlib.Path, help=f"folder that processes share; default {WORK} in the output")
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     chosen = choose_experts(args.experts)
     runtime.log_warnings()
-    source = source_arguments.open_source(args)
+    source = flags.open_source(args)
     if not args.dry_run:
         args.work.mkdir(parents=True, exist_ok=True)
     runtime.use_compilation_cache()

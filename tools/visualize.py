@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from prismer_jax import datasets, labels, report
+from prismer_jax.datasets import flags
 from prismer_jax.errors import BadSample, UserError, run_main
 from prismer_jax.experts.class_names import class_names
 from prismer_jax.files import progress
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.pp import build
 from prismer_jax.report import overview, statistics
-from tools import source_arguments
 
 Found = dict[str, statistics.Statistics]
 CHUNK = 16  # photos that a worker counts at a time
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m tools.visualize",
         description="Draws photos with their label maps, and statistics of the labels.",
     )
-    source_arguments.add_arguments(parser)
+    flags.add_arguments(parser)
     parser.add_argument("--dataset", help="a data set instead of photos: scenes (its --split)")
     parser.add_argument("--num", type=int, default=12, help="panels on the sheet, default 12; 0 draws none")
     parser.add_argument("--num-statistics", type=int, default=2000, help="photos counted, default 2000; -1: all")
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Sequence[str]]]:
     """The source of task 'all', and the names of its classes by expert."""
     if args.dataset is None:
-        return source_arguments.open_source(args), {name: class_names(name) for name in labels.EXPERTS}
-    if any(getattr(args, kind) is not None for kind in source_arguments.KINDS):
+        return flags.open_source(args), {name: class_names(name) for name in labels.EXPERTS}
+    if any(getattr(args, kind) is not None for kind in flags.KINDS):
         raise UserError("--dataset is a source of its own: leave out the flags that name photos.")
     source = datasets.load(args.dataset, split=args.split or "train", task="all")
     own = getattr(importlib.import_module(datasets.DATASETS[args.dataset]), "CLASSES", ())

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from prismer_jax import datasets, labels
+from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError
 from prismer_jax.labels import BACKGROUND
-from tools import source_arguments, visualize
+from tools import visualize
 
 
 @pytest.fixture
@@ -96,6 +97,6 @@ def test_several_processes_count_what_one_counts(photos):
 
 def visualize_arguments(folder):
     parser = argparse.ArgumentParser()
-    source_arguments.add_arguments(parser)
+    flags.add_arguments(parser)
     parser.set_defaults(dataset=None)
     return parser.parse_args(["--images", str(folder / "photos"), "--labels", str(folder / "labels")])

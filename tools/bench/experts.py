@@ -1,7 +1,7 @@
 """Speed and memory of the experts, beside those of the official PyTorch code: a part of tools.bench.
 
-Each expert is a worker process of its own (python -m tools.bench_experts EXPERT BATCH DTYPE), and so is the reference
-(tools/bench_reference.py): one batch of ours, one of theirs, in turn, so that a noisy machine is as noisy for both. The
+Each expert is a worker process of its own (python -m tools.bench.experts EXPERT BATCH DTYPE), and so is the reference
+(reference/run_expert.py): one batch of ours, one of theirs, in turn, so that a noisy machine is as noisy for both. The
 fastest batch of each counts. Networks only, on random 480x480 photos and fresh weights; peak memory is that of the
 process.
 """
@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import resource
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -22,54 +21,18 @@ import numpy as np
 from prismer_jax import runtime, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.experts import EXPERTS
+from tools.bench.worker import worker
 
 SIDE = 480
 COLUMNS = ("expert", "images/s", "reference", "ratio", "peak GB", "reference")
 
 
-class Worker:
-    """A process that works for one round when it is told to.
-
-    Attributes:
-      seconds: that each round took, as the process says.
-      last: the number that it says at its end.
-    """
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.seconds: list[float] = []
-        self.last = 0
-        self.ready = self.process.stdout.readline().strip() == "ready"
-
-    def step(self) -> None:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise UserError(f"{' '.join(self.process.args)}: ended with status {self.process.wait()}; see above.")
-        self.seconds.append(float(line))
-
-    def close(self) -> None:
-        rest, _ = self.process.communicate()
-        self.last = int(rest or 0)
-
-
-@contextlib.contextmanager
-def worker(command: Sequence[str]) -> Iterator[Worker]:
-    """A worker that is ended when the block ends."""
-    started = Worker(command)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
 def our_command(name: str, batch: int, dtype: str) -> list[str]:
-    return [sys.executable, "-m", "tools.bench_experts", name, str(batch), dtype]
+    return [sys.executable, "-m", "tools.bench.experts", name, str(batch), dtype]
 
 
 def their_command(python: str, reference: pathlib.Path, name: str, batch: int) -> list[str]:
-    script = pathlib.Path(__file__).with_name("bench_reference.py")
+    script = pathlib.Path(__file__).with_name("reference") / "run_expert.py"
     return [python, str(script), str(reference.resolve()), name, str(batch)]
 
 
@@ -119,7 +82,7 @@ def measure(
 
 
 def main(name: str, batch: int, dtype: str) -> None:
-    """The worker of an expert; see tools/bench_reference.py for what it says and when."""
+    """The worker of an expert; see reference/run_expert.py for what it says and when."""
     runtime.use_compilation_cache()
     mesh = sharding.make_mesh()
     expert = EXPERTS[name](dtype=dtype)

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from prismer_jax import labels
+from prismer_jax.datasets.flags import add_arguments, open_source
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 from tools import build_dataset
-from tools.source_arguments import add_arguments, open_source
 
 
 def parse(*flags) -> argparse.Namespace:

@@ -1,6 +1,6 @@
-"""The official PyTorch experts as workers of tools.bench_experts, run by a Python that has PyTorch and their imports.
+"""The official PyTorch experts as workers of tools.bench.experts, run by a Python that has PyTorch and their imports.
 
-    PYTHON tools/bench_reference.py CHECKOUT EXPERT BATCH
+    PYTHON tools/bench/reference/run_expert.py CHECKOUT EXPERT BATCH
 
 Builds the expert with fresh weights and prints 'ready'. For every line on stdin it runs one batch of 480x480 photos
 through the network and prints the seconds; at the end of stdin, its peak memory in bytes. Imports nothing of this
@@ -193,19 +193,19 @@ def obj_detection() -> Callable[[Any], Any]:
     """The whole detector, with detectron2's own Python files: installed, or a checkout of it beside the reference's.
 
     What they need has to be installed: fvcore, iopath, omegaconf, pycocotools, tabulate, termcolor. Of the compiled
-    parts the detector uses three of torchvision's, which tools/bench_torchvision.py stands in for, and none of
+    parts the detector uses three of torchvision's, which torchvision_ops.py beside this file stands in for, and none of
     detectron2's. Fresh weights find no object above the threshold of experts/model_bank.py.
     """
     import torchvision
     import torchvision.ops.boxes
 
     sys.path.append(os.path.dirname(__file__))
-    import bench_torchvision
+    import torchvision_ops
 
     torchvision.__version__ = "0.20"
-    torchvision.ops.roi_align = bench_torchvision.roi_align
-    torchvision.ops.nms = torchvision.ops.boxes.nms = bench_torchvision.nms
-    torchvision.ops.boxes.batched_nms = bench_torchvision.batched_nms
+    torchvision.ops.roi_align = torchvision_ops.roi_align
+    torchvision.ops.nms = torchvision.ops.boxes.nms = torchvision_ops.nms
+    torchvision.ops.boxes.batched_nms = torchvision_ops.batched_nms
     sys.path.append(os.path.join(os.pardir, "detectron2"))
     import detectron2
 

@@ -10,8 +10,8 @@ from prismer_jax import labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.shards import records
 from prismer_jax.shards.reader_test import example
-from tools import bench_loader
-from tools.bench_experts_test import WORKER
+from tools.bench import loader
+from tools.bench.experts_test import WORKER
 
 
 class Photos:
@@ -29,7 +29,7 @@ class Photos:
 
 
 def test_both_get_the_same_photos_and_labels(tmp_path):
-    assert bench_loader.write(Photos(), tmp_path) == 9
+    assert loader.write(Photos(), tmp_path) == 9
     rows = json.loads((tmp_path / "photos/coco_karpathy_train.json").read_text())
     ours = records.Source(tmp_path / "records", "all")
     assert len(rows) == len(ours) == 9
@@ -46,26 +46,26 @@ def test_both_get_the_same_photos_and_labels(tmp_path):
 
 def test_too_few_photos_are_an_error(tmp_path):
     with pytest.raises(UserError, match="too few"):
-        bench_loader.write([example(0)], tmp_path)
+        loader.write([example(0)], tmp_path)
 
 
 def test_the_fastest_round_of_each_counts(monkeypatch, capsys):
     def fake(seconds, size):
         return [sys.executable, "-c", WORKER.format(seconds=seconds, last=size)]
 
-    commands = {bench_loader.sys.executable: fake([9, 2, 1, 4], 1000), "python": fake([9, 8, 5, 7], 45_000)}
-    start = bench_loader.worker
-    monkeypatch.setattr(bench_loader, "worker", lambda command: start(commands[command[0]]))
-    ours, theirs = bench_loader._run(pathlib.Path("x"), "train", pathlib.Path("checkout"), "python", 0)
-    assert bench_loader._line("train", ours, theirs, 10).split() == ["train", "10.0", "2.0", "5.0", "1", "45", "45.0"]
+    commands = {loader.sys.executable: fake([9, 2, 1, 4], 1000), "python": fake([9, 8, 5, 7], 45_000)}
+    start = loader.worker
+    monkeypatch.setattr(loader, "worker", lambda command: start(commands[command[0]]))
+    ours, theirs = loader._run(pathlib.Path("x"), "train", pathlib.Path("checkout"), "python", 0)
+    assert loader._line("train", ours, theirs, 10).split() == ["train", "10.0", "2.0", "5.0", "1", "45", "45.0"]
 
 
 def test_our_worker_tells_seconds_and_bytes(tmp_path):
-    bench_loader.write(Photos(), tmp_path)
-    command = [sys.executable, "-m", "tools.bench_loader", str(tmp_path), "train"]
+    loader.write(Photos(), tmp_path)
+    command = [sys.executable, "-m", "tools.bench.loader", str(tmp_path), "train"]
     ran = subprocess.run(command, input="\n\n", capture_output=True, text=True, check=True)
     ready, *seconds, size = ran.stdout.split()
     assert ready == "ready"
     assert all(float(s) > 0 for s in seconds)
     assert len(seconds) == 2
-    assert int(size) * 40 < 42_704_896  # the official Dataset's sample, measured by tools/bench_loader_reference.py
+    assert int(size) * 40 < 42_704_896  # the official Dataset's sample, measured by reference/run_dataset.py

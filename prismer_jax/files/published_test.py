@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from prismer_jax.errors import UserError
-from tools import sources
-from tools.sources import Facts, HubFile, Unreachable, WebFile
+from prismer_jax.files import published
+from prismer_jax.files.published import Facts, HubFile, Unreachable, WebFile
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -130,7 +130,7 @@ def test_the_hub_resumes_and_keeps_what_it_fetched(server, tmp_path):
     program = """
 import pathlib, sys
 from prismer_jax.errors import run_main
-from tools.sources import HubFile
+from prismer_jax.files.published import HubFile
 run_main(HubFile("a/b", "breaks/model.bin").fetch, pathlib.Path(sys.argv[1]))
 """
     environment = os.environ | {
@@ -157,7 +157,7 @@ run_main(HubFile("a/b", "breaks/model.bin").fetch, pathlib.Path(sys.argv[1]))
 
 
 class Hub:
-    """What sources uses of huggingface_hub, without a network."""
+    """What published.py uses of huggingface_hub, without a network."""
 
     def __init__(self, cache):
         self.constants = SimpleNamespace(HF_HUB_CACHE=str(cache))
@@ -192,7 +192,7 @@ class Hub:
 def hub(monkeypatch, tmp_path):
     (tmp_path / "cache").mkdir()
     hub = Hub(tmp_path / "cache")
-    monkeypatch.setattr(sources, "_hub", lambda: hub)
+    monkeypatch.setattr(published, "_hub", lambda: hub)
     return hub
 
 
@@ -205,7 +205,7 @@ def test_a_file_of_the_hub_gets_its_name_here(hub, tmp_path):
 
 
 def test_a_copy_is_made_where_there_can_be_no_link(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.os, "link", lambda *_: (_ for _ in ()).throw(OSError("another device")))
+    monkeypatch.setattr(published.os, "link", lambda *_: (_ for _ in ()).throw(OSError("another device")))
     HubFile("a/b", "d.bin").fetch(tmp_path / "d.bin")
     assert (tmp_path / "d.bin").read_bytes() == CONTENT
     assert (tmp_path / "d.bin").stat().st_nlink == 1

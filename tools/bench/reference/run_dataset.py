@@ -1,6 +1,6 @@
-"""The official Dataset as a worker of tools.bench_loader, run by a Python that has PyTorch.
+"""The official Dataset as a worker of tools.bench.loader, run by a Python that has PyTorch.
 
-    PYTHON tools/bench_loader_reference.py CHECKOUT FOLDER {train,evaluation} SIZE
+    PYTHON tools/bench/reference/run_dataset.py CHECKOUT FOLDER {train,evaluation} SIZE
 
 Opens the captioned photos and label maps of FOLDER, laid out as the official repository has them, and prints 'ready'.
 For every line on stdin it takes each sample once and prints the processor's seconds; at the end of stdin, the bytes of

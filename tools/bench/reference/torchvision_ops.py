@@ -1,4 +1,4 @@
-"""What detectron2 takes from torchvision.ops, in PyTorch: for tools/bench_reference, where torchvision is not there.
+"""What detectron2 takes from torchvision.ops, in PyTorch: for run_expert.py, where torchvision is not there.
 
 They serve to time the rest and were not compared with the compiled operators: boxes are suppressed on one matrix of
 overlaps, and a box's bins are two small products on the part of the feature map that it covers.

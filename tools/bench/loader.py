@@ -29,7 +29,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import manifest, records, writer
 from prismer_jax.towers.stem import rows_read
-from tools.bench_experts import Worker, worker
+from tools.bench.worker import Worker, worker
 
 SIZE, LABEL_SIZE, PATCH = 480, 224, 16  # of the official fine-tuning (configs/caption.yaml, prismer.json: base)
 PREFIX = "A picture of"
@@ -63,9 +63,9 @@ def _run(
     folder: pathlib.Path, mode: str, reference: pathlib.Path | None, python: str, seconds: float
 ) -> tuple[Worker, Worker | None]:
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(worker([sys.executable, "-m", "tools.bench_loader", str(folder), mode]))]
+        workers = [stack.enter_context(worker([sys.executable, "-m", "tools.bench.loader", str(folder), mode]))]
         if reference is not None:
-            script = pathlib.Path(__file__).with_name("bench_loader_reference.py")
+            script = pathlib.Path(__file__).with_name("reference") / "run_dataset.py"
             command = [python, str(script), str(reference.resolve()), str(folder), mode, str(SIZE)]
             workers.append(stack.enter_context(worker(command)))
         for one in workers:

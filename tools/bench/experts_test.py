@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from prismer_jax.errors import UserError
-from tools import bench_experts
+from tools.bench import experts
 
 # What a worker says: 'ready', the seconds of each round, and at the end its memory or the bytes of a sample.
 WORKER = """
@@ -23,9 +23,9 @@ def fake(seconds, memory=0):
 
 
 def lines(monkeypatch, capsys, ours, theirs):
-    monkeypatch.setattr(bench_experts, "our_command", lambda *_: ours)
-    monkeypatch.setattr(bench_experts, "their_command", lambda *_: theirs)
-    bench_experts.measure(["depth"], pathlib.Path("checkout"), "python", batch=4, seconds=0)
+    monkeypatch.setattr(experts, "our_command", lambda *_: ours)
+    monkeypatch.setattr(experts, "their_command", lambda *_: theirs)
+    experts.measure(["depth"], pathlib.Path("checkout"), "python", batch=4, seconds=0)
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 

@@ -1,0 +1,88 @@
+"""Measures speed: python -m tools.bench [NAME ...] [--config FILE[:arg]] [--seconds 10]
+
+    scenes   scenes rendered, labelled and encoded a second, on one core
+    loader   examples a second that the config's loader gives when nothing else runs
+    step     images a second of the config's training step, fed from memory
+    decode   captions a second, greedily and with beams
+    experts  photos of 480x480 a second that each expert's network labels, and peak memory; only where it is asked for:
+             python -m tools.bench experts [--experts depth edge ...] [--batch-size 4] [--dtype float32]
+             [--reference CHECKOUT --reference-python PYTHON], a checkout of NVlabs/prismer to be compared with
+    loader   with --reference: our loader beside the official Dataset, at 480 px with six labels, on one core; python -m
+             tools.bench loader --reference CHECKOUT --reference-python PYTHON --list FILE --images DIR --labels DIR, or
+             other flags that name photos (by default 64 rendered scenes)
+    loader/step   how many times faster the loader is than what it feeds
+
+All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
+`--only NAME ...` says the same as the names alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+import sys
+
+import jax
+
+from prismer_jax import config, runtime
+from prismer_jax.datasets import flags, scenes
+from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.experts import EXPERTS
+from tools.bench import experts, loader
+from tools.bench.run import BENCHES, Bench
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = config.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}, experts; default: the first four"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same as the names alone")
+    parser.add_argument("--config", default="configs/quickstart.py", help="FILE.py or FILE.py:arg")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each is measured")
+    parser.add_argument("--experts", nargs="+", default=list(EXPERTS), help=f"of {', '.join(EXPERTS)}")
+    parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
+    parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
+    parser.add_argument(
+        "--reference", type=pathlib.Path, help="checkout of NVlabs/prismer, to compare experts or loader with"
+    )
+    parser.add_argument("--reference-python", default=sys.executable, help="a Python that has PyTorch, for it")
+    flags.add_arguments(parser)
+    args, overrides = parser.parse(argv)
+    names = args.names + args.only or list(BENCHES)
+    benches = [choose("benchmark", name, BENCHES | {"experts": None}) for name in names]
+    runtime.use_compilation_cache()
+    if names == ["experts"]:
+        networks = [name for name in args.experts if choose("expert", name, EXPERTS)]
+        settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
+        experts.measure(networks, args.reference, args.reference_python, **settings)
+        print(_machine())
+        return
+    if names == ["loader"] and args.reference is not None:
+        named = any(getattr(args, kind) is not None for kind in flags.KINDS)
+        source = flags.open_source(args) if named else scenes.load(task="all", size=480, count=64)
+        loader.measure(source, args.reference, args.reference_python, seconds=args.seconds)
+        print(_machine())
+        return
+    if "experts" in names:
+        raise UserError("'experts' goes alone: what else is measured would be in memory beside it.")
+    bench = Bench(config.load(args.config, overrides), args.seconds)
+    results: dict[str, float] = {}
+    for measure in benches:
+        for name, value in measure(bench).items():
+            print(f"{name:<36}{value:10.1f}", flush=True)
+            results[name] = value
+    if "loader, examples a second" in results and "training step, images a second" in results:
+        ratio = results["loader, examples a second"] / results["training step, images a second"]
+        print(f"{'loader / step':<36}{ratio:10.1f}")
+    print(_machine())
+
+
+def _machine() -> str:
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    return f"{devices}, {os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,26 @@
+import pytest
+
+from prismer_jax.errors import UserError
+from tools.bench import __main__ as bench
+
+
+@pytest.mark.parametrize("words", [["scenes"], ["--only", "scenes"]])
+def test_a_benchmark_is_named_alone_or_by_only(words, capsys):
+    bench.main([*words, "--seconds", "0.1"])
+    rate, machine = capsys.readouterr().out.splitlines()
+    assert rate.startswith("scenes a second on one core")
+    assert float(rate.split()[-1]) > 0
+    assert "cores" in machine
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scene"], "Unknown benchmark 'scene'. Did you mean 'scenes'"),
+        (["experts", "loader"], "'experts' goes alone"),
+        (["experts", "--experts", "deph"], "Unknown expert 'deph'. Did you mean 'depth'"),
+    ],
+)
+def test_benchmarks_that_do_not_exist_or_go_alone_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        bench.main(words)
