@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import caption, checkpoint, datasets, evaluators, labels, models, pp
+from prismer_jax import caption, checkpoint, datasets, evaluators, label_files, models, pp
 from prismer_jax.decode.batch import _compiled
 from prismer_jax.errors import UserError
 
@@ -62,7 +62,7 @@ def photos(tmp_path):
         rng = np.random.RandomState(i)
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("RGB", (30, 40), tuple(rng.randint(0, 256, 3).tolist())).save(tmp_path / f"photos/p{i}.png")
-        write = functools.partial(labels.write, tmp_path / "labels", image=f"p{i}.png")
+        write = functools.partial(label_files.write, tmp_path / "labels", image=f"p{i}.png")
         write("depth", label=np.outer(np.arange(40) ** (i + 1) % 200, np.ones(30)).astype(np.uint8)[..., None])
         instances = rng.choice([i, i + 1, 255], (40, 30, 1)).astype(np.uint8)  # ids overlap from photo to photo
         write("obj_detection", label=instances, classes=rng.randint(0, 722, i + 2).tolist())

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from prismer_jax import datasets, labels
+from prismer_jax import datasets, label_files
 from prismer_jax.errors import UserError
 from prismer_jax.shards import manifest
 from tools import build_dataset
@@ -26,8 +26,8 @@ def photos(tmp_path) -> pathlib.Path:
             (root / "images" / name).write_bytes(data)
         rows.append({"image": name, "question": f"{i}?", "answer": "yes", "question_id": i, "dataset": "vg"})
         rows += [dict(rows[-1], question=f"{i}!", question_id=10 + i)] * (i % 2)
-        labels.write(root / "labels", "depth", name, np.full((60, 80, 1), i, np.uint8))
-        labels.write(root / "labels", "seg_coco", name, np.full((60, 80, 1), 255, np.uint8))
+        label_files.write(root / "labels", "depth", name, np.full((60, 80, 1), i, np.uint8))
+        label_files.write(root / "labels", "seg_coco", name, np.full((60, 80, 1), 255, np.uint8))
     (root / "list.json").write_text(json.dumps(rows))
     (root / "labels" / "make_labels.json").write_text(json.dumps({"depth": "trained weights"}))
     return root
@@ -83,7 +83,7 @@ def test_a_data_set_can_be_made_from_a_data_set(photos, capsys):
     assert (len(found.shards), found.records, found.labels) == (1, 5, {"depth": "trained weights", "seg_coco": None})
     example = datasets.load("records", path=photos / "small", task="all")[1]
     assert cv2.imdecode(np.frombuffer(example["image"], np.uint8), 1).shape == (30, 40, 3)
-    assert labels.decode("depth", example["labels/depth"]).shape == (30, 40, 1)
+    assert label_files.decode("depth", example["labels/depth"]).shape == (30, 40, 1)
     assert [q["question"] for q in example["questions"]] == ["1?", "1!"]
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import jax
 
-from prismer_jax import config, labels, runtime, sharding
+from prismer_jax import config, label_files, labels, runtime, sharding
 from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS, Expert, weights
@@ -120,7 +120,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     output = args.output or args.output_dataset
     if args.work is None and storage.is_remote(output):
         raise UserError(f"{output}: is remote, where processes cannot share work; give --work DIR on a common disk.")
-    args.work = args.work or labels.home(output) / WORK
+    args.work = args.work or label_files.home(output) / WORK
     of_photos = pathlib.Path(args.images).resolve() if args.images and not args.list else None
     if of_photos and not storage.is_remote(output) and pathlib.Path(output).resolve().is_relative_to(of_photos):
         raise UserError(f"{output}: lies in the folder of the photos, whose label maps would be photos next time.")

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from prismer_jax import datasets, labels, report
+from prismer_jax import datasets, label_files, labels, report
 from prismer_jax.datasets import flags
 from prismer_jax.errors import BadSample, UserError, run_main
 from prismer_jax.experts.class_names import class_names
@@ -184,7 +184,7 @@ def _label(example: dict[str, Any], expert: str) -> np.ndarray | None:
         except OSError as error:
             raise BadSample(f"{value}: {error.strerror}.", "label cannot be read") from None
     where = f"labels/{expert} of example {example.get('id', '?')}"
-    label = value if isinstance(value, np.ndarray) else labels.decode(expert, value, where)
+    label = value if isinstance(value, np.ndarray) else label_files.decode(expert, value, where)
     return labels.blank(expert, 1, 1) if label is None else label
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import datasets, labels
+from prismer_jax import datasets, label_files
 from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError
 from prismer_jax.labels import BACKGROUND
@@ -18,10 +18,10 @@ def photos(tmp_path):
         path = tmp_path / "photos" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(path)
-        labels.write(tmp_path / "labels", "depth", f"{name}.jpg", rng.integers(0, 255, (40, 60, 1), np.uint8))
+        label_files.write(tmp_path / "labels", "depth", f"{name}.jpg", rng.integers(0, 255, (40, 60, 1), np.uint8))
     ids = np.full((40, 60, 1), BACKGROUND, np.uint8)
     ids[10:20, 10:20] = 0
-    labels.write(tmp_path / "labels", "obj_detection", "a.jpg", ids, classes=[3])
+    label_files.write(tmp_path / "labels", "obj_detection", "a.jpg", ids, classes=[3])
     return tmp_path
 
 
@@ -78,7 +78,7 @@ def test_a_broken_expert_run_is_seen_before_training(tmp_path, capsys, broken):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(path)
         depth = np.tile(rng.integers(0, 255, (40, 1, 1), np.uint8), (1, 60, 1))
-        labels.write(tmp_path / "labels", "depth", f"{i}.jpg", np.full_like(depth, 7) if broken else depth)
+        label_files.write(tmp_path / "labels", "depth", f"{i}.jpg", np.full_like(depth, 7) if broken else depth)
     run(tmp_path, "--images", tmp_path / "photos", "--labels", tmp_path / "labels", "--processes", 1)
     said = capsys.readouterr().out
     assert ("depth: 100% of the maps are of one value" in said) == broken

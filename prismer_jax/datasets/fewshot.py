@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import labels as label_files
+from prismer_jax import label_files
 from prismer_jax.datasets.lists import SUFFIXES
 from prismer_jax.errors import UserError
+from prismer_jax.labels import EXPERTS, select
 
 Path = str | os.PathLike
 
@@ -31,7 +32,7 @@ def load(
     shots: int | None = None,
     seed: int = 0,
     labels: Path | None = None,
-    experts: str | Sequence[str] = tuple(label_files.EXPERTS),
+    experts: str | Sequence[str] = tuple(EXPERTS),
     limit: int | None = None,
 ) -> Source:
     """Opens a folder of classes, PATH/<class>/<photo>.
@@ -71,7 +72,7 @@ def load(
         entries += [(f"{folder.name}/{photo}", table[folder.name]) for photo in photos]
     if limit is not None:
         entries = entries[:: max(1, -(-len(entries) // limit))]
-    return Source(str(root), entries, None if labels is None else os.fspath(labels), label_files.select(experts))
+    return Source(str(root), entries, None if labels is None else os.fspath(labels), select(experts))
 
 
 class Source:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import labels
+from prismer_jax import label_files, labels
 from prismer_jax.datasets.flags import add_arguments, open_source
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
@@ -44,7 +44,7 @@ def data(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    labels.write(tmp_path / "labels", "edge", "a.jpg", labels.blank("edge", 6, 8))
+    label_files.write(tmp_path / "labels", "edge", "a.jpg", labels.blank("edge", 6, 8))
     return tmp_path
 
 

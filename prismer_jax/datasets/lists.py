@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax import labels as label_files
+from prismer_jax import label_files
 from prismer_jax.datasets import folders, formats, img2dataset, places
 from prismer_jax.datasets.folders import SUFFIXES as SUFFIXES
 from prismer_jax.datasets.packed import Packed
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.labels import EXPERTS, select
 
 Example = dict[str, Any]
 Path = str | os.PathLike
@@ -39,7 +40,7 @@ def load(
     split: str | None = None,
     task: Task | None = None,
     source: str | None = None,
-    experts: str | Sequence[str] = tuple(label_files.EXPERTS),
+    experts: str | Sequence[str] = tuple(EXPERTS),
     limit: int | None = None,
     max_missing: float = 0.01,
 ) -> Source:
@@ -100,7 +101,7 @@ def load(
         photos = photos if task == "question" else photos[:limit]
     for line in dropped.lines():
         logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
-    experts = label_files.select(experts)
+    experts = select(experts)
     opened = Source(photos, task, None if labels is None else os.fspath(labels), experts, dropped, limit)
     if not len(opened):
         raise UserError(f"{where}: lists no photos.")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import datasets, input, labels, pp
+from prismer_jax import datasets, input, label_files, labels, pp
 from prismer_jax.datasets import lists, packed
 from prismer_jax.errors import BadSample, UserError
 
@@ -226,8 +226,8 @@ def test_the_official_layout_is_read_unchanged(tmp_path):
     """Lists in one folder, photos in DATA/vqav2, DATA/vg and DATA/nocaps, label files by the same names."""
     coco = "val2014/COCO_val2014_000000000005.jpg"
     place(tmp_path, f"vqav2/{coco}", "vg/VG_100K/2.jpg", "vg/image/3.jpg", "nocaps/val/00a.jpg")
-    labels.write(f"{tmp_path}/labels/{{expert}}/vqav2", "edge", coco, labels.blank("edge", 6, 8))
-    labels.write(f"{tmp_path}/labels/{{expert}}/vg", "edge", "VG_100K/2.jpg", labels.blank("edge", 6, 8))
+    label_files.write(f"{tmp_path}/labels/{{expert}}/vqav2", "edge", coco, labels.blank("edge", 6, 8))
+    label_files.write(f"{tmp_path}/labels/{{expert}}/vg", "edge", "VG_100K/2.jpg", labels.blank("edge", 6, 8))
     place_of_labels = f"{tmp_path}/labels/{{expert}}/{{dataset}}"
     # Visual Genome's captions came with the paths of their author's disk.
     captions = [
@@ -358,8 +358,10 @@ def test_paths_never_lead_out_of_the_folder_of_labels(tmp_path):
 
 
 def test_labels_lie_beside_by_the_photos_path(photos, tmp_path):
-    labels.write(tmp_path / "labels", "depth", "sub/c.JPG", labels.blank("depth", 6, 8))
-    labels.write(tmp_path / "labels", "obj_detection", "sub/c.JPG", labels.blank("obj_detection", 6, 8), classes=[3])
+    label_files.write(tmp_path / "labels", "depth", "sub/c.JPG", labels.blank("depth", 6, 8))
+    label_files.write(
+        tmp_path / "labels", "obj_detection", "sub/c.JPG", labels.blank("obj_detection", 6, 8), classes=[3]
+    )
     source = lists.load(images=photos, labels=tmp_path / "labels")
     assert not [key for key in source[0] if key.startswith("labels/")]
     assert source[2]["labels/depth"] == str(tmp_path / "labels/depth/sub/c.png")
@@ -367,7 +369,7 @@ def test_labels_lie_beside_by_the_photos_path(photos, tmp_path):
     only = lists.load(images=photos, labels=tmp_path / "labels", experts="depth")
     assert labels.CLASSES_KEY not in only[2]
     # The official repository has a folder per data set inside each expert's.
-    labels.write(f"{tmp_path}/official/{{expert}}/vqav2", "edge", "a.jpg", labels.blank("edge", 6, 8))
+    label_files.write(f"{tmp_path}/official/{{expert}}/vqav2", "edge", "a.jpg", labels.blank("edge", 6, 8))
     rows = [{"image": "a.jpg", "question": "what?", "dataset": "vqa"}]
     source = lists.load(write(photos / "q.json", rows), labels=f"{tmp_path}/official/{{expert}}/{{dataset}}")
     assert source[0]["labels/edge"].endswith("official/edge/vqav2/a.png")

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from prismer_jax import labels
+from prismer_jax import label_files, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes.world import GROUNDS
 
@@ -160,7 +160,7 @@ def _put(root: pathlib.Path, photos: str, name: str, example: dict[str, Any]) ->
         more = {"classes": example["classes"]} if kind == "instances" else {}
         if kind == "words":
             more = {"features": example["word_features"], "words": example["words"]}
-        labels.write(root / "labels" / "{expert}" / photos, expert, name, labels.decode(expert, data), **more)
+        label_files.write(root / "labels" / "{expert}" / photos, expert, name, label_files.decode(expert, data), **more)
     return name
 
 

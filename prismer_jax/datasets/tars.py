@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax import labels as label_files
 from prismer_jax.datasets import img2dataset, tar_index
 from prismer_jax.datasets.lists import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, workers
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.labels import EXPERTS, select
 
 Path = str | os.PathLike
 
@@ -37,7 +37,7 @@ def load(
     labels: Path | None = None,
     task: Literal["caption", "all"] | None = None,
     source: str | None = None,
-    experts: str | Sequence[str] = tuple(label_files.EXPERTS),
+    experts: str | Sequence[str] = tuple(EXPERTS),
     limit: int | None = None,
     processes: int = 1,
 ) -> Source:
@@ -72,7 +72,7 @@ def load(
     if not len(samples):
         raise UserError(f"{top}: there are no photos in its {len(paths)} tars.")
     folder = None if labels is None else os.fspath(labels)
-    return Source(samples, task or "caption", folder, label_files.select(experts), dropped)
+    return Source(samples, task or "caption", folder, select(experts), dropped)
 
 
 class Samples(Sequence[dict[str, Any]]):

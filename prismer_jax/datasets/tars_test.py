@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from prismer_jax import datasets, labels, pp
+from prismer_jax import datasets, label_files, labels, pp
 from prismer_jax.datasets import lists, tar_index, tars
 from prismer_jax.errors import BadSample, UserError
 
@@ -89,7 +89,7 @@ def test_tars_of_several_folders_keep_their_names_apart(web, tmp_path):
 
 
 def test_labels_lie_as_for_the_unpacked_folder(web, tmp_path):
-    labels.write(tmp_path / "labels", "edge", "00000/000000003.jpg", labels.blank("edge", 6, 8))
+    label_files.write(tmp_path / "labels", "edge", "00000/000000003.jpg", labels.blank("edge", 6, 8))
     source = tars.load(web, labels=tmp_path / "labels")
     assert source[1]["labels/edge"] == str(tmp_path / "labels/edge/00000/000000003.png")
     assert "labels/edge" not in source[0]

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax import labels, sharding, tree
+from prismer_jax import label_files, labels, sharding, tree
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.experts import EXPERTS
 from prismer_jax.experts.detection import Detection
@@ -157,8 +157,8 @@ def test_labels_have_the_photos_size_and_depth_says_what_is_in_front(expert, tmp
     assert label.map[200, 200] == 0
     assert label.map[900, 1400] == labels.BACKGROUND
     assert (label.map == 1).sum() == 450 * 720
-    png = labels.write(tmp_path, "obj_detection", "a.jpg", label.map, classes=label.classes)
-    assert labels.read_classes(png.with_suffix(".json"))[:3].tolist() == [3, 4, -1]
+    png = label_files.write(tmp_path, "obj_detection", "a.jpg", label.map, classes=label.classes)
+    assert label_files.read_classes(png.with_suffix(".json"))[:3].tolist() == [3, 4, -1]
 
 
 def test_nothing_detected_is_an_empty_label(expert):

@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]  # one photo's
 
 @dataclass(frozen=True)
 class Label:
-    """What an expert says of one photo, in the photo's own size: the arguments of `labels.write`.
+    """What an expert says of one photo, in the photo's own size: the arguments of `label_files.write`.
 
     Attributes:
       map: uint8 [h, w, channels].

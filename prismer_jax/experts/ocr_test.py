@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax import labels, tree
+from prismer_jax import label_files, labels, tree
 from prismer_jax.errors import UserError
 from prismer_jax.experts import ocr, weights
 from prismer_jax.experts.expert import Label
@@ -97,8 +97,8 @@ def test_a_photo_without_words_has_an_empty_label(opened, tmp_path):
     assert label.map.shape == (50, 70, 1)
     assert (label.map == 255).all()
     assert label.features.shape == (0, 64)
-    png = labels.write(tmp_path, expert.name, "a.jpg", label.map, features=label.features, words=label.words)
-    features, words = labels.read_words(png.with_suffix(".npz"))
+    png = label_files.write(tmp_path, expert.name, "a.jpg", label.map, features=label.features, words=label.words)
+    features, words = label_files.read_words(png.with_suffix(".npz"))
     assert (features == 0).all()
     assert words == []
 
@@ -126,12 +126,12 @@ def test_from_maps_to_label_files(opened, tmp_path):
     label = expert.complete(variables, expert.finish(drawn("HOTXL", 0.9), (50, 70), {}))
     assert label.words == ["hotel"]
     assert (label.map == 0).sum() > 100
-    png = labels.write(tmp_path, expert.name, "a.jpg", label.map, features=label.features, words=label.words)
-    features, words = labels.read_words(png.with_suffix(".npz"))
+    png = label_files.write(tmp_path, expert.name, "a.jpg", label.map, features=label.features, words=label.words)
+    features, words = label_files.read_words(png.with_suffix(".npz"))
     assert words == ["hotel"]
     np.testing.assert_allclose(features[0], label.features[0], rtol=1e-3, atol=1e-3)
-    example = labels.locate(tmp_path, [expert.name], "a.jpg")
-    assert labels.decode(expert.name, png.read_bytes()).shape == (50, 70, 1)
+    example = label_files.locate(tmp_path, [expert.name], "a.jpg")
+    assert label_files.decode(expert.name, png.read_bytes()).shape == (50, 70, 1)
     np.testing.assert_array_equal(example[labels.WORDS_KEY], features)
 
 

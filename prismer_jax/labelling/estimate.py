@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from prismer_jax import labels
+from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.experts.expert import Expert, Label
 from prismer_jax.files import progress
@@ -140,7 +140,9 @@ def _probe(
     weights, sizes = load(), []
 
     def write(index: int, photo: Photo, label: Label) -> None:
-        files = labels.files(expert.name, label.map, classes=label.classes, features=label.features, words=label.words)
+        files = label_files.files(
+            expert.name, label.map, classes=label.classes, features=label.features, words=label.words
+        )
         sizes.append(sum(map(len, files.values())))
 
     def needed(index: int, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prismer_jax import labels
+from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.files import leases
 from prismer_jax.files.dropped import Dropped
@@ -104,7 +104,7 @@ class Job:
         """{number of a photo whose label files would be those of another one before it: the number of that}."""
 
         def stem(index: int) -> str:
-            return str(labels.path_of("", "", self.name(index) or str(index)))
+            return str(label_files.path_of("", "", self.name(index) or str(index)))
 
         count = len(self.source)
         hashes = np.fromiter((hash(stem(index)) for index in range(count)), np.int64, count)  # of millions, in 8 bytes

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from prismer_jax import config, labels
+from prismer_jax import config, label_files, labels
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.labelling.job import Job, Stage, split
@@ -58,14 +58,14 @@ class Files:
         made_with: expert -> how its labels are made.
         distinct: the names of the photos' label files are known to differ.
         """
-        self._path, self._ledger, self._made_with = labels.home(folder), ledger, dict(made_with)
+        self._path, self._ledger, self._made_with = label_files.home(folder), ledger, dict(made_with)
         self.folder = str(self._path)
         shards = split(len(source), shard_size)
         self.job = Job(source, LabelFiles(folder), ledger, shards, distinct=distinct, empty=empty)
 
     def claim(self) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
-        path = self._path / labels.RECORD
+        path = self._path / label_files.RECORD
         with self._ledger.leases.wait("record"):
             record = json.loads(path.read_text()) if path.exists() else {}
             for expert, how in self._made_with.items():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from prismer_jax import labels
+from prismer_jax import label_files
 from prismer_jax.errors import BadSample
 from prismer_jax.files import progress
 from prismer_jax.files.leases import Lease, LeaseLost
@@ -84,5 +84,5 @@ class _Labelled:
         photo = photo_of(example)
         for expert in self._experts:
             if files := self._store.read(expert, self._shard, photo):
-                example |= labels.parse(expert, files, photo.name)
+                example |= label_files.parse(expert, files, photo.name)
         return example

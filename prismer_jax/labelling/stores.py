@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from prismer_jax import labels
+from prismer_jax import label_files
 from prismer_jax.experts.expert import Label
 from prismer_jax.files import storage
 from prismer_jax.labelling.ledger import Shard
@@ -61,9 +61,9 @@ class LabelFiles:
         return _Files(self.folder, expert)
 
     def read(self, expert: str, shard: Shard, photo: Photo) -> dict[str, bytes] | None:
-        if not labels.is_whole(self.folder, expert, photo.name):
+        if not label_files.is_whole(self.folder, expert, photo.name):
             return None
-        paths = (labels.path_of(self.folder, expert, photo.name).with_suffix(suffix) for suffix in SUFFIXES)
+        paths = (label_files.path_of(self.folder, expert, photo.name).with_suffix(suffix) for suffix in SUFFIXES)
         return {path.suffix: path.read_bytes() for path in paths if path.exists()}
 
 
@@ -72,14 +72,14 @@ class _Files:
         self._folder, self._expert = folder, expert
 
     def has(self, photo: Photo) -> bool:
-        return labels.is_whole(self._folder, self._expert, photo.name)
+        return label_files.is_whole(self._folder, self._expert, photo.name)
 
     def write(self, photo: Photo, label: Label | None) -> None:
         if label is None:
-            labels.write_empty(self._folder, self._expert, photo.name)
+            label_files.write_empty(self._folder, self._expert, photo.name)
         else:
             parts = _parts(label)
-            labels.write(self._folder, self._expert, photo.name, parts.pop("map"), **parts)
+            label_files.write(self._folder, self._expert, photo.name, parts.pop("map"), **parts)
 
     def publish(self, check: Callable[[], None]) -> None:
         check()  # the files are there, and would be the same from another process
@@ -183,7 +183,7 @@ def _open(path: pathlib.Path) -> zipfile.ZipFile | None:
 
 def _files(expert: str, label: Label) -> dict[str, bytes]:
     parts = _parts(label)
-    return labels.files(expert, parts.pop("map"), **parts)
+    return label_files.files(expert, parts.pop("map"), **parts)
 
 
 def _parts(label: Label) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prismer_jax import labels
+from prismer_jax import label_files, labels
 from prismer_jax.experts.expert import Label
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
@@ -43,8 +43,8 @@ def test_what_is_written_is_read(store, expert):
     assert [writer.has(photo) for photo in PHOTOS] == [True, True, False]
     assert store.read(expert, SHARD, PHOTOS[2]) is None
     for photo in PHOTOS[:2]:
-        part = labels.parse(expert, store.read(expert, SHARD, photo), photo.name)
-        np.testing.assert_array_equal(labels.decode(expert, part.pop(f"labels/{expert}")), MAP)
+        part = label_files.parse(expert, store.read(expert, SHARD, photo), photo.name)
+        np.testing.assert_array_equal(label_files.decode(expert, part.pop(f"labels/{expert}")), MAP)
         if expert == "obj_detection":
             assert part.pop(labels.CLASSES_KEY)[:3].tolist() == [7, 3, -1]
         elif expert == "ocr_detection":

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from prismer_jax import labels
+from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
@@ -39,7 +39,7 @@ SIDEWAYS = (5, 6, 7, 8)  # of these, width becomes height
 
 
 @register
-def decode(max_pixels: int = labels.MAX_PIXELS) -> Op:
+def decode(max_pixels: int = label_files.MAX_PIXELS) -> Op:
     """Decodes the photo (bytes or a path) to upright uint8 RGB [H, W, 3], and its label maps to uint8 [h, w, c].
 
     Photos of any kind that Pillow reads become RGB: grey, palettes, CMYK, 16 bits (the high byte), and transparency
@@ -88,10 +88,10 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
             what = "a web page"
         raise BadSample(f"{where}: not a readable image ({what}).", "not an image") from None
     try:
-        if labels.too_large(*image.size, max_pixels):
+        if label_files.too_large(*image.size, max_pixels):
             raise BadSample(
                 f"{where}: {image.width}x{image.height} pixels are more than decode's max_pixels={max_pixels}, or than "
-                f"{labels.MAX_SIDE} on a side.",
+                f"{label_files.MAX_SIDE} on a side.",
                 "too many pixels",
             )
         pixels, turn = _jpeg(image, data), _orientation(image)
@@ -106,7 +106,9 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
         raise BadSample(f"{where}: not a readable image ({error}).", "damaged image") from None
 
 
-def image_size(source: bytes | str, max_pixels: int = labels.MAX_PIXELS, where: str | None = None) -> tuple[int, int]:
+def image_size(
+    source: bytes | str, max_pixels: int = label_files.MAX_PIXELS, where: str | None = None
+) -> tuple[int, int]:
     """(height, width) that `read_image` will give, from the header of the file (encoded bytes or a path) alone.
 
     What cannot be opened raises as `read_image` does; `where` is what its message calls bytes.
@@ -115,7 +117,7 @@ def image_size(source: bytes | str, max_pixels: int = labels.MAX_PIXELS, where: 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
-            if not labels.too_large(width, height, max_pixels):
+            if not label_files.too_large(width, height, max_pixels):
                 # A PNG may have its EXIF block behind the pixels, where Pillow would unpack them all to look for it.
                 known = image.format != "PNG" or "exif" in image.info
                 turned = known and _orientation(image) in SIDEWAYS
@@ -168,7 +170,7 @@ def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
 def _read_label(
     name: str, source: bytes | str | np.ndarray, photo: tuple[int, int], where: str, image: str
 ) -> np.ndarray:
-    label = source if isinstance(source, np.ndarray) else labels.decode(name, read_bytes(source, where), where)
+    label = source if isinstance(source, np.ndarray) else label_files.decode(name, read_bytes(source, where), where)
     if label is None:
         return labels.blank(name, *photo)
     (h, w), (height, width) = label.shape[:2], photo

@@ -9,7 +9,7 @@ from typing import Any
 
 from prismer_jax import datasets
 from prismer_jax.errors import UserError
-from prismer_jax.labels import MAX_PIXELS
+from prismer_jax.label_files import MAX_PIXELS
 from prismer_jax.pp.image import read_image
 from prismer_jax.report import page, selection
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import labels
+from prismer_jax import label_files
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
@@ -94,7 +94,7 @@ def digest(source: Any) -> str:
 def labels_of(source: Any, folder: str | None) -> dict[str, Any]:
     """The experts whose labels a source has, in a folder of label files or in its records: {name: how made}."""
     if folder is not None:
-        return labels.given(folder)
+        return label_files.given(folder)
     if isinstance(source, records.Source) and source.manifest is not None:
         return {name: source.manifest.labels.get(name) for name in source.manifest.experts}
     return {}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import labels
+from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.pp.image import read_image
 from prismer_jax.shards import ingest
@@ -66,13 +66,13 @@ def test_a_large_photo_becomes_small_upright_and_its_labels_with_it(orientation)
     photo = turned(orientation)
     height, width = read_image(photo, 10**6, "x").shape[:2]
     map = np.arange(height * width, dtype=np.uint8).reshape(height, width, 1) % 130
-    made = prepare(photo, 20, **{"labels/seg_coco": labels.encode(map), "labels/depth": map})
+    made = prepare(photo, 20, **{"labels/seg_coco": label_files.encode(map), "labels/depth": map})
     small = read_image(made["image"], 10**6, "x")
     assert small.shape == ((15, 20, 3) if orientation == 1 else (20, 15, 3))
-    label = labels.decode("seg_coco", made["labels"]["seg_coco"])
+    label = label_files.decode("seg_coco", made["labels"]["seg_coco"])
     assert label.shape == (*small.shape[:2], 1)
     np.testing.assert_array_equal(label, map[1::2, 1::2])  # the pixel under each centre: ids are never mixed
-    np.testing.assert_array_equal(label, labels.decode("depth", made["labels"]["depth"]))
+    np.testing.assert_array_equal(label, label_files.decode("depth", made["labels"]["depth"]))
     assert prepare(photo, 40)["image"] == photo
 
 
@@ -82,10 +82,10 @@ def test_labels_keep_every_pixel_and_their_tables(tmp_path):
     classes, features = list(range(100, 200)), rng.standard_normal((100, 64)).astype(np.float16)
     words = [f"wörd {i}" for i in range(100)]
     for name, map in maps.items():
-        labels.write(tmp_path, name, "a.jpg", map, classes=classes, features=features, words=words)
-    made = prepare(encoded(PHOTO, "JPEG"), **labels.locate(tmp_path, EXPERTS, "a.jpg"))
+        label_files.write(tmp_path, name, "a.jpg", map, classes=classes, features=features, words=words)
+    made = prepare(encoded(PHOTO, "JPEG"), **label_files.locate(tmp_path, EXPERTS, "a.jpg"))
     for name, map in maps.items():
-        np.testing.assert_array_equal(labels.decode(name, made["labels"][name]), map)
+        np.testing.assert_array_equal(label_files.decode(name, made["labels"][name]), map)
     assert made["classes"].tolist() == classes
     assert made["words"] == words
     np.testing.assert_array_equal(made["word_features"], features)
@@ -93,7 +93,7 @@ def test_labels_keep_every_pixel_and_their_tables(tmp_path):
 
 def test_an_empty_label_file_becomes_an_empty_map():
     made = prepare(encoded(PHOTO, "JPEG"), **{"labels/ocr_detection": b"", labels.WORDS_KEY: labels.no_words()})
-    assert (labels.decode("ocr_detection", made["labels"]["ocr_detection"]) == 255).all()
+    assert (label_files.decode("ocr_detection", made["labels"]["ocr_detection"]) == 255).all()
     assert made["words"] == []
     assert len(made["word_features"]) == 0
 
@@ -105,7 +105,7 @@ def test_an_empty_label_file_becomes_an_empty_map():
         ({"image": "nowhere.jpg"}, "nowhere.jpg: No such file"),
         ({"image": b"<html>"}, "not a readable image"),
         ({"labels/depth": np.zeros((30, 30, 1), np.uint8)}, "does not fit"),
-        ({"labels/seg_coco": labels.encode(np.full((30, 40, 1), 200, np.uint8))}, "beyond the 133"),
+        ({"labels/seg_coco": label_files.encode(np.full((30, 40, 1), 200, np.uint8))}, "beyond the 133"),
         ({"labels/edge": b"\x89PNG\r\n\x1a\n"}, "cannot be read as an image"),
         ({"captions": ["\ud83d"]}, "no Unicode"),
         ({"questions": [{"question": "q", "answers": ["\ud83d"]}]}, "no Unicode"),
@@ -117,7 +117,7 @@ def test_what_cannot_be_used_is_a_bad_sample(change, message):
 
 
 def test_a_bomb_is_refused_by_its_header(monkeypatch):
-    monkeypatch.setattr(labels, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(label_files, "MAX_PIXELS", 1000)
     bomb = encoded(np.zeros((40, 40), np.uint8), "PNG")
     with pytest.raises(BadSample, match="40x40 pixels are more"):
         prepare(bomb)
@@ -135,7 +135,7 @@ def test_label_files_of_this_project_stay_and_others_are_encoded_again(tmp_path,
     rng = np.random.default_rng(2)
     smooth = cv2.GaussianBlur(rng.integers(0, 256, (30, 40, 3), np.uint8), (0, 0), 5)
     map = smooth if name == "normal" else smooth[..., :1]
-    ours, theirs = labels.encode(map), encoded(map.squeeze(), "PNG")
+    ours, theirs = label_files.encode(map), encoded(map.squeeze(), "PNG")
     assert ingest.decodes_fast(ours, map.shape[2])
     assert not ingest.decodes_fast(theirs, map.shape[2])  # Pillow chooses a filter for each row
     (tmp_path / "label.png").write_bytes(ours)

@@ -1,4 +1,4 @@
-"""Side files of official OCR labels: pickled .pt files become the .npz files that prismer_jax.labels reads."""
+"""Side files of official OCR labels: pickled .pt files become the .npz files that prismer_jax.label_files reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from prismer_jax import labels
+from prismer_jax import label_files, labels
 from prismer_jax.errors import UserError
 from prismer_jax.weights import safe
 
@@ -26,7 +26,7 @@ def convert(folder: str | os.PathLike[str]) -> int:
         raise UserError(f"{folder}: has no .pt files; give the folder of labels made by the official ocr_detection.")
     missing = [path for path in files if not path.with_suffix(".npz").exists()]
     for path in missing:
-        labels.write_words(path.with_suffix(".npz"), *_read(path))
+        label_files.write_words(path.with_suffix(".npz"), *_read(path))
     return len(missing)
 
 

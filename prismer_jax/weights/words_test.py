@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from prismer_jax import labels
+from prismer_jax import label_files
 from prismer_jax.errors import UserError
 from prismer_jax.weights import words
 
@@ -24,7 +24,7 @@ def test_official_words_are_read_by_the_label_reader_afterwards(tmp_path):
     write(tmp_path / "ocr_detection/b/y.pt", table("stop"))
     assert words.convert(tmp_path / "ocr_detection") == 2
     assert words.convert(tmp_path / "ocr_detection") == 0  # what is there stays
-    features, texts = labels.read_words(tmp_path / "ocr_detection/a/x.npz")
+    features, texts = label_files.read_words(tmp_path / "ocr_detection/a/x.npz")
     assert texts == ["exit", "naïve"]
     np.testing.assert_array_equal(features[1], made[1]["features"].astype(np.float16))
     assert not features[2:].any()

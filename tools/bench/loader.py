@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import input, labels, pp
+from prismer_jax import input, label_files, labels, pp
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import manifest, records, writer
@@ -104,7 +104,7 @@ def write(source: Any, folder: pathlib.Path) -> int:
         _put(folder / "photos/vqav2" / name, example["image"])
         rows.append({"image": name, "caption": example["captions"][0]})
         for expert in labels.PAPER:
-            png = labels.path_of(folder / "labels" / expert / "vqav2", "", name)
+            png = label_files.path_of(folder / "labels" / expert / "vqav2", "", name)
             _put(png, example.get(f"labels/{expert}", b""))
         table = example.get(labels.CLASSES_KEY, labels.no_classes())
         classes = {str(i): int(kind) for i, kind in enumerate(table) if kind >= 0}

@@ -1,0 +1,182 @@
+import io
+import json
+import os
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import label_files, labels
+from prismer_jax.errors import BadSample
+
+
+def png(array: np.ndarray, mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG whose header claims 30000 x 30000 pixels."""
+    data = bytearray(png(np.zeros((4, 4), np.uint8)))
+    data[16:24] = (30000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("expert", labels.EXPERTS)
+def test_written_labels_are_read_back(tmp_path, expert):
+    row = labels.EXPERTS[expert]
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 100, (5, 7, row.channels), dtype=np.uint8)
+    features = rng.standard_normal((2, 64)).astype(np.float16)
+    sides = {"instances": {"classes": [7, 700]}, "words": {"features": features, "words": ["stop", "über"]}}
+    path = label_files.write(tmp_path, expert, "train/a.b.jpg", label, **sides.get(row.embed, {}))
+    assert path == tmp_path / expert / "train/a.b.png"
+    example = label_files.locate(tmp_path, [expert], "train/a.b.jpg")
+    np.testing.assert_array_equal(label_files.decode(expert, path.read_bytes()), label)
+    assert example[f"labels/{expert}"] == str(path)
+    if row.embed == "instances":
+        assert example[labels.CLASSES_KEY].tolist() == [7, 700] + [-1] * 254
+    if row.embed == "words":
+        np.testing.assert_array_equal(example[labels.WORDS_KEY][:2], features)
+        assert example["words"] == ["stop", "über"]
+    assert [p.suffix for p in path.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_official_folders_have_a_data_set_inside_the_expert(tmp_path):
+    path = label_files.path_of(f"{tmp_path}/{{expert}}/vqav2", "edge", "val2014/x.jpg")
+    assert path == tmp_path / "edge/vqav2/val2014/x.png"
+
+
+def test_missing_and_zero_byte_labels_are_background(tmp_path):
+    (tmp_path / "obj_detection").mkdir()
+    (tmp_path / "obj_detection/x.png").touch()
+    example = label_files.locate(tmp_path, labels.PAPER, "x.jpg")
+    assert list(example) == ["labels/obj_detection"]
+    assert label_files.decode("obj_detection", b"") is None
+    assert (labels.blank("obj_detection", 2, 3) == 255).all()
+    assert labels.blank("normal", 2, 3).shape == (2, 3, 3)
+
+
+def test_images_without_objects_or_words_are_legal(tmp_path):
+    empty = labels.blank("ocr_detection", 4, 4)
+    for expert in ("obj_detection", "ocr_detection"):
+        label_files.write(tmp_path, expert, "x.jpg", empty)
+    example = label_files.locate(tmp_path, labels.PAPER, "x.jpg")
+    assert (example[labels.CLASSES_KEY] == -1).all()
+    assert (example[labels.WORDS_KEY] == 0).all()
+
+
+def test_grey_maps_are_read_from_every_kind_of_8_bit_png():
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    palette = Image.fromarray(ids)
+    palette.putpalette(bytes(range(255, 255 - 36, -1)))  # colours that say nothing of the ids
+    buffer = io.BytesIO()
+    palette.save(buffer, "png")
+    for data in (png(ids), png(ids, "RGB"), buffer.getvalue()):
+        np.testing.assert_array_equal(label_files.decode("seg_coco", data)[..., 0], ids)
+
+
+@pytest.mark.parametrize(
+    ("expert", "data", "message"),
+    [
+        ("depth", png(np.zeros((4, 4), np.uint16)), "mode I;16"),
+        ("depth", png(np.eye(4, dtype=np.uint8)[..., None] * np.array([1, 2, 3], np.uint8)), "in colour"),
+        ("normal", png(np.zeros((4, 4), np.uint8)), "RGB"),
+        ("seg_coco", png(np.full((4, 4), 140, np.uint8)), "133"),
+        ("seg_ade", b"not a png", "cannot be read"),
+        ("seg_ade", bomb(), "exceeds limit"),
+        ("edge", png(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))[:2000], "cannot be read"),
+    ],
+    ids=["16-bit", "colour", "grey normals", "beyond the classes", "garbage", "bomb", "truncated"],
+)
+def test_unusable_maps_name_the_file(expert, data, message):
+    with pytest.raises(BadSample, match=f"x.png: .*{message}"):
+        label_files.decode(expert, data, "x.png")
+
+
+def test_ids_up_to_the_last_class_and_the_background_are_valid():
+    label_files.decode("seg_coco", png(np.array([[0, 132, 255]], np.uint8)))
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 1}', '{"300": 1}', '{"0": null}', '{"0": {}}', '{"0": 1e300}'])
+def test_malformed_detection_tables_name_the_file(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(BadSample, match=r"x\.json"):
+        label_files.read_classes(tmp_path / "x.json")
+
+
+def test_side_files_are_required_and_pickles_are_not_opened(tmp_path):
+    for expert in ("obj_detection", "ocr_detection"):
+        label_files.write(tmp_path, expert, "x.jpg", labels.blank(expert, 4, 4))
+    (tmp_path / "obj_detection/x.json").unlink()
+    with pytest.raises(BadSample, match=r"x\.json: missing"):
+        label_files.locate(tmp_path, ["obj_detection"], "x.jpg")
+    (tmp_path / "ocr_detection/x.npz").unlink()
+    with pytest.raises(BadSample, match=r"x\.npz: missing"):
+        label_files.locate(tmp_path, ["ocr_detection"], "x.jpg")
+    (tmp_path / "ocr_detection/x.pt").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(BadSample, match="pickled"):
+        label_files.locate(tmp_path, ["ocr_detection"], "x.jpg")
+    np.savez(tmp_path / "ocr_detection/x.npz", features=np.zeros((2, 3)), words=["a", "b"])
+    with pytest.raises(BadSample, match=r"x\.npz: not an \.npz"):
+        label_files.locate(tmp_path, ["ocr_detection"], "x.jpg")
+
+
+def test_the_official_json_of_instances_is_understood(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"0": 12, "3": 721}))
+    table = label_files.read_classes(tmp_path / "x.json")
+    assert (table[0], table[3], table[1]) == (12, 721, -1)
+
+
+def test_a_label_is_whole_with_its_side_file_and_its_end(tmp_path):
+    def whole(expert):
+        return label_files.is_whole(tmp_path, expert, "a.jpg")
+
+    assert not whole("depth")
+    png = label_files.write(tmp_path, "depth", "a.jpg", labels.blank("depth", 9, 9))
+    assert whole("depth")
+    png.write_bytes(png.read_bytes()[:-1])
+    assert not whole("depth")
+    png.write_bytes(b"x")
+    assert not whole("depth")
+    png.write_bytes(b"")
+    assert whole("depth")  # the empty map
+    png = label_files.write(tmp_path, "obj_detection", "a.jpg", labels.blank("obj_detection", 9, 9), classes=[1])
+    assert whole("obj_detection")
+    png.with_suffix(".json").unlink()
+    assert not whole("obj_detection")
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        label_files.write(tmp_path, "depth", "a.jpg", labels.blank("depth", 9, 9))
+    assert [path.name for path in tmp_path.rglob("*")] == ["depth"]
+
+
+def test_a_folder_tells_whose_labels_it_has_and_how_they_were_made(tmp_path):
+    for name in ("depth", "seg_coco"):
+        label_files.write(tmp_path, name, "a.jpg", labels.blank(name, 9, 9))
+    assert label_files.given(tmp_path) == {"depth": None, "seg_coco": None}
+    (tmp_path / label_files.RECORD).write_text('{"depth": "trained weights"}')
+    made_with = {"depth": "trained weights", "seg_coco": None}
+    assert label_files.given(tmp_path) == label_files.given(f"{tmp_path}/{{expert}}/{{dataset}}") == made_with
+    assert label_files.given(tmp_path / "nothing") == {}
+
+
+def test_what_goes_with_all_labels_lies_beside_the_experts(tmp_path):
+    template = f"{tmp_path}/{{expert}}/vqav2"
+    label_files.write(template, "depth", "a.jpg", np.zeros((4, 4, 1), np.uint8))
+    assert label_files.home(template) == tmp_path / "vqav2"
+    assert label_files.given(template) == {"depth": None}
+    (tmp_path / "vqav2").mkdir()
+    (tmp_path / "vqav2" / label_files.RECORD).write_text('{"depth": "trained weights"}')
+    assert label_files.given(template) == {"depth": "trained weights"}
+    assert label_files.home(tmp_path) == tmp_path
