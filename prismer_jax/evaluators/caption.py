@@ -7,9 +7,9 @@ from typing import Any
 
 from prismer_jax import decode
 from prismer_jax.errors import choose
-from prismer_jax.evaluators import jars
 from prismer_jax.evaluators.common import Record, TextEvaluator
-from prismer_jax.evaluators.scores import caption_metrics, caption_scores
+from prismer_jax.evaluators.scores import jars
+from prismer_jax.evaluators.scores.caption import caption_metrics, caption_scores
 from prismer_jax.pp.text import caption_said
 
 __all__ = ["CaptionEvaluator", "caption_metrics"]

@@ -10,7 +10,7 @@ from prismer_jax import evaluators, labels, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators import common
 from prismer_jax.evaluators.journal import Journal
-from prismer_jax.evaluators.scores import caption_metrics
+from prismer_jax.evaluators.scores.caption import caption_metrics
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "red", "green", "blue", "grey", "what", "where"]
 GREY = WORDS.index("grey")

@@ -10,8 +10,8 @@ import jax
 
 from prismer_jax import decode
 from prismer_jax.errors import UserError, choose
-from prismer_jax.evaluators.answers import accuracy, by_type
 from prismer_jax.evaluators.common import Record, TextEvaluator, local_rows, scan
+from prismer_jax.evaluators.scores.vqa import accuracy, by_type
 from prismer_jax.pp.text import answer_said, choice_tokens, read_choices
 
 

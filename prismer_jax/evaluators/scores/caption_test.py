@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators import scores
-from prismer_jax.evaluators.scores import caption_metrics
+from prismer_jax.evaluators.scores import caption, ptb
+from prismer_jax.evaluators.scores.caption import caption_metrics
 
 NAMES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")
 # Cases of (prediction, references), and what the pycocoevalcap package 1.2 prints for them in the order of NAMES.
@@ -92,8 +92,8 @@ def package_scores(predictions, references):
 
 
 def our_scores(predictions, references):
-    rouge, cider = scores.rouge_l(predictions, references), scores.cider_d(predictions, references)[0]
-    return [*scores.bleu(predictions, references), rouge, cider]
+    rouge, cider = caption.rouge_l(predictions, references), caption.cider_d(predictions, references)[0]
+    return [*caption.bleu(predictions, references), rouge, cider]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -104,8 +104,8 @@ def test_equals_the_scores_printed_by_pycocoevalcap(name):
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_equals_the_pycocoevalcap_package_on_random_token_strings(data):
-    caption = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12)
-    case = data.draw(st.lists(st.tuples(caption, st.lists(caption, min_size=1, max_size=4)), min_size=1, max_size=6))
+    tokens = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12)
+    case = data.draw(st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=4)), min_size=1, max_size=6))
     predictions, references = [p for p, _ in case], [r for _, r in case]
     assume(any(map(any, references)))  # the package crashes on a corpus whose references hold no word
     expected = package_scores(predictions, references)
@@ -116,7 +116,7 @@ def test_equals_the_pycocoevalcap_package_on_human_captions(shared):
     annotations = json.loads((shared / "data/captions/flickr8k_1k/captions_test.json").read_text())["annotations"]
     captions: dict[int, list[list[str]]] = {}
     for annotation in annotations:
-        captions.setdefault(annotation["image_id"], []).append(scores.ptb.tokenize(annotation["caption"]))
+        captions.setdefault(annotation["image_id"], []).append(ptb.tokenize(annotation["caption"]))
     case = [c[0] for c in captions.values()], [c[1:] for c in captions.values()]
     np.testing.assert_allclose(our_scores(*case), package_scores(*case), atol=1e-9)
 
@@ -124,18 +124,18 @@ def test_equals_the_pycocoevalcap_package_on_human_captions(shared):
 def test_bleu_by_hand():
     # 3 of 4 words and 1 of 3 word pairs match; closest reference length 5, so the penalty is exp(1 - 5/4).
     prediction, reference = ["a", "b", "x", "c"], ["a", "b", "c", "d", "e"]
-    values = scores.bleu([prediction], [[reference]])
+    values = caption.bleu([prediction], [[reference]])
     np.testing.assert_allclose(values[:2], np.exp(-0.25) * np.array([0.75, np.sqrt(0.75 / 3)]), rtol=1e-6)
 
 
 def test_rouge_takes_best_precision_and_best_recall_of_different_references():
-    value = scores.rouge_l([["a", "b"]], [[["a", "b", "c", "d"], ["b"]]])
+    value = caption.rouge_l([["a", "b"]], [[["a", "b", "c", "d"], ["b"]]])
     assert value == pytest.approx(1.0)  # precision 1 from the first, recall 1 from the second
 
 
 def test_cider_of_a_perfect_rare_caption_is_ten():
     captions = [["a", "b", "c", "d"], ["e", "f", "g", "h"]]
-    assert scores.cider_d(captions, [[c] for c in captions])[1] == pytest.approx([10.0, 10.0])
+    assert caption.cider_d(captions, [[c] for c in captions])[1] == pytest.approx([10.0, 10.0])
 
 
 def test_caption_metrics_splits_and_lowers_texts():

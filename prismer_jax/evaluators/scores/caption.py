@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators import ptb
-from prismer_jax.evaluators.jars import jar_score
-from prismer_jax.evaluators.results import check_ids
+from prismer_jax.evaluators.scores import ptb
+from prismer_jax.evaluators.scores.jars import jar_score
+from prismer_jax.evaluators.scores.result_files import check_ids
 
 Tokens = Sequence[str]
 ORDERS = 4  # n-grams of one to four words

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators.results import check_ids
+from prismer_jax.evaluators.scores.result_files import check_ids
 
 ANNOTATORS = 10
 ENOUGH = 3  # an answer that three annotators gave is fully right

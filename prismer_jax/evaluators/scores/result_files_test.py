@@ -5,10 +5,10 @@ import pytest
 
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators import evaluators_test as toy
-from prismer_jax.evaluators import jars
-from prismer_jax.evaluators.answers import vqa_metrics
-from prismer_jax.evaluators.results import read_results
-from prismer_jax.evaluators.scores import caption_metrics
+from prismer_jax.evaluators.scores import jars
+from prismer_jax.evaluators.scores.caption import caption_metrics
+from prismer_jax.evaluators.scores.result_files import read_results
+from prismer_jax.evaluators.scores.vqa import vqa_metrics
 
 
 def write(path, content):
