@@ -4,7 +4,7 @@ import pytest
 
 from prismer_jax import labels
 from prismer_jax.errors import UserError, run_main
-from prismer_jax.experts import ocr
+from prismer_jax.experts.ocr import expert as ocr
 from prismer_jax.files.published import Facts, HubFile, Unreachable, WebFile
 from prismer_jax.models.prismer import VARIANTS
 from prismer_jax.weights import label_tables

@@ -30,7 +30,7 @@ RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("expert_objdet*", detection.detection),
     ("objdet_labels", detection.instances),
     ("expert_seg*", segmentation.segmentation),
-    ("expert_ocr_post", ocr.reading),
+    ("expert_ocr_post", ocr.words),
     ("expert_ocr*", ocr.network),
     ("clip_text", ocr.text),
     ("prismer*_train", prismer.prismer_train),

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from prismer_jax.experts import boxes, cascade, roi_align, rpn
-from prismer_jax.experts.detection import Detection
+from prismer_jax.experts.detection import Detection, boxes, cascade, roi_align, rpn
+from prismer_jax.experts.detection.instances import instance_map
 from prismer_jax.experts.fitted import padded
-from prismer_jax.experts.instances import instance_map
 from prismer_jax.weights import rules
 from tools.parity.case import Case, Check, Mismatch, Outputs
 

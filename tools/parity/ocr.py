@@ -9,8 +9,9 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax import tree
-from prismer_jax.experts import clip_text, hourglass, ocr, ocr_words
-from prismer_jax.experts.lexicon import Lexicon
+from prismer_jax.experts.ocr import clip_text, hourglass, reading
+from prismer_jax.experts.ocr import expert as ocr
+from prismer_jax.experts.ocr.lexicon import Lexicon
 from prismer_jax.weights import label_tables, rules
 from tools.parity.case import Case, Outputs, fill
 
@@ -62,28 +63,28 @@ def _nchw(x: jax.Array) -> jax.Array:
     return rearrange(x, "b h w c -> b c h w")
 
 
-def reading(case: Case) -> Outputs:
+def words(case: Case) -> Outputs:
     """Words of drawn maps."""
     maps = {"word_score": case["pred_word_fg"], "char_score": case["pred_char_fg"]}
     maps |= {"word_angle": case["pred_word_orient"], "char_class": np.moveaxis(case["pred_char_cls"], 0, -1)}
     maps |= {f"{kind}_sides": np.moveaxis(case[f"pred_{kind}_tblr"], 0, -1) for kind in ("word", "char")}
     width, height = case["original_wh"].tolist()
-    words, characters = ocr_words.find(maps, (height, width))
+    words, characters = reading.find(maps, (height, width))
     for name, boxes in (("word", words), ("char", characters)):
         corners = rearrange(boxes.corners, "n k c -> n (k c)")
         yield f"tap/{name}_bboxes_after_nms", np.concatenate([corners, boxes.scores[:, None]], 1)
     yield "tap/char_class", characters.classes.argmax(1)
     yield "tap/char_class_score", characters.classes.max(1)
-    spelt = ocr_words.spell(words, characters)
+    spelt = reading.spell(words, characters)
     yield "tap/text_before_filter", np.array([word.text for word in spelt])
     yield "tap/text_score_before_filter", np.array([word.text_score for word in spelt])
     lexicon = Lexicon.read(ocr.find(case.folder.parent.parent / "data" / "ocr", ocr.LEXICON))
-    kept = ocr_words.words_of(maps, (height, width), lexicon)
+    kept = reading.words_of(maps, (height, width), lexicon)
     yield "out/word_bbox", np.stack([word.box.reshape(-1) for word in kept])
     yield "out/word_bbox_score", np.array([word.score for word in kept])
     yield "out/text", np.array([word.text for word in kept])
     yield "out/text_score", np.array([word.text_score for word in kept])
-    ids, texts = ocr_words.label_map(kept, (height, width))
+    ids, texts = reading.label_map(kept, (height, width))
     yield "out/mask", ids[..., 0]
     yield "out/labels", np.array(texts)
 

@@ -11,8 +11,9 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.experts import fitted, mask2former
-from prismer_jax.experts.segmentation import SegAde, SegCoco, Segmentation, strips
+from prismer_jax.experts import fitted
+from prismer_jax.experts.segmentation import mask2former
+from prismer_jax.experts.segmentation.expert import SegAde, SegCoco, Segmentation, strips
 from prismer_jax.weights import rules
 from tools.parity.case import Case, Check, Mismatch, Outputs
 

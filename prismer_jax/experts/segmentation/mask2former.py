@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from prismer_jax.experts import fitted, mask_decoder, pixel_decoder, swin
+from prismer_jax.experts import fitted
+from prismer_jax.experts.segmentation import mask_decoder, pixel_decoder, swin
 from prismer_jax.typing import Array, Float, Int, Shaped, typed
 from prismer_jax.weights import rows, rules
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prismer_jax.errors import UserError
-from prismer_jax.experts.lexicon import REACH, Lexicon
+from prismer_jax.experts.ocr.lexicon import REACH, Lexicon
 
 
 def distance(a, b):

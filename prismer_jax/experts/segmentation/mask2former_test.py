@@ -8,8 +8,7 @@ import pytest
 
 from prismer_jax import tree
 from prismer_jax.errors import UserError
-from prismer_jax.experts import mask2former, mask_decoder, pixel_decoder
-from prismer_jax.experts.segmentation import SegAde, SegCoco
+from prismer_jax.experts.segmentation import SegAde, SegCoco, mask2former, mask_decoder, pixel_decoder
 from prismer_jax.weights import rules
 from tools import parity
 from tools.parity import segmentation as runner

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax.experts import boxes
+from prismer_jax.experts.detection import boxes
 
 
 def random_boxes(rng, *shape):

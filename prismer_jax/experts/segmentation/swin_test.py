@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax.experts import swin
+from prismer_jax.experts.segmentation import swin
 
 
 def test_index_says_how_far_pixels_are_apart():

@@ -1,6 +1,6 @@
 import numpy as np
 
-from prismer_jax.experts.panoptic import Segment, confident, panoptic
+from prismer_jax.experts.segmentation.panoptic import Segment, confident, panoptic
 
 THING, STUFF, OTHER_STUFF, NOTHING = 0, 1, 2, 3
 

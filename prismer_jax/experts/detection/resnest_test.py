@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax.experts import fpn, resnest
+from prismer_jax.experts.detection import fpn, resnest
 
 
 def test_branches_are_a_grouped_convolution_and_their_weights_add_up_to_one():

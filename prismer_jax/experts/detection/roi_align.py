@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from prismer_jax.experts import boxes, fpn
+from prismer_jax.experts.detection import boxes, fpn
 from prismer_jax.typing import Array, Float, Int, typed
 
 BINS = 7  # on a side of the result

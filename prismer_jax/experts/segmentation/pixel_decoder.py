@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.experts.deformable_attention import DeformableAttention, Sizes
+from prismer_jax.experts.segmentation.deformable_attention import DeformableAttention, Sizes
 from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, typed
 from prismer_jax.weights import rows

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax.experts import rpn
+from prismer_jax.experts.detection import rpn
 
 
 def test_anchors_stand_on_corners_by_size_then_by_ratio():

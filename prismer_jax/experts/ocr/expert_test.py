@@ -7,9 +7,10 @@ import pytest
 
 from prismer_jax import label_files, labels, tree
 from prismer_jax.errors import UserError
-from prismer_jax.experts import ocr, weights
+from prismer_jax.experts import weights
 from prismer_jax.experts.expert import Label
-from prismer_jax.experts.ocr_words import CHARACTERS
+from prismer_jax.experts.ocr import expert as ocr
+from prismer_jax.experts.ocr.reading import CHARACTERS
 from prismer_jax.weights import rules, write
 from tools import download
 

@@ -28,9 +28,9 @@ from flax import linen as nn
 
 from prismer_jax import labels
 from prismer_jax.errors import UserError
-from prismer_jax.experts import clip_text, hourglass, ocr_words
 from prismer_jax.experts.expert import Label, SquareExpert
-from prismer_jax.experts.lexicon import Lexicon
+from prismer_jax.experts.ocr import clip_text, hourglass, reading
+from prismer_jax.experts.ocr.lexicon import Lexicon
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
 from prismer_jax.weights import label_tables, rules, safe
 from prismer_jax.weights.rules import Rule
@@ -154,7 +154,7 @@ class OcrDetection(SquareExpert):
 
     def finish(self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]) -> Label:
         """As the base class, with stand-ins for the words' features: those that mean something are `complete`'s."""
-        ids, words = ocr_words.label_map(ocr_words.words_of(output, size, self.lexicon), size)
+        ids, words = reading.label_map(reading.words_of(output, size, self.lexicon), size)
         return Label(ids, features=labels.class_vectors(words), words=words)
 
     def complete(self, variables: Any, label: Label) -> Label:
@@ -171,7 +171,7 @@ class OcrDetection(SquareExpert):
 
 @typed
 def scores(maps: Mapping[str, Float[Array, "b h w _"]]) -> dict[str, Float[Array, "b h w *c"]]:
-    """CharNet's maps with probabilities in place of logits: what `ocr_words` reads, with a batch axis."""
+    """CharNet's maps with probabilities in place of logits: what `reading` takes, with a batch axis."""
     found = {name: maps[name] for name in ("word_sides", "char_sides")}
     found |= {name: jax.nn.softmax(maps[name])[..., 1] for name in ("word_score", "char_score")}
     return {**found, "word_angle": maps["word_angle"][..., 0], "char_class": jax.nn.softmax(maps["char_class"])}

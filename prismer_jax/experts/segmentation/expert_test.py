@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from prismer_jax import sharding
-from prismer_jax.experts import EXPERTS, mask2former, segmentation
-from prismer_jax.experts.panoptic import Segment
-from prismer_jax.experts.segmentation import SegAde, SegCoco
+from prismer_jax.experts import EXPERTS
+from prismer_jax.experts.segmentation import SegAde, SegCoco, mask2former
+from prismer_jax.experts.segmentation import expert as segmentation
+from prismer_jax.experts.segmentation.panoptic import Segment
 
 TINY = {
     "backbone": {"width": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 4},

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.experts import clip_text
-from prismer_jax.experts.clip_text import END, START, ClipText, Tokenizer, WordFeatures
-from prismer_jax.experts.ocr_words import CHARACTERS
+from prismer_jax.experts.ocr import clip_text
+from prismer_jax.experts.ocr.clip_text import END, START, ClipText, Tokenizer, WordFeatures
+from prismer_jax.experts.ocr.reading import CHARACTERS
 from prismer_jax.weights import rules
 
 TINY = ClipText(width=16, layers=2, heads=2, features=12)

@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import BadSample
-from prismer_jax.experts import cascade, layers
+from prismer_jax.experts import layers
+from prismer_jax.experts.detection import cascade
+from prismer_jax.experts.detection.instances import instance_map
 from prismer_jax.experts.expert import Label
 from prismer_jax.experts.fitted import FittedExpert, fit
-from prismer_jax.experts.instances import instance_map
 from prismer_jax.weights import rows, rules
 from prismer_jax.weights.rules import Rule
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prismer_jax.experts import quads
-from prismer_jax.experts.hourglass import STRIDE
-from prismer_jax.experts.lexicon import Lexicon
+from prismer_jax.experts.ocr import quads
+from prismer_jax.experts.ocr.hourglass import STRIDE
+from prismer_jax.experts.ocr.lexicon import Lexicon
 from prismer_jax.labels import BACKGROUND
 from prismer_jax.typing import UInt8, typed
 

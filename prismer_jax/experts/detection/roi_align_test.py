@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax.experts import roi_align
+from prismer_jax.experts.detection import roi_align
 
 SIZES = ((24, 40), (12, 20), (6, 10))  # p3, p4, p5 of an image of 192 x 320 pixels
 

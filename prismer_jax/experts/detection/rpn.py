@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from prismer_jax.experts import boxes, fpn
+from prismer_jax.experts.detection import boxes, fpn
 from prismer_jax.typing import Array, Float, Int, typed
 
 SIDES = 4  # strides that the smallest anchor's side measures

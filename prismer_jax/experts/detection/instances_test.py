@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prismer_jax.experts.instances import MOST, instance_map
+from prismer_jax.experts.detection.instances import MOST, instance_map
 
 FLAT = np.full((20, 30), 100, np.uint8)
 

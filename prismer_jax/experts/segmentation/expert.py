@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax.experts import mask2former
 from prismer_jax.experts.expert import Label
 from prismer_jax.experts.fitted import FittedExpert
-from prismer_jax.experts.panoptic import Panoptic, confident, panoptic
+from prismer_jax.experts.segmentation import mask2former
+from prismer_jax.experts.segmentation.panoptic import Panoptic, confident, panoptic
 from prismer_jax.labels import EXPERTS
 from prismer_jax.typing import Float, UInt8, typed
 

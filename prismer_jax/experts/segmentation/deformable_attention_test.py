@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from prismer_jax.experts.deformable_attention import DeformableAttention, deformable_attention
+from prismer_jax.experts.segmentation.deformable_attention import DeformableAttention, deformable_attention
 
 SIZES = ((2, 3), (5, 4), (1, 1))
 BATCH, QUERIES, HEADS, POINTS, DEPTH = 2, 4, 3, 2, 5

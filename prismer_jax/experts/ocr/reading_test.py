@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from prismer_jax.experts import ocr_words
-from prismer_jax.experts.lexicon import Lexicon
-from prismer_jax.experts.ocr_words import CHARACTERS, Word
+from prismer_jax.experts.ocr import reading
+from prismer_jax.experts.ocr.lexicon import Lexicon
+from prismer_jax.experts.ocr.reading import CHARACTERS, Word
 
 GRID = 40
 SIZE = (160, 160)  # of the photo: 4 pixels a cell, in both directions
@@ -42,7 +42,7 @@ def test_words_are_read_from_the_surest_on():
     maps = blank()
     write(maps, "CAR", 2, 3, score=0.8)
     write(maps, "A-1", 20, 25, score=0.9)
-    found = ocr_words.words_of(maps, SIZE, Lexicon())
+    found = reading.words_of(maps, SIZE, Lexicon())
     assert texts(found) == ["A-1", "CAR"]
     np.testing.assert_array_equal(found[1].box, [[8, 12], [52, 12], [52, 36], [8, 36]])
     assert found[1].score == np.float32(0.8)
@@ -52,13 +52,13 @@ def test_words_are_read_from_the_surest_on():
 def test_boxes_have_the_photos_proportions_and_end_at_its_border():
     maps = blank()
     write(maps, "CAR", 29, 3)
-    (word,) = ocr_words.words_of(maps, (80, 320), Lexicon())
+    (word,) = reading.words_of(maps, (80, 320), Lexicon())
     np.testing.assert_array_equal(word.box, [[232, 6], [319, 6], [319, 18], [232, 18]])
 
 
 def test_no_word_is_an_empty_map():
-    assert ocr_words.words_of(blank(), SIZE, Lexicon(["CAR"])) == []
-    ids, words = ocr_words.label_map([], (3, 5))
+    assert reading.words_of(blank(), SIZE, Lexicon(["CAR"])) == []
+    ids, words = reading.label_map([], (3, 5))
     assert ids.shape == (3, 5, 1)
     assert (ids == 255).all()
     assert words == []
@@ -68,36 +68,36 @@ def test_a_word_without_characters_and_characters_without_a_word_are_dropped():
     maps = blank()
     put(maps, "word", 2, 2, 12, 8, 0.9)
     put(maps, "char", 20, 20, 23, 25, 0.9)
-    words, characters = ocr_words.find(maps, SIZE)
+    words, characters = reading.find(maps, SIZE)
     assert len(words.scores) == 1
     assert len(characters.scores) == 0
-    assert ocr_words.spell(words, characters) == []
+    assert reading.spell(words, characters) == []
 
 
 def test_one_cell_alone_is_noise():
     maps = blank()
     put(maps, "word", 5, 5, 5, 5, 0.9)
     maps["word_sides"][5, 5] = 4
-    assert ocr_words.words_of(maps, SIZE, Lexicon()) == []
+    assert reading.words_of(maps, SIZE, Lexicon()) == []
 
 
 def boxes(corners, classes=None):
     corners = np.array([[[x, y], [r, y], [r, b], [x, b]] for x, y, r, b in corners], np.float32)
     classes = np.eye(68, dtype=np.float32)[classes] if classes else np.empty((len(corners), 0), np.float32)
-    return ocr_words.Boxes(corners, np.linspace(0.9, 0.8, len(corners), dtype=np.float32), classes)
+    return reading.Boxes(corners, np.linspace(0.9, 0.8, len(corners), dtype=np.float32), classes)
 
 
 def test_a_character_belongs_to_the_word_it_overlaps_with_most_and_to_the_first_of_equal_ones():
     words = boxes([(0, 0, 10, 10), (8, 0, 18, 10), (0, 30, 10, 40), (0, 30, 10, 40)])
     characters = boxes([(7, 2, 12, 8), (2, 2, 5, 8), (2, 32, 4, 38), (30, 0, 33, 5)], [0, 1, 2, 3])
-    assert texts(ocr_words.spell(words, characters)) == ["B", "A", "C"]
+    assert texts(reading.spell(words, characters)) == ["B", "A", "C"]
 
 
 def test_characters_at_the_same_place_keep_their_order():
     words = boxes([(0, 0, 100, 10)])
     places = [(50, 2, 60, 8)] * 20 + [(10, 2, 20, 8)]
     characters = boxes(places, list(range(21)))
-    assert texts(ocr_words.spell(words, characters)) == ["U" + CHARACTERS[:20]]
+    assert texts(reading.spell(words, characters)) == ["U" + CHARACTERS[:20]]
 
 
 LEXICON = Lexicon(["AB", "OPEN", "COFFEE"])
@@ -121,13 +121,13 @@ LEXICON = Lexicon(["AB", "OPEN", "COFFEE"])
     ],
 )
 def test_doubtful_words_are_those_of_the_lexicon_or_none(text, score, expected):
-    checked = ocr_words.check(Word(np.zeros((4, 2)), np.float32(0.9), text, score), LEXICON)
+    checked = reading.check(Word(np.zeros((4, 2)), np.float32(0.9), text, score), LEXICON)
     assert (checked and checked.text) == expected
 
 
 def test_without_a_lexicon_only_sure_words_are_kept():
     for text, score, kept in (("COFFEE", 0.97, False), ("COFFEE", 0.98, True), ("2023", 0.9, True)):
-        checked = ocr_words.check(Word(np.zeros((4, 2)), np.float32(0.9), text, score), Lexicon())
+        checked = reading.check(Word(np.zeros((4, 2)), np.float32(0.9), text, score), Lexicon())
         assert (checked is not None) == kept
 
 
@@ -137,7 +137,7 @@ def word(text, x, y, w=6, h=4):
 
 
 def test_surer_words_cover_others_and_ids_name_the_words():
-    ids, words = ocr_words.label_map([word("SURE", 0, 0), word("LESS", 4, 0)], (8, 16))
+    ids, words = reading.label_map([word("SURE", 0, 0), word("LESS", 4, 0)], (8, 16))
     assert words == ["less", "sure"]
     assert ids[2, 3, 0] == ids[2, 6, 0] == 1
     assert ids[2, 7, 0] == 0
@@ -146,7 +146,7 @@ def test_surer_words_cover_others_and_ids_name_the_words():
 
 def test_of_more_than_255_words_the_surest_have_ids():
     many = [word(str(i), 8 * (i % 20), 6 * (i // 20)) for i in range(300)]
-    ids, words = ocr_words.label_map(many, (100, 170))
+    ids, words = reading.label_map(many, (100, 170))
     assert len(words) == 255
     assert words[0] == "254"
     assert words[254] == "0"

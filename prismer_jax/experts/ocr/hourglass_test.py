@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prismer_jax import tree
-from prismer_jax.experts import hourglass
+from prismer_jax.experts.ocr import hourglass
 from prismer_jax.weights import rules
 
 TINY = hourglass.CharNet(stacks=1, channels=(4, 8))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.experts.pixel_decoder import resize, sine_positions
+from prismer_jax.experts.segmentation.pixel_decoder import resize, sine_positions
 from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Bool, Float, typed
 from prismer_jax.weights import rows

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from prismer_jax.experts import quads
+from prismer_jax.experts.ocr import quads
 
 UNIT = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
 
