@@ -19,6 +19,9 @@ FLOORS = [
     {"labelling"},
     {"train", "evaluate", "caption", "assembly", "results", "compare"},
 ]
+# A manifest is written with the features of its records, which are a part of the module that reads both; where the
+# schema of records has a module of its own, this goes.
+CIRCLES = {"prismer_jax.shards.manifest": "prismer_jax.shards.records"}
 WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "files", "metrics", "pp", "shards", "datasets"]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_test.py") and p != PACKAGE / "__init__.py")
 
@@ -71,12 +74,45 @@ def test_no_rooms_import_each_other_in_a_circle():
     for path in MODULES:
         own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         imports.setdefault(own, set()).update(imported_rooms(path) - {own})
+    refuse_circles(imports)
+
+
+def module_name(path: pathlib.Path) -> str:
+    """Returns the dotted name by which a file of the package is imported."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: pathlib.Path, names: set[str]) -> set[str]:
+    """Returns those of the modules `names` that a file imports, lazily too, or takes something from."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            of_package = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= of_package & names
+            if of_package - names:
+                modules.add(node.module)
+    return modules & names
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Neither between rooms nor within one. That Python also imports the package of a module does not count."""
+    paths = {module_name(path): path for path in MODULES}
+    imports = {name: imported_modules(path, set(paths)) - {name} for name, path in paths.items()}
+    assert len(imports["prismer_jax.train"]) > 10
+    for name, other in CIRCLES.items():
+        assert other in imports[name], f"{name} no longer imports {other}: remove it from CIRCLES"
+        imports[name].remove(other)
+    refuse_circles(imports)
+
+
+def refuse_circles(imports: dict[str, set[str]]) -> None:
     try:
         graphlib.TopologicalSorter(imports).prepare()
     except graphlib.CycleError as error:
-        pytest.fail(
-            f"These rooms import each other: {' <- '.join(error.args[1])}. Move what both need to a lower floor."
-        )
+        pytest.fail(f"These import each other: {' <- '.join(error.args[1])}. Move what both need to a lower floor.")
 
 
 def test_tools_are_commands():

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from prismer_jax.datasets.scenes import VERSION, Settings
 from prismer_jax.datasets.scenes import workers as scenes_workers
+from prismer_jax.datasets.scenes.generator import VERSION, Settings
 from prismer_jax.errors import UserError
 from prismer_jax.labels import PAPER
 from prismer_jax.shards import records

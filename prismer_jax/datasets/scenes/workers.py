@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 
-from prismer_jax.datasets.scenes import Settings, example
+from prismer_jax.datasets.scenes.generator import Settings, example
 from prismer_jax.files.workers import cores
 
 _WORKER = "from prismer_jax.datasets.scenes import workers; workers.work()"
