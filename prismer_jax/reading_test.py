@@ -1,0 +1,69 @@
+"""What a reader pays: the lines behind one run, the length of functions, the number of modules in a folder."""
+
+import ast
+import collections
+
+import pytest
+
+from prismer_jax.floors_test import PACKAGE, imported_modules, module_name
+from prismer_jax.testing import ROOT
+
+FOLDERS = ("prismer_jax", "configs", "transfers", "tools")
+FILES = sorted(
+    path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if not path.name.endswith("_test.py")
+)
+# Rooms that a reader of a run can leave out: what makes the scenes, the report, the scores and the record files.
+ASIDE = ("datasets.scenes", "report", "evaluators.scores", "shards")
+LONGEST = 100  # lines of a function
+EXEMPT = {("prismer_jax/train.py", "train_on")}  # the one loop, which reads from top to bottom as a script
+MOST = 22  # modules in a folder
+
+
+def lines_behind(*programs: str) -> dict[str, int]:
+    """Returns {module: lines} of all modules of the repository that the programs import, directly or not."""
+    paths = {module_name(path): path for path in FILES}
+    todo, lines = list(programs), {}
+    while todo:
+        name = todo.pop()
+        if name in lines or name not in paths:
+            continue
+        lines[name] = len(paths[name].read_text().splitlines())
+        todo += [name.rpartition(".")[0], *imported_modules(paths[name], set(paths))]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("left_out", "limit"),
+    [
+        ((), 11_700),  # the goal is 9,000
+        (ASIDE, 7_700),  # the goal is 6,000
+    ],
+)
+def test_a_run_of_the_quickstart_is_read_in_few_lines(left_out, limit):
+    """The limits are the measured numbers, rounded up to hundreds; a change that shortens the reading lowers them."""
+    lines = lines_behind("prismer_jax.train", "configs.quickstart")
+    for room in left_out:
+        inside = [name for name in lines if f"{name}.".startswith(f"prismer_jax.{room}.")]
+        assert inside, f"{room} is left out, but a run does not read it"
+        for name in inside:
+            del lines[name]
+    total = sum(lines.values())
+    print(f"\nconfigs/quickstart.py without {', '.join(left_out) or 'nothing'}: {total} lines in {len(lines)} files")
+    assert total <= limit
+
+
+def test_functions_are_short():
+    long = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                if length > LONGEST and (str(path.relative_to(ROOT)), node.name) not in EXEMPT:
+                    long[f"{path.relative_to(ROOT)}:{node.name}"] = length
+    assert long == {}
+
+
+def test_folders_hold_few_modules():
+    modules = collections.Counter(str(path.parent.relative_to(ROOT)) for path in FILES)
+    assert modules[PACKAGE.name] > 10
+    assert {folder: number for folder, number in modules.items() if number > MOST} == {}
