@@ -18,7 +18,7 @@ class BadSample(UserError):
     """One sample cannot be used (unreadable image, label map of another size, empty caption ...).
 
     In training the loader counts it and takes another sample in its place; where data are prepared it is left out and
-    counted under its reason (datasets/dropped.py); elsewhere it is a UserError like any other.
+    counted under its reason (files/dropped.py); elsewhere it is a UserError like any other.
 
     Args:
       message: as of a UserError.

@@ -47,7 +47,7 @@ class Expert:
 
     @property
     def key(self) -> str:
-        """Where the map stands in an example or a batch."""
+        """The key of the map in an example or a batch."""
         return f"labels/{self.name}"
 
 
@@ -65,7 +65,7 @@ PAPER = ("depth", "normal", "edge", "seg_coco", "obj_detection", "ocr_detection"
 
 
 def select(spec: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of experts, in the table's order, from 'all' (the paper's six), 'none', 'depth+edge' or a sequence.
+    """Returns names of experts, in the table's order, from 'all' (the paper's six), 'none', 'depth+edge' or a sequence.
 
     Raises:
       UserError: a name is unknown.
@@ -81,7 +81,7 @@ def select(spec: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def class_vectors(names: Sequence[str], dim: int = FEATURES) -> np.ndarray:
-    """Fixed random vectors [len(names), dim] of unit variance: a function of each name alone.
+    """Returns fixed random vectors [len(names), dim] of unit variance; each is a function of its name alone.
 
     They stand in for the official tables of CLIP features where a data set has its own classes: a name has the same
     vector whatever its id, so models trained on different class lists agree.
@@ -92,21 +92,21 @@ def class_vectors(names: Sequence[str], dim: int = FEATURES) -> np.ndarray:
 
 
 def background_vector(dim: int = FEATURES) -> np.ndarray:
-    """The vector [dim] of BACKGROUND beside `class_vectors`."""
+    """Returns the vector [dim] of BACKGROUND that goes with `class_vectors`."""
     return class_vectors(["<background>"], dim)[0]
 
 
 def blank(expert: str, height: int, width: int) -> np.ndarray:
-    """The empty label map uint8 [height, width, channels]: what a missing label stands for."""
+    """Returns the empty label map uint8 [height, width, channels], which stands in for a missing label."""
     row = choose("expert", expert, EXPERTS)
     return np.full((height, width, row.channels), row.fill, np.uint8)
 
 
 def no_classes() -> np.ndarray:
-    """The empty table int32 [256] of `labels/obj_detection_classes`: no instance has a class."""
+    """Returns the empty table int32 [256] of `labels/obj_detection_classes`: no instance has a class."""
     return np.full(MAX_IDS, -1, np.int32)
 
 
 def no_words() -> np.ndarray:
-    """The empty table float16 [256, 64] of `labels/ocr_detection_features`."""
+    """Returns the empty table float16 [256, 64] of `labels/ocr_detection_features`."""
     return np.zeros((MAX_IDS, FEATURES), np.float16)

@@ -124,7 +124,7 @@ def plan(items: Sequence[Item], folder: pathlib.Path) -> None:
     for item in items:
         target = folder / item.target
         try:
-            size = item.source.known.size or item.source.facts().size
+            size = item.source.stated.size or item.source.facts().size
             shown = "unknown" if size is None else _bytes(size)
         except Unreachable:
             size, shown = None, "unknown offline"
@@ -164,15 +164,15 @@ def fetch(items: Sequence[Item], folder: pathlib.Path) -> None:
 
 
 def _compare(item: Item, target: pathlib.Path) -> None:
-    facts, known = item.source.known, "compared with its checksum"
+    facts, check = item.source.stated, "compared with its checksum"
     if facts == Facts():
         try:
             facts = item.source.facts()
         except Unreachable:
-            known = "not compared, as the hub does not answer"
+            check = "not compared, as the hub does not answer"
     if problem := facts.problem(target):
         raise UserError(f"{target}: is not the published file: it {problem}. Delete it and run the same again.")
-    print(f"{target}: there already, {known}.")
+    print(f"{target}: there already, {check}.")
 
 
 def _bytes(size: int) -> str:

@@ -16,7 +16,7 @@ ONE = "pytorch_model.bin"
 class Offline:
     """A source that never answers."""
 
-    address, known = "hub:some/file", Facts()
+    address, stated = "hub:some/file", Facts()
 
     def facts(self):
         raise Unreachable("no network")
@@ -26,7 +26,7 @@ class Offline:
 
 
 class Known(Offline):
-    known = Facts(5, sha256=hashlib.sha256(b"right").hexdigest())
+    stated = Facts(5, sha256=hashlib.sha256(b"right").hexdigest())
 
 
 class Online(Offline):

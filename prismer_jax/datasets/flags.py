@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(args: argparse.Namespace) -> Any:
-    """The source of task 'all' (one item a photo, see datasets/lists.py) that the flags name.
+    """Opens the photos that the flags name, as a source of task 'all': one item a photo, see datasets/lists.py.
 
     Raises:
       UserError: none or several of the kinds are given, a flag does not go with the kind, or the source cannot be read.

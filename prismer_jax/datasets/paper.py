@@ -72,9 +72,9 @@ PRETRAINING = ("cc12m", "cc3m_sgu", "coco", "vg")
 
 
 def find(data: str, name: str, experts: str | Sequence[str] = "all") -> dict[str, Any]:
-    """The section {name, path ...} of a config that loads a set of DATA, whichever form it has there.
+    """Returns the section {name, path ...} of a config that loads a set of DATA, whichever form it has there.
 
-    What is not there at all is named as a list would be: loading it says which file is missing.
+    A set that is not there at all is named as a list would be: loading it says which file is missing.
 
     Raises:
       UserError: an unknown set, or photos without the labels of any of the experts.
@@ -83,24 +83,24 @@ def find(data: str, name: str, experts: str | Sequence[str] = "all") -> dict[str
     root = pathlib.Path(data).expanduser()
     if "://" in data or (root / name / "manifest.json").exists():
         return {"name": "records", "path": f"{data}/{name}", "task": row.task}
-    found = labels_of(data, row.photos, experts, needed=is_there(data, name))
+    extra = labels_of(data, row.photos, experts, needed=is_there(data, name))
     if row.list is None:
         if any((root / row.photos).glob("*.tar")):
-            return {"name": "tars", "path": f"{data}/{row.photos}", **found}
-        return {"name": "lists", "images": f"{data}/{row.photos}", "task": row.task, **found}
+            return {"name": "tars", "path": f"{data}/{row.photos}", **extra}
+        return {"name": "lists", "images": f"{data}/{row.photos}", "task": row.task, **extra}
     if row.answers is not None:
-        found["annotations"] = f"{data}/{row.answers}"
+        extra["annotations"] = f"{data}/{row.answers}"
     return {
         "name": "lists",
         "path": f"{data}/{row.list}",
         "images": f"{data}/{row.photos}",
         "task": row.task,
-        **found,
+        **extra,
     }
 
 
 def labels_of(data: str, photos: str, experts: str | Sequence[str], needed: bool = True) -> dict[str, Any]:
-    """{'labels': where those of a folder of photos lie}, or nothing where no experts are wanted.
+    """Returns {'labels': where those of a folder of photos lie}, or {} where `experts` names none.
 
     Raises:
       UserError: none of the experts has labels there, though they are needed.
@@ -122,13 +122,13 @@ def labels_of(data: str, photos: str, experts: str | Sequence[str], needed: bool
 
 
 def is_there(data: str, name: str) -> bool:
-    """Whether DATA holds this set in any form; of a remote folder it is believed."""
+    """Returns whether DATA holds this set in any form; a remote folder is taken to hold every set."""
     row, root = choose("data set of the paper", name, SETS), pathlib.Path(data).expanduser()
     return "://" in data or (root / name / "manifest.json").exists() or (root / (row.list or row.photos)).exists()
 
 
 def choose_sets(data: str, names: str) -> list[str]:
-    """The sets of 'coco+vg'.
+    """Returns the names of the sets in 'coco+vg'.
 
     Raises:
       UserError: an unknown one, or DATA has some of them and lacks others.

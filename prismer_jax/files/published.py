@@ -1,8 +1,8 @@
-"""Where published files come from: repositories of the Hugging Face Hub, and plain addresses.
+"""Published files that are fetched: from repositories of the Hugging Face Hub, and from plain addresses.
 
-A source says what is known of its file (`known`), asks for more (`facts`), and fetches it (`fetch`) so that the file
-appears when it is whole and has the checksum that it should have, going on where an earlier try stopped, in whichever
-process that was.
+HubFile and WebFile state what is certain of a file without a network (`stated`), ask for more (`facts`), and fetch it
+(`fetch`). A file appears when it is whole and has the checksum that it should have; fetching goes on where an earlier
+try stopped, in whichever process that was.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TIMEOUT = 30  # seconds without an answer
 
 
 class Unreachable(Exception):
-    """No answer: no network, or none to that place."""
+    """A server does not answer: there is no network, or none to that place."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Facts:
         if self.size is not None and size != self.size:
             return f"has {size} bytes instead of {self.size}"
         for name, expected, start in (("sha256", self.sha256, b""), ("sha1", self.git_sha1, b"blob %d\0" % size)):
-            if expected is not None and (found := _digest(path, name, start)) != expected:
-                return f"has the checksum {found} instead of {expected}"
+            if expected is not None and (digest := _digest(path, name, start)) != expected:
+                return f"has the checksum {digest} instead of {expected}"
         return None
 
 
@@ -60,7 +60,7 @@ class HubFile:
     repository: str
     path: str
 
-    known = Facts()
+    stated = Facts()
 
     @property
     def address(self) -> str:
@@ -73,13 +73,13 @@ class HubFile:
           Unreachable: no answer.
           UserError: there is no such file, or it is not public.
         """
-        found = self._ask(lambda hub: hub.get_hf_file_metadata(self.address))
-        etag = found.etag or ""
+        metadata = self._ask(lambda hub: hub.get_hf_file_metadata(self.address))
+        etag = metadata.etag or ""
         return Facts(
-            size=found.size,
+            size=metadata.size,
             sha256=etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None,
             git_sha1=etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None,
-            commit=found.commit_hash,
+            commit=metadata.commit_hash,
         )
 
     def fetch(self, target: pathlib.Path) -> None:
@@ -130,7 +130,7 @@ class WebFile:
     size: int | None = None
 
     @property
-    def known(self) -> Facts:
+    def stated(self) -> Facts:
         return Facts(self.size, self.sha256)
 
     def facts(self) -> Facts:
@@ -141,18 +141,18 @@ class WebFile:
           UserError: there is no such file.
         """
         if self.size is not None:
-            return self.known
+            return self.stated
         with _open(self.address, method="HEAD") as answer:
             length = answer.headers.get("Content-Length")
         return Facts(None if length is None else int(length), self.sha256)
 
     def fetch(self, target: pathlib.Path) -> None:
         """Fetches it; raises as `facts`, or UserError for other contents."""
-        _fetch(self.address, target, self.known)
+        _fetch(self.address, target, self.stated)
 
 
 def _fetch(address: str, target: pathlib.Path, facts: Facts) -> None:
-    """Writes NAME.part beside the target until all is there and as the facts say; raises as the sources' `fetch`."""
+    """Writes NAME.part beside the target until all is there and as the facts say; raises as `fetch` does."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     start = part.stat().st_size if part.exists() else 0

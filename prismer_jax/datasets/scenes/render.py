@@ -1,6 +1,6 @@
 """Renders a scene: one ray through the centre of every pixel, more of them only where the picture has an edge.
 
-The rays through the centres also give the exact geometry (depth, normal, part, face) that scenes_labels.py draws.
+The rays through the centres also give the exact geometry (depth, normal, part, face) that labels.py draws.
 Rays are not normalised: their camera z is -1, so that the ray parameter is the planar depth.
 """
 

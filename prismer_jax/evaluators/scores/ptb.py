@@ -46,15 +46,15 @@ _MARKS = (  # no letters to Unicode, but part of words
 
 def _ranges(*categories: str) -> str:
     """The inside of a character class: all of these Unicode categories that one UTF-16 unit can hold."""
-    found, start = [], None
+    ranges, start = [], None
     for code in range(0x10001):
         inside = code < 0x10000 and unicodedata.category(chr(code)).startswith(categories)
         if inside and start is None:
             start = code
         elif not inside and start is not None:
-            found.append(f"{chr(start)}-{chr(code - 1)}")
+            ranges.append(f"{chr(start)}-{chr(code - 1)}")
             start = None
-    return "".join(found)
+    return "".join(ranges)
 
 
 _L, _D = _ranges("L"), _ranges("Nd") + "\u07c0-\u07c9"

@@ -1,4 +1,4 @@
-"""Result sets: files in the official formats, and which ids they must hold.
+"""Files of results in the official formats, and the check that they hold the ids that are asked for.
 
 COCO and NoCaps take [{"image_id", "caption"}], the VQA servers [{"question_id", "answer"}], every id once.
 """
@@ -27,16 +27,16 @@ def read_results(path: str | os.PathLike[str], id_key: str, text_key: str) -> di
         raise UserError(f"{path}: not a JSON file of results ({error}).") from None
     if not isinstance(entries, list):
         raise UserError(f'{path}: results are a list of {{"{id_key}", "{text_key}"}}.')
-    found: dict[int | str, str] = {}
+    texts: dict[int | str, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get(id_key), int | str):
             raise UserError(f'{path}: {entry!r} has no "{id_key}": results are a list of {{"{id_key}", "{text_key}"}}.')
         if not isinstance(entry.get(text_key), str):
             raise UserError(f'{path}: {id_key} {entry[id_key]!r} has no text as "{text_key}".')
-        if entry[id_key] in found:
+        if entry[id_key] in texts:
             raise UserError(f"{path}: {id_key} {entry[id_key]!r} occurs twice: which of the two counts?")
-        found[entry[id_key]] = entry[text_key]
-    return found
+        texts[entry[id_key]] = entry[text_key]
+    return texts
 
 
 def check_ids(predictions: Collection[Hashable], references: Collection[Hashable]) -> None:

@@ -101,12 +101,12 @@ def vqa_metrics(predictions: Mapping[int, str], annotations: Sequence[Mapping[st
       UserError: the ids of the two are not the same, an id occurs twice, an answer is no text, or a question has no
         answers.
     """
-    known = {row["question_id"]: row for row in annotations}
-    if len(known) < len(annotations):
-        raise UserError(f"{len(annotations) - len(known)} question ids occur more than once in the annotations.")
-    check_ids(predictions, known)
+    questions = {row["question_id"]: row for row in annotations}
+    if len(questions) < len(annotations):
+        raise UserError(f"{len(annotations) - len(questions)} question ids occur more than once in the annotations.")
+    check_ids(predictions, questions)
     if wrong := [key for key, text in predictions.items() if not isinstance(text, str)]:
         raise UserError(f"The answer to question {wrong[0]!r} is no text but {predictions[wrong[0]]!r}.")
-    scores = [100 * accuracy(predictions[key], [a["answer"] for a in row["answers"]]) for key, row in known.items()]
-    types = ([row.get("question_type", ""), row.get("answer_type", "")] for row in known.values())
+    scores = [100 * accuracy(predictions[key], [a["answer"] for a in row["answers"]]) for key, row in questions.items()]
+    types = ([row.get("question_type", ""), row.get("answer_type", "")] for row in questions.values())
     return dict(by_type("accuracy", scores, types))

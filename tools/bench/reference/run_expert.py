@@ -181,9 +181,9 @@ def seg_coco() -> Callable[[Any], Any]:
     head.eval()
 
     def run(x: Any) -> Any:
-        found = head(backbone(x))
-        classes = found["pred_logits"].softmax(-1)[..., :-1]
-        masks = torch.nn.functional.interpolate(found["pred_masks"], x.shape[-2:], mode="bilinear")
+        outputs = head(backbone(x))
+        classes = outputs["pred_logits"].softmax(-1)[..., :-1]
+        masks = torch.nn.functional.interpolate(outputs["pred_masks"], x.shape[-2:], mode="bilinear")
         return [torch.einsum("qc,qhw->chw", c, m.sigmoid()) for c, m in zip(classes, masks, strict=True)]
 
     return run

@@ -20,20 +20,20 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     shared = (high - low).clamp(min=0).prod(-1)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     overlaps = (shared > iou_threshold * (area[:, None] + area - shared)).numpy()
-    kept, gone = [], torch.zeros(len(boxes), dtype=torch.bool).numpy()
+    best, gone = [], torch.zeros(len(boxes), dtype=torch.bool).numpy()
     for i in range(len(boxes)):
         if not gone[i]:
-            kept.append(i)
+            best.append(i)
             gone |= overlaps[i]
-    return order[kept]
+    return order[best]
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """`nms` among the boxes of each index; best first of all."""
     groups = [(idxs == i).nonzero()[:, 0] for i in idxs.unique()]
-    kept = [group[nms(boxes[group], scores[group], iou_threshold)] for group in groups]
-    kept = torch.cat([idxs.new_zeros(0, dtype=torch.long), *kept])
-    return kept[scores[kept].argsort(descending=True)]
+    indices = [group[nms(boxes[group], scores[group], iou_threshold)] for group in groups]
+    indices = torch.cat([idxs.new_zeros(0, dtype=torch.long), *indices])
+    return indices[scores[indices].argsort(descending=True)]
 
 
 def roi_align(
