@@ -65,7 +65,7 @@ def training(arg, *, batch_size, epochs, freeze, seed=42):
         config.model.remat = "dots"
     config.freeze = freeze
 
-    config.loss = dict(name="cross_entropy", label_smoothing=0.1, per_token=False)  # summed over a text's tokens
+    config.loss = dict(name="cross_entropy", label_smoothing=0.1, normalize="none")  # summed over a text's tokens
     config.accumulate = 1  # parts of a batch one after the other; BatchNorm of the stems sees each part alone
     # Data-parallel; --config.mesh.fsdp=8 shares parameters and optimiser state among 8 devices.
     config.mesh = dict(data=-1, fsdp=1)

@@ -85,7 +85,7 @@ def test_hyperparameters_are_the_published_ones():
         cfg = load(f"transfers/{file}.py")
         assert (cfg.model.image_size, cfg.batch_size, cfg.total_epochs) == (resolution, batch, epochs)
         assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.end_lr) == (5e-5, 0.05, 0.0)
-        assert (cfg.freeze, cfg.loss.label_smoothing, cfg.loss.per_token) == ("freeze_vision", 0.1, False)
+        assert (cfg.freeze, cfg.loss.label_smoothing, cfg.loss.normalize) == ("freeze_vision", 0.1, "none")
     vqa, shots = load("transfers/vqav2.py").evals.vqa, load("transfers/imagenet_fewshot.py", "shots=4")
     assert (vqa.method, vqa.k, vqa.answers) == ("rank", 16, "datasets/answer_list.json")
     assert (shots.evals.imagenet.k, shots.data.imagenet.shots) == (32, 4)

@@ -46,7 +46,7 @@ def get_config(arg=None):
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )
     config.freeze = "none"  # there is nothing pre-trained to keep
-    config.loss = dict(name="cross_entropy", label_smoothing=0.0, per_token=True)
+    config.loss = dict(name="cross_entropy", label_smoothing=0.0, normalize="example")
     # Orthogonalised steps learn this from scratch in half as many of them as Adam; at twice the rate they learn less.
     config.optim = dict(name="muon", lr=0.008, adam_ratio=0.25, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
     config.accumulate = 1  # parts of a batch, one after the other, where memory is short

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,18 +40,12 @@ def load_mixture(section: config.Section, tokenizer: Any) -> list[dict[str, Any]
 
 
 def make_model(cfg: config.Section, tokenizer: Any) -> Any:
-    """Returns the config's model, whose vocabulary must be large enough for the tokenizer."""
-    model = config.call(models.build, cfg.model, "config.model")
-    if (size := model.decoder["vocab_size"]) < tokenizer.vocab_size:
-        raise UserError(
-            f"config.model.decoder.vocab_size={size} is smaller than the {tokenizer.vocab_size} ids of the tokenizer "
-            f"{tokenizer.spec!r}; raise it to that."
-        )
-    return model
+    """Returns the config's model, which takes the ids of the tokenizer."""
+    return config.call(models.build, cfg.model, "config.model", tokenizer=tokenizer)
 
 
-def make_loss(section: config.Section) -> Callable[..., jax.Array]:
-    """Returns the loss (logits, text, mask_loss) -> [batch] with the section's settings."""
+def make_loss(section: config.Section) -> losses.Loss:
+    """Returns the loss (forward, batch) -> costs with the section's settings; see `losses`."""
     fn = choose("loss", section.name, losses.LOSSES)
     return lambda *args: config.call(
         lambda **options: fn(*args, **options), {k: section[k] for k in section if k != "name"}, "config.loss"
@@ -88,6 +82,13 @@ def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, A
     return {"config": what, "files": {path.name: path for path in tokenizer.files()}}
 
 
+def make_initial(cfg: config.Section) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Returns a function from a fresh state to the variables that `config.init` names, if it names any."""
+    path, fresh = cfg.get("init"), config.plain(cfg.get("init_fresh", ()))
+    resize = models.family(cfg.model.get("name", models.DEFAULT)).RESIZE
+    return lambda state: {} if path is None else checkpoint.load_into(state, path, fresh, resize)
+
+
 def load_variables(cfg: config.Section, model: Any, mesh: jax.sharding.Mesh, path: pathlib.Path) -> Any:
     """Returns the variables of a checkpoint, whatever `checkpoint.find` accepts, for the config's model on a mesh.
 
@@ -95,13 +96,9 @@ def load_variables(cfg: config.Section, model: Any, mesh: jax.sharding.Mesh, pat
       UserError: there is no checkpoint, or it is of another model; where it says of which, the message names the keys.
     """
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
-    places = {
-        "params": sharding.param_shardings(shapes["params"], config.plain(cfg.get("sharding", ())), mesh),
-        **jax.tree.map(lambda _: sharding.replicated(mesh), {k: v for k, v in shapes.items() if k != "params"}),
-    }
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+    like = sharding.placed(shapes, config.plain(cfg.get("sharding", ())), mesh)
     try:
-        return checkpoint.load_into(like, path, resize=models.RESIZE.get(cfg.model.get("name", "prismer")))
+        return checkpoint.load_into(like, path, resize=models.family(cfg.model.get("name", models.DEFAULT)).RESIZE)
     except UserError as error:
         theirs, ours = checkpoint.description(path).get("model", {}), json.loads(config.to_json(cfg.model))
         other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

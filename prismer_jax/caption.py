@@ -38,8 +38,8 @@ class Captioner:
         self.variables, cfg = checkpoint.load_export(path, shardings=_on_one_device)
         if not {"model", "tokenizer", "tasks"} <= cfg.keys():
             raise UserError(f"{path}: its config.json lacks model, tokenizer or tasks. Export it with this version.")
-        self.model = models.build(**cfg["model"])
         self.tokenizer = pp.tokenizer.load_from(cfg["folder"], cfg["tokenizer"])
+        self.model = models.build(**cfg["model"], tokenizer=self.tokenizer)
         self.tasks = cfg["tasks"]
 
     def caption(
@@ -115,7 +115,7 @@ class Captioner:
         source, asked = (source, {}) if question is None else (_Asked(source, question), {"question": question})
         results = []
         for batch, arrays in self._batches(how, source, batch_size):
-            ranked = decode.rank_answers(self.model, self.variables, arrays, tokens, **settings)
+            ranked = decode.rank_answers(self.model, self.variables, arrays, *tokens, **settings)
             _, candidates, scores = jax.device_get(ranked)
             for row in np.flatnonzero(batch["_mask"]):
                 order = np.argsort(-scores[row], kind="stable")
@@ -133,13 +133,14 @@ class Captioner:
             options = {"method": "sample", "num_samples": number, **length, **settings}
         else:
             options = {**how["decode"], **settings}
+        options |= {"eos": self.tokenizer.eos, "pad": self.tokenizer.pad}
         results = []
         for step, (batch, arrays) in enumerate(self._batches(how, source, batch_size)):
             rng = jax.random.fold_in(jax.random.key(seed), step)
             tokens, scores = jax.device_get(decode.generate(self.model, self.variables, arrays, rng=rng, **options))
             for row in np.flatnonzero(batch["_mask"]):
-                width = arrays["text"].shape[1]
-                texts = [write(self.tokenizer, ids.tolist(), width, style) for ids in tokens[row]]
+                prompt = batch["text"][row][batch["mask_input"][row]].tolist()
+                texts = [write(self.tokenizer, prompt, ids.tolist(), style) for ids in tokens[row]]
                 results.append(
                     {"image": batch["meta"][row]["id"], key: texts, "scores": [float(s) for s in scores[row]]}
                 )

@@ -14,8 +14,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from prismer_jax import compare, config, results, runtime
+from prismer_jax import compare, config, runtime
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.report import results
 
 
 def evaluate(

@@ -11,13 +11,14 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent
 FLOORS = [
     {"errors", "typing", "registry", "labels", "runtime", "testing"},
+    {"batch"},
     {"config", "files", "label_files", "metrics", "pp"},
     {"tree", "sharding", "optim", "checkpoint", "losses", "input", "weights", "shards"},
     {"towers", "datasets"},
     {"models", "decode"},
     {"experts", "evaluators", "report"},
     {"labelling"},
-    {"train", "evaluate", "caption", "assembly", "results", "compare"},
+    {"train", "evaluate", "caption", "assembly", "compare"},
 ]
 # A manifest is written with the features of its records, which are a part of the module that reads both; where the
 # schema of records has a module of its own, this goes.

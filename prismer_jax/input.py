@@ -20,7 +20,6 @@ import numpy as np
 from absl import flags
 
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.labels import EXPERTS
 
 Batch = dict[str, Any]
 
@@ -190,14 +189,12 @@ def eval_example(source: Any, pp: Any, index: int) -> Batch:
     return pp(source[index], np.random.default_rng([0, index]))
 
 
-def to_device(
-    batches: Iterable[Batch], sharding: Any, size: int = 2, rows_read: Callable[[int], np.ndarray] | None = None
-) -> Iterator[Batch]:
+def to_device(batches: Iterable[Batch], sharding: Any, size: int = 2) -> Iterator[Batch]:
     """Moves batches to devices as `placer` does, `size` of them ahead of the consumer.
 
     Closing the generator closes `batches`.
     """
-    place = placer(sharding, rows_read)
+    place = placer(sharding)
     ahead: collections.deque[Batch] = collections.deque()
     try:
         for batch in batches:
@@ -211,32 +208,20 @@ def to_device(
             batches.close()
 
 
-def placer(sharding: Any, rows_read: Callable[[int], np.ndarray] | None = None) -> Callable[[Batch], Batch]:
+def placer(sharding: Any) -> Callable[[Batch], Batch]:
     """Returns a function that moves the arrays of a host batch to devices; what is no array stays on the host.
 
     Each process hands over its part of the global batch.
 
     Args:
       sharding: of the arrays.
-      rows_read: of a model that does not read all rows and columns of its maps of ids: side -> those that it reads,
-        the first among them. Only they cross; on the device maps have their size again, with copies where nobody looks.
 
     Raises, when called:
       UserError: a batch cannot be divided over the devices of `sharding`.
     """
     import jax  # not at the top: loader processes import this module and have no use for a backend
 
-    spreads: dict[tuple[int, int], Any] = {}
-
-    def spread(picked: Any, shape: tuple[int, int]) -> Any:
-        """Maps of this shape again: each row that was left behind is a copy of one before it."""
-        if shape not in spreads:
-            y, x = (np.searchsorted(rows_read(side), np.arange(side), side="right") - 1 for side in shape)
-            spreads[shape] = jax.jit(lambda maps: maps[:, y][:, :, x], out_shardings=sharding)
-        return spreads[shape](picked)
-
     def place(batch: Batch) -> Batch:
-        batch, shapes = pick(batch, rows_read)
         out = {}
         for key, value in batch.items():
             if not isinstance(value, np.ndarray):
@@ -248,26 +233,9 @@ def placer(sharding: Any, rows_read: Callable[[int], np.ndarray] | None = None) 
             except ValueError:
                 raise UserError(f"A batch of {rows} does not divide over the devices of {sharding}.") from None
             out[key] = jax.make_array_from_process_local_data(sharding, value)
-            if key in shapes:
-                out[key] = spread(out[key], shapes[key])
         return out
 
     return place
-
-
-def pick(batch: Batch, rows_read: Callable[[int], np.ndarray] | None) -> tuple[Batch, dict[str, tuple[int, int]]]:
-    """A batch whose maps of ids have only the rows and columns that are read, the first among them, as what crosses.
-
-    Also the shapes (height, width) that the maps had, by key.
-    """
-    out, shapes = dict(batch), {}
-    for expert in EXPERTS.values():
-        if rows_read is not None and expert.storage == "ids" and expert.key in batch:
-            whole = batch[expert.key]
-            rows, columns = (rows_read(side) for side in whole.shape[1:3])
-            out[expert.key] = np.ascontiguousarray(whole[:, rows[:, None], columns])
-            shapes[expert.key] = whole.shape[1:3]
-    return out, shapes
 
 
 def _check_sizes(batch_size: int, process_index: int, process_count: int) -> None:

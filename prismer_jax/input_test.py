@@ -246,28 +246,6 @@ def test_to_device_spreads_batches_keeps_host_values_and_order(sharding):
     assert whole[1]["meta"][0]["id"] == "16"
 
 
-def test_only_what_is_read_of_maps_of_ids_crosses(sharding):
-    rng = np.random.default_rng(0)
-    batch = {
-        "labels/depth": rng.integers(0, 256, (8, 24, 16, 1), np.uint8),
-        "labels/seg_coco": rng.integers(0, 9, (8, 24, 16, 1), np.uint8),
-        "_mask": np.ones(8, bool),
-    }
-
-    def every_third(side):
-        return np.arange(0, side, 3)
-
-    crossing, shapes = input.pick(batch, every_third)
-    assert crossing["labels/seg_coco"].shape == (8, 8, 6, 1)
-    assert shapes == {"labels/seg_coco": (24, 16)}
-    with jax.transfer_guard("disallow"):
-        (there,) = input.to_device([batch], sharding, rows_read=every_third)
-    assert all(there[key].sharding == sharding for key in batch)
-    np.testing.assert_array_equal(there["labels/depth"], batch["labels/depth"])
-    assert there["labels/seg_coco"].shape == (8, 24, 16, 1)
-    np.testing.assert_array_equal(there["labels/seg_coco"][:, ::3, ::3], batch["labels/seg_coco"][:, ::3, ::3])
-
-
 def test_to_device_runs_ahead_and_closes_its_loader(sharding):
     loader = batches()
     pulled = []

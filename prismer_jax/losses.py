@@ -1,39 +1,66 @@
-"""Objectives that a config names: logits and a batch's text in, one number an example out."""
+"""Objectives that a config names.
+
+A loss is a function (forward, batch, **settings) -> {"loss": (costs [B], weights [B]), ...}. `forward(batch)` gives the
+model's logits, and `forward(..., method="encode")` calls another of its methods; a loss may do so as often as it likes.
+Of each named quantity training reports the sum of the costs over the sum of the weights, and it minimises that of
+"loss": also over the parts of a batch that is accumulated, and over all devices.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from prismer_jax.errors import choose
 from prismer_jax.typing import Array, Float, Int, typed
+
+Costs = dict[str, tuple[Float[Array, " b"], Float[Array, " b"]]]
+Forward = Callable[..., Any]
+Loss = Callable[[Forward, Mapping[str, Array]], Costs]
+
+
+def cross_entropy(
+    forward: Forward,
+    batch: Mapping[str, Array],
+    label_smoothing: float = 0.1,
+    normalize: Literal["none", "example", "batch"] = "none",
+) -> Costs:
+    """Label-smoothed cross-entropy of each next token, weighted by `mask_loss` of the token that is predicted.
+
+    Args:
+      normalize: 'none' sums over the tokens of an example, so that long texts weigh more, and averages over examples,
+        as the reference does (NVlabs/prismer, model/modules/roberta.py); 'example' averages over an example's tokens
+        first; 'batch' averages over all tokens of the batch, as nanoVLM and big_vision do.
+    """
+    choose("normalize of cross_entropy", normalize, dict.fromkeys(("none", "example", "batch")))
+    costs = token_costs(forward(batch), batch["text"], batch["mask_loss"], label_smoothing)
+    tokens, ones = batch["mask_loss"][:, 1:].sum(-1), jnp.ones(len(costs))
+    if normalize == "example":
+        costs = costs / jnp.maximum(tokens, 1e-9)
+    return {"loss": (costs, tokens if normalize == "batch" else ones)}
 
 
 @typed
-def cross_entropy(
+def token_costs(
     logits: Float[Array, "b t v"],
     text: Int[Array, "b t"],
     mask_loss: Float[Array, "b t"],
     label_smoothing: float = 0.1,
-    per_token: bool = False,
 ) -> Float[Array, " b"]:
-    """Label-smoothed cross-entropy of each next token, weighted by `mask_loss` of the token that is predicted.
-
-    A token costs (1-ε)·nll + ε·mean over the vocabulary of -log p. It is summed over the tokens of an example, as in
-    the reference (NVlabs/prismer, model/modules/roberta.py), so that long texts weigh more.
+    """Returns the sum over an example's tokens of weight · ((1-ε)·nll + ε·mean over the vocabulary of -log p).
 
     Args:
       mask_loss: weights; those of the first column are never used.
-      per_token: divide by the sum of the weights instead: the mean over an example's tokens.
     """
     logits, labels = logits[:, :-1].astype(jnp.float32), text[:, 1:]
     weights = mask_loss[:, 1:]
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     costs = normalizer - (1 - label_smoothing) * chosen - label_smoothing * logits.mean(-1)
-    total = jnp.where(weights != 0, weights * costs, 0.0).sum(-1)
-    return total / jnp.maximum(weights.sum(-1), 1e-9) if per_token else total
+    return jnp.where(weights != 0, weights * costs, 0.0).sum(-1)
 
 
-LOSSES: dict[str, Callable[..., Float[Array, " b"]]] = {"cross_entropy": cross_entropy}
+LOSSES: dict[str, Callable[..., Costs]] = {"cross_entropy": cross_entropy}

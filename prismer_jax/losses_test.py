@@ -1,12 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from prismer_jax.losses import cross_entropy
+from prismer_jax.errors import UserError
+from prismer_jax.losses import cross_entropy, token_costs
 
 LOGITS = np.random.RandomState(0).standard_normal((2, 5, 7)).astype(np.float32)
 TEXT = np.array([[0, 4, 5, 2, 1], [0, 3, 2, 1, 1]], np.int32)
 MASK = np.array([[0, 0, 1, 1, 0], [0, 0.2, 0.2, 0, 0]], np.float32)
+BATCH = {"text": jnp.asarray(TEXT), "mask_loss": jnp.asarray(MASK)}
 
 
 def by_hand(example: int, smoothing: float) -> float:
@@ -17,28 +20,42 @@ def by_hand(example: int, smoothing: float) -> float:
     return total
 
 
-def test_sums_smoothed_losses_of_weighted_tokens():
+def loss(**settings):
+    costs, weights = cross_entropy(lambda batch: jnp.asarray(LOGITS), BATCH, **settings)["loss"]
+    return np.asarray(costs), np.asarray(weights)
+
+
+def test_the_loss_sums_smoothed_costs_of_weighted_tokens():
     for smoothing in (0.0, 0.1):
-        np.testing.assert_allclose(
-            cross_entropy(jnp.asarray(LOGITS), jnp.asarray(TEXT), jnp.asarray(MASK), label_smoothing=smoothing),
-            [by_hand(0, smoothing), by_hand(1, smoothing)],
-            rtol=1e-5,
-        )
+        costs, weights = loss(label_smoothing=smoothing)
+        np.testing.assert_allclose(costs, [by_hand(0, smoothing), by_hand(1, smoothing)], rtol=1e-5)
+        assert weights.tolist() == [1, 1]
 
 
-def test_mean_over_tokens_does_not_depend_on_the_weights_scale():
-    per_token = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(TEXT), jnp.asarray(MASK), per_token=True)
-    np.testing.assert_allclose(per_token, [by_hand(0, 0.1) / 2, by_hand(1, 0.1) / 0.4], rtol=1e-5)
+def test_a_mean_over_the_tokens_of_an_example_does_not_depend_on_the_weights_scale():
+    costs, weights = loss(normalize="example")
+    np.testing.assert_allclose(costs, [by_hand(0, 0.1) / 2, by_hand(1, 0.1) / 0.4], rtol=1e-5)
+    assert weights.tolist() == [1, 1]
+
+
+def test_a_mean_over_the_tokens_of_a_batch_weighs_every_token_alike():
+    costs, weights = loss(normalize="batch")
+    np.testing.assert_allclose(costs.sum() / weights.sum(), (by_hand(0, 0.1) + by_hand(1, 0.1)) / 2.4, rtol=1e-5)
+
+
+def test_a_misspelt_normalization_is_a_user_error():
+    with pytest.raises(UserError, match="Did you mean 'batch'"):
+        loss(normalize="bach")
 
 
 def test_positions_without_weight_cost_nothing_whatever_their_logits():
     """Infinite logits at ignored positions must not make the loss or its gradient NaN."""
     logits = jnp.asarray(LOGITS).at[0, 3].set(jnp.inf)
 
-    def loss(x):
-        return cross_entropy(x, jnp.asarray(TEXT), jnp.asarray(MASK)).sum()
+    def total(x):
+        return token_costs(x, jnp.asarray(TEXT), jnp.asarray(MASK)).sum()
 
-    assert np.isfinite(loss(logits))
-    gradient = jax.grad(loss)(jnp.asarray(LOGITS))
+    assert np.isfinite(total(logits))
+    gradient = jax.grad(total)(jnp.asarray(LOGITS))
     assert not np.asarray(gradient)[0, 3].any()
     assert np.asarray(gradient)[0, 2].any()

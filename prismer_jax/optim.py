@@ -250,29 +250,29 @@ def merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def accumulate_gradients(loss_fn: Callable[..., Any], parts: int = 1) -> Callable[..., Any]:
-    """Returns a function for value and gradient that sees the batch in `parts` equal parts, one after the other.
+    """Returns a function for gradients that sees the batch in `parts` equal parts, one after the other.
 
-    With a loss that is a mean over examples, loss and gradient are those of the whole batch, at the memory of one part.
+    With a loss that is a sum over examples, gradient and sums are those of the whole batch, at the memory of one part.
     What is *not* the same is BatchNorm in training: each part is normalised with its own statistics, and the running
     statistics are updated `parts` times, as they would be over so many smaller batches.
 
     Args:
-      loss_fn: (params, stats, batch, rng) -> (loss, (stats, aux)). `stats` is threaded from part to part (running
-        statistics; may be an empty dict), `aux` is a tree of floats, averaged over the parts.
+      loss_fn: (params, stats, batch, rng) -> (loss, (stats, sums)). `stats` is threaded from part to part (running
+        statistics; may be an empty dict), `sums` is a tree of floats that is added up.
       parts: how many; it must divide the batch. Each part takes every parts-th example, so that a batch sharded over
         devices needs no communication.
 
     Returns:
-      (params, stats, batch, rng) -> (loss, gradient, stats, aux). Part i gets jax.random.fold_in(rng, i); one part gets
-      rng itself.
+      (params, stats, batch, rng) -> (gradient, stats, sums). Part i gets jax.random.fold_in(rng, i); one part gets rng
+      itself.
     """
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    gradient_of = jax.grad(loss_fn, has_aux=True)
 
-    def whole(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any, Any]:
-        (loss, (stats, aux)), gradient = value_and_grad(params, stats, batch, rng)
-        return loss, gradient, stats, aux
+    def whole(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
+        gradient, (stats, sums) = gradient_of(params, stats, batch, rng)
+        return gradient, stats, sums
 
-    def in_parts(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any, Any]:
+    def in_parts(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
         def part(x: jax.Array) -> jax.Array:
             if x.shape[0] % parts:
                 raise UserError(f"A batch of {x.shape[0]} cannot be accumulated in {parts} equal parts.")
@@ -281,14 +281,13 @@ def accumulate_gradients(loss_fn: Callable[..., Any], parts: int = 1) -> Callabl
         def add(carry: Any, i_and_batch: Any) -> tuple[Any, None]:
             totals, stats = carry
             i, batch = i_and_batch
-            loss, gradient, stats, aux = whole(params, stats, batch, jax.random.fold_in(rng, i))
-            return (jax.tree.map(jnp.add, totals, (loss, gradient, aux)), stats), None
+            gradient, stats, sums = whole(params, stats, batch, jax.random.fold_in(rng, i))
+            return (jax.tree.map(jnp.add, totals, (gradient, sums)), stats), None
 
         batches = jax.tree.map(part, batch)
-        loss, gradient, _, aux = jax.eval_shape(whole, params, stats, jax.tree.map(lambda x: x[0], batches), rng)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient, aux))
-        (totals, stats), _ = jax.lax.scan(add, (zeros, stats), (jnp.arange(parts), batches))
-        loss, gradient, aux = jax.tree.map(lambda x: x / parts, totals)
-        return loss, gradient, stats, aux
+        gradient, _, sums = jax.eval_shape(whole, params, stats, jax.tree.map(lambda x: x[0], batches), rng)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradient, sums))
+        ((gradient, sums), stats), _ = jax.lax.scan(add, (zeros, stats), (jnp.arange(parts), batches))
+        return gradient, stats, sums
 
     return whole if parts == 1 else in_parts

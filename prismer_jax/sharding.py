@@ -161,6 +161,12 @@ def shardings_like(state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree.names(state), state)
 
 
+def placed(state: Any, rules: Rules, mesh: Mesh) -> Any:
+    """Returns a state's shapes with shardings: its 'params' by the rules, and what is made from them like them."""
+    places = shardings_like(state, state["params"], param_shardings(state["params"], rules, mesh), mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+
+
 def _partition(name: str, shape: Sequence[int], spec: Spec, mesh: Mesh) -> PartitionSpec:
     if isinstance(spec, str):
         calls = registry.parse(spec)

@@ -8,13 +8,14 @@ was never interrupted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import pathlib
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,17 +29,20 @@ from prismer_jax import (
     config,
     evaluators,
     input,
+    losses,
     metrics,
     models,
     optim,
     pp,
-    results,
     runtime,
     sharding,
 )
+from prismer_jax.batch import Batch
 from prismer_jax.errors import UserError, run_main
+from prismer_jax.report import results
 
 STARTED = time.monotonic()
+NO_VARIABLES = ("opt", "step")  # of the state; all else are the model's
 PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
 # Keys that may differ between two starts in one workdir: what is watched and kept, not what is learnt.
 MAY_CHANGE = ("(log|evaluate|save)_.*", r"(mesh|evals|checkpoint|report|wandb|profile)\b.*", "num_workers")
@@ -60,9 +64,8 @@ def train(cfg: config.Section, workdir: pathlib.Path, estimate: bool = False) ->
 
 
 def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path, estimate: bool) -> dict[str, float]:
-    """`train` on a mesh, which is set."""
+    """`train` on a mesh, which is set: from the config to all that `loop` needs, top to bottom."""
     # -------------------------------------------------------------------------------------------------------- workdir
-    main_process = jax.process_index() == 0
     batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
     sharding.check_batch(batch_size, mesh, accumulate)
     config.save_resolved(workdir, cfg, MAY_CHANGE)
@@ -70,19 +73,17 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     # ------------------------------------------------------------------------------------------------------------ data
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     mixture = assembly.load_mixture(cfg.data, tokenizer)
-    num_examples = sum(part["size"] for part in mixture)
-    durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=num_examples)
+    durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=sum(part["size"] for part in mixture))
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
-    log_steps, evaluate_steps, save_steps = (
-        max(1, config.steps(cfg, name, default=total_steps, **durations)) for name in ("log", "evaluate", "save")
-    )
+    every = {
+        name: max(1, config.steps(cfg, name, default=total_steps, **durations)) for name in ("log", "evaluate", "save")
+    }
 
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
     model = assembly.make_model(cfg, tokenizer)
     loss_fn = assembly.make_loss(cfg.loss)
     evals = assembly.make_evaluators(cfg.evals, model, tokenizer, mesh, quiet=True)
-    kind = cfg.model.get("name", "prismer")
-    frozen, resize = models.frozen(kind, config.plain(cfg.get("freeze", "none"))), models.RESIZE.get(kind)
+    frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")))
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     optimizer = config.call(
         optim.make,
@@ -94,16 +95,14 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         warmup_steps=config.steps(cfg.optim, "warmup", default=0, **durations),
     )
 
-    # ---------------------------------------------------------------------------------------------------- initial state
+    # ------------------------------------------------------------------------------------------- state and checkpoints
     def init(rng: jax.Array) -> dict[str, Any]:
         variables = model.init_variables(rng)
         trainable, _ = optim.split(variables["params"], frozen)
         return {**variables, "opt": optimizer.tx.init(trainable), "step": jnp.zeros((), jnp.int32)}
 
-    like = jax.eval_shape(init, jax.random.key(0))
-    places = sharding.param_shardings(like["params"], config.plain(cfg.get("sharding", ())), mesh)
-    places = sharding.shardings_like(like, like["params"], places, mesh)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, places)
+    like = sharding.placed(jax.eval_shape(init, jax.random.key(0)), config.plain(cfg.get("sharding", ())), mesh)
+    places = jax.tree.map(lambda x: x.sharding, like)
     checkpoints = config.call(
         checkpoint.Checkpointer,
         cfg.get("checkpoint", config.Section({})),
@@ -112,16 +111,10 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         **assembly.description(cfg, tokenizer),
     )
     first_step = checkpoints.latest_step() or 0
-    start_from, fresh = cfg.get("init"), config.plain(cfg.get("init_fresh", ()))
-    report_options = config.plain(cfg.get("report", {}))
-    profile = config.plain(cfg.get("profile", {}))
-    writer = metrics.Writer(
-        workdir,
-        first_step=first_step,
-        wandb=config.plain(cfg.get("wandb")),
-        config=config.plain(cfg),
-        enabled=main_process,
-    )
+    load_initial = assembly.make_initial(cfg)
+    watch = Watch(cfg, workdir, evals, optimizer.schedules, checkpoints, total_steps, every["log"])
+
+    # ------------------------------------------------------------------------------------------------ batches and step
     host_batches = input.train_batches(
         mixture,
         batch_size=batch_size,
@@ -132,11 +125,11 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         process_count=jax.process_count(),
         max_bad_fraction=cfg.get("max_bad_fraction", 0.01),
     )
+    report_options, profile = config.plain(cfg.get("report", {})), config.plain(cfg.get("profile", {}))
     config.assert_read(cfg)
-
-    update = make_update(model, loss_fn, optimizer.tx, tokenizer.pad, frozen, accumulate, cfg.seed)
+    update = make_update(model, loss_fn, optimizer.tx, frozen, accumulate, cfg.seed)
     update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
-    batches = input.to_device(host_batches, sharding.batch_sharding(mesh), rows_read=getattr(model, "rows_read", None))
+    batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
     first_batches = [next(batches)] if first_step < total_steps else []
 
     def compile_update() -> Any:
@@ -154,68 +147,137 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
             state = checkpoints.restore(like)
         else:
             state = jax.jit(init, out_shardings=places)(jax.random.key(cfg.seed, impl=PRNG))
-            if start_from is not None:
-                state |= checkpoint.load_into(state, start_from, fresh, resize)
+            state |= load_initial(state)
         update = compiling.result()
+    with contextlib.closing(batches):
+        stream = itertools.chain(first_batches, batches)
+        profile_step = functools.partial(runtime.profile_step, **profile)
+        state = loop(update, state, stream, watch, checkpoints, every, profile_step)
 
-    # ------------------------------------------------------------------------------------------------------------- loop
-    progress = metrics.Progress(total_steps, first_step, enabled=main_process)
-    scores: dict[str, float] = {}  # of the last evaluation
-    pending: list[
-        tuple[int, dict[str, jax.Array]]
-    ] = []  # what was measured is fetched late, so that devices never wait
+    # ---------------------------------------------------------------------------------------------- what is left behind
+    variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
+    checkpoint.export(workdir / "export", variables, **assembly.description(cfg, tokenizer, step=total_steps))
+    if jax.process_index() == 0:
+        results.write(workdir, evals, watch.scores, cfg, **report_options)
+    return watch.scores
 
-    def settle() -> None:
-        """Waits for the pending steps; a loss that is not finite stops the run before it is saved."""
-        for step, measured in pending:
+
+def loop(
+    update: Callable[..., Any],
+    state: dict[str, Any],
+    batches: Iterator[Any],
+    watch: Watch,
+    checkpoints: checkpoint.Checkpointer,
+    every: dict[str, int],
+    profile_step: Callable[..., None],
+) -> dict[str, Any]:
+    """Trains from the state's step to the last one: updates, reports, evaluates and saves. Returns the last state.
+
+    Args:
+      update: (state, batch) -> (state, measured), compiled; it donates the state.
+      batches: of the steps, on the devices.
+      every: steps between two of 'log', 'evaluate' and 'save'.
+      profile_step: (step of this start, folder), see `runtime.profile_step`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # a preemption ends like Ctrl-C, with all files closed
+        signal.signal(number, interrupt)
+    total_steps = watch.total_steps
+    with watch, checkpoints:
+        for step, batch in zip(range(watch.first_step + 1, total_steps + 1), batches, strict=False):
+            profile_step(step - watch.first_step, watch.workdir / "profile")
+            with jax.transfer_guard("disallow"):
+                state, measured = update(state, batch)
+            watch.note(step, measured)
+            evaluates = step % every["evaluate"] == 0 and step < total_steps
+            if evaluates:
+                watch.evaluate(step, state)
+            if step % every["save"] == 0 or step == total_steps:
+                watch.settle()
+                checkpoints.save(step, state, watch.scores if evaluates else None)
+        watch.evaluate(total_steps, state)
+        checkpoints.save(total_steps, state, watch.scores)
+    return state
+
+
+class Watch:
+    """What a run says of itself: losses, rates and evaluations, on the terminal and in the workdir's files.
+
+    Attributes:
+      scores: of the last evaluation, {'evaluator/metric': value}.
+    """
+
+    def __init__(
+        self,
+        cfg: config.Section,
+        workdir: pathlib.Path,
+        evals: dict[str, evaluators.Evaluator],
+        schedules: Mapping[str, Callable[[int], Any]],
+        checkpoints: checkpoint.Checkpointer,
+        total_steps: int,
+        log_steps: int,
+    ) -> None:
+        main_process, self._checkpoints = jax.process_index() == 0, checkpoints
+        self.workdir, self.total_steps = workdir, total_steps
+        self.first_step = first_step = checkpoints.latest_step() or 0
+        self.scores: dict[str, float] = {}
+        self._evals, self._schedules = evals, schedules
+        self._batch_size, self._log_steps = cfg.batch_size, log_steps
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
+        self._progress = metrics.Progress(total_steps, first_step, enabled=main_process)
+        self._writer = metrics.Writer(
+            workdir,
+            first_step=first_step,
+            wandb=config.plain(cfg.get("wandb")),
+            config=config.plain(cfg),
+            enabled=main_process,
+        )
+
+    def __enter__(self) -> Watch:
+        self._writer.__enter__()
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.__exit__(*error)
+        self._writer.__exit__(*error)
+
+    def note(self, step: int, measured: dict[str, jax.Array]) -> None:
+        """Takes what a step measured, which may still be computed; waits for it where it is to be shown."""
+        self._pending.append((step, measured))
+        if step == self.first_step + 1:
+            self.settle()
+            self._progress.say(f"first step after {time.monotonic() - STARTED:.1f} s")
+        elif step % self._log_steps == 0:
+            self.settle()
+
+    def settle(self) -> None:
+        """Waits for the pending steps and writes their values.
+
+        Raises:
+          UserError: a loss is not finite; the run stops before it is saved.
+        """
+        for step, measured in self._pending:
             measured = jax.device_get(measured)
             if not math.isfinite(measured["train/loss"]):
                 raise UserError(
                     f"The loss is {measured['train/loss']} at step {step}; the last checkpoint is of step "
-                    f"{checkpoints.latest_step()}. Lower config.optim.lr, or set config.optim.clip_norm."
+                    f"{self._checkpoints.latest_step()}. Lower config.optim.lr, or set config.optim.clip_norm."
                 )
-            progress.step(images=batch_size, tokens=int(measured.pop("tokens")))
-            if step % log_steps == 0 or step == total_steps:
-                rates = progress.show(loss=measured["train/loss"])
+            self._progress.step(images=self._batch_size, tokens=int(measured.pop("tokens")))
+            if step % self._log_steps == 0 or step == self.total_steps:
+                rates = self._progress.show(loss=measured["train/loss"])
                 rates = {f"time/{name}": rate for name, rate in rates.items()}
-                lr = {f"train/{name}": float(schedule(step - 1)) for name, schedule in optimizer.schedules.items()}
-                writer.write(step, {**measured, **lr, **rates})
-        pending.clear()
+                lr = {f"train/{name}": float(schedule(step - 1)) for name, schedule in self._schedules.items()}
+                self._writer.write(step, {**measured, **lr, **rates})
+        self._pending.clear()
 
-    def evaluate_now(step: int) -> None:
-        settle()
-        with progress.paused("evaluating"):
-            scores.update(evaluators.run(evals, {k: state[k] for k in ("params", "batch_stats", "tables")}))
-        writer.write(step, scores)
-
-    for number in (signal.SIGINT, signal.SIGTERM):  # a preemption ends like Ctrl-C, with all files closed
-        signal.signal(number, interrupt)
-    with writer, checkpoints, contextlib.closing(batches), progress:
-        steps = range(first_step + 1, total_steps + 1)
-        for step, batch in zip(steps, itertools.chain(first_batches, batches), strict=False):
-            runtime.profile_step(step - first_step, workdir / "profile", **profile)
-            with jax.transfer_guard("disallow"):
-                state, measured = update(state, batch)
-            pending.append((step, measured))
-            if step == first_step + 1:
-                settle()
-                progress.say(f"first step after {time.monotonic() - STARTED:.1f} s")
-            elif step % log_steps == 0:
-                settle()
-            if step % evaluate_steps == 0 and step < total_steps:
-                evaluate_now(step)
-            if step % save_steps == 0 or step == total_steps:
-                settle()
-                checkpoints.save(step, state, scores if step % evaluate_steps == 0 and step < total_steps else None)
-        evaluate_now(total_steps)
-        checkpoints.save(total_steps, state, scores)
-
-        # ------------------------------------------------------------------------------------------ what is left behind
-        variables = {k: state[k] for k in ("params", "batch_stats", "tables")}
-        checkpoint.export(workdir / "export", variables, **assembly.description(cfg, tokenizer, step=total_steps))
-        if main_process:
-            results.write(workdir, evals, scores, cfg, **report_options)
-    return scores
+    def evaluate(self, step: int, state: dict[str, Any]) -> None:
+        """Runs all evaluators and writes their scores."""
+        self.settle()
+        with self._progress.paused("evaluating"):
+            variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
+            self.scores.update(evaluators.run(self._evals, variables))
+        self._writer.write(step, self.scores)
 
 
 def interrupt(*_: Any) -> None:
@@ -225,9 +287,8 @@ def interrupt(*_: Any) -> None:
 
 def make_update(
     model: Any,
-    loss_fn: Callable[..., jax.Array],
+    loss_fn: losses.Loss,
     tx: optax.GradientTransformation,
-    pad: int,
     frozen: Sequence[str] = (),
     accumulate: int = 1,
     seed: int = 0,
@@ -235,8 +296,7 @@ def make_update(
     """Returns the training step (state, batch) -> (state, measured), to be jitted.
 
     Args:
-      model, loss_fn, tx: what is trained, towards what, and how.
-      pad: id of padding, which is no token that is counted.
+      model, loss_fn, tx: what is trained, towards what (see `losses`), and how.
       frozen: regexes of the parameters that are not differentiated.
       accumulate: parts of the batch whose gradients are computed one after the other.
       seed: of dropout and of what else a model draws; the draws of a step are a function of both.
@@ -244,24 +304,43 @@ def make_update(
 
     def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         trainable, fixed = optim.split(state["params"], frozen)
+        others = {k: v for k, v in state.items() if k not in ("params", *NO_VARIABLES)}
         rng = jax.random.fold_in(jax.random.key(seed, impl=PRNG), state["step"])
 
-        def objective(trainable: Any, stats: Any, batch: Any, rng: jax.Array) -> Any:
-            variables = {"params": optim.merge(trainable, fixed), "batch_stats": stats, "tables": state["tables"]}
-            rngs = dict(zip(("dropout", "instance"), jax.random.split(rng), strict=True))
-            logits, new = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
-            costs = loss_fn(logits, batch["text"], batch["mask_loss"])
-            return costs.mean(), (new.get("batch_stats", stats), {})
+        def objective(trainable: Any, others: Any, batch: Any, rng: jax.Array) -> Any:
+            forward = Forward(model, {**others, "params": optim.merge(trainable, fixed)}, rng)
+            sums = {name: (c.sum(), w.sum()) for name, (c, w) in loss_fn(forward, Batch(batch)).items()}
+            return sums["loss"][0], ({k: forward.variables[k] for k in others}, sums)
 
         compute = optim.accumulate_gradients(objective, accumulate)
-        loss, gradient, stats, _ = compute(trainable, state["batch_stats"], batch, rng)
+        gradient, others, sums = compute(trainable, others, batch, rng)
+        gradient = jax.tree.map(lambda g: (g / sums["loss"][1]).astype(g.dtype), gradient)
         updates, opt = tx.update(gradient, state["opt"], trainable)
         params = optim.merge(optax.apply_updates(trainable, updates), fixed)
-        new = {**state, "params": params, "batch_stats": stats, "opt": opt, "step": state["step"] + 1}
-        tokens = (batch["text"] != pad).sum()
-        return new, {"train/loss": loss, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
+        new = {**others, "params": params, "opt": opt, "step": state["step"] + 1}
+        means = {f"train/{name}": cost / weight for name, (cost, weight) in sums.items()}
+        tokens = batch["mask_input"].sum()
+        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
 
     return update
+
+
+class Forward:
+    """A model in training, as a loss calls it: running statistics go from pass to pass, and each pass draws anew."""
+
+    def __init__(self, model: Any, variables: dict[str, Any], rng: jax.Array) -> None:
+        self.model, self.variables, self.rng, self.passes = model, variables, rng, 0
+
+    def __call__(self, *args: Any, method: str | None = None) -> Any:
+        rng = jax.random.fold_in(self.rng, self.passes) if self.passes else self.rng
+        self.passes += 1
+        rngs = dict(zip(self.model.rngs, jax.random.split(rng, len(self.model.rngs)), strict=True))
+        mutable = [name for name in self.variables if name != "params"]
+        out, new = self.model.apply(
+            self.variables, *args, train=True, rngs=rngs, mutable=mutable, method=method or "__call__"
+        )
+        self.variables |= new
+        return out
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,10 +14,10 @@ from prismer_jax import checkpoint, models, tree
 from prismer_jax.caption import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
-from prismer_jax.models import backbones, prismer_weights
-from prismer_jax.models import backbones_test as public
-from prismer_jax.models.prismer import build
-from prismer_jax.models.prismer_weights_test import a_state, full_size
+from prismer_jax.models import conversion
+from prismer_jax.models.prismer import backbones, build, table
+from prismer_jax.models.prismer import backbones_test as public
+from prismer_jax.models.prismer.table_test import a_state, full_size
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.weights import write
 from tools import convert
@@ -74,7 +74,7 @@ def test_a_checkpoint_becomes_what_captions_and_answers(tiny_z, tokenizer, photo
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tiny, tmp_path):
-    back = prismer_weights.to_torch(checkpoint.load_export(run(tiny, tmp_path))[0])
+    back = conversion.to_torch(checkpoint.load_export(run(tiny, tmp_path))[0], table.TABLE)
     assert back.keys() == tiny.keys()
     for key, array in tiny.items():
         assert back[key].dtype == array.dtype
@@ -110,13 +110,13 @@ def test_label_tables_travel_with_the_checkpoint(shared, tiny, tmp_path, caplog)
 
 
 def test_positions_are_resized_where_a_resolution_is_asked_for(tiny_z, tmp_path):
-    table = np.random.RandomState(0).standard_normal((49, 64)).astype(np.float32)
-    state, z = {**tiny_z, prismer_weights.POSITIONS: table}, ("--variant", "prismerz_tiny", "--resolution")
+    positions = np.random.RandomState(0).standard_normal((49, 64)).astype(np.float32)
+    state, z = {**tiny_z, table.POSITIONS: positions}, ("--variant", "prismerz_tiny", "--resolution")
     with pytest.raises(
         UserError, match=r"is of resolution 112 \(7x7 positions\); use --resolution 112 to keep that, or"
     ):
         run(state, tmp_path, *z[:2])
-    for size, wanted in (("112", table), ("96", resize_positions(table, (6, 6)))):
+    for size, wanted in (("112", positions), ("96", resize_positions(positions, (6, 6)))):
         variables, description = checkpoint.load_export(run(state, tmp_path, *z, size))
         np.testing.assert_array_equal(variables["params"]["encoder"]["position_embedding"], wanted)
         assert f"resize({size}, 224)" in description["tasks"]["caption"]["pp"]
@@ -180,7 +180,7 @@ def test_a_folder_of_something_else_is_left_alone(tiny, tmp_path):
 
 def test_a_model_starts_from_backbones(tmp_path):
     model = build("tiny", "none")
-    state = public.a_state(backbones.TEXT, prismer_weights.shapes_of(model))
+    state = public.a_state(backbones.TEXT, conversion.shapes_of(model))
     write.safetensors_file(tmp_path / "roberta.safetensors", state)
     flags = ("--text", str(tmp_path / "roberta.safetensors"), "--variant", "prismerz_tiny")
     convert.main(["backbone", *flags, "--output", str(tmp_path / "out"), "--seed", "1"])
@@ -195,7 +195,7 @@ def test_a_model_starts_from_backbones(tmp_path):
 @pytest.mark.slow  # writes a checkpoint of 4 GB and converts it
 def test_a_large_checkpoint_in_little_memory_and_time(shared, tmp_path):
     model, state = full_size(shared, "prismer_large_manifest")
-    size = sum(x.size * x.dtype.itemsize for x in prismer_weights.shapes_of(model).values())
+    size = sum(x.size * x.dtype.itemsize for x in conversion.shapes_of(model).values())
     write.torch_file(tmp_path / "large.bin", state)
     command = """
 import resource, sys

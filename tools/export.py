@@ -16,20 +16,20 @@ from typing import Any
 
 import jax
 
-from prismer_jax import checkpoint, config
+from prismer_jax import checkpoint, config, models
 from prismer_jax.errors import UserError, choose, run_main
-from prismer_jax.models import prismer_weights
+from prismer_jax.models import conversion
 from prismer_jax.weights import write
 
 
 def torch(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Writes the official state dict as torch.save does."""
-    write.torch_file(output, prismer_weights.to_torch(variables))
+    write.torch_file(output, _official(variables, description))
 
 
 def safetensors(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Writes the official state dict as safetensors."""
-    write.safetensors_file(output, prismer_weights.to_torch(variables))
+    write.safetensors_file(output, _official(variables, description))
 
 
 def orbax(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
@@ -61,6 +61,13 @@ def msgpack(output: pathlib.Path, variables: Mapping[str, Any], description: Map
         file.writelines(pieces(variables))
 
 
+def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the official state dict, by the table of the model's family."""
+    if not (name := description.get("model", {}).get("name")):
+        raise UserError(f"{description['folder']} does not say which model it is of; use --format orbax or msgpack.")
+    return conversion.to_torch(variables, models.conversion_of(name).TABLE)
+
+
 def _on_cpu(shapes: Any) -> Any:
     return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0]), shapes)
 
@@ -88,8 +95,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output.is_dir() and args.format != "orbax":
         raise UserError(f"{args.output} is a folder; {args.format} is one file.")
     variables, description = checkpoint.load_export(args.checkpoint, _on_cpu)
-    if args.format in ("torch", "safetensors") and (name := description.get("model", {}).get("name")) != "prismer":
-        raise UserError(f"{args.checkpoint}: a model {name!r} has no official keys; use --format orbax or msgpack.")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     writer(args.output, variables, description)
     print(f"{args.output}: written from {checkpoint.find(args.checkpoint)}.")

@@ -7,9 +7,9 @@ from flax import serialization
 
 from prismer_jax import checkpoint, tree
 from prismer_jax.errors import UserError
-from prismer_jax.models import prismer_weights
-from prismer_jax.models.prismer import build
-from prismer_jax.models.prismer_weights_test import DECODER, a_state
+from prismer_jax.models import conversion
+from prismer_jax.models.prismer import build, table
+from prismer_jax.models.prismer.table_test import DECODER, a_state
 from prismer_jax.weights import safe
 from tools import export
 
@@ -26,7 +26,10 @@ def state():
 @pytest.fixture
 def folder(state, tmp_path):
     model = build(**MODEL, decoder=DECODER)
-    variables = {**prismer_weights.from_torch(state, model), "tables": {"seg_coco": np.ones((134, 64), np.float32)}}
+    variables = {
+        **conversion.from_torch(state, model, table.TABLE),
+        "tables": {"seg_coco": np.ones((134, 64), np.float32)},
+    }
     (tmp_path / "vocab.json").write_text("{}")
     description = {"model": {"name": "prismer", **MODEL, "decoder": DECODER}, "tokenizer": "roberta:.", "tasks": {}}
     checkpoint.export(tmp_path / "in", variables, description, {"vocab.json": tmp_path / "vocab.json"})
@@ -96,6 +99,6 @@ def test_bad_usage_is_one_line(folder, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         run(tmp_path / "nothing", "torch", tmp_path / "out")
     checkpoint.export(tmp_path / "other", {"w": np.ones(2)}, {"model": {"name": "other"}})
-    with pytest.raises(UserError, match=r"model 'other' has no official keys; use --format orbax or msgpack"):
+    with pytest.raises(UserError, match=r"Unknown model 'other'\. Valid names: "):
         run(tmp_path / "other", "torch", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from prismer_jax import datasets, evaluators, models, pp
-from prismer_jax.models import prismer_weights as convert
+from prismer_jax.models import conversion
+from prismer_jax.models.prismer import table
 from prismer_jax.weights import rules
 from tools.parity.case import fill
 
@@ -50,13 +51,13 @@ class Asked:
 def predict(shared):
     """Runs an evaluator on the five photos; returns its texts."""
     model = models.build("prismer", variant="tiny", experts="none", **SIZES)
-    shapes = rules.key_shapes(convert.TABLE, convert.shapes_of(model))
+    shapes = rules.key_shapes(table.TABLE, conversion.shapes_of(model))
     state = {}
     for key, shape in shapes.items():
         gain = next((gain for pattern, gain in GAINS.items() if re.search(pattern, key)), 1.0)
         if not key.endswith("position_ids") and "lm_head.decoder" not in key:  # constant or tied
             state[key] = fill(f"photos:{key}", shape, gain)
-    variables = jax.tree.map(np.asarray, convert.from_torch(state, model))
+    variables = jax.tree.map(np.asarray, conversion.from_torch(state, model, table.TABLE))
     tokenizer = pp.tokenizer.load(f"roberta:{shared}/data/roberta")
     photos = datasets.load("lists", images=shared / "data/photos")
 

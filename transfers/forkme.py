@@ -67,7 +67,7 @@ def get_config(arg=None):
     # 'freeze_vision' keeps the vision transformer but for its adaptors, 'freeze_lang' the language model, as the paper
     # does with pre-trained ones; regexes of your own work too.
     config.freeze = "none"
-    config.loss = dict(name="cross_entropy", label_smoothing=0.1, per_token=True)
+    config.loss = dict(name="cross_entropy", label_smoothing=0.1, normalize="example")
     config.optim = dict(lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup_percent=10.0)
     config.accumulate = 1  # parts of a batch one after the other, where memory is short
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
+from prismer_jax.batch import Batch, inputs
 from prismer_jax.decode.beam import beam_search
-from prismer_jax.decode.cache import PAD
 from prismer_jax.decode.ranking import rank
 from prismer_jax.decode.sampling import greedy, row_keys, sample
 from prismer_jax.errors import UserError, choose
@@ -21,7 +21,7 @@ from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 METHODS: dict[str, Callable[..., tuple[Array, Array]]] = {"beam": beam_search, "greedy": greedy, "sample": sample}
 # Parameters that are no settings.
-_TAKEN = ("prefill", "extend", "encoded", "prompt", "rng", "max_len", "min_len", "prompt_length")
+_TAKEN = ("prefill", "extend", "encoded", "batch", "rng", "eos", "pad", "max_new", "min_new", "prompt_length")
 
 
 @typed
@@ -30,11 +30,14 @@ def generate(
     variables: Mapping[str, Any],
     batch: Mapping[str, Any],
     *,
+    eos: int,
+    pad: int,
     method: str = "beam",
     max_len: int = 0,
     min_len: int = 0,
     max_new: int = 0,
     min_new: int = 0,
+    prompt_length: int | None = None,
     padding: str = "own",
     rng: Array | None = None,
     **settings: Any,
@@ -42,33 +45,40 @@ def generate(
     """Continues the prompts of a batch.
 
     Args:
-      model: has `encode(image, batch)`, `prefill` and `extend` (see prismer_jax.decode), and is hashable.
-      batch: `image`, `labels/...` and the prompts as `text`; other keys are ignored. A batch that is sharded over a
-        mesh is decoded where it lies, each device at its own pace.
+      model: has `encode`, `prefill` and `extend` (see models.vlm), and is hashable.
+      batch: `image`, `labels/...` and the prompts as `text` with its masks; what models do not read is ignored. A batch
+        that is sharded over a mesh is decoded where it lies, each device at its own pace.
+      eos, pad: ids of the tokenizer.
       method: a name of METHODS; its own settings (num_beams=3, top_p=0.9 ...) follow as keywords.
-      max_len: length of the result, prompt included (the reference's way of counting); or max_new, without the prompt.
-      min_len: no `eos` before this length, prompt included; or min_new, without the prompt.
+      max_new: most tokens of the continuation; or max_len, which counts the prompt's columns too (the reference's way).
+      min_new: no `eos` before so many tokens; or min_len, which counts the prompt's columns too.
+      prompt_length: what the prompt counts in the length that a beam's score is divided by: its columns by default, as
+        in the reference (NVlabs/prismer with transformers 4.26.1); 0 for models whose lengths leave it out.
       padding: 'own' takes every prompt as it is given, so that its continuation depends on it alone; 'reference' as if
         all were padded on the right to the longest of the batch (see `pad_as_reference`), for official checkpoints.
       rng: a typed key (jax.random.key) for method 'sample'; the others draw nothing.
 
     Returns:
-      Tokens with the prompt in front (in `padding`'s layout) and pads after `eos`, n of them an image; their scores.
+      The tokens after the prompt, with pads after `eos`, n sequences an image; their scores.
 
     Raises:
-      UserError: unknown method, padding or setting, a setting out of range, no max_len or max_new, or sampling without
-        rng.
+      UserError: unknown method, padding or setting, a setting out of range, no max_len or max_new, a key missing in
+        the batch, or sampling without rng.
     """
     function, width = choose("decoding method", method, METHODS), batch["text"].shape[1]
-    known = {name: None for name in inspect.signature(function).parameters if name not in _TAKEN}
+    parameters = inspect.signature(function).parameters
     for name in settings:
-        choose(f"setting of decoding method {method!r}:", name, known)
+        choose(f"setting of decoding method {method!r}:", name, {p: None for p in parameters if p not in _TAKEN})
     if (max_len > 0) == (max_new > 0) or (min_len > 0 and min_new > 0):
         raise UserError("Give decoding one of max_len and max_new, above 0, and at most one of min_len and min_new.")
+    if 0 < max_len <= width:
+        raise UserError(f"max_len={max_len} counts the prompt, which already has {width} columns: raise max_len.")
     if method == "sample" and rng is None:
         raise UserError("Decoding method 'sample' draws at random: give it rng=jax.random.key(seed).")
-    settings["max_len"] = max_len or width + max_new
-    settings["min_len"] = width + min_new if min_new else min_len
+    settings |= {"eos": eos, "pad": pad, "max_new": max_new or max_len - width}
+    settings["min_new"] = max(0, min_len - width) if min_len else min_new
+    if prompt_length is not None and "prompt_length" in parameters:
+        settings["prompt_length"] = prompt_length
     return _run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
 
 
@@ -78,18 +88,20 @@ def rank_answers(
     variables: Mapping[str, Any],
     batch: Mapping[str, Any],
     answers: Int[Any, "a l"],
+    answer_mask: Bool[Any, "a l"],
     *,
     padding: str = "own",
     **settings: Any,
 ) -> tuple[Int[Array, " b"], Int[Array, "b k"], Float[Array, "b k"]]:
     """`rank` for a batch: as `generate`, with `answers` [A,L] as token ids and the settings of `rank` (k=...)."""
-    return _run(model, variables, batch, {"answers": answers}, None, rank, settings, padding)
+    constants = {"answers": answers, "answer_mask": answer_mask}
+    return _run(model, variables, batch, constants, None, rank, settings, padding)
 
 
 @typed
 def pad_as_reference(
-    prompt: Int[Array, "b t"], counted: Bool[Array, " b"] | None = None
-) -> tuple[Int[Array, "b t"], Int[Array, ""]]:
+    text: Int[Array, "b t"], mask_input: Bool[Array, "b t"], counted: Bool[Array, " b"] | None = None
+) -> tuple[Int[Array, "b t"], Bool[Array, "b t"], Int[Array, ""]]:
     """Lays prompts out so that they continue as if padded on the right to the longest of the batch.
 
     The reference does that (model/prismer_vqa.py), so that it reads the first token of an answer off a pad wherever a
@@ -98,17 +110,18 @@ def pad_as_reference(
     that are shorter than the longest, and the rest goes to the left: every batch has the same shape.
 
     Args:
-      prompt: token ids with pads anywhere.
+      text: token ids with pads anywhere.
+      mask_input: True for what is no pad.
       counted: the rows that are no filling of a last batch; all by default.
 
     Returns:
-      The prompts, and the longest one's number of tokens.
+      The prompts, their masks, and the longest one's number of tokens.
     """
-    real = prompt != PAD
-    number = real.sum(-1)
+    number = mask_input.sum(-1)
     longest = number.max(initial=0, where=counted)
-    prompt = jnp.take_along_axis(prompt, jnp.argsort(real, axis=-1, stable=True), axis=-1)
-    return jnp.where((number < longest)[:, None], jnp.roll(prompt, -1, axis=-1), prompt), longest
+    order = jnp.argsort(mask_input, axis=-1, stable=True)
+    order = jnp.where((number < longest)[:, None], jnp.roll(order, -1, axis=-1), order)
+    return jnp.take_along_axis(text, order, -1), jnp.take_along_axis(mask_input, order, -1), longest
 
 
 def _run(
@@ -122,22 +135,18 @@ def _run(
     padding: str,
 ) -> Any:
     choose("padding", padding, {"own": None, "reference": None})
-    inputs = {k: v for k, v in batch.items() if k in ("image", "text") or k.startswith("labels/")}
-    sharding, mesh, axes = getattr(inputs["image"], "sharding", None), None, None
+    arrays = inputs(batch)
+    sharding, mesh, axes = getattr(arrays.get("image"), "sharding", None), None, None
     if isinstance(sharding, NamedSharding) and sharding.spec and sharding.spec[0] is not None:
         mesh, axes = sharding.mesh, sharding.spec[0]
     static = tuple(sorted(settings.items()))
-    counted = batch.get("_mask") if padding == "reference" else None
-    return _compiled(
-        variables, inputs, counted, constants, rng, model, function, static, padding == "reference", mesh, axes
-    )
+    return _compiled(variables, arrays, constants, rng, model, function, static, padding == "reference", mesh, axes)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8, 9, 10))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9))
 def _compiled(
     variables: Any,
-    inputs: Any,
-    counted: Any,
+    batch: Any,
     constants: Any,
     rng: Any,
     model: Any,
@@ -147,17 +156,19 @@ def _compiled(
     mesh: Any,
     axes: Any,
 ) -> Any:
+    prompt_length = batch["text"].shape[1]
     if as_reference:
-        text, longest = pad_as_reference(inputs["text"], counted)
-        inputs = {**inputs, "text": text}
-        if "prompt_length" in inspect.signature(function).parameters:
-            constants = {**constants, "prompt_length": longest}
+        text, mask, prompt_length = pad_as_reference(batch["text"], batch["mask_input"], batch.get("_mask"))
+        batch = {**batch, "text": text, "mask_input": mask}
+    if "prompt_length" in inspect.signature(function).parameters:
+        constants = {"prompt_length": prompt_length, **constants}
 
-    def decode(variables: Any, inputs: Any, constants: Any, by_row: Any) -> Any:
-        encoded = model.apply(variables, inputs["image"], inputs, method="encode")
+    def decode(variables: Any, batch: Any, constants: Any, by_row: Any) -> Any:
+        batch = Batch(batch)
+        encoded = model.apply(variables, batch, method="encode")
         prefill = functools.partial(model.apply, variables, method="prefill")
         extend = functools.partial(model.apply, variables, method="extend")
-        return function(prefill, extend, encoded, inputs["text"], **constants, **by_row, **dict(static))
+        return function(prefill, extend, encoded, batch, **{**constants, **dict(static)}, **by_row)
 
     if mesh is not None:
         # Left to XLA's partitioner, every column would wait for the slowest device (are *all* sequences done?), and
@@ -165,5 +176,5 @@ def _compiled(
         # device loops over its own images, without any communication.
         rows, whole = PartitionSpec(axes), PartitionSpec()
         decode = jax.shard_map(decode, mesh=mesh, in_specs=(whole, rows, whole, rows), out_specs=rows, check_vma=False)
-    by_row = {} if rng is None else {"rng": row_keys(rng, len(inputs["text"]))}
-    return decode(variables, inputs, constants, by_row)
+    by_row = {} if rng is None else {"rng": row_keys(rng, len(batch["text"]))}
+    return decode(variables, batch, constants, by_row)

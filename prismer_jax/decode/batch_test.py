@@ -7,13 +7,21 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prismer_jax import models
-from prismer_jax.decode import generate, rank_answers
+from prismer_jax import decode, models
+from prismer_jax.batch import prompts
 from prismer_jax.decode.batch import _compiled, pad_as_reference
-from prismer_jax.decode.cache import continue_rows
+from prismer_jax.decode.cache import reorder
 from prismer_jax.errors import UserError
 
 PAD, EOS, BATCH, WIDTH = 1, 2, 8, 5
+
+
+def generate(*args, **settings):
+    return decode.generate(*args, eos=EOS, pad=PAD, **settings)
+
+
+def rank_answers(model, variables, batch, answers, **settings):
+    return decode.rank_answers(model, variables, batch, answers, answers != PAD, **settings)
 
 
 class ToyModel(nn.Module):
@@ -31,12 +39,12 @@ class ToyModel(nn.Module):
         }
         self.look = self.param("look", nn.initializers.normal(0.1), (4, parts.words.shape[1]))
 
-    def encode(self, image, labels):
-        seen = jnp.concatenate([image.mean((1, 2)), labels["labels/depth"].mean((1, 2))], axis=-1)
+    def encode(self, batch):
+        seen = jnp.concatenate([batch["image"].mean((1, 2)), batch["labels/depth"].mean((1, 2))], axis=-1)
         return (seen - 128) @ self.look
 
-    def prefill(self, encoded, text, max_len):
-        return self._narrow(*self.toy(image=None, **self.parts).prefill(encoded, text, max_len))
+    def prefill(self, encoded, batch, room):
+        return self._narrow(*self.toy(image=None, **self.parts).prefill(encoded, batch, room))
 
     def extend(self, cache, tokens):
         return self._narrow(*self.toy(image=None, **self.parts).extend(cache, tokens))
@@ -49,7 +57,7 @@ class ToyModel(nn.Module):
 def small(toy):
     model = ToyModel(toy)
     batch = photos()
-    return model, model.init(jax.random.key(0), batch["image"], batch, method="encode")
+    return model, model.init(jax.random.key(0), {k: v for k, v in batch.items() if k != "meta"}, method="encode")
 
 
 def real_model():
@@ -78,10 +86,15 @@ def photos(seed=0):
     return {
         "image": rng.integers(0, 256, size=(BATCH, 32, 32, 3), dtype=np.uint8),
         "labels/depth": rng.integers(0, 256, size=(BATCH, 32, 32, 1), dtype=np.uint8),
-        "text": text.astype(np.int32),
+        **asked(text),
         "mask_loss": np.ones((BATCH, WIDTH), np.float32),
         "meta": [{"id": str(i)} for i in range(BATCH)],  # stays on the host
     }
+
+
+def asked(text):
+    """Returns the text keys of prompts of which PAD is padding."""
+    return prompts(np.asarray(text, np.int32), np.asarray(text) != PAD)
 
 
 def make_mesh(*shape):
@@ -106,17 +119,20 @@ def test_cached_decoding_equals_full_forward_passes():
     more = jax.random.randint(jax.random.key(1), (BATCH, 2, 4), 2, 40)  # two sequences an image
 
     @jax.jit
-    def both_ways(image, prompt):
-        encoded = model.apply(variables, image, {}, method="encode")
-        first, cache = model.apply(variables, encoded, prompt, WIDTH + 4, method="prefill")
-        cache = continue_rows(cache, jnp.zeros((BATCH, 2), jnp.int32))
+    def both_ways(batch):
+        encoded = model.apply(variables, batch, method="encode")
+        first, cache = model.apply(variables, encoded, batch, 4, method="prefill")
+        cache = reorder(cache, jnp.zeros((BATCH, 2), jnp.int32))
         one, cache = model.apply(variables, cache, more[:, :, :1], method="extend")
         three, _ = model.apply(variables, cache, more[:, :, 1:], method="extend")
-        texts = jnp.concatenate([jnp.repeat(prompt[:, None], 2, axis=1), more], axis=2)
-        full = model.apply(variables, jnp.repeat(encoded, 2, axis=0), texts.reshape(2 * BATCH, -1), method="decode")
+        texts = jnp.concatenate([jnp.repeat(batch["text"][:, None], 2, axis=1), more], axis=2)
+        texts = texts.reshape(2 * BATCH, -1)
+        ones = jnp.ones(texts.shape, int)
+        whole = {"text": texts, "mask_input": texts != PAD, "mask_ar": ones, "segment": 0 * ones}
+        full = model.apply(variables, jnp.repeat(encoded, 2, axis=0), whole, method="read")
         return first, jnp.concatenate([one, three], axis=2), full.reshape(BATCH, 2, -1, 40)
 
-    first, following, full = both_ways(photos()["image"], photos()["text"])
+    first, following, full = both_ways({k: v for k, v in photos().items() if k != "meta"})
     np.testing.assert_allclose(first, full[:, :1, WIDTH - 1], atol=1e-4)
     np.testing.assert_allclose(following, full[:, :, WIDTH:], atol=1e-4)
     assert np.abs(full[:, 0, WIDTH:] - full[:, 1, WIDTH:]).max() > 0.5  # the tokens matter
@@ -154,9 +170,7 @@ def test_a_sharded_batch_decodes_as_an_unsharded_one(small, settings):
     assert sharded_tokens.sharding.is_equivalent_to(batch["text"].sharding, 3)
     assert (np.asarray(sharded_tokens) == np.asarray(tokens)).all()
     np.testing.assert_allclose(sharded_scores, scores, rtol=1e-4, atol=1e-4)
-    assert tokens.shape == (BATCH, 2 if settings["method"] == "sample" else 1, 11)
-    if "padding" not in settings:
-        assert (tokens[:, :, :WIDTH] == photos()["text"][:, None]).all()
+    assert tokens.shape == (BATCH, 2 if settings["method"] == "sample" else 1, 6)
 
 
 def test_other_photos_and_weights_compile_nothing_new(small):
@@ -181,17 +195,19 @@ def test_an_image_does_not_depend_on_its_batch(small):
 def test_reference_padding_keeps_one_pad_behind_all_but_the_longest():
     given = np.array([[0, 7, 8, 9, PAD, PAD], [PAD, PAD, PAD, 0, 7, 8], [PAD, 0, 7, 8, 9, PAD], [0, 3, 4, 5, 6, 7]])
     last = jnp.array([True, True, True, False])  # the last row fills up the batch
-    prompt, longest = pad_as_reference(jnp.asarray(given), last)
+    mask = jnp.asarray(given != PAD)
+    prompt, real, longest = pad_as_reference(jnp.asarray(given), mask, last)
+    assert (real == (prompt != PAD)).all()
     assert prompt.tolist() == [[PAD, PAD, 0, 7, 8, 9], [PAD, PAD, 0, 7, 8, PAD], [PAD, PAD, 0, 7, 8, 9], [*given[3]]]
     assert longest == 4
-    assert pad_as_reference(jnp.asarray(given))[0][0].tolist() == [PAD, 0, 7, 8, 9, PAD]
+    assert pad_as_reference(jnp.asarray(given), mask)[0][0].tolist() == [PAD, 0, 7, 8, 9, PAD]
 
 
 def padded(lengths, width, side):
     rows = [[0, *range(5 + i, 4 + i + n)] for i, n in enumerate(lengths)]
     spare = [[PAD] * (width - len(row)) for row in rows]
     rows = [s + r if side == "left" else r + s for r, s in zip(rows, spare, strict=True)]
-    return photos() | {"text": np.array(rows, np.int32)}
+    return photos() | asked(rows)
 
 
 LENGTHS = [4, 2, 3, 4, 2, 2, 3, 2]
@@ -211,7 +227,8 @@ def test_reference_padding_ranks_as_padding_to_the_longest_does():
     np.testing.assert_allclose(own_scores[longest], scores[longest], rtol=1e-4)
     assert not np.isclose(own_scores[~longest], scores[~longest], rtol=1e-3).all(axis=1).any()
     # With shorter neighbours the second question is the longest: only the reference's answer to it changes.
-    given["text"][[0, 2, 3, 6]] = given["text"][1]
+    for key in ("text", "mask_input"):
+        given[key][[0, 2, 3, 6]] = given[key][1]
     _, _, our_scores = rank_answers(model, variables, given, answers, k=3, padding="reference")
     _, _, changed = rank_answers(model, variables, given, answers, k=3)
     np.testing.assert_allclose(changed[1], own_scores[1], rtol=1e-4)
@@ -224,8 +241,8 @@ def test_reference_padding_counts_the_longest_prompt_in_the_length_of_a_beam(sma
     expected, scores = generate(model, variables, padded(LENGTHS, 4, "right"), **settings)
     found, ours = generate(model, variables, padded(LENGTHS, 9, "left"), padding="reference", **settings)
     _, own = generate(model, variables, padded(LENGTHS, 9, "left"), **settings)
-    assert (found[:, :, 9:] == expected[:, :, 4:]).all()
-    assert (found[:, :, 9:] == EOS).any()
+    assert (found == expected).all()
+    assert (found == EOS).any()
     np.testing.assert_allclose(ours, scores, rtol=1e-4)
     assert not np.isclose(own, scores, rtol=1e-3).any()
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from prismer_jax.decode.cache import EOS, PAD, Cache, Extend, Prefill, continue_rows, log_probs_of, start
+from prismer_jax.decode.cache import Batch, Cache, Extend, Prefill, log_probs_of, reorder, start
 from prismer_jax.errors import UserError
 from prismer_jax.typing import Array, Float, Int, typed
 
@@ -60,44 +60,46 @@ def beam_search(
     prefill: Prefill,
     extend: Extend,
     encoded: Any,
-    prompt: Int[Array, "b t"],
+    batch: Batch,
     *,
-    max_len: int,
-    min_len: int = 0,
+    eos: int,
+    pad: int,
+    max_new: int,
+    min_new: int = 0,
     num_beams: int = 3,
     length_penalty: float = 1.0,
     early_stopping: bool = False,
     num_return: int = 1,
-    prompt_length: Int[Array, ""] | None = None,
-    eos: int = EOS,
-    pad: int = PAD,
-) -> tuple[Int[Array, "b {num_return} {max_len}"], Float[Array, "b {num_return}"]]:
+    prompt_length: Int[Array, ""] | int = 0,
+) -> tuple[Int[Array, "b {num_return} {max_new}"], Float[Array, "b {num_return}"]]:
     """Beam search with the rules of transformers 4.26.1, which the published Prismer results were made with.
 
     A sequence's score is (sum of log-probabilities, that of `eos` included) / length ** length_penalty, where the
-    length counts the prompt but not `eos`. In every column the 2·num_beams best continuations are looked at, best
+    length counts `prompt_length` but not `eos`. In every column the 2·num_beams best continuations are looked at, best
     first: an `eos` among the first num_beams ends a sequence, a later one is dropped, the first num_beams others stay
     open. An image is done when num_beams sequences have ended and the worst of them scores at least as well as the best
-    continuation would (always, with `early_stopping`); at max_len the open beams compete as they are. Equal
+    continuation would (always, with `early_stopping`); at max_new the open beams compete as they are. Equal
     continuations are taken in the order beam, token id; of equal ended sequences the later one is returned first.
 
     Args:
-      prompt_length: what the prompt counts in a score's length; its columns by default.
+      eos, pad: ids of the tokenizer, which ends a sequence and which fills it up.
+      max_new, min_new: most and fewest tokens of a continuation, without `eos`.
+      prompt_length: what the prompt counts in a score's length; families differ in that.
 
     Returns:
-      The num_return best sequences of each image, best first: tokens including the prompt, `pad` after `eos`; scores.
+      The num_return best sequences of each image, best first: the tokens after the prompt, `pad` after `eos`; scores.
 
     Raises:
-      UserError: the prompt leaves no column to fill, or num_return is not in 1..num_beams.
+      UserError: there is no column to fill, or num_return is not in 1..num_beams.
     """
     if not 1 <= num_return <= num_beams:
         raise UserError(f"num_return={num_return} must be between 1 and num_beams={num_beams}.")
-    lengths = jnp.arange(max_len + 1) + (0 if prompt_length is None else prompt_length - prompt.shape[1])
-    norm = jnp.maximum(lengths, 1).astype(jnp.float32) ** length_penalty  # of what ends before a column
+    norm = jnp.maximum(jnp.arange(max_new + 1) + prompt_length, 1).astype(jnp.float32)
+    norm = norm**length_penalty  # of what ends before a column
 
     def advance(state: _Beams, logits: Array) -> _Beams:
         column, vocab = state.column, logits.shape[-1]
-        _, log_probs = log_probs_of(logits, column, min_len, eos)
+        _, log_probs = log_probs_of(logits, column, min_new, eos)
         totals = (state.sums[..., None] + log_probs).reshape(-1, num_beams * vocab)
         totals, best = lax.top_k(totals, 2 * num_beams)
         parents, token = best // vocab, (best % vocab).astype(jnp.int32)
@@ -120,21 +122,19 @@ def beam_search(
 
     def body(state: _Beams) -> _Beams:
         last = lax.dynamic_slice_in_dim(state.tokens, state.column - 1, 1, axis=2)
-        logits, cache = extend(continue_rows(state.cache, state.parents), last)
+        logits, cache = extend(reorder(state.cache, state.parents), last)
         return advance(state._replace(cache=cache), logits[:, :, 0])
 
-    tokens, logits, cache = start(prefill, encoded, prompt, num_beams, max_len, pad)
+    tokens, logits, cache = start(prefill, encoded, batch, num_beams, max_new, pad)
     shape = tokens.shape[:2]
     # All beams start alike: only the first may have children, or the same sequence would be found num_beams times.
     sums = jnp.broadcast_to(jnp.where(jnp.arange(num_beams) == 0, 0.0, -1e9), shape).astype(jnp.float32)
     pool = _Pool(tokens, jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32))
     parents = jnp.zeros(shape, jnp.int32)
-    first = _Beams(
-        jnp.asarray(prompt.shape[1], jnp.int32), tokens, sums, parents, pool, jnp.zeros(shape[0], bool), cache
-    )
-    state = lax.while_loop(lambda s: (s.column < max_len) & ~s.done.all(), body, advance(first, logits))
+    first = _Beams(jnp.zeros((), jnp.int32), tokens, sums, parents, pool, jnp.zeros(shape[0], bool), cache)
+    state = lax.while_loop(lambda s: (s.column < max_new) & ~s.done.all(), body, advance(first, logits))
 
     still_open = jnp.broadcast_to(~state.done[:, None], shape)
-    pool = state.pool.add(state.tokens, state.sums / norm[max_len], still_open, state.column)
+    pool = state.pool.add(state.tokens, state.sums / norm[max_new], still_open, state.column)
     order = jnp.flip(jnp.lexsort((pool.born, pool.scores), axis=-1), axis=-1)[:, :num_return]
     return jnp.take_along_axis(pool.tokens, order[..., None], axis=1), jnp.take_along_axis(pool.scores, order, axis=1)

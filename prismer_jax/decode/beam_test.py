@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prismer_jax.batch import prompts
 from prismer_jax.decode import beam_search, greedy
 from prismer_jax.decode.beam import _Pool
 from prismer_jax.errors import UserError
@@ -158,21 +159,21 @@ def test_a_step_is_traced_once_and_the_loop_ends_with_the_last_image(toy):
 
     @jax.jit
     def search(prompt):
-        settings = dict(max_len=60, num_return=3, early_stopping=True)
-        return beam_search(model.prefill, extend, model.image, prompt, **settings)
+        settings = dict(max_new=58, num_return=3, early_stopping=True, eos=EOS, pad=PAD)
+        return beam_search(model.prefill, extend, model.image, prompts(prompt, prompt != PAD), **settings)
 
     for start in (4, 5):
         ran.clear()
         tokens, _ = search(jnp.full((3, 2), start))
         jax.effects_barrier()
         longest = int((tokens != PAD).sum(-1).max())  # the last to end: with early stopping nothing follows it
-        assert len(ran) == longest - 3 < 20  # two columns of prompt; the first token comes without a call
+        assert len(ran) == longest - 1 < 20  # the first token comes without a call
     assert traced == [(3, 3, 1)]
 
 
 def test_impossible_settings_are_the_users_error(toy):
     model = toy.random(0)
-    with pytest.raises(UserError, match="max_len=4 counts the prompt"):
+    with pytest.raises(UserError, match="max_new=0 leaves no token"):
         model.run(beam_search, np.full((3, 4), 5), max_len=4)
     with pytest.raises(UserError, match="num_return=4"):
         model.run(beam_search, np.full((3, 4), 5), max_len=9, num_beams=3, num_return=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,41 +12,41 @@ import jax.numpy as jnp
 from prismer_jax.errors import UserError
 from prismer_jax.typing import Array, Int
 
-EOS, PAD = 2, 1  # of RoBERTa's vocabulary, which every tokenizer of this project follows
 Cache = dict[str, Any]
-Prefill = Callable[..., tuple[Array, Cache]]
-Extend = Callable[..., tuple[Array, Cache]]
+Batch = Mapping[str, Any]
+Prefill = Callable[[Any, Batch, int], tuple[Array, Cache]]
+Extend = Callable[[Cache, Array], tuple[Array, Cache]]
 
 
-def continue_rows(cache: Cache, parents: Int[Array, "b k"]) -> Cache:
+def reorder(cache: Cache, parents: Int[Array, "b k"]) -> Cache:
     """Returns a cache whose sequence [b, k] goes on from sequence [b, parents[b, k]]; `shared` stays as it is."""
 
     def take(x: Array, axis: int) -> Array:
         index = jnp.expand_dims(parents, (*range(axis - 1), *range(axis + 1, x.ndim)))
         return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")  # no pass over the cache for a check
 
-    layers = jax.tree.map(functools.partial(take, axis=2), cache["layers"])
-    return cache | {"layers": layers, "rows": jax.tree.map(functools.partial(take, axis=1), cache["rows"])}
+    own = jax.tree.map(functools.partial(take, axis=2), cache["own"])
+    return cache | {"own": own, "rows": jax.tree.map(functools.partial(take, axis=1), cache["rows"])}
 
 
 def start(
-    prefill: Prefill, encoded: Any, prompt: Array, count: int, max_len: int, pad: int
+    prefill: Prefill, encoded: Any, batch: Batch, count: int, max_new: int, pad: int
 ) -> tuple[Array, Array, Cache]:
-    """Returns tokens [B,count,max_len], the first logits [B,count,V] and the prompt's cache for `count` sequences."""
-    batch, width = prompt.shape
-    if width >= max_len:
-        raise UserError(f"max_len={max_len} counts the prompt, which already has {width} columns: raise max_len.")
-    logits, cache = prefill(encoded, prompt, max_len)
-    tokens = jnp.full((batch, count, max_len), pad, jnp.int32).at[:, :, :width].set(prompt[:, None])
-    logits = jnp.broadcast_to(logits, (batch, count, logits.shape[-1]))
-    return tokens, logits, continue_rows(cache, jnp.zeros((batch, count), jnp.int32))
+    """Returns tokens [B,count,max_new] (pads), the first logits [B,count,V] and a cache for `count` sequences."""
+    if max_new < 1:
+        raise UserError(f"max_new={max_new} leaves no token to generate; max_len counts the prompt too: raise it.")
+    logits, cache = prefill(encoded, batch, max_new)
+    shape = (len(logits), count)
+    logits = jnp.broadcast_to(logits, (*shape, logits.shape[-1]))
+    tokens = jnp.full((*shape, max_new), pad, jnp.int32)
+    return tokens, logits, reorder(cache, jnp.zeros(shape, jnp.int32))
 
 
-def log_probs_of(logits: Array, column: Array | int, min_len: int, eos: int) -> tuple[Array, Array]:
-    """Returns float32 log-probabilities, and the same with the end forbidden in columns before min_len.
+def log_probs_of(logits: Array, column: Array | int, min_new: int, eos: int) -> tuple[Array, Array]:
+    """Returns float32 log-probabilities, and the same with the end forbidden in columns before min_new.
 
     The second is *not* normalised again: that is what the reference sums up in its beams.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    ban = (jnp.arange(logits.shape[-1]) == eos) & (column < min_len)
+    ban = (jnp.arange(logits.shape[-1]) == eos) & (column < min_new)
     return log_probs, jnp.where(ban, -jnp.inf, log_probs)

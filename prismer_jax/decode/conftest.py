@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from prismer_jax.batch import prompts
 
 PAD, EOS, WIDTH = 1, 2, 16
 
@@ -30,42 +33,49 @@ class Toy(NamedTuple):
         out = sharpness * rng.normal(size=(WIDTH, vocab))
         return cls(words.astype(np.float32), out.astype(np.float32), bias, image.astype(np.float32))
 
-    def run(self, function, prompt, *args, **settings):
-        """Calls a decoding function, compiled once for each of its settings and shapes."""
-        rng = {"rng": settings.pop("rng")} if "rng" in settings else {}
-        return _run(self, np.asarray(prompt, np.int32), args, rng, function, tuple(settings.items()))
+    def run(self, function, prompt, *args, max_len=0, min_len=0, **settings):
+        """Calls a decoding function, compiled once for each of its settings and shapes.
 
-    def prefill(self, encoded, prompt, max_len):
-        real = (prompt != PAD)[:, None]
-        spare = max_len - prompt.shape[1]
+        Lengths, and the tokens that come back, count the prompt, as in the rules of the reference.
+        """
+        rng = {"rng": settings.pop("rng")} if "rng" in settings else {}
+        prompt = np.asarray(prompt, np.int32)
+        if not max_len:
+            return _run(self, prompt, args, rng, function, tuple(settings.items()))
+        width = prompt.shape[1]
+        settings |= {"max_new": max_len - width, "min_new": max(0, min_len - width), "eos": EOS, "pad": PAD}
+        if "prompt_length" in inspect.signature(function).parameters:
+            settings["prompt_length"] = width
+        tokens, scores = _run(self, prompt, args, rng, function, tuple(settings.items()))
+        before = np.broadcast_to(prompt[:, None], (*tokens.shape[:2], width))
+        return np.concatenate([before, tokens], axis=2), scores
+
+    def prefill(self, encoded, batch, room):
+        text, real = batch["text"], batch["mask_input"]
         count = jnp.cumsum(real, -1)
-        seen = jnp.pad(self._say(prompt[:, None], count), [(0, 0), (0, 0), (0, spare), (0, 0)])[None]
-        rows = {"mask": jnp.pad(real, [(0, 0), (0, 0), (0, spare)]), "count": count[..., -1]}
-        shared = {"image": jnp.asarray(encoded)[None, :, None]}  # [layers,B,N,D]
-        cache = {"shared": shared, "layers": {"seen": seen}, "rows": rows, "index": jnp.int32(prompt.shape[1])}
-        return self._logits(cache, jnp.asarray([prompt.shape[1]]))[:, :, 0], cache
+        said = (self._say(text, count) * real[..., None]).sum(1)  # [B,D]: all that a prompt says
+        shared = {"image": jnp.asarray(encoded), "prompt": said}
+        own = {"said": jnp.zeros((1, len(text), 1, room, WIDTH))}
+        cache = {"shared": shared, "own": own, "rows": {"count": count[:, -1:]}, "index": jnp.int32(0)}
+        return self._logits(cache, jnp.asarray([0]))[:, :, 0], cache
 
     def extend(self, cache, tokens):
         index, length = cache["index"], tokens.shape[-1]
         count = cache["rows"]["count"][..., None] + 1 + jnp.arange(length)
-        say = self._say(tokens, count)[None]
-        rows = {
-            "mask": jax.lax.dynamic_update_slice(cache["rows"]["mask"], jnp.ones(tokens.shape, bool), (0, 0, index)),
-            "count": count[..., -1],
-        }
-        layers = {"seen": jax.lax.dynamic_update_slice(cache["layers"]["seen"], say, (0, 0, 0, index, 0))}
-        cache = cache | {"rows": rows, "layers": layers, "index": index + length}
+        own = jax.lax.dynamic_update_slice(cache["own"]["said"], self._say(tokens, count)[None], (0, 0, 0, index, 0))
+        cache = cache | {"rows": {"count": count[..., -1]}, "own": {"said": own}, "index": index + length}
         return self._logits(cache, index + 1 + jnp.arange(length)), cache
 
     def _say(self, tokens, count):
         return jnp.asarray(self.words)[tokens] * jnp.cos(count[..., None] + jnp.arange(WIDTH))
 
     def _logits(self, cache, ends):
-        """Logits after each of the columns counted by `ends` [T]: [B,K,T,V]."""
-        columns = jnp.arange(cache["rows"]["mask"].shape[-1])
-        use = cache["rows"]["mask"][..., None, :] & (columns < ends[:, None])
-        state = jnp.einsum("bkts,bksd->bktd", use.astype(jnp.float32), cache["layers"]["seen"][0])
-        return jnp.tanh(state + cache["shared"]["image"][0, :, :, None]) @ self.out + self.bias
+        """Logits after each of the generated columns counted by `ends` [T]: [B,K,T,V]."""
+        own = cache["own"]["said"][0]
+        use = jnp.arange(own.shape[2]) < ends[:, None]
+        state = jnp.einsum("ts,bksd->bktd", use.astype(jnp.float32), own)
+        before = (cache["shared"]["image"] + cache["shared"]["prompt"])[:, None, None]
+        return jnp.tanh(state + before) @ self.out + self.bias
 
     def log_probs(self, row: int, tokens: list[int], width: int) -> np.ndarray:
         """The same in NumPy, float64, from the tokens alone: log-probabilities [V] of what follows them."""
@@ -79,7 +89,9 @@ class Toy(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _run(model, prompt, args, rng, function, settings):
-    return function(model.prefill, model.extend, model.image, prompt, *args, **rng, **dict(settings))
+    batch = prompts(prompt, prompt != PAD)
+    masks = tuple(answers != PAD for answers in args)
+    return function(model.prefill, model.extend, model.image, batch, *args, *masks, **rng, **dict(settings))
 
 
 @pytest.fixture(scope="session")

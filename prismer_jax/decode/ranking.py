@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from prismer_jax.decode.cache import PAD, Extend, Prefill, continue_rows
-from prismer_jax.typing import Array, Float, Int, typed
+from prismer_jax.decode.cache import Batch, Extend, Prefill, reorder
+from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 
 @typed
@@ -17,12 +17,12 @@ def rank(
     prefill: Prefill,
     extend: Extend,
     encoded: Any,
-    prompt: Int[Array, "b t"],
+    batch: Batch,
     answers: Int[Array, "a l"],
+    answer_mask: Bool[Array, "a l"],
     *,
     k: int,
     label_smoothing: float = 0.1,
-    pad: int = PAD,
 ) -> tuple[Int[Array, " b"], Int[Array, "b k"], Float[Array, "b k"]]:
     """Chooses among given answers, as the reference does for VQA and classification.
 
@@ -32,24 +32,25 @@ def rank(
     earlier of the k candidates; PyTorch's choice among ties is not documented.
 
     Args:
-      answers: token ids with their `eos`, padded on the right. Rows of pads only are never chosen.
+      answers: token ids, each with its end, padded on the right.
+      answer_mask: True where there is a token. A row without any is never chosen.
       k: number of candidates, all answers if there are fewer.
 
     Returns:
       Index of the best answer; indices of the candidates, likeliest first token first; their scores.
     """
     length = answers.shape[1]
-    logits, cache = prefill(encoded, prompt, prompt.shape[1] + length - 1)
+    logits, cache = prefill(encoded, batch, length - 1)
     log_probs = _log_softmax(logits)  # [B,1,V]
-    first = jnp.where(answers[:, 0] == pad, -jnp.inf, log_probs[:, 0, answers[:, 0]])
+    first = jnp.where(answer_mask[:, 0], log_probs[:, 0, answers[:, 0]], -jnp.inf)
     candidates = lax.top_k(first, min(k, len(answers)))[1]
     tokens = answers[candidates]  # [B,k,L]
     losses = _smoothed(log_probs[:, None], tokens[..., :1], label_smoothing)
     if length > 1:
-        logits, _ = extend(continue_rows(cache, jnp.zeros_like(candidates)), tokens[..., :-1])
+        logits, _ = extend(reorder(cache, jnp.zeros_like(candidates)), tokens[..., :-1])
         rest = _smoothed(_log_softmax(logits), tokens[..., 1:], label_smoothing)
         losses = jnp.concatenate([losses, rest], axis=-1)
-    labelled = tokens != pad
+    labelled = answer_mask[candidates]
     total, number = jnp.where(labelled, losses, 0.0).sum(-1), labelled.sum(-1)
     scores = jnp.where(number > 0, -total / jnp.maximum(number, 1), -jnp.inf)
     best = jnp.take_along_axis(candidates, scores.argmax(-1, keepdims=True), axis=1)[:, 0]

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prismer_jax.batch import prompts
 from prismer_jax.decode import rank
 
 PAD, EOS = 1, 2
@@ -62,14 +63,16 @@ def test_rows_of_padding_are_no_answers(toy):
 def test_the_prompt_is_computed_once_and_only_candidates_are(toy):
     model, seen = toy.random(0), []
 
-    def prefill(encoded, prompt, max_len):
-        seen.append(("prompt", prompt.shape))
-        return model.prefill(encoded, prompt, max_len)
+    def prefill(encoded, batch, room):
+        seen.append(("prompt", batch["text"].shape))
+        return model.prefill(encoded, batch, room)
 
     def extend(cache, tokens):
         seen.append(("answers", tokens.shape))
         return model.extend(cache, tokens)
 
     answers = np.array([[3 + i % 9, 4 + i % 5, EOS, PAD] for i in range(400)], np.int32)
-    rank(prefill, extend, model.image, jnp.full((3, 6), 5), jnp.asarray(answers), k=16)
+    prompt = np.full((3, 6), 5)
+    arguments = (prompts(prompt, prompt != PAD), jnp.asarray(answers), jnp.asarray(answers != PAD))
+    rank(prefill, extend, model.image, *arguments, k=16)
     assert seen == [("prompt", (3, 6)), ("answers", (3, 16, 3))]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from prismer_jax.decode.cache import EOS, PAD, Cache, Extend, Prefill, log_probs_of, start
+from prismer_jax.decode.cache import Batch, Cache, Extend, Prefill, log_probs_of, start
 from prismer_jax.errors import UserError
 from prismer_jax.typing import Array, Float, Int, typed
 
@@ -26,19 +26,19 @@ def _run(
     prefill: Prefill,
     extend: Extend,
     encoded: Any,
-    prompt: Array,
+    batch: Batch,
     count: int,
     pick: Callable[[Array, Array], Array],
     *,
-    max_len: int,
-    min_len: int,
     eos: int,
     pad: int,
+    max_new: int,
+    min_new: int,
 ) -> tuple[Array, Array]:
     """Fills column after column with `pick(log_probs [B,K,V], column) -> [B,K]`; a score sums the log-probabilities."""
 
     def append(state: _Running, logits: Array) -> _Running:
-        log_probs, allowed = log_probs_of(logits, state.column, min_len, eos)
+        log_probs, allowed = log_probs_of(logits, state.column, min_new, eos)
         token = jnp.where(state.done, pad, pick(allowed, state.column)).astype(jnp.int32)
         gain = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
         return _Running(
@@ -53,10 +53,10 @@ def _run(
         logits, cache = extend(state.cache, lax.dynamic_slice_in_dim(state.tokens, state.column - 1, 1, axis=2))
         return append(state._replace(cache=cache), logits[:, :, 0])
 
-    tokens, logits, cache = start(prefill, encoded, prompt, count, max_len, pad)
+    tokens, logits, cache = start(prefill, encoded, batch, count, max_new, pad)
     scores = jnp.zeros(tokens.shape[:2], jnp.float32)
-    first = _Running(jnp.asarray(prompt.shape[1], jnp.int32), tokens, scores, scores > 0, cache)
-    state = lax.while_loop(lambda s: (s.column < max_len) & ~s.done.all(), body, append(first, logits))
+    first = _Running(jnp.zeros((), jnp.int32), tokens, scores, scores > 0, cache)
+    state = lax.while_loop(lambda s: (s.column < max_new) & ~s.done.all(), body, append(first, logits))
     return state.tokens, state.scores
 
 
@@ -65,26 +65,26 @@ def greedy(
     prefill: Prefill,
     extend: Extend,
     encoded: Any,
-    prompt: Int[Array, "b t"],
+    batch: Batch,
     *,
-    max_len: int,
-    min_len: int = 0,
-    eos: int = EOS,
-    pad: int = PAD,
-) -> tuple[Int[Array, "b 1 {max_len}"], Float[Array, "b 1"]]:
-    """Takes the likeliest token in every column, until `eos` or max_len.
+    eos: int,
+    pad: int,
+    max_new: int,
+    min_new: int = 0,
+) -> tuple[Int[Array, "b 1 {max_new}"], Float[Array, "b 1"]]:
+    """Takes the likeliest token in every column, until `eos` or max_new of them.
 
     Returns:
-      Tokens including the prompt, `pad` after `eos`; the sum of the log-probabilities of what was generated.
+      The tokens after the prompt, `pad` after `eos`; the sum of the log-probabilities of what was generated.
 
     Raises:
-      UserError: the prompt leaves no column to fill.
+      UserError: there is no column to fill.
     """
 
     def pick(log_probs: Array, column: Array) -> Array:
         return log_probs.argmax(-1)
 
-    return _run(prefill, extend, encoded, prompt, 1, pick, max_len=max_len, min_len=min_len, eos=eos, pad=pad)
+    return _run(prefill, extend, encoded, batch, 1, pick, eos=eos, pad=pad, max_new=max_new, min_new=min_new)
 
 
 @typed
@@ -92,18 +92,18 @@ def sample(
     prefill: Prefill,
     extend: Extend,
     encoded: Any,
-    prompt: Int[Array, "b t"],
+    batch: Batch,
     *,
     rng: Array,
-    max_len: int,
-    min_len: int = 0,
+    eos: int,
+    pad: int,
+    max_new: int,
+    min_new: int = 0,
     num_samples: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
-    eos: int = EOS,
-    pad: int = PAD,
-) -> tuple[Int[Array, "b n {max_len}"], Float[Array, "b n"]]:
+) -> tuple[Int[Array, "b n {max_new}"], Float[Array, "b n"]]:
     """Draws `num_samples` sequences an image, from the tokens that temperature, top_k and top_p leave (see `narrow`).
 
     Args:
@@ -111,24 +111,25 @@ def sample(
         fold_in(rng, i), so that the size of the batch does not matter.
 
     Returns:
-      Tokens including the prompt, `pad` after `eos`; the sum of the *model's* log-probabilities (temperature 1, nothing
+      The tokens after the prompt, `pad` after `eos`; the sum of the *model's* log-probabilities (temperature 1, nothing
       cut off) of what was generated, so that samples can be compared and re-ranked.
 
     Raises:
-      UserError: the prompt leaves no column to fill, or a setting is out of its range.
+      UserError: there is no column to fill, or a setting is out of its range.
     """
     if temperature <= 0:
         raise UserError(f"temperature={temperature} must be positive; method 'greedy' is the limit at 0.")
     if not 0 < top_p <= 1 or top_k < 0 or num_samples < 1:
         raise UserError(f"Need 0 < top_p <= 1, top_k >= 0, num_samples >= 1; got {top_p}, {top_k}, {num_samples}.")
-    keys = rng if rng.ndim else row_keys(rng, len(prompt))
+    keys = rng if rng.ndim else row_keys(rng, len(batch["text"]))
 
     def pick(log_probs: Array, column: Array) -> Array:
         drawn = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, column)
         logits = narrow(log_probs / temperature, top_k=top_k, top_p=top_p)
         return jax.vmap(jax.random.categorical)(drawn, logits)
 
-    return _run(prefill, extend, encoded, prompt, num_samples, pick, max_len=max_len, min_len=min_len, eos=eos, pad=pad)
+    lengths = dict(max_new=max_new, min_new=min_new)
+    return _run(prefill, extend, encoded, batch, num_samples, pick, eos=eos, pad=pad, **lengths)
 
 
 def row_keys(rng: Array, batch: int) -> Array:

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from prismer_jax import decode, labels, sharding
 from prismer_jax import input as loader
+from prismer_jax.batch import inputs, prompts
 from prismer_jax.errors import UserError, choose
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import progress
@@ -29,7 +30,6 @@ Batch = Mapping[str, Any]
 Record = dict[str, Any]
 GREY = 128  # the blank image
 SCANNED = 5000  # examples of the training set that are looked at for the most frequent text
-INPUTS = ("image", "text", "mask_ar", "mask_loss", "_mask")
 
 
 class Evaluator:
@@ -82,7 +82,7 @@ class Evaluator:
         if mesh is not None:
             sharding.check_batch(batch_size, mesh)
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else sharding.batch_sharding(mesh)
-        self._place = loader.placer(place, getattr(model, "rows_read", None))
+        self._place = loader.placer(place)
 
     # ------------------------------------------------------------------------------- what a kind of evaluator defines
 
@@ -182,7 +182,7 @@ class Evaluator:
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """The model's inputs of a host batch, on the devices."""
-        return self._place({k: v for k, v in batch.items() if k in INPUTS or k.startswith("labels/")})
+        return self._place(inputs(batch))
 
     # ------------------------------------------------------------------------------------------------ samples
 
@@ -283,15 +283,16 @@ class TextEvaluator(Evaluator):
     ) -> list[str]:
         """The likeliest continuation of each row's prompt, as text: `write` is a function `..._said` of pp.text."""
         rng = {"rng": self._rng} if method == "sample" else {}
-        tokens, _ = decode.generate(self.model, variables, batch, method=method, **rng, **self.settings)
-        width = batch["text"].shape[1]
-        return [write(self.tokenizer, row[0].tolist(), width, self.style) for row in local_rows(tokens)]
+        ids = {"eos": self.tokenizer.eos, "pad": self.tokenizer.pad}
+        tokens, _ = decode.generate(self.model, variables, batch, method=method, **ids, **rng, **self.settings)
+        rows = zip(local_rows(batch["text"]), local_rows(batch["mask_input"]), local_rows(tokens), strict=True)
+        return [write(self.tokenizer, text[real].tolist(), row[0].tolist(), self.style) for text, real, row in rows]
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         said = self.say(variables, self.put(batch))
-        return [
-            {"prediction": text, "prompt": prompt.tolist()} for text, prompt in zip(said, batch["text"], strict=True)
-        ]
+        # Pads may be ids of text too, where a tokenizer has none of its own: -1 tells them apart.
+        columns = np.where(batch["mask_input"], batch["text"], -1)
+        return [{"prediction": text, "prompt": prompt} for text, prompt in zip(said, columns.tolist(), strict=True)]
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
         return {**super().about(example, index), "references": [str(text) for text in self.texts_of(example)]}
@@ -305,19 +306,22 @@ class TextEvaluator(Evaluator):
             record["blank"] = said.get(prompt)
 
     def _say_blank(
-        self, variables: Any, prompts: list[tuple[int, ...]], earlier: list[Record], journal: Journal | None
+        self, variables: Any, questions: list[tuple[int, ...]], earlier: list[Record], journal: Journal | None
     ) -> dict[tuple[int, ...], str]:
         """What the model says without an image, once a distinct prompt; the processes share each batch of them."""
         size, process, processes = self.batch_size, jax.process_index(), jax.process_count()
         found, template = list(earlier), self.template()
         known = {tuple(entry["prompt"]) for entry in gather(found)}
-        chunks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
         left = [chunk for chunk in chunks if not known.issuperset(chunk)]
-        with self._progress(", blank image", len(prompts), len(prompts) - sum(map(len, left)), "prompts") as advance:
+        with self._progress(
+            ", blank image", len(questions), len(questions) - sum(map(len, left)), "prompts"
+        ) as advance:
             for chunk in left:
                 mine = (chunk + chunk[:1] * (size - len(chunk)))[process::processes]
                 text = np.array(mine, template["text"].dtype)
-                answers = self.say(variables, self.put({**template, "text": text, "_mask": np.ones(len(mine), bool)}))
+                asked = prompts(np.where(text < 0, self.tokenizer.pad, text), text >= 0)
+                answers = self.say(variables, self.put({**template, **asked, "_mask": np.ones(len(mine), bool)}))
                 new = [{"prompt": list(p), "blank": answer} for p, answer in zip(mine, answers, strict=True)]
                 if journal is not None:
                     journal.write(new)

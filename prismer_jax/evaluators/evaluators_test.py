@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from prismer_jax import evaluators, labels, sharding
+from prismer_jax.batch import prompts
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators import common
 from prismer_jax.evaluators.journal import Journal
@@ -33,21 +34,24 @@ class Tokenizer:
 class Parrot(nn.Module):
     """Says the word whose number is the image's value times a parameter, then ends; a blank image is 'grey'."""
 
-    def encode(self, image, batch, train=False):
+    experts, classes = (), {}
+
+    def encode(self, batch, train=False):
+        image = batch["image"]
         TRACES.append(image.shape)
         value = image[:, 0, 0, 0].astype(jnp.int32)
         scale = self.variables["params"]["scale"].astype(jnp.int32)
         return jnp.where(value == common.GREY, GREY, value * scale)
 
-    def prefill(self, encoded, text, max_len):
-        cache = {"shared": {}, "layers": {}, "rows": {}, "index": jnp.int32(text.shape[1])}
+    def prefill(self, encoded, batch, room):
+        cache = {"shared": {}, "own": {}, "rows": {}, "index": jnp.int32(0)}
         return 9.0 * jax.nn.one_hot(encoded, len(WORDS))[:, None], cache
 
     def extend(self, cache, tokens):
         return jnp.broadcast_to(9.0 * jax.nn.one_hot(2, len(WORDS)), (*tokens.shape, len(WORDS))), cache
 
     def __call__(self, batch, train=False):
-        encoded = self.encode(batch["image"], batch)
+        encoded = self.encode(batch)
         return jnp.broadcast_to(9.0 * jax.nn.one_hot(encoded, len(WORDS))[:, None], (*batch["text"].shape, len(WORDS)))
 
 
@@ -59,8 +63,7 @@ def pp(example, rng):
     return dict(
         example,
         image=np.full((2, 2, 3), example["value"], np.uint8),
-        text=text,
-        mask_ar=np.ones(3, np.int32),
+        **prompts(text, text != 1),
         mask_loss=np.array([0, 0, 1], np.float32),
         **{"labels/depth": np.full((2, 2, 1), 9, np.uint8)},
     )

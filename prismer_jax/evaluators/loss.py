@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
+from prismer_jax import batch as inputs
 from prismer_jax import losses, sharding
 from prismer_jax.errors import choose
 from prismer_jax.evaluators.common import Batch, Evaluator, Record, blank, local_rows
 
 
 class LossEvaluator(Evaluator):
-    """Mean over examples of a loss of `losses.LOSSES`: yields `loss`, and `loss_blank` with blank images.
+    """A loss of `losses.LOSSES`, averaged as in training: yields `loss`, and `loss_blank` with blank images.
 
     Args:
       loss: its name.
@@ -30,19 +32,25 @@ class LossEvaluator(Evaluator):
         super().__init__(**common)
         function, options = choose("loss", loss, losses.LOSSES), loss_options or {}
 
-        def costs(variables: Any, batch: dict[str, jax.Array]) -> jax.Array:
-            logits = self.model.apply(variables, batch, train=False)
-            return function(logits, batch["text"], batch["mask_loss"], **options)
+        def costs(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            def forward(*args: Any, method: str | None = None) -> Any:
+                return self.model.apply(variables, *args, method=method or "__call__")
+
+            return function(forward, inputs.Batch(batch), **options)["loss"]
 
         self._costs = jax.jit(costs, out_shardings=None if self.mesh is None else sharding.batch_sharding(self.mesh))
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         views = {"loss": batch, "loss_blank": blank(batch)} if self.with_blank else {"loss": batch}
-        costs = {name: local_rows(self._costs(variables, self.put(view))).tolist() for name, view in views.items()}
-        return [dict(zip(costs, row, strict=True)) for row in zip(*costs.values(), strict=True)]
+        rows = {}
+        for name, view in views.items():
+            costs, weights = map(local_rows, self._costs(variables, self.put(view)))
+            rows |= {name: (costs / np.maximum(weights, 1e-9)).tolist(), "weight": weights.tolist()}
+        return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         for record in records:
             record["scores"] = {name: record[name] for name in ("loss", "loss_blank") if name in record}
         for name in records[0]["scores"]:
-            yield name, math.fsum(record["scores"][name] for record in records) / len(records)
+            total = math.fsum(record["scores"][name] * record["weight"] for record in records)
+            yield name, total / math.fsum(record["weight"] for record in records)

@@ -54,6 +54,7 @@ class VQAEvaluator(TextEvaluator):
             self.check_settings(decode.rank, decode.rank_answers)
             self.settings.setdefault("k", 16)
             self.choices = self._choices(answers)
+            # int32 [a, l] and bool [a, l]: ids, and which of them are no padding.
             self.choice_tokens = jax.device_put(choice_tokens(self.tokenizer, self.choices, self.choice, self.style))
         else:
             self.check_settings(choose("method", method, {**decode.METHODS, "rank": None}), decode.generate)
@@ -63,7 +64,7 @@ class VQAEvaluator(TextEvaluator):
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         if self.method != "rank":
             return self.generate(variables, batch, self.method, answer_said)
-        best, _, _ = decode.rank_answers(self.model, variables, batch, self.choice_tokens, **self.settings)
+        best, _, _ = decode.rank_answers(self.model, variables, batch, *self.choice_tokens, **self.settings)
         return [self.choices[index] for index in local_rows(best)]
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:

@@ -65,7 +65,7 @@ class Block(nn.Module):
         norm = functools.partial(LayerNorm, 1e-6)
         attention = Attention(x.shape[-1], self.heads, dtype=self.dtype, name="attention")
         h = norm(name="norm_attention")(x)
-        x = x + attention(h, *attention.keys_values(h))
+        x = x + attention(h, attention.keys(h))
         x = x + MLP(4 * x.shape[-1], gelu, dtype=self.dtype, name="mlp")(norm(name="norm_mlp")(x))
         return x, x
 

@@ -1,35 +1,59 @@
-"""Models by name: tensors in, tensors out."""
+"""Families of vision-language models by name; `models.vlm` says what a family and a model have."""
 
 from __future__ import annotations
 
+import importlib
+import types
 from collections.abc import Sequence
 from typing import Any
 
-from flax import linen as nn
+from prismer_jax.errors import UserError, choose
+from prismer_jax.models import prismer, vlm
 
-from prismer_jax.errors import choose
-from prismer_jax.models import prismer
-
-MODELS = {"prismer": prismer.build}
-FREEZE = {"prismer": prismer.FREEZE}
-# {name of a parameter: function of (array, shape)} that fits it to another resolution of the image.
-RESIZE = {"prismer": prismer.RESIZE}
+DEFAULT = "prismer"  # of configs that name none
+FAMILIES: dict[str, types.ModuleType] = {"prismer": prismer}
 
 
-def build(name: str = "prismer", **fields: Any) -> nn.Module:
-    """Returns the model of that name; `fields` go to its own build function.
+def family(name: str) -> types.ModuleType:
+    """Returns the module of a family.
 
     Raises:
-      UserError: an unknown model, variant or field.
+      UserError: an unknown family.
     """
-    return choose("model", name, MODELS)(**fields)
+    return choose("model", name, FAMILIES)
+
+
+def conversion_of(name: str) -> types.ModuleType:
+    """Returns the module with a family's conversion TABLE: its own, or `conversion` of a family that is a package."""
+    module = family(name)
+    return module if hasattr(module, "TABLE") else importlib.import_module(f"{module.__name__}.conversion")
+
+
+def build(name: str = DEFAULT, *, tokenizer: Any = None, **fields: Any) -> Any:
+    """Returns a model of that family; `fields` go to its own build function.
+
+    Args:
+      tokenizer: whose ids the model takes; the family's own (the official checkpoints') by default.
+
+    Raises:
+      UserError: an unknown family, variant or field, a family that lacks a part of the interface, or a tokenizer with
+        more ids than the model.
+    """
+    module = family(name)
+    model = module.build(tokenizer=tokenizer, **fields)
+    vlm.check(model, module)
+    if tokenizer is not None and model.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"The model has embeddings for {model.vocab_size} ids, the tokenizer {tokenizer.spec!r} has "
+            f"{tokenizer.vocab_size}: take the tokenizer that it was trained with, or raise its vocab_size to that."
+        )
+    return model
 
 
 def frozen(name: str, freeze: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns regexes of the parameters that are not trained: those of a model's freezing mode, or the given ones.
+    """Returns regexes of the parameters that are not trained: those of a family's freezing mode, or the given ones.
 
     Raises:
-      UserError: an unknown model or mode.
+      UserError: an unknown family or mode.
     """
-    modes = choose("model", name, FREEZE)
-    return choose("freezing mode", freeze, modes) if isinstance(freeze, str) else tuple(freeze)
+    return choose("freezing mode", freeze, family(name).FREEZE) if isinstance(freeze, str) else tuple(freeze)

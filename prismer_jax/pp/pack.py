@@ -13,10 +13,10 @@ from prismer_jax.pp.text import tokenize
 
 @register
 def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, **options: Any) -> Op:
-    """Writes `text`, `mask_ar` and `mask_loss` [length] of as many texts in random order as fit.
+    """Writes the keys of `tokenize` for as many texts in random order as fit, each of them a `segment` of its own.
 
     They are `<s> prompt target </s> <s> prompt target </s> ...`: the encoder is most of the work of a small model, and
-    its cost is shared by all of them. Models let no text see another; none is cut but a first that is too long.
+    its cost is shared by all of them. No text sees another; none is cut but a first that is too long.
 
     Args:
       length: tokens of the sequence.
@@ -42,14 +42,15 @@ def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, *
         if not candidates:
             raise BadSample(f"example {example.get('id', '?')} has no questions. Take it off the list.")
         packed, used = None, 0
-        for index in rng.permutation(len(candidates)):
+        for number, index in enumerate(rng.permutation(len(candidates))):
             one = write(read(candidates[index], rng), rng)
-            ids = int((one["text"] != tokenizer.pad).sum())
+            ids = int(one["mask_input"].sum())
             if packed is None:
                 packed, used = one, ids
             elif used + ids <= length:
-                for key in ("text", "mask_loss"):
+                for key in ("text", "mask_input", "mask_loss"):
                     packed[key][used : used + ids] = one[key][:ids]
+                packed["segment"][used:] = number
                 used += ids
         return packed
 

@@ -30,6 +30,10 @@ def test_packs_all_questions_that_fit_with_loss_on_the_answers_alone():
     answers = sum(len(TOKENIZER.encode_after(q["answers"][0])) + 1 for q in QUESTIONS)
     assert out["mask_loss"].sum() == answers
     assert (out["text"][out["mask_loss"] > 0] == TOKENIZER.eos).sum() == 3
+    starts = np.flatnonzero(out["text"] == TOKENIZER.bos)
+    assert out["segment"][starts].tolist() == [0, 1, 2]
+    assert (np.flatnonzero(np.diff(out["segment"])) + 1).tolist() == starts[1:].tolist()
+    assert (out["mask_input"] == (out["text"] != TOKENIZER.pad)).all()
 
 
 def test_each_text_is_whole_or_absent_and_the_order_is_random():
@@ -46,7 +50,7 @@ def test_each_text_is_whole_or_absent_and_the_order_is_random():
 def test_one_text_is_what_tokenize_makes_of_it():
     one = packed("caption()|tokenize(20)", {"captions": ["A red cone."]})
     out = packed("pack(20, of='captions')", {"captions": ["A red cone."]})
-    for key in ("text", "mask_ar", "mask_loss"):
+    for key in ("text", "mask_input", "mask_ar", "segment", "mask_loss"):
         np.testing.assert_array_equal(out[key], one[key])
 
 

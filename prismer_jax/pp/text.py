@@ -1,7 +1,8 @@
 """Ops on text: captions and questions become `prompt` and `target`, and these become token ids and masks.
 
 Training text is `<s> prompt target </s>`, contiguous, with loss on the target and `</s>`. A prompt without target, for
-generation, is `<s> prompt`. What a model then wrote becomes text again by `caption_said` and `answer_said`.
+generation, is `<s> prompt`. `<s>` and `</s>` stand for the tokenizer's `bos` and `eos`. What a model then wrote becomes
+text again by `caption_said` and `answer_said`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prismer_jax.batch import prompts
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -59,24 +61,24 @@ def _limit(op: str, style: str, max_words: int | None) -> int | None:
 _TIDIED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
-def caption_said(tokenizer: Any, ids: Sequence[int], width: int, style: Style = "plain") -> str:
-    """The caption in a generated sequence: what follows the `width` columns of its prompt.
+def caption_said(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], style: Style = "plain") -> str:
+    """Returns the caption that generated `ids` spell, after the ids of a prompt.
 
     'reference' gives what the official result files hold (model/prismer_caption.py, train_caption.py): the prompt is
     cut off by its number of characters and a space, and the caption made a sentence with a capital and a full stop.
     """
     if style == "plain":
-        return " ".join(tokenizer.decode(ids[width:]).split())
-    prompt = _tidy(tokenizer.decode(ids[:width]))
-    return _tidy(tokenizer.decode(ids))[len(prompt) + bool(prompt) :].capitalize() + "."
+        return " ".join(tokenizer.decode(ids).split())
+    before = _tidy(tokenizer.decode(prompt))
+    return _tidy(tokenizer.decode([*prompt, *ids]))[len(before) + bool(before) :].capitalize() + "."
 
 
-def answer_said(tokenizer: Any, ids: Sequence[int], width: int, style: Style = "plain") -> str:
-    """The answer in a generated sequence, in lower case: what follows the `width` columns of its question.
+def answer_said(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], style: Style = "plain") -> str:
+    """Returns the answer that generated `ids` spell, in lower case; the ids of the question do not matter.
 
     'reference' keeps inner spaces and tidies punctuation as the official code does (model/prismer_vqa.py).
     """
-    text = tokenizer.decode(ids[width:])
+    text = tokenizer.decode(ids)
     return (" ".join(text.split()) if style == "plain" else _tidy(text).strip()).lower()
 
 
@@ -102,8 +104,8 @@ def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:
 
 def choice_tokens(
     tokenizer: Any, texts: Sequence[str], kind: Literal["answer", "class"], style: Style = "plain"
-) -> np.ndarray:
-    """Returns int32 [n, l]: texts to choose among after a prompt, each with its end, padded on the right.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids int32 [n, l] of texts to choose among after a prompt, each with its end, and bool [n, l]: no padding.
 
     'reference' begins answers with a capital and writes names of classes in lower case, as the official code does
     (model/prismer_vqa.py, dataset/classification_dataset.py).
@@ -111,10 +113,10 @@ def choice_tokens(
     if style == "reference":
         texts = [text.capitalize() if kind == "answer" else text.lower() for text in texts]
     rows = [[*tokenizer.encode_after(text), tokenizer.eos] for text in texts]
-    tokens = np.full((len(rows), max(map(len, rows))), tokenizer.pad, np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    return tokens
+    mask = np.arange(max(map(len, rows))) < np.array([[len(ids)] for ids in rows])
+    tokens = np.full(mask.shape, tokenizer.pad, np.int32)
+    tokens[mask] = np.concatenate(rows)
+    return tokens, mask
 
 
 def _tidy(text: str) -> str:
@@ -243,7 +245,7 @@ def _pick(example: Example, how: str, rng: np.random.Generator) -> str:
 
 @register
 def tokenize(length: int, pad: Literal["left", "right"] | None = None, *, tokenizer: Any) -> Op:
-    """Writes `text` int32 [length], `mask_ar` int32 (1: causal) and `mask_loss` float32 (each token's loss weight).
+    """Writes `text`, `mask_input`, `mask_ar`, `segment` and `mask_loss` [length], as prismer_jax.batch describes them.
 
     With a target: `<s> prompt target </s>`, padded right. Without: `<s> prompt`, padded left by default, so that the
     last column is the prompt's last token; pad='right' leaves pads between prompt and answer. (How the reference pads
@@ -272,15 +274,14 @@ def tokenize(length: int, pad: Literal["left", "right"] | None = None, *, tokeni
             words = tokenizer.encode_after(target) if prompt else tokenizer.encode(target)
             prompt, words, cut = _fit(example, prompt, words, length - 2)
             ids, scored = [tokenizer.bos, *prompt, *words, tokenizer.eos], len(words) + 1
-        text = np.full(length, tokenizer.pad, np.int32)
         start = length - len(ids) if (pad or ("left" if target is None else "right")) == "left" else 0
         end = start + len(ids)
-        text[start:end] = ids
-        loss = np.zeros(length, np.float32)
-        loss[end - scored : end] = example.get("weight", 1.0)
-        return dict(
-            example, text=text, mask_ar=np.ones(length, np.int32), mask_loss=loss, _cut=example.get("_cut", 0) + cut
-        )
+        column = np.arange(length)
+        real = (start <= column) & (column < end)
+        text = np.full(length, tokenizer.pad, np.int32)
+        text[real] = ids
+        loss = np.where(real & (column >= end - scored), example.get("weight", 1.0), 0).astype(np.float32)
+        return {**example, **prompts(text, real), "mask_loss": loss, "_cut": example.get("_cut", 0) + cut}
 
     return op
 

@@ -1,11 +1,9 @@
-import pickle
-
 import numpy as np
 import pytest
 
 from prismer_jax import pp
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.pp import text, tokenizer
+from prismer_jax.pp import text
 
 
 class Words:
@@ -159,83 +157,3 @@ def test_tokenize_says_what_it_lacks():
         pp.build("tokenize(8)")
     with pytest.raises(UserError, match="caption_prompt"):
         run("tokenize(8)", {})
-
-
-def test_roberta_agrees_with_transformers(shared):
-    tok = tokenizer.load(f"roberta:{shared}/data/roberta")
-    assert tok.vocab_size == 50265
-    for line, ids in [
-        ("A picture of a dog", [250, 2170, 9, 10, 2335]),
-        ("Hello world", [31414, 232]),
-        ("  two  spaces\n", [1437, 80, 1437, 5938, 50118]),
-    ]:
-        assert tok.encode(line) == ids
-        assert tok.decode([0, *ids, 2, 2335]) == line
-    assert tok.decode(tok.encode("</s> naïve 東京")) == "</s> naïve 東京"
-    assert tok.decode([1, 50264, 60000, 31414]) == "Hello"
-    assert pickle.loads(pickle.dumps(tok)).encode("Hello world") == [31414, 232]
-    assert [path.name for path in tok.files()] == ["vocab.json", "merges.txt"]
-
-
-def test_sentencepiece_ids_are_moved_to_robertas_layout(shared):
-    path = shared / "data/sentencepiece/test_model.model"
-    tok = tokenizer.load(f"sentencepiece:{path}")
-    ids = tok.encode("A picture of a dog")
-    # The model's own ids are 104 852 14 11 93 37, its <unk> <s> </s> are 0 1 2, and it has no pad.
-    assert ids == [105, 853, 15, 12, 94, 38]
-    assert tok.vocab_size == 1001
-    assert tok.decode([tok.bos, *ids, tok.eos, 105]) == "A picture of a dog"
-    assert tok.encode("東")[-1] == tok.unk
-    assert pickle.loads(pickle.dumps(tok)).encode("A picture of a dog") == ids
-
-
-def test_shipped_tokenizer_writes_any_text():
-    tok = tokenizer.load("scenes")
-    assert tok.files() == [tokenizer.SCENES]
-    for line in ("A red sphere is left of the box.", "naïve 東京 </s> <s>"):
-        ids = tok.encode(line)
-        assert min(ids) > tok.unk
-        assert tok.decode([tok.bos, *ids, tok.eos, *ids]) == line
-
-
-def test_prefix_and_caption_tokenize_as_the_whole_text_does(shared):
-    """So a caption generated after a prompt continues just as the training text did."""
-    for spec in (f"roberta:{shared}/data/roberta", f"sentencepiece:{shared}/data/sentencepiece/test_model.model"):
-        tok = tokenizer.load(spec)
-        chain = pp.build("caption(prefix='A picture of')|tokenize(20)", tokenizer=tok)
-        out = chain({"captions": ["a dog, running."]}, np.random.default_rng(0))
-        whole = tok.encode("A picture of a dog, running.")
-        assert out["text"][: len(whole) + 2].tolist() == [0, *whole, 2]
-        again = pickle.loads(pickle.dumps(chain))({"captions": ["a dog, running."]}, np.random.default_rng(0))
-        np.testing.assert_array_equal(again["text"], out["text"])
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, "vocab.json: no such file"),
-        ({"vocab.json": "{", "merges.txt": ""}, "vocab.json: not a table"),
-        ({"vocab.json": "[]", "merges.txt": ""}, "vocab.json: not a table"),
-        ({"vocab.json": '{"<s>": 5}', "merges.txt": ""}, "not RoBERTa's"),
-        ({"vocab.json": '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}', "merges.txt": "a b c d"}, "merges.txt: not"),
-        ({"vocab.json": '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}', "merges.txt": "q q"}, "merges.txt: not"),
-    ],
-)
-def test_missing_and_garbled_roberta_files_are_named(tmp_path, files, message):
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message):
-        tokenizer.load(f"roberta:{tmp_path}")
-
-
-def test_other_wrong_tokenizers_are_named(tmp_path):
-    (tmp_path / "x.model").write_bytes(b"garbage" * 100)
-    with pytest.raises(UserError, match=r"x\.model: not a SentencePiece model"):
-        tokenizer.load(f"sentencepiece:{tmp_path}/x.model")
-    (tmp_path / "empty.model").touch()
-    with pytest.raises(UserError, match=r"empty\.model"):
-        tokenizer.load(f"sentencepiece:{tmp_path}/empty.model")
-    with pytest.raises(UserError, match="'roberta'"):
-        tokenizer.load("robert:x")
-    with pytest.raises(UserError, match="names no folder"):
-        tokenizer.load("roberta")

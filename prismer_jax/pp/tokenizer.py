@@ -1,31 +1,30 @@
-"""SentencePiece and RoBERTa's byte-level BPE, both with RoBERTa's special ids: <s> 0, pad 1, </s> 2, unk 3."""
+"""Tokenizers: SentencePiece, the `tokenizers` library's JSON and RoBERTa's files. Each keeps the ids of its files."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from prismer_jax.errors import UserError, choose
 
 SCENES = pathlib.Path(__file__).parent / "scenes.model"
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
 
 
 class Tokenizer:
-    """Text to ids and back. Pickled as its spec; its files are read on first use and at `load`.
+    """Text to ids and back. Pickled as its spec.
+
+    Nothing else knows an id: models, packing, decoding and evaluators take them from here.
 
     Attributes:
       spec: what `load` was given.
-      bos, pad, eos, unk: the special ids, the same for every tokenizer, as models rely on them.
+      bos: the id that a text begins with: that of the file, or `eos` where it has none (as GPT-2 and OPT do).
+      eos: the id that ends a text.
+      pad: the id of padding: that of the file, or `eos` where it has none (as SmolLM2 does).
+      special: all ids that are no text; `decode` drops them.
     """
-
-    bos, pad, eos, unk = BOS, PAD, EOS, UNK
 
     def __init__(self, spec: str, *paths: pathlib.Path) -> None:
         self.spec = spec
@@ -33,90 +32,124 @@ class Tokenizer:
         for path in paths:
             if not path.is_file():
                 raise UserError(f"{path}: no such file; the tokenizer {spec!r} needs it.")
+        self.read()  # so that a garbled file is reported here and not in a worker
 
     def files(self) -> list[pathlib.Path]:
-        """The files that make up the tokenizer, for an exported checkpoint to carry."""
+        """Returns the files that make up the tokenizer, for an exported checkpoint to carry."""
         return list(self._paths)
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return load, (self.spec,)
 
-    @functools.cached_property
-    def vocab_size(self) -> int:
-        """Number of ids, special ones included."""
+    def read(self) -> None:
+        """Reads the files and sets `vocab_size`, `bos`, `eos`, `pad` and `special`."""
         raise NotImplementedError
 
+    def set_ids(self, where: pathlib.Path, bos: int | None, eos: int | None, pad: int | None) -> None:
+        """Sets the special ids, of which a file may lack `bos` and `pad`.
+
+        Raises:
+          UserError: the file has no `eos`: no text could end.
+        """
+        if eos is None:
+            raise UserError(f"{where}: names no token that ends a text (eos). Use a tokenizer that has one.")
+        self.bos, self.eos, self.pad = eos if bos is None else bos, eos, eos if pad is None else pad
+
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special ids around them."""
+        """Returns the ids of a text, without special ids around them."""
         raise NotImplementedError
 
     def encode_after(self, text: str) -> list[int]:
-        """Ids of a text that follows another one after a space."""
+        """Returns the ids of a text that follows another one after a space."""
         return self.encode(f" {text}")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to the first end; special ids and ids beyond the vocabulary are dropped."""
-        raise NotImplementedError
-
-    def _ordinary(self, ids: Iterable[int]) -> list[int]:
-        kept = []
-        for token in ids:
-            if token == EOS:
+        """Returns the text of ids up to the first end, without special ids and ids beyond the vocabulary."""
+        words = []
+        for token in map(int, ids):
+            if token == self.eos:
                 break
-            if token > UNK and token < self.vocab_size:
-                kept.append(int(token))
-        return kept
+            if token not in self.special and token < self.vocab_size:
+                words.append(token)
+        return self._text(words)
+
+    def _text(self, ids: list[int]) -> str:
+        raise NotImplementedError
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model. Where its own special ids lie elsewhere, all ids are moved to RoBERTa's layout."""
+    """A SentencePiece model, such as those of T5, Gemma and Llama."""
 
-    @functools.cached_property
-    def _model(self) -> Any:
+    def read(self) -> None:
         import sentencepiece
 
         (path,) = self._paths
         try:
             if not (data := path.read_bytes()):
                 raise OSError("the file is empty")
-            return sentencepiece.SentencePieceProcessor(model_proto=data)
+            self._model = model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except (RuntimeError, OSError) as error:
             raise UserError(f"{path}: not a SentencePiece model ({str(error).splitlines()[0]}).") from None
-
-    @functools.cached_property
-    def _table(self) -> np.ndarray:
-        """Our id of each of the model's: itself, where the model was trained in this layout."""
-        model = self._model
-        own = {model.bos_id(): BOS, model.pad_id(): PAD, model.eos_id(): EOS, model.unk_id(): UNK}
-        own.pop(-1, None)  # what the model was trained without
-        table = np.full(model.get_piece_size(), -1, np.int64)
-        for theirs, ours in own.items():
-            table[theirs] = ours
-        rest = table < 0
-        table[rest] = UNK + 1 + np.arange(rest.sum())
-        return table
-
-    @functools.cached_property
-    def vocab_size(self) -> int:
-        return int(self._table.max()) + 1
-
-    @functools.cached_property
-    def _inverse(self) -> dict[int, int]:
-        return {int(ours): theirs for theirs, ours in enumerate(self._table)}
+        self.vocab_size = model.get_piece_size()
+        self.special = frozenset(i for i in range(self.vocab_size) if model.is_control(i) or model.is_unknown(i))
+        ids = (model.bos_id(), model.eos_id(), model.pad_id())
+        self.set_ids(path, *(None if token < 0 else token for token in ids))
+        # Most models put a space before every text themselves; a second one would be a token of its own.
+        self._adds_space = model.encode("a", out_type=str)[0].startswith("\u2581")
 
     def encode(self, text: str) -> list[int]:
-        return self._table[self._model.encode(text)].tolist()
+        return self._model.encode(text)
 
     def encode_after(self, text: str) -> list[int]:
-        # Most models put a space before every text themselves; a second one would be a token of its own.
         return self.encode(text if self._adds_space else f" {text}")
 
-    @functools.cached_property
-    def _adds_space(self) -> bool:
-        return self._model.encode("a", out_type=str)[0].startswith("\u2581")
+    def _text(self, ids: list[int]) -> str:
+        return self._model.decode(ids)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._model.decode([self._inverse[token] for token in self._ordinary(ids)])
+
+# How published tokenizers spell their special tokens, where nothing beside the file says which they are.
+_SPELLINGS = {
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|im_start|>", "<|endoftext|>", "[CLS]"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "[SEP]"),
+    "pad": ("<pad>", "[PAD]", "<|pad|>"),
+}
+
+
+class TokenizersJson(Tokenizer):
+    """A tokenizer.json of the `tokenizers` library; tokenizer_config.json beside it names the special tokens."""
+
+    def read(self) -> None:
+        import tokenizers
+
+        path = self._paths[0]
+        try:
+            self._model = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise UserError(f"{path}: not a tokenizer of the tokenizers library ({error}).") from None
+        self._model.no_truncation()
+        self._model.no_padding()
+        self.vocab_size = self._model.get_vocab_size()
+        self.special = frozenset(i for i, t in self._model.get_added_tokens_decoder().items() if t.special)
+        self.set_ids(path, *(self._id(kind) for kind in ("bos", "eos", "pad")))
+
+    def _id(self, kind: str) -> int | None:
+        names = _SPELLINGS[kind]
+        if len(self._paths) > 1:
+            config = self._paths[1]
+            try:
+                token = json.loads(config.read_text(encoding="utf-8")).get(f"{kind}_token")
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{config}: not a tokenizer's configuration ({error}).") from None
+            token = token.get("content") if isinstance(token, dict) else token
+            names = () if token is None else (token,)
+        ids = (self._model.token_to_id(name) for name in names)
+        return next((token for token in ids if token is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def _text(self, ids: list[int]) -> str:
+        return self._model.decode(ids, skip_special_tokens=False)
 
 
 class Roberta(Tokenizer):
@@ -125,73 +158,83 @@ class Roberta(Tokenizer):
     Text that spells a special token, such as "</s>", is text here: no caption can end itself.
     """
 
-    @functools.cached_property
-    def _model(self) -> Any:
+    def read(self) -> None:
         import tokenizers
 
         vocab, merges = self._paths
         try:
             table = json.loads(vocab.read_text(encoding="utf-8"))
-            special = [table.get(token) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-        except (ValueError, AttributeError) as error:
+            bos, pad, eos, unk = (table[token] for token in ("<s>", "<pad>", "</s>", "<unk>"))
+        except KeyError as error:
+            raise UserError(f"{vocab}: not RoBERTa's, it has no token {error}. Fetch its vocab.json again.") from None
+        except (ValueError, TypeError) as error:
             raise UserError(f"{vocab}: not a table of tokens ({error}). Fetch RoBERTa's vocab.json again.") from None
-        if special != [BOS, PAD, EOS, UNK]:
-            raise UserError(f"{vocab}: not RoBERTa's, <s> <pad> </s> <unk> are {special} instead of 0 1 2 3.")
         try:
             model = tokenizers.models.BPE.from_file(str(vocab), str(merges))
         except Exception as error:  # the Rust library raises plain Exception
             raise UserError(f"{merges}: not BPE merges of {vocab} ({error}). Fetch merges.txt again.") from None
-        tokenizer = tokenizers.Tokenizer(model)
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = tokenizers.decoders.ByteLevel()
-        return tokenizer
-
-    @functools.cached_property
-    def vocab_size(self) -> int:
-        return self._model.get_vocab_size()
-
-    @functools.cached_property
-    def _mask(self) -> int | None:
-        return self._model.token_to_id("<mask>")
+        self._model = tokenizers.Tokenizer(model)
+        self._model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._model.decoder = tokenizers.decoders.ByteLevel()
+        self.vocab_size = self._model.get_vocab_size()
+        self.special = frozenset({bos, pad, eos, unk, *([table["<mask>"]] if "<mask>" in table else [])})
+        self.set_ids(vocab, bos, eos, pad)
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._model.decode([i for i in self._ordinary(ids) if i != self._mask], skip_special_tokens=False)
+    def _text(self, ids: list[int]) -> str:
+        return self._model.decode(ids, skip_special_tokens=False)
 
 
-KINDS = {"scenes": SentencePiece, "sentencepiece": SentencePiece, "roberta": Roberta}
+def _one(where: pathlib.Path) -> list[pathlib.Path]:
+    return [where]
+
+
+def _roberta(where: pathlib.Path) -> list[pathlib.Path]:
+    return [where / name for name in ("vocab.json", "merges.txt")]
+
+
+def _json(where: pathlib.Path) -> list[pathlib.Path]:
+    path = where / "tokenizer.json" if where.is_dir() else where
+    config = path.parent / "tokenizer_config.json"
+    return [path, *([config] if config.is_file() else [])]
+
+
+# {kind: its class, and from the PATH of the spec to the files}
+KINDS = {
+    "scenes": (SentencePiece, _one),
+    "sentencepiece": (SentencePiece, _one),
+    "roberta": (Roberta, _roberta),
+    "tokenizers": (TokenizersJson, _json),
+}
 
 
 def load(spec: str) -> Tokenizer:
-    """'scenes' (shipped with the package), 'sentencepiece:FILE', or 'roberta:DIR' (vocab.json and merges.txt).
+    """Returns the tokenizer of a spec.
+
+    Args:
+      spec: 'scenes' (shipped with the package), 'sentencepiece:FILE', 'roberta:DIR' (vocab.json and merges.txt), or
+        'tokenizers:PATH' (tokenizer.json or its folder, with tokenizer_config.json if it is there).
 
     Raises:
       UserError: the kind is unknown, or a file is missing or garbled.
     """
     kind, _, where = spec.partition(":")
-    cls = choose("tokenizer", kind, KINDS)
-    if kind == "scenes":
-        paths = [SCENES]
-    elif not where:
+    cls, files = choose("tokenizer", kind, KINDS)
+    if kind != "scenes" and not where:
         raise UserError(f"The tokenizer {spec!r} names no {'folder' if kind == 'roberta' else 'file'}: {kind}:PATH.")
-    elif kind == "roberta":
-        paths = [pathlib.Path(os.path.expanduser(where)) / name for name in ("vocab.json", "merges.txt")]
-    else:
-        paths = [pathlib.Path(os.path.expanduser(where))]
-    tokenizer = cls(spec, *paths)
-    _ = tokenizer.vocab_size  # reads the files, so that a garbled one is found here and not in a worker
-    return tokenizer
+    path = SCENES if kind == "scenes" else pathlib.Path(os.path.expanduser(where))
+    return cls(spec, *files(path))
 
 
 def load_from(folder: str | os.PathLike, spec: str) -> Tokenizer:
-    """The tokenizer of an exported checkpoint, from the copies of its files in `folder`.
+    """Returns the tokenizer of an exported checkpoint, from the copies of its files in `folder`.
 
     Raises:
       UserError: as `load`.
     """
     kind, _, where = spec.partition(":")
-    if kind == "roberta":
-        return load(f"roberta:{folder}")
+    if kind in ("roberta", "tokenizers"):
+        return load(f"{kind}:{folder}")
     return load(f"sentencepiece:{pathlib.Path(folder) / (pathlib.Path(where).name or SCENES.name)}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax import errors
-from prismer_jax.typing import Array, Bool, Float, typed
+from prismer_jax.typing import Array, Float, typed
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
 Initializer = Callable[..., Array]
@@ -57,26 +57,62 @@ class LayerNorm(nn.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
+class Keys(NamedTuple):
+    """A part of the keys and values that queries attend to.
+
+    Attributes:
+      k, v: [*b s h d]. A part without the sequence axis of queries [b n t h d] is [b s h d]: all n sequences of a row
+        read it, and it is never copied for them.
+      mask: bool, broadcast to [*b t s]; True where a query may look. None: everywhere.
+    """
+
+    k: Array
+    v: Array
+    mask: Array | None = None
+
+
 @typed
 def attend(
     q: Float[Array, "*b t h d"],
-    k: Float[Array, "*b s h d"],
-    v: Float[Array, "*b s h d"],
-    mask: Bool[Array, "*m t s"] | None = None,
+    *parts: Keys,
     dropout: Callable[[Array], Array] = lambda probs: probs,
     bias: Float[Array, "*n h t s"] | None = None,
 ) -> Float[Array, "*b t h d"]:
-    """Multi-head attention, softmax in float32. A row whose mask is empty attends to everything alike (never NaN).
+    """Multi-head attention over all parts under one softmax, in float32; only logits are ever joined.
 
-    `bias` is added to the logits.
+    A query that no mask lets look anywhere attends to everything alike (never NaN). `bias` is added to the logits.
     """
-    logits = jnp.einsum("...thd,...shd->...hts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    logits = jnp.concatenate([_logits(q, part) for part in parts], axis=-1) if parts[1:] else _logits(q, parts[0])
     if bias is not None:
         logits = logits + bias
-    if mask is not None:
+    masks = [part.mask for part in parts]
+    if any(mask is not None for mask in masks):
+        mask = _joined([part.k.shape[-3] for part in parts], masks)
         logits = jnp.where(mask[..., None, :, :], logits, jnp.finfo(jnp.float32).min)
-    probs = dropout(jax.nn.softmax(logits).astype(v.dtype))
-    return jnp.einsum("...hts,...shd->...thd", probs, v)
+    probs = dropout(jax.nn.softmax(logits).astype(parts[0].v.dtype))
+    ends = np.cumsum([part.k.shape[-3] for part in parts])[:-1]
+    mixed = (_mixed(p, part, q.ndim) for p, part in zip(jnp.split(probs, ends, axis=-1), parts, strict=True))
+    return functools.reduce(jnp.add, mixed)
+
+
+def _logits(q: Array, part: Keys) -> Array:
+    """Returns float32 [*b h t s]."""
+    spec = "bnthd,bshd->bnhts" if part.k.ndim < q.ndim else "...thd,...shd->...hts"
+    return jnp.einsum(spec, q * q.shape[-1] ** -0.5, part.k, preferred_element_type=jnp.float32)
+
+
+def _mixed(probs: Array, part: Keys, rank: int) -> Array:
+    return jnp.einsum("bnhts,bshd->bnthd" if part.v.ndim < rank else "...hts,...shd->...thd", probs, part.v)
+
+
+def _joined(lengths: Sequence[int], masks: Sequence[Array | None]) -> Array:
+    """Returns one mask [*b t s] over the keys of all parts."""
+    if len(masks) == 1:
+        return masks[0]
+    rank = max(mask.ndim for mask in masks if mask is not None)
+    whole = [jnp.ones((1,) * (rank - 1) + (n,), bool) if m is None else m for n, m in zip(lengths, masks, strict=True)]
+    shape = np.broadcast_shapes(*(m.shape[:-1] for m in whole))
+    return jnp.concatenate([jnp.broadcast_to(m, (*shape, m.shape[-1])) for m in whole], axis=-1)
 
 
 class Attention(nn.Module):
@@ -98,14 +134,12 @@ class Attention(nn.Module):
         self.out = dense(kernel_init=self.out_init or torch_uniform(self.width))
         self.drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
 
-    def keys_values(self, x: Float[Array, "*b s c"], positions: Array | float = 0) -> tuple[Array, Array]:
-        """Returns keys, made of x + positions, and values, made of x alone: [*b s heads d]."""
-        return self._split(self.key(x + positions)), self._split(self.value(x))
+    def keys(self, x: Float[Array, "*b s c"], positions: Array | float = 0, mask: Array | None = None) -> Keys:
+        """Returns keys of x + positions and values of x alone, [*b s heads d], for queries that `mask` lets look."""
+        return Keys(self._split(self.key(x + positions)), self._split(self.value(x)), mask)
 
-    def __call__(
-        self, x: Float[Array, "*b t c"], keys: Array, values: Array, mask: Array | None = None
-    ) -> Float[Array, "*b t width"]:
-        out = attend(self._split(self.query(x)), keys, values, mask, self.drop)
+    def __call__(self, x: Float[Array, "*b t c"], *parts: Keys) -> Float[Array, "*b t width"]:
+        out = attend(self._split(self.query(x)), *parts, dropout=self.drop)
         return self.out(rearrange(out, "... h d -> ... (h d)"))
 
     def _split(self, x: Array) -> Array:

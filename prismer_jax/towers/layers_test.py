@@ -8,7 +8,8 @@ from prismer_jax.towers import layers
 def test_attention_is_softmax_of_scaled_products():
     q, k, v = (np.random.RandomState(i).standard_normal((2, 3, 2, 4)).astype(np.float32) for i in range(3))
     mask = np.tri(3, dtype=bool)
-    out = layers.attend(*map(jnp.asarray, (q, k, v)), jnp.asarray(mask))
+    q, k, v = map(jnp.asarray, (q, k, v))
+    out = layers.attend(q, layers.Keys(k, v, jnp.asarray(mask)))
     for b, t, h in np.ndindex(2, 3, 2):
         weights = np.exp(q[b, t, h] @ k[b, : t + 1, h].T / 2)
         np.testing.assert_allclose(out[b, t, h], weights / weights.sum() @ v[b, : t + 1, h], rtol=2e-5, atol=1e-6)
@@ -18,11 +19,25 @@ def test_a_row_that_sees_nothing_is_the_mean_and_never_nan():
     """Left padding makes such rows; a NaN there would reach every gradient."""
     x = jnp.asarray(np.random.RandomState(0).standard_normal((1, 3, 1, 4)), jnp.float32)
 
-    def total(x):
-        return layers.attend(x, x, x, jnp.zeros((3, 3), bool)).sum()
+    def mean(x):
+        return layers.attend(x, layers.Keys(x, x, jnp.zeros((3, 3), bool)))
 
-    np.testing.assert_allclose(layers.attend(x, x, x, jnp.zeros((3, 3), bool))[0, 1], x[0].mean(0), rtol=1e-5)
-    assert np.isfinite(jax.grad(total)(x)).all()
+    np.testing.assert_allclose(mean(x)[0, 1], x[0].mean(0), rtol=1e-5)
+    assert np.isfinite(jax.grad(lambda x: mean(x).sum())(x)).all()
+
+
+def test_parts_of_keys_under_one_softmax_equal_the_joined_keys():
+    """A part without the sequence axis is shared by all sequences of a row."""
+    rng = np.random.RandomState(0)
+    q, own = (jnp.asarray(rng.standard_normal((2, 3, n, 2, 4)), jnp.float32) for n in (4, 5))
+    shared = jnp.asarray(rng.standard_normal((2, 6, 2, 4)), jnp.float32)
+    masks = (jnp.asarray(rng.rand(2, 1, 1, 6) > 0.3), jnp.asarray(rng.rand(3, 4, 5) > 0.3))
+    parts = (layers.Keys(shared, 2 * shared, masks[0]), layers.Keys(own, -own, masks[1]))
+    keys = jnp.concatenate([jnp.broadcast_to(shared[:, None], (2, 3, 6, 2, 4)), own], axis=2)
+    values = jnp.concatenate([jnp.broadcast_to(2 * shared[:, None], (2, 3, 6, 2, 4)), -own], axis=2)
+    mask = jnp.concatenate([jnp.broadcast_to(m, (2, 3, 4, m.shape[-1])) for m in masks], axis=-1)
+    joined = layers.attend(q, layers.Keys(keys, values, mask))
+    np.testing.assert_allclose(layers.attend(q, *parts), joined, rtol=1e-5, atol=1e-6)
 
 
 def test_layer_norm_computes_in_float32():

@@ -21,7 +21,7 @@ class Block(nn.Module):
         attention = layers.Attention(width, self.heads, dtype=self.dtype, name="attention")
         query = layers.LayerNorm(name="norm_latents")(latents)
         tokens = jnp.concatenate([query, layers.LayerNorm(name="norm_tokens")(x)], axis=1)
-        latents = latents + attention(query, *attention.keys_values(tokens))
+        latents = latents + attention(query, attention.keys(tokens))
         mlp = layers.MLP(4 * width, layers.squared_relu, dtype=self.dtype, name="mlp")
         return latents + mlp(layers.LayerNorm(name="norm_mlp")(latents)), None
 

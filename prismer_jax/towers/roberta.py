@@ -10,9 +10,8 @@ import numpy as np
 from flax import linen as nn
 
 from prismer_jax.towers import layers
+from prismer_jax.towers.layers import Keys
 from prismer_jax.typing import Array, Bool, Float, Int, typed
-
-BOS, PAD = 0, 1  # RoBERTa's ids of <s> and of padding; positions start after that of padding
 
 
 def gelu(x: Array) -> Array:
@@ -26,7 +25,12 @@ def without_gradient_of(row: Array, embedded: Array) -> Array:
 
 
 class Layer(nn.Module):
-    """Post-norm layer: self-attention, [cross-attention, adaptor,] MLP."""
+    """Post-norm layer: self-attention, [cross-attention, adaptor,] MLP.
+
+    Takes x [b k t d], the layer's part of a cache (`shared`: 'image' and 'prompt', keys and values [b s h d]; `own`:
+    [b k room h d]; {} for what there is not), the image's tokens [b n c] where 'image' is to be computed, and masks of
+    the new columns, of the prompt and of `own`. Returns x and the keys and values of the new columns and of the image.
+    """
 
     heads: int
     mlp_dim: int
@@ -41,60 +45,36 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Array,
-        cached: dict[str, Array],
-        shared: dict[str, Array],
+        shared: dict[str, Any],
+        own: dict[str, Array],
         encoded: Array | None,
-        mask: Array,
-        index: Any,
-    ) -> tuple[Array, dict[str, dict[str, Array]] | None]:
-        normal = nn.initializers.normal(self.initializer_range)
-        x, own = self._attend("self", x, x, cached, mask, index)
-        kept = {"layers": own}
+        masks: dict[str, Array],
+    ) -> tuple[Array, dict[str, Any] | None]:
+        attention = self._attention("self", x.shape[-1])
+        new = attention.keys(x, mask=masks["new"])
+        parts = [Keys(**shared["prompt"], mask=masks["prompt"])] if "prompt" in shared else []
+        parts += [Keys(**own, mask=masks["own"])] if own else []
+        x = layers.LayerNorm(name="norm_self")(self._drop(attention(x, *parts, new)) + x)
+        cache = {"new": {"k": new.k, "v": new.v}}
         if self.cross:
-            # Every beam of an image reads the same keys: the beam axis joins the time axis.
-            b, k, t, d = x.shape
-            flat, kept["shared"] = self._attend("cross", x.reshape(b, k * t, d), encoded, shared)
-            x = flat.reshape(b, k, t, d)
-            adaptor = layers.MLP(
-                d,
-                layers.squared_relu,
-                dtype=self.dtype,
-                kernel_init=normal,
-                bias_init=nn.initializers.zeros,
-                name="adaptor",
-            )
-            x = layers.LayerNorm(name="norm_adaptor")(adaptor(x) + x)
+            attention = self._attention("cross", x.shape[-1])
+            image = attention.keys(encoded) if encoded is not None else Keys(**shared["image"])
+            cache["image"] = {"k": image.k, "v": image.v}
+            x = layers.LayerNorm(name="norm_cross")(self._drop(attention(x, image)) + x)
+            x = layers.LayerNorm(name="norm_adaptor")(self._mlp("adaptor", x.shape[-1], layers.squared_relu)(x) + x)
             self.sow("intermediates", "after_adaptor", x)
-        mlp = layers.MLP(
-            self.mlp_dim, gelu, dtype=self.dtype, kernel_init=normal, bias_init=nn.initializers.zeros, name="mlp"
-        )
-        x = layers.LayerNorm(name="norm_mlp")(self._drop(mlp(x)) + x)
-        return x, kept if self.collect else None
+        x = layers.LayerNorm(name="norm_mlp")(self._drop(self._mlp("mlp", self.mlp_dim, gelu)(x)) + x)
+        return x, cache if self.collect else None
 
-    def _attend(
-        self, name: str, x: Array, source: Array | None, cached: dict, mask: Array | None = None, index: Any = None
-    ) -> tuple[Array, dict[str, Array]]:
+    def _attention(self, name: str, width: int) -> layers.Attention:
         normal = nn.initializers.normal(self.initializer_range)
-        attention = layers.Attention(
-            x.shape[-1],
-            self.heads,
-            self.dropout,
-            self.deterministic,
-            dtype=self.dtype,
-            kernel_init=normal,
-            out_init=normal,
-            name=f"{name}_attention",
-        )
-        if source is None:  # the image's keys and values are known
-            keys, values = own = cached["k"], cached["v"]
-        else:
-            keys, values = own = attention.keys_values(source)
-            if cached:  # put the new columns behind those of the cache
-                at = (0, 0, index, 0, 0)
-                keys = jax.lax.dynamic_update_slice(cached["k"], keys, at)
-                values = jax.lax.dynamic_update_slice(cached["v"], values, at)
-        y = self._drop(attention(x, keys, values, mask))
-        return layers.LayerNorm(name=f"norm_{name}")(y + x), {"k": own[0], "v": own[1]}
+        options = dict(dtype=self.dtype, kernel_init=normal, out_init=normal, name=f"{name}_attention")
+        return layers.Attention(width, self.heads, self.dropout, self.deterministic, **options)
+
+    def _mlp(self, name: str, hidden: int, activation: Any) -> layers.MLP:
+        normal = nn.initializers.normal(self.initializer_range)
+        options = dict(kernel_init=normal, bias_init=nn.initializers.zeros, name=name)
+        return layers.MLP(hidden, activation, self.dtype, **options)
 
     def _drop(self, x: Array) -> Array:
         return nn.Dropout(self.dropout, deterministic=self.deterministic)(x)
@@ -103,8 +83,9 @@ class Layer(nn.Module):
 class TextDecoder(nn.Module):
     """Token ids -> logits. Source: NVlabs/prismer, model/modules/roberta.py.
 
-    Ids have a beam axis k; training and prefill use k = 1. After the layers with cross-attention comes one without
-    (`output_layer`), then the language-model head, tied to the word embedding.
+    Ids have a sequence axis k; training and prefill use k = 1. After the layers with cross-attention comes one without
+    (`output_layer`), then the language-model head, tied to the word embedding. Ids and positions equal to `pad` are
+    padding, whose embeddings their lookup does not train.
     """
 
     width: int
@@ -115,6 +96,7 @@ class TextDecoder(nn.Module):
     max_positions: int
     dropout: float = 0.1
     initializer_range: float = 0.02  # RoBERTa's, for a width of 768; narrow ones learn faster from more
+    pad: int = 1
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -124,7 +106,7 @@ class TextDecoder(nn.Module):
         self,
         ids: Int[Array, "b k t"],
         positions: Int[Array, "b k t"],
-        mask: Bool[Array, "b k t s"],
+        masks: dict[str, Bool[Array, ...]],
         encoded: Float[Array, "b n c"] | None = None,
         cache: dict[str, Any] | None = None,
         *,
@@ -132,29 +114,35 @@ class TextDecoder(nn.Module):
         collect: bool = False,
         train: bool = False,
     ) -> tuple[Float[Array, "b k _ v"], dict[str, Any]]:
-        """Returns logits (of the last column only, if so asked) and, with `collect`, the new keys and values."""
+        """Returns logits (of the last column only, if so asked) and, with `collect`, keys and values.
+
+        Args:
+          masks: where each column may look, of 'new' columns and, with a cache, of its 'prompt' and its 'own' columns;
+            each broadcasts to [b k t s].
+          encoded: the image's tokens, where there is no cache.
+          cache: {'shared', 'own'}, as `models.prismer` documents it.
+        """
         deterministic = not train or self.dropout == 0
         normal = nn.initializers.normal(self.initializer_range)
-        words = self.param("word_embedding", _padded(normal), (self.vocab_size, self.width))
-        places = self.param("position_embedding", _padded(normal), (self.max_positions, self.width))
+        words = self.param("word_embedding", self._padded(normal), (self.vocab_size, self.width))
+        places = self.param("position_embedding", self._padded(normal), (self.max_positions, self.width))
         kind = self.param("token_type_embedding", normal, (1, self.width))
-        x = without_gradient_of(ids == PAD, words[ids]) + kind[0]
-        x = x + without_gradient_of(positions == PAD, places[positions])
+        x = without_gradient_of(ids == self.pad, words[ids]) + kind[0]
+        x = x + without_gradient_of(positions == self.pad, places[positions])
         x = layers.LayerNorm(name="norm_embedding")(x.astype(self.dtype))
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         self.sow("intermediates", "embeddings", x)
 
         options = (self.heads, self.mlp_dim, self.dropout, deterministic)
         common = dict(collect=collect, initializer_range=self.initializer_range, dtype=self.dtype)
-        past = cache or {"layers": {"layers": {}, "output_layer": {}}, "shared": {}, "index": 0}
-        stack = layers.stack(Layer, self.layers, self.remat, broadcast=3, cached=2)
-        x, kept = stack(*options, cross=True, name="layers", **common)(
-            x, past["layers"]["layers"], past["shared"], encoded, mask, past["index"]
+        empty = {"layers": {}, "output_layer": {}}
+        shared, own = (cache["shared"]["keys"], cache["own"]) if cache else (empty, empty)
+        stack = layers.stack(Layer, self.layers, self.remat, broadcast=2, cached=2)
+        x, keys = stack(*options, cross=True, name="layers", **common)(
+            x, shared["layers"], own["layers"], encoded, masks
         )
-        own = jax.tree.map(lambda leaf: leaf[0], past["layers"]["output_layer"])
-        x, kept_last = Layer(*options, cross=False, name="output_layer", **common)(
-            x, own, {}, None, mask, past["index"]
-        )
+        first = jax.tree.map(lambda leaf: leaf[0], (shared["output_layer"], own["output_layer"]))
+        x, last_keys = Layer(*options, cross=False, name="output_layer", **common)(x, *first, None, masks)
         self.sow("intermediates", "hidden", x)
 
         x = x[:, :, -1:] if last_only else x
@@ -164,14 +152,7 @@ class TextDecoder(nn.Module):
         logits = jnp.einsum("bktd,vd->bktv", x, words.astype(self.dtype), preferred_element_type=jnp.float32) + bias
         if not collect:
             return logits, {}
-        return logits, {
-            "layers": {
-                "layers": kept["layers"],
-                "output_layer": jax.tree.map(lambda leaf: leaf[None], kept_last["layers"]),
-            },
-            "shared": kept["shared"],
-        }
+        return logits, {"layers": keys, "output_layer": jax.tree.map(lambda leaf: leaf[None], last_keys)}
 
-
-def _padded(init: layers.Initializer) -> layers.Initializer:
-    return lambda key, shape, dtype=jnp.float32: init(key, shape, dtype).at[PAD].set(0.0)
+    def _padded(self, init: layers.Initializer) -> layers.Initializer:
+        return lambda key, shape, dtype=jnp.float32: init(key, shape, dtype).at[self.pad].set(0.0)

@@ -68,16 +68,6 @@ def resize_ids(
     return out
 
 
-def rows_read(side: int, patch: int) -> np.ndarray:
-    """The rows int [n] of a map of ids with `side` rows that the model reads, ascending; of columns the same.
-
-    Those that `resize_ids` mixes and those that `add_instances` takes: of 224 rows 121 at a patch of 16.
-    """
-    resized = side * SCALE["ids"] // patch
-    taps, grid = linear_taps(side, resized)[0], -(-resized // 2 ** STRIDES["ids"].count(2))
-    return np.union1d(taps, np.arange(grid) * side // grid)
-
-
 class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis as PyTorch does it.
 

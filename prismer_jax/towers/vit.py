@@ -51,7 +51,7 @@ class Block(nn.Module):
             name="attention",
         )
         h = layers.LayerNorm(name="norm_attention")(x)
-        x = x + attention(h, *attention.keys_values(h))
+        x = x + attention(h, attention.keys(h))
         adaptor = layers.MLP(width, layers.squared_relu, dtype=self.dtype, name="adaptor")
         x = x + adaptor(layers.LayerNorm(name="norm_adaptor")(x))
         self.sow("intermediates", "after_adaptor", x)

@@ -14,7 +14,6 @@ The reference makes no token ids in its Dataset, and its batches are not collate
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import pathlib
 import sys
@@ -28,7 +27,6 @@ from prismer_jax import input, label_files, labels, pp
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import manifest, records, writer
-from prismer_jax.towers.stem import rows_read
 from tools.bench.worker import Worker, worker
 
 SIZE, LABEL_SIZE, PATCH = 480, 224, 16  # of the official fine-tuning (configs/caption.yaml, prismer.json: base)
@@ -138,8 +136,7 @@ def main(folder: str, mode: str) -> None:
     data = [{"source": source, "pp": chain}]
     # Without threads nothing is loaded ahead: what a round gives is what it took.
     batches = input.train_batches(data, batch_size=BATCH, seed=0, num_threads=0)
-    first, _ = input.pick(next(batches), functools.partial(rows_read, patch=PATCH))
-    crossing = sum(value.nbytes for value in first.values())
+    crossing = sum(value.nbytes for value in next(batches).values() if isinstance(value, np.ndarray))
     rounds = -(-len(source) // BATCH)
     print("ready", flush=True)
     for _ in sys.stdin:

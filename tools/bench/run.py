@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from prismer_jax import assembly, config, decode, input, optim, pp, sharding
+from prismer_jax.batch import TEXT
 from prismer_jax.datasets import scenes
 from prismer_jax.train import make_update
 
@@ -73,7 +74,7 @@ class Bench:
             params=trainable,
             total_steps=1000,
         )
-        update = make_update(self.model, assembly.make_loss(self.cfg.loss), optimizer.tx, self.tokenizer.pad)
+        update = make_update(self.model, assembly.make_loss(self.cfg.loss), optimizer.tx)
         update = jax.jit(update, donate_argnums=0)
         state = {**self.variables, "opt": optimizer.tx.init(trainable), "step": np.int32(0)}
         # A copy, as the step donates it; where the step leaves it, or the second step would compile again.
@@ -88,7 +89,8 @@ class Bench:
         return rate(work, self.seconds)
 
     def decode(self, method: str, **settings: Any) -> float:
-        batch = {**self.batch, "text": self.batch["text"][:, :1]}
+        batch = {**self.batch, **{key: self.batch[key][:, :1] for key in TEXT}}
+        settings |= {"eos": self.tokenizer.eos, "pad": self.tokenizer.pad}
 
         def work() -> int:
             run = decode.generate(self.model, self.variables, batch, method=method, max_new=20, min_new=20, **settings)

@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange
 
 from prismer_jax import labels, pp
-from prismer_jax.models.prismer import build, normalize
+from prismer_jax.models.prismer.model import build, normalize
 from prismer_jax.towers.stem import resize_ids
 from prismer_jax.weights import label_tables
 from tools.parity.case import Case, Outputs

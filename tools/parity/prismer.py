@@ -13,13 +13,16 @@ import optax
 from einops import rearrange
 
 from prismer_jax import decode, losses, optim, tree
+from prismer_jax.batch import prompts
 from prismer_jax.labels import EXPERTS, FEATURES, MAX_IDS
-from prismer_jax.models import prismer_weights as convert
-from prismer_jax.models.prismer import FREEZE, Prismer, build, label_tables
+from prismer_jax.models import conversion
+from prismer_jax.models.prismer import FREEZE, Prismer, build, table
+from prismer_jax.towers.label_lookup import label_tables
 from prismer_jax.towers.layers import resize_positions
-from prismer_jax.towers.roberta import PAD
 from prismer_jax.weights import rules
 from tools.parity.case import Case, Mismatch, Outputs
+
+PAD, EOS = 1, 2  # RoBERTa's
 
 
 def positions(case: Case) -> Outputs:
@@ -54,8 +57,8 @@ def model_of(case: Case, **decoder: Any) -> Prismer:
 
 def check_keys(case: Case, model: Prismer) -> None:
     """The model converts to exactly the keys and shapes of the manifest, and counts as many parameters."""
-    shapes = convert.shapes_of(model)
-    ours = rules.key_shapes(convert.TABLE, shapes)
+    shapes = conversion.shapes_of(model)
+    ours = rules.key_shapes(table.TABLE, shapes)
     theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
     if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
         raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
@@ -68,7 +71,7 @@ def check_keys(case: Case, model: Prismer) -> None:
             raise Mismatch(f"{mode} trains {count} parameters instead of {trainable}")
     for mode, frozen in case.config.get("frozen", {}).items():
         _, parts = optim.split(tree.unflatten(shapes)["params"], FREEZE[mode])
-        keys = rules.keys_of((f"params/{name}" for name in parts), convert.TABLE, shapes)
+        keys = rules.keys_of((f"params/{name}" for name in parts), table.TABLE, shapes)
         if wrong := keys ^ set(frozen):
             raise Mismatch(f"{mode} freezes other parameters: {rules.grouped(sorted(wrong))}")
 
@@ -97,6 +100,12 @@ def vision_inputs(case: Case) -> dict[str, Any]:
     return {"image": scaled("rgb"), "features": features, "instances": instances}
 
 
+def texts(ids: Any) -> dict[str, jax.Array]:
+    """Returns the text keys of a batch with these ids."""
+    ids = np.asarray(ids, np.int32)
+    return jax.tree.map(jnp.asarray, prompts(ids, ids != PAD))
+
+
 def caption_mask(case: Case, prompt_length: int) -> jax.Array:
     mask = (case["caption_ids"] != PAD).astype(np.float32)
     mask[:, :prompt_length] = 0
@@ -110,9 +119,9 @@ def prismer(case: Case) -> Outputs:
     if not case.arrays:  # a manifest of a full-size model
         return
     yield "int/text_decoder.roberta.embeddings.position_ids", np.arange(model.decoder["max_positions"])[None]
-    variables = jax.tree.map(jnp.asarray, convert.from_torch(case.state(), model, case.name))
+    variables = jax.tree.map(jnp.asarray, conversion.from_torch(case.state(), model, table.TABLE, case.name))
     variables["tables"] = label_tables(model.experts, model.classes)
-    for key, array in convert.to_torch(variables).items():
+    for key, array in conversion.to_torch(variables, table.TABLE).items():
         if key.endswith("num_batches_tracked"):
             yield f"int/{key}", array
     inputs = vision_inputs(case)
@@ -125,22 +134,22 @@ def prismer(case: Case) -> Outputs:
     yield from encoder_taps(tree.flatten(kept["intermediates"]["encoder"]), model, case.config["expert_order"][1:])
     if case.wants("out/logits"):
         text = jnp.asarray(case["caption_ids"], jnp.int32)
-        logits, kept = run("decode", encoded, text)
+        logits, kept = run("read", encoded, texts(text))
         yield "out/logits", logits
         yield "out/logits_argmax", logits.argmax(-1)
         yield from decoder_taps(tree.flatten(kept["intermediates"]["decoder"]))
-        loss = losses.cross_entropy(logits, text, caption_mask(case, case.config["prompt_length"]))
+        loss = losses.token_costs(logits, text, caption_mask(case, case.config["prompt_length"]))
         yield "out/caption_loss", loss
         yield "out/caption_loss_mean", loss.mean()
-        yield "out/caption_loss_noprefix", losses.cross_entropy(logits, text, caption_mask(case, 0))
+        yield "out/caption_loss_noprefix", losses.token_costs(logits, text, caption_mask(case, 0))
     if case.wants("out/vqa_loss"):
         text = jnp.asarray(np.concatenate([case["vqa_question_ids"], case["vqa_answer_ids"]], 1), jnp.int32)
         mask = (text != PAD).at[:, : case["vqa_question_ids"].shape[1]].set(False).astype(jnp.float32)
-        logits, _ = run("decode", encoded, text)
+        logits, _ = run("read", encoded, texts(text))
         yield "out/vqa_logits", logits
-        yield "out/vqa_loss", losses.cross_entropy(logits, text, mask)
+        yield "out/vqa_loss", losses.token_costs(logits, text, mask)
         # What the training does: the weight of an answer is in its mask.
-        weighted = losses.cross_entropy(logits, text, mask * case["vqa_weights"][:, None])
+        weighted = losses.token_costs(logits, text, mask * case["vqa_weights"][:, None])
         yield "out/vqa_loss_weighted_mean", weighted.mean()
     if case.wants("out/grad"):
         yield from gradients(
@@ -170,13 +179,13 @@ def caption_loss(model: Prismer, case: Case, params: Any, variables: Any, train:
         variables, **vision_inputs(case), train=train, method="encode_features", mutable=mutable
     )
     text = jnp.asarray(case["caption_ids"], jnp.int32)
-    logits = model.apply(variables, encoded, text, train, method="decode")
-    loss = losses.cross_entropy(logits, text, caption_mask(case, case.config["prompt_length"])).mean()
+    logits = model.apply(variables, encoded, texts(case["caption_ids"]), train, method="read")
+    loss = losses.token_costs(logits, text, caption_mask(case, case.config["prompt_length"])).mean()
     return (loss, stats["batch_stats"]) if train else loss
 
 
 def gradients(grads: Any) -> Outputs:
-    for key, array in convert.to_torch({"params": grads}).items():
+    for key, array in conversion.to_torch({"params": grads}, table.TABLE).items():
         yield f"out/grad:{key}", array
     yield "out/grad_global_norm", jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
 
@@ -203,31 +212,35 @@ def decoder_taps(kept: Mapping[str, jax.Array]) -> Outputs:
 def generation(case: Case, model: Prismer, variables: Any, encoded: jax.Array) -> Outputs:
     for name in case.inputs(r"gen_(\w+)_ids"):
         settings = dict(case.config["generate"][name])
-        lengths = {"max_len": settings.pop("max_length"), "min_len": settings.pop("min_length")}
-        prompt = jnp.asarray(case[f"gen_{name}_ids"], jnp.int32)
-        beam = tuple(sorted({**lengths, **settings}.items()))
-        tokens, scores = _decode(model, decode.beam_search, beam, variables, encoded, prompt)
-        yield _sequences(case, f"out/gen_{name}_beam3_sequences", tokens[:, 0])
+        prompt = case[f"gen_{name}_ids"]
+        width = prompt.shape[1]  # the reference's lengths count the prompt
+        lengths = {"max_new": settings.pop("max_length") - width, "min_new": settings.pop("min_length") - width}
+        lengths |= {"eos": EOS, "pad": PAD}
+        beam = tuple(sorted({**lengths, **settings, "prompt_length": width}.items()))
+        tokens, scores = _decode(model, decode.beam_search, beam, variables, encoded, texts(prompt))
+        yield _sequences(case, f"out/gen_{name}_beam3_sequences", prompt, tokens[:, 0])
         yield f"out/gen_{name}_beam3_scores", scores[:, 0]
         if case.wants(f"out/gen_{name}_greedy"):
-            tokens, _ = _decode(model, decode.greedy, tuple(sorted(lengths.items())), variables, encoded, prompt)
-            yield _sequences(case, f"out/gen_{name}_greedy_sequences", tokens[:, 0])
+            tokens, _ = _decode(model, decode.greedy, tuple(sorted(lengths.items())), variables, encoded, texts(prompt))
+            yield _sequences(case, f"out/gen_{name}_greedy_sequences", prompt, tokens[:, 0])
 
 
-def _sequences(case: Case, name: str, tokens: jax.Array) -> tuple[str, jax.Array]:
-    """The reference's arrays end with their longest sequence, ours always have max_len columns: the rest are pads."""
-    width = case.arrays[name].shape[1]
+def _sequences(case: Case, name: str, prompt: np.ndarray, tokens: jax.Array) -> tuple[str, jax.Array]:
+    """The reference's arrays begin with the prompt and end with their longest sequence; the rest of ours are pads."""
+    width, tokens = case.arrays[name].shape[1], jnp.concatenate([prompt.astype(np.int32), tokens], axis=1)
     return name, tokens[:, :width] if (tokens[:, width:] == PAD).all() else tokens
 
 
 def ranking(case: Case, model: Prismer, variables: Any, encoded: jax.Array) -> Outputs:
     for name in case.inputs(r"(\w+)_rank_start_ids"):
-        prompt = jnp.asarray(case[f"{name}_rank_start_ids"], jnp.int32)
+        prompt = texts(case[f"{name}_rank_start_ids"])
         answers = jnp.asarray(case[f"{name}_rank_answers"], jnp.int32)
-        logits = _apply(model, "decode", variables, encoded, prompt)[0][:, -1]
+        logits = _apply(model, "read", variables, encoded, prompt)[0][:, -1]
         yield f"out/{name}_rank_prob_first", jax.nn.softmax(logits)[:, answers[:, 0]]
         settings = (("k", case.config["k_test"]), ("label_smoothing", case.config["label_smoothing"]))
-        best, candidates, scores = _decode(model, decode.rank, settings, variables, encoded, prompt, answers)
+        best, candidates, scores = _decode(
+            model, decode.rank, settings, variables, encoded, prompt, answers, answers != PAD
+        )
         yield f"out/{name}_rank_topk_ids", candidates
         yield f"out/{name}_rank_log_probs", scores
         yield f"out/{name}_rank_max_ids", best
@@ -237,7 +250,7 @@ def prismer_train(case: Case) -> Outputs:
     """Three steps of AdamW with frozen parts and BatchNorm in training mode."""
     model = model_of(case, dropout=case.config["dropout"])
     check_keys(case, model)
-    variables = jax.tree.map(jnp.asarray, convert.from_torch(case.state(), model, case.name))
+    variables = jax.tree.map(jnp.asarray, conversion.from_torch(case.state(), model, table.TABLE, case.name))
     variables["tables"] = label_tables(model.experts, model.classes)
     trainable, frozen = optim.split(variables["params"], FREEZE[case.config["freeze"]])
     adamw = case.config["optimizer"]["AdamW"]
@@ -269,9 +282,9 @@ def prismer_train(case: Case) -> Outputs:
         history.append(loss)
         if i == 0:
             yield from gradients(optim.merge(grads))
-            for key, array in convert.to_torch({"batch_stats": stats}).items():
+            for key, array in conversion.to_torch({"batch_stats": stats}, table.TABLE).items():
                 yield f"out/after1:{key}", array
                 yield f"int/{key}", array
-            for key, array in convert.to_torch({"params": optim.merge(trainable, frozen)}).items():
+            for key, array in conversion.to_torch({"params": optim.merge(trainable, frozen)}, table.TABLE).items():
                 yield f"out/param_after1:{key}", array
     yield "out/losses", jnp.stack(history)

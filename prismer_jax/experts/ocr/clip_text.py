@@ -44,7 +44,7 @@ class Block(nn.Module):
         width, tokens = x.shape[-1], x.shape[1]
         attention = layers.Attention(width, self.heads, dtype=self.dtype, name="attention")
         h = layers.LayerNorm(name="norm_attention")(x)
-        x = x + attention(h, *attention.keys_values(h), mask=jnp.tri(tokens, dtype=bool))
+        x = x + attention(h, attention.keys(h, mask=jnp.tri(tokens, dtype=bool)))
         h = layers.LayerNorm(name="norm_mlp")(x)
         x = x + layers.MLP(4 * width, layers.quick_gelu, dtype=self.dtype, name="mlp")(h)
         self.sow("intermediates", "out", x)

@@ -43,9 +43,9 @@ class DecoderLayer(nn.Module):
         cross, self_attention = (
             layers.Attention(x.shape[-1], self.heads, dtype=self.dtype, name=name) for name in ("cross", "self")
         )
-        y = cross(x + query_positions, *cross.keys_values(memory, positions), mask)
+        y = cross(x + query_positions, cross.keys(memory, positions, mask))
         x = layers.LayerNorm(name="norm_cross")(x + y)
-        y = self_attention(x + query_positions, *self_attention.keys_values(x, query_positions))
+        y = self_attention(x + query_positions, self_attention.keys(x, query_positions))
         x = layers.LayerNorm(name="norm_self")(x + y)
         y = layers.MLP(self.hidden, jax.nn.relu, self.dtype, name="mlp")(x)
         return layers.LayerNorm(name="norm_mlp")(x + y)

@@ -76,7 +76,7 @@ class Block(nn.Module):
         q, k, v = rearrange(y, "b (i y) (j x) (p h d) -> p b (i j) (y x) h d", y=window, x=window, p=3, h=self.heads)
         table = self.param("bias_table", nn.initializers.truncated_normal(0.02), ((2 * window - 1) ** 2, self.heads))
         bias = rearrange(table[relative_position_index(window)], "t s h -> h t s")
-        y = layers.attend(q, k, v, bias=bias + regions(size, window, shift)[:, None])
+        y = layers.attend(q, layers.Keys(k, v), bias=bias + regions(size, window, shift)[:, None])
         y = rearrange(y, "b (i j) (y x) h d -> b (i y) (j x) (h d)", y=window, x=window, i=size[0] // window)
         y = jnp.roll(y, (shift, shift), (1, 2))[:, :height, :width]
         x = x + nn.Dense(channels, dtype=self.dtype, name="out")(y)

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from prismer_jax import losses, models, optim, tree
+from prismer_jax.batch import prompts
 from prismer_jax.errors import UserError
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, blank
 from prismer_jax.models.prismer import FREEZE, build
@@ -21,11 +22,21 @@ def small(experts: str = "all", **fields):
     return model, jax.jit(model.init_variables)(jax.random.key(0))
 
 
+def texts(ids) -> dict[str, np.ndarray]:
+    ids = np.asarray(ids, np.int32)
+    return prompts(ids, ids != 1)
+
+
+def columns(batch, part) -> dict[str, jax.Array]:
+    """Returns these columns of a batch's text."""
+    return {key: batch[key][:, part] for key in ("text", "mask_input", "mask_ar", "segment")}
+
+
 def a_batch(size: int = 2, labels=tuple(EXPERTS)) -> dict[str, jax.Array]:
     rng = np.random.RandomState(0)
     text = rng.randint(3, 50, (size, 7))
     text[1, 5:] = 1
-    batch = {"image": rng.randint(0, 256, (size, 32, 32, 3), np.uint8), "text": text.astype(np.int32)}
+    batch = {"image": rng.randint(0, 256, (size, 32, 32, 3), np.uint8), **texts(text)}
     for name in labels:
         highest = 5 if EXPERTS[name].storage == "ids" else 256
         batch[EXPERTS[name].key] = rng.randint(0, highest, (size, 48, 32, EXPERTS[name].channels)).astype(np.uint8)
@@ -40,8 +51,8 @@ def apply(model, method, variables, *args, **kwargs):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def prefill(model, variables, encoded, text, max_len):
-    return model.apply(variables, encoded, text, max_len, method="prefill")
+def prefill(model, variables, encoded, batch, room):
+    return model.apply(variables, encoded, batch, room, method="prefill")
 
 
 def training_loss(model, params, variables, batch, seed=0):
@@ -49,7 +60,7 @@ def training_loss(model, params, variables, batch, seed=0):
     variables = {**variables, "params": params}
     logits, new = model.apply(variables, batch, True, rngs=rngs, mutable=["batch_stats"])
     mask = (batch["text"] != 1).astype(jnp.float32)
-    return losses.cross_entropy(logits, batch["text"], mask).mean(), new.get("batch_stats", {})
+    return losses.token_costs(logits, batch["text"], mask).mean(), new.get("batch_stats", {})
 
 
 # The numbers of parameters (with BatchNorm's statistics) are those of the official models at 480 px.
@@ -75,28 +86,29 @@ def test_full_sizes_have_the_official_number_of_parameters(variant, experts, cou
 def test_prefill_and_extend_give_the_logits_of_the_whole_text():
     model, variables = small()
     batch = a_batch()
-    encoded = apply(model, "encode", variables, batch["image"], batch)
-    whole = apply(model, "decode", variables, encoded, batch["text"])
+    encoded = apply(model, "encode", variables, batch)
+    whole = apply(model, "read", variables, encoded, batch)
     np.testing.assert_allclose(whole, apply(model, "__call__", variables, batch), atol=1e-5)
-    logits, cache = prefill(model, variables, encoded, batch["text"][:, :3], 7)
+    logits, cache = prefill(model, variables, encoded, columns(batch, slice(3)), 4)
     np.testing.assert_allclose(logits[:, 0], whole[:, 2], atol=1e-5)
-    for columns in (slice(3, 4), slice(4, 7)):  # one token, then several at once
-        logits, cache = apply(model, "extend", variables, cache, batch["text"][:, None, columns])
-        real = np.asarray(batch["text"][:, columns] != 1)
-        np.testing.assert_allclose(np.asarray(logits[:, 0])[real], np.asarray(whole[:, columns])[real], atol=1e-5)
-    assert int(cache["index"]) == 7
+    for part in (slice(3, 4), slice(4, 7)):  # one token, then several at once
+        logits, cache = apply(model, "extend", variables, cache, batch["text"][:, None, part])
+        real = np.asarray(batch["mask_input"][:, part])
+        np.testing.assert_allclose(np.asarray(logits[:, 0])[real], np.asarray(whole[:, part])[real], atol=1e-5)
+    assert int(cache["index"]) == 4
 
 
 def test_texts_packed_into_one_sequence_do_not_see_each_other():
     model, variables = small()
     batch = a_batch()
-    encoded = apply(model, "encode", variables, batch["image"], batch)[:1]
-    texts = [[0, 5, 6, 7, 2], [0, 8, 9, 2], [0, 5, 2]]
-    packed = jnp.asarray([[*texts[0], *texts[1], *texts[2], 1, 1]], jnp.int32)
-    together = apply(model, "decode", variables, encoded, packed)[0]
+    encoded = apply(model, "encode", variables, batch)[:1]
+    rows = [[0, 5, 6, 7, 2], [0, 8, 9, 2], [0, 5, 2]]
+    segment = np.array([[0] * 5 + [1] * 4 + [2] * 5], np.int32)
+    packed = texts([[*rows[0], *rows[1], *rows[2], 1, 1]]) | {"segment": segment}
+    together = apply(model, "read", variables, encoded, packed)[0]
     start = 0
-    for text in texts:
-        alone = apply(model, "decode", variables, encoded, jnp.asarray([text], jnp.int32))[0]
+    for text in rows:
+        alone = apply(model, "read", variables, encoded, texts([text]))[0]
         np.testing.assert_allclose(together[start : start + len(text)], alone, atol=1e-5)
         start += len(text)
 
@@ -105,12 +117,12 @@ def test_padding_on_the_left_changes_nothing():
     """Positions count real tokens and padding is never attended to, in the prompt and after it."""
     model, variables = small("none")
     batch = a_batch(labels=())
-    encoded = apply(model, "encode", variables, batch["image"], batch)
+    encoded = apply(model, "encode", variables, batch)
     prompt, new = batch["text"][:, :3], batch["text"][:, None, 3:5]
     padded = jnp.pad(prompt, [(0, 0), (2, 0)], constant_values=1)
     results = []
-    for text, length in ((prompt, 5), (padded, 7)):
-        logits, cache = prefill(model, variables, encoded, text, length)
+    for text in (prompt, padded):
+        logits, cache = prefill(model, variables, encoded, texts(text), 2)
         results.append((logits, apply(model, "extend", variables, cache, new)[0]))
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -123,40 +135,62 @@ def test_a_missing_label_is_the_background():
     full = dict(some)
     for name in set(model.experts) - set(given):
         full[EXPERTS[name].key] = jnp.asarray(np.stack([blank(name, 48, 32)] * 2))
-    ours, theirs = (apply(model, "encode", variables, some["image"], batch) for batch in (some, full))
+    ours, theirs = (apply(model, "encode", variables, batch) for batch in (some, full))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    assert apply(model, "encode", variables, some["image"], {}).shape == (2, 4 + 4, 32)  # patches, latents
+    assert apply(model, "encode", variables, {"image": some["image"]}).shape == (2, 4 + 4, 32)  # patches, latents
 
 
-def test_rows_and_columns_that_are_not_read_change_nothing():
-    model, variables = small()
-    batch = a_batch(labels=model.experts)
-    rows, columns = model.rows_read(48), model.rows_read(32)
-    assert rows[0] == columns[0] == 0
-    assert len(rows) < 48
-    other = np.random.RandomState(1).randint(0, 5, (2, 48, 32, 1)).astype(np.uint8)
-    unread = np.ones((48, 32), bool)
-    unread[np.ix_(rows, columns)] = False
-    encode = functools.partial(apply, model, "encode", variables, batch["image"])
-    for key in ("labels/seg_coco", "labels/obj_detection", "labels/ocr_detection"):
-        changed = np.where(unread[..., None], other, batch[key])
-        assert (changed != batch[key]).any()
-        np.testing.assert_array_equal(encode(batch), encode({**batch, key: jnp.asarray(changed)}))
+def test_a_prefix_sees_all_of_itself_where_mask_ar_says_so():
+    model, variables = small("none")
+    batch = a_batch(labels=())
+    prefix = {**batch, "mask_ar": batch["mask_ar"].at[:, :4].set(0)}
+    encoded = apply(model, "encode", variables, batch)
+    causal, ours = (apply(model, "read", variables, encoded, b) for b in (batch, prefix))
+    changed = {**prefix, "text": prefix["text"].at[:, 3].add(1)}
+    other = apply(model, "read", variables, encoded, changed)
+    assert np.abs(ours[:, 0] - other[:, 0]).max() > 1e-4  # the first column sees the fourth
+    assert np.abs(ours[:, 0] - causal[:, 0]).max() > 1e-4
+    later = {**prefix, "text": prefix["text"].at[:, 4].add(1)}
+    np.testing.assert_allclose(apply(model, "read", variables, encoded, later)[:, :4], ours[:, :4], atol=1e-5)
+
+
+def test_positions_count_on_from_the_tokenizers_padding():
+    """With padding 0, as T5 has it, the first token has position 1, and the table holds one text token more."""
+
+    class T5:
+        pad, vocab_size, spec = 0, 50, "t5"
+
+    model = models.build("prismer", variant="tiny", experts="none", tokenizer=T5, **SMALL)
+    assert model.pad == 0
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    table = variables["params"]["decoder"]["position_embedding"]
+    assert not table[0].any()
+    assert table[1].any()
+    batch = a_batch(labels=())
+    batch |= prompts(np.full((2, 19), 5, np.int32), np.ones((2, 19), bool))
+    assert apply(model, "__call__", variables, batch).shape == (2, 19, 50)
+
+
+def test_several_images_a_row_are_a_user_error():
+    model, variables = small("none")
+    batch = a_batch(labels=())
+    with pytest.raises(UserError, match="reads one image a row"):
+        model.apply(variables, {**batch, "image": batch["image"][:, None]})
 
 
 def test_every_label_and_table_matters():
     model, variables = small()
     batch = a_batch(labels=model.experts)
-    before = apply(model, "encode", variables, batch["image"], batch)
+    before = apply(model, "encode", variables, batch)
     for key in [k for k in batch if k.startswith("labels/")]:
         changed = {**batch, key: batch[key][::-1]}
-        assert np.abs(before - apply(model, "encode", variables, batch["image"], changed)).max() > 1e-4, key
+        assert np.abs(before - apply(model, "encode", variables, changed)).max() > 1e-4, key
 
 
 def test_instances_are_named_alike_in_inference_and_at_random_in_training():
     model, variables = small("obj_detection")
     batch = a_batch(labels=("obj_detection",))
-    encode = functools.partial(apply, model, "encode", variables, batch["image"], batch)
+    encode = functools.partial(apply, model, "encode", variables, batch)
     np.testing.assert_array_equal(encode(), encode(instance_rows=jnp.arange(256)[None] % 128))
     rows = jnp.asarray(np.random.RandomState(1).randint(0, 128, (2, 256)))
     assert np.abs(encode() - encode(instance_rows=rows)).max() > 1e-4
@@ -172,7 +206,7 @@ def test_the_rows_of_padding_get_no_gradient_from_lookups():
 
     def loss(params):
         logits = model.apply({**variables, "params": params}, batch)
-        return losses.cross_entropy(logits, batch["text"], (batch["text"] != 1).astype(jnp.float32)).mean()
+        return losses.token_costs(logits, batch["text"], batch["mask_input"].astype(jnp.float32)).mean()
 
     gradient = jax.jit(jax.grad(loss))(variables["params"])["decoder"]
     assert not gradient["position_embedding"][1].any()
@@ -198,7 +232,7 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters():
     half = build("tiny", "depth", **SMALL, dtype="bfloat16")
     ours = apply(half, "__call__", variables, batch)
     assert ours.dtype == jnp.float32
-    assert apply(half, "encode", variables, batch["image"], batch).dtype == jnp.bfloat16
+    assert apply(half, "encode", variables, batch).dtype == jnp.bfloat16
     exact = apply(model, "__call__", variables, batch)
     assert 0 < float(jnp.linalg.norm(ours - exact) / jnp.linalg.norm(exact)) < 0.05
     params = jax.eval_shape(half.init_variables, jax.random.key(0))["params"]
@@ -249,4 +283,4 @@ def test_a_text_beyond_the_position_table_is_a_user_error():
     """A gather beyond the table would silently give its last row."""
     model, variables = small("none")
     with pytest.raises(UserError, match="max_positions allows 18"):
-        model.apply(variables, {**a_batch(labels=()), "text": jnp.zeros((2, 19), jnp.int32)})
+        model.apply(variables, {**a_batch(labels=()), **texts(np.zeros((2, 19)))})

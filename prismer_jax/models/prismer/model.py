@@ -1,4 +1,4 @@
-"""Prismer and PrismerZ (arXiv 2303.02506): image and expert labels in, text logits out; encode, prefill, extend.
+"""The model: image and expert labels in, text logits out; encode, prefill, extend as models.vlm describes them.
 
 Source of every fact about the architecture: NVlabs/prismer at 4f27ab3 (configs/prismer.json, model/).
 """
@@ -16,20 +16,11 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
-from prismer_jax.labels import (
-    BACKGROUND,
-    CLASSES_KEY,
-    EXPERTS,
-    FEATURES,
-    MAX_IDS,
-    WORDS_KEY,
-    background_vector,
-    class_vectors,
-    select,
-)
+from prismer_jax.labels import BACKGROUND, EXPERTS, MAX_IDS, select
+from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
+from prismer_jax.towers.label_lookup import features, label_maps, label_tables
 from prismer_jax.towers.layers import resize_positions
-from prismer_jax.towers.roberta import BOS, PAD, TextDecoder
-from prismer_jax.towers.stem import rows_read
+from prismer_jax.towers.roberta import TextDecoder
 from prismer_jax.towers.vit import INSTANCE_ROWS, Features, VisionEncoder
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
 
@@ -97,7 +88,7 @@ class Prismer(nn.Module):
       experts: names of prismer_jax.labels.EXPERTS whose labels are read.
       image_size: side of the (square) image; labels may have any size.
       decoder: sizes of the text decoder: width, layers, heads, mlp_dim, vocab_size, max_positions[, dropout,
-        initializer_range].
+        initializer_range, pad]; positions count on from `pad`, the tokenizer's id of padding (RoBERTa's by default).
       classes: names of an expert's classes where a data set has its own; the official number of classes otherwise.
       dtype: of the computation; parameters, norms, softmax and logits are float32.
       remat: what the backward pass keeps, a name of towers.layers.REMAT.
@@ -116,6 +107,7 @@ class Prismer(nn.Module):
     classes: Mapping[str, tuple[str, ...]] = FrozenDict()
     dtype: str = "float32"
     remat: str = "none"
+    rngs = ("dropout", "instance")
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
@@ -139,38 +131,39 @@ class Prismer(nn.Module):
             for name, table in label_tables(self.experts, self.classes).items()
         }
 
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder["vocab_size"]
+
+    @property
+    def pad(self) -> int:
+        return self.decoder.get("pad", TextDecoder.pad)
+
     def __call__(self, batch: Mapping[str, Array], train: bool = False) -> Float[Array, "b t v"]:
-        """Returns float32 logits of the next token at every position of `batch["text"]`.
+        """Returns float32 logits of the next token at every position of `text`.
 
         Training needs the rngs 'dropout' and, with object detection, 'instance', and a mutable 'batch_stats'.
         """
-        encoded = self.encode(batch["image"], batch, train)
-        return self.decode(encoded, batch["text"], train)
+        return self.read(self.encode(batch, train), batch, train)
 
     @typed
     def encode(
-        self,
-        image: UInt8[Array, "b h w 3"],
-        labels: Mapping[str, Any],
-        train: bool = False,
-        instance_rows: Int[Array, "#b 256"] | None = None,
+        self, batch: Mapping[str, Any], train: bool = False, instance_rows: Int[Array, "#b 256"] | None = None
     ) -> Float[Array, "b n {self.width}"]:
         """Returns the tokens of an image and its labels.
 
         Args:
-          image: square, of side `image_size`.
-          labels: a Batch, or the part of it whose keys start with 'labels/'. Maps may have any size. One that is
-            missing is the background everywhere (of the size of the other maps, or of the image if there is none).
+          batch: `image` [b h w 3], square, of side `image_size`, and `labels/...`, maps of any size. A map that is
+            missing is the background everywhere.
           instance_rows: row of the instance embedding of every instance id. Default: drawn for every image in training
             (rng 'instance'), and else the id itself, so that a caption does not change from run to run. (The reference
             draws in inference too, once per id of the whole batch.)
         """
-        pixels = normalize(image)
-        sizes = [labels[EXPERTS[e].key].shape[1:3] for e in self.experts if EXPERTS[e].key in labels]
-        size = sizes[0] if sizes else image.shape[1:3]
-        maps = {e: labels.get(EXPERTS[e].key) for e in self.experts}
-        maps = {e: _blank(e, (len(image), *size)) if m is None else m for e, m in maps.items()}
-        features = {e: self._features(e, m, labels) for e, m in maps.items()}
+        image, maps = batch["image"], label_maps(batch, self.experts)
+        if image.ndim != 4:
+            raise UserError(f"Prismer reads one image a row, [batch, height, width, 3]; the batch has {image.shape}.")
+        tables = {name: table.value for name, table in self.tables.items()}
+        inputs = {name: features(name, label, batch, tables) for name, label in maps.items()}
         instances = None
         if "obj_detection" in maps:
             if instance_rows is None and train:
@@ -179,12 +172,7 @@ class Prismer(nn.Module):
             elif instance_rows is None:
                 instance_rows = jnp.arange(MAX_IDS)[None] % INSTANCE_ROWS
             instances = (maps["obj_detection"][..., 0], instance_rows)
-        return self.vision(pixels, features, instances, train)
-
-    @nn.nowrap
-    def rows_read(self, side: int) -> np.ndarray:
-        """The rows (and columns) of a map of ids that `encode` reads: the others need not come to the device."""
-        return rows_read(side, self.patch_size)
+        return self.vision(normalize(image), inputs, instances, train)
 
     def encode_features(
         self,
@@ -196,98 +184,74 @@ class Prismer(nn.Module):
         """`encode` after the labels' lookup and all scaling: what the reference's network takes (see vit.Features)."""
         return self.vision(image, features, instances, train)
 
-    def _features(self, expert: str, label: Array, labels: Mapping[str, Array]) -> Array | tuple[Array, Array]:
-        """Scales a map of intensities to [-1, 1], or says the vector of each of the 256 ids of a map of ids."""
-        if (embed := EXPERTS[expert].embed) == "scaled":
-            x = label.astype(jnp.float32) / 255
-            low, high = x.min((1, 2, 3), keepdims=True), x.max((1, 2, 3), keepdims=True)
-            return 2 * (x - low) / (high - low + 1e-6) - 1
-        ids, table = label[..., 0], self.tables[expert].value
-        classes = len(table) - 1  # the last row is the background
-        if embed == "words":
-            words = labels.get(WORDS_KEY, jnp.zeros((1, MAX_IDS, FEATURES)))
-            return ids, jnp.where((jnp.arange(MAX_IDS) == BACKGROUND)[:, None], table[-1], words.astype(jnp.float32))
-        rows = jnp.arange(MAX_IDS)[None]
-        if embed == "instances":
-            rows = labels.get(CLASSES_KEY, jnp.full((1, MAX_IDS), -1))
-        known = (rows >= 0) & (rows < classes) & (jnp.arange(MAX_IDS) != BACKGROUND)
-        return ids, table[jnp.where(known, rows, classes)]
-
     @typed
-    def decode(
-        self, encoded: Float[Array, "b n d"], text: Int[Array, "b t"], train: bool = False
+    def read(
+        self, encoded: Float[Array, "b n d"], batch: Mapping[str, Any], train: bool = False
     ) -> Float[Array, "b t v"]:
-        """Returns the logits of the next token at every position; padding is never attended to.
-
-        Every <s> after the first begins another text about the same image, which sees nothing of those before it.
-        """
-        self._check_length(text.shape[1])
-        real, part = (text != PAD)[:, None], jnp.cumsum(text[:, None] == BOS, -1)
-        count = _positions(real)
-        begins = jax.lax.cummax(jnp.where(text[:, None] == BOS, count - PAD - 1, 0), axis=2)
-        mask = _causal(real) & (part[..., None] == part[..., None, :])
-        logits, _ = self.text(text[:, None], jnp.maximum(count - begins, PAD), mask, encoded, train=train)
+        """Returns the logits of the next token at every position of `text`, given the images' tokens."""
+        text, _, masks, positions = self._prompt(batch)
+        logits, _ = self.text(text, positions, masks, encoded, train=train)
         return logits[:, 0]
 
     @typed
     def prefill(
-        self, encoded: Float[Array, "b n d"], text: Int[Array, "b t"], max_len: int
+        self, encoded: Float[Array, "b n d"], batch: Mapping[str, Any], room: int
     ) -> tuple[Float[Array, "b 1 v"], dict[str, Any]]:
-        """Reads a prompt. Returns the logits after its last column and a cache of `max_len` columns.
+        """Reads the prompt `text`. Returns the logits after its last column and a cache with room for `room` tokens.
 
-        The cache: `shared` (keys and values of the image, [layers b n h d]), `layers` (every leaf
-        [layers b k max_len h d]), `rows` (every leaf [b k ...]) and `index`, the columns filled; k is 1.
+        The cache: `shared` {'keys': of the image and the prompt, leaves [layers b s h d], 'mask': real columns of the
+        prompt [b t]}, `own` (leaves [layers b 1 room h d]), `rows` {'count': tokens [b 1]} and `index`, the columns of
+        `own` that are filled.
         """
-        self._check_length(max_len)
-        real = (text != PAD)[:, None]
-        logits, kept = self.text(text[:, None], _positions(real), _causal(real), encoded, last_only=True, collect=True)
-        spare = max_len - text.shape[1]
-
-        def pad(x: Array) -> Array:
-            return jnp.pad(x, [(0, 0)] * 3 + [(0, spare)] + [(0, 0)] * 2)
-
-        rows = {"mask": jnp.pad(real, [(0, 0), (0, 0), (0, spare)]), "count": real.sum(-1, dtype=jnp.int32)}
-        index = jnp.asarray(text.shape[1], jnp.int32)
-        return logits[:, 0], {**kept, "layers": jax.tree.map(pad, kept["layers"]), "rows": rows, "index": index}
+        text, real, masks, positions = self._prompt(batch, room)
+        logits, keys = self.text(text, positions, masks, encoded, last_only=True, collect=True)
+        news = {name: part.pop("new") for name, part in keys.items()}
+        for name, new in news.items():
+            keys[name]["prompt"] = jax.tree.map(lambda x: x[:, :, 0], new)
+        own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:3], room, *x.shape[4:]), x.dtype), news)
+        rows = {"count": real.sum(-1, dtype=jnp.int32)[:, None]}
+        shared = {"keys": keys, "mask": real}
+        return logits[:, 0], {"shared": shared, "own": own, "rows": rows, "index": jnp.zeros((), jnp.int32)}
 
     @typed
     def extend(
         self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
     ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
-        """Appends tokens to every beam. Returns the logits after each of them and the cache with their columns.
+        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns.
 
-        Generated columns are always attended to, a padding id gets no position of its own.
+        Generated columns are always attended to; an id of padding gets no position of its own, as in the reference.
         """
-        rows, index = cache["rows"], cache["index"]
-        length, real = tokens.shape[2], tokens != PAD
-        columns = jnp.arange(rows["mask"].shape[-1])
-        filled = rows["mask"] | ((columns >= index) & (columns < index + length))
-        mask = filled[:, :, None] & (columns <= index + jnp.arange(length)[:, None])
-        logits, kept = self.text(tokens, _positions(real, rows["count"]), mask, None, cache, collect=True)
+        index, count, length = cache["index"], cache["rows"]["count"], tokens.shape[2]
+        room = jax.tree.leaves(cache["own"])[0].shape[3]
+        masks = {
+            "new": jnp.tri(length, dtype=bool),
+            "own": (jnp.arange(room) < index)[None],
+            "prompt": cache["shared"]["mask"][:, None, None],
+        }
+        real = tokens != self.pad
+        positions = (jnp.cumsum(real, -1, dtype=jnp.int32) + count[..., None]) * real + self.pad
+        logits, keys = self.text(tokens, positions, masks, None, cache, collect=True)
+        news = {name: part["new"] for name, part in keys.items()}
 
         def put(old: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
 
-        return logits, {
-            "shared": cache["shared"],
-            "layers": jax.tree.map(put, cache["layers"], kept["layers"]),
-            "rows": {"mask": filled, "count": rows["count"] + real.sum(-1, dtype=jnp.int32)},
-            "index": index + length,
-        }
+        rows = {"count": count + real.sum(-1, dtype=jnp.int32)}
+        own = jax.tree.map(put, cache["own"], news)
+        return logits, {**cache, "own": own, "rows": rows, "index": index + length}
 
-    def _check_length(self, length: int) -> None:
-        most = self.decoder["max_positions"] - PAD - 1
+    def _prompt(self, batch: Mapping[str, Any], room: int = 0) -> tuple[Array, Array, dict[str, Array], Array]:
+        """Returns ids [b 1 t], real columns [b t], masks and positions [b 1 t]: RoBERTa's count on from `pad`."""
+        text = batch["text"]
+        length, most = text.shape[1] + room, self.decoder["max_positions"] - self.pad - 1
         if length > most:
             raise UserError(f"A text of {length} tokens does not fit: decoder.max_positions allows {most}.")
+        masks = {"new": text_mask(batch)[:, None]}
+        return text[:, None], batch["mask_input"], masks, (ordinals(batch) + self.pad)[:, None]
 
-    def init_variables(self, rng: Array, batch_shapes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Returns {'params', 'batch_stats', 'tables'}; no shape of theirs depends on the batch, so none is needed."""
-        if batch_shapes is None:
-            image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
-            batch_shapes = {"image": image, "text": jax.ShapeDtypeStruct((1, 2), jnp.int32)}
-        batch = {k: jnp.zeros(v.shape, v.dtype) for k, v in batch_shapes.items()}
-        variables = self.init(rng, batch)
-        return {"batch_stats": {}, "tables": {}, **variables}
+    def init_variables(self, rng: Array) -> dict[str, Any]:
+        """Returns {'params', 'batch_stats', 'tables'}; no shape of theirs depends on a batch."""
+        return {"batch_stats": {}, "tables": {}, **init_from_shapes(self, rng, self.image_size)}
 
 
 @typed
@@ -296,50 +260,28 @@ def normalize(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     return (image.astype(jnp.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
 
 
-def _positions(real: Array, before: Array | int = 0) -> Array:
-    """RoBERTa's positions: real tokens count on from PAD + 1, also across padding; padding has position PAD."""
-    before = jnp.asarray(before, jnp.int32)[..., None]
-    return (jnp.cumsum(real, -1, dtype=jnp.int32) + before) * real + PAD
-
-
-def _causal(real: Array) -> Array:
-    return real[..., None, :] & np.tri(real.shape[-1], dtype=bool)
-
-
-def _blank(expert: str, shape: tuple[int, ...]) -> Array:
-    return jnp.full((*shape, EXPERTS[expert].channels), EXPERTS[expert].fill, jnp.uint8)
-
-
-def label_tables(experts: Sequence[str], classes: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
-    """Returns, for each expert whose maps hold ids, the vectors [classes + 1, 64] of its classes and the background.
-
-    They are a function of the classes' names; a checkpoint carries them, with the official tables where it has them.
-    """
-    tables = {}
-    for name in experts:
-        expert = EXPERTS[name]
-        if expert.storage == "ids":
-            names = classes.get(name) or [f"{name}/{i}" for i in range(expert.num_classes or 0)]
-            tables[name] = np.concatenate([class_vectors(names), background_vector()[None]])
-    return tables
-
-
-def build(variant: str = "base", experts: str | Sequence[str] = "all", **overrides: Any) -> Prismer:
+def build(
+    variant: str = "base", experts: str | Sequence[str] = "all", tokenizer: Any = None, **overrides: Any
+) -> Prismer:
     """Returns a model of one of the sizes in VARIANTS.
 
     Args:
       experts: as in labels.select: 'all', 'none', 'depth+edge' or a sequence.
+      tokenizer: whose id of padding the decoder takes; RoBERTa's by default.
       overrides: fields of Prismer; `decoder` and `classes` are dicts, of which `decoder` is merged into the variant's.
 
     Raises:
       UserError: an unknown variant, expert or field, or sizes that do not fit together.
     """
     fields = dict(choose("variant", variant, VARIANTS))
-    known = {k: None for k in Prismer.__dataclass_fields__ if k not in ("parent", "name")}
+    names = {k: None for k in Prismer.__dataclass_fields__ if k not in ("parent", "name")}
     decoder = dict(overrides.pop("decoder", {}))
+    if tokenizer is not None:
+        decoder.setdefault("pad", tokenizer.pad)
+    optional = dict.fromkeys(("dropout", "initializer_range", "pad"))
     for kind, given, valid in (
-        ("field of the model", overrides, known),
-        ("field of the decoder", decoder, {**fields["decoder"], "dropout": None, "initializer_range": None}),
+        ("field of the model", overrides, names),
+        ("field of the decoder", decoder, {**fields["decoder"], **optional}),
     ):
         for key in given:
             choose(kind, key, valid)

@@ -7,8 +7,8 @@ import pytest
 
 from prismer_jax import tree
 from prismer_jax.errors import UserError
-from prismer_jax.models import backbones, prismer_weights
-from prismer_jax.models.prismer import build
+from prismer_jax.models import conversion
+from prismer_jax.models.prismer import backbones, build, table
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.weights import rules, write
 
@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def shapes(model):
-    return prismer_weights.shapes_of(model)
+    return conversion.shapes_of(model)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_what_is_fresh_is_drawn_as_the_reference_draws_it():
     width = 128
     decoder = DECODER | dict(width=width, mlp_dim=192)
     model = build("tiny", "edge+obj_detection", **(SIZES | dict(width=width, heads=2, decoder=decoder)))
-    state = prismer_weights.to_torch(jax.jit(model.init_variables)(jax.random.key(0)))
+    state = conversion.to_torch(jax.jit(model.init_variables)(jax.random.key(0)), table.TABLE)
     parts = r"(adaptor|resampler|conv1\.(?!rgb)|instance|\.1\.(self|output)|output_layer)"
     fresh = [key for key in state if re.search(parts, key) and not re.search("running|batches", key)]
     assert len(fresh) > 80
@@ -156,7 +156,7 @@ def test_every_difference_is_reported_unless_allowed(model, clip, tmp_path):
 def test_public_keys_become_official_ones_as_in_the_reference(shared, name):
     """The reference renames keys and drops some; what it keeps must be what we keep, and have the official shapes."""
     tensors = json.loads((shared / "golden" / name / "manifest.json").read_text())["tensors"]
-    shapes = prismer_weights.shapes_of(build(name.split("_")[1], "all"))
+    shapes = conversion.shapes_of(build(name.split("_")[1], "all"))
 
     def keys(table):
         return rules.key_shapes(table, {name: shapes[name] for rule in table.rules for name in rule.names})

@@ -1,4 +1,4 @@
-"""Checkpoints of Prismer and PrismerZ: the state dict of the official repository <-> variables of models.prismer.
+"""Prismer's parameters: keys of the official state dict <-> our names, and what a state dict says of its model.
 
 Source of the keys: NVlabs/prismer at 4f27ab3, model/modules/{vit,resampler,roberta}.py.
 """
@@ -6,15 +6,13 @@ Source of the keys: NVlabs/prismer at 4f27ab3, model/modules/{vit,resampler,robe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
-from prismer_jax import tree
-from prismer_jax.models.prismer import VARIANTS, Prismer
+from prismer_jax.models.prismer.model import VARIANTS
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.weights import rows, rules
 from prismer_jax.weights.rules import Rule
@@ -73,50 +71,6 @@ TABLE = rules.Table(
 )
 
 
-def shapes_of(model: Prismer) -> dict[str, Any]:
-    """Returns {'params/... or batch_stats/...': shape and dtype} of a model, without computing anything."""
-    variables = jax.eval_shape(model.init_variables, jax.random.key(0))
-    return tree.flatten({k: variables[k] for k in ("params", "batch_stats")})
-
-
-def initial_values(model: Prismer, names: Sequence[str], seed: int = 0) -> dict[str, jax.Array]:
-    """Returns {'/'-joined name: initial value} of these parameters; the others are not computed."""
-
-    @jax.jit
-    def init(rng: jax.Array) -> dict[str, jax.Array]:
-        flat = tree.flatten(model.init_variables(rng))
-        return {name: flat[name] for name in names}
-
-    return init(jax.random.key(seed))
-
-
-def from_torch(
-    state: rules.State,
-    model: Prismer,
-    where: str = "the checkpoint",
-    *,
-    resize: bool = False,
-    allow: Sequence[str] = (),
-    put: Callable[[np.ndarray], Any] = np.asarray,
-) -> dict[str, Any]:
-    """Returns {'params', 'batch_stats'} of a state dict {key: array}; the model's own 'tables' go beside them.
-
-    Args:
-      where: names the file in errors.
-      resize: interpolate image positions of another resolution, as the reference's fine-tuning does.
-      allow: regexes of keys that may be missing, unexpected or of another shape (see rules.from_torch).
-      put: where each array is put as soon as it is made; only one is in memory twice.
-
-    Raises:
-      UserError: the keys or shapes do not fit the model; all of them, grouped.
-    """
-    shapes = shapes_of(model)
-    if resize:
-        state = resized(TABLE.spell(state, where), POSITIONS, shapes["params/encoder/position_embedding"].shape[0])
-    flat = rules.from_torch(state, TABLE, shapes, where, allow, lambda names: initial_values(model, names))
-    return {"batch_stats": {}} | tree.unflatten({name: put(make()) for name, make in flat.items()})
-
-
 def resized(state: rules.State, key: str, rows: int, skip: int = 0) -> dict[str, np.ndarray]:
     """Returns a state dict whose image positions have as many rows as a square grid of another resolution needs.
 
@@ -133,12 +87,6 @@ def resized(state: rules.State, key: str, rows: int, skip: int = 0) -> dict[str,
             table = np.asarray(resize_positions(table.astype(np.float32), (side, side)))
         out[key] = table
     return out
-
-
-def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the state dict {key: array} of {'params'[, 'batch_stats']}, as views; gradients convert likewise."""
-    flat = tree.flatten({k: variables[k] for k in ("params", "batch_stats") if k in variables})
-    return rules.to_torch(flat, TABLE)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.models import prismer_weights
-from prismer_jax.models.prismer import build
+from prismer_jax.models import conversion
+from prismer_jax.models.prismer import build, table
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.weights import rules
 
@@ -18,7 +18,7 @@ SIZES = dict(image_size=32, width=32, layers=2, heads=2, resampler_layers=2, dec
 def a_state(model) -> dict[str, np.ndarray]:
     """A state dict of the model's keys: random numbers, with tied and constant arrays as PyTorch saves them."""
     rng = np.random.RandomState(0)
-    shapes = rules.key_shapes(prismer_weights.TABLE, prismer_weights.shapes_of(model))
+    shapes = rules.key_shapes(table.TABLE, conversion.shapes_of(model))
     state = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
     for key, shape in shapes.items():
         if key.endswith("num_batches_tracked"):
@@ -34,8 +34,8 @@ def a_state(model) -> dict[str, np.ndarray]:
 def test_there_and_back_is_the_same_file_bit_for_bit(experts):
     model = build("tiny", experts, **SIZES)
     state = a_state(model)
-    variables = prismer_weights.from_torch(state, model)
-    back = prismer_weights.to_torch(variables)
+    variables = conversion.from_torch(state, model, table.TABLE)
+    back = conversion.to_torch(variables, table.TABLE)
     assert back.keys() == state.keys()
     for key, array in state.items():
         assert back[key].dtype == array.dtype, key
@@ -48,7 +48,7 @@ def test_there_and_back_is_the_same_file_bit_for_bit(experts):
 def test_matrices_are_transposed_and_packed_ones_taken_apart():
     model = build("tiny", "all", **SIZES)
     state = a_state(model)
-    params = prismer_weights.from_torch(state, model)["params"]
+    params = conversion.from_torch(state, model, table.TABLE)["params"]
     packed = state["expert_encoder.transformer.resblocks.1.0.attn.in_proj_weight"]
     key = params["encoder"]["blocks"]["attention"]["key"]["kernel"][1]
     np.testing.assert_array_equal(key, packed[32:64].T)
@@ -66,7 +66,7 @@ def test_every_difference_is_reported_at_once():
     state["expert_encoder.ln_pre.weight"] = np.zeros(64)
     state["text_decoder.lm_head.decoder.bias"] = state["text_decoder.lm_head.bias"] + 1
     with pytest.raises(UserError) as raised:
-        prismer_weights.from_torch(state, model, "model.bin")
+        conversion.from_torch(state, model, table.TABLE, "model.bin")
     message = str(raised.value)
     assert "\n" not in message
     for part in (
@@ -83,10 +83,10 @@ def test_tied_and_constant_keys_may_be_absent():
     """PyTorch saves a tied tensor once or twice, depending on the version that saved it."""
     model = build("tiny", "none", **SIZES)
     state = a_state(model)
-    full = prismer_weights.from_torch(state, model)
+    full = conversion.from_torch(state, model, table.TABLE)
     for key in ("lm_head.decoder.weight", "lm_head.decoder.bias", "roberta.embeddings.position_ids"):
         del state[f"text_decoder.{key}"]
-    jax.tree.map(np.testing.assert_array_equal, prismer_weights.from_torch(state, model), full)
+    jax.tree.map(np.testing.assert_array_equal, conversion.from_torch(state, model, table.TABLE), full)
 
 
 def test_old_spellings_are_read():
@@ -99,27 +99,28 @@ def test_old_spellings_are_read():
         for k in old
     }
     assert not old.keys() & state.keys()
-    back = prismer_weights.to_torch(prismer_weights.from_torch(old, model))
+    back = conversion.to_torch(conversion.from_torch(old, model, table.TABLE), table.TABLE)
     for key, array in state.items():
         np.testing.assert_array_equal(back[key], 0 if key.endswith("num_batches_tracked") else array, err_msg=key)
-    assert prismer_weights.facts_of(old) == prismer_weights.facts_of(state)
+    assert table.facts_of(old) == table.facts_of(state)
 
 
 def test_positions_of_another_resolution_are_interpolated_on_request():
     small, large = build("tiny", "none", **SIZES), build("tiny", "none", **{**SIZES, "image_size": 64})
     state = a_state(small)
     with pytest.raises(UserError, match="positional_embedding"):
-        prismer_weights.from_torch(state, large)
-    ours = prismer_weights.from_torch(state, large, resize=True)["params"]["encoder"]["position_embedding"]
-    np.testing.assert_array_equal(ours, resize_positions(state[prismer_weights.POSITIONS], (4, 4)))
+        conversion.from_torch(state, large, table.TABLE)
+    resized = table.resized(state, table.POSITIONS, 16)
+    ours = conversion.from_torch(resized, large, table.TABLE)["params"]["encoder"]["position_embedding"]
+    np.testing.assert_array_equal(ours, resize_positions(state[table.POSITIONS], (4, 4)))
 
 
 def test_an_expert_that_the_file_lacks_starts_afresh_if_that_is_allowed():
     with_depth, without = build("tiny", "depth+edge", **SIZES), build("tiny", "edge", **SIZES)
     state = a_state(without)
     with pytest.raises(UserError, match=r"missing: expert_encoder\.conv1\.depth"):
-        prismer_weights.from_torch(state, with_depth)
-    found = prismer_weights.from_torch(state, with_depth, allow=[r"expert_encoder\.conv1\.depth\..*"])
+        conversion.from_torch(state, with_depth, table.TABLE)
+    found = conversion.from_torch(state, with_depth, table.TABLE, allow=[r"expert_encoder\.conv1\.depth\..*"])
     fresh = jax.jit(with_depth.init_variables)(jax.random.key(0))
     for part in ("params", "batch_stats"):
         ours, initial = found[part]["encoder"]["stem_depth"], fresh[part]["encoder"]["stem_depth"]
@@ -130,20 +131,19 @@ def test_an_expert_that_the_file_lacks_starts_afresh_if_that_is_allowed():
 def test_an_expert_that_the_model_lacks_is_dropped_if_that_is_allowed():
     with_depth, without = build("tiny", "depth+edge", **SIZES), build("tiny", "edge", **SIZES)
     state = a_state(with_depth)
-    found = prismer_weights.to_torch(
-        prismer_weights.from_torch(state, without, allow=[r"expert_encoder\.conv1\.depth\..*"])
-    )
+    variables = conversion.from_torch(state, without, table.TABLE, allow=[r"expert_encoder\.conv1\.depth\..*"])
+    found = conversion.to_torch(variables, table.TABLE)
     assert state.keys() - found.keys() == {key for key in state if ".depth." in key}
 
 
 @pytest.mark.parametrize("experts", ["all", "none", "depth"])
 def test_a_checkpoint_says_which_model_it_is_of(experts):
     model = build("tiny", experts)
-    facts = prismer_weights.facts_of(a_state(model))
+    facts = table.facts_of(a_state(model))
     assert (facts.variant, facts.grid, facts.resolution) == ("tiny", 6, 96)
-    assert facts.stems == {"none": set(), "depth": {"depth"}}.get(experts, set(prismer_weights._STEMS))
-    assert prismer_weights.facts_of({"visual.conv1.weight": np.zeros((2, 3, 4, 4))}) is None
-    assert prismer_weights.facts_of(a_state(build("tiny", experts, **SIZES))).variant is None
+    assert facts.stems == {"none": set(), "depth": {"depth"}}.get(experts, set(table._STEMS))
+    assert table.facts_of({"visual.conv1.weight": np.zeros((2, 3, 4, 4))}) is None
+    assert table.facts_of(a_state(build("tiny", experts, **SIZES))).variant is None
 
 
 MANIFESTS = ["prismer_base", *(f"{name}_manifest" for name in ("prismer_large", "prismer_huge", "prismerz_base"))]
@@ -168,7 +168,7 @@ def full_size(shared, name) -> tuple:
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_official_sizes_are_recognised(shared, name):
     model, state = full_size(shared, name)
-    facts = prismer_weights.facts_of(state)
+    facts = table.facts_of(state)
     assert (facts.variant, facts.resolution, bool(facts.stems)) == (name.split("_")[1], 480, bool(model.experts))
 
 
@@ -176,11 +176,11 @@ def test_official_sizes_are_recognised(shared, name):
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_official_sizes_come_back_bit_for_bit(shared, name):
     model, state = full_size(shared, name)
-    found = rules.from_torch(state, prismer_weights.TABLE, prismer_weights.shapes_of(model))
+    found = rules.from_torch(state, table.TABLE, conversion.shapes_of(model))
     left = dict(state)
-    for rule in prismer_weights.TABLE.rules:
+    for rule in table.TABLE.rules:
         if rule.names[0] in found and not rule.derived:
-            back = rules.to_torch({name: found[name]() for name in rule.names}, prismer_weights.TABLE)
+            back = rules.to_torch({name: found[name]() for name in rule.names}, table.TABLE)
             for key, array in back.items():
                 assert array.dtype == state[key].dtype
                 np.testing.assert_array_equal(

@@ -25,8 +25,9 @@ import numpy as np
 
 from prismer_jax import tree
 from prismer_jax.errors import UserError
-from prismer_jax.models import prismer_weights
-from prismer_jax.models.prismer import VARIANTS, Prismer
+from prismer_jax.models import conversion
+from prismer_jax.models.prismer import table as official
+from prismer_jax.models.prismer.model import VARIANTS, Prismer
 from prismer_jax.weights import rows, rules, safe
 from prismer_jax.weights.rules import Rule
 
@@ -87,17 +88,17 @@ def initialize(
       UserError: a file cannot be read, or is of another size or architecture.
     """
     flat: dict[str, Any] = {}
-    shapes = prismer_weights.shapes_of(model)
+    shapes = conversion.shapes_of(model)
     for path, table, read in ((vision, VISION, _vision), (text, TEXT, _text)):
         if path is not None:
             wanted = {name: shapes[name] for rule in table.rules for name in rule.names}
             state = read(table.spell(safe.load(path), str(path)), model, str(path))
-            fresh = lambda names: prismer_weights.initial_values(model, names, seed)  # noqa: E731
+            fresh = lambda names: conversion.initial_values(model, names, seed)  # noqa: E731
             found = rules.from_torch(state, table, wanted, str(path), allow, fresh)
             flat |= {name: put(make()) for name, make in found.items()}
     variables = jax.eval_shape(model.init_variables, jax.random.key(seed))
     rest = [name for name in tree.flatten(variables) if name not in flat]
-    flat |= {name: put(array) for name, array in prismer_weights.initial_values(model, rest, seed).items()}
+    flat |= {name: put(array) for name, array in conversion.initial_values(model, rest, seed).items()}
     return {"batch_stats": {}, "tables": {}} | tree.unflatten(flat)
 
 
@@ -105,9 +106,9 @@ def _vision(state: rules.State, model: Prismer, where: str) -> rules.State:
     patches = state.get(_PATCHES)
     if patches is None or patches.ndim != 4:
         raise UserError(f"{where}: is no image encoder of CLIP: it lacks {_PATCHES}. Use OpenAI's or OpenCLIP's file.")
-    found = {"patch_size": patches.shape[3], "width": patches.shape[0], "layers": prismer_weights.count(state, _BLOCK)}
+    found = {"patch_size": patches.shape[3], "width": patches.shape[0], "layers": official.count(state, _BLOCK)}
     _check(found, {key: getattr(model, key) for key in found}, lambda fields: fields, where)
-    return prismer_weights.resized(state, _POSITIONS, (model.image_size // model.patch_size) ** 2, skip=1)
+    return official.resized(state, _POSITIONS, (model.image_size // model.patch_size) ** 2, skip=1)
 
 
 def _text(state: rules.State, model: Prismer, where: str) -> rules.State:
@@ -117,7 +118,7 @@ def _text(state: rules.State, model: Prismer, where: str) -> rules.State:
             f"{where}: is no RoBERTa: it lacks {_EMBEDDINGS}.word_embeddings.weight. Use the file of roberta-base or "
             "roberta-large."
         )
-    found = {"width": words.shape[1], "layers": prismer_weights.count(state, _LAYER)}
+    found = {"width": words.shape[1], "layers": official.count(state, _LAYER)}
     _check(found, {key: model.decoder[key] for key in found}, lambda fields: fields["decoder"], where)
     return state
 

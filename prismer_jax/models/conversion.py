@@ -1,0 +1,100 @@
+"""Conversion of any family's checkpoints by its TABLE, and what `tools.convert` asks of a family.
+
+A family whose files need no more than its table has no more than that. One with flags, checks or tasks of its own has
+COMMANDS beside the table, {name: Command}.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from prismer_jax import tree
+from prismer_jax.weights import rules
+
+Put = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model with the weights of other files, and what an export says of it.
+
+    Attributes:
+      model: the linen module.
+      variables: all of its variables.
+      description: {'model': arguments of models.build, 'tokenizer': its spec, 'tasks': how it is used}.
+      files: {name: path} of the tokenizer.
+      note: what a user has to know, or ''.
+    """
+
+    model: Any
+    variables: dict[str, Any]
+    description: dict[str, Any]
+    files: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+class Command(NamedTuple):
+    """A command of tools.convert.
+
+    Attributes:
+      help: a sentence.
+      flags: adds its flags to a parser.
+      run: (parsed flags, function that puts each array where it belongs) -> Converted.
+    """
+
+    help: str
+    flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Put], Converted]
+
+
+def shapes_of(model: Any) -> dict[str, Any]:
+    """Returns {'params/...' or 'batch_stats/...': shape and dtype} of a model, without computing anything."""
+    variables = jax.eval_shape(model.init_variables, jax.random.key(0))
+    return tree.flatten({k: variables[k] for k in ("params", "batch_stats") if k in variables})
+
+
+def initial_values(model: Any, names: Sequence[str], seed: int = 0) -> dict[str, jax.Array]:
+    """Returns {'/'-joined name: initial value} of these parameters; the others are not computed."""
+
+    @jax.jit
+    def init(rng: jax.Array) -> dict[str, jax.Array]:
+        flat = tree.flatten(model.init_variables(rng))
+        return {name: flat[name] for name in names}
+
+    return init(jax.random.key(seed))
+
+
+def from_torch(
+    state: rules.State,
+    model: Any,
+    table: rules.Table,
+    where: str = "the checkpoint",
+    *,
+    allow: Sequence[str] = (),
+    put: Put = np.asarray,
+) -> dict[str, Any]:
+    """Returns the variables {'params'[, 'batch_stats']} of a state dict {key: array}.
+
+    Args:
+      where: names the file in errors.
+      allow: regexes of keys that may be missing, unexpected or of another shape (see rules.from_torch).
+      put: where each array is put as soon as it is made; only one is in memory twice.
+
+    Raises:
+      UserError: the keys or shapes do not fit the model; all of them, grouped.
+    """
+    fresh = lambda names: initial_values(model, names)  # noqa: E731
+    flat = rules.from_torch(state, table, shapes_of(model), where, allow, fresh)
+    return {"batch_stats": {}} | tree.unflatten({name: put(make()) for name, make in flat.items()})
+
+
+def to_torch(variables: Mapping[str, Any], table: rules.Table) -> dict[str, np.ndarray]:
+    """Returns the state dict {key: array} of {'params'[, 'batch_stats']}, as views; gradients convert likewise."""
+    flat = tree.flatten({k: variables[k] for k in ("params", "batch_stats") if k in variables})
+    return rules.to_torch(flat, table)

@@ -1,0 +1,171 @@
+"""What becomes of Prismer's files: the commands `prismer` and `backbone` of tools.convert, and a checkpoint's tasks."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from prismer_jax import labels, pp
+from prismer_jax.errors import UserError, choose
+from prismer_jax.models import conversion
+from prismer_jax.models.conversion import Command, Converted, Put
+from prismer_jax.models.prismer import backbones
+from prismer_jax.models.prismer.model import VARIANTS, Prismer, build
+from prismer_jax.models.prismer.table import POSITIONS, TABLE, Facts, facts_of, resized
+from prismer_jax.towers import label_lookup
+from prismer_jax.weights import label_tables, safe
+
+# What every model of the reference is used with (configs/caption.yaml, vqa.yaml; model/prismer_{caption,vqa}.py;
+# dataset/utils.py).
+PREFIX, PREFIX_TOKENS = "A picture of", 4
+LEAST, MOST = 8, 20  # tokens of a caption, <s> and prefix among them
+QUESTION_TOKENS = 35
+LABEL_SIZE = 224
+EXPERTS = {"prismer": "all", "prismerz": "none"}  # of the two kinds of checkpoints
+
+
+def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
+    """Returns the model of an official checkpoint."""
+    state = safe.load(args.input)
+    model, where = model_for(args, facts_of(state), state), str(args.input)
+    if args.resolution is not None:
+        rows = (model.image_size // model.patch_size) ** 2
+        state = resized(TABLE.spell(state, where), POSITIONS, rows)
+    variables = conversion.from_torch(state, model, TABLE, where, allow=args.allow, put=put)
+    return _described(args, model, variables, put)
+
+
+def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
+    """Returns an untrained model that starts from CLIP's and RoBERTa's weights."""
+    if args.vision is None and args.text is None:
+        raise UserError("Give --vision, --text or both: the files to start from.")
+    model = model_for(args)
+    variables = backbones.initialize(model, args.vision, args.text, args.seed, allow=args.allow, put=put)
+    return _described(args, model, variables, put)
+
+
+def model_for(args: argparse.Namespace, facts: Facts | None = None, state: Any = None) -> Prismer:
+    """Returns the model of the flags; a checkpoint that is of another one is a UserError that says which."""
+    names = {f"{kind}_{size}": (kind, size) for kind in EXPERTS for size in VARIANTS}
+    kind, size = choose("variant", args.variant, names)
+    if state is not None:
+        _check(args, kind, size, facts, state)
+    resolution = VARIANTS[size]["image_size"] if args.resolution is None else args.resolution
+    if resolution < VARIANTS[size]["patch_size"]:
+        raise UserError(f"--resolution {resolution} is less than a patch of {VARIANTS[size]['patch_size']} pixels.")
+    return build(size, args.experts or EXPERTS[kind], image_size=resolution)
+
+
+def _check(args: argparse.Namespace, kind: str, size: str, facts: Facts | None, state: Any) -> None:
+    if facts is None:
+        if backbone := next((part for part in ("visual", "roberta") if any(k.startswith(part) for k in state)), None):
+            flag = {"visual": "--vision", "roberta": "--text"}[backbone]
+            raise UserError(
+                f"{args.input} is a backbone; use: python -m tools.convert backbone {flag} {args.input} ..."
+            )
+        raise UserError(f"{args.input} is no checkpoint of Prismer: it lacks {POSITIONS}.")
+    own = f"{'prismer' if facts.stems else 'prismerz'}_{facts.variant}"
+    if facts.variant and facts.variant != size:
+        raise UserError(f"{args.input} is a {own} checkpoint; use --variant {own}.")
+    if facts.variant is None or args.allow:  # all differences are listed when it is read
+        return
+    experts = labels.select(args.experts or EXPERTS[kind])
+    if facts.stems != {labels.EXPERTS[name].stem for name in experts}:
+        if not facts.stems or (not experts and facts.stems == {labels.EXPERTS[name].stem for name in labels.PAPER}):
+            raise UserError(f"{args.input} is a {own} checkpoint; use --variant {own}.")
+        experts = "+".join(name for name in labels.PAPER if labels.EXPERTS[name].stem in facts.stems)
+        raise UserError(f"{args.input} has the experts {experts}; use --experts {experts}.")
+    grid = VARIANTS[size]["image_size"] // VARIANTS[size]["patch_size"]
+    if args.resolution is None and facts.grid != grid:
+        raise UserError(
+            f"{args.input} is of resolution {facts.resolution} ({facts.grid}x{facts.grid} positions); use --resolution "
+            f"{facts.resolution} to keep that, or --resolution {VARIANTS[size]['image_size']} to resize its positions."
+        )
+
+
+def tasks(experts: Sequence[str], resolution: int, prefix: str, prefix_tokens: int) -> dict[str, Any]:
+    """Returns how a converted checkpoint captions and answers: as the reference does, photo by photo."""
+    look = f"labels_for({'+'.join(experts) or 'none'!r})|decode|resize({resolution}, {LABEL_SIZE})"
+    return {
+        "caption": {
+            "pp": f"{look}|caption_prompt({prefix!r})|tokenize({max(3, prefix_tokens)})",
+            "style": "reference",
+            "decode": dict(
+                method="beam",
+                num_beams=3,
+                max_new=max(1, MOST - prefix_tokens),
+                min_new=max(0, LEAST - prefix_tokens),
+                padding="reference",
+            ),
+        },
+        "question": {
+            "pp": f"{look}|question_prompt(style='reference')|tokenize({QUESTION_TOKENS})",
+            "style": "reference",
+            "decode": dict(method="beam", num_beams=3, length_penalty=-1.0, max_new=10, min_new=2, padding="reference"),
+        },
+    }
+
+
+def _described(args: argparse.Namespace, model: Prismer, variables: dict[str, Any], put: Put) -> Converted:
+    vectors, files, count = label_lookup.label_tables(model.experts, model.classes), {}, PREFIX_TOKENS
+    if args.label_tables is not None:
+        vectors = label_tables.load(args.label_tables, model.experts)
+    elif vectors:
+        logging.warning(
+            "without --label-tables, label maps of %s are looked up in stand-in vectors, which the official models do "
+            "not know: caption without labels, or convert again with them.",
+            ", ".join(vectors),
+        )
+    if args.tokenizer is not None:
+        tokenizer = pp.tokenizer.load(f"roberta:{args.tokenizer}")
+        if model.vocab_size < tokenizer.vocab_size or model.pad != tokenizer.pad:
+            raise UserError(
+                f"{args.tokenizer}: has {tokenizer.vocab_size} tokens and padding {tokenizer.pad}, the model "
+                f"{model.vocab_size} and {model.pad}. Use RoBERTa's."
+            )
+        files, count = {path.name: path for path in tokenizer.files()}, 1 + len(tokenizer.encode(args.prefix))
+    elif args.prefix != PREFIX:
+        raise UserError("--prefix needs --tokenizer too, to count its tokens.")
+    _, size = args.variant.split("_")
+    description = {
+        "model": dict(name="prismer", variant=size, experts=list(model.experts), image_size=model.image_size),
+        "tokenizer": "roberta:.",
+        "tasks": tasks(model.experts, model.image_size, args.prefix, count),
+    }
+    variables = {**variables, "tables": {name: put(table) for name, table in vectors.items()}}
+    note = "" if files else " Put vocab.json and merges.txt into it to caption."
+    return Converted(model, variables, description, files, note)
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--variant", required=True, help="prismer_base, prismer_large, prismerz_base, prismerz_large ..."
+    )
+    parser.add_argument("--resolution", type=int, help="pixels a side; positions are resized to it. Default 480")
+    parser.add_argument("--experts", help="depth+edge, all or none, where they are not the variant's own")
+    parser.add_argument("--tokenizer", type=pathlib.Path, help="folder of RoBERTa's vocab.json and merges.txt")
+    parser.add_argument("--label-tables", type=pathlib.Path, help="what the command label-tables wrote")
+    parser.add_argument("--prefix", default=PREFIX, help="what captions begin with; '' for pretrain checkpoints")
+
+
+def _checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", required=True, type=pathlib.Path, help="the official pytorch_model.bin")
+    _flags(parser)
+
+
+def _backbone_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vision", type=pathlib.Path, help="CLIP's file: ViT-B-16.pt, ViT-L-14-336px.pt, OpenCLIP's H")
+    parser.add_argument("--text", type=pathlib.Path, help="RoBERTa's file: pytorch_model.bin or model.safetensors")
+    parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
+    _flags(parser)
+
+
+COMMANDS = {
+    "prismer": Command("Converts a checkpoint of Prismer or PrismerZ.", _checkpoint_flags, from_checkpoint),
+    "backbone": Command(
+        "Makes an untrained Prismer that starts from CLIP's and RoBERTa's weights.", _backbone_flags, from_backbones
+    ),
+}

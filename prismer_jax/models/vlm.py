@@ -1,0 +1,93 @@
+"""The interface of a vision-language model: all that training, decoding, evaluation and conversion know of one.
+
+A model is a linen module whose fields are hashable. A family is a module with what stands in FAMILY; one row in
+`prismer_jax.models` names it. docs/adding.md shows a whole one.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from prismer_jax.errors import UserError
+from prismer_jax.typing import Array, Bool, Float, Int, typed
+
+# What a family's module has: how it is built, sizes by name, freezing modes {name: regexes of parameters}, functions
+# {name of a parameter: (array, shape) -> array} that fit it to another resolution, and its conversion (see Conversion).
+FAMILY = ("build", "VARIANTS", "FREEZE", "RESIZE")
+
+
+class VisionLanguageModel(Protocol):
+    """The methods and attributes of a model.
+
+    Attributes:
+      experts: names of prismer_jax.labels.EXPERTS whose labels it reads; () for none.
+      classes: {expert: names of the classes in its label maps}, where a data set has its own.
+      vocab_size: ids that it has embeddings for.
+      rngs: names of the random streams that training draws from.
+    """
+
+    experts: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]]
+    vocab_size: int
+    rngs: tuple[str, ...]
+
+    def encode(self, batch: Mapping[str, Array], train: bool = False) -> Any:
+        """Returns what the decoder reads of the images, any pytree with leading axis B; computed once an image."""
+
+    def __call__(self, batch: Mapping[str, Array], train: bool = False) -> Float[Array, "b t v"]:
+        """Returns float32 logits of the next token at every position of `text`."""
+
+    def prefill(self, encoded: Any, batch: Mapping[str, Array], room: int) -> tuple[Float[Array, "b 1 v"], dict]:
+        """Reads the prompt in `text`. Returns the logits after its last column, and a cache with `room` columns.
+
+        The cache is {'shared': one row an image, 'own': leaves [layers b 1 room ...], 'rows': leaves [b 1 ...],
+        'index': columns filled}; see prismer_jax.decode.
+        """
+
+    def extend(self, cache: dict, tokens: Int[Array, "b k t"]) -> tuple[Float[Array, "b k t v"], dict]:
+        """Appends tokens to k sequences an image. Returns the logits after each, and the cache with their columns."""
+
+    def init_variables(self, rng: Array) -> dict[str, Any]:
+        """Returns fresh variables {'params', ...}; no shape of theirs depends on a batch."""
+
+
+def check(model: Any, family: types.ModuleType) -> None:
+    """Raises a UserError that names what a family's module, or its model, lacks of the interface."""
+    methods = ("encode", "__call__", "prefill", "extend", "init_variables")
+    missing = [f"{family.__name__}.{name}" for name in FAMILY if not hasattr(family, name)]
+    missing += [
+        f"{type(model).__name__}.{name}"
+        for name in (*methods, *VisionLanguageModel.__annotations__)
+        if not hasattr(model, name)
+    ]
+    if missing:
+        raise UserError(f"The model lacks {', '.join(missing)}; prismer_jax/models/vlm.py says what each of them is.")
+
+
+@typed
+def text_mask(batch: Mapping[str, Any]) -> Bool[Array, "b t t"]:
+    """Returns which columns of a batch's text each column sees: see `mask_ar` and `segment` in prismer_jax.batch."""
+    blocks, segment = jnp.cumsum(batch["mask_ar"], axis=1), batch["segment"]
+    seen = blocks[:, None, :] <= blocks[:, :, None]
+    return seen & (segment[:, None, :] == segment[:, :, None]) & batch["mask_input"][:, None, :]
+
+
+@typed
+def ordinals(batch: Mapping[str, Any]) -> Int[Array, "b t"]:
+    """Returns the number of tokens of its segment up to each column of a batch's text; 0 for padding."""
+    real, segment = batch["mask_input"], batch["segment"]
+    before = jnp.tri(real.shape[1], dtype=bool) & (segment[:, None, :] == segment[:, :, None]) & real[:, None, :]
+    return before.sum(-1, dtype=jnp.int32) * real
+
+
+def init_from_shapes(model: Any, rng: Array, image_size: int) -> dict[str, Any]:
+    """Returns the variables of a model that is called with one image of this side and a text of two tokens."""
+    text = jnp.zeros((1, 2), jnp.int32)
+    batch = {"image": jnp.zeros((1, image_size, image_size, 3), jnp.uint8), "text": text, "segment": text}
+    batch |= {"mask_input": text == 0, "mask_ar": text + 1}
+    return jax.tree.map(lambda x: x, dict(model.init(rng, batch)))
