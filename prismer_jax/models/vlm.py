@@ -17,7 +17,8 @@ from prismer_jax.errors import UserError
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 # What a family's module has: how it is built, sizes by name, freezing modes {name: regexes of parameters}, functions
-# {name of a parameter: (array, shape) -> array} that fit it to another resolution, and its conversion (see Conversion).
+# {name of a parameter: (array, shape) -> array} that fit it to another resolution. (And its conversion TABLE; of a
+# family that is a package, that is read only where files are converted, from its conversion.py.)
 FAMILY = ("build", "VARIANTS", "FREEZE", "RESIZE")
 
 
@@ -27,12 +28,14 @@ class VisionLanguageModel(Protocol):
     Attributes:
       experts: names of prismer_jax.labels.EXPERTS whose labels it reads; () for none.
       classes: {expert: names of the classes in its label maps}, where a data set has its own.
+      image_size: pixels of a side of its images.
       vocab_size: ids that it has embeddings for.
       rngs: names of the random streams that training draws from.
     """
 
     experts: tuple[str, ...]
     classes: Mapping[str, tuple[str, ...]]
+    image_size: int
     vocab_size: int
     rngs: tuple[str, ...]
 
