@@ -12,9 +12,8 @@ import pytest
 
 from prismer_jax.errors import UserError
 from prismer_jax.weights import safe, testing
-from prismer_jax.weights.pickled import Attributes
+from prismer_jax.weights.classes import UNPACKED, Attributes
 from prismer_jax.weights.testing import call, group, item, mapping, name, tensor, torch_older, torch_zip, whole
-from prismer_jax.weights.unpickle import UNPACKED
 
 
 def attacks(canary):

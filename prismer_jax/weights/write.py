@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from prismer_jax.errors import UserError
+from prismer_jax.weights.classes import STORAGES
 from prismer_jax.weights.safe import SAFETENSORS
-from prismer_jax.weights.tensors import STORAGES
 
 _ALIGNMENT = 64  # bytes; PyTorch's own, so that it can map the tensors
 _ROOT = "archive"  # the folder in the zip file
