@@ -1,9 +1,9 @@
 """The classes and functions that a checkpoint may name, and what stands for each: a closed table of inert values.
 
-Nothing is imported or called because a file says so. The file can give an `Inert` value a state, which its class checks,
-and nothing else; `plain` makes the array, dict or text of it when the pickle has been read. Arguments and states are
-those of numpy's __reduce__ and __setstate__, of torch/_utils.py, torch/storage.py and torch/serialization.py (PyTorch
-2.13), and of torch/csrc/jit/serialization/pickler.cpp for TorchScript.
+Nothing is imported or called because a file says so. The file can give an `Inert` value a state, which its class
+checks, and nothing else; `plain` makes the array, dict or text of it when the pickle has been read. Arguments and
+states are those of numpy's __reduce__ and __setstate__, of torch/_utils.py, torch/storage.py and torch/serialization.py
+(PyTorch 2.13), and of torch/csrc/jit/serialization/pickler.cpp for TorchScript.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+Visit = Callable[[Any], Any]
 UNPACKED = 64 << 20  # bytes that even the smallest file may unpack to
 STORAGES = {  # {storage class: type}; the writer's table too
     "DoubleStorage": np.dtype(np.float64),
@@ -65,7 +66,7 @@ def whole(value: Any) -> int:
 def key_of(value: Any) -> Any:
     """Returns a dict's key or a set's member, a number, a text or a flat tuple of these; anything else is Malformed.
 
-    Python's hash of a tuple nested a million deep overflows the stack, and that of a tuple of the same tuples never ends.
+    Python's hash of a tuple nested a million deep overflows the stack; that of a tuple of the same tuples never ends.
     """
     for part in value if type(value) is tuple else (value,):
         if isinstance(part, Unknown):
@@ -109,7 +110,7 @@ class Inert:
     def __setstate__(self, state: Any) -> None:
         raise Malformed(f"a {type(self).__name__} is given a state")
 
-    def plain(self, visit: Callable[[Any], Any]) -> Any:
+    def plain(self, visit: Visit) -> Any:
         """Returns the value for the reader's user; `visit` does the same for values inside."""
         raise NotImplementedError
 
@@ -128,18 +129,18 @@ class Name(Inert):
             raise Malformed("it calls what is no function")
         return self.make(*arguments)
 
-    def plain(self, visit: Callable[[Any], Any]) -> str:
+    def plain(self, visit: Visit) -> str:
         return self.text
 
 
 class Unknown(Inert):
-    """A class that is in no table, or an object of such a class, whose contents are forgotten.
+    """A class that is in no table, or an object of such a class: a record of its attributes, if these are asked for.
 
-    It may stand where nobody looks, as an options object beside the weights does. Calling it is refused at once.
+    Any other may stand where nobody looks, as an options object beside the weights does. A call is refused at once.
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, record: bool) -> None:
+        self.text, self.record, self.state = text, record, {}
 
     def refused(self) -> Refused:
         return Refused(
@@ -150,44 +151,28 @@ class Unknown(Inert):
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise self.refused()
 
-    def plain(self, visit: Callable[[Any], Any]) -> Any:
-        raise self.refused()
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
-    def _forget(self, contents: Any) -> None:
-        """Takes a state or items."""
+    def append(self, item: Any) -> None:
+        """Forgets what is put into an object that is a list in its own way."""
 
-    __setstate__ = append = extend = _forget
+    extend = append
+
+    def plain(self, visit: Visit) -> Any:
+        if not self.record:
+            raise self.refused()
+        attributes = visit(self.state)
+        if isinstance(attributes, dict):
+            attributes = Attributes(attributes)
+            attributes.kind = self.text
+        return attributes
 
 
 class Attributes(dict):
     """The attributes of an object of the class `kind`; a plain dict in every other way."""
 
     kind = ""
-
-
-class Record(Inert):
-    """An object of a class that is not imported, to be read as the dict of its attributes."""
-
-    def __init__(self, name: str, *arguments: Any) -> None:
-        if arguments:  # what they would do, only the class knows
-            raise Refused(f"holds a {quoted(name)} that is made by calling it; save its attributes in a dict instead")
-        self.name, self.state = name, {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def plain(self, visit: Callable[[Any], Any]) -> Any:
-        state = visit(self.state)
-        if not isinstance(state, dict):
-            return state
-        attributes = Attributes(state)
-        attributes.kind = self.name
-        return attributes
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Python and NumPy
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _OrderedDict(dict):
@@ -212,10 +197,6 @@ def _bytes(text: Any = "", encoding: Any = "latin1") -> bytes:
     return text.encode("latin1") if type(text) is str else bytes(memoryview(text))
 
 
-def _complex(real: Any, imaginary: Any) -> complex:
-    return complex(float(real), float(imaginary))
-
-
 class Dtype(Inert):
     """numpy.dtype of numbers, booleans or strings."""
 
@@ -234,7 +215,7 @@ class Dtype(Inert):
             raise Malformed("unknown byte order of an array")
         self.dtype = self.dtype.newbyteorder(order)
 
-    def plain(self, visit: Callable[[Any], Any]) -> str:
+    def plain(self, visit: Visit) -> str:
         return self.dtype.name
 
 
@@ -251,7 +232,7 @@ class Array(Inert):
         _, shape, dtype, fortran, data = state
         self.array = _array(data, dtype, shape, "F" if fortran else "C")
 
-    def plain(self, visit: Callable[[Any], Any]) -> np.ndarray:
+    def plain(self, visit: Visit) -> np.ndarray:
         if self.array is None:
             raise Malformed("an array without contents")
         return self.array
@@ -280,11 +261,6 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return _array(data, dtype, ()).item()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# PyTorch
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class Storage(Inert):
     """Elements of one type in a region of the file, whose place may be known only when the pickle has been read."""
 
@@ -305,36 +281,34 @@ class Storage(Inert):
             raise Malformed("a storage is shorter than it should be")
         return region
 
-    def plain(self, visit: Callable[[Any], Any]) -> np.ndarray:
+    def plain(self, visit: Visit) -> np.ndarray:
         return view(self.region(), self.dtype, (self.size // self.dtype.itemsize,))
 
 
 class Tensor(Inert):
     """A view of a storage."""
 
-    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype | None = None) -> None:
+    def __init__(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, grad: Any = None, hooks: Any = None, meta: Any = None
+    ) -> None:
         if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
             raise Malformed("a tensor without a storage, a shape or strides")
-        self._storage, self._layout = storage, (dtype or storage.dtype, shape, strides, offset)
+        if meta:
+            raise Refused("holds a tensor that is conjugated or negated when used; save it after .resolve_conj()")
+        self._storage, self.dtype, self._layout = storage, storage.dtype, (shape, strides, offset)
 
-    def plain(self, visit: Callable[[Any], Any]) -> np.ndarray:
-        return view(self._storage.region(), *self._layout)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
-    """`rest`: whether it requires a gradient, hooks, and the metadata of tensors that are conjugated when used."""
-    if len(rest) > 2 and rest[2]:
-        raise Refused("holds a tensor that is conjugated or negated when used; save it after .resolve_conj()")
-    return Tensor(storage, offset, shape, strides)
+    def plain(self, visit: Visit) -> np.ndarray:
+        return view(self._storage.region(), self.dtype, *self._layout)
 
 
-def _tensor_of_new_type(
-    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, metadata: Any = None
-) -> Tensor:
+def _tensor_of_new_type(*arguments: Any) -> Tensor:
+    """Returns a tensor on a storage of bytes, whose type follows the first six arguments of other tensors."""
+    tensor, dtype = Tensor(*arguments[:6], *arguments[7:]), arguments[6]
     name = dtype.text.removeprefix("torch.") if isinstance(dtype, Name) else None
-    if name not in _DTYPES or metadata:
+    if name not in _DTYPES:
         raise Refused("holds a tensor of an unknown dtype; save it as float32")
-    return Tensor(storage, offset, shape, strides, _DTYPES[name])
+    tensor.dtype = _DTYPES[name]
+    return tensor
 
 
 def _parameter(tensor: Any, *_: Any) -> Tensor:
@@ -343,29 +317,15 @@ def _parameter(tensor: Any, *_: Any) -> Tensor:
     return tensor
 
 
-def _device(kind: Any, *index: Any) -> str:
-    return ":".join([kind, *(str(whole(i)) for i in index)])
-
-
-def _size(lengths: Any) -> tuple:
-    return tuple(map(whole, lengths))
-
-
-def _same(value: Any, *_: Any) -> Any:
-    return value
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The tables: {full name: what makes the value; None if the name may be mentioned, not called}
-# ---------------------------------------------------------------------------------------------------------------------
-
+# The tables: {full name: what makes the value; None if the name may be mentioned, not called}.
 _NUMPY = {"multiarray._reconstruct": Array, "multiarray.scalar": _scalar, "numeric._frombuffer": _array_at_once}
-_BUILTINS = {"set": _set, "frozenset": _set, "bytes": _bytes, "bytearray": _bytes, "complex": _complex}
-_PARAMETER = {f"torch._utils._rebuild_parameter{end}": _parameter for end in ("", "_with_state")}
+_BUILTINS = {"set": _set, "frozenset": _set, "bytes": _bytes, "bytearray": _bytes}
 NAMES: dict[str, Callable[..., Any] | None] = {
     "collections.OrderedDict": _dict,
     "collections.Counter": _dict,
     "_codecs.encode": _bytes,
+    "builtins.complex": lambda real, imaginary: complex(float(real), float(imaginary)),
+    "__builtin__.complex": lambda real, imaginary: complex(float(real), float(imaginary)),
     "numpy.ndarray": None,
     "numpy.dtype": Dtype,
     **{f"numpy.{core}.{name}": make for core in ("core", "_core") for name, make in _NUMPY.items()},
@@ -374,18 +334,19 @@ NAMES: dict[str, Callable[..., Any] | None] = {
 TORCH_NAMES = {
     **NAMES,
     "torch._utils._rebuild_tensor": Tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v2": Tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_new_type,
-    "torch.Size": _size,
-    "torch.device": _device,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.Size": lambda lengths: tuple(map(whole, lengths)),
+    "torch.device": lambda kind, *index: ":".join([kind, *(str(whole(i)) for i in index)]),
     "torch.storage.UntypedStorage": None,
-    **_PARAMETER,
     **{f"torch.{name}": None for name in (*_DTYPES, *STORAGES, *_QUANTISED)},
     **{f"torch.cuda.{name}": None for name in STORAGES},
 }
 # TorchScript says the types of lists and dicts.
 TORCHSCRIPT_NAMES = {
     **TORCH_NAMES,
-    "torch.jit._pickle.restore_type_tag": _same,
-    **{f"torch.jit._pickle.build_{kind}list": _same for kind in ("int", "double", "bool", "tensor")},
+    "torch.jit._pickle.restore_type_tag": lambda value, *_: value,
+    **{f"torch.jit._pickle.build_{kind}list": lambda value, *_: value for kind in ("int", "double", "bool", "tensor")},
 }

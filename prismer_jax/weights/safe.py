@@ -6,7 +6,8 @@
   as detectron2 writes them, by Python 2 or 3; safetensors; .npz.
 
 Arrays are read-only and, but for compressed zip members and pickles in protocols 0 to 2, views of one np.memmap: little
-more than the names is read. A bit that flipped in an array is not noticed; compare the file's checksum for that.
+more than the names is read. A bit that flipped in an array is not noticed; compare the file's checksum for that. Even a hostile file takes
+at most 500 times its size of memory, or 512 MB if it is small.
 Formats as in torch/serialization.py, github.com/huggingface/safetensors (README, 'Format') and numpy.lib.format.
 """
 
@@ -163,7 +164,7 @@ def _shown(key: Any) -> str:
 
 
 def _read_pickle(data: memoryview, records: Collection[str], part: Part) -> Any:
-    unpickler = Unpickler(data, records=records.__contains__)
+    unpickler = Unpickler(data, records=records)
     tree = unpickler.load()
     if type(tree) is int and tree == MAGIC:
         return read_older(data, unpickler.end, records, part)
@@ -183,8 +184,8 @@ def _read_safetensors(path: pathlib.Path, data: memoryview, first: int) -> dict[
                 state[key] = view(data[first:], np.dtype(SAFETENSORS[part.get_dtype()]), part.get_shape())
                 first += state[key].nbytes
     except safetensors.SafetensorError as error:
-        reason = ascii(str(error))[1:-1]  # which may quote the file
-        raise Malformed(f"its header does not fit its length ({reason[:200]})") from None
+        reason = ascii(str(error).removeprefix("Error while deserializing header: "))[1:-1]  # which may quote the file
+        raise Malformed(f"it is cut short, or its header makes no sense ({reason[:200]})") from None
     return state
 
 

@@ -16,7 +16,7 @@ import pickletools
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from prismer_jax.weights.classes import (
@@ -25,7 +25,6 @@ from prismer_jax.weights.classes import (
     Inert,
     Malformed,
     Name,
-    Record,
     Refused,
     Truncated,
     Unknown,
@@ -43,6 +42,7 @@ _COUNTS = {  # how many bytes say how long an argument is
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
 _LINE, _LINES = re.compile(rb"[^\n]*\n"), re.compile(rb"[^\n]*\n[^\n]*\n")
+_DEEP = (dict, list, tuple, memoryview, Inert)
 _STRINGS = ("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
 
 # Opcodes that hash a key or make an object become a persistent id, for `persistent_load` to do as it sees fit.
@@ -83,6 +83,9 @@ def _translate(data: memoryview, start: int) -> tuple[bytearray, list[memoryview
             code += _TRANSLATED[name]
         elif name == "BYTEARRAY8" or (name in _STRINGS and size >= _LONG):
             buffers.append(data[start:at])
+            code += pickle.NEXT_BUFFER
+        elif name in ("BINUNICODE", "BINUNICODE8") and size >= _LONG:  # once more than other strings are copied
+            buffers.append(str(data[start:at], "utf-8"))
             code += pickle.NEXT_BUFFER
         elif name == "MEMOIZE" or name.endswith("PUT"):
             number = len(memo) if name == "MEMOIZE" else _number(name, data[start:at])
@@ -129,7 +132,7 @@ class Unpickler(pickle.Unpickler):
         data: memoryview,
         names: Mapping[str, Callable[..., Any] | None] = NAMES,
         *,
-        records: Callable[[str], Any] = lambda name: False,
+        records: Container[str] = (),
         storage: Callable[..., Any] | None = None,
         start: int = 0,
     ) -> None:
@@ -138,8 +141,7 @@ class Unpickler(pickle.Unpickler):
         Args:
           data: bytes, of which long strings stay views.
           names: what the file may name; see NAMES.
-          records: whether an object of a class of this name, not in `names`, is read as its attributes; any other is
-            `Unknown`.
+          records: classes whose objects are read as their attributes; any other that is not in `names` is `Unknown`.
           storage: what a persistent id of PyTorch's stands for, called with its class, name, count and what follows.
           start: where the pickle begins in data.
 
@@ -162,9 +164,7 @@ class Unpickler(pickle.Unpickler):
         text = f"{module}.{name}"
         if text in self._names:
             return Name(text, self._names[text] and functools.partial(self._call, self._names[text]))
-        if self._records(text):
-            return Name(text, functools.partial(Record, text))
-        return Unknown(text)
+        return Unknown(text, text in self._records)
 
     def persistent_load(self, key: Any) -> Any:
         """Returns a storage, or does what _TRANSLATED says."""
@@ -177,8 +177,8 @@ class Unpickler(pickle.Unpickler):
                 return target
             case (Unknown() as target, tuple()):  # a dict or a set in its own way
                 return target
-            case (Unknown() as kind, tuple() as arguments, dict() as keywords) if not arguments and not keywords:
-                return kind  # an object, as those of most classes are saved
+            case (Unknown() as kind, (), dict() as keywords) if not keywords:  # as objects of most classes are saved
+                return Unknown(kind.text, kind.record)
             case (Name() | Unknown() as kind, tuple() as arguments, dict() as keywords):
                 return kind(*arguments, **keywords)
             case ("storage", Unknown() as kind, *_):
@@ -214,7 +214,7 @@ class Unpickler(pickle.Unpickler):
             if id(value) in values:
                 value, count = values[id(value)]
                 left -= count
-            elif isinstance(value, dict | list | tuple | memoryview | Inert):
+            elif isinstance(value, _DEEP):
                 key, before, level = id(value), left, level + 1
                 if level > DEPTH:
                     raise Refused(f"is nested more than {DEPTH} levels deep, or contains itself, as no checkpoint is")
