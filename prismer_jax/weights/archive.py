@@ -57,13 +57,6 @@ class Module(Attributes):
                 yield f"{prefix}{name}", value
 
 
-class _Modules:
-    """The classes of TorchScript: every module is an object of a class of its own."""
-
-    def __contains__(self, name: str) -> bool:
-        return name.startswith("__torch__.")
-
-
 def read_older(data: memoryview, start: int, records: Collection[str], part: Part) -> Any:
     """Returns plain data of a file of PyTorch before 1.6: pickles one after the other, and then the storages.
 
@@ -96,7 +89,7 @@ def read_older(data: memoryview, start: int, records: Collection[str], part: Par
         raise Malformed("it does not say on what machine it was written")
     if not facts["little_endian"]:
         raise Refused(_BIG_ENDIAN)
-    contents = Unpickler(data, TORCH_NAMES, records=records, storage=storage, start=system.end)
+    contents = Unpickler(data, TORCH_NAMES, records=records.__contains__, storage=storage, start=system.end)
     tree = contents.load()
     order = Unpickler(data, start=contents.end)
     names = order.plain(order.load())
@@ -131,7 +124,7 @@ def read_zip(path: pathlib.Path, data: memoryview, records: Collection[str], par
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OSError):  # OSError: seeks before 0
         raise Malformed("the table of contents at its end makes no sense") from None
     with archive:
-        members = archive.NameToInfo
+        members = {info.filename: info for info in archive.infolist()}
         packed = sum(info.file_size for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED)
         if packed > max(UNPACKED, 100 * len(data)):
             raise Refused("unpacks to a hundred times its size, as only an attack on the memory does")
@@ -195,9 +188,11 @@ def _read_torch(
     if members[f"{root}data.pkl"].CRC not in (0, zlib.crc32(pickled)):  # 0: torch was told to compute none
         raise Malformed("its pickle has another checksum")
     if f"{root}constants.pkl" not in members:
-        unpickler = Unpickler(pickled, TORCH_NAMES, records=records, storage=storage)
+        unpickler = Unpickler(pickled, TORCH_NAMES, records=records.__contains__, storage=storage)
         return unpickler.plain(part(unpickler.load()))
-    unpickler = Unpickler(pickled, TORCHSCRIPT_NAMES, records=_Modules(), storage=storage)
+    # TorchScript: every module is an object of a class of its own.
+    modules = re.compile(r"__torch__\..*").fullmatch
+    unpickler = Unpickler(pickled, TORCHSCRIPT_NAMES, records=modules, storage=storage)
     tree = unpickler.plain(unpickler.load())
     if not isinstance(tree, Attributes):
         return tree

@@ -97,7 +97,8 @@ def view(region: memoryview, dtype: np.dtype, shape: Any, strides: Any = None, o
     last = whole(offset) + sum((length - 1) * step for length, step in zip(shape, steps, strict=True))
     if math.prod(shape) and (last + 1) * dtype.itemsize > len(region):
         raise Malformed("a tensor reaches beyond its storage")
-    if math.prod(max(length, 1) for length in shape) * dtype.itemsize > max(len(region), UNPACKED):
+    limit = max(len(region.obj), UNPACKED) if math.prod(shape) else 1 << 62  # of the whole file: a storage may repeat
+    if math.prod(max(length, 1) for length in shape) * dtype.itemsize > limit:
         raise Refused("holds a tensor larger than the file, as only an attack on the memory does")
     if not math.prod(shape):
         return np.ndarray(shape, dtype, region)
@@ -320,12 +321,11 @@ def _parameter(tensor: Any, *_: Any) -> Tensor:
 # The tables: {full name: what makes the value; None if the name may be mentioned, not called}.
 _NUMPY = {"multiarray._reconstruct": Array, "multiarray.scalar": _scalar, "numeric._frombuffer": _array_at_once}
 _BUILTINS = {"set": _set, "frozenset": _set, "bytes": _bytes, "bytearray": _bytes}
+_BUILTINS |= {"complex": lambda real, imaginary: complex(float(real), float(imaginary))}
 NAMES: dict[str, Callable[..., Any] | None] = {
     "collections.OrderedDict": _dict,
     "collections.Counter": _dict,
     "_codecs.encode": _bytes,
-    "builtins.complex": lambda real, imaginary: complex(float(real), float(imaginary)),
-    "__builtin__.complex": lambda real, imaginary: complex(float(real), float(imaginary)),
     "numpy.ndarray": None,
     "numpy.dtype": Dtype,
     **{f"numpy.{core}.{name}": make for core in ("core", "_core") for name, make in _NUMPY.items()},

@@ -6,9 +6,8 @@
   as detectron2 writes them, by Python 2 or 3; safetensors; .npz.
 
 Arrays are read-only and, but for compressed zip members and pickles in protocols 0 to 2, views of one np.memmap: little
-more than the names is read. A bit that flipped in an array is not noticed; compare the file's checksum for that. Even a hostile file takes
-at most 500 times its size of memory, or 512 MB if it is small.
-Formats as in torch/serialization.py, github.com/huggingface/safetensors (README, 'Format') and numpy.lib.format.
+more than the names is read. A bit that flipped in an array is not noticed; compare the file's checksum for that. Even a
+hostile file takes memory of at most 500 times its size, or 512 MB if it is small.
 """
 
 from __future__ import annotations
@@ -164,7 +163,7 @@ def _shown(key: Any) -> str:
 
 
 def _read_pickle(data: memoryview, records: Collection[str], part: Part) -> Any:
-    unpickler = Unpickler(data, records=records)
+    unpickler = Unpickler(data, records=records.__contains__)
     tree = unpickler.load()
     if type(tree) is int and tree == MAGIC:
         return read_older(data, unpickler.end, records, part)
@@ -176,7 +175,7 @@ def _read_safetensors(path: pathlib.Path, data: memoryview, first: int) -> dict[
     state = {}
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            json.loads(bytes(data[8:first]), object_pairs_hook=_without_repeats)  # of which the library takes the last
+            json.loads(bytes(data[8:first]), object_pairs_hook=_without_repeats)  # the library takes the last of them
             for key in file.offset_keys():
                 part = file.get_slice(key)
                 if part.get_dtype() not in SAFETENSORS:

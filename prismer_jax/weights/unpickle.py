@@ -16,7 +16,7 @@ import pickletools
 import re
 import struct
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prismer_jax.weights.classes import (
@@ -61,10 +61,10 @@ _TRANSLATED = {
 }
 
 
-def _translate(data: memoryview, start: int) -> tuple[bytearray, list[memoryview], int, int]:
+def _translate(data: memoryview, start: int) -> tuple[bytearray, list[memoryview | str], int, int]:
     """Rewrites a pickle of a stranger into one that the standard library's Unpickler can be trusted with.
 
-    Long strings of bytes stay in the file: they become buffers beside the pickle, as of protocol 5. The memo is
+    Long strings become buffers beside the pickle, as of protocol 5, and so those of bytes stay in the file. The memo is
     numbered without gaps, since the Unpickler keeps an array of it.
 
     Returns:
@@ -132,7 +132,7 @@ class Unpickler(pickle.Unpickler):
         data: memoryview,
         names: Mapping[str, Callable[..., Any] | None] = NAMES,
         *,
-        records: Container[str] = (),
+        records: Callable[[str], Any] = lambda name: False,
         storage: Callable[..., Any] | None = None,
         start: int = 0,
     ) -> None:
@@ -141,7 +141,7 @@ class Unpickler(pickle.Unpickler):
         Args:
           data: bytes, of which long strings stay views.
           names: what the file may name; see NAMES.
-          records: classes whose objects are read as their attributes; any other that is not in `names` is `Unknown`.
+          records: whether an object of a class of this name, not in `names`, is read as its attributes.
           storage: what a persistent id of PyTorch's stands for, called with its class, name, count and what follows.
           start: where the pickle begins in data.
 
@@ -164,7 +164,7 @@ class Unpickler(pickle.Unpickler):
         text = f"{module}.{name}"
         if text in self._names:
             return Name(text, self._names[text] and functools.partial(self._call, self._names[text]))
-        return Unknown(text, text in self._records)
+        return Unknown(text, bool(self._records(text)))
 
     def persistent_load(self, key: Any) -> Any:
         """Returns a storage, or does what _TRANSLATED says."""
