@@ -60,14 +60,7 @@ class Module(Attributes):
 def read_older(data: memoryview, start: int, records: Collection[str], part: Part) -> Any:
     """Returns plain data of a file of PyTorch before 1.6: pickles one after the other, and then the storages.
 
-    Args:
-      data: the file's bytes.
-      start: where its second pickle begins.
-      records: classes whose objects are read as their attributes.
-      part: from all that the file holds to what is read of it.
-
-    Raises:
-      Malformed, Refused: see there.
+    Arguments and errors as of `read_zip`; `start` is where the second pickle begins.
     """
     storages: dict[str, Storage] = {}
     regions: dict[str, memoryview] = {}

@@ -18,22 +18,30 @@ import numpy as np
 
 Visit = Callable[[Any], Any]
 UNPACKED = 64 << 20  # bytes that even the smallest file may unpack to
-STORAGES = {  # {storage class: type}; the writer's table too
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-    "ComplexFloatStorage": np.dtype(np.complex64),
-    "ComplexDoubleStorage": np.dtype(np.complex128),
-}
-_NEW = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
-_DTYPES = {dtype.name: dtype for dtype in (*STORAGES.values(), *map(np.dtype, _NEW))}
+_TYPES = (  # NumPy's name of a type, or ml_dtypes'; PyTorch's storage class; safetensors' code
+    ("float64", "DoubleStorage", "F64"),
+    ("float32", "FloatStorage", "F32"),
+    ("float16", "HalfStorage", "F16"),
+    ("bfloat16", "BFloat16Storage", "BF16"),
+    ("int64", "LongStorage", "I64"),
+    ("int32", "IntStorage", "I32"),
+    ("int16", "ShortStorage", "I16"),
+    ("int8", "CharStorage", "I8"),
+    ("uint8", "ByteStorage", "U8"),
+    ("bool", "BoolStorage", "BOOL"),
+    ("complex64", "ComplexFloatStorage", "C64"),
+    ("complex128", "ComplexDoubleStorage", None),
+    ("uint64", None, "U64"),
+    ("uint32", None, "U32"),
+    ("uint16", None, "U16"),
+    ("float8_e4m3fn", None, "F8_E4M3"),
+    ("float8_e5m2", None, "F8_E5M2"),
+    ("float8_e4m3fnuz", None, None),
+    ("float8_e5m2fnuz", None, None),
+)
+DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name, _, _ in _TYPES}
+STORAGES = {storage: DTYPES[name] for name, storage, _ in _TYPES if storage}
+SAFETENSORS = {code: DTYPES[name] for name, _, code in _TYPES if code}
 _QUANTISED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
 
 
@@ -306,9 +314,9 @@ def _tensor_of_new_type(*arguments: Any) -> Tensor:
     """Returns a tensor on a storage of bytes, whose type follows the first six arguments of other tensors."""
     tensor, dtype = Tensor(*arguments[:6], *arguments[7:]), arguments[6]
     name = dtype.text.removeprefix("torch.") if isinstance(dtype, Name) else None
-    if name not in _DTYPES:
+    if name not in DTYPES:
         raise Refused("holds a tensor of an unknown dtype; save it as float32")
-    tensor.dtype = _DTYPES[name]
+    tensor.dtype = DTYPES[name]
     return tensor
 
 
@@ -341,7 +349,7 @@ TORCH_NAMES = {
     "torch.Size": lambda lengths: tuple(map(whole, lengths)),
     "torch.device": lambda kind, *index: ":".join([kind, *(str(whole(i)) for i in index)]),
     "torch.storage.UntypedStorage": None,
-    **{f"torch.{name}": None for name in (*_DTYPES, *STORAGES, *_QUANTISED)},
+    **{f"torch.{name}": None for name in (*DTYPES, *STORAGES, *_QUANTISED)},
     **{f"torch.cuda.{name}": None for name in STORAGES},
 }
 # TorchScript says the types of lists and dicts.

@@ -20,34 +20,15 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 
 from prismer_jax.errors import UserError
 from prismer_jax.weights.archive import MAGIC, Module, Part, read_older, read_zip
-from prismer_jax.weights.classes import Malformed, Refused, Truncated, quoted, view
+from prismer_jax.weights.classes import SAFETENSORS, Malformed, Refused, Truncated, quoted, view
 from prismer_jax.weights.unpickle import Unpickler
 
 NESTS = ("model", "state_dict")  # where training programs put the state dict beside optimiser and epoch
-SAFETENSORS = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-    "C64": np.complex64,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-}
 _HEADER = 100_000_000  # bytes, the format's own limit
 
 # What a download that went wrong, or another file by mistake, begins with.
@@ -180,7 +161,7 @@ def _read_safetensors(path: pathlib.Path, data: memoryview, first: int) -> dict[
                 part = file.get_slice(key)
                 if part.get_dtype() not in SAFETENSORS:
                     raise Refused(f"holds {quoted(key)} of the unknown dtype {part.get_dtype()}; save it as F32")
-                state[key] = view(data[first:], np.dtype(SAFETENSORS[part.get_dtype()]), part.get_shape())
+                state[key] = view(data[first:], SAFETENSORS[part.get_dtype()], part.get_shape())
                 first += state[key].nbytes
     except safetensors.SafetensorError as error:
         reason = ascii(str(error).removeprefix("Error while deserializing header: "))[1:-1]  # which may quote the file

@@ -185,7 +185,7 @@ class Unpickler(pickle.Unpickler):
                 raise kind.refused()
             case ("storage", kind, str() as name, _, count, *rest) if self._storage:
                 return self._storage(kind, name, count, *rest)
-        raise Malformed("it refers to a storage, but only PyTorch's own files have any")
+        raise Malformed("it refers to what is no storage of a file of PyTorch")
 
     def _call(self, make: Callable[..., Any], *arguments: Any) -> Any:
         result = make(*arguments)
