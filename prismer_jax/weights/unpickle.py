@@ -55,6 +55,7 @@ _TRANSLATED = {
     "FROZENSET": pickle.TUPLE + pickle.EMPTY_SET + _PAIR,  # ((member, ...), set)
     "NEWOBJ": pickle.EMPTY_DICT + _TRIPLE,  # (class, arguments, keywords)
     "NEWOBJ_EX": _TRIPLE,
+    "BINPERSID": pickle.TUPLE1 + pickle.BINPERSID,  # the file's own id, which so is none of the above
     "PROTO": b"",
     "FRAME": b"",
     "READONLY_BUFFER": b"",
@@ -181,9 +182,9 @@ class Unpickler(pickle.Unpickler):
                 return Unknown(kind.text, kind.record)
             case (Name() | Unknown() as kind, tuple() as arguments, dict() as keywords):
                 return kind(*arguments, **keywords)
-            case ("storage", Unknown() as kind, *_):
+            case (("storage", Unknown() as kind, *_),):
                 raise kind.refused()
-            case ("storage", kind, str() as name, _, count, *rest) if self._storage:
+            case (("storage", kind, str() as name, _, count, *rest),) if self._storage:
                 return self._storage(kind, name, count, *rest)
         raise Malformed("it refers to what is no storage of a file of PyTorch")
 

@@ -165,6 +165,9 @@ SELF = mapping({"make": item(1), "text": item(2), "__setstate__": item(3), "__cl
         group(item("storage"), name(REBUILD), item("0"), item("cpu"), item(1)) + b"Q",
         group(item("storage"), name("torch.FloatStorage"), item("../data.pkl"), item("cpu"), item(1)) + b"Q",
         b"Pzero\n",
+        b"}" + item(("a", 1)) + b"\x86Q",  # the ids that the reader makes itself
+        b"}" + item(("a", 1)) + b"Q",
+        name("collections.OrderedDict") + b")}\x87Q",
         b"\x97",  # a buffer outside of the file
         b"\x82\xf0",  # an extension code; see below
         b"h\x07",  # not in the memo
