@@ -76,6 +76,8 @@ def key_of(value: Any) -> Any:
 
     Python's hash of a tuple nested a million deep overflows the stack; that of a tuple of the same tuples never ends.
     """
+    if type(value) is tuple and len(value) > 100:  # again and again from the memo, it would take endless time too
+        raise Malformed("a key of more than 100 values")
     for part in value if type(value) is tuple else (value,):
         if isinstance(part, Unknown):
             raise part.refused()

@@ -42,6 +42,7 @@ _COUNTS = {  # how many bytes say how long an argument is
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
 _LINE, _LINES = re.compile(rb"[^\n]*\n"), re.compile(rb"[^\n]*\n[^\n]*\n")
+_STRING = (str, bytes, memoryview)
 _DEEP = (dict, list, tuple, memoryview, Inert)
 _STRINGS = ("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
 
@@ -153,7 +154,7 @@ class Unpickler(pickle.Unpickler):
             code, buffers, self._steps, self.end = _translate(data, start)
         super().__init__(io.BytesIO(code), encoding="latin1", buffers=buffers)
         self._names, self._records, self._storage = names, records, storage
-        self._budget = UNPACKED + 2 * len(data)
+        self._call = _metered(UNPACKED + 2 * len(data))
 
     def load(self) -> Any:
         """Returns what was pickled, not yet `plain`; raises Malformed or Refused."""
@@ -188,17 +189,6 @@ class Unpickler(pickle.Unpickler):
                 return self._storage(kind, name, count, *rest)
         raise Malformed("it refers to what is no storage of a file of PyTorch")
 
-    def _call(self, make: Callable[..., Any], *arguments: Any) -> Any:
-        result = make(*arguments)
-        # Calls on one long string or list, again and again from the memo, could fill the memory or never end.
-        costs = [
-            len(a) * (1 if isinstance(a, str | bytes | memoryview) else 64) for a in arguments if hasattr(a, "__len__")
-        ]
-        self._budget -= sys.getsizeof(result) + sum(costs)
-        if self._budget < 0:
-            raise Refused("repeats its contents too often, as only an attack on the memory does")
-        return result
-
     def plain(self, tree: Any) -> Any:
         """Returns what was pickled, or a part of it, with arrays, dicts ... in place of what is inert.
 
@@ -229,7 +219,27 @@ class Unpickler(pickle.Unpickler):
             return value
 
         with _sense():
-            return visit(tree)
+            result = visit(tree)
+        values.clear()  # `visit` refers to itself, and so would hold them until the next collection of garbage
+        return result
+
+
+def _metered(budget: int) -> Callable[..., Any]:
+    """Returns a function that calls others, until the bytes that they take and make are more than the budget.
+
+    Calls on one long string or list, again and again from the memo, could fill the memory or never end.
+    """
+
+    def call(make: Callable[..., Any], *arguments: Any) -> Any:
+        nonlocal budget
+        result = make(*arguments)
+        sizes = [len(a) * (1 if isinstance(a, _STRING) else 64) for a in arguments if hasattr(a, "__len__")]
+        budget -= sys.getsizeof(result) + sum(sizes)
+        if budget < 0:
+            raise Refused("repeats its contents too often, as only an attack on the memory does")
+        return result
+
+    return call
 
 
 def _plain(value: Any, visit: Callable[[Any], Any]) -> Any:

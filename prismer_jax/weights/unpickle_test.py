@@ -2,6 +2,7 @@
 
 import contextlib
 import copyreg
+import gc
 import os
 import pickle
 import struct
@@ -219,6 +220,7 @@ BOMBS = {
     "dicts in dicts": b"}" + b"K\x00}" * MANY + b"s" * MANY,
     "a list in itself": keep(b"]") + b"h\x07a",
     "a deep key": b"}" + CRASH + b"Ns",
+    "a long key": b"}(" + keep(item(tuple(range(10**5)))) + b"N" + b"h\x07N" * 10_000 + b"u",
     "a deep member of a set": b"\x8f(" + CRASH + b"\x90",
     "a deep name": DEEP + DEEP + b"\x93",
     "a deep type": call("numpy.dtype", DEEP),
@@ -291,6 +293,22 @@ def test_a_file_takes_at_most_500_times_its_size_of_memory(tmp_path, what):
     finally:
         tracemalloc.stop()
     assert peak < 500 * len(DENSE[what])
+
+
+def test_a_file_leaves_memory_with_the_last_array(tmp_path):
+    """Without waiting for Python to find circles of references."""
+    data = pickle.dumps({"x": np.zeros(10**6, np.uint8)}, 2)
+    read(tmp_path, data)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        read(tmp_path, data)
+        left, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert left < 10**5 < 10**6 < peak
 
 
 def test_a_pickle_is_no_larger_than_the_file_it_is_packed_in(tmp_path):
