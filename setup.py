@@ -22,6 +22,7 @@ CORE = [
     "tokenizers>=0.20",  # RoBERTa's byte-level BPE
     "huggingface_hub>=0.25",  # fetches published weights; tokenizers needs it anyway
     "msgpack>=1",  # exports as Flax's bytes (Flax needs it too)
+    "safetensors>=0.6.2",  # checks the headers of weights in its format; tells the order of the tensors since 0.6
     "einops>=0.8",  # axis-named reshapes
     "ml_dtypes>=0.4",  # bfloat16 and float8 in files of weights, as NumPy types (jax needs it too)
     "jaxtyping>=0.3",  # array shapes in signatures ...

@@ -6,8 +6,8 @@
   as detectron2 writes them, by Python 2 or 3; safetensors; .npz.
 
 Arrays are read-only and, but for compressed zip members and pickles in protocols 0 to 2, views of one np.memmap: little
-more than the names is read. A bit that flipped in an array is not noticed; compare the file's checksum for that.
-Formats as in torch/serialization.py, github.com/huggingface/safetensors (README, 'Format') and numpy.lib.format.
+more than the names is read. A bit that flipped in an array is not noticed; compare the file's checksum for that. Even a
+hostile file takes memory of at most 500 times its size, or 512 MB if it is small.
 """
 
 from __future__ import annotations
@@ -20,36 +20,16 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+import safetensors
 
 from prismer_jax.errors import UserError
-from prismer_jax.weights.archive import Module, Part, read_zip, state_of
-from prismer_jax.weights.pickled import Malformed, Refused, Truncated, quoted, whole
-from prismer_jax.weights.tensors import BIG_ENDIAN, TORCH_NAMES, Storage, name_of_storage, storage_type, view
-from prismer_jax.weights.unpickle import Machine
+from prismer_jax.weights.archive import MAGIC, Module, Part, read_older, read_zip
+from prismer_jax.weights.classes import SAFETENSORS, Malformed, Refused, Truncated, quoted, view
+from prismer_jax.weights.unpickle import Unpickler
 
 NESTS = ("model", "state_dict")  # where training programs put the state dict beside optimiser and epoch
-SAFETENSORS = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-    "C64": np.complex64,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-}
 _HEADER = 100_000_000  # bytes, the format's own limit
-_MAGIC = 0x1950A86A20F9469CFC6C  # the first of four pickles in PyTorch's older files
 
 # What a download that went wrong, or another file by mistake, begins with.
 _MISTAKEN = (
@@ -82,7 +62,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = pathlib.Path(path)
     tree = _read(path, (), _nested)
     if isinstance(tree, Module):
-        tree = dict(state_of(tree, tree.declared))
+        tree = tree.state_dict()
     if not isinstance(tree, dict) or not tree:
         kind = f"a {type(tree).__name__}" if not isinstance(tree, dict) else "nothing"
         raise UserError(f"{path}: holds {kind} instead of a state dict. Save torch.save(model.state_dict(), FILE).")
@@ -116,13 +96,15 @@ def load_tree(path: str | os.PathLike[str], records: Collection[str] = ()) -> An
 
 def _read(path: pathlib.Path, records: Collection[str], part: Part) -> Any:
     with _explained(path):
-        data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size and path.is_file() else np.empty(0, np.uint8)
+        if path.is_dir():
+            raise Refused("is a folder: give a file in it")
+        if not path.stat().st_size:
+            raise Refused("is empty: download it again")
+        data = memoryview(np.memmap(path, np.uint8, mode="r"))
         start = bytes(data[:512])
-        if not start:
-            raise Refused("is a folder: give a file in it" if path.is_dir() else "is empty: download it again")
         # First, because its first two bytes are a length, and so may be those of anything.
         if start[8:9] == b"{" and (length := int.from_bytes(start[:8], "little")) <= _HEADER:
-            return _read_safetensors(data, length)
+            return _read_safetensors(path, data, 8 + length)
         for pattern, problem in _MISTAKEN:
             if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
                 raise Refused(problem)
@@ -161,90 +143,33 @@ def _shown(key: Any) -> str:
     return quoted(key) if type(key) is str else type(key).__name__
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pickles, and PyTorch's older files, which are pickles one after the other and then the storages
-# ---------------------------------------------------------------------------------------------------------------------
+def _read_pickle(data: memoryview, records: Collection[str], part: Part) -> Any:
+    unpickler = Unpickler(data, records=records.__contains__)
+    tree = unpickler.load()
+    if type(tree) is int and tree == MAGIC:
+        return read_older(data, unpickler.end, records, part)
+    return unpickler.plain(part(tree))
 
 
-def _read_pickle(data: np.ndarray, records: Collection[str], part: Part) -> Any:
-    machine = Machine(data, records=records.__contains__)
-    first = machine.run()
-    if type(first) is int and first == _MAGIC:
-        return _read_older(data, machine.end, records, part)
-    return machine.plain(part(first))
-
-
-def _read_older(data: np.ndarray, start: int, records: Collection[str], part: Part) -> Any:
-    storages: dict[str, Storage] = {}
-
-    def storage(key: Any) -> Storage:
-        _, kind, name, _, count, view_of = key  # 'storage', class, name, device, elements, which of them are meant
-        found = storages.setdefault(name_of_storage(name), Storage(storage_type(kind), count))
-        return found if view_of is None else found.part(*view_of[1:])
-
-    version = Machine(data, start=start)
-    version.run()
-    system = Machine(data, start=version.end)
-    facts = system.run()
-    if type(facts) is not dict or type(facts.get("little_endian")) is not bool:
-        raise Malformed("it does not say on what machine it was written")
-    if not facts["little_endian"]:
-        raise Refused(BIG_ENDIAN)
-    contents = Machine(data, TORCH_NAMES, records=records.__contains__, persistent=storage, start=system.end)
-    tree = contents.run()
-    order = Machine(data, start=contents.end)
-    names = order.run()
-    if type(names) is not list or {name_of_storage(name) for name in names} != storages.keys():
-        raise Malformed("its list of storages is another than its tensors'")
-    at = order.end
-    for name in names:
-        at, size = at + 8, storages[name].size
-        if at + size > len(data):
-            raise Truncated("numbers are missing at its end")
-        if int.from_bytes(bytes(data[at - 8 : at]), "little") * storages[name].dtype.itemsize != size:
-            raise Malformed("a storage is of another size than its tensors say")
-        storages[name].place(data, at, size)
-        at += size
-    return contents.plain(part(tree))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Safetensors
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _read_safetensors(data: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    first = 8 + length
-    if first > len(data):
-        raise Truncated("its header ends in the middle")
-    state, end = {}, first
+def _read_safetensors(path: pathlib.Path, data: memoryview, first: int) -> dict[str, np.ndarray]:
+    """Returns {key: array}; the library checks the header, and that the arrays lie one after the other to the end."""
+    state = {}
     try:
-        header = json.loads(bytes(data[8:first]), object_pairs_hook=_without_repeats)
-        header.pop("__metadata__", None)
-        entries = [_entry(**entry) for entry in header.values()]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise Malformed("its header makes no sense") from None
-    for key, (dtype, shape, (start, stop)) in zip(header, entries, strict=True):
-        if dtype not in SAFETENSORS:
-            raise Refused(f"holds {quoted(key)} of the unknown dtype {quoted(dtype)}; save it as F32")
-        if first + whole(stop) > len(data):
-            raise Truncated("numbers are missing at its end")
-        array = view(data, first + whole(start), stop - start, np.dtype(SAFETENSORS[dtype]), shape)
-        if array.nbytes != stop - start:
-            raise Malformed(f"the shape of {quoted(key)} does not fit its bytes")
-        state[key], end = array, max(end, first + stop)
-    if end != len(data):
-        raise Malformed(f"there are {len(data) - end} bytes too many at its end")
+        with safetensors.safe_open(path, "numpy") as file:
+            json.loads(bytes(data[8:first]), object_pairs_hook=_without_repeats)  # the library takes the last of them
+            for key in file.offset_keys():
+                part = file.get_slice(key)
+                if part.get_dtype() not in SAFETENSORS:
+                    raise Refused(f"holds {quoted(key)} of the unknown dtype {part.get_dtype()}; save it as F32")
+                state[key] = view(data[first:], SAFETENSORS[part.get_dtype()], part.get_shape())
+                first += state[key].nbytes
+    except safetensors.SafetensorError as error:
+        reason = ascii(str(error).removeprefix("Error while deserializing header: "))[1:-1]  # which may quote the file
+        raise Malformed(f"it is cut short, or its header makes no sense ({reason[:200]})") from None
     return state
 
 
-def _entry(dtype: str, shape: list, data_offsets: list) -> tuple[str, list, list]:
-    if type(dtype) is not str or type(shape) is not list or len(data_offsets) != 2:
-        raise ValueError
-    return dtype, shape, data_offsets
-
-
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(made := dict(pairs)) != len(pairs):
+    if len(entries := dict(pairs)) != len(pairs):
         raise Malformed("a key stands twice in its header")
-    return made
+    return entries

@@ -2,9 +2,11 @@
 
 import contextlib
 import copyreg
+import gc
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -12,9 +14,8 @@ import pytest
 
 from prismer_jax.errors import UserError
 from prismer_jax.weights import safe, testing
-from prismer_jax.weights.pickled import Attributes
+from prismer_jax.weights.classes import UNPACKED, Attributes
 from prismer_jax.weights.testing import call, group, item, mapping, name, tensor, torch_older, torch_zip, whole
-from prismer_jax.weights.unpickle import UNPACKED
 
 
 def attacks(canary):
@@ -56,6 +57,7 @@ def attacks(canary):
     return pieces
 
 
+STORAGE = group(item("storage"), name("torch.FloatStorage"), item("0"), item("cpu"), item(1))
 PLACES = {
     "alone": lambda piece: piece,
     "in a list": lambda piece: b"]" + piece + b"a",
@@ -164,6 +166,9 @@ SELF = mapping({"make": item(1), "text": item(2), "__setstate__": item(3), "__cl
         group(item("storage"), name(REBUILD), item("0"), item("cpu"), item(1)) + b"Q",
         group(item("storage"), name("torch.FloatStorage"), item("../data.pkl"), item("cpu"), item(1)) + b"Q",
         b"Pzero\n",
+        b"}" + item(("a", 1)) + b"\x86Q",  # the ids that the reader makes itself
+        b"}" + item(("a", 1)) + b"Q",
+        name("collections.OrderedDict") + b")}\x87Q",
         b"\x97",  # a buffer outside of the file
         b"\x82\xf0",  # an extension code; see below
         b"h\x07",  # not in the memo
@@ -193,7 +198,7 @@ def test_an_admitted_record_has_no_methods(tmp_path):
     record = read(tmp_path, whole(testing.instance("my.Class", state)), records=("my.Class",))
     assert type(record) is Attributes
     assert record == {"__setstate__": "x", "__class__": "collections.OrderedDict", "__reduce__": ()}
-    with pytest.raises(UserError, match=r"'my\.Class' that is made by calling it"):
+    with pytest.raises(UserError, match=r"holds 'my\.Class'"):
         read(tmp_path, whole(call("my.Class", item("touch"))), records=("my.Class",))
     with pytest.raises(UserError, match=r"holds 'my\.Other'"):
         read(tmp_path, whole(testing.instance("my.Other", state)), records=("my.Class",))
@@ -215,6 +220,7 @@ BOMBS = {
     "dicts in dicts": b"}" + b"K\x00}" * MANY + b"s" * MANY,
     "a list in itself": keep(b"]") + b"h\x07a",
     "a deep key": b"}" + CRASH + b"Ns",
+    "a long key": b"}(" + keep(item(tuple(range(10**5)))) + b"N" + b"h\x07N" * 10_000 + b"u",
     "a deep member of a set": b"\x8f(" + CRASH + b"\x90",
     "a deep name": DEEP + DEEP + b"\x93",
     "a deep type": call("numpy.dtype", DEEP),
@@ -257,6 +263,60 @@ def test_a_long_string_may_stand_in_many_places(tmp_path):
         )
     assert len(tree) == 1001
     assert tree[-1] == b"x" * 10**6
+
+
+def many(unit, head=b""):
+    """A list of as many values as fit into 30 kB."""
+    return head + b"](" + unit * (30_000 // len(unit)) + b"e"
+
+
+ROOM = {"0": b"0000"}
+DENSE = {
+    "dicts": whole(many(b"}")),
+    "lists": whole(many(b"]")),
+    "sets": whole(many(b"\x8f")),
+    "lists in tuples": whole(many(b"]\x85")),
+    "values in the memo": whole(many(b"]\x94")),
+    "dicts that are called": whole(many(b"h\x00)R", name("collections.OrderedDict") + b"q\x000")),
+    "storages": torch_zip(whole(many(b"h\x00Q", STORAGE + b"q\x000")), ROOM),
+    "keys": testing.safetensors({f"{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(500)}),
+}
+
+
+@pytest.mark.parametrize("what", DENSE)
+def test_a_file_takes_at_most_500_times_its_size_of_memory(tmp_path, what):
+    read(tmp_path, DENSE[what])  # what is imported and cached once
+    tracemalloc.start()
+    try:
+        read(tmp_path, DENSE[what])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 500 * len(DENSE[what])
+
+
+def test_a_file_leaves_memory_with_the_last_array(tmp_path):
+    """Without waiting for Python to find circles of references."""
+    data = pickle.dumps({"x": np.zeros(10**6, np.uint8)}, 2)
+    read(tmp_path, data)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        read(tmp_path, data)
+        left, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert left < 10**5 < 10**6 < peak
+
+
+def test_a_pickle_is_no_larger_than_the_file_it_is_packed_in(tmp_path):
+    """One in a small file could else make 300 times as much as the file unpacks to."""
+    data = torch_zip(whole(b"](" + b"}" * (2 << 20) + b"e"), {}, how=zipfile.ZIP_DEFLATED)
+    assert len(data) < 1 << 14
+    with testing.bounded(20), pytest.raises(UserError, match="a pickle larger than itself"):
+        read(tmp_path, data)
 
 
 def test_zip_bombs_are_refused_before_they_are_unpacked(tmp_path):

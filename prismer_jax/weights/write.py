@@ -19,13 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from prismer_jax.errors import UserError
-from prismer_jax.weights.safe import SAFETENSORS
-from prismer_jax.weights.tensors import STORAGES
+from prismer_jax.weights.classes import SAFETENSORS, STORAGES
 
 _ALIGNMENT = 64  # bytes; PyTorch's own, so that it can map the tensors
 _ROOT = "archive"  # the folder in the zip file
 _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
-_SAFETENSORS_OF = {np.dtype(dtype): name for name, dtype in SAFETENSORS.items()}
+_SAFETENSORS_OF = {dtype: name for name, dtype in SAFETENSORS.items()}
 
 
 def torch_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
