@@ -86,7 +86,10 @@ def make_initial(cfg: config.Section) -> Callable[[Mapping[str, Any]], dict[str,
     """Returns a function from a fresh state to the variables that `config.init` names, if it names any."""
     path, fresh = cfg.get("init"), config.plain(cfg.get("init_fresh", ()))
     resize = models.family(cfg.model.get("name", models.DEFAULT)).RESIZE
-    return lambda state: {} if path is None else checkpoint.load_into(state, path, fresh, resize)
+    if path is None:
+        return lambda state: {}
+    pp.tokenizer.check_ids(checkpoint.description(path), path)
+    return lambda state: checkpoint.load_into(state, path, fresh, resize)
 
 
 def load_variables(cfg: config.Section, model: Any, mesh: jax.sharding.Mesh, path: pathlib.Path) -> Any:
@@ -97,6 +100,7 @@ def load_variables(cfg: config.Section, model: Any, mesh: jax.sharding.Mesh, pat
     """
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     like = sharding.placed(shapes, config.plain(cfg.get("sharding", ())), mesh)
+    pp.tokenizer.check_ids(checkpoint.description(path), path)
     try:
         return checkpoint.load_into(like, path, resize=models.family(cfg.model.get("name", models.DEFAULT)).RESIZE)
     except UserError as error:

@@ -38,6 +38,7 @@ class Captioner:
         self.variables, cfg = checkpoint.load_export(path, shardings=_on_one_device)
         if not {"model", "tokenizer", "tasks"} <= cfg.keys():
             raise UserError(f"{path}: its config.json lacks model, tokenizer or tasks. Export it with this version.")
+        pp.tokenizer.check_ids(cfg, path)
         self.tokenizer = pp.tokenizer.load_from(cfg["folder"], cfg["tokenizer"])
         self.model = models.build(**cfg["model"], tokenizer=self.tokenizer)
         self.tasks = cfg["tasks"]

@@ -7,6 +7,7 @@
     python -m tools.convert ocr-labels --input FOLDER
 
   prismer       a checkpoint of Prismer or PrismerZ
+  renumber      a checkpoint of version 0.1 that was trained with a SentencePiece model of one's own
   backbone      an untrained Prismer that starts from CLIP's and RoBERTa's weights
   expert        the weights of an expert model
   label-tables  the vectors of class names that label maps are looked up in

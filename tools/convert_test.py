@@ -1,5 +1,6 @@
 """Checkpoints, backbones and tables through the commands; what does not fit is one line, and writes nothing."""
 
+import io
 import json
 import string
 import subprocess
@@ -8,9 +9,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 from PIL import Image
 
-from prismer_jax import checkpoint, models, tree
+from prismer_jax import checkpoint, config, models, tree
 from prismer_jax.caption import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
@@ -190,6 +192,31 @@ def test_a_model_starts_from_backbones(tmp_path):
     assert tree.flatten(variables).keys() == tree.flatten(wanted).keys()
     words = state["roberta.embeddings.word_embeddings.weight"]
     np.testing.assert_array_equal(variables["params"]["decoder"]["word_embedding"], words)
+
+
+def test_a_checkpoint_of_version_0_1_with_a_vocabulary_of_its_own_is_refused_and_renumbered(tmp_path, monkeypatch):
+    """That version moved the ids of this file (<unk> 0, <s> 1, </s> 2, no padding) to <s> 0, pad 1, </s> 2, <unk> 3."""
+    texts, model_file = ["a red cone", "two blue boxes", "the sphere"] * 9, io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model_file, model_type="bpe", vocab_size=40, minloglevel=2
+    )
+    (tmp_path / "own.model").write_bytes(model_file.getvalue())
+    fields = {"variant": "tiny", "experts": "none", "decoder": {"vocab_size": 50}}
+    variables = jax.device_get(jax.jit(build(**fields).init_variables)(jax.random.key(0)))
+    tasks = {"caption": {"pp": "decode|resize(96)|caption_prompt()|tokenize(5)", "decode": {"max_new": 4}}}
+    what = {"model": {"name": "prismer", **fields}, "tokenizer": "sentencepiece:own.model", "tasks": tasks}
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "__version__", "0.1.0")
+        checkpoint.export(tmp_path / "old", variables, what, {"own.model": tmp_path / "own.model"})
+    with pytest.raises(UserError, match=r"version 0\.1\.0 numbered the words .* tools\.convert renumber --input"):
+        Captioner(tmp_path / "old")
+    convert.main(["renumber", "--input", str(tmp_path / "old"), "--output", str(tmp_path / "new")])
+    mended = Captioner(tmp_path / "new").variables["params"]["decoder"]
+    words, old_words = mended["word_embedding"], variables["params"]["decoder"]["word_embedding"]
+    np.testing.assert_array_equal(words[:3], old_words[[3, 0, 2]])
+    np.testing.assert_array_equal(words[3:40], old_words[4:41])
+    positions = variables["params"]["decoder"]["position_embedding"]  # padding is </s> now, from which they count on
+    np.testing.assert_array_equal(mended["position_embedding"][3:], positions[2:-1])
 
 
 @pytest.mark.slow  # writes a checkpoint of 4 GB and converts it

@@ -104,5 +104,5 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_a_user_error():
     class Gemma:
         pad, vocab_size, spec = 0, 256_000, "sentencepiece:gemma.model"
 
-    with pytest.raises(UserError, match="has embeddings for 50265 ids, the tokenizer 'sentencepiece:gemma.model' has 256"):
+    with pytest.raises(UserError, match=r"has embeddings for 50265 ids, the tokenizer '.*gemma\.model' has 256000"):
         models.build("prismer", tokenizer=Gemma)

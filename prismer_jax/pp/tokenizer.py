@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
@@ -238,3 +238,23 @@ def load_from(folder: str | os.PathLike, spec: str) -> Tokenizer:
     if kind in ("roberta", "tokenizers"):
         return load(f"{kind}:{folder}")
     return load(f"sentencepiece:{pathlib.Path(folder) / (pathlib.Path(where).name or SCENES.name)}")
+
+
+def check_ids(description: Mapping[str, Any], where: str | os.PathLike) -> None:
+    """Checks that a checkpoint's tokenizer has the ids that its embeddings were trained with.
+
+    Args:
+      description: of `checkpoint.description`.
+      where: names the checkpoint in the error.
+
+    Raises:
+      UserError: version 0.1 trained it, which moved the ids of SentencePiece models to RoBERTa's layout.
+    """
+    spec, version = description.get("tokenizer", ""), description.get("versions", {}).get("prismer_jax", "")
+    if version.startswith("0.1.") and spec.startswith("sentencepiece:"):
+        tokenizer = load_from(description["folder"], spec)
+        if (tokenizer.bos, tokenizer.pad, tokenizer.eos, len(tokenizer.special)) != (0, 1, 2, 4):
+            raise UserError(
+                f"{where}: version {version} numbered the words of {spec} otherwise than their file. Convert it: "
+                f"python -m tools.convert renumber --input {where} --output DIR"
+            )

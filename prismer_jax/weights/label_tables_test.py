@@ -10,6 +10,7 @@ from prismer_jax import checkpoint
 from prismer_jax.errors import UserError
 from prismer_jax.labels import EXPERTS
 from prismer_jax.models.prismer import build
+from prismer_jax.towers import label_lookup
 from prismer_jax.weights import label_tables
 
 
@@ -59,7 +60,7 @@ def test_tables_end_with_the_background_and_are_carried_by_a_checkpoint(official
     jax.tree.map(np.testing.assert_array_equal, carried["tables"], tables)
     # They are what the model looks up, and not the vectors that a new model makes of the classes' names.
     label = jnp.full((1, 4, 4, 1), 7, jnp.uint8)
-    _, vectors = model.apply({"tables": carried["tables"]}, "seg_coco", label, {}, method="_features")
+    _, vectors = label_lookup.features("seg_coco", label, {}, carried["tables"])
     np.testing.assert_array_equal(vectors[0, 7], tables["seg_coco"][7])
 
 

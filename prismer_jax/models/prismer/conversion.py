@@ -8,7 +8,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from prismer_jax import labels, pp
+import jax
+import numpy as np
+
+from prismer_jax import checkpoint, labels, pp
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models import conversion
 from prismer_jax.models.conversion import Command, Converted, Put
@@ -163,7 +166,37 @@ def _backbone_flags(parser: argparse.ArgumentParser) -> None:
     _flags(parser)
 
 
+def renumbered(args: argparse.Namespace, put: Put) -> Converted:
+    """Returns the model of an export of version 0.1 with the rows of its embeddings in the order of its tokenizer.
+
+    That version moved every SentencePiece model's <s>, padding, </s> and unknown to the ids 0 to 3, all else after them
+    in the order of the file, and positions counted on from 1.
+    """
+    variables, description = checkpoint.load_export(args.input)
+    tokenizer = pp.tokenizer.load_from(description["folder"], description["tokenizer"])
+    first = [tokenizer.bos, tokenizer.pad, tokenizer.eos]
+    rest = [i for i in range(tokenizer.vocab_size) if i not in tokenizer.special]
+    old = {**{new: row for row, new in enumerate(first)}, **{new: 4 + row for row, new in enumerate(rest)}}
+    rows = np.array([old.get(i, 3) for i in range(tokenizer.vocab_size)])
+    decoder = dict(variables["params"]["decoder"])
+    for name in ("word_embedding", "head_bias"):
+        decoder[name] = np.concatenate([decoder[name][rows], decoder[name][len(rows) :]])
+    decoder["position_embedding"] = np.roll(decoder["position_embedding"], tokenizer.pad - 1, axis=0)
+    variables = {**variables, "params": {**variables["params"], "decoder": decoder}}
+    model = build(**{k: v for k, v in description["model"].items() if k != "name"}, tokenizer=tokenizer)
+    usage = {key: description[key] for key in ("model", "tokenizer", "tasks")}
+    files = {path.name: path for path in tokenizer.files()}
+    return Converted(model, jax.tree.map(put, variables), usage, files)
+
+
+def _renumber_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", required=True, type=pathlib.Path, help="an export or a run of version 0.1")
+
+
 COMMANDS = {
+    "renumber": Command(
+        "Mends a checkpoint of version 0.1 that was trained with a SentencePiece model.", _renumber_flags, renumbered
+    ),
     "prismer": Command("Converts a checkpoint of Prismer or PrismerZ.", _checkpoint_flags, from_checkpoint),
     "backbone": Command(
         "Makes an untrained Prismer that starts from CLIP's and RoBERTa's weights.", _backbone_flags, from_backbones
