@@ -26,7 +26,7 @@ from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
-from prismer_jax import __version__
+import prismer_jax
 from prismer_jax.errors import UserError, nearest
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -409,7 +409,7 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
 def provenance() -> dict[str, Any]:
     """Returns what results depend on besides the config: package versions, Python, the machine, the git commit."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-    versions = {"prismer_jax": __version__}
+    versions = {"prismer_jax": prismer_jax.__version__}
     for name in packages:
         try:
             versions[name] = metadata.version(name)

@@ -12,7 +12,8 @@ import pytest
 import sentencepiece
 from PIL import Image
 
-from prismer_jax import checkpoint, config, models, tree
+import prismer_jax
+from prismer_jax import checkpoint, models, tree
 from prismer_jax.caption import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
@@ -206,7 +207,7 @@ def test_a_checkpoint_of_version_0_1_with_a_vocabulary_of_its_own_is_refused_and
     tasks = {"caption": {"pp": "decode|resize(96)|caption_prompt()|tokenize(5)", "decode": {"max_new": 4}}}
     what = {"model": {"name": "prismer", **fields}, "tokenizer": "sentencepiece:own.model", "tasks": tasks}
     with monkeypatch.context() as patch:
-        patch.setattr(config, "__version__", "0.1.0")
+        patch.setattr(prismer_jax, "__version__", "0.1.0")
         checkpoint.export(tmp_path / "old", variables, what, {"own.model": tmp_path / "own.model"})
     with pytest.raises(UserError, match=r"version 0\.1\.0 numbered the words .* tools\.convert renumber --input"):
         Captioner(tmp_path / "old")
