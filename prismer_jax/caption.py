@@ -21,6 +21,7 @@ import numpy as np
 
 from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.files import storage
 from prismer_jax.pp.text import answer_said, caption_said, choice_tokens, read_choices
 
 Path = str | os.PathLike
@@ -208,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{result['image']}: {text}")
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        storage.write(args.output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 from prismer_jax import config as configs
 from prismer_jax import sharding, tree
 from prismer_jax.errors import UserError, nearest
+from prismer_jax.files import storage
 
 PathLike = str | os.PathLike[str]
 
@@ -216,7 +217,7 @@ class Checkpointer:
     def _note(self, step: int, value: float) -> None:
         if jax.process_index() == 0 and math.isfinite(value):
             kept = {name: v for name, v in self._metrics().items() if int(name) in self.all_steps()}
-            configs.write(self.directory / _METRICS, json.dumps({**kept, str(step): value}))
+            storage.write_json(self.directory / _METRICS, {**kept, str(step): value}, indent=None)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -432,7 +433,7 @@ def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[st
         if pathlib.Path(name).name != name:
             raise ValueError(f"{name!r} must be a plain file name")
         shutil.copyfile(source, folder / name)
-    configs.write(folder / DESCRIPTION, json.dumps({**config, "versions": configs.provenance()["packages"]}, indent=2))
+    storage.write_json(folder / DESCRIPTION, {**config, "versions": configs.provenance()["packages"]})
 
 
 def _arrays(folder: pathlib.Path) -> pathlib.Path:

@@ -17,7 +17,6 @@ import os
 import pathlib
 import platform
 import re
-import secrets
 import subprocess
 import sys
 import traceback
@@ -28,6 +27,7 @@ from typing import Any
 
 import prismer_jax
 from prismer_jax.errors import UserError, nearest
+from prismer_jax.files import storage
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
@@ -402,8 +402,8 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
             what = ", ".join(f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UserError(f"{workdir} belongs to another config ({what}{more}). Use another --workdir or delete it.")
-    write(file, to_json(config))
-    write(workdir / "versions.json", json.dumps(provenance(), indent=2))
+    storage.write(file, to_json(config) + "\n")
+    storage.write_json(workdir / "versions.json", provenance())
 
 
 def provenance() -> dict[str, Any]:
@@ -435,19 +435,6 @@ def _git(root: pathlib.Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def write(file: pathlib.Path, text: str) -> None:
-    """Replaces a file of text in one move: a reader, or a kill, finds the old one or the new one.
-
-    Processes may write the same file at once: the last one's stays.
-    """
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text + "\n")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import pathlib
-import secrets
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import BadSample, choose
+from prismer_jax.files import storage
 from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, Expert, no_classes, no_words
 
 RECORD = "make_labels.json"  # in a folder of label files: which weights made those of each expert
@@ -217,7 +217,7 @@ def write(
     png = path_of(folder, expert, image)
     png.parent.mkdir(parents=True, exist_ok=True)
     for suffix, data in files(expert, label, classes=classes, features=features, words=words).items():
-        _replace(png.with_suffix(suffix), data)
+        storage.write(png.with_suffix(suffix), data)
     return png
 
 
@@ -262,13 +262,13 @@ def write_empty(folder: str | os.PathLike, expert: str, image: str | os.PathLike
     """Writes an empty map, a file of zero bytes, in place of a label that could not be made."""
     png = path_of(folder, expert, image)
     png.parent.mkdir(parents=True, exist_ok=True)
-    _replace(png, b"")
+    storage.write(png, b"")
     return png
 
 
 def write_words(path: pathlib.Path, features: np.ndarray, words: Sequence[str]) -> None:
     """Writes a word side file `.npz`, whole or not at all: features [n, 64], stored as float16, and n texts."""
-    _replace(path, _words_file(features, words))
+    storage.write(path, _words_file(features, words))
 
 
 def _words_file(features: np.ndarray, words: Sequence[str]) -> bytes:
@@ -295,16 +295,3 @@ def encode(label: np.ndarray) -> bytes:
         for one in (cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_FILTER_UP)
     ]
     return min(encodings, key=len).tobytes()
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-    # Processes of two hosts may have one id, and both be at this file where one was taken for dead.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # after a loss of power it could have no bytes, as an empty map has
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

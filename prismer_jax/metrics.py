@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 
 Value = float | int
 
@@ -59,9 +60,7 @@ class Writer:
         with self._explained():
             workdir.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(line) + "\n" for line in read(workdir) if first_step and line["step"] <= first_step]
-            temporary = self._jsonl.with_suffix(".tmp")
-            temporary.write_text("".join(lines))
-            os.replace(temporary, self._jsonl)
+            storage.write(self._jsonl, "".join(lines))
             self._rewrite_csv()
             self._events = EventFile(workdir / "tensorboard", first_step) if tensorboard else None
         self._wandb = None if wandb is None else _start_wandb(workdir, wandb, config)
@@ -104,12 +103,10 @@ class Writer:
     def _rewrite_csv(self) -> None:
         lines = read(self._jsonl.parent)
         self._columns = list(dict.fromkeys(["step", *(name for line in lines for name in line)]))
-        temporary = self._csv.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with storage.replacing(self._csv) as name, open(name, "w", newline="") as file:
             table = csv.DictWriter(file, self._columns)
             table.writeheader()
             table.writerows(lines)
-        os.replace(temporary, self._csv)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -142,7 +139,7 @@ def _start_wandb(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapp
         raise UserError("Weights & Biases is not installed: pip install wandb, or set wandb=None.") from None
     file = workdir / "wandb_id"
     if not file.exists():
-        file.write_text(uuid.uuid4().hex[:8])
+        storage.write(file, uuid.uuid4().hex[:8])
     start = {"id": file.read_text(), "resume": "allow", "dir": str(workdir), "config": dict(config or {}), **options}
     return wandb.init(**start)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import pathlib
 import sys
@@ -71,7 +70,7 @@ def report(job: Job, experts: Sequence[str], folder: str) -> int:
     """Writes the list of what was skipped, by whatever process; returns of how many photos it is."""
     counts, rows = job.skipped(experts)
     path = storage.join(folder, SKIPPED)
-    storage.write(path, json.dumps({"reasons": counts.to_json(), "photos": rows}, indent=2).encode())
+    storage.write_json(path, {"reasons": counts.to_json(), "photos": rows})
     if count := len({row["image"] for row in rows}):
         print(f"{count} photos were skipped, wholly or by an expert: see {path}", file=sys.stderr)
         print(*(f"  {line}" for line in counts.lines()), sep="\n", file=sys.stderr)

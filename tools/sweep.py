@@ -31,7 +31,7 @@ from typing import Any
 
 from prismer_jax import config
 from prismer_jax.errors import UserError, choose, run_main
-from prismer_jax.files import progress
+from prismer_jax.files import progress, storage
 from prismer_jax.report import study
 from prismer_jax.report.study import Results
 
@@ -197,12 +197,12 @@ def write(
     """Writes results.json, and of the metrics (all, where none are named) results.md and results.png."""
     arms = {run.arm.name: {"argument": run.arm.argument, "overrides": run.arm.overrides} for run in runs}
     record = {"arms": arms, "results": results, "failed": failed, "made_with": config.provenance()}
-    config.write(output / "results.json", json.dumps(record, indent=2))
+    storage.write_json(output / "results.json", record)
     metrics = metrics or study.metrics_of(results)
     if not metrics:
         return
     tables = [study.table(results, metrics), *(study.differences(results, metrics, arm) for arm in baselines)]
-    config.write(output / "results.md", "\n".join(tables))
+    storage.write(output / "results.md", "\n".join(tables) + "\n")
     study.plot(output / "results.png", results, metrics, baselines)
 
 

@@ -23,6 +23,7 @@ from prismer_jax.datasets.scenes import questions as scenes_questions
 from prismer_jax.datasets.scenes import text as scenes_text
 from prismer_jax.datasets.scenes.world import WORDS
 from prismer_jax.errors import run_main
+from prismer_jax.files import storage
 from prismer_jax.pp import tokenizer
 
 PHOTOS = """
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=640)
     parser.add_argument("--scenes", type=int, default=1500)
     args = parser.parse_args()
-    args.output.write_bytes(train(args.scenes, args.vocab_size))
+    storage.write(args.output, train(args.scenes, args.vocab_size))
     print(f"{args.output}: {tokenizer.load(f'sentencepiece:{args.output}').vocab_size} pieces")
 
 

@@ -19,14 +19,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from prismer_jax import datasets, label_files, labels, report
 from prismer_jax.datasets import flags
-from prismer_jax.errors import BadSample, UserError, run_main
+from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.experts.class_names import class_names
-from prismer_jax.files import progress
+from prismer_jax.files import progress, storage
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.pp import build
 from prismer_jax.report import overview, statistics
@@ -220,14 +221,15 @@ def _title(args: argparse.Namespace) -> str:
 def _save(picture: Any, path: pathlib.Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}).") from None
+        with storage.replacing(path) as name:
+            picture.save(name, choose("kind of picture", path.suffix.lower(), Image.registered_extensions()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
     try:
-        path.write_bytes(content)
+        storage.write(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
 

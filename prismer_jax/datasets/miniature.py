@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 from prismer_jax import label_files, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes.world import GROUNDS
+from prismer_jax.files import storage
 
 VERSION = "1"  # of what is written here; scenes.VERSION tells the rest
 SIZE = 64  # pixels
@@ -29,16 +28,8 @@ def folder(data_dir: str | os.PathLike | None = None) -> str:
     """
     final = scenes.data_folder(data_dir) / "miniature" / f"{VERSION}-{scenes.VERSION}"
     if not final.exists():
-        final.parent.mkdir(parents=True, exist_ok=True)
-        new = pathlib.Path(tempfile.mkdtemp(dir=final.parent, prefix="incomplete."))
-        try:
+        with storage.new_folder(final) as new:
             _write(new)
-            new.rename(final)
-        except OSError:
-            if not final.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
     return str(final)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import config
 from prismer_jax.datasets.folders import SUFFIXES
 from prismer_jax.datasets.img2dataset import SIDES
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
 
 PARTS = ("photo", *SIDES)  # of a sample
@@ -74,7 +74,7 @@ def make(path: str) -> Index:
         raise UserError(f"{path}: {error.strerror or error}.") from None
     content = {"made_of": made_of, "names": names, "places": places, "dropped": dropped.to_json()}
     with contextlib.suppress(OSError):  # in a folder that is only read it is made each time
-        config.write(_beside(path), json.dumps(content, separators=(",", ":")))
+        storage.write(_beside(path), json.dumps(content, separators=(",", ":")))
     return _from_lists(names, places, dropped)
 
 

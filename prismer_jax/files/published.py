@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
@@ -161,7 +162,7 @@ def _fetch(address: str, target: pathlib.Path, facts: Facts) -> None:
     if problem := facts.problem(part):
         part.unlink()
         raise UserError(f"{address}: what arrived {problem}. It is deleted; run the same again.")
-    os.replace(part, target)
+    storage.publish(part, target)
 
 
 def _receive(address: str, part: pathlib.Path, start: int) -> None:
@@ -232,12 +233,8 @@ def _digest(path: pathlib.Path, name: str, start: bytes) -> str:
 def _place(source: pathlib.Path, target: pathlib.Path) -> None:
     """Gives a file in the hub's cache its name here: a hard link, or a copy on another file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with storage.replacing(target) as name:
         try:
-            os.link(source.resolve(), temporary)
+            os.link(source.resolve(), name)
         except OSError:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+            shutil.copyfile(source, name)

@@ -2,16 +2,19 @@
 
 A path with '://' is remote. Small files are read and written whole; a shard is read where it lies if it can be (local
 disks, and gs:// by array_record itself), and otherwise copied to a local cache when its first record is asked for.
+Whatever is written appears whole or not at all: this is the one place that makes sure of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import posixpath
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -19,6 +22,7 @@ from typing import Any, BinaryIO
 from prismer_jax.errors import UserError
 
 NATIVE = ("gs://",)  # what array_record opens without a copy
+TEMPORARY = ".tmp"  # the end of the names of files that are being written
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
@@ -74,19 +78,6 @@ def open_file(path: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def write(path: str, data: bytes) -> None:
-    """Writes a file whole or not at all; it is on the disk, not in memory, when this returns."""
-    if is_remote(path):
-        system, inner = _system(path)
-        with _remote_errors(path):
-            system.pipe_file(inner, data)
-        return
-    with temporary(path) as name:
-        with open(name, "wb") as file:
-            file.write(data)
-        publish(name, path)
-
-
 def size(path: str) -> int | None:
     """The bytes that a file has; None where there is no file."""
     try:
@@ -111,15 +102,51 @@ def names(folder: str) -> list[str]:
         return []
 
 
+def write(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes a file, text as UTF-8, whole or not at all; it is on the disk, not in memory, when this returns."""
+    data = data.encode() if isinstance(data, str) else data
+    if is_remote(path):
+        system, inner = _system(os.fspath(path))
+        with _remote_errors(path):
+            system.pipe_file(inner, data)
+        return
+    with replacing(path) as name, open(name, "wb") as file:
+        file.write(data)
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
+    """Writes a file of JSON as `write` does, with a newline at its end."""
+    write(path, json.dumps(content, indent=indent) + "\n")
+
+
 @contextlib.contextmanager
-def temporary(path: str) -> Iterator[str]:
-    """A local name to write to before `publish`: beside a local path; gone afterwards, whatever happens."""
+def replacing(path: str | os.PathLike) -> Iterator[str]:
+    """Yields a local name to write to; the file takes the place of `path` when the block ends without an error.
+
+    Raises:
+      OSError: the file cannot be written, with `path` as its file name.
+      UserError: a remote file cannot be written.
+    """
+    with temporary(path) as name:
+        try:
+            yield name
+            publish(name, path)
+        except OSError as error:
+            if error.filename in (None, name):  # a full disk; users know nothing of the temporary file
+                error.filename = os.fspath(path)
+            raise
+
+
+@contextlib.contextmanager
+def temporary(path: str | os.PathLike) -> Iterator[str]:
+    """Yields a local name to write to before `publish`, beside a local path; the file is removed at the end."""
     folder, name = os.path.split(path)
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="prismer_jax.") as scratch:
             yield os.path.join(scratch, name)
         return
-    name = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")  # processes of two hosts may have one id
+    # Not by the process's id: processes of two hosts may have the same one, and be at this file both.
+    name = os.path.join(folder, f".{name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         yield name
     finally:
@@ -127,19 +154,44 @@ def temporary(path: str) -> Iterator[str]:
             os.unlink(name)
 
 
-def publish(local: str, path: str) -> None:
+def publish(name: str | os.PathLike, path: str | os.PathLike) -> None:
     """Moves a finished local file to its path: on local disks in one step, after its bytes are on the disk."""
     if is_remote(path):
-        system, inner = _system(path)
+        system, inner = _system(os.fspath(path))
         with _remote_errors(path):
-            system.put_file(local, inner)
+            system.put_file(os.fspath(name), inner)
         return
-    _sync(local)
-    os.replace(local, path)
+    _sync(name)
+    os.replace(name, path)
     _sync(os.path.dirname(path) or ".")  # the folder's entry, too, must survive a loss of power
 
 
-def _sync(path: str) -> None:
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a folder to fill, which is renamed to `path` at the end; where another process was faster, its stays."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY))
+    try:
+        yield folder
+        try:
+            folder.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: str | os.PathLike) -> None:
+    """Removes what killed processes have left of files that they wrote in a local folder, when none is at work."""
+    for name in names(os.fspath(folder)):
+        if name.startswith(".") and name.endswith(TEMPORARY):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+
+
+def _sync(path: str | os.PathLike) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -161,9 +213,8 @@ def local(path: str, size: int) -> str:
     if not copy.exists() or copy.stat().st_size != size:
         folder.mkdir(parents=True, exist_ok=True)
         system, inner = _system(path)
-        with temporary(str(copy)) as name, _remote_errors(path):
+        with replacing(copy) as name, _remote_errors(path):
             system.get_file(inner, name)
-            publish(name, str(copy))
     return str(copy)
 
 
@@ -177,7 +228,7 @@ def _system(path: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _remote_errors(path: str) -> Iterator[None]:
+def _remote_errors(path: str | os.PathLike) -> Iterator[None]:
     """What a store's client raises, as one line; that a file is missing stays what it is."""
     try:
         yield

@@ -24,9 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prismer_jax import config
 from prismer_jax.errors import UserError
-from prismer_jax.files import leases
+from prismer_jax.files import leases, storage
 from prismer_jax.files.leases import Lease, Leases
 
 START, PROCESS = "start", "process-"
@@ -77,7 +76,7 @@ class Ledger:
         (self.folder / id).mkdir()
         speeds = before.get("speeds", {}) | (_speeds(self.folder / before["id"]) if before else {})
         run = {"id": id, "work": dict(work), "before": before.get("id"), "speeds": speeds}
-        config.write(self._file, json.dumps(run, indent=2))
+        storage.write_json(self._file, run)
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in (id, run["before"], self.leases.folder.name):
                 shutil.rmtree(path, ignore_errors=True)
@@ -109,7 +108,7 @@ class Ledger:
         lease.check()
         mark = self._mark(stage, shard)
         mark.parent.mkdir(exist_ok=True)
-        config.write(mark, json.dumps(report))
+        storage.write_json(mark, report, indent=None)
 
     def reports(self, stage: str) -> dict[int, dict[str, Any]]:
         """What was noted of the shards that are through, by their index."""

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from prismer_jax import config, label_files, labels
+from prismer_jax import label_files, labels
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.labelling.job import Job, Stage, split
@@ -74,7 +74,7 @@ class Files:
                         f"{self.folder}: holds labels of {expert} made with {record[expert]}, not with {how}. Choose "
                         f"another --output, or delete {self._path / expert} and {path}."
                     )
-            config.write(path, json.dumps(record | self._made_with, indent=2))
+            storage.write_json(path, record | self._made_with)
 
     def stages(self) -> list[Stage]:
         return []

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import secrets
 import shutil
 import threading
 import zipfile
@@ -124,8 +123,7 @@ class LabelShards:
 
     def sweep(self) -> None:
         """Removes what killed processes have left, when none is at work."""
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        storage.sweep(self.folder)
 
 
 class _Zip:
@@ -133,10 +131,10 @@ class _Zip:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path, self._lock = path, threading.Lock()
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         found = _open(path)
         self._there = frozenset(() if found is None else found.namelist())
         self._file: zipfile.ZipFile | None = None
+        self._temporary = contextlib.ExitStack()
 
     def has(self, photo: Photo) -> bool:
         return photo.id + ".png" in self._there
@@ -151,9 +149,10 @@ class _Zip:
     def _begin(self) -> zipfile.ZipFile:
         if self._file is None:
             self._path.parent.mkdir(exist_ok=True)
+            name = self._temporary.enter_context(storage.temporary(self._path))
             if self._there:
-                shutil.copyfile(self._path, self._temporary)
-            self._file = zipfile.ZipFile(self._temporary, "a")  # not compressed: PNGs are
+                shutil.copyfile(self._path, name)
+            self._file = zipfile.ZipFile(name, "a")  # not compressed: PNGs are
         return self._file
 
     def publish(self, check: Callable[[], None]) -> None:
@@ -164,13 +163,13 @@ class _Zip:
             return
         self._file.close()
         check()
-        storage.publish(str(self._temporary), str(self._path))
+        storage.publish(self._file.filename, self._path)
 
     def close(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk has been told of already
                 self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        self._temporary.close()
 
 
 def _open(path: pathlib.Path) -> zipfile.ZipFile | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from prismer_jax import datasets
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.label_files import MAX_PIXELS
 from prismer_jax.pp.image import read_image
 from prismer_jax.report import page, selection
@@ -42,7 +43,7 @@ def write_comparison(
         for place, letter in enumerate(letters[1:], 1):
             parts += _differences(evaluator, ours, place, letter, letters, photos, shown)
     subtitle = ", ".join(f"{letter}: {run}" for letter, run in zip(letters, table["runs"], strict=True))
-    path.write_text(page.document("Comparison", subtitle, parts), encoding="utf-8")
+    storage.write(path, page.document("Comparison", subtitle, parts))
 
 
 def _runs(names: Sequence[str], records: Sequence[Mapping[str, Any]], letters: Sequence[str]) -> str:

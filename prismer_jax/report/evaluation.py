@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prismer_jax.files import storage
 from prismer_jax.report import page
 
 GROUPS = {"worst": "Worst", "best": "Best", "random": "At random"}
@@ -32,7 +33,7 @@ def write_evaluation(path: pathlib.Path, made: Mapping[str, Any], record: Mappin
         for which, title in GROUPS.items():
             if chosen := evaluator.samples(samples, which):
                 parts += [f"<h3>{title}</h3>", page.cards(chosen)]
-    path.write_text(page.document("Evaluation", record["checkpoint"]["path"], parts), encoding="utf-8")
+    storage.write(path, page.document("Evaluation", record["checkpoint"]["path"], parts))
 
 
 def facts(record: Mapping[str, Any]) -> str:

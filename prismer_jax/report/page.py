@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.report import draw
 
 VARIANTS = {"": "model", "blank": "blank image", "most_frequent": "most frequent"}
@@ -56,13 +57,14 @@ def write_report(
     written = {}
     if samples:
         written["png"] = workdir / "report.png"
-        draw.contact([draw.panel(sample) for sample in samples]).save(written["png"], compress_level=4)
+        with storage.replacing(written["png"]) as name:
+            draw.contact([draw.panel(sample) for sample in samples]).save(name, "png", compress_level=4)
     chart = curves(history)
     if chart:
         written["curves"] = workdir / "curves.png"
-        written["curves"].write_bytes(chart)
+        storage.write(written["curves"], chart)
     written["html"] = workdir / "report.html"
-    written["html"].write_text(_page(title, samples, metrics, chart, config), encoding="utf-8")
+    storage.write(written["html"], _page(title, samples, metrics, chart, config))
     return written
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax import config, report
+from prismer_jax.files import storage
 
 
 def write(
@@ -28,7 +28,7 @@ def write(
     shown = [evaluator for evaluator in made.values() if evaluator.predictions]
     panels = [sample for evaluator in shown for sample in evaluator.samples(max(1, samples // len(shown)))]
     report.write_report(folder, panels, scores, config.to_json(cfg))
-    config.write(folder / "metrics.json", json.dumps(dict(scores), indent=2))
+    storage.write_json(folder / "metrics.json", dict(scores))
 
 
 def write_evaluation(
@@ -50,13 +50,10 @@ def write_evaluation(
     write_predictions(folder, made)
     (folder / "samples").mkdir(exist_ok=True)
     for name, evaluator in made.items():
-        file = folder / "samples" / f"{name}.jsonl"
-        temporary = file.with_suffix(".tmp")
-        with temporary.open("w") as lines:
+        with storage.replacing(folder / "samples" / f"{name}.jsonl") as file, open(file, "w") as lines:
             lines.writelines(json.dumps(sample) + "\n" for sample in evaluator.records)
-        os.replace(temporary, file)
     report.write_evaluation(folder / "report.html", made, record, samples)
-    config.write(folder / "metrics.json", json.dumps(record, indent=2))
+    storage.write_json(folder / "metrics.json", record)
 
 
 def _now() -> str:
@@ -68,7 +65,7 @@ def write_predictions(folder: pathlib.Path, made: Mapping[str, Any]) -> None:
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
     for name, evaluator in made.items():
         if evaluator.predictions:
-            config.write(folder / "predictions" / f"{name}.json", json.dumps(evaluator.predictions))
+            storage.write_json(folder / "predictions" / f"{name}.json", evaluator.predictions, indent=None)
 
 
 def show(scores: Mapping[str, float]) -> None:

@@ -9,6 +9,8 @@ import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
+from prismer_jax.files import storage
+
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 RIVALS = ("_blank", "_most_frequent")  # metrics of blindness, the same for all arms or nearly so
@@ -94,9 +96,8 @@ def plot(path: pathlib.Path, results: Results, metrics: Sequence[str], baselines
         for side in ("top", "right", "left"):
             panel.spines[side].set_visible(False)
     figure.tight_layout()
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with storage.replacing(path) as name:
+        figure.savefig(name, format="png")
 
 
 def _digits(results: Results, metric: str) -> int:

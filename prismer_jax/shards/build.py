@@ -151,7 +151,7 @@ def claim(plan: Plan) -> None:
         with _alone(plan, "plan"):
             found = claimed(plan.folder)
             if found is None:
-                storage.write(storage.join(plan.folder, PLAN), json.dumps(wanted, indent=2).encode())
+                storage.write_json(storage.join(plan.folder, PLAN), wanted)
                 return
     except OSError as error:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror}). Choose another --output.") from None
@@ -218,7 +218,7 @@ def finish(plan: Plan) -> manifest.Manifest:
             labels=plan.labels,
         )
         if not storage.is_remote(plan.folder):
-            _sweep(plan.folder)
+            storage.sweep(plan.folder)
     return finished
 
 
@@ -229,14 +229,6 @@ def _alone(plan: Plan, name: str) -> contextlib.AbstractContextManager[Any]:
 
 def _leases(plan: Plan) -> Leases:
     return Leases(os.path.join(plan.folder, LEASES))
-
-
-def _sweep(folder: str) -> None:
-    """Removes what killed processes have left: nobody has anything to write but the one who finishes."""
-    for name in storage.names(folder):
-        if name.startswith(".") and name.endswith(".tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(folder, name))
 
 
 def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0, count: int = 1) -> None:

@@ -72,7 +72,7 @@ class Row:
 
 
 def write_row(folder: str, row: Row) -> None:
-    storage.write(storage.join(folder, f"{row.file}.json"), json.dumps(row.to_json()).encode())
+    storage.write_json(storage.join(folder, f"{row.file}.json"), row.to_json(), indent=None)
 
 
 def whole(folder: str, file: str) -> Row | None:
@@ -152,7 +152,7 @@ def write(folder: str, manifest: Manifest) -> None:
     }
     lines = ",\n".join(f"    {json.dumps(row.to_json())}" for row in manifest.shards)  # one shard a line
     head = json.dumps(values | {"totals": manifest.totals()}, indent=2).removesuffix("\n}")
-    storage.write(storage.join(folder, FILE), f'{head},\n  "shards": [\n{lines}\n  ]\n}}\n'.encode())
+    storage.write(storage.join(folder, FILE), f'{head},\n  "shards": [\n{lines}\n  ]\n}}\n')
 
 
 def read(folder: str) -> Manifest | None:

@@ -61,7 +61,7 @@ def write_shard(
     serialize = records.serializer(tuple(experts))
     ids: set[str] = set()
     captions, questions, labels, dropped = [], [], Counter(), Dropped()
-    with storage.temporary(path) as name, _write_errors(path):
+    with _write_errors(path), storage.replacing(path) as name:
         writer = array_record_module.ArrayRecordWriter(name, OPTIONS)
         try:
             for example in examples:
@@ -93,7 +93,7 @@ def write_shard(
         )
         if check is not None:
             check()
-        storage.publish(name, path)
+    with _write_errors(path):
         manifest.write_row(folder, row)
     return row
 

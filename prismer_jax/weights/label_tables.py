@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.labels import EXPERTS, FEATURES
 from prismer_jax.weights import safe
 
@@ -59,13 +60,8 @@ def convert(folder: str | os.PathLike[str], output: str | os.PathLike[str]) -> N
     arrays["background"] = _array(safe.load_tree(folder / BACKGROUND), (FEATURES,), np.float32, folder / BACKGROUND)
     arrays |= {f"pca/{name}": array for name, array in pca(folder / PCA).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storage.replacing(output) as name, open(name, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def pca(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pathlib
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.weights.classes import SAFETENSORS, STORAGES
 
 _ALIGNMENT = 64  # bytes; PyTorch's own, so that it can map the tensors
@@ -95,20 +95,14 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Gives a file to write; when all went well, it takes the place of `path`, else it vanishes."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yields a file to write, which takes the place of `path` as by `storage.replacing`; errors name the remedy."""
     try:
-        with temporary.open("wb") as file:
+        with storage.replacing(path) as name, open(name, "wb") as file:
             yield file
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}). Make space, or choose another folder."
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,9 +131,9 @@ def _member(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> No
 def _pickled(arrays: Mapping[str, np.ndarray], storages: list[int]) -> bytes:
     """Returns the pickle, protocol 2, of an OrderedDict of tensors: what torch.save writes, without its memo."""
     tensors = []
-    for (key, array), storage in zip(arrays.items(), storages, strict=True):
+    for (key, array), position in zip(arrays.items(), storages, strict=True):
         kind = b"ctorch\n%s\n" % _name(array, _STORAGE_OF).encode()
-        place = b"(" + _text("storage") + kind + _text(str(storage)) + _text("cpu") + _int(array.size) + b"tQ"
+        place = b"(" + _text("storage") + kind + _text(str(position)) + _text("cpu") + _int(array.size) + b"tQ"
         strides = [max(1, int(np.prod(array.shape[axis + 1 :]))) for axis in range(array.ndim)]
         layout = _int(0) + _ints(array.shape) + _ints(strides)
         # Requires no gradient, and has no hooks.
