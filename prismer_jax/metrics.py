@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prismer_jax.errors import UserError
-from prismer_jax.files import storage
+from prismer_jax.files import progress, storage
 
 Value = float | int
 
@@ -184,8 +184,8 @@ class EventFile:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Progress:
-    """A live bar on a terminal, a line now and then elsewhere; and the throughput of training, and of nothing else.
+class Progress(progress.Bar):
+    """The bar of a training, on stdout; and the throughput of training, and of nothing else.
 
     with Progress(total_steps, first_step) as progress:
         for ...:
@@ -196,15 +196,7 @@ class Progress:
     """
 
     def __init__(
-        self,
-        total: int,
-        first_step: int = 0,
-        *,
-        every_seconds: float = 10.0,
-        stream: Any = None,
-        live: bool | None = None,
-        enabled: bool = True,
-        clock: Any = time.perf_counter,
+        self, total: int, first_step: int = 0, *, every_seconds: float = 10.0, stream: Any = None, **options: Any
     ) -> None:
         """Makes it; nothing is shown before `with`.
 
@@ -213,107 +205,43 @@ class Progress:
           first_step: steps done before, by the run that is resumed.
           every_seconds: how often a line is printed where there is no terminal.
           stream: default stdout.
-          live: a bar; default whether the stream is a terminal.
-          enabled: False shows nothing, in all processes but one.
-          clock: seconds.
+          **options: of `files.progress.Bar`: live, enabled, clock.
         """
-        self.total, self.done = total, first_step
-        self._stream = sys.stdout if stream is None else stream
-        self._live = enabled and (self._stream.isatty() if live is None else live)
-        self._enabled, self._every, self._clock = enabled, every_seconds, clock
-        self._bar: Any = None
-        self._last_line: float | None = None
-        self._started: float | None = None  # set by the first step, which compiled
-        self._steps = 0  # since then
+        stream = sys.stdout if stream is None else stream
+        super().__init__("training", total, done=first_step, every=every_seconds, ends=True, stream=stream, **options)
         self._counts: dict[str, float] = {}
-        self._window_start = 0.0
-
-    def __enter__(self) -> Progress:
-        if self._live:
-            from rich import console, progress
-
-            text = [progress.TextColumn(f"{{task.fields[{name}]}}") for name in ("what", "rates")]
-            columns = [text[0], progress.BarColumn(), progress.MofNCompleteColumn(), text[1]]
-            self._bar = progress.Progress(
-                *columns, console=console.Console(file=self._stream, force_terminal=True), refresh_per_second=4
-            )
-            self._task = self._bar.add_task("", total=self.total, completed=self.done, what="compiling", rates="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._window_start: float | None = None  # set by the first step, which compiled
 
     def step(self, **amounts: float) -> None:
         """Counts a step and what it processed: images=64, tokens=2048. The first, which compiled, starts the clock."""
-        self.done += 1
-        if self._started is None:
-            self._started = self._window_start = self._clock()
-        else:
-            self._steps += 1
-            for name, amount in {"steps": 1, **amounts}.items():
-                self._counts[name] = self._counts.get(name, 0) + amount
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, what="training")
+        self.advance()
+        if self._window_start is None:
+            self._window_start = self._clock()
+            return
+        for name, amount in {"steps": 1, **amounts}.items():
+            self._counts[name] = self._counts.get(name, 0) + amount
 
     def show(self, **values: float) -> dict[str, float]:
         """Shows values (loss=...) beside the rates; returns {'images_per_second': ...} since the last call."""
         now = self._clock()
-        seconds = now - self._window_start
+        seconds = 0.0 if self._window_start is None else now - self._window_start
         rates = {f"{name}_per_second": count / seconds for name, count in self._counts.items()} if seconds > 0 else {}
         self._counts, self._window_start = {}, now
-        if not self._enabled:
-            return rates
         words = [f"{name} {value:.4g}" for name, value in values.items()]
         words += [f"{rates[f'{n}_per_second']:,.0f} {n}/s" for n in ("images", "tokens") if f"{n}_per_second" in rates]
-        left = self.seconds_left()
-        if left is not None:
+        if (left := self.seconds_left()) is not None:
             end = datetime.datetime.now() + datetime.timedelta(seconds=left)
-            words.append(f"{_duration(left)} left, until {end:%H:%M}")
-        if self._bar is not None:
-            self._bar.update(self._task, rates=" ".join(words))
-        elif self._last_line is None or now - self._last_line >= self._every or self.done >= self.total:
-            self._last_line = now
-            self._print("  ".join([f"step {self.done}/{self.total}", *words]))
+            words.append(f"{progress.duration(left)} left, until {end:%H:%M}")
+        super().show(words, "  ".join([f"step {self.done}/{self.total}", *words]))
         return rates
-
-    def seconds_left(self) -> float | None:
-        """Returns how long the rest of the training will take, pauses not counted; None before two steps are done."""
-        if not self._steps:
-            return None
-        return (self.total - self.done) * (self._clock() - self._started) / self._steps
 
     @contextlib.contextmanager
     def paused(self, what: str) -> Iterator[None]:
         """Leaves the time inside out of all rates, and says what is done in it."""
-        if self._bar is not None:
-            self._bar.update(self._task, what=what)
-        elif self._enabled:
-            self._print(f"step {self.done}/{self.total}  {what}")
+        if not self._live:
+            self.say(f"step {self.done}/{self.total}  {what}")
         begin = self._clock()
-        try:
+        with super().paused(what):
             yield
-        finally:
-            pause = self._clock() - begin
-            if self._started is not None:
-                self._started += pause
-                self._window_start += pause
-            if self._bar is not None:
-                self._bar.update(self._task, what="training")
-
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
-        elif self._enabled:
-            self._print(line)
-
-    def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        if self._window_start is not None:
+            self._window_start += self._clock() - begin

@@ -130,7 +130,7 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(photos, caps
     run(photos)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("depth: ")]
     assert [line.split(",")[0] for line in lines[:3]] == ["depth: 1 of 3", "depth: 2 of 3", "depth: 3 of 3"]
-    assert lines[-1].endswith("0:00:00 left")
+    assert lines[-1].endswith(" 0:00 left")
 
 
 def test_labels_of_random_weights_are_not_taken_for_real_ones(photos):

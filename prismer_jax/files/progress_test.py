@@ -24,7 +24,7 @@ def test_elsewhere_than_on_a_terminal_a_line_every_half_minute(clock):
             clock.now = seconds
             advance(5)
     # 15 photos in 30 seconds since the first piece; 60 are left
-    assert stream.getvalue().splitlines() == ["depth: 25 of 100", "depth: 40 of 100, 0.5 photos/s, 0:02:00 left"]
+    assert stream.getvalue().splitlines() == ["depth: 25 of 100", "depth: 40 of 100, 0.5 photos/s, 2:00 left"]
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(clock):
@@ -39,7 +39,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(clock):
             advance()
     assert "captions" in stream.getvalue()
     assert "3/4" in stream.getvalue()
-    assert "0.02 captions/s, 0:00:50 left" in stream.getvalue()
+    assert "0.02 captions/s, 0:50 left" in stream.getvalue()
     assert "3 of 4" not in stream.getvalue()
 
 
@@ -49,3 +49,16 @@ def test_other_processes_say_nothing(clock):
         clock.now = 1000
         advance(2)
     assert stream.getvalue() == ""
+
+
+def test_durations_are_readable():
+    assert [progress.duration(s) for s in (0.4, 59.6, 3600, 7325)] == ["0:00", "1:00", "1:00:00", "2:02:05"]
+
+
+def test_work_of_unknown_size_has_a_rate_and_no_time_left(clock):
+    stream = io.StringIO()
+    with progress.bar("weights.pt", None, unit="MB", stream=stream, clock=clock) as advance:
+        for seconds in (0, 40):
+            clock.now = seconds
+            advance(60.4)
+    assert stream.getvalue() == "weights.pt: 121, 1.51 MB/s\n"

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from prismer_jax.errors import UserError
-from prismer_jax.files import storage
+from prismer_jax.files import progress, storage
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
+_MB = 1e6  # bytes
 _TIMEOUT = 30  # seconds without an answer
 
 
@@ -166,25 +167,21 @@ def _fetch(address: str, target: pathlib.Path, facts: Facts) -> None:
 
 
 def _receive(address: str, part: pathlib.Path, start: int) -> None:
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:], DownloadColumn())
     with _open(address, Range=f"bytes={start}-") if start else _open(address) as answer:
         if answer.status == 416:  # it is not longer than what came before
             return
         start = start if answer.status == 206 else 0  # else the server sends the whole file again
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
+        name = urllib.parse.unquote(urllib.parse.urlparse(address).path.rpartition("/")[2])
+        size = None if total is None else total / _MB
         with (
-            Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True) as progress,
+            progress.bar(name, size, unit="MB", done=start / _MB) as advance,
             open(part, "ab" if start else "wb") as file,
         ):
-            name = urllib.parse.unquote(urllib.parse.urlparse(address).path.rpartition("/")[2])
-            task = progress.add_task(name, total=total, completed=start)
             while chunk := _read(answer):
                 file.write(chunk)
-                progress.advance(task, len(chunk))
+                advance(len(chunk) / _MB)
     if total is not None and part.stat().st_size < total:
         raise UserError(f"{address}: the connection broke. Run the same again: it goes on from there.")
 

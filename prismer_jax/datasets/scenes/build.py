@@ -18,13 +18,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from prismer_jax.datasets.scenes import workers as scenes_workers
 from prismer_jax.datasets.scenes.generator import VERSION, Settings
 from prismer_jax.errors import UserError
+from prismer_jax.files import progress
 from prismer_jax.labels import PAPER
 from prismer_jax.shards import records
 
@@ -102,17 +100,10 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
         yield
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f} scenes/s")
-
-
 def _progress(items: Iterator[dict[str, Any]], settings: Settings) -> Iterator[dict[str, Any]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"Rendering scenes ({settings.split}, {settings.size} px)", total=settings.count)
+    what = f"{settings.count} scenes ({settings.split}, {settings.size} px)"
+    with progress.bar(f"Rendering {what}", settings.count, unit="scenes") as advance:
         for item in items:
             yield item
-            progress.advance(task)
-    console.print(f"Rendered {settings.count} scenes ({settings.split}, {settings.size} px)", highlight=False)
+            advance()
+    print(f"Rendered {what}", file=sys.stderr)
