@@ -1,14 +1,13 @@
 """Leases as files: processes on one or many hosts share work through a file system, and any may die at any time.
 
     leases = Leases(output / "leases")
-    for lease in leases.share(names, done):  # until all are done, by whomever
-        with lease:
-            made = work(lease.name)
-            lease.check()  # raises LeaseLost where another process took over meanwhile
-            publish(made)  # one atomic rename; `done` looks at its result
+    with leases.wait("report") as lease:
+        text = report()
+        lease.check()  # raises LeaseLost where another process took over meanwhile
+        storage.write(output / "report.txt", text)
 
-What is done is told by the finished output alone, never by a lease: a lease only keeps others from doing the same at
-the same time. A lease that is taken from a process which was merely slow costs work done twice, nothing else.
+A lease only keeps others from doing the same at the same time; what is done is told by marks, see work.py. A lease
+that is taken from a process which was merely slow costs work done twice, nothing else.
 
 A lease of NAME is the file `NAME.<generation>.lease`, made with O_EXCL, which local disks and NFS grant to one process
 only. Its owner touches it now and then. One whose owner is dead (told at once on the owner's host), or that nobody
@@ -28,7 +27,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 EXPIRY = 180.0  # seconds without a sign of life; beats come five times as often
@@ -142,30 +140,6 @@ class Leases:
             held = list(self._held)
         for lease in held:
             lease.release()
-
-    def free(self, names: Iterable[str], done: Callable[[str], bool]) -> Iterator[Lease]:
-        """Yields the leases of those names, in order, that are neither done nor held by a living process."""
-        for name in names:
-            if done(name) or (lease := self.take(name)) is None:
-                continue
-            if done(name):
-                lease.release()
-            else:
-                yield lease
-
-    def share(self, names: Iterable[str], done: Callable[[str], bool], poll: float = POLL) -> Iterator[Lease]:
-        """Yields leases until all names are done; waits for what other processes hold, and takes over from the dead.
-
-        The lease must have ended, with its work done or given up by an error, when the next one is asked for.
-        """
-        left = list(names)
-        while left := [name for name in left if not done(name)]:
-            took = False
-            for lease in self.free(left, done):
-                took = True
-                yield lease
-            if not took:
-                time.sleep(min(poll, self.expiry / BEATS))
 
     def sweep(self, prefix: str = "") -> list[str]:
         """Removes what the dead have left of leases whose names begin so; returns the names that the living hold."""

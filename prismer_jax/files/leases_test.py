@@ -1,9 +1,7 @@
 """One owner at a time, whoever dies: in one process, among threads, and among processes that are killed."""
 
-import collections
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -172,69 +170,3 @@ def test_wait_takes_it_as_soon_as_it_is_free_and_close_releases_all(leases):
     with leases.wait("a", poll=0.02) as lease:
         assert lease.held()
     assert leases.take("b") is not None
-
-
-def test_share_looks_again_after_taking_and_waits_for_others(leases):
-    finished = {"there"}
-    other = Leases(leases.folder)
-    held = {name: other.take(name) for name in ("slow", "dying")}
-
-    def outcome():
-        time.sleep(0.2)
-        finished.add("slow")
-        held["slow"].release()
-        other.forget(held["dying"])
-        grow_old(held["dying"])
-
-    thread = threading.Thread(target=outcome)
-    thread.start()
-    worked = []
-    for lease in leases.share(["there", "slow", "dying", "mine"], finished.__contains__, poll=0.05):
-        with lease:
-            worked.append(lease.name)
-            finished.add(lease.name)
-    thread.join()
-    assert worked == ["mine", "dying"]
-    assert not list(leases.folder.iterdir())
-
-
-WORKER = """
-import os, pathlib, sys, time
-from prismer_jax.files.leases import LeaseLost, Leases
-out = pathlib.Path(sys.argv[1])
-names, done = [f"{i:02}" for i in range(30)], lambda name: (out / name).exists()
-for lease in Leases(out / "leases", 1.0).share(names, done, 0.05):
-    with lease:
-        with open(out / "log", "a") as log:
-            log.write(f"{lease.name}\\n")
-        time.sleep(0.03)
-        try:
-            lease.check()
-        except LeaseLost:
-            continue
-        (out / f".{os.getpid()}").write_text(lease.name)
-        os.replace(out / f".{os.getpid()}", out / lease.name)
-"""
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_three_processes_do_everything_once_though_one_dies_or_hangs(tmp_path, how):
-    """What the dead had begun is done again; nothing else is."""
-    processes = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)]) for _ in range(3)]
-    while not (tmp_path / "03").exists():
-        time.sleep(0.01)
-        assert all(process.poll() is None for process in processes)
-    processes[0].send_signal(how)
-    try:
-        assert [process.wait(60) for process in processes[1:]] == [0, 0]
-        begun = collections.Counter((tmp_path / "log").read_text().split())
-        assert sorted(begun) == [f"{i:02}" for i in range(30)]
-        assert all((tmp_path / name).read_text() == name for name in begun)
-        assert sum(begun.values()) <= 31
-    finally:
-        processes[0].send_signal(signal.SIGCONT)
-        if how == signal.SIGSTOP:
-            assert processes[0].wait(60) == 0  # notices, and finds all done
-        processes[0].kill()
-        processes[0].wait()
-    assert not [path for path in (tmp_path / "leases").iterdir() if how == signal.SIGSTOP]

@@ -11,9 +11,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import Any
 
 from prismer_jax.errors import UserError
+
+POLL = 0.5  # seconds between two looks at how far the workers are
 
 
 def cores() -> int:
@@ -36,6 +39,59 @@ def begin() -> None:
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def run(
+    function: Callable[[int, Callable[[], None]], None],
+    processes: int,
+    bar: contextlib.AbstractContextManager[Callable[[int], None]],
+) -> set[int]:
+    """Runs function(number, advance) in so many processes; returns, at their end, the exit statuses of those that died.
+
+    Args:
+      function: calls `advance` after each piece of work.
+      bar: as of `progress.bar`, entered after the processes have started: it has a thread and locks.
+
+    Raises:
+      UserError: of the first process that raised one or an OSError; the others are ended.
+    """
+    counter, errors = context().Value("q", 0), context().SimpleQueue()
+    started = [
+        context().Process(target=_worker, args=(function, number, counter, errors), daemon=True)
+        for number in range(processes)
+    ]
+    for worker in started:
+        worker.start()
+    try:
+        with bar as advance:
+            seen = 0
+            while any(worker.is_alive() for worker in started) and errors.empty():
+                wait([worker.sentinel for worker in started if worker.is_alive()], timeout=POLL)
+                now = counter.value
+                advance(now - seen)
+                seen = now
+    finally:
+        for worker in started:
+            worker.terminate()
+        for worker in started:
+            worker.join()
+    if not errors.empty():
+        raise UserError(errors.get())
+    return {worker.exitcode for worker in started if worker.exitcode}
+
+
+def _worker(function: Callable[[int, Callable[[], None]], None], number: int, counter: Any, errors: Any) -> None:
+    begin()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it puts away what is half-written
+
+    def advance() -> None:
+        with counter.get_lock():
+            counter.value += 1
+
+    try:
+        function(number, advance)
+    except (UserError, OSError) as error:
+        errors.put(str(error))
 
 
 @contextlib.contextmanager

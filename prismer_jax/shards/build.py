@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,8 @@ from prismer_jax import label_files
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
-from prismer_jax.files.leases import LeaseLost, Leases
+from prismer_jax.files.leases import Leases
+from prismer_jax.files.work import Item, Report, Work, change
 from prismer_jax.shards import ingest, manifest, records
 from prismer_jax.shards.writer import take, write_shard
 
@@ -73,11 +72,18 @@ class Plan:
     def samples(self, shard: int) -> range:
         return range(shard * self.shard_size, min(self.count, (shard + 1) * self.shard_size))
 
-    def whole(self, shard: int) -> bool:
-        return manifest.whole(self.folder, self.file(shard)) is not None
+    def work(self, leases: Leases | None = None, prefix: str = "") -> Work:
+        """Returns the shards as work that processes share; the mark of a shard is its row."""
+        names = [self.file(shard) for shard in range(self.shards)]
+
+        def whole(shard: int, report: Report | None) -> bool:
+            return manifest.whole(self.folder, names[shard], report) is not None
+
+        return Work(self.folder, names, leases, prefix=prefix, counts=whole)
 
     def missing(self) -> list[int]:
-        return [shard for shard in range(self.shards) if not self.whole(shard)]
+        """Returns the numbers of the shards that are to be made."""
+        return sorted(set(range(self.shards)) - self.work().done())
 
 
 def _some(source: Any) -> Iterator[dict[str, Any] | BadSample]:
@@ -144,37 +150,31 @@ def claim(plan: Plan) -> None:
     Raises:
       UserError: something else is, or the folder cannot be written.
     """
-    wanted = json.loads(json.dumps(dataclasses.asdict(plan)))
-    del wanted["folder"]  # it may be moved
+    now = json.loads(json.dumps(dataclasses.asdict(plan)))
+    del now["folder"]  # it may be moved
     try:
         storage.make_folder(plan.folder)
         with _alone(plan, "plan"):
-            found = claimed(plan.folder)
-            if found is None:
-                storage.write_json(storage.join(plan.folder, PLAN), wanted)
+            before = claimed(plan.folder)
+            if before is None:
+                storage.write_json(storage.join(plan.folder, PLAN), now)
                 return
     except OSError as error:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror}). Choose another --output.") from None
-    for one in (found, wanted):
+    for one in (before, now):
         one.get("made_from", {}).pop("dropped", None)  # a report, which may tell more the second time
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise UserError(
-                f"{plan.folder}: holds shards of another data set ({key} was {_said(found.get(key))}, now it is "
-                f"{_said(value)}). Choose another --output, or delete it."
-            )
+    if difference := change(before, now):
+        raise UserError(
+            f"{plan.folder}: holds shards of another data set ({difference}). Choose another --output, or delete it."
+        )
 
 
-def _said(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 300 else f"{text[:300]}..."
-
-
-def write(plan: Plan, source: Any, shard: int, **options: Any) -> manifest.Row:
-    """Makes one shard; options as of `write_shard`."""
-    samples = plan.samples(shard)
-    examples = take(source, samples.start, samples.stop)
-    return write_shard(examples, plan.folder, plan.file(shard), experts=plan.experts, max_side=plan.max_side, **options)
+def write(plan: Plan, source: Any, item: Item, advance: Callable[[], Any] | None = None) -> None:
+    """Makes one shard and marks it as done; arguments and errors as of `write_shard`."""
+    samples, file = plan.samples(item.index), plan.file(item.index)
+    options = {"experts": plan.experts, "max_side": plan.max_side, "advance": advance, "check": item.check}
+    row = write_shard(take(source, samples.start, samples.stop), plan.folder, file, **options)
+    item.finish(row.to_json())
 
 
 def build(plan: Plan, source: Any, processes: int = 1) -> manifest.Manifest:
@@ -185,17 +185,28 @@ def build(plan: Plan, source: Any, processes: int = 1) -> manifest.Manifest:
     """
     claim(plan)
     missing = plan.missing()
-    if missing and processes == 1:
-        with _bar(plan, missing) as advance:
-            _work(plan, source, advance)
+    done = plan.count - sum(len(plan.samples(shard)) for shard in missing)
+    bar = progress.bar(f"Writing {plan.folder}", plan.count, unit="records", done=done)
+    processes = min(processes, len(missing))
+    if processes == 1:
+        with bar as advance:
+            _make(plan, source, 1, 0, advance)
     elif missing:
-        _work_in_processes(plan, source, min(processes, len(missing)), missing)
+        statuses = workers.run(functools.partial(_make, plan, source, processes), processes, bar)
+        if statuses and plan.missing():
+            raise UserError(
+                f"{plan.folder}: worker processes died (exit status {', '.join(map(str, sorted(statuses)))}), out of "
+                "memory perhaps. Run it again, with fewer --processes; what is whole is kept."
+            )
     return finish(plan)
 
 
-def _bar(plan: Plan, missing: Sequence[int]) -> contextlib.AbstractContextManager[Callable[..., None]]:
-    done = plan.count - sum(len(plan.samples(shard)) for shard in missing)
-    return progress.bar(f"Writing {plan.folder}", plan.count, unit="records", done=done)
+def _make(plan: Plan, source: Any, processes: int, number: int, advance: Callable[[], None]) -> None:
+    """Makes missing shards until there are none."""
+    leases = None if storage.is_remote(plan.folder) else _leases(plan)  # object stores have none
+    for item in plan.work(leases).share(number, processes, POLL):
+        with item:
+            write(plan, source, item, advance)
 
 
 def finish(plan: Plan) -> manifest.Manifest:
@@ -204,16 +215,17 @@ def finish(plan: Plan) -> manifest.Manifest:
     Raises:
       UserError: a shard is missing.
     """
-    rows = [manifest.whole(plan.folder, plan.file(shard)) for shard in range(plan.shards)]
-    if None in rows:
-        raise UserError(f"{plan.folder}: {rows.count(None)} of {plan.shards} shards are missing. Run it again.")
+    reports = plan.work().reports()
+    if len(reports) < plan.shards:
+        missing = plan.shards - len(reports)
+        raise UserError(f"{plan.folder}: {missing} of {plan.shards} shards are missing. Run it again.")
     with _alone(plan, "finish"):
         finished = manifest.finish(
             plan.folder,
             name=plan.name,
             split=plan.split,
             experts=plan.experts,
-            rows=rows,
+            rows=[manifest.parse_row(report) for report in reports.values()],
             made_from=plan.made_from,
             labels=plan.labels,
         )
@@ -229,62 +241,3 @@ def _alone(plan: Plan, name: str) -> contextlib.AbstractContextManager[Any]:
 
 def _leases(plan: Plan) -> Leases:
     return Leases(os.path.join(plan.folder, LEASES))
-
-
-def _work(plan: Plan, source: Any, advance: Callable[[], None], worker: int = 0, count: int = 1) -> None:
-    """Makes missing shards until there are none."""
-    if storage.is_remote(plan.folder):  # object stores have no leases: the workers of this host take turns
-        for shard in plan.missing():
-            if shard % count == worker:
-                write(plan, source, shard, advance=advance)
-        return
-    names = {plan.file(shard): shard for shard in range(plan.shards)}
-    for lease in _leases(plan).share(names, lambda name: plan.whole(names[name]), poll=POLL):
-        with lease, contextlib.suppress(LeaseLost):  # then another process makes this one
-            write(plan, source, names[lease.name], advance=advance, check=lease.check)
-
-
-def _work_in_processes(plan: Plan, source: Any, processes: int, missing: Sequence[int]) -> None:
-    context = workers.context()
-    counter, errors = context.Value("q", 0), context.SimpleQueue()
-    started = [
-        context.Process(target=_worker, args=(plan, source, counter, errors, number, processes), daemon=True)
-        for number in range(processes)
-    ]
-    for worker in started:
-        worker.start()
-    try:
-        with _bar(plan, missing) as advance:  # after the fork: a bar has a thread and locks
-            seen = 0
-            while any(worker.is_alive() for worker in started) and errors.empty():
-                wait([worker.sentinel for worker in started if worker.is_alive()], timeout=POLL)
-                now = counter.value
-                advance(now - seen)
-                seen = now
-    finally:
-        for worker in started:
-            worker.terminate()
-        for worker in started:
-            worker.join()
-    if not errors.empty():
-        raise UserError(errors.get())
-    if any(worker.exitcode for worker in started) and plan.missing():
-        codes = sorted({worker.exitcode for worker in started if worker.exitcode})
-        raise UserError(
-            f"{plan.folder}: worker processes died (exit status {', '.join(map(str, codes))}), out of memory perhaps. "
-            "Run it again, with fewer --processes; what is whole is kept."
-        )
-
-
-def _worker(plan: Plan, source: Any, counter: Any, errors: Any, number: int, count: int) -> None:
-    workers.begin()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it puts away what is half-written
-
-    def advance() -> None:
-        with counter.get_lock():
-            counter.value += 1
-
-    try:
-        _work(plan, source, advance, number, count)
-    except (UserError, OSError) as error:
-        errors.put(str(error))

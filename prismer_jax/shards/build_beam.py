@@ -45,8 +45,8 @@ def build(plan: builder.Plan, open_source: Callable[[], Any], flags: Sequence[st
 
 def write(plan: builder.Plan, open_source: Callable[[], Any], shard: int) -> int:
     """Makes one shard, unless it is whole: what a worker does. Returns its number."""
-    if not plan.whole(shard):
+    for item in plan.work().free([shard]):
         if plan.folder not in _sources:
             _sources[plan.folder] = open_source()
-        builder.write(plan, _sources[plan.folder], shard)
+        builder.write(plan, _sources[plan.folder], item)
     return shard

@@ -27,12 +27,16 @@ QUALITY = 95  # of a photo that has to be encoded again
 _decode = image.decode()
 
 
+class Prepared(dict[str, Any]):
+    """The arguments of `records.encode` from a source that makes them itself: there is nothing to look at."""
+
+
 def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_side: int | None = None) -> dict[str, Any]:
     """The arguments of `records.encode` for an example.
 
     Args:
-      example: of the task 'all', see datasets/lists.py: `image` (path or encoded bytes) and labels (paths, encoded
-        bytes, or maps uint8 [h, w, c]).
+      example: `Prepared`, or of the task 'all', see datasets/lists.py: `image` (path or encoded bytes) and labels
+        (paths, encoded bytes, or maps uint8 [h, w, c]).
       experts: whose labels are kept.
       max_side: a photo with a longer side is made smaller, and its labels with it; None keeps all.
 
@@ -41,6 +45,8 @@ def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_sid
     """
     if isinstance(example, BadSample):
         raise example
+    if isinstance(example, Prepared):
+        return example
     where = example["image"] if isinstance(example["image"], str) else f"image of example {example.get('id', '?')}"
     encoded = image.read_bytes(example["image"], where)
     photo = image.read_image(encoded, label_files.MAX_PIXELS, where)

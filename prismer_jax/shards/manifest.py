@@ -1,7 +1,8 @@
 """The manifest of a data set: which shards it has, what is in them, and what they were made from and with.
 
-A row describes one shard. It is written beside the shard, after it: a shard without its row, or of another size than
-its row says, is not whole. When all are whole their rows become FOLDER/manifest.json, which readers go by.
+A row describes one shard. It is the mark that the shard is done, written beside it, after it: a shard without its row,
+or of another size than its row says, is not whole. When all are whole their rows become FOLDER/manifest.json, which
+readers go by.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pathlib
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, Literal
 
@@ -71,25 +72,22 @@ class Row:
         return dataclasses.asdict(self)
 
 
-def write_row(folder: str, row: Row) -> None:
-    storage.write_json(storage.join(folder, f"{row.file}.json"), row.to_json(), indent=None)
-
-
-def whole(folder: str, file: str) -> Row | None:
-    """The row of a shard if the shard is whole; None if it is to be made, or made again."""
+def whole(folder: str, file: str, report: Mapping[str, Any] | None) -> Row | None:
+    """Returns the row of a shard, which its mark reports, if the shard is whole; None if it is to be made (again)."""
     try:
-        row = _row(json.loads(storage.read(storage.join(folder, f"{file}.json"))))
-    except (FileNotFoundError, ValueError, TypeError):  # not there, or not written by this program
+        shard = parse_row(report or {})
+    except (ValueError, TypeError):  # there is no mark, or it was not written by this program
         return None
-    return row if row.file == file and storage.size(storage.join(folder, file)) == row.bytes else None
+    return shard if shard.file == file and storage.size(storage.join(folder, file)) == shard.bytes else None
 
 
-def _row(values: dict[str, Any]) -> Row:
-    row = Row(**values)
-    for counts in (row.captions, row.questions):
-        if not isinstance(counts, int) and len(counts) != row.records:
-            raise ValueError(f"{row.file}: {len(counts)} numbers for {row.records} records")
-    return row
+def parse_row(values: Mapping[str, Any]) -> Row:
+    """Returns the row that `Row.to_json` wrote; raises TypeError or ValueError for anything else."""
+    shard = Row(**values)
+    for numbers in (shard.captions, shard.questions):
+        if not isinstance(numbers, int) and len(numbers) != shard.records:
+            raise ValueError(f"{shard.file}: {len(numbers)} numbers for {shard.records} records")
+    return shard
 
 
 def counts(values: Sequence[int]) -> int | list[int]:
@@ -173,7 +171,7 @@ def read(folder: str) -> Manifest | None:
         raise UserError(f"{path}: has format {found}, this version of prismer_jax reads {FORMAT}. Build it again.")
     try:
         values.pop("totals")
-        rows = tuple(_row(row) for row in values.pop("shards"))
+        rows = tuple(map(parse_row, values.pop("shards")))
         return Manifest(experts=tuple(values.pop("experts")), shards=rows, **values)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is damaged ({error}). Delete it and build the data set again.") from None

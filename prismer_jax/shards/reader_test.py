@@ -158,19 +158,18 @@ def test_no_sample_of_use_is_an_error(tmp_path):
 
 def test_a_shard_that_is_cut_off_or_lacks_its_row_is_not_whole(tmp_path):
     row = write(tmp_path, [example(0)]).shards[0]
-    shard = tmp_path / row.file
-    assert manifest.whole(str(tmp_path), row.file) == row
+    shard, report = tmp_path / row.file, row.to_json()
+    assert manifest.whole(str(tmp_path), row.file, report) == row
+    for damaged in (None, {}, {"file": row.file}, report | {"captions": [1, 2, 3]}, report | {"file": "another"}):
+        assert manifest.whole(str(tmp_path), row.file, damaged) is None
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert manifest.whole(str(tmp_path), row.file) is None
+    assert manifest.whole(str(tmp_path), row.file, report) is None
     with pytest.raises(UserError, match=f"{row.file}: the shard is damaged .* instead of .* Delete it"):
         datasets.load("records", path=tmp_path)[0]
     shard.unlink()
-    assert manifest.whole(str(tmp_path), row.file) is None
+    assert manifest.whole(str(tmp_path), row.file, report) is None
     with pytest.raises(UserError, match="the shard is missing"):
         datasets.load("records", path=tmp_path)[0]
-    write(tmp_path, [example(0)])
-    (tmp_path / f"{row.file}.json").write_text('{"file": "' + row.file)
-    assert manifest.whole(str(tmp_path), row.file) is None
 
 
 def test_bytes_that_are_not_a_shard_are_reported(tmp_path):

@@ -1,4 +1,4 @@
-"""Writing one shard of a data set: whole or not at all, with the row that says so."""
+"""Writing one shard of a data set: whole or not at all."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_shard(
     advance: Callable[[], Any] | None = None,
     check: Callable[[], Any] | None = None,
 ) -> manifest.Row:
-    """Writes one shard and its row, each whole or not at all.
+    """Writes one shard, whole or not at all; returns its row, which the caller writes beside it.
 
     Args:
       examples: of task 'all' (see datasets/lists.py), with label files or label PNGs; a BadSample in place of an
@@ -93,8 +93,6 @@ def write_shard(
         )
         if check is not None:
             check()
-    with _write_errors(path):
-        manifest.write_row(folder, row)
     return row
 
 
