@@ -31,7 +31,6 @@ from prismer_jax.files.work import Item, Report, Work, change
 from prismer_jax.shards import ingest, manifest, records
 from prismer_jax.shards.writer import take, write_shard
 
-PLAN = "plan.json"
 LEASES = ".leases"
 POLL = 0.5  # seconds between two looks at the work of others
 SAMPLES = 64  # of a source: enough to tell it from another, and for an estimate of sizes
@@ -135,7 +134,7 @@ def claimed(folder: str) -> dict[str, Any] | None:
     Raises:
       UserError: the note is damaged.
     """
-    path = storage.join(folder, PLAN)
+    path = storage.join(folder, manifest.PLAN)
     try:
         return dict(json.loads(storage.read(path)))
     except FileNotFoundError:
@@ -157,7 +156,7 @@ def claim(plan: Plan) -> None:
         with _alone(plan, "plan"):
             before = claimed(plan.folder)
             if before is None:
-                storage.write_json(storage.join(plan.folder, PLAN), now)
+                storage.write_json(storage.join(plan.folder, manifest.PLAN), now)
                 return
     except OSError as error:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror}). Choose another --output.") from None

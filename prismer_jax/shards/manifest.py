@@ -25,7 +25,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
 
-FILE = "manifest.json"
+FILE, PLAN = "manifest.json", "plan.json"  # of a finished data set; of one that is begun
 FORMAT = 1  # of the manifest and of the records: readers refuse others
 
 

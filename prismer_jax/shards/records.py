@@ -231,7 +231,8 @@ class Source:
         """Args:
           folder: holds the shards, and a manifest or nothing else.
           task: what an item is.
-          questions: that each record has; needed for the task 'question' where there is no manifest.
+          questions: that each record has; needed for the task 'question' where there may be no manifest. The size of
+            such a data set is its number of items, as if there were none.
           limit: only so many items, the first ones.
 
         Raises:
@@ -279,7 +280,7 @@ class Source:
     @property
     def texts(self) -> int:
         """Captions, or questions, of all items: an epoch has each of them once on average."""
-        if self.task != "caption" or self.limit is not None or self.manifest is None:
+        if self.task != "caption" or self.limit is not None or self._questions is not None or self.manifest is None:
             return len(self)
         return max(len(self), sum(row.total("captions") for row in self.manifest.shards))
 

@@ -1,109 +1,80 @@
-"""Builds the data set of scenes: workers render, this process writes what they send, in the scenes' order.
+"""Builds the data set of scenes, a program of its own: python -m prismer_jax.datasets.scenes.build SETTINGS FOLDER
 
-The shards are thus the same whatever the number of workers. TFDS writes into a temporary folder that is renamed when
-all is there, so an interrupted build leaves nothing that could be taken for a data set; a lock makes a second process
-that wants the same data set wait for the first.
+`scenes.load` starts it, with the settings as JSON. It imports no JAX, so its workers can be forked; one that was killed
+goes on where it stopped, and several share the work. What it cannot do is one line on stdout and exit status 2.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import io
-import pathlib
-import shutil
+import json
+import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Sequence
 from typing import Any
 
-import tensorflow_datasets as tfds
-from absl import logging
+import cv2
 
-from prismer_jax.datasets.scenes import workers as scenes_workers
-from prismer_jax.datasets.scenes.generator import VERSION, Settings
+from prismer_jax.datasets.scenes.generator import VERSION, Settings, example
 from prismer_jax.errors import UserError
-from prismer_jax.files import progress
+from prismer_jax.files import workers
 from prismer_jax.labels import PAPER
-from prismer_jax.shards import records
+from prismer_jax.shards import build, ingest, manifest
+
+SHARDS, FEW = 64, 32  # at most so many shards, for processes to share, and at least so many scenes in each
 
 
-class Scenes(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of one split with one size, count and seed."""
+class Scenes:
+    """The scenes as a source: each is rendered when it is asked for."""
 
-    name = "scenes"
-    VERSION = tfds.core.Version(VERSION)
-    code_path = None  # nothing is downloaded; TFDS would look for checksums with a package that it does not require
-
-    def __init__(self, settings: Settings, **kwargs: Any):
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        super().__init__(config=tfds.core.BuilderConfig(name=settings.name), file_format="array_record", **kwargs)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        # Without shuffling record i is scene i; the loader shuffles.
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Rendered solids and signs with exact expert labels, captions and questions.",
-            features=records.features(PAPER),
-            disable_shuffling=True,
-        )
+    def __len__(self) -> int:
+        return self._settings.count
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {self._settings.split: self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index, arguments in enumerate(_progress(scenes_workers.render(self._settings), self._settings)):
-            yield index, records.encode(**arguments)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return ingest.Prepared(example(self._settings, index))
 
 
-def build(settings: Settings, folder: pathlib.Path) -> None:
-    """Builds the data set at `folder` (data_dir/scenes/<settings>/<version>), or waits until another process has.
-
-    Raises:
-      UserError: the disk has no space for it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.parent / "lock"):
-        if folder.exists():
-            return
-        for leftover in folder.parent.glob("incomplete.*"):  # of a build that was killed
-            shutil.rmtree(leftover)
-        needed = settings.count * (12_000 + settings.size**2)  # measured: 12 kB at 96 pixels, 35 kB at 224
-        if (free := shutil.disk_usage(folder.parent).free) < 2 * needed:
-            raise UserError(f"{folder}: {2 * needed >> 20} MiB are needed and {free >> 20} free. Set PRISMER_DATA_DIR.")
-        with _quiet():
-            Scenes(settings, data_dir=folder.parent.parent.parent).download_and_prepare()
+def plan(settings: Settings, folder: str) -> build.Plan:
+    """Returns the plan of the data set: record i is scene i."""
+    return build.Plan(
+        folder=folder,
+        name="scenes",
+        split=settings.split,
+        experts=PAPER,
+        count=settings.count,
+        shard_size=max(FEW, -(-settings.count // SHARDS)),
+        max_side=None,
+        made_from={"scenes": settings.name, "version": VERSION},
+    )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without TFDS's own messages about downloads and splits: the progress below says it better."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    tfds.disable_progress_bar()
+def make(settings: Settings, folder: str) -> manifest.Manifest:
+    """Builds the data set in `folder`, with all processor cores; raises UserError as `build.build` does."""
+    cv2.setNumThreads(1)  # a process has one core
+    return build.build(plan(settings, folder), Scenes(settings), workers.cores())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    settings, folder = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers put away what is half-written
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    settings = Settings(**json.loads(settings))
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        tfds.enable_progress_bar()
+        make(settings, folder)
+    except UserError as error:
+        print(error)
+        sys.exit(2)
+    print(f"Rendered {settings.count} scenes ({settings.split}, {settings.size} px)", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Held by one process at a time; the system releases it when the process ends, however it does."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Waiting for another process that builds {path.parent}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _end_with_parent() -> None:
+    os.read(0, 1)  # the parent writes nothing: this returns when it has died; sys.stdin has a lock, which forks inherit
+    os._exit(1)
 
 
-def _progress(items: Iterator[dict[str, Any]], settings: Settings) -> Iterator[dict[str, Any]]:
-    what = f"{settings.count} scenes ({settings.split}, {settings.size} px)"
-    with progress.bar(f"Rendering {what}", settings.count, unit="scenes") as advance:
-        for item in items:
-            yield item
-            advance()
-    print(f"Rendered {what}", file=sys.stderr)
+if __name__ == "__main__":
+    main()

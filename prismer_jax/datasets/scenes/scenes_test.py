@@ -1,6 +1,5 @@
 import collections
-import os
-import signal
+import pathlib
 import subprocess
 import sys
 import time
@@ -12,8 +11,8 @@ import pytest
 from prismer_jax import datasets, label_files, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes import build
-from prismer_jax.datasets.scenes import workers as scenes_workers
 from prismer_jax.errors import UserError
+from prismer_jax.shards import records
 
 SIZE = 32
 
@@ -65,57 +64,87 @@ def test_grain_reads_it_with_worker_processes(tmp_path):
     assert list(workers) == [f"train-{i:06d}" for i in range(6)]
 
 
-def test_the_scenes_do_not_depend_on_the_number_of_workers():
-    settings = scenes.Settings("train", SIZE, scenes_workers.FEW + 3, 0)
-    one, three = (list(scenes_workers.render(settings, workers)) for workers in (1, 3))
-    assert [x["id"] for x in one] == [x["id"] for x in three] == [f"train-{i:06d}" for i in range(settings.count)]
-    assert [x["image"] for x in one] == [x["image"] for x in three]
-    assert [x["questions"] for x in one] == [x["questions"] for x in three]
+def test_the_scenes_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
+    settings = scenes.Settings("train", SIZE, 2 * build.FEW + 3, 0)
+    files = []
+    for processes in (1, 3):
+        monkeypatch.setattr(build.workers, "cores", lambda processes=processes: processes)
+        made = build.make(settings, str(tmp_path / str(processes)))
+        files.append([(row.file, row.sha256) for row in made.shards])
+    assert files[0] == files[1]
+    assert len(files[0]) == 3
+    source = records.load(tmp_path / "3", task="all")
     here = scenes.example(settings, 5)
-    assert one[5]["image"] == here["image"]
-    assert one[5]["labels"] == here["labels"]
+    assert source[5]["image"] == here["image"]
+    assert [source[i]["id"] for i in range(len(source))] == [f"train-{i:06d}" for i in range(settings.count)]
 
 
-def test_an_interrupted_build_leaves_nothing_and_the_next_one_is_whole(tmp_path):
-    """kill -9 while scenes are rendered; the next load takes away the remains and builds again."""
-    count = 200
+def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path):
+    """kill -9 while scenes are rendered; the next load makes what is missing, and no half is taken for a data set."""
+    count = 12 * build.FEW
     program = "import sys; from prismer_jax import datasets; "
     program += f"datasets.load('scenes', size=32, count={count}, data_dir=sys.argv[1])"
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.DEVNULL)
-    folder = tmp_path / "scenes" / scenes.Settings("train", SIZE, count, 0).name
-    deadline = time.time() + 300
-    while not list(folder.glob("incomplete.*/*")) and time.time() < deadline:
+    folder = tmp_path / "scenes" / scenes.Settings("train", SIZE, count, 0).name / scenes.VERSION
+    while not list(folder.glob("*.json"))[2:]:  # the plan, and the rows of two shards
+        assert process.poll() is None
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
-    assert list(folder.glob("incomplete.*"))
-    assert not (folder / scenes.VERSION).exists()
+    plan = build.plan(scenes.Settings("train", SIZE, count, 0), str(folder))
+    whole = {folder / plan.file(shard) for shard in plan.work().done()}
+    times = {path: path.stat().st_mtime_ns for path in whole}
+    assert not (folder / "manifest.json").exists()
     source = datasets.load("scenes", size=SIZE, count=count, data_dir=tmp_path)
     assert [source[i]["id"] for i in range(len(source))] == [f"train-{i:06d}" for i in range(count)]
-    assert sorted(path.name for path in folder.iterdir()) == [scenes.VERSION, "lock"]
+    assert {path: path.stat().st_mtime_ns for path in whole} == times
 
 
-def test_a_failing_worker_stops_the_build_and_nothing_remains(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes_workers, "_WORKER", "import sys; sys.exit(1)")
-    with pytest.raises(RuntimeError, match="has died"):
-        datasets.load("scenes", size=SIZE, count=100, data_dir=tmp_path)
-    assert [path.name for path in (tmp_path / "scenes").glob("*/*")] == ["lock"]
+def test_a_build_that_fails_is_one_line_and_the_next_one_succeeds(tmp_path):
+    settings = scenes.Settings("train", SIZE, 40, 0)
+    folder = tmp_path / "scenes" / settings.name / scenes.VERSION
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json: is damaged. Delete the folder"):
+        datasets.load("scenes", size=SIZE, count=40, data_dir=tmp_path)
+    (folder / "plan.json").unlink()  # what is left is as of a process killed before it wrote its plan
+    assert len(datasets.load("scenes", size=SIZE, count=40, data_dir=tmp_path)) == 40
 
 
-def test_processes_that_race_get_the_same_whole_data(tmp_path):
+def test_a_data_set_of_an_earlier_version_is_read_as_it_is(tmp_path):
+    """Without plan and manifest, as TFDS's own builder wrote them."""
+    arguments = {"size": SIZE, "count": 3, "data_dir": tmp_path}
+    new = datasets.load("scenes", task="question", **arguments)
+    images = [new[i]["image"] for i in range(len(new))]
+    folder = pathlib.Path(new.folder)
+    for path in [*folder.glob("*-of-*.json"), folder / "manifest.json", folder / "plan.json"]:
+        path.unlink()
+    before = sorted(folder.iterdir())
+    old = datasets.load("scenes", task="question", **arguments)
+    assert [old[i]["image"] for i in range(len(old))] == images
+    assert sorted(folder.iterdir()) == before
+
+
+def test_an_epoch_of_scenes_is_counted_in_scenes_and_questions(tmp_path):
+    for task, items in (("caption", 3), ("question", 3 * scenes.QUESTIONS)):
+        source = datasets.load("scenes", task=task, size=SIZE, count=3, data_dir=tmp_path)
+        assert (len(source), source.texts) == (items, items)
+
+
+def test_processes_that_race_share_the_work(tmp_path):
+    count = 3 * build.FEW
     program = "import sys; from prismer_jax import datasets; "
-    program += "source = datasets.load('scenes', size=32, count=40, data_dir=sys.argv[1]); "
+    program += f"source = datasets.load('scenes', size=32, count={count}, data_dir=sys.argv[1]); "
     program += "print(len({source[i]['id'] for i in range(len(source))}))"
     command = [sys.executable, "-c", program, str(tmp_path)]
     racing = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     reports = [process.communicate() for process in racing]
-    assert [out.strip() for out, _ in reports] == ["40"] * 3, reports
-    assert sum("Rendered" in err for _, err in reports) == 1  # one builds, the others wait
+    assert [out.strip() for out, _ in reports] == [str(count)] * 3, reports
 
 
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    monkeypatch.setattr(scenes.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
     with pytest.raises(UserError, match="PRISMER_DATA_DIR"):
         datasets.load("scenes", size=SIZE, count=100, data_dir=tmp_path)
 
