@@ -5,7 +5,8 @@ Photos may be of any kind and size, mixed: a folder, a list, tar shards, or a fi
 files as in the official repository, DIR/<expert>/<photo>.png with .json or .npz beside it for detection and words;
 --output-dataset takes a data set of ArrayRecord shards: photos, texts and labels.
 
-Run it again after a stop: what is there is kept. Run it several times at once, on one or many hosts with a common file
+Run it again after a stop: it goes on where it was; with --recheck it first looks at every label again, and makes those
+that were deleted or cut off since. Run it several times at once, on one or many hosts with a common file
 system: the processes share the work, and what one leaves behind that dies, the others do. A photo that cannot be
 labelled is one line on stderr and one entry in skipped.json, and the exit status is 1.
 
@@ -32,7 +33,7 @@ from prismer_jax.experts import EXPERTS, Expert, weights
 from prismer_jax.files import leases, storage
 from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.estimate import estimate
-from prismer_jax.labelling.job import Job, Stage, finish
+from prismer_jax.labelling.job import Job, Stage, finish, settings
 from prismer_jax.labelling.ledger import Ledger, past_speeds
 from prismer_jax.labelling.outputs import Dataset, Files, Output
 from prismer_jax.labelling.stage import Labelling
@@ -89,6 +90,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=pathlib.Path, help="folder of official files or converted folders")
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
     parser.add_argument("--empty-labels", action="store_true", help="what cannot be labelled gets an empty label")
+    parser.add_argument(
+        "--recheck", action="store_true", help="look again at labels that were made; make those lost or cut since"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say how many labels, bytes and hours it will be")
     parser.add_argument("--batch-size", type=int, default=4, help="photos at a time; default 4")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="that the networks compute in")
@@ -142,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         foretell(args, experts, loads, source)
         return
-    with Ledger(args.work, {"photos": len(source), "shard_size": args.shard_size}, args.expiry) as ledger:
+    with Ledger(args.work, settings(source, args.shard_size), args.expiry, args.recheck) as ledger:
         skipped = label(args, experts, loads, source, ledger)
     if args.random_weights:
         print("WARNING: these labels mean nothing: they were made with random weights.", file=sys.stderr)
@@ -205,6 +209,9 @@ def label(args: argparse.Namespace, experts: Sequence[Expert], loads: Loads, sou
         )
         for expert in experts
     ]
+    for stage in stages:
+        if stage.done():
+            print(f"{stage.name}: all {len(source)} photos were done before; --recheck looks at their labels again")
     try:
         finish([*stages, *output.stages()], min(leases.POLL, args.expiry / leases.BEATS))
         output.finish()

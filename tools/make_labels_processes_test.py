@@ -183,7 +183,7 @@ def test_whatever_was_left_half_written_is_made_again(photos, tmp_path, monkeypa
     shard.write_bytes(whole[:-1000])
     half = out / ".make_labels/labels/depth.000000016-000000024.zip"
     half.write_bytes(b"PK\3\4 cut off")
-    (out / ".make_labels/run.json").write_text('{"id": ')
+    (out / ".make_labels/job.json").write_text('{"settings": ')
     label_alone(photos, flags, monkeypatch)
     assert len(shard.read_bytes()) == len(whole)
     assert not half.exists()

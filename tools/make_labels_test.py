@@ -79,17 +79,33 @@ def test_labels_lie_in_the_official_layout_and_say_what_they_are(photos, capsys)
 def test_a_second_run_makes_only_what_is_missing(photos, capsys):
     out = run(photos, "--limit", 1)
     assert [path.name for path in out.rglob("*.png")] == ["a.png"]
-    (out / "depth/a.png").write_bytes(whole := (out / "depth/a.png").read_bytes())
     before = (out / "depth/a.png").stat().st_mtime_ns
     run(photos)
     assert "depth: 2 labels made, 1 were there" in capsys.readouterr().out
     assert (out / "depth/a.png").stat().st_mtime_ns == before
-    (out / "depth/a.png").write_bytes(whole[:-20])  # cut off
     run(photos)
-    assert (out / "depth/a.png").read_bytes() == whole
+    assert "depth: all 3 photos were done before" in capsys.readouterr().out
+
+
+def test_recheck_makes_again_exactly_the_labels_that_were_deleted_or_cut(photos, capsys):
+    out = run(photos, experts="depth,obj_detection")
+    files = {path: path.read_bytes() for path in sorted(out.rglob("*/**/*.*")) if ".make_labels" not in path.parts}
+    assert len(files) == 9
+    times = {path: path.stat().st_mtime_ns for path in files}
+    deleted, cut, table = out / "depth/a.png", out / "depth/sub/b.png", out / "obj_detection/sub/deep/c.json"
+    deleted.unlink()
+    for path in (cut, table):
+        path.write_bytes(files[path][:-1])
+    run(photos, experts="depth,obj_detection")  # what was done is done
+    assert not deleted.exists()
     capsys.readouterr()
-    run(photos)
-    assert "depth: 3 labels were there, nothing to do" in capsys.readouterr().out
+    run(photos, "--recheck", experts="depth,obj_detection")
+    said = capsys.readouterr().out
+    assert "depth: 2 labels made, 1 were there" in said
+    assert "obj_detection: 1 labels made, 2 were there" in said
+    assert {path: path.read_bytes() for path in files} == files
+    again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert again == {deleted, cut, table, table.with_suffix(".png")}
 
 
 KILLED = """
@@ -150,7 +166,7 @@ def test_official_files_and_converted_folders_label_alike(photos):
     weights.export(photos.parent / "depth", testing.ToyDepth(), weights.load(testing.ToyDepth(), photos.parent))
     (photos.parent / "toy_depth.pt").unlink()
     (out / "depth/a.png").unlink()
-    run(photos, source=source)
+    run(photos, "--recheck", source=source)
     assert (out / "depth/a.png").read_bytes() == first
 
 

@@ -1,7 +1,7 @@
 """One labelling job: an expert after another over a source's shards, shared with whatever other processes are at it.
 
-    with Ledger(folder / ".make_labels", work) as ledger:
-        job = Job(source, LabelFiles(folder), ledger, split(len(source), 256))
+    with Ledger(folder / ".make_labels", settings(source, 256)) as ledger:
+        job = Job(source, LabelFiles(folder), ledger, split(len(source), 256), {"depth": "trained weights"})
         finish([Labelling(job, expert, load, mesh) for expert in experts])
 
 A process takes whatever shards are free of one expert, then of the next, so that one expert is on its device at a time;
@@ -11,6 +11,7 @@ then it comes back for what others have left. It ends when all is done, by whome
 from __future__ import annotations
 
 import bisect
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,11 @@ from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.files import leases
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.files.work import Item, Report, Work
 from prismer_jax.labelling.ledger import Ledger, Shard
 from prismer_jax.labelling.pipeline import Photo
 from prismer_jax.labelling.stores import Store, Writer
+from prismer_jax.shards import build
 
 SAID = 20  # lines about photos that cannot be labelled; the rest is only in the report
 
@@ -67,6 +70,7 @@ class Job:
         store: Store,
         ledger: Ledger | None,
         shards: Sequence[Shard],
+        made_with: Mapping[str, str],
         *,
         distinct: bool = True,
         keep: bool = False,
@@ -75,15 +79,35 @@ class Job:
     ) -> None:
         """Args:
         ledger: None to look only: no stage can then work.
+        made_with: expert -> how its labels are made; marks of shards that were labelled otherwise do not count.
         distinct: no two photos have label files of one name. If that is not known, the second is an error.
         keep: labels that the source itself has are taken as there.
         empty: photos that an expert cannot label get the empty label; they are reported all the same.
-        settled: whether nothing is to do in a shard any more, although it is not marked.
+        settled: whether nothing is to do in a shard any more, marked or not.
         """
         self.source, self.store, self.ledger, self.shards = source, store, ledger, tuple(shards)
         self._keep, self.empty, self.settled = keep, empty, settled
         self._twins = {} if distinct else self._find_twins()
+        self._made_with, self._works = dict(made_with), {}
         self._said: set[str] = set()
+
+    def work(self, expert: str) -> Work:
+        """Returns the shards as work of an expert."""
+        if expert not in self._works:
+
+            def counts(index: int, report: Report | None) -> bool:
+                shard = self.shards[index]
+                if self.settled(shard) or report is None:
+                    return self.settled(shard)
+                same = report.get("made_with") == self._made_with.get(expert)
+                return same and self.ledger.trusts(report) and self.store.is_whole(expert, shard)
+
+            self._works[expert] = self.ledger.work(expert, len(self.shards), counts)
+        return self._works[expert]
+
+    def finish(self, item: Item, expert: str, report: Report) -> None:
+        """Marks a shard as done by an expert; raises LeaseLost."""
+        item.finish({**report, "made_with": self._made_with.get(expert), "start": self.ledger.start})
 
     def name(self, index: int) -> str | None:
         """What a photo's label files are called, if the source can tell without reading it."""
@@ -150,7 +174,7 @@ class Job:
         """What no process could label: counts by reason, and a row a photo and problem with the experts it befell."""
         found: dict[tuple[int, str], dict[str, Any]] = {}
         for expert in experts:
-            for report in self.ledger.reports(expert).values():
+            for report in self.work(expert).reports().values():
                 for index, image, reason, problem in report.get("problems", ()):
                     row = {"image": image, "experts": [], "reason": reason, "problem": problem}
                     found.setdefault((index, problem), row)["experts"].append(expert)
@@ -168,8 +192,21 @@ def photo_of(example: Mapping[str, Any]) -> Photo:
     return Photo(example.get("name") or id, example["image"], id, given)
 
 
-def ready_shards(job: Job, stage: str, after: Sequence[str]) -> list[Shard]:
-    """The shards that are not through a stage, but through those before it."""
-    ready = set.intersection({shard.index for shard in job.shards}, *(job.ledger.marked(name) for name in after))
-    ready -= job.ledger.marked(stage)
-    return [shard for shard in job.shards if shard.index in ready]
+def ready_shards(job: Job, work: Work, after: Sequence[str]) -> list[int]:
+    """Returns the numbers of the shards that are not through a stage's work, but through the experts before it."""
+    return sorted(set(range(len(work))).intersection(*(job.work(name).done() for name in after)) - work.done())
+
+
+def settings(source: Any, shard_size: int) -> dict[str, Any]:
+    """Returns what a job's marks are valid for: how many photos there are, their names, and how they are split.
+
+    The names are a hash of all, or of some ids where only reading a photo tells its name.
+    """
+    if hasattr(source, "name"):
+        digest = hashlib.sha256()
+        for index in range(len(source)):
+            digest.update(f"{source.name(index)}\n".encode())
+        names = digest.hexdigest()[:16]
+    else:
+        names = build.digest(source)
+    return {"photos": len(source), "shard_size": shard_size, "names": names}

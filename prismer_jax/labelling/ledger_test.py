@@ -3,24 +3,25 @@
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.files.leases import LeaseLost
-from prismer_jax.labelling.job import split
+from prismer_jax.labelling.job import settings, split
 from prismer_jax.labelling.ledger import Ledger, past_speeds
 
-WORK = {"photos": 10, "shard_size": 4}
+SETTINGS = {"photos": 10, "shard_size": 4}
 SHARDS = split(10, 4)
 
 
-def do(ledger, stage, count=None, **report):
-    """Does free shards; returns their indices."""
-    done = []
-    for lease, shard in ledger.free(stage, SHARDS):
-        with lease:
-            ledger.mark(lease, stage, shard, report)
-        done.append(shard.index)
-        if len(done) == count:
-            break
-    return done
+def work(ledger, stage):
+    return ledger.work(stage, len(SHARDS), lambda _, report: report is not None and ledger.trusts(report))
+
+
+def do(ledger, stage, among=(0, 1, 2), **report):
+    """Does free shards; returns their numbers."""
+    numbers = []
+    for item in work(ledger, stage).free(among):
+        with item:
+            item.finish({"start": ledger.start, **report})
+        numbers.append(item.index)
+    return numbers
 
 
 def test_photos_are_split_into_shards():
@@ -28,71 +29,97 @@ def test_photos_are_split_into_shards():
     assert split(8, 4) == split(10, 4)[:2]
 
 
-def test_what_one_process_has_done_another_leaves_alone(tmp_path):
-    with Ledger(tmp_path, WORK) as one, Ledger(tmp_path, WORK) as other:
-        assert do(one, "depth", 1) == [0]
-        assert other.marked("depth") == {0}
-        held = next(one.free("depth", SHARDS))
-        assert do(other, "depth") == [2]  # neither what is done nor what is held
-        held[0].release()
-        assert do(other, "depth", made=4) == [1]
-        assert one.marked("depth") == {0, 1, 2}
-        assert one.reports("depth")[1] == {"made": 4}
-        assert one.marked("edge") == set()
+def test_stages_share_neither_marks_nor_leases(tmp_path):
+    with Ledger(tmp_path, SETTINGS) as one, Ledger(tmp_path, SETTINGS) as other:
+        held = next(work(one, "depth").free())
+        assert do(other, "depth") == [1, 2]
+        assert do(other, "edge") == [0, 1, 2]
+        held.release()
+        assert do(one, "depth") == [0]
 
 
-def test_a_shard_that_was_taken_over_is_not_marked(tmp_path):
-    with Ledger(tmp_path, WORK) as ledger:
-        lease, shard = next(ledger.free("depth", SHARDS))
-        lease.path.unlink()
-        with pytest.raises(LeaseLost):
-            ledger.mark(lease, "depth", shard, {})
-        assert not ledger.marked("depth")
-
-
-def test_a_new_job_looks_at_everything_again_and_one_that_joins_does_not(tmp_path):
-    with Ledger(tmp_path, WORK) as first:
-        do(first, "depth", problems=[1])
-        with Ledger(tmp_path, WORK) as joined:
-            assert joined.marked("depth") == {0, 1, 2}
-        assert Ledger(tmp_path, WORK).marked("depth") == {0, 1, 2}  # never closed, but of this process ...
+def test_a_job_begun_again_trusts_its_marks_but_for_shards_with_problems(tmp_path):
+    with Ledger(tmp_path, SETTINGS) as ledger:
+        do(ledger, "depth", [0], problems=["missing photo"])
+        do(ledger, "depth", [1])
+        with Ledger(tmp_path, SETTINGS) as joined:  # a process that joins looks at nothing again
+            assert work(joined, "depth").done() == {0, 1}
+        assert work(Ledger(tmp_path, SETTINGS), "depth").done() == {0, 1}  # never closed, but of this process ...
     for path in (tmp_path / "leases").iterdir():  # ... which dies now
         path.unlink()
-    with Ledger(tmp_path, {"photos": 9, "shard_size": 4}) as second:
-        assert second.marked("depth") == set()
-        assert second.before("depth", SHARDS[0]) == {"problems": [1]}
-    with Ledger(tmp_path, WORK) as third:
-        assert third.before("depth", SHARDS[0]) == {}
-    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 3  # leases, this job and the one before
+    with Ledger(tmp_path, SETTINGS) as again:
+        assert work(again, "depth").done() == {1}
 
 
-def test_other_work_in_the_same_folder_is_refused_while_a_process_lives(tmp_path):
-    with Ledger(tmp_path / "w", WORK):
-        with pytest.raises(UserError, match="on photos 10, shard_size 4, not on photos 11, shard_size 4"):
-            Ledger(tmp_path / "w", WORK | {"photos": 11})
-        with Ledger(tmp_path / "w", WORK):
+def test_recheck_trusts_no_mark(tmp_path):
+    with Ledger(tmp_path, SETTINGS) as ledger:
+        do(ledger, "depth")
+    with Ledger(tmp_path, SETTINGS, recheck=True) as ledger:
+        assert do(ledger, "depth") == [0, 1, 2]
+        with Ledger(tmp_path, SETTINGS, recheck=True) as joined:
+            assert do(joined, "depth") == []
+        with pytest.raises(UserError, match=r"other settings .recheck was true, now it is false"):
+            Ledger(tmp_path, SETTINGS)
+    with Ledger(tmp_path, SETTINGS) as ledger:
+        assert do(ledger, "depth") == []
+
+
+def test_other_settings_are_refused_while_a_process_lives_and_begin_anew_afterwards(tmp_path):
+    with Ledger(tmp_path / "w", SETTINGS) as ledger:
+        do(ledger, "depth")
+        with pytest.raises(UserError, match=r"at work here, with other settings .photos was 10, now it is 11"):
+            Ledger(tmp_path / "w", SETTINGS | {"photos": 11})
+        with Ledger(tmp_path / "w", SETTINGS):
             pass
-    with Ledger(tmp_path / "w", WORK | {"photos": 11}):
-        pass
+    with Ledger(tmp_path / "w", SETTINGS | {"photos": 11}) as ledger:
+        assert do(ledger, "depth") == [0, 1, 2]
+
+
+def test_settings_tell_a_source_from_another_of_the_same_length():
+    class Source:
+        def __init__(self, *names):
+            self._names = names
+
+        def __len__(self):
+            return len(self._names)
+
+        def name(self, index):
+            return self._names[index]
+
+    assert settings(Source("a", "b"), 4) == settings(Source("a", "b"), 4)
+    assert settings(Source("a", "b"), 4) != settings(Source("b", "a"), 4)
+    assert settings(Source("a", "b"), 4)["photos"] == 2
+
+    class Unnamed:  # a finished data set, whose ids are in its records
+        def __init__(self, *ids):
+            self._ids = ids
+
+        def __len__(self):
+            return len(self._ids)
+
+        def __getitem__(self, index):
+            return {"id": self._ids[index]}
+
+    assert settings(Unnamed("a", "b"), 4) == settings(Unnamed("a", "b"), 4)
+    assert settings(Unnamed("a", "b"), 4) != settings(Unnamed("a", "c"), 4)
 
 
 def test_speeds_are_of_shards_without_compilation_where_there_are_any(tmp_path):
     assert past_speeds(tmp_path) == {}
-    with Ledger(tmp_path, WORK) as ledger:
+    with Ledger(tmp_path, SETTINGS) as ledger:
         do(ledger, "edge", made=4, seconds=8.0, cold=True)
-        do(ledger, "depth", 1, made=4, seconds=8.0, cold=True)
+        do(ledger, "depth", [0], made=4, seconds=8.0, cold=True)
         do(ledger, "depth", made=4, seconds=2.0, cold=False)
         do(ledger, "normal", made=0, seconds=0.1, cold=True)
-        assert ledger.speeds() == {"depth": 2.0, "edge": 0.5}
-    with Ledger(tmp_path, WORK) as ledger:  # in which nothing was to do
+        assert past_speeds(tmp_path) == {"depth": 2.0, "edge": 0.5}
+    with Ledger(tmp_path, SETTINGS, recheck=True) as ledger:  # in which nothing was to do
         do(ledger, "depth", made=0, seconds=0.1, cold=True)
-        assert ledger.speeds() == {"depth": 2.0, "edge": 0.5}
     assert past_speeds(tmp_path) == {"depth": 2.0, "edge": 0.5}
 
 
 def test_a_damaged_note_begins_a_new_job(tmp_path):
-    with Ledger(tmp_path, WORK) as ledger:
+    with Ledger(tmp_path, SETTINGS) as ledger:
         do(ledger, "depth")
-    (tmp_path / "run.json").write_text('{"id": "cut o')
-    with Ledger(tmp_path, WORK) as ledger:
-        assert not ledger.marked("depth")
+    (tmp_path / "job.json").write_text('{"settings": cut o')
+    with Ledger(tmp_path, SETTINGS) as ledger:
+        assert do(ledger, "depth") == [0, 1, 2]

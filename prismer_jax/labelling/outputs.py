@@ -61,7 +61,7 @@ class Files:
         self._path, self._ledger, self._made_with = label_files.home(folder), ledger, dict(made_with)
         self.folder = str(self._path)
         shards = split(len(source), shard_size)
-        self.job = Job(source, LabelFiles(folder), ledger, shards, distinct=distinct, empty=empty)
+        self.job = Job(source, LabelFiles(folder), ledger, shards, made_with, distinct=distinct, empty=empty)
 
     def claim(self) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
@@ -121,14 +121,16 @@ class Dataset:
             labels=there | dict(made_with),
         )
         self._store = LabelShards(work / "labels")
+        self._work = self._plan.work(None if ledger is None else ledger.leases, prefix=f"{Recording.name}.")
         self.job = Job(
             source,
             self._store,
             ledger,
             split(len(source), shard_size),
+            made_with,
             keep=True,
             empty=empty,
-            settled=lambda shard: self._plan.whole(shard.index),
+            settled=lambda shard: self._work.is_done(shard.index),
         )
 
     def claim(self) -> None:
@@ -136,7 +138,7 @@ class Dataset:
             build.claim(self._plan)
 
     def stages(self) -> list[Stage]:
-        return [Recording(self.job, self._store, self._plan, self._made, self._threads)]
+        return [Recording(self.job, self._store, self._plan, self._work, self._made, self._threads)]
 
     def finish(self) -> None:
         with self._ledger.leases.wait("finish"):

@@ -5,7 +5,6 @@ Shards of the data set are those of the job. A shard's labels lie in `LabelShard
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from prismer_jax import label_files
 from prismer_jax.errors import BadSample
 from prismer_jax.files import progress
-from prismer_jax.files.leases import Lease, LeaseLost
+from prismer_jax.files.work import Item, Work
 from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.job import Job, photo_of, ready_shards
 from prismer_jax.labelling.ledger import Shard
@@ -26,43 +25,39 @@ class Recording:
 
     name = "records"
 
-    def __init__(self, job: Job, store: LabelShards, plan: build.Plan, experts: Sequence[str], threads: int) -> None:
+    def __init__(
+        self, job: Job, store: LabelShards, plan: build.Plan, work: Work, experts: Sequence[str], threads: int
+    ) -> None:
         """Args:
         plan: of the data set; its shards are the job's.
+        work: of the plan.
         experts: whose labels are in the store, not the source.
         threads: for so many shards at a time.
         """
-        self._job, self._store, self._plan, self._experts, self._threads = job, store, plan, tuple(experts), threads
+        self._job, self._store, self._plan, self._work = job, store, plan, work
+        self._experts, self._threads = tuple(experts), threads
 
     def done(self) -> bool:
-        return len(self._job.ledger.marked(self.name)) == len(self._job.shards)
+        return len(self._work.done()) == len(self._work)
 
     def work(self) -> bool:
-        ready = ready_shards(self._job, self.name, self._experts)
+        ready = ready_shards(self._job, self._work, self._experts)
         if not ready:
             return False
         records.serializer(self._plan.experts)  # imports TFDS, which locks up if several threads do so at once
-        left, took = {shard.index: len(shard) for shard in ready}, False
-        free = self._job.ledger.free(self.name, ready)
+        left, took = {index: len(self._job.shards[index]) for index in ready}, False
         with progress.bar(self.name, sum(left.values())) as advance, ThreadPoolExecutor(self._threads) as pool:
-            for _ in pipeline.ahead(pool, lambda taken: self._write(*taken), free, self._threads):
+            for _ in pipeline.ahead(pool, self._write, self._work.free(ready), self._threads):
                 took = True
-                advance(sum(left.pop(index, 0) for index in self._job.ledger.marked(self.name)))
+                advance(sum(left.pop(index, 0) for index in self._work.done()))
         return took
 
-    def _write(self, lease: Lease, shard: Shard) -> None:
-        ledger = self._job.ledger
-        with lease:
-            try:
-                if not self._plan.whole(shard.index):
-                    source = _Labelled(self._job, self._store, shard, self._experts)
-                    build.write(self._plan, source, shard.index, check=lease.check)
-                ledger.mark(lease, self.name, shard, {})
-            except LeaseLost as error:
-                print(f"warning: {error}", file=sys.stderr)
-                return
-        for expert in self._experts:
-            self._store.remove(expert, shard)
+    def _write(self, item: Item) -> None:
+        shard = self._job.shards[item.index]
+        with item:
+            build.write(self._plan, _Labelled(self._job, self._store, shard, self._experts), item)
+            for expert in self._experts:
+                self._store.remove(expert, shard)
 
 
 class _Labelled:
@@ -72,7 +67,7 @@ class _Labelled:
         self._job, self._store, self._shard, self._experts = job, store, shard, experts
         self._problems: dict[int, tuple[str, str]] = {}
         for expert in experts if not job.empty else ():
-            for index, _, reason, problem in job.ledger.reports(expert)[shard.index].get("problems", ()):
+            for index, _, reason, problem in job.work(expert).reports()[shard.index].get("problems", ()):
                 self._problems.setdefault(index, (reason, problem))
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.experts.expert import Expert, Label
 from prismer_jax.files import progress
-from prismer_jax.files.leases import Lease, LeaseLost
+from prismer_jax.files.leases import LeaseLost
+from prismer_jax.files.work import Item
 from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.job import Job, ready_shards
 from prismer_jax.labelling.ledger import Shard
@@ -28,7 +29,7 @@ from prismer_jax.labelling.stores import Writer
 class _Held:
     """A shard that this process is at, and how far it is."""
 
-    lease: Lease
+    item: Item
     shard: Shard
     writer: Writer
     left: int
@@ -64,16 +65,17 @@ class Labelling:
         self.name = expert.name
         self._job, self._expert, self._load, self._mesh = job, expert, load, mesh
         self._batch_size, self._threads, self._after = batch_size, threads, tuple(after)
+        self._work = job.work(self.name)
         self._held: dict[int, _Held] = {}
 
     def done(self) -> bool:
-        return len(self._job.ledger.marked(self.name)) == len(self._job.shards)
+        return len(self._work.done()) == len(self._work)
 
     def work(self) -> bool:
-        ready = ready_shards(self._job, self.name, self._after)
+        ready = ready_shards(self._job, self._work, self._after)
         if not ready:
             return False
-        self._left = {shard.index: len(shard) for shard in ready}
+        self._left = {index: len(self._job.shards[index]) for index in ready}
         self._began, self._warm, self._took = time.monotonic(), False, False
         busy, made, there = pipeline.Busy(), 0, 0
         results = pipeline.run(
@@ -112,17 +114,12 @@ class Labelling:
             print(f"{self.name}: {there} labels were there, nothing to do")
         return self._took
 
-    def _items(self, shards: Sequence[Shard]) -> Iterator[_Item | pipeline.Border]:
+    def _items(self, ready: Sequence[int]) -> Iterator[_Item | pipeline.Border]:
         """The photos of one free shard after the other; leases are taken when the threads want more photos."""
-        ledger = self._job.ledger
-        for lease, shard in ledger.free(self.name, shards):
-            self._took = True
-            held = _Held(lease, shard, self._job.store.open(self.name, shard), len(shard))
+        for item in self._work.free(ready):
+            self._took, shard = True, self._job.shards[item.index]
+            held = _Held(item, shard, self._job.store.open(self.name, shard), len(shard))
             self._held[shard.index] = held
-            if self._job.settled(shard):
-                held.problems = ledger.before(self.name, shard).get("problems", [])
-                self._finish(held)
-                continue
             for index in range(shard.start, shard.stop):
                 yield _Item(held, index)
             yield pipeline.BORDER
@@ -169,8 +166,8 @@ class Labelling:
         if held.made:  # the next shard's time begins here
             self._began, self._warm = now, True
         try:
-            held.writer.publish(held.lease.check)
-            self._job.ledger.mark(held.lease, self.name, held.shard, report | {"problems": sorted(held.problems)})
+            held.writer.publish(held.item.check)
+            self._job.finish(held.item, self.name, report | {"problems": sorted(held.problems)})
         except LeaseLost as error:
             print(f"warning: {error}", file=sys.stderr)
         finally:
@@ -178,11 +175,11 @@ class Labelling:
 
     def _leave(self, held: _Held) -> None:
         held.writer.close()
-        held.lease.release()
+        held.item.release()
         del self._held[held.shard.index]
         if not held.left:
             self._left.pop(held.shard.index, None)
 
     def _others(self) -> int:
         """How many photos other processes have done since the last look."""
-        return sum(self._left.pop(index, 0) for index in self._job.ledger.marked(self.name))
+        return sum(self._left.pop(index, 0) for index in self._work.done())

@@ -46,6 +46,9 @@ class Store(Protocol):
     def open(self, expert: str, shard: Shard) -> Writer:
         """For writing what is missing in a shard."""
 
+    def is_whole(self, expert: str, shard: Shard) -> bool:
+        """Whether the labels of a shard that was marked as done are still there, as far as one look tells."""
+
     def read(self, expert: str, shard: Shard, photo: Photo) -> dict[str, bytes] | None:
         """The files of a label, {suffix: bytes}; None if it is not there."""
 
@@ -58,6 +61,9 @@ class LabelFiles:
 
     def open(self, expert: str, shard: Shard) -> Writer:
         return _Files(self.folder, expert)
+
+    def is_whole(self, expert: str, shard: Shard) -> bool:
+        return True  # to look at each of millions of files takes hours: that is what --recheck is for
 
     def read(self, expert: str, shard: Shard, photo: Photo) -> dict[str, bytes] | None:
         if not label_files.is_whole(self.folder, expert, photo.name):
@@ -103,6 +109,9 @@ class LabelShards:
 
     def open(self, expert: str, shard: Shard) -> Writer:
         return _Zip(self.path(expert, shard))
+
+    def is_whole(self, expert: str, shard: Shard) -> bool:
+        return _open(self.path(expert, shard)) is not None
 
     def read(self, expert: str, shard: Shard, photo: Photo) -> dict[str, bytes] | None:
         path = self.path(expert, shard)
