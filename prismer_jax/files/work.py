@@ -86,15 +86,18 @@ class Work:
 
     def is_done(self, index: int) -> bool:
         """Returns whether an item is done, by this process or another."""
-        if index not in self._done:
-            report = self._read(index)
-            if self._counts(index, report):
-                self._done[index] = report or {}
-        return index in self._done
+        return index in self._done or self._look(index, self._read(index))
 
     def done(self) -> set[int]:
         """Returns the numbers of all items that are done."""
-        return {index for index in range(len(self)) if self.is_done(index)}
+        marks = set(storage.names(self.folder))  # one look at the folder instead of one for each item
+        for index in set(range(len(self))) - self._done.keys():
+            self._look(index, self._read(index) if f"{self._names[index]}.json" in marks else None)
+        return set(self._done)
+
+    def report(self, index: int) -> Report | None:
+        """Returns the report of an item; None if the item is not done."""
+        return self._done[index] if self.is_done(index) else None
 
     def reports(self) -> dict[int, Report]:
         """Returns the reports of all items that are done, by their numbers, lowest first."""
@@ -147,6 +150,12 @@ class Work:
                 yield item
             if not took:
                 time.sleep(min(poll, self.leases.expiry / BEATS))
+
+    def _look(self, index: int, report: Report | None) -> bool:
+        """Whether an item with this report is done; once it is, it stays so for this process."""
+        if self._counts(index, report):
+            self._done[index] = report or {}
+        return index in self._done
 
     def _path(self, index: int) -> str:
         return storage.join(self.folder, f"{self._names[index]}.json")

@@ -41,7 +41,8 @@ def test_an_item_is_made_once_and_its_report_is_read_by_other_processes(work):
     assert make(other, dropped={"missing photo": {"count": 2, "first": ["x"]}}) == [0, 1]
     assert work.done() == {0, 1, 2}
     assert make(work) == []
-    assert work.reports()[2] == {}
+    assert work.reports()[2] == work.report(2) == {}
+    assert Work(work.folder, [*NAMES, "d"], None).report(3) is None
     assert work.dropped().counts == {"missing photo": 4}
 
 

@@ -67,7 +67,7 @@ class _Labelled:
         self._job, self._store, self._shard, self._experts = job, store, shard, experts
         self._problems: dict[int, tuple[str, str]] = {}
         for expert in experts if not job.empty else ():
-            for index, _, reason, problem in job.work(expert).reports()[shard.index].get("problems", ()):
+            for index, _, reason, problem in (job.work(expert).report(shard.index) or {}).get("problems", ()):
                 self._problems.setdefault(index, (reason, problem))
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class _Held:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Item:
+class _Entry:
+    """A photo of a shard, by its number in the source."""
+
     held: _Held
     index: int
 
@@ -114,24 +116,24 @@ class Labelling:
             print(f"{self.name}: {there} labels were there, nothing to do")
         return self._took
 
-    def _items(self, ready: Sequence[int]) -> Iterator[_Item | pipeline.Border]:
+    def _items(self, ready: Sequence[int]) -> Iterator[_Entry | pipeline.Border]:
         """The photos of one free shard after the other; leases are taken when the threads want more photos."""
         for item in self._work.free(ready):
             self._took, shard = True, self._job.shards[item.index]
             held = _Held(item, shard, self._job.store.open(self.name, shard), len(shard))
             self._held[shard.index] = held
             for index in range(shard.start, shard.stop):
-                yield _Item(held, index)
+                yield _Entry(held, index)
             yield pipeline.BORDER
 
-    def _read(self, item: _Item) -> Photo | None:
+    def _read(self, item: _Entry) -> Photo | None:
         writer = item.held.writer
         if self._job.known(writer, item.index):
             return None
         photo = self._job.photo(item.index)
         return None if writer.has(photo) or self._job.given(self.name, photo) else photo
 
-    def _needed(self, item: _Item, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
+    def _needed(self, item: _Entry, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
         found = {}
         for name in self._expert.needs:
             files = self._job.store.read(name, item.held.shard, photo)
@@ -145,7 +147,7 @@ class Labelling:
             found[name] = Label(labels.blank(name, *size) if map is None else map)
         return found
 
-    def _count(self, held: _Held, result: pipeline.Result[_Item]) -> int:
+    def _count(self, held: _Held, result: pipeline.Result[_Entry]) -> int:
         """Notes a result in its shard; returns whether a label was made."""
         held.left -= 1
         if result.problem is None:
