@@ -136,19 +136,9 @@ def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -
     except OSError:  # absent, or shorter than any PNG
         return False
     side = {"instances": ".json", "words": ".npz"}.get(EXPERTS[expert].embed)
-    return side is None or _is_whole_side_file(png.with_suffix(side))
-
-
-def _is_whole_side_file(path: pathlib.Path) -> bool:
-    """Whether a table ends as JSON does, or an .npz, which is a zip, with the list of its members."""
-    if path.suffix == ".npz":
-        return zipfile.is_zipfile(path)
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 2))
-            return file.read().rstrip().endswith(b"}")
-    except OSError:
-        return False
+    if side is None or not (path := png.with_suffix(side)).exists():
+        return side is None
+    return zipfile.is_zipfile(path) if side == ".npz" else path.read_bytes().rstrip().endswith(b"}")
 
 
 def home(folder: str | os.PathLike) -> pathlib.Path:

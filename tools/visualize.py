@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(found, names, warnings, dropped)
         if found:
             path = args.output.with_name(f"{args.output.stem}-statistics.png")
-            _write(path, overview.picture(found, names, warnings, _title(args)))
+            storage.write(path, overview.picture(found, names, warnings, _title(args)))
             print(f"{path}: of {next(iter(found.values())).photos} photos")
 
 
@@ -225,13 +225,6 @@ def _save(picture: Any, path: pathlib.Path) -> None:
             picture.save(name, choose("kind of picture", path.suffix.lower(), Image.registered_extensions()))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from None
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    try:
-        storage.write(path, content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
 
 
 if __name__ == "__main__":

@@ -35,10 +35,6 @@ class Bar:
 
     The clock starts with the first piece of work, which included compilation; from the second on there are a speed and
     a time left, both of this start's work alone, without pauses.
-
-    Attributes:
-      total: how much work there is; None if that is not known.
-      done: how much is done, by this start and earlier ones.
     """
 
     def __init__(
@@ -58,7 +54,7 @@ class Bar:
 
         Args:
           title: what is done.
-          total: how much there is; None if that is not known.
+          total: how much there is, by earlier starts as well; None if that is not known.
           done: how much an earlier start has done.
           enabled: False shows nothing, in all processes but one.
           live: a bar instead of lines; default whether the stream is a terminal.

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prismer_jax.files import storage
-from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.leases import BEATS, POLL, Lease, LeaseLost, Leases
 
 Report = dict[str, Any]
@@ -103,19 +102,8 @@ class Work:
         """Returns the reports of all items that are done, by their numbers, lowest first."""
         return {index: self._done[index] for index in sorted(self.done())}
 
-    def dropped(self) -> Dropped:
-        """Returns what was dropped in all items that are done, by the entry 'dropped' of their reports."""
-        total = Dropped()
-        for report in self.reports().values():
-            total.update(Dropped.from_json(report.get("dropped", {})))
-        return total
-
     def mark(self, index: int, report: Mapping[str, Any]) -> None:
-        """Marks an item as done.
-
-        Args:
-          report: plain JSON, for `reports`; what was dropped in the item is its entry 'dropped'.
-        """
+        """Marks an item as done, with a report that is plain JSON."""
         storage.make_folder(self.folder)
         storage.write_json(self._path(index), report, indent=None)
 
@@ -173,10 +161,5 @@ def change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Says in what the settings of a job differ from those that its folder was begun with; None if they do not."""
     for key, value in now.items():
         if before.get(key) != value:
-            return f"{key} was {_short(before.get(key))}, now it is {_short(value)}"
+            return f"{key} was {json.dumps(before.get(key))[:300]}, now it is {json.dumps(value)[:300]}"
     return None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 300 else f"{text[:300]}..."

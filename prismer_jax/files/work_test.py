@@ -38,12 +38,12 @@ def test_an_item_is_made_once_and_its_report_is_read_by_other_processes(work):
     held = next(work.free())
     assert make(other, [0, 2]) == [2]  # the first is held
     held.release()
-    assert make(other, dropped={"missing photo": {"count": 2, "first": ["x"]}}) == [0, 1]
+    assert make(other, records=4) == [0, 1]
     assert work.done() == {0, 1, 2}
     assert make(work) == []
     assert work.reports()[2] == work.report(2) == {}
     assert Work(work.folder, [*NAMES, "d"], None).report(3) is None
-    assert work.dropped().counts == {"missing photo": 4}
+    assert [report.get("records") for report in work.reports().values()] == [4, 4, None]
 
 
 def test_an_item_whose_result_is_gone_is_made_again(tmp_path):
