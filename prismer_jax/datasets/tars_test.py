@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_to_needs_no_index(web, monkeypatch):
     def refuse(file, text):
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(tar_index.config, "write", refuse)
+    monkeypatch.setattr(tar_index.storage, "write", refuse)
     assert len(tars.load(web)) == 3
     assert not list(web.glob("*.index.json"))
 
