@@ -91,7 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
     parser.add_argument("--empty-labels", action="store_true", help="what cannot be labelled gets an empty label")
     parser.add_argument(
-        "--recheck", action="store_true", help="look again at labels that were made; make those lost or cut since"
+        "--recheck", action="store_true", help="look again at labels that were made, and make those lost or cut since"
     )
     parser.add_argument("--dry-run", action="store_true", help="only say how many labels, bytes and hours it will be")
     parser.add_argument("--batch-size", type=int, default=4, help="photos at a time; default 4")
@@ -146,7 +146,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         foretell(args, experts, loads, source)
         return
-    with Ledger(args.work, settings(source, args.shard_size), args.expiry, args.recheck) as ledger:
+    job = settings(source, args.shard_size)
+    output = args.output or args.output_dataset
+    if args.work != label_files.home(output) / WORK:  # the folder could serve another output before
+        job["output"] = str(output)
+    with Ledger(args.work, job, args.expiry, args.recheck) as ledger:
         skipped = label(args, experts, loads, source, ledger)
     if args.random_weights:
         print("WARNING: these labels mean nothing: they were made with random weights.", file=sys.stderr)
@@ -209,9 +213,10 @@ def label(args: argparse.Namespace, experts: Sequence[Expert], loads: Loads, sou
         )
         for expert in experts
     ]
+    hint = "; --recheck looks at their labels again" if args.output else ""  # shards of data sets are looked at anyway
     for stage in stages:
         if stage.done():
-            print(f"{stage.name}: all {len(source)} photos were done before; --recheck looks at their labels again")
+            print(f"{stage.name}: all {len(source)} photos were done before{hint}")
     try:
         finish([*stages, *output.stages()], min(leases.POLL, args.expiry / leases.BEATS))
         output.finish()

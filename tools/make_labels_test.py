@@ -108,6 +108,15 @@ def test_recheck_makes_again_exactly_the_labels_that_were_deleted_or_cut(photos,
     assert again == {deleted, cut, table, table.with_suffix(".png")}
 
 
+def test_a_folder_of_marks_serves_one_output_at_a_time(photos, capsys):
+    work = photos.parent / "work"
+    first = run(photos, "--work", work)
+    first.rename(photos.parent / "first")
+    run(photos, "--work", work, "--output", photos.parent / "second")
+    assert "depth: 3 labels made, 0 were there" in capsys.readouterr().out.splitlines()[-1]
+    assert len(list((photos.parent / "second/depth").rglob("*.png"))) == 3
+
+
 KILLED = """
 import sys, time
 from prismer_jax import label_files
