@@ -1,1 +1,1 @@
-"""Files and processes: remote storage, leases, progress bars, worker processes, what was dropped."""
+"""Files and processes: storage and the writer of whole files, leases and work that is shared, the progress bar."""
