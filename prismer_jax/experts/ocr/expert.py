@@ -171,10 +171,10 @@ class OcrDetection(SquareExpert):
 
 @typed
 def scores(maps: Mapping[str, Float[Array, "b h w _"]]) -> dict[str, Float[Array, "b h w *c"]]:
-    """CharNet's maps with probabilities in place of logits: what `reading` takes, with a batch axis."""
-    found = {name: maps[name] for name in ("word_sides", "char_sides")}
-    found |= {name: jax.nn.softmax(maps[name])[..., 1] for name in ("word_score", "char_score")}
-    return {**found, "word_angle": maps["word_angle"][..., 0], "char_class": jax.nn.softmax(maps["char_class"])}
+    """Returns CharNet's maps with probabilities in place of logits, as `reading` takes them, with a batch axis."""
+    probabilities = {name: maps[name] for name in ("word_sides", "char_sides")}
+    probabilities |= {name: jax.nn.softmax(maps[name])[..., 1] for name in ("word_score", "char_score")}
+    return {**probabilities, "word_angle": maps["word_angle"][..., 0], "char_class": jax.nn.softmax(maps["char_class"])}
 
 
 def find(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
