@@ -216,7 +216,7 @@ def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
 
 
 def _braces(text: str) -> list[str]:
-    """'{00000..00002}' spelled out, as shells and webdataset do it."""
+    """Spells out '{00000..00002}' as shells and webdataset do."""
     pieces = _RANGE.split(text)  # text, first, last, text, ...
     choices: list[list[str]] = [[pieces[0]]]
     for first, last, after in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):

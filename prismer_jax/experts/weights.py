@@ -47,7 +47,7 @@ def recognise(path: Path) -> str | None:
 
 
 def _likeness(expert: Expert, state: rules.State) -> float:
-    """The fraction of an expert's keys that a state dict has, in the expert's shapes."""
+    """Returns the fraction of an expert's keys that a state dict has, in the expert's shapes."""
     try:
         state = expert.table.spell(expert.unwrap(state))
     except (UserError, KeyError, TypeError):

@@ -61,7 +61,7 @@ def decode(max_pixels: int = label_files.MAX_PIXELS) -> Op:
 
 
 def _name(example: Example, key: str) -> str:
-    """What a message calls this file."""
+    """Returns what a message calls this file."""
     if isinstance(example[key], str):
         return example[key]
     return f"{key} of example {example.get('id', '?')}"

@@ -117,7 +117,7 @@ def _differences(
     photos: Any,
     shown: int,
 ) -> list[str]:
-    """How often a run is better or worse than the base, and where it is most."""
+    """Says how often a run is better or worse than the base, and where it is most."""
     score = evaluator["score"]
     sign = 1 if evaluator["higher_is_better"] else -1
     gains = [

@@ -46,7 +46,7 @@ def caption_metrics(
 def caption_scores(
     predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], metrics: Sequence[str] = ()
 ) -> tuple[dict[str, float], dict[Hashable, float]]:
-    """`caption_metrics`, and the CIDEr-D of each prediction, whose mean is that of the set: (scores, {id: cider})."""
+    """Returns `caption_metrics`, and {id: CIDEr-D} of the predictions, whose mean is that of the set."""
     check_ids(predictions, references)
     if bare := [image for image, captions in references.items() if not captions]:
         raise UserError(f"Image {bare[0]!r} has no reference caption ({len(bare)} such): remove it from the set.")

@@ -153,7 +153,7 @@ class OcrDetection(SquareExpert):
         return scores(self.module.apply(variables, self.normalize(batch["image"]), method="read"))
 
     def finish(self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]) -> Label:
-        """As the base class, with stand-ins for the words' features: those that mean something are `complete`'s."""
+        """Finishes as the base class, with stand-ins for the words' features, which `complete` replaces."""
         ids, words = reading.label_map(reading.words_of(output, size, self.lexicon), size)
         return Label(ids, features=labels.class_vectors(words), words=words)
 

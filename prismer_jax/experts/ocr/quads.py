@@ -65,7 +65,7 @@ def _following(points: np.ndarray) -> np.ndarray:
 
 
 def _areas(polygons: np.ndarray) -> np.ndarray:
-    """By the shoelace formula."""
+    """Returns areas by the shoelace formula."""
     # Relative to a corner: far from the origin the products' differences would be lost to rounding.
     points = polygons - polygons[:, :1]
     return np.abs((points.conj() * _following(points)).imag.sum(1)) / 2
