@@ -137,10 +137,10 @@ class Checkpointer:
         """Returns a saved state.
 
         Args:
-          like: the tree wanted, of arrays or of ShapeDtypeStructs. Leaves with a sharding arrive with it, on whatever
+          like: the expected tree, of arrays or of ShapeDtypeStructs. Leaves with a sharding arrive with it, on whatever
             mesh; leaves without arrive as NumPy arrays.
           step: default the latest.
-          partial: the checkpoint may hold more than is wanted (only the parameters, say).
+          partial: the checkpoint may hold more than `like` does (only the parameters, say).
 
         Raises:
           UserError: there is no such checkpoint, it cannot be read, or it does not fit `like`; the message lists how.
@@ -151,9 +151,9 @@ class Checkpointer:
             raise UserError(f"No {which} in {self.directory}; complete ones: {self.all_steps() or 'none'}.")
         self.wait()
         folder = self.directory / str(step)
-        wanted = {name: _abstract(leaf) for name, leaf in tree.flatten(like).items()}
-        _compare(folder, saved_shapes(folder), wanted, partial)
-        arrays = _read(folder, wanted)
+        expected = {name: _abstract(leaf) for name, leaf in tree.flatten(like).items()}
+        _compare(folder, saved_shapes(folder), expected, partial)
+        arrays = _read(folder, expected)
         return jax.tree.map(arrays.__getitem__, tree.names(like))
 
     def wait(self) -> None:
@@ -165,7 +165,7 @@ class Checkpointer:
             self._prune()
 
     def close(self) -> None:
-        """`wait`, and gives threads back."""
+        """Calls `wait` and gives threads back."""
         try:
             self.wait()
         finally:
@@ -216,8 +216,8 @@ class Checkpointer:
 
     def _note(self, step: int, value: float) -> None:
         if jax.process_index() == 0 and math.isfinite(value):
-            kept = {name: v for name, v in self._metrics().items() if int(name) in self.all_steps()}
-            storage.write_json(self.directory / _METRICS, {**kept, str(step): value}, indent=None)
+            metrics = {name: v for name, v in self._metrics().items() if int(name) in self.all_steps()}
+            storage.write_json(self.directory / _METRICS, {**metrics, str(step): value}, indent=None)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -346,7 +346,7 @@ def load_into(
       path: whatever `find` accepts.
       fresh: regexes of whole names ('params/encoder/stems/.*'): what they match keeps its initial values and need not
         be in the file, or is in the file and need not be in the state.
-      resize: {name: function of (saved array, wanted shape)} of what may have another shape in the file, as position
+      resize: {name: function of (saved array, expected shape)} of what may have another shape in the file, as position
         embeddings of another resolution have (see models.RESIZE).
 
     Raises:
@@ -356,15 +356,15 @@ def load_into(
     ours = {name: leaf for name, leaf in tree.flatten(state).items() if _is_variable(name)}
     saved = {name: shape for name, shape in saved_shapes(arrays).items() if _is_variable(name)}
     skipped = tree.first_match(fresh, {**ours, **saved}, "init_fresh")
-    wanted = {name: _abstract(leaf) for name, leaf in ours.items() if name not in skipped}
-    other = [n for n in resize or {} if n in wanted and n in saved and saved[n].shape != wanted[n].shape]
-    as_saved = {name: jax.ShapeDtypeStruct(saved[name].shape, wanted[name].dtype) for name in other}
-    _compare(arrays, {n: x for n, x in saved.items() if n not in skipped}, {**wanted, **as_saved}, partial=False)
-    values = {**ours, **_read(arrays, {**wanted, **as_saved})}
+    expected = {name: _abstract(leaf) for name, leaf in ours.items() if name not in skipped}
+    other = [n for n in resize or {} if n in expected and n in saved and saved[n].shape != expected[n].shape]
+    as_saved = {name: jax.ShapeDtypeStruct(saved[name].shape, expected[name].dtype) for name in other}
+    _compare(arrays, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, partial=False)
+    values = {**ours, **_read(arrays, {**expected, **as_saved})}
     for name in other:
-        logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*wanted[name].shape])
+        logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*expected[name].shape])
         with jax.transfer_guard("allow"):
-            values[name] = jax.device_put(resize[name](values[name], wanted[name].shape), wanted[name].sharding)
+            values[name] = jax.device_put(resize[name](values[name], expected[name].shape), expected[name].sharding)
     variables = {key: part for key, part in state.items() if _is_variable(key)}
     return jax.tree.map(values.__getitem__, tree.names(variables))
 
@@ -379,7 +379,7 @@ def saved_shapes(folder: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.flatten(metadata.tree).items()}
 
 
-def _read(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+def _read(folder: pathlib.Path, expected: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     ocp = _orbax()
 
     def how(x: jax.ShapeDtypeStruct) -> Any:
@@ -388,35 +388,35 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> d
         return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
 
     args = ocp.args.PyTreeRestore(
-        item=tree.unflatten(wanted),
-        restore_args=tree.unflatten({name: how(x) for name, x in wanted.items()}),
+        item=tree.unflatten(expected),
+        restore_args=tree.unflatten({name: how(x) for name, x in expected.items()}),
         partial_restore=True,
     )
     with _readable(folder), jax.transfer_guard("allow"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         return tree.flatten(reader.restore(folder, args=args))
 
 
-def _compare(folder: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], partial: bool) -> None:
+def _compare(folder: pathlib.Path, saved: Mapping[str, Any], expected: Mapping[str, Any], partial: bool) -> None:
     def listed(names: list[str]) -> str:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def kind(x: Any) -> str:
         return f"{np.dtype(x.dtype).name}{list(x.shape)}"
 
-    missing = [name for name in wanted if name not in saved]
-    extra = [] if partial else [name for name in saved if name not in wanted]
+    missing = [name for name in expected if name not in saved]
+    extra = [] if partial else [name for name in saved if name not in expected]
     other = [
-        f"{name} ({kind(saved[name])} instead of {kind(wanted[name])})"
-        for name in wanted
-        if name in saved and kind(saved[name]) != kind(wanted[name])
+        f"{name} ({kind(saved[name])} instead of {kind(expected[name])})"
+        for name in expected
+        if name in saved and kind(saved[name]) != kind(expected[name])
     ]
-    found = [
+    differences = [
         f"{len(names)} {what}: {listed(names)}"
         for what, names in [("missing in it", missing), ("not expected", extra), ("of another shape or type", other)]
         if names
     ]
-    if found:
-        raise UserError(f"The checkpoint {folder} is of another model or optimiser. {'; '.join(found)}.")
+    if differences:
+        raise UserError(f"The checkpoint {folder} is of another model or optimiser. {'; '.join(differences)}.")
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -60,7 +60,7 @@ def evaluate_on(
     only: Sequence[str],
     asked: dict[str, Any],
 ) -> dict[str, float]:
-    """`evaluate` on a mesh, which is set."""
+    """Does the work of `evaluate` on a mesh, which is set."""
     import jax
 
     from prismer_jax import assembly, checkpoint, evaluators, pp, sharding, tree
@@ -69,20 +69,20 @@ def evaluate_on(
     sections = {name: choose("evaluator of the config", name, cfg.evals) for name in only or cfg.evals}
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     model = assembly.make_model(cfg, tokenizer)
-    made = assembly.make_evaluators(sections, model, tokenizer, mesh)
+    by_name = assembly.make_evaluators(sections, model, tokenizer, mesh)
     variables = assembly.load_variables(cfg, model, mesh, checkpoint_path)
-    found = checkpoint.find(checkpoint_path)
-    step = int(found.name) if found.name.isdigit() else checkpoint.description(checkpoint_path).get("step")
-    weights = {"path": str(found), "step": step, "fingerprint": tree.fingerprint(variables)}
+    path = checkpoint.find(checkpoint_path)
+    step = int(path.name) if path.name.isdigit() else checkpoint.description(checkpoint_path).get("step")
+    weights = {"path": str(path), "step": step, "fingerprint": tree.fingerprint(variables)}
 
     # --------------------------------------------------------------------------------------------------------- the run
     described = {
         name: {
             "type": section.type,
-            "samples": len(made[name].source),
-            "decoding": made[name].decoding,
-            "score": made[name].main_score,
-            "higher_is_better": made[name].higher_is_better,
+            "samples": len(by_name[name].source),
+            "decoding": by_name[name].decoding,
+            "score": by_name[name].main_score,
+            "higher_is_better": by_name[name].higher_is_better,
             "config": json.loads(config.to_json(section)),
         }
         for name, section in sections.items()
@@ -100,9 +100,9 @@ def evaluate_on(
             jax.process_index(),
             jax.process_count(),
         )
-        for name in made
+        for name in by_name
     }
-    scores = evaluators.run(made, variables, journals)
+    scores = evaluators.run(by_name, variables, journals)
 
     # ----------------------------------------------------------------------------------------------------- the results
     for journal in journals.values():
@@ -116,7 +116,8 @@ def evaluate_on(
             "model": same["model"],
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}",
         }
-        results.write_evaluation(folder, made, scores, record, config.plain(cfg.get("report", {})).get("samples", 12))
+        shown = config.plain(cfg.get("report", {})).get("samples", 12)
+        results.write_evaluation(folder, by_name, scores, record, shown)
         for journal in journals.values():
             journal.discard()
     sharding.barrier("written")

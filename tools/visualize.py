@@ -32,7 +32,7 @@ from prismer_jax.files.dropped import Dropped
 from prismer_jax.pp import build
 from prismer_jax.report import overview, statistics
 
-Found = dict[str, statistics.Statistics]
+ByExpert = dict[str, statistics.Statistics]
 CHUNK = 16  # photos that a worker counts at a time
 PHOTO = 400  # pixels of a photo on the sheet
 
@@ -63,19 +63,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         _save(report.contact(panels, args.columns), args.output)
         print(f"{args.output}: {len(panels)} panels")
     if args.num_statistics:
-        found, dropped = count(source, experts, args.num_statistics, args.processes)
+        by_expert, dropped = count(source, experts, args.num_statistics, args.processes)
         if args.experts is None:  # what no photo has a label of was not meant to be there
-            found = {name: one for name, one in found.items() if one.present}
-        warnings = [line for name, one in found.items() for line in statistics.warnings(one, names.get(name, ()))]
-        show(found, names, warnings, dropped)
-        if found:
+            by_expert = {name: one for name, one in by_expert.items() if one.present}
+        warnings = [line for name, one in by_expert.items() for line in statistics.warnings(one, names.get(name, ()))]
+        show(by_expert, names, warnings, dropped)
+        if by_expert:
             path = args.output.with_name(f"{args.output.stem}-statistics.png")
-            storage.write(path, overview.picture(found, names, warnings, _title(args)))
-            print(f"{path}: of {next(iter(found.values())).photos} photos")
+            storage.write(path, overview.picture(by_expert, names, warnings, _title(args)))
+            print(f"{path}: of {next(iter(by_expert.values())).photos} photos")
 
 
 def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Sequence[str]]]:
-    """The source of task 'all', and the names of its classes by expert."""
+    """Returns the source of task 'all', and the names of its classes by expert."""
     if args.dataset is None:
         return flags.open_source(args), {name: class_names(name) for name in labels.EXPERTS}
     if any(getattr(args, kind) is not None for kind in flags.KINDS):
@@ -86,7 +86,7 @@ def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Sequence[str]]
 
 
 def spaced(length: int, count: int) -> list[int]:
-    """So many indices, or all, evenly spaced."""
+    """Returns so many indices, or all, evenly spaced."""
     count = length if count < 0 else min(count, length)
     return [i * length // count for i in range(count)]
 
@@ -95,7 +95,7 @@ def spaced(length: int, count: int) -> list[int]:
 
 
 def draw_panels(source: Any, experts: Sequence[str], names: dict[str, Sequence[str]], num: int) -> list[Any]:
-    """Panels of evenly spaced samples; what cannot be used is left out.
+    """Returns panels of evenly spaced samples; what cannot be used is left out.
 
     Raises:
       UserError: none of the samples can be used.
@@ -112,7 +112,7 @@ def draw_panels(source: Any, experts: Sequence[str], names: dict[str, Sequence[s
 
 
 def sample(example: dict[str, Any], experts: Sequence[str], names: dict[str, Sequence[str]]) -> dict[str, Any]:
-    """An example as `report.panel` draws it; labels keep their own size."""
+    """Returns an example as `report.panel` draws it; labels keep their own size."""
     present = [name for name in experts if f"labels/{name}" in example]
     decoded = build("decode")(example, np.random.default_rng(0))
     asked = [f"{q['question']}  {', '.join(dict.fromkeys(q['answers']))}" for q in decoded.get("questions", ())]
@@ -130,15 +130,15 @@ def sample(example: dict[str, Any], experts: Sequence[str], names: dict[str, Seq
 # ---------------------------------------------------------------- the statistics
 
 
-def count(source: Any, experts: Sequence[str], num: int, processes: int) -> tuple[Found, Dropped]:
-    """Statistics by expert over so many photos (-1: all), evenly spaced, and what could not be used."""
+def count(source: Any, experts: Sequence[str], num: int, processes: int) -> tuple[ByExpert, Dropped]:
+    """Returns statistics by expert of so many photos (-1: all), evenly spaced, and what could not be used."""
     indices = spaced(len(source), num)
     chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
-    found, dropped = {name: statistics.Statistics(name) for name in experts}, Dropped()
+    by_expert, dropped = {name: statistics.Statistics(name) for name in experts}, Dropped()
 
-    def add(result: tuple[Found, Dropped]) -> None:
+    def add(result: tuple[ByExpert, Dropped]) -> None:
         for name, one in result[0].items():
-            found[name].update(one)
+            by_expert[name].update(one)
         dropped.update(result[1])
 
     with progress.bar("Looking at labels", len(indices)) as advance:
@@ -146,7 +146,7 @@ def count(source: Any, experts: Sequence[str], num: int, processes: int) -> tupl
             for chunk in chunks:
                 add(count_part(source, experts, chunk))
                 advance(len(chunk))
-            return found, dropped
+            return by_expert, dropped
         # Spawned: a fork of a process with threads, which JAX has, may hang.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
@@ -154,28 +154,28 @@ def count(source: Any, experts: Sequence[str], num: int, processes: int) -> tupl
             for job in as_completed(jobs):
                 add(job.result())
                 advance(jobs[job])
-    return found, dropped
+    return by_expert, dropped
 
 
-def count_part(source: Any, experts: Sequence[str], indices: Sequence[int]) -> tuple[Found, Dropped]:
-    """The work of one process: statistics of these photos."""
-    found, dropped = {name: statistics.Statistics(name) for name in experts}, Dropped()
+def count_part(source: Any, experts: Sequence[str], indices: Sequence[int]) -> tuple[ByExpert, Dropped]:
+    """Counts in one process: returns the statistics of these photos and what could not be used."""
+    by_expert, dropped = {name: statistics.Statistics(name) for name in experts}, Dropped()
     for index in indices:
         try:
             example = source[index]
         except BadSample as error:
             dropped.add_error(error)
             continue
-        for name, one in found.items():
+        for name, one in by_expert.items():
             try:
                 one.add(_label(example, name), example)
             except BadSample as error:
                 dropped.add_error(error)
-    return found, dropped
+    return by_expert, dropped
 
 
 def _label(example: dict[str, Any], expert: str) -> np.ndarray | None:
-    """The map, None where there is none; an empty file is an empty map, which one pixel stands for as well."""
+    """Returns the map, or None where there is none; an empty file is an empty map, which one pixel stands for."""
     value = example.get(f"labels/{expert}")
     if value is None:
         return None
@@ -189,13 +189,13 @@ def _label(example: dict[str, Any], expert: str) -> np.ndarray | None:
     return labels.blank(expert, 1, 1) if label is None else label
 
 
-def show(found: Found, names: dict[str, Sequence[str]], warnings: Sequence[str], dropped: Dropped) -> None:
+def show(by_expert: ByExpert, names: dict[str, Sequence[str]], warnings: Sequence[str], dropped: Dropped) -> None:
     """Prints the table, what could not be used, and the warnings."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # where a file or a pipe is written to, a narrow table would be cut
-    if found:
-        head, *rows = overview.table(found, names)
+    if by_expert:
+        head, *rows = overview.table(by_expert, names)
         table = Table(box=None, header_style="bold", pad_edge=False)
         for number, title in enumerate(head):
             table.add_column(title, justify="left" if number in (0, len(head) - 1) else "right")
@@ -208,7 +208,7 @@ def show(found: Found, names: dict[str, Sequence[str]], warnings: Sequence[str],
         console.print(f"left out: {line}", soft_wrap=True)
     for line in warnings:
         console.print(f"[bold red]![/] {line}", soft_wrap=True)
-    if found and not warnings:
+    if by_expert and not warnings:
         console.print("Nothing looks like a bad expert run.")
 
 

@@ -17,9 +17,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str, Any]]:
-    """The photos of folders, recursively and in order, and files given as such.
+    """Yields the photos of folders, recursively and in order, and files given as such.
 
-    Yields `id`, `name` (path below the folder), `image` (path), and `captions` (from a parquet table) or
+    Each has `id`, `name` (path below the folder), `image` (path), and `captions` (from a parquet table) or
     `captions_file`, if there is either. Hidden files and folders, whose names begin with a dot, are passed over.
 
     Args:
@@ -35,9 +35,9 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
     for root in roots:
         if not os.path.exists(root):
             raise UserError(f"{root}: no such photo or folder.")
-        found = _walk(root, dropped) if os.path.isdir(root) else _beside(*os.path.split(root))
+        entries = _walk(root, dropped) if os.path.isdir(root) else _beside(*os.path.split(root))
         empty = True
-        for photo in found:
+        for photo in entries:
             empty = False
             if len(roots) > 1:  # two photos may have one name: the later one is called by its whole path
                 if photo["id"] in ids:
@@ -81,7 +81,7 @@ def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
 
 
 def _beside(folder: str, name: str) -> Iterator[dict[str, Any]]:
-    """A photo that is given by itself."""
+    """Yields a photo that is given by itself."""
     photo = {"id": name, "name": name, "image": os.path.join(folder, name)}
     stem = pathlib.Path(photo["image"])
     if side := next((path for end in img2dataset.SIDES if (path := stem.with_suffix(end)).exists()), None):
@@ -95,7 +95,7 @@ def _side(name: str, beside: frozenset[str]) -> str | None:
 
 
 def _is_text(name: str) -> bool:
-    """False for names that Python can only hold with surrogates: no data set and no report could."""
+    """Returns False for names that Python can only hold with surrogates: no data set and no report could."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -62,12 +62,12 @@ class Row:
     def __post_init__(self) -> None:
         if not isinstance(self.image, str) or not self.image:
             raise ValueError(f"the path of a photo is {self.image!r}")
-        if self.id is None and (found := _COCO_NAME.search(self.image)):
-            self.id = str(int(found[1]))  # so that results are in official terms
+        if self.id is None and (match := _COCO_NAME.search(self.image)):
+            self.id = str(int(match[1]))  # so that results are in official terms
 
 
 def rows(path: Path, annotations: Path | None = None, split: str | None = None) -> Iterator[Row]:
-    """The rows of a list.
+    """Yields the rows of a list.
 
     Args:
       path: the list.
@@ -117,7 +117,7 @@ def _no_split(split: str | None) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or the list of a .jsonl file's lines.
+    """Returns the content of a JSON file, or the list of a .jsonl file's lines.
 
     Bytes that are not UTF-8 become surrogates, so that one such caption can be told from the others and left out.
 
@@ -162,9 +162,9 @@ def _karpathy(content: Mapping[str, Any], split: str | None) -> Iterator[Row]:
     splits = {image["split"] for image in content["images"]}
     if split is not None and split not in splits:
         raise ValueError(f"it has no split {split!r}, but {', '.join(sorted(splits))}")
-    wanted = splits if split is None else KARPATHY.get(split, (split,))
+    selected = splits if split is None else KARPATHY.get(split, (split,))
     for image in content["images"]:
-        if image["split"] in wanted:
+        if image["split"] in selected:
             yield Row(
                 os.path.join(image.get("filepath", ""), image["filename"]),
                 id=str(image.get("cocoid", image["imgid"])),
@@ -234,12 +234,12 @@ def _vqa(content: Mapping[str, Any], annotations: Mapping[str, Any] | None) -> I
         else:  # the official files name no photos: COCO's names follow from its ids
             folder = PARTS.get(part, part)
             image = f"{folder}/COCO_{folder}_{row['image_id']:012d}.jpg"
-        found = answers.get(row["question_id"], {})
-        texts = [_text(answer["answer"], "answer") for answer in found.get("answers", ())]
+        annotation = answers.get(row["question_id"], {})
+        texts = [_text(answer["answer"], "answer") for answer in annotation.get("answers", ())]
         question = {
             "question": _text(row["question"], "question"),
-            "question_type": str(found.get("question_type", "")),
-            "answer_type": str(found.get("answer_type", "")),
+            "question_type": str(annotation.get("question_type", "")),
+            "answer_type": str(annotation.get("answer_type", "")),
             "question_id": int(row["question_id"]),
             "answers": texts * ANSWERS if len(texts) == 1 else texts,
         }

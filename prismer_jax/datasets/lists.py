@@ -44,7 +44,7 @@ def load(
     limit: int | None = None,
     max_missing: float = 0.01,
 ) -> Source:
-    """A source of examples from lists or folders; photos and labels are opened when an example is asked for.
+    """Returns a source of examples from lists or folders; photos and labels are opened when an example is read.
 
     Args:
       path: a list of a layout in datasets/formats.py, or several, whose photos are joined by their files.
@@ -86,8 +86,8 @@ def load(
         roots = _several(images)
         where, task = ", ".join(map(str, roots[:3])), task or "caption"
         name = source or os.path.basename(os.path.abspath(roots[0]))
-        found = ({"source": name, **photo} for photo in folders.photos(roots, dropped))
-        photos: Iterable[Example] = itertools.islice(found, limit)
+        every_photo = ({"source": name, **photo} for photo in folders.photos(roots, dropped))
+        photos: Iterable[Example] = itertools.islice(every_photo, limit)
     else:
         paths, answers = _several(path), _several(annotations)
         if answers and len(answers) != len(paths):
@@ -149,11 +149,11 @@ class Source:
 
     @property
     def texts(self) -> int:
-        """Captions, or questions, of all items: an epoch has each of them once on average."""
+        """Returns how many captions, or questions, all items have: an epoch has each once on average."""
         return len(self) if self._texts is None else self._texts
 
     def name(self, index: int) -> str:
-        """What the label files of an item's photo are called, without reading the photo."""
+        """Returns what the label files of an item's photo are called, without reading the photo."""
         return self._photos.name(index if self._items is None else int(self._items[index, 0]))
 
     def __getitem__(self, index: int) -> Example:
@@ -200,13 +200,13 @@ class _Gatherer:
         if images is not None and not isinstance(images, str | os.PathLike):
             raise UserError(f"{path}: `images` is one folder where a list names the photos.")
         finder = places.Places(path, images, self._source)
-        known: dict[tuple[str | None, str], Example | None] = {}  # a place is looked for once
+        photos: dict[tuple[str | None, str], Example | None] = {}  # a place is looked for once
         asked: dict[tuple[str | None, int | None], tuple[str, Example]] = {}  # by id: of which photo, what
         for row in formats.rows(path, annotations, split):
             key = row.dataset, row.image
-            if key not in known:
-                known[key] = self._photo(row, finder, path)
-            photo = known[key]
+            if key not in photos:
+                photos[key] = self._photo(row, finder, path)
+            photo = photos[key]
             if photo is None:
                 continue
             where = f"{path}: of photo {row.image}"
@@ -224,7 +224,7 @@ class _Gatherer:
                 self._dropped.add("duplicate question id", f"{path}: question {key[1]}")
 
     def photos(self, where: str, max_missing: float) -> list[Example]:
-        """All photos that are there.
+        """Returns all photos that are there.
 
         Raises:
           UserError: more than a fraction of `max_missing` are not.
@@ -239,7 +239,7 @@ class _Gatherer:
         return there
 
     def _photo(self, row: formats.Row, finder: places.Places, path: pathlib.Path) -> Example | None:
-        """The photo of a row that is the first of its image in this list; None if it cannot be used."""
+        """Returns the photo of a row that is the first of its image in this list; None if it cannot be used."""
         if not self._usable(row.image, "file name", str(path)):
             return None
         place = finder.find(row)
@@ -265,7 +265,7 @@ class _Gatherer:
         return self._by_path[place.path]
 
     def _usable(self, text: str, what: str, where: str) -> bool:
-        """Whether a text can be stored; counts those that cannot."""
+        """Returns whether a text can be stored; counts those that cannot."""
         if what != "answer" and not text.strip():  # an annotator of VQAv2 may say nothing
             self._dropped.add(f"empty {what}", where)
             return False
@@ -278,9 +278,9 @@ class _Gatherer:
 
 
 def _add_answer(question: Example, more: Example) -> bool:
-    """Whether `more` is another answer to the question, which then has both; the official lists have a row for each."""
-    known, new = ({*one["answers"]} for one in (question, more))
-    if question["question"] != more["question"] or len(new) != 1 or new <= known:
+    """Adds `more` where it is another answer to the question (the official lists have a row for each); says whether."""
+    answers, new = ({*one["answers"]} for one in (question, more))
+    if question["question"] != more["question"] or len(new) != 1 or new <= answers:
         return False
     if "answer_weights" not in question:
         question["answers"], question["answer_weights"] = [question["answers"][0]], [question.pop("weight", 1.0)]

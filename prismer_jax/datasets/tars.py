@@ -41,7 +41,7 @@ def load(
     limit: int | None = None,
     processes: int = 1,
 ) -> Source:
-    """A source of the photos in tars. The first time their headers are read, which is kept in TAR.index.json beside.
+    """Returns a source of the photos in tars. Their headers are read once, and stored in TAR.index.json beside.
 
     Args:
       path: a folder of tars, a tar, a pattern ('cc12m/*.tar', 'cc12m/{00000..01242}.tar'), or several.
@@ -120,7 +120,7 @@ class Samples(Sequence[dict[str, Any]]):
         return self._length
 
     def _find(self, number: int) -> tuple[str, str, list[list[int]]]:
-        """Of a photo: its tar, its member's name, and the places of its parts."""
+        """Returns a photo's tar, its member's name, and the places of its parts."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"{number} of {len(self)}")
         number = int(number) % len(self)
@@ -129,7 +129,7 @@ class Samples(Sequence[dict[str, Any]]):
         return self._paths[tar], index.names[place].decode(), index.places[place].tolist()
 
     def name(self, number: int) -> str:
-        """What the label files of a photo are called; nothing is read."""
+        """Returns what the label files of a photo are called; nothing is read."""
         path, member, _ = self._find(number)
         return os.path.join(os.path.relpath(os.path.splitext(os.path.abspath(path))[0], self._top), member)
 
@@ -161,20 +161,20 @@ def _piece(file: Any, place: list[int]) -> bytes:
 
 
 def _indices(paths: Sequence[str], limit: int | None, processes: int) -> Iterator[tar_index.Index]:
-    """The indices of tars, in order; with a limit one after the other, for the first may be enough."""
+    """Yields the indices of tars, in order; with a limit one after the other, for the first may be enough."""
     if limit is not None:
-        yield from (_make(path) if (known := _stored(path)) is None else known for path in paths)
+        yield from (_make(path) if (stored := _stored(path)) is None else stored for path in paths)
         return
-    found = [_stored(path) for path in paths]
-    missing = [path for path, index in zip(paths, found, strict=True) if index is None]
+    indices = [_stored(path) for path in paths]
+    missing = [path for path, index in zip(paths, indices, strict=True) if index is None]
     with (
-        workers.ordered_map(_make, missing, processes) as made,
+        workers.ordered_map(_make, missing, processes) as new_indices,
         progress.bar("headers", len(missing), unit="tars", enabled=bool(missing)) as advance,
     ):
-        made = iter(made)
-        for index in found:
+        new_indices = iter(new_indices)
+        for index in indices:
             if index is None:
-                index = next(made)
+                index = next(new_indices)
                 advance()
             yield index
 
@@ -194,8 +194,8 @@ def _make(path: str) -> tar_index.Index:
 
 
 def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
-    """The tars that paths, patterns and folders mean, each once."""
-    found: dict[str, None] = {}
+    """Returns the tars that paths, patterns and folders mean, each once."""
+    paths: dict[str, None] = {}
     for item in [path] if isinstance(path, str | os.PathLike) else path:
         text = os.path.expanduser(os.fspath(item))
         for pattern in _braces(text):
@@ -209,14 +209,14 @@ def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
                 dropped.add("missing tar", pattern)
             elif not tars:
                 raise UserError(f"{text}: there are no tars. Give a folder of them, or a pattern such as 'DIR/*.tar'.")
-            found.update(dict.fromkeys(tars))
-    if not found:
+            paths.update(dict.fromkeys(tars))
+    if not paths:
         raise UserError(f"{path}: none of these tars is there.")
-    return list(found)
+    return list(paths)
 
 
 def _braces(text: str) -> list[str]:
-    """'{00000..00002}' spelled out, as shells and webdataset do it."""
+    """Spells out '{00000..00002}' as shells and webdataset do."""
     pieces = _RANGE.split(text)  # text, first, last, text, ...
     choices: list[list[str]] = [[pieces[0]]]
     for first, last, after in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):

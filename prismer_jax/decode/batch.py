@@ -93,7 +93,7 @@ def rank_answers(
     padding: str = "own",
     **settings: Any,
 ) -> tuple[Int[Array, " b"], Int[Array, "b k"], Float[Array, "b k"]]:
-    """`rank` for a batch: as `generate`, with `answers` [A,L] as token ids and the settings of `rank` (k=...)."""
+    """Ranks `answers` [A,L], token ids, for a batch laid out as in `generate`; settings are those of `rank` (k=...)."""
     constants = {"answers": answers, "answer_mask": answer_mask}
     return _run(model, variables, batch, constants, None, rank, settings, padding)
 

@@ -27,22 +27,22 @@ class _Pool(NamedTuple):
         slots = self.scores.shape[1]
 
         def offer(best: tuple[Array, ...], candidate: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
-            kept, born, source = best
+            best_scores, born, source = best
             rank, score, is_valid = candidate
-            worst = kept.min(-1, keepdims=True)
-            oldest = jnp.where(kept == worst, born, jnp.iinfo(born.dtype).max).argmin(-1, keepdims=True)
+            worst = best_scores.min(-1, keepdims=True)
+            oldest = jnp.where(best_scores == worst, born, jnp.iinfo(born.dtype).max).argmin(-1, keepdims=True)
             empty = jnp.take_along_axis(born, oldest, axis=1) < 0
             enters = is_valid[:, None] & (empty | (score[:, None] > worst))
             here = (jnp.arange(slots) == oldest) & enters
-            kept = jnp.where(here, score[:, None], kept)
+            best_scores = jnp.where(here, score[:, None], best_scores)
             born = jnp.where(here, time * slots + rank, born)
-            return (kept, born, jnp.where(here, slots + rank, source)), None
+            return (best_scores, born, jnp.where(here, slots + rank, source)), None
 
         own = jnp.broadcast_to(jnp.arange(slots), self.scores.shape)
         candidates = (jnp.arange(slots), scores.T, valid.T)
-        (kept, born, source), _ = lax.scan(offer, (self.scores, self.born, own), candidates)
+        (best_scores, born, source), _ = lax.scan(offer, (self.scores, self.born, own), candidates)
         both = jnp.concatenate([self.tokens, tokens], axis=1)
-        return _Pool(jnp.take_along_axis(both, source[..., None], axis=1), kept, born)
+        return _Pool(jnp.take_along_axis(both, source[..., None], axis=1), best_scores, born)
 
 
 class _Beams(NamedTuple):
@@ -72,7 +72,7 @@ def beam_search(
     num_return: int = 1,
     prompt_length: Int[Array, ""] | int = 0,
 ) -> tuple[Int[Array, "b {num_return} {max_new}"], Float[Array, "b {num_return}"]]:
-    """Beam search with the rules of transformers 4.26.1, which the published Prismer results were made with.
+    """Searches with beams by the rules of transformers 4.26.1, which made the published Prismer results.
 
     A sequence's score is (sum of log-probabilities, that of `eos` included) / length ** length_penalty, where the
     length counts `prompt_length` but not `eos`. In every column the 2·num_beams best continuations are looked at, best

@@ -31,17 +31,17 @@ def build(type: str, **options: Any) -> Evaluator:
 
 
 def run(
-    made: Mapping[str, Evaluator], variables: Any, journals: Mapping[str, Journal] | None = None
+    evaluators: Mapping[str, Evaluator], variables: Any, journals: Mapping[str, Journal] | None = None
 ) -> dict[str, float]:
     """Returns {'evaluator/metric': value} of all evaluators on a model's variables.
 
     Args:
-      made: {name: evaluator}.
+      evaluators: {name: evaluator}.
       variables: the model's.
       journals: {name: where predictions are kept as they come, to go on from}.
     """
     return {
         f"{name}/{metric}": float(value)
-        for name, evaluator in made.items()
+        for name, evaluator in evaluators.items()
         for metric, value in evaluator.run(variables, (journals or {}).get(name))
     }

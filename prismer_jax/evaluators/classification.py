@@ -32,10 +32,10 @@ class ClassificationEvaluator(VQAEvaluator):
         if not classes:
             raise UserError("Classification needs `classes`: their names, or a JSON file with a list of them.")
         super().__init__(method="rank", answers=classes, k=k, **options)
-        self._known = frozenset(self.choices)
+        self._class_names = frozenset(self.choices)
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         name = example.get("class_name")
-        if name is not None and name not in self._known:
+        if name is not None and name not in self._class_names:
             raise UserError(f"Example {example.get('id', '?')} is of class {name!r}, which `classes` does not name.")
         return () if name is None else (name,)

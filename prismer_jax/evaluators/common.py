@@ -87,7 +87,7 @@ class Evaluator:
     # ------------------------------------------------------------------------------- what a kind of evaluator defines
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
-        """What there is to know of each row of a host batch, as JSON writes it."""
+        """Returns a record for each row of a host batch: what JSON can write of the model's answer."""
         raise NotImplementedError
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
@@ -95,7 +95,7 @@ class Evaluator:
         raise NotImplementedError
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
-        """What a record holds of its example."""
+        """Returns the fields of a record that describe its example."""
         return {
             "id": self.key_of(example, index),
             "photo": str(example.get("photo", example.get("id", index))),
@@ -104,22 +104,22 @@ class Evaluator:
         }
 
     def key_of(self, example: Mapping[str, Any], index: int) -> int | str:
-        """The example's id in results: a number where it is written as one."""
+        """Returns the example's id in results: a number where it is written as one."""
         key = str(example.get("question_id", example.get("id", index)))
         return int(key) if re.fullmatch(r"[0-9]+", key) else key
 
     def finish(self, variables: Any, records: list[Record], earlier: list[Record], journal: Journal | None) -> None:
-        """Completes the records with what needs all of them."""
+        """Adds to each record the fields that need all predictions, such as the answer to a blank image."""
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """The settings by which a prediction is made."""
+        """Returns the settings that predictions are decoded with."""
         return {}
 
     # -------------------------------------------------------------------------------------------------------- the walk
 
     def run(self, variables: Any, journal: Journal | None = None) -> Iterator[tuple[str, float]]:
-        """Evaluates; yields (name, value).
+        """Evaluates the model and yields (name, value).
 
         Args:
           variables: the model's.
@@ -129,14 +129,16 @@ class Evaluator:
         yield from self.metrics(self.records)
 
     def walk(self, variables: Any, journal: Journal | None = None) -> list[Record]:
-        """The records of all examples of all processes, in the source's order."""
+        """Returns the records of all examples of all processes, in the source's order."""
         processes, process = jax.process_count(), jax.process_index()
         earlier = [] if journal is None else journal.read()
-        found = [entry for entry in earlier if "index" in entry]
+        entries = [entry for entry in earlier if "index" in entry]
         count, size = len(self.source), self.batch_size
-        known = set(gather([record["index"] for record in found]))
+        done_indices = set(gather([record["index"] for record in entries]))
         numbers = [
-            n for n in range(-(-count // size)) if not known.issuperset(range(n * size, min(count, n * size + size)))
+            n
+            for n in range(-(-count // size))
+            if not done_indices.issuperset(range(n * size, min(count, n * size + size)))
         ]
         batches = self._load(numbers)
         with self._progress("", count, count - sum(min(size, count - n * size) for n in numbers)) as advance:
@@ -149,10 +151,10 @@ class Evaluator:
                     new.append({"index": index, **self.about(batch["meta"][row], index), **measured[row]})
                 if journal is not None:
                     journal.write(new)
-                found += new
+                entries += new
                 advance(min(size, count - number * size))
         # A batch of which an earlier start lost a part was evaluated again: of two records of an example either serves.
-        records = sorted({record["index"]: record for record in gather(found)}.values(), key=lambda r: r["index"])
+        records = sorted({record["index"]: record for record in gather(entries)}.values(), key=lambda r: r["index"])
         assert [record["index"] for record in records] == list(range(count)), "an example is lost"
         self.finish(variables, records, [entry for entry in earlier if "index" not in entry], journal)
         return records
@@ -175,30 +177,30 @@ class Evaluator:
         return progress.bar(title, total, unit=unit, done=done, enabled=enabled)
 
     def template(self) -> dict[str, Any]:
-        """A host batch of this process without images, for its shapes."""
+        """Returns a host batch of this process without images, for its shapes."""
         if not self._template:  # all batches are an earlier start's
             self._template = _without_image(next(iter(self._load([0], num_workers=0))))
         return self._template
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
-        """The model's inputs of a host batch, on the devices."""
+        """Puts the model's inputs of a host batch on the devices."""
         return self._place(inputs(batch))
 
     # ------------------------------------------------------------------------------------------------ samples
 
     def samples(self, n: int, which: Literal["random", "best", "worst"] = "random") -> list[dict[str, Any]]:
-        """At most n samples of the last run for `report`, loaded again from the source: always the same ones."""
+        """Returns at most n samples of the last run for `report`, loaded again from the source: always the same."""
         return [self.sample(record) for record in self.chosen(n, which)]
 
     def chosen(self, n: int, which: Literal["random", "best", "worst"] = "random") -> list[Record]:
-        """The records of these samples, in turn of every question type; without scores there are no best and worst."""
+        """Returns the records of `samples`, in turn of every question type; without scores none is best or worst."""
         if which == "random":
             return selection.at_random(self.records, n)
         scored = [(r["scores"][self.main_score], r) for r in self.records if self.main_score in r.get("scores", ())]
         return selection.by_score(scored, n, highest=(which == "best") == self.higher_is_better)
 
     def sample(self, record: Record) -> dict[str, Any]:
-        """What a panel shows (see `report.draw`), with the photo and the labels as the model gets them."""
+        """Returns what a panel shows (see `report.draw`), with the photo and the labels as the model gets them."""
         example = loader.eval_example(self.source, self.pp, record["index"])
         return {
             "id": record["id"],
@@ -217,12 +219,12 @@ class Evaluator:
         }
 
     def correctness(self, record: Record) -> float | None:
-        """Accuracy in [0, 1] of one prediction, None where that has no meaning."""
+        """Returns the accuracy in [0, 1] of one prediction, or None where that has no meaning."""
         return None
 
 
 def blank(batch: Batch) -> dict[str, Any]:
-    """The same host batch with mid-grey images and all labels background: what a model says that does not look."""
+    """Returns the host batch with mid-grey images and all labels background, which shows a model nothing."""
     empty = {labels.CLASSES_KEY: labels.no_classes, labels.WORDS_KEY: labels.no_words}
     fills = {expert.key: expert.fill for expert in labels.EXPERTS.values()} | {"image": GREY}
     result = dict(batch)
@@ -261,11 +263,11 @@ class TextEvaluator(Evaluator):
         self._frequent: str | None = None
 
     def say(self, variables: Any, batch: dict[str, jax.Array]) -> list[str]:
-        """What the model says to each row of this process."""
+        """Returns the model's text for each row of this process."""
         raise NotImplementedError
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
-        """The reference texts of an example."""
+        """Returns the reference texts of an example."""
         raise NotImplementedError
 
     @property
@@ -273,15 +275,15 @@ class TextEvaluator(Evaluator):
         return {"method": self.method, **self.settings, "style": self.style}
 
     def check_settings(self, *functions: Callable[..., Any]) -> None:
-        """Raises a UserError for a setting that no parameter of these functions is called."""
-        known = {name: None for function in functions for name in inspect.signature(function).parameters}
+        """Raises a UserError for a setting that is not a parameter of one of these functions."""
+        parameters = {name: None for function in functions for name in inspect.signature(function).parameters}
         for name in self.settings:
-            choose(f"option of {type(self).__name__}:", name, known)
+            choose(f"option of {type(self).__name__}:", name, parameters)
 
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]
     ) -> list[str]:
-        """The likeliest continuation of each row's prompt, as text: `write` is a function `..._said` of pp.text."""
+        """Returns the model's continuation of each row's prompt; `write`, a `..._said` of pp.text, decodes it."""
         rng = {"rng": self._rng} if method == "sample" else {}
         ids = {"eos": self.tokenizer.eos, "pad": self.tokenizer.pad}
         tokens, _ = decode.generate(self.model, variables, batch, method=method, **ids, **rng, **self.settings)
@@ -308,12 +310,12 @@ class TextEvaluator(Evaluator):
     def _say_blank(
         self, variables: Any, questions: list[tuple[int, ...]], earlier: list[Record], journal: Journal | None
     ) -> dict[tuple[int, ...], str]:
-        """What the model says without an image, once a distinct prompt; the processes share each batch of them."""
+        """Returns the model's text for each distinct prompt on a blank image; the processes share each batch."""
         size, process, processes = self.batch_size, jax.process_index(), jax.process_count()
-        found, template = list(earlier), self.template()
-        known = {tuple(entry["prompt"]) for entry in gather(found)}
+        entries, template = list(earlier), self.template()
+        done_prompts = {tuple(entry["prompt"]) for entry in gather(entries)}
         chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
-        left = [chunk for chunk in chunks if not known.issuperset(chunk)]
+        left = [chunk for chunk in chunks if not done_prompts.issuperset(chunk)]
         with self._progress(
             ", blank image", len(questions), len(questions) - sum(map(len, left)), "prompts"
         ) as advance:
@@ -325,12 +327,12 @@ class TextEvaluator(Evaluator):
                 new = [{"prompt": list(p), "blank": answer} for p, answer in zip(mine, answers, strict=True)]
                 if journal is not None:
                     journal.write(new)
-                found += new
+                entries += new
                 advance(len(chunk))
-        return {tuple(entry["prompt"]): entry["blank"] for entry in gather(found)}
+        return {tuple(entry["prompt"]): entry["blank"] for entry in gather(entries)}
 
     def most_frequent(self, records: Sequence[Mapping[str, Any]]) -> str:
-        """The most frequent text of the training source, or of the references."""
+        """Returns the most frequent text of the training source, or of the references."""
         if self._frequent is None:
             counts: Counter[str] = Counter()
             for example in scan(self.train_source):
@@ -349,14 +351,14 @@ def check_unique(keys: Sequence[Hashable]) -> None:
 
 
 def scan(source: Any) -> Iterator[Mapping[str, Any]]:
-    """Evenly spaced examples of a source, at most SCANNED; images stay encoded."""
+    """Yields evenly spaced examples of a source, at most SCANNED; images stay encoded."""
     count = 0 if source is None else len(source)
     stride = max(1, -(-count // SCANNED))
     return (source[i] for i in range(0, count, stride))
 
 
 def local_rows(array: Any) -> np.ndarray:
-    """The rows of a batch array that this process put there, in their order."""
+    """Returns the rows of a batch array that this process put there, in their order."""
     if jax.process_count() == 1:
         return jax.device_get(array)
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
@@ -364,7 +366,7 @@ def local_rows(array: Any) -> np.ndarray:
 
 
 def gather(records: list[Any]) -> list[Any]:
-    """The records of all processes, in their order; each is anything that JSON can write."""
+    """Returns the records of all processes, in their order; each is anything that JSON can write."""
     if jax.process_count() == 1:
         return records
     data = np.frombuffer(json.dumps(records).encode(), np.uint8)

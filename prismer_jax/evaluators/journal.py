@@ -57,8 +57,8 @@ class Journal:
         entries: list[Entry] = []
         for path in self._files():
             if int(path.name.split(".")[-2]) % self._process_count == self._process_index:
-                found, whole = self._read(path)
-                entries += found
+                own_entries, whole = self._read(path)
+                entries += own_entries
                 if whole < path.stat().st_size:
                     os.truncate(path, whole)  # so that what is appended begins a line
         return entries
@@ -103,7 +103,7 @@ class Journal:
         )
 
     def _read(self, path: pathlib.Path) -> tuple[list[Entry], int]:
-        """The entries of a file and up to which byte it is whole: 0 for that of another evaluation."""
+        """Returns a file's entries and up to which byte it is whole: 0 for that of another evaluation."""
         with path.open("rb") as file:
             if (header := file.readline()) != self._header.encode():
                 if header:

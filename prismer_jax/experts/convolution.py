@@ -49,7 +49,7 @@ class ConvNorm(nn.Module):
 
 @typed
 def double(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"]) -> Float[Array, "b H W d"]:
-    """PyTorch's transposed convolution with stride 2, padding max(k/2 - 1, 0) and an even k: twice the size.
+    """Computes PyTorch's transposed convolution with stride 2, padding max(k/2 - 1, 0) and an even k: twice the size.
 
     Output pixel 2q + r takes from input pixel q + d the tap r + padding - 2d. So each of the four phases r is an
     ordinary convolution; all are one, whose channels are then dealt out to the pixels (as in sub-pixel convolution,

@@ -129,8 +129,8 @@ class DPT(nn.Module):
         class_token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(class_token, (len(x), 1, self.width)), x], axis=1)
         x = x + self._positions(h, w)  # in float32: what the blocks add to it they compute in the dtype
-        _, kept = stack(Block, LAYERS, "none", broadcast=0)(self.heads, self.dtype, name="blocks")(x)
-        tokens = [kept[i] for i in TAKEN]
+        _, outputs = stack(Block, LAYERS, "none", broadcast=0)(self.heads, self.dtype, name="blocks")(x)
+        tokens = [outputs[i] for i in TAKEN]
         for i, x in zip(TAKEN, tokens, strict=True):
             tap(f"block{i}", x)
         maps[2:] = [self._reassemble(x, (h, w), f"readout_{i}") for i, x in enumerate(tokens, 3)]
@@ -171,10 +171,10 @@ def _group_norm_conv(conv: str, norm: str, name: str, suffix: str) -> list[Rule]
 
 def _bottleneck(stage: int, block: int) -> list[Rule]:
     key, name = f"pretrained.model.patch_embed.backbone.stages.{stage}.blocks.{block}", f"stage_{stage}_{block}/"
-    found = [rule for i in "123" for rule in _group_norm_conv(f"{key}.conv{i}", f"{key}.norm{i}", name, f"_{i}")]
+    all_rules = [rule for i in "123" for rule in _group_norm_conv(f"{key}.conv{i}", f"{key}.norm{i}", name, f"_{i}")]
     if not block:
-        found += _group_norm_conv(f"{key}.downsample.conv", f"{key}.downsample.norm", name, "_shortcut")
-    return found
+        all_rules += _group_norm_conv(f"{key}.downsample.conv", f"{key}.downsample.norm", name, "_shortcut")
+    return all_rules
 
 
 def _residual_unit(key: str, name: str) -> list[Rule]:
@@ -255,6 +255,6 @@ class Depth(SquareExpert):
 
 @typed
 def stretch(x: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
-    """Each map's least value to 0 and its greatest to 1. A flat map becomes 0, where the reference divides by 0."""
+    """Stretches each map to 0..1. A flat map becomes 0, where the reference divides by 0."""
     low, high = x.min((1, 2), keepdims=True), x.max((1, 2), keepdims=True)
     return (x - low) / jnp.where(high > low, high - low, 1)

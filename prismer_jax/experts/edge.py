@@ -125,26 +125,27 @@ class DexiNed(nn.Module):
 
 
 def _rules() -> list[Rule]:
-    made = []
+    all_rules = []
     for block in ("block_1", "block_2"):
         for i, name in enumerate(("first", "second"), start=1):
-            made += rows.conv_norm(f"{block}.conv{i}", f"{block}.bn{i}", f"{block}/{name}", bias=True)
+            all_rules += rows.conv_norm(f"{block}.conv{i}", f"{block}.bn{i}", f"{block}/{name}", bias=True)
     for block, layers in (("dblock_3", 2), ("dblock_4", 3), ("dblock_5", 3), ("dblock_6", 3)):
         for layer in range(layers):
             key = f"{block}.denselayer{layer + 1}"
             for i, name in enumerate(("first", "second"), start=1):
-                made += rows.conv_norm(f"{key}.conv{i}", f"{key}.norm{i}", f"{block}/layer_{layer}_{name}", bias=True)
+                unit = f"{block}/layer_{layer}_{name}"
+                all_rules += rows.conv_norm(f"{key}.conv{i}", f"{key}.norm{i}", unit, bias=True)
     for link in [*(f"side_{i}" for i in range(1, 5)), *(f"pre_dense_{i}" for i in range(2, 7))]:
-        made += rows.conv_norm(f"{link}.conv", f"{link}.bn", link, bias=True)
+        all_rules += rows.conv_norm(f"{link}.conv", f"{link}.bn", link, bias=True)
     for block, doublings in enumerate(DOUBLINGS.values(), start=1):
         for i in range(doublings):
             key, name = f"up_block_{block}.features", f"up_{block}"
-            made += rows.conv(f"{key}.{3 * i}", f"{name}/conv_{i}")
-            made += [
+            all_rules += rows.conv(f"{key}.{3 * i}", f"{name}/conv_{i}")
+            all_rules += [
                 Rule(f"{key}.{3 * i + 2}.weight", (f"params/{name}/double_{i}/kernel",), "conv_transpose"),
                 Rule(f"{key}.{3 * i + 2}.bias", (f"params/{name}/double_{i}/bias",)),
             ]
-    return [*made, *rows.conv("block_cat.conv", "fuse")]
+    return [*all_rules, *rows.conv("block_cat.conv", "fuse")]
 
 
 class Edge(SquareExpert):
@@ -174,7 +175,7 @@ class Edge(SquareExpert):
 
 @typed
 def strength(logits: Float[Array, "b h w 7"]) -> Float[Array, "b h w"]:
-    """The fused map as probabilities, in float32 whatever the network computed in."""
+    """Returns the fused map as probabilities, in float32 whatever the network computed in."""
     return jax.nn.sigmoid(logits[..., -1].astype(jnp.float32))
 
 

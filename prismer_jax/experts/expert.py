@@ -70,18 +70,18 @@ class Expert(abc.ABC):
 
     @abc.abstractmethod
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Size (H, W) of the prepared image of a photo: what batches are sorted by before any pixel is read."""
+        """Returns a photo's prepared size (H, W), which batches are sorted by before any pixel is read."""
 
     @abc.abstractmethod
     def prepare(self, photo: np.ndarray) -> Arrays:
-        """What the device gets of a photo uint8 RGB [h, w, 3]; photos whose arrays have equal shapes form a batch.
+        """Returns the arrays the device gets of a photo uint8 RGB [h, w, 3]; photos with equal shapes form a batch.
 
         Runs on the host, in threads. Photos stay uint8: the device normalises.
         """
 
     @abc.abstractmethod
     def apply(self, variables: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """What the device computes of a batch of prepared photos: static shapes, leading axis batch everywhere."""
+        """Computes a batch of prepared photos on the device: static shapes, leading axis batch everywhere."""
 
     @abc.abstractmethod
     def finish(self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]) -> Label:
@@ -105,20 +105,20 @@ class Expert(abc.ABC):
         """
 
     def init(self, rng: jax.Array) -> Any:
-        """Initial variables. A network that takes more than an image, or several networks, override this."""
+        """Returns initial variables. A network that takes more than an image, or several networks, override this."""
         return self.module.init(rng, jnp.zeros((1, *self.shape(64, 64), 3)))
 
     def unwrap(self, state: Mapping[str, Any]) -> rules.State:
-        """The state dict in what the official file holds; `safe.load` has already opened 'model' and 'state_dict'."""
+        """Returns the state dict in the official file's content; `safe.load` has opened 'model' and 'state_dict'."""
         return state
 
     @functools.cached_property
     def shapes(self) -> dict[str, Any]:
-        """{'/'-joined name: shape and dtype} of the variables."""
+        """Returns {'/'-joined name: shape and dtype} of the variables."""
         return tree.flatten(jax.eval_shape(self.init, jax.random.key(0)))
 
     def random_variables(self, seed: int = 0) -> Any:
-        """Variables without knowledge, for tests and timing: labels made with them mean nothing.
+        """Returns untrained variables, for tests and timing: labels made with them mean nothing.
 
         Kernels are drawn so that activations keep their size, norms change nothing. Made by NumPy: to compile the
         networks' own initialisation takes longer than to run them.
@@ -152,8 +152,8 @@ class Expert(abc.ABC):
             flat = tree.flatten(self.random_variables())
             return {name: flat[name] for name in names}
 
-        made = rules.from_torch(self.unwrap(state), self.table, self.shapes, where, allow, fresh)
-        return tree.unflatten({name: make() for name, make in made.items()})
+        arrays = rules.from_torch(self.unwrap(state), self.table, self.shapes, where, allow, fresh)
+        return tree.unflatten({name: make() for name, make in arrays.items()})
 
     def init_from_official(self, path: str | os.PathLike[str], allow: Sequence[str] = ()) -> dict[str, Any]:
         """Returns the variables of the official checkpoint; raises a UserError as `safe.load` and `from_official`."""
@@ -178,14 +178,14 @@ class Expert(abc.ABC):
         groups: dict[Any, list[int]] = {}
         for i, arrays in enumerate(prepared):
             groups.setdefault(tuple((name, array.shape) for name, array in sorted(arrays.items())), []).append(i)
-        found: dict[int, Label] = {}
+        results: dict[int, Label] = {}
         for members in groups.values():
             outputs = jax.device_get(self.run(variables, [prepared[i] for i in members], mesh))
             for row, i in enumerate(members):
                 output = {name: array[row] for name, array in outputs.items()}
                 label = self.finish(output, photos[i].shape[:2], {} if needed is None else needed[i])
-                found[i] = self.complete(variables, label)
-        return [found[i] for i in range(len(photos))]
+                results[i] = self.complete(variables, label)
+        return [results[i] for i in range(len(photos))]
 
     def run(
         self, variables: Any, prepared: Sequence[Arrays], mesh: Mesh, batch_size: int | None = None

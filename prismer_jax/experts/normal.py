@@ -63,7 +63,7 @@ class Refine(nn.Module):
 
 @typed
 def directions(x: Float[Array, "b h w 4"]) -> Float[Array, "b h w 4"]:
-    """Unit normals (right, up, towards the camera) and their concentration kappa > 0, in float32."""
+    """Returns unit normals (right, up, towards the camera) and their concentration kappa > 0, in float32."""
     x = x.astype(jnp.float32)
     normal, kappa = x[..., :3], x[..., 3:]
     length = jnp.sqrt(jnp.square(normal).sum(-1, keepdims=True)) + 1e-10

@@ -26,11 +26,11 @@ def official(expert: Expert, path: Path, allow: Sequence[str] = ()) -> dict[str,
     try:
         return expert.init_from_official(path, allow)
     except UserError as error:
-        found = recognise(path)
-        if found in (None, expert.name):
+        owner = recognise(path)
+        if owner in (None, expert.name):
             raise
         raise UserError(
-            f"{path}: these seem to be weights of the expert {found}, not of {expert.name}, whose file is called "
+            f"{path}: these seem to be weights of the expert {owner}, not of {expert.name}, whose file is called "
             f"{expert.file}."
         ) from error
 
@@ -47,7 +47,7 @@ def recognise(path: Path) -> str | None:
 
 
 def _likeness(expert: Expert, state: rules.State) -> float:
-    """The fraction of an expert's keys that a state dict has, in the expert's shapes."""
+    """Returns the fraction of an expert's keys that a state dict has, in the expert's shapes."""
     try:
         state = expert.table.spell(expert.unwrap(state))
     except (UserError, KeyError, TypeError):

@@ -20,7 +20,7 @@ __all__ = [
 
 
 def build(spec: str, tokenizer=None) -> Pipeline:
-    """The chain of ops that a string names, such as "decode|resize(96)|caption(prefix='A picture of')|tokenize(32)".
+    """Returns the ops that a string chains, such as "decode|resize(96)|caption(prefix='A picture of')|tokenize(32)".
 
     Raises:
       UserError: an op is unknown, or its arguments do not fit; the message says the nearest name or the signature.

@@ -61,14 +61,14 @@ def decode(max_pixels: int = label_files.MAX_PIXELS) -> Op:
 
 
 def _name(example: Example, key: str) -> str:
-    """What a message calls this file."""
+    """Returns what a message calls this file."""
     if isinstance(example[key], str):
         return example[key]
     return f"{key} of example {example.get('id', '?')}"
 
 
 def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
-    """A photo as upright uint8 RGB [H, W, 3]; see `decode`.
+    """Returns a photo as upright uint8 RGB [H, W, 3]; see `decode`.
 
     The reasons of its BadSamples: missing photo, unreadable file, empty file, not an image, damaged image, too many
     pixels.
@@ -109,7 +109,7 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
 def image_size(
     source: bytes | str, max_pixels: int = label_files.MAX_PIXELS, where: str | None = None
 ) -> tuple[int, int]:
-    """(height, width) that `read_image` will give, from the header of the file (encoded bytes or a path) alone.
+    """Returns `read_image`'s (height, width), from the header of the file (encoded bytes or a path) alone.
 
     What cannot be opened raises as `read_image` does; `where` is what its message calls bytes.
     """
@@ -119,8 +119,8 @@ def image_size(
             width, height = image.size
             if not label_files.too_large(width, height, max_pixels):
                 # A PNG may have its EXIF block behind the pixels, where Pillow would unpack them all to look for it.
-                known = image.format != "PNG" or "exif" in image.info
-                turned = known and _orientation(image) in SIDEWAYS
+                has_exif = image.format != "PNG" or "exif" in image.info
+                turned = has_exif and _orientation(image) in SIDEWAYS
                 return (width, height) if turned else (height, width)
     except Exception:  # whatever is wrong, reading it whole says what
         pass

@@ -85,12 +85,12 @@ def noise_labels(experts: str | Sequence[str] = "all", num_classes: int | None =
 
 
 def maps(example: Example) -> dict[str, np.ndarray]:
-    """The example's label maps by expert name, without the tables that go with them."""
+    """Returns the example's label maps by expert name, without the tables that go with them."""
     return {name: example[row.key] for name, row in labels.EXPERTS.items() if row.key in example}
 
 
 def resample(example: Example, size: tuple[int, int], box: Box | None = None) -> dict[str, np.ndarray]:
-    """Every label map, or what lies in the box (pixels of the photo), resampled to size (height, width).
+    """Resamples every label map, or what lies in the box (pixels of the photo), to size (height, width).
 
     Takes the pixel under each centre, floor((i + 0.5) * in / out): the rule of Pillow's NEAREST, by which the
     reference resizes label files, to the bit.

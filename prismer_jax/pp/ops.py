@@ -51,7 +51,7 @@ class Pipeline:
 
 
 def make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
-    """The op of that name with its settings; it gets the tokenizer if it takes one.
+    """Returns the op of that name with its settings; it gets the tokenizer if it takes one.
 
     Raises:
       UserError: as `Pipeline`'s.

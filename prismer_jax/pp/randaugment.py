@@ -47,7 +47,7 @@ def randaugment(n: int = 2, m: float = 5) -> Op:
 
 
 def apply(example: Example, move: str, m: float, sign: int) -> Example:
-    """One move by name; `sign` (1 or -1) is the side that a geometric one goes to."""
+    """Applies one move by name; `sign` (1 or -1) is the side that a geometric one goes to."""
     if move == "identity":
         return example
     low, high = (GEOMETRY | COLOUR)[move]

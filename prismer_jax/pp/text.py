@@ -27,7 +27,7 @@ REFERENCE_WORDS = 30  # the official data sets cut every text to so many words; 
 
 
 def clean_caption(text: str, style: Style = "plain", max_words: int | None = None) -> str:
-    """'plain' collapses white space; 'reference' also drops punctuation and lower-cases all but a first letter.
+    """Collapses white space; 'reference' also drops punctuation and lower-cases all but a first letter.
 
     'reference' gives what the official models were trained on (dataset/utils.py), odd corners included: a leading
     space or symbol prevents the capital, a single tab survives.
@@ -39,7 +39,7 @@ def clean_caption(text: str, style: Style = "plain", max_words: int | None = Non
 
 
 def clean_question(text: str, style: Style = "plain", max_words: int | None = None) -> str:
-    """Like `clean_caption`, for questions: both styles end them with a question mark if they end without punctuation.
+    """Cleans a question like a caption; both styles end it with a question mark if it ends without punctuation.
 
     'reference' puts one after any last character but a question mark, keeps double spaces and counts words by them.
     """
@@ -120,8 +120,8 @@ def choice_tokens(
 
 
 def _tidy(text: str) -> str:
-    for found in _TIDIED:
-        text = text.replace(found, found.strip())
+    for spaced in _TIDIED:
+        text = text.replace(spaced, spaced.strip())
     return text
 
 
@@ -132,7 +132,7 @@ def caption(
     max_words: int | None = None,
     pick: Literal["random", "first"] = "random",
 ) -> Op:
-    """Training text of a captioned photo: prompt = prefix, target = one of `captions`.
+    """Makes the training text of a captioned photo: prompt = prefix, target = one of `captions`.
 
     style='reference' cleans prefix and caption as one text, as the official code does: after a prefix, '' included, the
     caption is all lower case. Only prefix=None leaves its capital, as in the reference's pretraining.
@@ -165,7 +165,7 @@ def caption(
 
 @register
 def caption_prompt(prefix: str = "") -> Op:
-    """What a caption is generated from: the prefix alone."""
+    """Makes the text that a caption is generated from: the prefix alone."""
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         return {**_without_target(example), "prompt": prefix}
@@ -179,7 +179,7 @@ def question(
     max_words: int | None = None,
     answer: Literal["sample", "majority"] = "sample",
 ) -> Op:
-    """Training text of a question: prompt = question, target = one of `answers`, loss times the example's `weight`.
+    """Makes a question's training text: prompt = question, target = one of `answers`, loss times its `weight`.
 
     'sample' draws an answer in proportion to how often it was given, or to `answer_weights` where the example has
     them; 'majority' takes the most frequent (heaviest), the first among equals.
@@ -204,7 +204,7 @@ def question(
 
 @register
 def question_prompt(style: Style = "plain", max_words: int | None = None) -> Op:
-    """What an answer is generated from: the question alone."""
+    """Makes the text that an answer is generated from: the question alone."""
     limit = _limit("question_prompt", style, max_words)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
@@ -289,10 +289,10 @@ def tokenize(length: int, pad: Literal["left", "right"] | None = None, *, tokeni
 def _fit(example: Example, prompt: list[int], target: list[int], room: int) -> tuple[list[int], list[int], bool]:
     if len(prompt) + len(target) <= room:
         return prompt, target, False
-    kept, name = (target, "answer") if example["cut"] == "prompt" else (prompt, "prefix")
-    if len(kept) >= room:
+    protected, name = (target, "answer") if example["cut"] == "prompt" else (prompt, "prefix")
+    if len(protected) >= room:
         raise BadSample(
-            f"example {example.get('id', '?')}: its {name} of {len(kept)} tokens leaves no room in {room + 2}. "
+            f"example {example.get('id', '?')}: its {name} of {len(protected)} tokens leaves no room in {room + 2}. "
             "Raise the length of tokenize."
         )
     if example["cut"] == "prompt":

@@ -30,7 +30,7 @@ def write_comparison(
       path: of the page.
       records: metrics.json of each run; the first is the base.
       samples: {evaluator: the samples of each run}.
-      table: what `prismer_jax.compare` found: runs, metrics with values, differences and intervals.
+      table: what `prismer_jax.compare` returns: runs, metrics with values, differences and intervals.
       shown: how many samples in which a run is better than the base are shown for each evaluator, and how many worse.
     """
     letters = [chr(ord("A") + i) for i in range(len(records))]
@@ -118,7 +118,7 @@ def _differences(
     photos: Any,
     shown: int,
 ) -> list[str]:
-    """How often a run is better or worse than the base, and where it is most."""
+    """Says how often a run is better or worse than the base, and where it is most."""
     score = evaluator["score"]
     sign = 1 if evaluator["higher_is_better"] else -1
     gains = [

@@ -36,7 +36,7 @@ LEGEND_ENTRIES = 10
 
 
 def colorize(expert: str, label: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
-    """A label map in colours for people.
+    """Returns a label map in colours for people.
 
     Depth is stretched to its range and shown in a perceptually even scale (bright = large value), normals and edges as
     stored. Ids have fixed, well-separated colours on a dark background: a class looks the same in all images.
@@ -62,7 +62,7 @@ def colorize(expert: str, label: np.ndarray, classes: Sequence[int] | None = Non
 
 
 def id_colors(classes: Sequence[int] | None = None) -> np.ndarray:
-    """The colours uint8 [256, 3] of ids 0..254 and of the background, 255; `classes` as in `colorize`."""
+    """Returns the colours uint8 [256, 3] of ids 0..254 and of the background, 255; `classes` as in `colorize`."""
     base = _class_colors()
     if classes is None:
         return base
@@ -109,25 +109,25 @@ def _depth_colors() -> np.ndarray:
 
 
 def legend(sample: Mapping[str, Any]) -> list[tuple[tuple[int, int, int], str]]:
-    """(colour, name) of what the sample's segmentation and detection maps show, most frequent first, then its words."""
+    """Returns (colour, name) of what segmentation and detection maps show, most frequent first, then of the words."""
     entries: dict[str, tuple[int, int, int]] = {}
     labels, names = sample.get("labels", {}), sample.get("classes", {})
     for expert in ("seg_coco", "seg_ade", "obj_detection"):
-        known, instances = names.get(expert, ()), sample.get("instances")
-        if expert not in labels or not known or (expert == "obj_detection" and instances is None):
+        class_names, instances = names.get(expert, ()), sample.get("instances")
+        if expert not in labels or not class_names or (expert == "obj_detection" and instances is None):
             continue
         ids, counts = np.unique(labels[expert], return_counts=True)
         for i in ids[np.argsort(-counts)]:
             kind = int(instances[i]) if expert == "obj_detection" and i < len(instances) else int(i)
-            if i != BACKGROUND and 0 <= kind < len(known):
-                entries.setdefault(str(known[kind]), tuple(int(c) for c in _class_colors()[kind % BACKGROUND]))
+            if i != BACKGROUND and 0 <= kind < len(class_names):
+                entries.setdefault(str(class_names[kind]), tuple(int(c) for c in _class_colors()[kind % BACKGROUND]))
     named = [(color, name) for name, color in entries.items()][:LEGEND_ENTRIES]
     words = sample.get("words", ()) if "ocr_detection" in labels else ()
     return named + [(tuple(map(int, _class_colors()[i])), f"“{word}”") for i, word in enumerate(words)]
 
 
 def pictures(sample: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
-    """(title, uint8 [h,w,3]) of the photo and of every label map of a sample, in the table's order."""
+    """Returns (title, uint8 [h,w,3]) of the photo and of every label map of a sample, in the table's order."""
     maps = [
         (
             TITLES[expert],
@@ -140,7 +140,7 @@ def pictures(sample: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
 
 
 def regions(sample: Mapping[str, Any], expert: str) -> list[tuple[float, float, float, str]]:
-    """(x, y, radius, name) of the largest things in a map of classes, instances or words, the largest first.
+    """Returns (x, y, radius, name) of the largest things in a map of classes, instances or words, largest first.
 
     In fractions of the map's width: the circle is the largest that fits into the thing.
     """
@@ -149,30 +149,30 @@ def regions(sample: Mapping[str, Any], expert: str) -> list[tuple[float, float, 
     label = sample["labels"][expert]
     label = label.reshape(label.shape[:2])
     ids, counts = np.unique(label, return_counts=True)
-    found = []
+    circles = []
     for i in ids[np.argsort(-counts)][: 2 * LEGEND_ENTRIES]:
         if i == BACKGROUND or not (name := _name(sample, expert, int(i))):
             continue
         inside = cv2.copyMakeBorder((label == i).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
         _, radius, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(inside, cv2.DIST_L2, 3))
-        found.append(((x - 0.5) / label.shape[1], (y - 0.5) / label.shape[1], radius / label.shape[1], name))
-    return found
+        circles.append(((x - 0.5) / label.shape[1], (y - 0.5) / label.shape[1], radius / label.shape[1], name))
+    return circles
 
 
 def _name(sample: Mapping[str, Any], expert: str, i: int) -> str:
-    """What the id stands for; '' where nobody knows."""
+    """Returns what the id stands for; '' where nobody knows."""
     if EXPERTS[expert].embed == "words":
         words = sample.get("words", ())
         return words[i] if i < len(words) else ""
     if EXPERTS[expert].embed == "instances":
         instances = sample.get("instances")
         i = -1 if instances is None or i >= len(instances) else int(instances[i])
-    known = sample.get("classes", {}).get(expert, ())
-    return str(known[i]).split(",")[0] if 0 <= i < len(known) else ""
+    class_names = sample.get("classes", {}).get(expert, ())
+    return str(class_names[i]).split(",")[0] if 0 <= i < len(class_names) else ""
 
 
 def verdict(sample: Mapping[str, Any]) -> tuple[str, tuple[int, int, int]]:
-    """The mark (✓, ✗, ~ or none) and colour of a prediction, from its accuracy."""
+    """Returns the mark (✓, ✗, ~ or none) and colour of a prediction, from its accuracy."""
     correct = sample.get("correct")
     if correct is None:
         return "", INK
@@ -270,7 +270,7 @@ def _texts(sample: Mapping[str, Any], width: int) -> list[Line]:
 
 
 def distinct(references: Sequence[str], limit: int = 5) -> list[str]:
-    """The references without repetitions, which are counted (ten annotators often agree)."""
+    """Returns the references without repetitions, which are counted (ten annotators often agree)."""
     counts = {text: references.count(text) for text in dict.fromkeys(references)}
     ordered = sorted(counts, key=lambda text: -counts[text])[:limit]
     return [f"{text}  ×{counts[text]}" if counts[text] > 1 else text for text in ordered]

@@ -16,17 +16,19 @@ GROUPS = {"worst": "Worst", "best": "Best", "random": "At random"}
 BINS = 20  # of a histogram
 
 
-def write_evaluation(path: pathlib.Path, made: Mapping[str, Any], record: Mapping[str, Any], samples: int = 12) -> None:
+def write_evaluation(
+    path: pathlib.Path, evaluators: Mapping[str, Any], record: Mapping[str, Any], samples: int = 12
+) -> None:
     """Writes the page, one file that holds everything.
 
     Args:
       path: of the page.
-      made: {name: evaluator}, which have run: those of `prismer_jax.evaluators`.
+      evaluators: {name: evaluator}, which have run: those of `prismer_jax.evaluators`.
       record: what metrics.json holds.
       samples: how many of each group are shown.
     """
     parts = [facts(record), "<h2>Metrics</h2>", f'<div class="tables">{"".join(page.tables(record["metrics"]))}</div>']
-    for name, evaluator in made.items():
+    for name, evaluator in evaluators.items():
         parts += [f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>', _settings(record["evaluators"][name])]
         if scores := [r["scores"][evaluator.main_score] for r in evaluator.records if "scores" in r]:
             parts.append(histogram(scores, evaluator.main_score))
@@ -37,7 +39,7 @@ def write_evaluation(path: pathlib.Path, made: Mapping[str, Any], record: Mappin
 
 
 def facts(record: Mapping[str, Any]) -> str:
-    """What was evaluated, with what and when, as a table."""
+    """Returns what was evaluated, with what and when, as a table."""
     checkpoint = record["checkpoint"]
     rows = {
         "checkpoint": checkpoint["path"],
@@ -62,7 +64,7 @@ def _settings(section: Mapping[str, Any]) -> str:
 
 
 def histogram(values: Sequence[float], name: str, width: int = 460, height: int = 90) -> str:
-    """How often which score was reached, as a picture in the page's colours."""
+    """Draws how often which score was reached, in the page's colours."""
     counts, edges = np.histogram(values, bins=BINS, range=(min(0.0, min(values)), max(*values, 1e-9)))
     step, scale = width / BINS, height / counts.max()
     bars = "".join(

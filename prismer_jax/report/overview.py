@@ -23,35 +23,35 @@ STATES = {  # of a photo's map -> colour
 
 
 def table(statistics: Mapping[str, Statistics], names: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Rows of cells, the head first: how many maps there are and what is in them, a row an expert."""
+    """Returns rows of cells, the head first: how many maps there are and what is in them, a row an expert."""
     rows = [["expert", "maps", "missing", "empty", "one value", "background", "content"]]
-    for expert, found in statistics.items():
-        background = f"{found.share('background'):.1%}" if EXPERTS[expert].storage == "ids" else "-"
-        shares = [f"{found.share(name):.1%}" for name in ("missing", "empty", "constant")]
-        rows.append([expert, str(found.present), *shares, background, _content(found, names.get(expert, ()))])
+    for expert, stats in statistics.items():
+        background = f"{stats.share('background'):.1%}" if EXPERTS[expert].storage == "ids" else "-"
+        shares = [f"{stats.share(name):.1%}" for name in ("missing", "empty", "constant")]
+        rows.append([expert, str(stats.present), *shares, background, _content(stats, names.get(expert, ()))])
     return rows
 
 
-def _content(found: Statistics, names: Sequence[str]) -> str:
-    row = EXPERTS[found.expert]
+def _content(stats: Statistics, names: Sequence[str]) -> str:
+    row = EXPERTS[stats.expert]
     if row.storage != "ids":
-        mean, spread = found.distribution()
+        mean, spread = stats.distribution()
         return f"values {'/'.join(f'{m:.0f}' for m in mean)} ± {'/'.join(f'{s:.0f}' for s in spread)}"
     parts = []
     if row.embed != "classes":
         what = "instances" if row.embed == "instances" else "words"
-        parts.append(f"{found.per_photo():.1f} {what} a photo, at most {max(found.counts, default=0)}")
-    if found.classes:
-        total = found.classes.total()
-        top = [f"{name_of(k, names).split(',')[0]} {n / total:.0%}" for k, n in found.classes.most_common(4)]
-        parts.append(f"{len(found.classes)} classes: {', '.join(top)}")
+        parts.append(f"{stats.per_photo():.1f} {what} a photo, at most {max(stats.counts, default=0)}")
+    if stats.classes:
+        total = stats.classes.total()
+        top = [f"{name_of(k, names).split(',')[0]} {n / total:.0%}" for k, n in stats.classes.most_common(4)]
+        parts.append(f"{len(stats.classes)} classes: {', '.join(top)}")
     return "; ".join(parts)
 
 
 def picture(
     statistics: Mapping[str, Statistics], names: Mapping[str, Sequence[str]], warnings: Sequence[str], title: str
 ) -> bytes:
-    """A PNG: how many photos each expert has labelled, then what its maps hold, and the warnings below.
+    """Draws a PNG: how many photos each expert has labelled, then what its maps hold, and the warnings below.
 
     Args:
       statistics: by expert.
@@ -71,7 +71,7 @@ def picture(
     figure = Figure(figsize=(13, sum(heights) + 0.55 * (rows + 1)), facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, hspace=0.06)
     grid = figure.add_gridspec(rows + 2, columns, height_ratios=heights)
-    photos = max((found.photos for found in statistics.values()), default=0)
+    photos = max((stats.photos for stats in statistics.values()), default=0)
     figure.suptitle(f"{title} · {photos:,} photos", x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
     _coverage(figure.add_subplot(grid[0, :]), statistics)
     for number, (expert, draw) in enumerate(panels):
@@ -84,8 +84,8 @@ def picture(
     return buffer.getvalue()
 
 
-def _panels(found: Statistics) -> list[Any]:
-    match EXPERTS[found.expert].embed:
+def _panels(stats: Statistics) -> list[Any]:
+    match EXPERTS[stats.expert].embed:
         case "scaled":
             return [_values]
         case "classes":
@@ -97,14 +97,14 @@ def _panels(found: Statistics) -> list[Any]:
 
 
 def _coverage(axes: Any, statistics: Mapping[str, Statistics]) -> None:
-    """A bar an expert: the photos by what became of their map."""
-    for place, found in enumerate(statistics.values()):
-        labelled = found.present - found.empty - found.constant
+    """Draws a bar an expert: the photos by what became of their map."""
+    for place, stats in enumerate(statistics.values()):
+        labelled = stats.present - stats.empty - stats.constant
         left = 0.0
         for (state, color), count in zip(
-            STATES.items(), (labelled, found.empty, found.constant, found.missing), strict=True
+            STATES.items(), (labelled, stats.empty, stats.constant, stats.missing), strict=True
         ):
-            width = count / max(found.photos, 1)
+            width = count / max(stats.photos, 1)
             axes.barh(place, width, left=left, color=color, height=0.68, label=state if place == 0 else None)
             if width > 0.06:
                 text = f"{width:.0%}" if state == "labelled" else f"{state} {width:.0%}"
@@ -128,12 +128,12 @@ def _coverage(axes: Any, statistics: Mapping[str, Statistics]) -> None:
     axes.tick_params(length=0, colors=INK)
 
 
-def _values(axes: Any, found: Statistics, names: Sequence[str]) -> None:
-    """How often each value occurs, a line a channel."""
-    channels = ("#d64b45", "#3a9d5d", "#3b7dd8") if len(found.values) == 3 else ("#4a5568",)
-    total = np.maximum(found.values.sum(1, keepdims=True), 1)
+def _values(axes: Any, stats: Statistics, names: Sequence[str]) -> None:
+    """Draws how often each value occurs, a line a channel."""
+    channels = ("#d64b45", "#3a9d5d", "#3b7dd8") if len(stats.values) == 3 else ("#4a5568",)
+    total = np.maximum(stats.values.sum(1, keepdims=True), 1)
     # Eight values a bin: single ones are as ragged as what the expert rounds.
-    shares = (found.values / total).reshape(len(found.values), 32, 8).sum(2)
+    shares = (stats.values / total).reshape(len(stats.values), 32, 8).sum(2)
     for share, color, label in zip(shares, channels, ("x (red)", "y (green)", "z (blue)"), strict=False):
         axes.stairs(share, np.arange(33) * 8, fill=len(shares) == 1, color=color, lw=1.8, alpha=0.85, label=label)
     if len(shares) == 3:
@@ -141,31 +141,31 @@ def _values(axes: Any, found: Statistics, names: Sequence[str]) -> None:
     axes.set_xlim(0, 256)
     axes.set_xticks([0, 64, 128, 192, 255])
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
-    axes.set_title(f"{TITLES[found.expert]}: values", **_heading())
+    axes.set_title(f"{TITLES[stats.expert]}: values", **_heading())
 
 
-def _classes(axes: Any, found: Statistics, names: Sequence[str]) -> None:
-    """The most frequent classes, in the colours of the maps."""
-    top, total = found.classes.most_common(SHOWN), max(found.classes.total(), 1)
-    what = "pixels" if EXPERTS[found.expert].embed == "classes" else "instances"
+def _classes(axes: Any, stats: Statistics, names: Sequence[str]) -> None:
+    """Draws the most frequent classes, in the colours of the maps."""
+    top, total = stats.classes.most_common(SHOWN), max(stats.classes.total(), 1)
+    what = "pixels" if EXPERTS[stats.expert].embed == "classes" else "instances"
     colors = id_colors()[[kind % 255 for kind, _ in top]] / 255 if top else []
     axes.barh(range(len(top)), [count / total for _, count in top], color=colors, height=0.74)
     texts = [name_of(kind, names).split(",")[0] for kind, _ in top]
     axes.set_yticks(range(len(top)), [t if len(t) < 22 else t[:20] + "…" for t in texts], fontsize=8.5)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.set_title(f"{TITLES[found.expert]}: {len(found.classes)} classes, share of {what}", **_heading())
+    axes.set_title(f"{TITLES[stats.expert]}: {len(stats.classes)} classes, share of {what}", **_heading())
     if not top:
         axes.set_xticks([])
         axes.text(0.5, 0.5, "none", ha="center", va="center", color=WARN, fontsize=11, transform=axes.transAxes)
 
 
-def _counts(axes: Any, found: Statistics, names: Sequence[str]) -> None:
-    """How many photos have so many instances or words."""
-    most = max(found.counts, default=0)
+def _counts(axes: Any, stats: Statistics, names: Sequence[str]) -> None:
+    """Draws how many photos have so many instances or words."""
+    most = max(stats.counts, default=0)
     width = max(1, -(-(most + 1) // 30))
     bins = np.zeros(most // width + 1)
-    for count, photos in found.counts.items():
+    for count, photos in stats.counts.items():
         bins[count // width] += photos
     axes.bar(np.arange(len(bins)) * width + (width - 1) / 2, bins, width=0.86 * width, color=STATES["labelled"])
     if len(bins):
@@ -173,8 +173,8 @@ def _counts(axes: Any, found: Statistics, names: Sequence[str]) -> None:
     axes.set_xlim(-0.7, max(most, 4) + width)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    what = "objects" if EXPERTS[found.expert].embed == "instances" else "words"
-    axes.set_title(f"{what.capitalize()} in a photo: {found.per_photo():.1f} on average", **_heading())
+    what = "objects" if EXPERTS[stats.expert].embed == "instances" else "words"
+    axes.set_title(f"{what.capitalize()} in a photo: {stats.per_photo():.1f} on average", **_heading())
     axes.set_ylabel("photos", fontsize=8.5, color=SOFT)
 
 

@@ -92,7 +92,7 @@ def read_history(path: pathlib.Path) -> dict[str, tuple[list[int], list[float]]]
 
 
 def split_name(name: str) -> tuple[str, str, str, str]:
-    """'vqa/accuracy_blank/color' -> ('vqa', 'accuracy', 'blank', 'color'): evaluator, metric, variant, type."""
+    """Splits 'vqa/accuracy_blank/color' into evaluator 'vqa', metric 'accuracy', variant 'blank' and type 'color'."""
     evaluator, _, rest = name.rpartition("/") if name.count("/") <= 1 else name.partition("/")
     metric, _, kind = rest.partition("/")
     for variant in ("blank", "most_frequent"):
@@ -229,7 +229,7 @@ def _page(
 
 
 def document(title: str, subtitle: str, parts: Sequence[str]) -> str:
-    """A whole page that loads nothing from elsewhere; `parts` are HTML, title and subtitle are texts."""
+    """Returns a page that loads nothing from elsewhere; `parts` are HTML, title and subtitle are texts."""
     heading = f'<h1>{html.escape(title)}</h1><p class="sub">{html.escape(subtitle)}</p>'
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head = f"{meta}<title>{html.escape(title)}</title><style>{STYLE}</style>"
@@ -237,17 +237,17 @@ def document(title: str, subtitle: str, parts: Sequence[str]) -> str:
 
 
 def _versions() -> list[str]:
-    found = []
+    versions = []
     for package in PACKAGES:
         try:
-            found.append(f"{package} {metadata.version(package)}")
+            versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:  # run from a checkout that is not installed
             continue
-    return [*found, f"Python {platform.python_version()}"]
+    return [*versions, f"Python {platform.python_version()}"]
 
 
 def tables(metrics: Mapping[str, float]) -> list[str]:
-    """One table an evaluator, and one a metric with question types: a row a metric or type, a column a variant."""
+    """Returns a table for each evaluator and each metric with types: a row a metric or type, a column a variant."""
     cells: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name, value in metrics.items():
         evaluator, metric, variant, kind = split_name(name)
@@ -281,12 +281,12 @@ def _cell(value: float | None, variant: str, percent: bool) -> str:
 
 
 def cards(samples: Sequence[Mapping[str, Any]]) -> str:
-    """The samples in a grid, each as `card`."""
+    """Returns the samples in a grid, each as `card`."""
     return f'<div class="samples">{"".join(map(card, samples))}</div>'
 
 
 def card(sample: Mapping[str, Any]) -> str:
-    """A sample as `report.draw` describes it: photo, label maps, what was said and what people said, and its score."""
+    """Returns a sample of `report.draw` as HTML: photo, label maps, prediction, references and score."""
     figures = "".join(
         f'<figure{"" if title == "Photo" else " class=map"}><img alt="{title}" src="{image(picture, title)}">'
         f"<figcaption>{html.escape(title)}</figcaption></figure>"
@@ -315,12 +315,12 @@ def card(sample: Mapping[str, Any]) -> str:
 
 
 def references_list(references: Sequence[str]) -> str:
-    """What people said, each text once."""
+    """Returns the references, each text once."""
     return f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in draw.distinct(references))}</ul>"
 
 
 def image(picture: np.ndarray, title: str) -> str:
-    """A picture as the address of an <img>: a photo as JPEG, a label map as PNG without smoothing."""
+    """Returns a picture as the address of an <img>: a photo as JPEG, a label map as PNG without smoothing."""
     buffer = io.BytesIO()
     shown = Image.fromarray(np.ascontiguousarray(picture))
     if title == "Photo":

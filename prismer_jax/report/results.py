@@ -13,19 +13,23 @@ from prismer_jax.files import storage
 
 
 def write(
-    folder: pathlib.Path, made: Mapping[str, Any], scores: Mapping[str, float], cfg: config.Section, samples: int = 12
+    folder: pathlib.Path,
+    evaluators: Mapping[str, Any],
+    scores: Mapping[str, float],
+    cfg: config.Section,
+    samples: int = 12,
 ) -> None:
     """Writes predictions, the report of a training run and, last, metrics.json, {'evaluator/metric': value}.
 
     Args:
       folder: the workdir.
-      made: {name: evaluator}, which have run.
+      evaluators: {name: evaluator}, which have run.
       scores: what they yielded.
       cfg: the config, which the report shows.
       samples: how many of all evaluators the report shows.
     """
-    write_predictions(folder, made)
-    shown = [evaluator for evaluator in made.values() if evaluator.predictions]
+    write_predictions(folder, evaluators)
+    shown = [evaluator for evaluator in evaluators.values() if evaluator.predictions]
     panels = [sample for evaluator in shown for sample in evaluator.samples(max(1, samples // len(shown)))]
     report.write_report(folder, panels, scores, config.to_json(cfg))
     storage.write_json(folder / "metrics.json", dict(scores))
@@ -33,7 +37,7 @@ def write(
 
 def write_evaluation(
     folder: pathlib.Path,
-    made: Mapping[str, Any],
+    evaluators: Mapping[str, Any],
     scores: Mapping[str, float],
     record: Mapping[str, Any],
     samples: int = 12,
@@ -41,18 +45,18 @@ def write_evaluation(
     """Writes what `python -m prismer_jax.evaluate` leaves: as `write`, and samples/NAME.jsonl for comparisons.
 
     Args:
-      folder: made if need be.
-      made, scores: as in `write`.
+      folder: created if need be.
+      evaluators, scores: as in `write`.
       record: what was evaluated, which metrics.json holds beside the metrics.
       samples: how many of the best, of the worst and of all samples the report shows for each evaluator.
     """
     record = {"metrics": dict(scores), **record, "date": _now(), **config.provenance()}
-    write_predictions(folder, made)
+    write_predictions(folder, evaluators)
     (folder / "samples").mkdir(exist_ok=True)
-    for name, evaluator in made.items():
+    for name, evaluator in evaluators.items():
         with storage.replacing(folder / "samples" / f"{name}.jsonl") as file, open(file, "w") as lines:
             lines.writelines(json.dumps(sample) + "\n" for sample in evaluator.records)
-    report.write_evaluation(folder / "report.html", made, record, samples)
+    report.write_evaluation(folder / "report.html", evaluators, record, samples)
     storage.write_json(folder / "metrics.json", record)
 
 
@@ -60,10 +64,10 @@ def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def write_predictions(folder: pathlib.Path, made: Mapping[str, Any]) -> None:
+def write_predictions(folder: pathlib.Path, evaluators: Mapping[str, Any]) -> None:
     """Writes predictions/NAME.json, in the official format of what an evaluator predicts."""
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
-    for name, evaluator in made.items():
+    for name, evaluator in evaluators.items():
         if evaluator.predictions:
             storage.write_json(folder / "predictions" / f"{name}.json", evaluator.predictions, indent=None)
 

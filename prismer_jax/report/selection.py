@@ -11,12 +11,12 @@ Record = Mapping[str, Any]
 
 
 def at_random(records: Iterable[Record], n: int) -> list[Record]:
-    """At most n records, in turn of every question type, those with the lowest checksums of their ids."""
+    """Returns at most n records, in turn of every question type: those with the lowest checksums of their ids."""
     return _spread([records], n)
 
 
 def by_score(scored: Sequence[tuple[float, Record]], n: int, *, highest: bool) -> list[Record]:
-    """At most n records with the highest (or lowest) scores; among equals as `at_random` chooses."""
+    """Returns at most n records with the highest (or lowest) scores; among equals as `at_random` chooses."""
     ordered = sorted(scored, key=lambda pair: pair[0], reverse=highest)
     equals = itertools.groupby(ordered, key=lambda pair: pair[0])
     return _spread(((record for _, record in group) for _, group in equals), n)

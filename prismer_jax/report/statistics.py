@@ -107,7 +107,7 @@ class Statistics:
                 self.counts[len(ids)] += 1
 
     def update(self, other: Statistics) -> None:
-        """Adds what another has counted."""
+        """Adds the counts of another."""
         for field in dataclasses.fields(self):
             if field.name == "expert":
                 continue
@@ -118,73 +118,73 @@ class Statistics:
                 setattr(self, field.name, mine + theirs)
 
     def share(self, name: str) -> float:
-        """`missing` of all photos, `empty` and `constant` of those with a map, `background` of the pixels."""
+        """Returns the share of `missing` photos, of `empty` or `constant` maps, or of `background` pixels."""
         whole = {"missing": self.photos, "background": self.pixels}.get(name, self.present)
         return getattr(self, name) / max(whole, 1)
 
     def distribution(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation [channels] of the values."""
+        """Returns the mean and the standard deviation [channels] of the values."""
         total = np.maximum(self.values.sum(1), 1)
         levels = np.arange(256)
         mean = self.values @ levels / total
         return mean, np.sqrt(np.maximum(self.values @ levels**2 / total - mean**2, 0))
 
     def percentile(self, fraction: float) -> int:
-        """The value, of all channels together, that this fraction of the pixels does not exceed."""
+        """Returns the value, of all channels together, that this fraction of the pixels does not exceed."""
         sums = np.cumsum(self.values.sum(0))
         return int(np.searchsorted(sums, fraction * sums[-1]))
 
     def per_photo(self) -> float:
-        """Mean number of instances or words."""
+        """Returns the mean number of instances or words in a photo."""
         return sum(n * photos for n, photos in self.counts.items()) / max(self.counts.total(), 1)
 
 
-def warnings(found: Statistics, names: Sequence[str] = ()) -> list[str]:
-    """What looks as if the expert had not worked; a line each, which says what to do. None if all is well."""
-    row, say, many = EXPERTS[found.expert], [], found.present >= FEW
-    if found.missing == found.photos:
-        return [f"{row.name}: no photo has a label. Run make_labels, or check the folder."] if found.photos else []
-    if found.share("missing") > MISSING:
+def warnings(stats: Statistics, names: Sequence[str] = ()) -> list[str]:
+    """Returns a line for each sign that the expert has not worked, which says what to do; none if all is well."""
+    row, say, many = EXPERTS[stats.expert], [], stats.present >= FEW
+    if stats.missing == stats.photos:
+        return [f"{row.name}: no photo has a label. Run make_labels, or check the folder."] if stats.photos else []
+    if stats.share("missing") > MISSING:
         rest = " (the official code writes none where it finds no word)" if row.embed == "words" else ""
         remedy = "Run make_labels again: it makes what is missing."
-        say.append(f"{found.missing} of {found.photos} photos have no label{rest}. {remedy}")
-    if many and found.empty == found.present and row.name != "ocr_detection":
+        say.append(f"{stats.missing} of {stats.photos} photos have no label{rest}. {remedy}")
+    if many and stats.empty == stats.present and row.name != "ocr_detection":
         say.append("every map is empty. Check the checkpoint that the expert was given.")
-    elif many and found.empty == found.present and found.present >= 4 * FEW:
+    elif many and stats.empty == stats.present and stats.present >= 4 * FEW:
         say.append("not one photo has a word. Right for photos without text only.")
-    elif many and found.share("empty") > EMPTY.get(row.name, 1.0 if row.storage == "ids" else CONSTANT):
-        say.append(f"{_percent(found.share('empty'))} of the maps are empty. Look at some of their photos.")
-    if many and found.share("constant") > CONSTANT:
-        say.append(f"{_percent(found.share('constant'))} of the maps are of one value. The expert saw nothing in them.")
-    if many and found.empty < found.present and found.share("background") > BACKGROUND_SHARE.get(row.name, 1.0):
-        say.append(f"{_percent(found.share('background'))} of the pixels are background.")
-    if found.maps and (most := found.maps.most_common(1)[0][1]) > max(2, SAME * found.present):
+    elif many and stats.share("empty") > EMPTY.get(row.name, 1.0 if row.storage == "ids" else CONSTANT):
+        say.append(f"{_percent(stats.share('empty'))} of the maps are empty. Look at some of their photos.")
+    if many and stats.share("constant") > CONSTANT:
+        say.append(f"{_percent(stats.share('constant'))} of the maps are of one value. The expert saw nothing in them.")
+    if many and stats.empty < stats.present and stats.share("background") > BACKGROUND_SHARE.get(row.name, 1.0):
+        say.append(f"{_percent(stats.share('background'))} of the pixels are background.")
+    if stats.maps and (most := stats.maps.most_common(1)[0][1]) > max(2, SAME * stats.present):
         say.append(f"{most} photos have the same map. Was one photo's label written for all?")
-    if row.embed == "classes" and many and found.classes:
-        kind, pixels = found.classes.most_common(1)[0]
-        if pixels > ONE_CLASS * found.classes.total():
-            say.append(f"{_percent(pixels / found.classes.total())} of what is labelled is {name_of(kind, names)!r}.")
-    if found.unclassed:
-        say.append(f"{found.unclassed} instances have no class: the .json beside their map lacks them.")
-    return [f"{row.name}: {text}" for text in say + (_odd_values(found) if many else [])]
+    if row.embed == "classes" and many and stats.classes:
+        kind, pixels = stats.classes.most_common(1)[0]
+        if pixels > ONE_CLASS * stats.classes.total():
+            say.append(f"{_percent(pixels / stats.classes.total())} of what is labelled is {name_of(kind, names)!r}.")
+    if stats.unclassed:
+        say.append(f"{stats.unclassed} instances have no class: the .json beside their map lacks them.")
+    return [f"{row.name}: {text}" for text in say + (_odd_values(stats) if many else [])]
 
 
-def _odd_values(found: Statistics) -> list[str]:
-    varied = found.present - found.empty - found.constant
-    match found.expert:
-        case "depth" if varied and found.percentile(0.99) - found.percentile(0.01) < NARROW:
+def _odd_values(stats: Statistics) -> list[str]:
+    varied = stats.present - stats.empty - stats.constant
+    match stats.expert:
+        case "depth" if varied and stats.percentile(0.99) - stats.percentile(0.01) < NARROW:
             return ["values use a few grey levels only. Was the map scaled to 0..255?"]
-        case "normal" if found.off_unit > 0.5 * found.pixels:
+        case "normal" if stats.off_unit > 0.5 * stats.pixels:
             return [
-                f"{_percent(found.off_unit / found.pixels)} of the normals do not have length 1. Is it another map?"
+                f"{_percent(stats.off_unit / stats.pixels)} of the normals do not have length 1. Is it another map?"
             ]
-        case "edge" if varied and found.distribution()[0][0] < 128:
+        case "edge" if varied and stats.distribution()[0][0] < 128:
             return ["most pixels are dark, and edges are dark on white here. Was the map inverted?"]
     return []
 
 
 def name_of(kind: int, names: Sequence[str]) -> str:
-    """A class's name, its number where it has none."""
+    """Returns a class's name, or its number where it has none."""
     return str(names[kind]) if kind < len(names) else f"class {kind}"
 
 

@@ -18,18 +18,18 @@ DOT, MEAN, GUIDES = "#2a6fb0", "#1c2028", ("#168a49", "#c8322f", "#b07000", "#64
 
 
 def metrics_of(results: Results) -> list[str]:
-    """All metrics that are found, in their order, but for those of blindness."""
-    found = dict.fromkeys(name for runs in results.values() for values in runs.values() for name in values)
-    return [name for name in found if not any(rival in name for rival in RIVALS)]
+    """Returns all metrics of the runs, in their order, but for those of blindness."""
+    names = dict.fromkeys(name for runs in results.values() for values in runs.values() for name in values)
+    return [name for name in names if not any(rival in name for rival in RIVALS)]
 
 
 def values_of(results: Results, arm: str, metric: str) -> dict[int, float]:
-    """{seed: value} of an arm's finished runs that have the metric."""
+    """Returns {seed: value} of an arm's finished runs that have the metric."""
     return {seed: values[metric] for seed, values in results[arm].items() if metric in values}
 
 
 def table(results: Results, metrics: Sequence[str]) -> str:
-    """Mean ± sample standard deviation over the seeds: a row an arm, a column a metric."""
+    """Returns mean ± sample standard deviation over the seeds: a row an arm, a column a metric."""
     rows = []
     for arm, runs in results.items():
         cells = [_mean(list(values_of(results, arm, metric).values()), _digits(results, metric)) for metric in metrics]
@@ -38,7 +38,7 @@ def table(results: Results, metrics: Sequence[str]) -> str:
 
 
 def differences(results: Results, metrics: Sequence[str], baseline: str) -> str:
-    """What each arm has more than the baseline with the same seed: mean (least to most) over the seeds of both.
+    """Returns each arm's lead over the baseline with the same seed: mean (least to most) over the seeds of both.
 
     Runs of one seed share initial values and the order of the data. Where least and most have one sign, all seeds
     agree on who is better; with three seeds that happens by chance to every fourth pair of equals.

@@ -13,16 +13,16 @@ from tools.parity.photos import begin
 
 
 def depth(case: Case) -> Outputs:
-    """From a normalised input (`x`), or from a photo (`image`)."""
+    """Runs the network on a normalised input (`x`), or on a photo (`image`)."""
     expert = Depth()
     variables, x = begin(case, expert)
     yield "tap/x", rearrange(x, "b h w c -> b c h w")
     run = jax.jit(lambda *args: expert.module.apply(*args, mutable=["intermediates"]))
-    found, state = run(variables, x)
-    yield "out/depth", found
+    inverse_depth, state = run(variables, x)
+    yield "out/depth", inverse_depth
     for name, tap in tree.flatten(state["intermediates"]).items():
         yield f"tap/{name.removesuffix('/0')}", jnp.moveaxis(tap, -1, 1) if tap.ndim == 4 else tap
-    stretched = jax.device_get(stretch(found))
+    stretched = jax.device_get(stretch(inverse_depth))
     for name, (width, height) in case.config["original_size_wh"].items():
         label = expert.finish({"depth": stretched[int(name.removeprefix("image") or 0)]}, (height, width), {})
         yield f"out/{name}", label.map[..., 0], LABEL_IMAGE

@@ -15,7 +15,7 @@ from tools.parity.case import Case, Check, Mismatch, Outputs
 
 
 def farthest(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference of any coordinate, infinity for another shape."""
+    """Returns the largest difference of any coordinate, or infinity for another shape."""
     return float(np.abs(ours - theirs).max(initial=0)) if ours.shape == theirs.shape else np.inf
 
 
@@ -42,7 +42,7 @@ def expert_of(case: Case) -> Detection:
 
 
 def check_keys(case: Case, expert: Detection) -> None:
-    """The network converts to exactly the keys and shapes of the manifest."""
+    """Checks that the network converts to exactly the keys and shapes of the manifest."""
     ours = rules.key_shapes(expert.table, expert.shapes)
     theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
     if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
@@ -59,7 +59,7 @@ def matching(ours: np.ndarray, theirs: np.ndarray, what: str) -> np.ndarray:
 
 
 def detection(case: Case) -> Outputs:
-    """From pixels to detections. Their order counts only as far as the reference's own does (see the manifest)."""
+    """Detects from pixels. The order counts only as far as the reference's own does (see the manifest)."""
     expert = expert_of(case)
     check_keys(case, expert)
     variables = jax.tree.map(jnp.asarray, expert.from_official(case.state(), case.name))
@@ -72,9 +72,9 @@ def detection(case: Case) -> Outputs:
     def run(method: str, *args: jax.Array) -> tuple:
         return expert.module.apply(variables, *args, method=method, mutable=["intermediates"])
 
-    levels, kept = run("pyramid", jnp.asarray(image), size)
-    maps = {"stem": kept["intermediates"]["backbone"]["stem"][0]}
-    maps |= {f"res{i}": x for i, x in enumerate(kept["intermediates"]["maps"][0], 2)}
+    levels, taps = run("pyramid", jnp.asarray(image), size)
+    maps = {"stem": taps["intermediates"]["backbone"]["stem"][0]}
+    maps |= {f"res{i}": x for i, x in enumerate(taps["intermediates"]["maps"][0], 2)}
     maps |= {f"p{i}": x for i, x in enumerate(levels, 3)}
     for name, x in maps.items():
         yield f"tap/{name}", rearrange(x, "b h w c -> b c h w")
@@ -97,32 +97,32 @@ def detection(case: Case) -> Outputs:
         return rearrange(pooled, "1 n h w c -> n c h w")
 
     yield "out/pool_direct", pool(jnp.asarray(case["pool_boxes"][None]))
-    (scores, found), kept = run("cascade", levels, proposals, size)
+    (scores, corners), taps = run("cascade", levels, proposals, size)
     rois = proposals
     for i in range(len(cascade.WEIGHTS)):
-        logits, deltas, next_boxes = kept["intermediates"][f"stage_{i}"][0]
+        logits, deltas, next_boxes = taps["intermediates"][f"stage_{i}"][0]
         yield f"tap/stage{i}_pooled", pool(boxes.clip(rois, size))
         yield f"out/stage{i}_class_logits", logits[0]
         yield f"out/stage{i}_deltas", deltas[0]
         yield f"out/stage{i}_boxes", next_boxes[0], PIXELS
         rois = next_boxes
     yield "out/mean_scores", scores[0]
-    found = boxes.clip(found, size)
+    corners = boxes.clip(corners, size)
     for name, threshold in (("out/det", "score_thresh"), ("tap/det_official_thr0.5", "official_score_thresh")):
         network = expert.module.clone(threshold=case.config[threshold])
-        made = jax.jit(lambda *args: network.apply({}, *args, method="detections"))(found, scores)  # noqa: B023
-        valid = np.asarray(made["valid"][0])
-        made = {part: np.asarray(array[0])[valid] for part, array in made.items()}
+        ours = jax.jit(lambda *args: network.apply({}, *args, method="detections"))(corners, scores)  # noqa: B023
+        valid = np.asarray(ours["valid"][0])
+        ours = {part: np.asarray(array[0])[valid] for part, array in ours.items()}
         theirs = {part: case.arrays[f"{name}_{part}"] for part in ("boxes", "classes", "scores")}
-        order = matching(*(np.column_stack([x["boxes"], 1e3 * x["classes"]]) for x in (made, theirs)), "detections")
-        yield f"{name}_boxes", made["boxes"][order], PIXELS
-        yield f"{name}_classes", made["classes"][order]
-        yield f"{name}_scores", made["scores"][order]
-        yield f"{name.replace('out', 'tap')}_proposal_index", made["proposals"][order]
+        order = matching(*(np.column_stack([x["boxes"], 1e3 * x["classes"]]) for x in (ours, theirs)), "detections")
+        yield f"{name}_boxes", ours["boxes"][order], PIXELS
+        yield f"{name}_classes", ours["classes"][order]
+        yield f"{name}_scores", ours["scores"][order]
+        yield f"{name.replace('out', 'tap')}_proposal_index", ours["proposals"][order]
 
 
 def instances(case: Case) -> Outputs:
-    """Label maps of boxes on depth maps."""
+    """Draws label maps of boxes on depth maps."""
     for i in range(case.config["cases"]):
         drawn, classes = instance_map(case[f"c{i}_boxes"], case[f"c{i}_ids"], case[f"c{i}_depth"])
         yield f"out/c{i}_mask", drawn.astype(np.float32)

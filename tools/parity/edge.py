@@ -12,7 +12,7 @@ from tools.parity.photos import begin
 
 
 def edge(case: Case) -> Outputs:
-    """From a normalised input (`x`), or from a photo (`image`)."""
+    """Runs the network on a normalised input (`x`), or on a photo (`image`)."""
     expert = Edge()
     variables, x = begin(case, expert)
     yield "tap/x", rearrange(x, "b h w c -> b c h w")
@@ -21,8 +21,8 @@ def edge(case: Case) -> Outputs:
     for name in DOUBLINGS:
         yield f"tap/{name}", rearrange(state["intermediates"][name]["__call__"][0], "b h w c -> b c h w")
     names = [f"out_{i}" for i in range(1, 7)] + ["block_cat"]
-    for name, made in zip(names, np.moveaxis(maps, -1, 0), strict=True):
-        yield f"out/{name}", made[:, None]
+    for name, edges in zip(names, np.moveaxis(maps, -1, 0), strict=True):
+        yield f"out/{name}", edges[:, None]
     strengths = np.asarray(strength(maps))
     for name, (width, height) in case.config["original_size_wh"].items():
         index = int(name.removeprefix("image") or 0)

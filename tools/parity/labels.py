@@ -21,7 +21,7 @@ TABLES = "data/label_embeddings"  # beside the folder of cases
 
 
 def label_process(case: Case) -> Outputs:
-    """Scaled maps, looked-up maps at full resolution, the tables themselves, and the resizing before them."""
+    """Yields scaled maps, looked-up maps at full resolution, the tables, and the resizing before them."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "tables.npz"
         label_tables.convert(case.folder.parent.parent / TABLES, file)
@@ -37,11 +37,11 @@ def label_process(case: Case) -> Outputs:
     side = {labels.CLASSES_KEY: jnp.asarray(classes[None]), labels.WORDS_KEY: jnp.asarray(words[None])}
 
     def stem_input(expert: str, label: np.ndarray) -> Any:
-        """What the model makes of a map [h,w,c] before its stem resizes it: [c,h,w]."""
-        made = model.apply(variables, expert, jnp.asarray(label[None]), side, method="_features")
+        """Returns what the model makes of a map [h,w,c] before its stem resizes it: [c,h,w]."""
+        features = model.apply(variables, expert, jnp.asarray(label[None]), side, method="_features")
         if labels.EXPERTS[expert].storage == "ids":
-            made = resize_ids(*made, label.shape[:2])  # to the same size: nothing but the lookup
-        return rearrange(made, "1 h w c -> c h w")
+            features = resize_ids(*features, label.shape[:2])  # to the same size: nothing but the lookup
+        return rearrange(features, "1 h w c -> c h w")
 
     for name in ("depth", "normal", "edge", "depth_flat"):
         yield f"out/{name}", stem_input(name.removesuffix("_flat"), rearrange(case[f"{name}_u8"], "c h w -> h w c"))

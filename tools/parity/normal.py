@@ -30,7 +30,7 @@ def estimate_check(case: Case) -> Check:
 
 
 def normal(case: Case) -> Outputs:
-    """From a normalised input (`x`), or from a photo (`image`)."""
+    """Runs the network on a normalised input (`x`), or on a photo (`image`)."""
     expert = Normal()
     variables, x = begin(case, expert)
     yield "tap/x", rearrange(x, "b h w c -> b c h w")

@@ -29,12 +29,12 @@ STORED = {"word_fg": "word_score", "char_fg": "char_score", "char_cls": "char_cl
 
 def _variables(case: Case, module: nn.Module, table: rules.Table, *inputs: jax.Array) -> dict:
     shapes = tree.flatten(jax.eval_shape(module.init, jax.random.key(0), *inputs))
-    made = rules.from_torch(case.state(), table, shapes, case.name)
-    return tree.unflatten({name: jnp.asarray(make()) for name, make in made.items()})
+    arrays = rules.from_torch(case.state(), table, shapes, case.name)
+    return tree.unflatten({name: jnp.asarray(make()) for name, make in arrays.items()})
 
 
 def network(case: Case) -> Outputs:
-    """From a normalised input (`x`), or from a photo (`image`)."""
+    """Runs the network on a normalised input (`x`), or on a photo (`image`)."""
     expert, module = ocr.OcrDetection(), hourglass.CharNet()
     if "in/image" in case.arrays:
         x = expert.normalize(jnp.asarray(expert.prepare(case["image"])["image"][None]))
@@ -48,9 +48,9 @@ def network(case: Case) -> Outputs:
 
     run = jax.jit(lambda *args: module.apply(*args, capture_intermediates=tapped, mutable=["intermediates"]))
     maps, state = run(variables, x)
-    kept = tree.flatten(state["intermediates"])
+    taps = tree.flatten(state["intermediates"])
     for name, path in TAPS.items():
-        tap = kept[f"{path}/__call__/0"]
+        tap = taps[f"{path}/__call__/0"]
         yield f"tap/{name}", _nchw(jax.nn.relu(tap) if name == "word_feat" else tap)
     for name, ours in STORED.items():
         yield f"out/logit_{name}", _nchw(maps[ours])
@@ -64,7 +64,7 @@ def _nchw(x: jax.Array) -> jax.Array:
 
 
 def words(case: Case) -> Outputs:
-    """Words of drawn maps."""
+    """Reads the words of drawn maps."""
     maps = {"word_score": case["pred_word_fg"], "char_score": case["pred_char_fg"]}
     maps |= {"word_angle": case["pred_word_orient"], "char_class": np.moveaxis(case["pred_char_cls"], 0, -1)}
     maps |= {f"{kind}_sides": np.moveaxis(case[f"pred_{kind}_tblr"], 0, -1) for kind in ("word", "char")}
@@ -79,26 +79,26 @@ def words(case: Case) -> Outputs:
     yield "tap/text_before_filter", np.array([word.text for word in spelt])
     yield "tap/text_score_before_filter", np.array([word.text_score for word in spelt])
     lexicon = Lexicon.read(ocr.find(case.folder.parent.parent / "data" / "ocr", ocr.LEXICON))
-    kept = reading.words_of(maps, (height, width), lexicon)
-    yield "out/word_bbox", np.stack([word.box.reshape(-1) for word in kept])
-    yield "out/word_bbox_score", np.array([word.score for word in kept])
-    yield "out/text", np.array([word.text for word in kept])
-    yield "out/text_score", np.array([word.text_score for word in kept])
-    ids, texts = reading.label_map(kept, (height, width))
+    readings = reading.words_of(maps, (height, width), lexicon)
+    yield "out/word_bbox", np.stack([word.box.reshape(-1) for word in readings])
+    yield "out/word_bbox_score", np.array([word.score for word in readings])
+    yield "out/text", np.array([word.text for word in readings])
+    yield "out/text_score", np.array([word.text_score for word in readings])
+    ids, texts = reading.label_map(readings, (height, width))
     yield "out/mask", ids[..., 0]
     yield "out/labels", np.array(texts)
 
 
 def text(case: Case) -> Outputs:
-    """CLIP's features of token ids; the stored features projected by the official PCA and by a made-up one."""
+    """Yields CLIP's features of token ids, and stored features projected by the official and a made-up PCA."""
     module, tokens = clip_text.ClipText(), jnp.asarray(case["tokens"])
     variables = _variables(case, module, clip_text.TABLE, tokens)
     features, state = jax.jit(lambda *args: module.apply(*args, mutable=["intermediates"]))(variables, tokens)
-    kept = tree.flatten(state["intermediates"])
-    yield "tap/embed", kept["embedded/0"]
-    for i, block in enumerate(kept["blocks/out/0"]):
+    taps = tree.flatten(state["intermediates"])
+    yield "tap/embed", taps["embedded/0"]
+    for i, block in enumerate(taps["blocks/out/0"]):
         yield f"tap/resblocks.{i}", block
-    yield "tap/ln_final", kept["normed/0"]
+    yield "tap/ln_final", taps["normed/0"]
     yield "out/features", features
     salt = case.manifest["salt"]
     projections = {

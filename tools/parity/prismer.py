@@ -56,7 +56,7 @@ def model_of(case: Case, **decoder: Any) -> Prismer:
 
 
 def check_keys(case: Case, model: Prismer) -> None:
-    """The model converts to exactly the keys and shapes of the manifest, and counts as many parameters."""
+    """Checks that the model converts to exactly the manifest's keys and shapes, and its number of parameters."""
     shapes = conversion.shapes_of(model)
     ours = rules.key_shapes(table.TABLE, shapes)
     theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
@@ -129,15 +129,15 @@ def prismer(case: Case) -> Outputs:
     def run(method: str, *args: Any, **kwargs: Any) -> Any:
         return _apply(model, method, variables, *args, **kwargs)
 
-    encoded, kept = run("encode_features", **inputs)
+    encoded, state = run("encode_features", **inputs)
     yield "out/encoder", encoded
-    yield from encoder_taps(tree.flatten(kept["intermediates"]["encoder"]), model, case.config["expert_order"][1:])
+    yield from encoder_taps(tree.flatten(state["intermediates"]["encoder"]), model, case.config["expert_order"][1:])
     if case.wants("out/logits"):
         text = jnp.asarray(case["caption_ids"], jnp.int32)
-        logits, kept = run("read", encoded, texts(text))
+        logits, state = run("read", encoded, texts(text))
         yield "out/logits", logits
         yield "out/logits_argmax", logits.argmax(-1)
-        yield from decoder_taps(tree.flatten(kept["intermediates"]["decoder"]))
+        yield from decoder_taps(tree.flatten(state["intermediates"]["decoder"]))
         loss = losses.token_costs(logits, text, caption_mask(case, case.config["prompt_length"]))
         yield "out/caption_loss", loss
         yield "out/caption_loss_mean", loss.mean()
@@ -172,7 +172,7 @@ def _decode(model: Prismer, function: Callable, settings: tuple, variables: Any,
 
 
 def caption_loss(model: Prismer, case: Case, params: Any, variables: Any, train: bool = False) -> Any:
-    """Mean caption loss; in training (with dropout 0) also the updated BatchNorm statistics."""
+    """Returns the mean caption loss; in training (with dropout 0) also the updated BatchNorm statistics."""
     variables = {**variables, "params": params}
     mutable = ["batch_stats"] if train else []
     encoded, stats = model.apply(
@@ -190,22 +190,22 @@ def gradients(grads: Any) -> Outputs:
     yield "out/grad_global_norm", jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
 
 
-def encoder_taps(kept: Mapping[str, jax.Array], model: Prismer, order: Sequence[str]) -> Outputs:
-    yield "tap/stem_rgb", rearrange(kept["tokens_rgb/0"], "b h w d -> b d h w")
+def encoder_taps(taps: Mapping[str, jax.Array], model: Prismer, order: Sequence[str]) -> Outputs:
+    yield "tap/stem_rgb", rearrange(taps["tokens_rgb/0"], "b h w d -> b d h w")
     for domain in {EXPERTS[expert].stem for expert in model.experts}:
-        yield f"tap/stem_{domain}", rearrange(kept[f"tokens_{domain}/0"], "b h w d -> b d h w")
+        yield f"tap/stem_{domain}", rearrange(taps[f"tokens_{domain}/0"], "b h w d -> b d h w")
     if model.experts:
-        tokens = dict(zip(model.experts, jnp.split(kept["tokens/0"], len(model.experts), axis=1), strict=True))
+        tokens = dict(zip(model.experts, jnp.split(taps["tokens/0"], len(model.experts), axis=1), strict=True))
         yield "tap/resampler_in", rearrange([tokens[e] for e in order], "e b n d -> (e n) b d")
-        yield "tap/resampler", rearrange(kept["latents/0"], "b n d -> n b d")
-    yield "tap/ln_pre", rearrange(kept["normed/0"], "b n d -> n b d")
-    yield "tap/vit0_after_adaptor", rearrange(kept["blocks/after_adaptor/0"][0], "b n d -> n b d")
+        yield "tap/resampler", rearrange(taps["latents/0"], "b n d -> n b d")
+    yield "tap/ln_pre", rearrange(taps["normed/0"], "b n d -> n b d")
+    yield "tap/vit0_after_adaptor", rearrange(taps["blocks/after_adaptor/0"][0], "b n d -> n b d")
 
 
-def decoder_taps(kept: Mapping[str, jax.Array]) -> Outputs:
-    yield "tap/dec_embeddings", kept["embeddings/0"][:, 0]
-    yield "tap/dec_hidden", kept["hidden/0"][:, 0]
-    for i, layer in enumerate(kept["layers/after_adaptor/0"]):
+def decoder_taps(taps: Mapping[str, jax.Array]) -> Outputs:
+    yield "tap/dec_embeddings", taps["embeddings/0"][:, 0]
+    yield "tap/dec_hidden", taps["hidden/0"][:, 0]
+    for i, layer in enumerate(taps["layers/after_adaptor/0"]):
         yield f"tap/dec_layer{i}_after_adaptor", layer[:, 0]
 
 
@@ -247,7 +247,7 @@ def ranking(case: Case, model: Prismer, variables: Any, encoded: jax.Array) -> O
 
 
 def prismer_train(case: Case) -> Outputs:
-    """Three steps of AdamW with frozen parts and BatchNorm in training mode."""
+    """Takes three steps of AdamW with frozen parts and BatchNorm in training mode."""
     model = model_of(case, dropout=case.config["dropout"])
     check_keys(case, model)
     variables = jax.tree.map(jnp.asarray, conversion.from_torch(case.state(), model, table.TABLE, case.name))

@@ -24,8 +24,8 @@ TAPS = ("backbone", "pixel_decoder", "class_head")  # modules whose outputs are 
 def expert_of(case: Case) -> Segmentation:
     """Builds the expert that a manifest's `config` describes."""
     swin, pixels, decoder = (case.config[key] for key in ("swin", "pixel_decoder", "decoder"))
-    made = SegAde if case.config["num_classes"] == 150 else SegCoco
-    return made(
+    kind = SegAde if case.config["num_classes"] == 150 else SegCoco
+    return kind(
         backbone={
             "width": swin["embed_dim"],
             "depths": tuple(swin["depths"]),
@@ -51,7 +51,7 @@ def expert_of(case: Case) -> Segmentation:
 
 
 def check_keys(case: Case, expert: Segmentation) -> None:
-    """The network converts to exactly the keys and shapes of the manifest but those that are never used."""
+    """Checks that the network converts to the manifest's keys and shapes but those that are never used."""
     ours = rules.key_shapes(expert.table, expert.shapes)
     theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
     for key in case.config["unused_keys"]:
@@ -76,21 +76,21 @@ def segmentation(case: Case) -> Outputs:
 
     @jax.jit
     def run(variables: Any, image: Any, sizes: Any) -> Any:
-        made, state = expert.module.apply(
+        outputs, state = expert.module.apply(
             variables, image, sizes, capture_intermediates=is_stored, mutable=["intermediates"]
         )
-        return made, mask2former.semantic(*made, size), state["intermediates"]
+        return outputs, mask2former.semantic(*outputs, size), state["intermediates"]
 
-    (logits, masks), scores, kept = run(variables, image, sizes)
-    for name, x in kept["backbone"]["__call__"][0].items():
+    (logits, masks), scores, taps = run(variables, image, sizes)
+    for name, x in taps["backbone"]["__call__"][0].items():
         yield f"tap/{name}", channels_first(x)
-    mask_features, maps = kept["pixel_decoder"]["__call__"][0]
+    mask_features, maps = taps["pixel_decoder"]["__call__"][0]
     yield "tap/mask_features", channels_first(mask_features)
     for i, x in enumerate(maps):
         yield f"tap/multi_scale_{i}", channels_first(x)
-    for i, x in enumerate(kept["decoder"]["class_head"]["__call__"]):
+    for i, x in enumerate(taps["decoder"]["class_head"]["__call__"]):
         yield f"tap/layer{i}_pred_logits", x
-    for i, blocked in enumerate(kept["decoder"]["blocked"]):
+    for i, blocked in enumerate(taps["decoder"]["blocked"]):
         yield f"tap/attn_mask_packed_{i}", np.packbits(blocked)
     yield "out/pred_logits", logits
     yield "out/pred_masks", channels_first(masks)

@@ -25,7 +25,7 @@ TINY, SMALL = 1e-15, 1e-9
 def caption_metrics(
     predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], metrics: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The caption scores of one prediction an image: {"bleu1".."bleu4", "rouge_l", "cider"}.
+    """Returns the caption scores of one prediction an image: {"bleu1".."bleu4", "rouge_l", "cider"}.
 
     BLEU and ROUGE-L are in [0, 1]; CIDEr is the usual ratio in [0, 10] (1.33 is what papers print as 133). Texts are
     split by `ptb.tokenize_all`, in the references' order. An empty prediction is legal and scores as a caption without
@@ -46,7 +46,7 @@ def caption_metrics(
 def caption_scores(
     predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], metrics: Sequence[str] = ()
 ) -> tuple[dict[str, float], dict[Hashable, float]]:
-    """`caption_metrics`, and the CIDEr-D of each prediction, whose mean is that of the set: (scores, {id: cider})."""
+    """Returns `caption_metrics`, and {id: CIDEr-D} of the predictions, whose mean is that of the set."""
     check_ids(predictions, references)
     if bare := [image for image, captions in references.items() if not captions]:
         raise UserError(f"Image {bare[0]!r} has no reference caption ({len(bare)} such): remove it from the set.")
@@ -95,7 +95,7 @@ def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
 
 
 def rouge_l(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], beta: float = 1.2) -> float:
-    """Mean ROUGE-L in [0, 1] (Lin 2004): F-score of the best precision and the best recall over the references."""
+    """Returns the mean ROUGE-L in [0, 1] (Lin 2004): F-score of the references' best precision and best recall."""
     total = 0.0
     for prediction, refs in zip(predictions, references, strict=True):
         # An empty caption counts as one empty word in pycocoevalcap: it matches an empty reference.
@@ -111,7 +111,7 @@ def rouge_l(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]
 def cider_d(
     predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], sigma: float = 6.0
 ) -> tuple[float, list[float]]:
-    """CIDEr-D (Vedantam et al. 2015): the mean and the score of each caption, as a ratio (1.33 is quoted as 133).
+    """Returns CIDEr-D (Vedantam et al. 2015): the mean and each caption's score, as ratios (1.33 is quoted as 133).
 
     The document frequencies are those of the references passed in, so a score depends on the whole set; for a single
     image every weight is log(1) = 0 and so is the score.

@@ -48,7 +48,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def jar_score(name: str, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    """The score of a set in [0, 1], of token lists as `scores` takes them.
+    """Returns the score of a set in [0, 1], of token lists as `scores` takes them.
 
     Raises:
       UserError: what `check` finds, or the program failed.

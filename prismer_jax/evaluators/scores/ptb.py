@@ -278,7 +278,7 @@ def tokenize(caption: str) -> list[str]:
 
 
 def tokenize_all(captions: Sequence[str]) -> list[list[str]]:
-    """The tokens of each caption, as the official evaluation finds them in one text with a caption a line.
+    """Returns each caption's tokens, as the official evaluation finds them in one text with a caption a line.
 
     The end of a caption may depend on the beginning of the next: of 'vitamin d.' the full stop is part of the last
     token, but not before a line that begins with 'The'. Line breaks within a caption are spaces, also those (a carriage

@@ -41,7 +41,7 @@ CONTRACTIONS = {
 
 
 def normalize(answer: str) -> str:
-    """Punctuation, case, number words, articles and contractions as the official script treats them."""
+    """Normalizes punctuation, case, number words, articles and contractions as the official script does."""
     text = answer
     for sign in PUNCTUATION:
         # A sign that is beside a space anywhere (or any 1,000) vanishes everywhere; else it becomes a space.
@@ -53,7 +53,7 @@ def normalize(answer: str) -> str:
 
 
 def accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Accuracy in [0, 1]: the mean over annotators, each left out once, of min(1, number of others who agree / 3).
+    """Returns accuracy in [0, 1]: the mean over annotators, each left out once, of min(1, others who agree / 3).
 
     Like the official script it normalises both sides only where the annotators disagree. Fewer than ten answers count
     as if ten annotators had given them in the same proportion: one answer, matched, is right.
@@ -90,7 +90,7 @@ def by_type(name: str, scores: Sequence[float], types: Iterable[Iterable[str]]) 
 
 
 def vqa_metrics(predictions: Mapping[int, str], annotations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The official accuracy in percent: {'accuracy', 'accuracy/<question type>' ..., 'accuracy/<answer type>' ...}.
+    """Returns the official accuracy in percent: {'accuracy', 'accuracy/<question or answer type>' ...}.
 
     Args:
       predictions: {question_id: answer}; an empty answer is legal and is compared as it is.

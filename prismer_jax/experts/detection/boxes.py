@@ -41,13 +41,13 @@ def areas(boxes: Array) -> Array:
 
 
 def nonempty(boxes: Array) -> Array:
-    """Whether boxes have a width and a height; false for what is not a number."""
+    """Returns whether boxes have a width and a height; false for what is not a number."""
     return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
 @typed
 def overlaps(box: Float[Array, " 4"], boxes: Float[Array, "n 4"]) -> Float[Array, " n"]:
-    """Intersection over union of a box with each of the others; not a number where both are empty."""
+    """Returns intersection over union of a box with each other one; not a number where both are empty."""
     corners = jnp.minimum(box[2:], boxes[:, 2:]) - jnp.maximum(box[:2], boxes[:, :2])
     shared = jnp.maximum(corners, 0).prod(-1)
     return shared / (areas(box) + areas(boxes) - shared)
@@ -57,7 +57,7 @@ def overlaps(box: Float[Array, " 4"], boxes: Float[Array, "n 4"]) -> Float[Array
 def suppress(
     scores: Float[Array, "groups n"], boxes: Float[Array, "_ n 4"], threshold: float, count: int
 ) -> tuple[Int[Array, " {count}"], Int[Array, " {count}"], Float[Array, " {count}"]]:
-    """Greedy non-maximum suppression within each group; the best `count` of all groups that survive it.
+    """Suppresses non-maxima greedily within each group; returns the best `count` survivors of all groups.
 
     Takes the highest score, then removes from its group every box that overlaps it by more than the threshold, and so
     on. Since groups do not disturb one another, these are the first `count` of what suppressing each group alone would

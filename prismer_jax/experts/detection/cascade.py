@@ -128,12 +128,12 @@ class UniDet(nn.Module):
         proposals, logits = jax.vmap(rpn.propose, (0, 0, 0, None, None))(
             *self.objectness(levels), size, self.before, self.after
         )
-        scores, found = self.cascade(levels, proposals, size)
+        scores, corners = self.cascade(levels, proposals, size)
         usable = jnp.isfinite(logits)
-        return self.detections(boxes.clip(found, size), jnp.where(usable[..., None], scores, -jnp.inf))
+        return self.detections(boxes.clip(corners, size), jnp.where(usable[..., None], scores, -jnp.inf))
 
     def pyramid(self, image: Array, size: Array) -> list[Array]:
-        """The levels p3 to p7, [b, h, w, features] each."""
+        """Returns the levels p3 to p7, [b, h, w, features] each."""
         maps = self.backbone(normalize(image[..., ::-1], size, MEAN, DEVIATION))
         self.sow("intermediates", "maps", maps)
         return self.fpn(maps[1:])
@@ -151,24 +151,24 @@ class UniDet(nn.Module):
         """
         stacked, sizes = roi_align.stack(levels[:POOLED]), [level.shape[1:3] for level in levels[:POOLED]]
         scores: Array | float = 0.0
-        found = proposals
+        corners = proposals
         for i, (stage, weights) in enumerate(zip(self.stages, WEIGHTS, strict=True)):
-            rois = boxes.clip(found, size)
+            rois = boxes.clip(corners, size)
             logits, deltas = stage(stacked, sizes, rois)
-            found = boxes.decode(deltas, rois, weights)
+            corners = boxes.decode(deltas, rois, weights)
             scores += jax.nn.sigmoid(logits[..., :-1])
-            self.sow("intermediates", f"stage_{i}", (logits, deltas, found))
-        return scores / len(WEIGHTS), found
+            self.sow("intermediates", f"stage_{i}", (logits, deltas, corners))
+        return scores / len(WEIGHTS), corners
 
-    def detections(self, found: Float[Array, "b n 4"], scores: Float[Array, "b n c"]) -> dict[str, Array]:
-        """The best detections: a box may be several classes, a class is suppressed by itself alone."""
-        real = (jnp.isfinite(found).all(-1) & jnp.isfinite(scores).all(-1))[..., None]
+    def detections(self, corners: Float[Array, "b n 4"], scores: Float[Array, "b n c"]) -> dict[str, Array]:
+        """Returns the best detections: a box may be several classes, a class is suppressed by itself alone."""
+        real = (jnp.isfinite(corners).all(-1) & jnp.isfinite(scores).all(-1))[..., None]
         candidates = rearrange(jnp.where(real & (scores > self.threshold), scores, -jnp.inf), "b n c -> b c n")
 
-        def best(candidates: Array, found: Array) -> tuple[Array, Array, Array]:
-            return boxes.suppress(candidates, found[None], OVERLAP, self.most)
+        def best(candidates: Array, corners: Array) -> tuple[Array, Array, Array]:
+            return boxes.suppress(candidates, corners[None], OVERLAP, self.most)
 
-        classes, index, scores = jax.vmap(best)(candidates, found)
-        found = jnp.take_along_axis(found, index[..., None], 1)
-        valid: Bool[Array, "b most"] = jnp.isfinite(scores) & boxes.nonempty(found)
-        return {"boxes": found, "scores": scores, "classes": classes, "valid": valid, "proposals": index}
+        classes, index, scores = jax.vmap(best)(candidates, corners)
+        corners = jnp.take_along_axis(corners, index[..., None], 1)
+        valid: Bool[Array, "b most"] = jnp.isfinite(scores) & boxes.nonempty(corners)
+        return {"boxes": corners, "scores": scores, "classes": classes, "valid": valid, "proposals": index}

@@ -37,17 +37,17 @@ def instance_map(
       Map uint8 [h, w], BACKGROUND where there is no instance; the class of instance 0, 1, ...
     """
     windows: list[Window] = []
-    kept: list[int] = []
+    drawn_indices: list[int] = []
     for i, box in enumerate(boxes):
         window = _window(box, depth.shape)
-        if len(kept) < MOST and not any(_duplicate(window, other) for other in windows):
+        if len(drawn_indices) < MOST and not any(_duplicate(window, other) for other in windows):
             windows.append(window)
-            kept.append(i)
+            drawn_indices.append(i)
     masks = _occlude(windows, [_mean(depth, window) for window in windows])
     drawn = np.full(depth.shape, BACKGROUND, np.uint8)
     for i, (window, mask) in enumerate(zip(windows, masks, strict=True)):  # a later one wins what is still shared
         _inside(drawn, window)[mask > 0] = i
-    return drawn, [int(classes[i]) for i in kept]
+    return drawn, [int(classes[i]) for i in drawn_indices]
 
 
 def _window(box: np.ndarray, shape: tuple[int, ...]) -> Window:

@@ -22,14 +22,14 @@ CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # a square of this side in pixels belo
 
 @typed
 def level_of(rois: Float[Array, "*b 4"], levels: int) -> Int[Array, "*b"]:
-    """Which of the `levels` first levels of the pyramid a box is taken from: 0, 1, ... (arXiv 1612.03144, eq. 1)."""
+    """Returns which of the `levels` first levels of the pyramid a box is taken from (arXiv 1612.03144, eq. 1)."""
     octave = jnp.floor(CANONICAL_LEVEL + jnp.log2(jnp.sqrt(boxes.areas(rois)) / CANONICAL_SIZE + 1e-8))
     return jnp.clip(octave.astype(jnp.int32) - fpn.FIRST, 0, levels - 1)
 
 
 @typed
 def matrix(low: Float[Array, "*b"], high: Float[Array, "*b"], cells: int) -> Float[Array, "*b bins {cells}"]:
-    """How much each cell of one axis of a map counts in each bin of the interval from `low` to `high`, in cells.
+    """Returns each cell's weight, on one axis of a map, in each bin of the interval from `low` to `high`, in cells.
 
     A bin is the mean of ceil(its length) samples, evenly spaced; a sample lies between two cells. Cell i is centred at
     i + 1/2. Samples more than half a cell outside the map count as zeros, others outside as the border.
@@ -46,7 +46,7 @@ def matrix(low: Float[Array, "*b"], high: Float[Array, "*b"], cells: int) -> Flo
 
 @typed
 def stack(levels: Sequence[Float[Array, "b _ _ c"]]) -> Float[Array, "b H w c"]:
-    """The levels one below the other, the coarser ones filled up with zeros at the right."""
+    """Stacks the levels one below the other, the coarser ones filled up with zeros at the right."""
     width = levels[0].shape[2]
     return jnp.concatenate([jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[2]), (0, 0))) for x in levels], 1)
 

@@ -59,7 +59,7 @@ def propose(
     before: int,
     after: int,
 ) -> tuple[Float[Array, "{after} 4"], Float[Array, " {after}"]]:
-    """The best proposals of one image: boxes in its pixels, and their logits.
+    """Returns the best proposals of one image: boxes in its pixels, and their logits.
 
     Args:
       logits: [h, w, ANCHORS] of each level, from p3 on.
@@ -68,7 +68,7 @@ def propose(
       before: how many of each level, by their logits, take part in the suppression.
       after: how many are returned, best first; where fewer are left, boxes are zeros and logits -inf.
     """
-    scores, found = [], []
+    scores, candidates = [], []
     for level, (logit, delta) in enumerate(zip(logits, deltas, strict=True), fpn.FIRST):
         around = jnp.asarray(anchors(level, *logit.shape[:2]).reshape(-1, 4))
         score, index = jax.lax.top_k(logit.ravel(), min(before, logit.size))
@@ -76,6 +76,6 @@ def propose(
         usable = boxes.nonempty(box) & jnp.isfinite(box).all(-1) & jnp.isfinite(score)
         missing = before - len(score)
         scores.append(jnp.pad(jnp.where(usable, score, -jnp.inf), (0, missing), constant_values=-jnp.inf))
-        found.append(jnp.pad(box, ((0, missing), (0, 0))))
-    level, index, score = boxes.suppress(jnp.stack(scores), jnp.stack(found), OVERLAP, after)
-    return jnp.where(jnp.isfinite(score)[:, None], jnp.stack(found)[level, index], 0), score
+        candidates.append(jnp.pad(box, ((0, missing), (0, 0))))
+    level, index, score = boxes.suppress(jnp.stack(scores), jnp.stack(candidates), OVERLAP, after)
+    return jnp.where(jnp.isfinite(score)[:, None], jnp.stack(candidates)[level, index], 0), score

@@ -153,7 +153,7 @@ class OcrDetection(SquareExpert):
         return scores(self.module.apply(variables, self.normalize(batch["image"]), method="read"))
 
     def finish(self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]) -> Label:
-        """As the base class, with stand-ins for the words' features: those that mean something are `complete`'s."""
+        """Finishes as the base class, with stand-ins for the words' features, which `complete` replaces."""
         ids, words = reading.label_map(reading.words_of(output, size, self.lexicon), size)
         return Label(ids, features=labels.class_vectors(words), words=words)
 
@@ -171,10 +171,10 @@ class OcrDetection(SquareExpert):
 
 @typed
 def scores(maps: Mapping[str, Float[Array, "b h w _"]]) -> dict[str, Float[Array, "b h w *c"]]:
-    """CharNet's maps with probabilities in place of logits: what `reading` takes, with a batch axis."""
-    found = {name: maps[name] for name in ("word_sides", "char_sides")}
-    found |= {name: jax.nn.softmax(maps[name])[..., 1] for name in ("word_score", "char_score")}
-    return {**found, "word_angle": maps["word_angle"][..., 0], "char_class": jax.nn.softmax(maps["char_class"])}
+    """Returns CharNet's maps with probabilities in place of logits, as `reading` takes them, with a batch axis."""
+    probabilities = {name: maps[name] for name in ("word_sides", "char_sides")}
+    probabilities |= {name: jax.nn.softmax(maps[name])[..., 1] for name in ("word_score", "char_score")}
+    return {**probabilities, "word_angle": maps["word_angle"][..., 0], "char_class": jax.nn.softmax(maps["char_class"])}
 
 
 def find(folder: str | os.PathLike[str], name: str) -> pathlib.Path:

@@ -30,7 +30,7 @@ REACH = 10  # unit, in cells, of the distances to a box's sides
 
 
 def conv(features: int, stride: int = 1, **kwargs: Any) -> ConvNorm:
-    """3x3, without bias."""
+    """Convolves 3x3, without bias."""
     return ConvNorm(features, 3, stride, 1, bias=False, **kwargs)
 
 
@@ -82,7 +82,7 @@ class Hourglass(nn.Module):
 
 
 class Detector(nn.Module):
-    """In every cell: logits of nothing and of a box there, distances to the box's sides, and its angle if wanted."""
+    """Predicts in every cell the logits of nothing and of a box, distances to its sides and, if asked, its angle."""
 
     angle: bool
     dtype: Any = jnp.float32
@@ -93,12 +93,12 @@ class Detector(nn.Module):
         x = jax.nn.relu(conv(HEAD, dtype=self.dtype, name="shared")(x))
         score = jax.nn.relu(conv(HEAD, dtype=self.dtype, name="score_map")(x))
         box = jax.nn.relu(conv(HEAD, dtype=self.dtype, name="box_map")(x))
-        found = {"score": predict(2, "score", score), "sides": REACH * jax.nn.relu(predict(4, "sides", box))}
-        return {**found, "angle": predict(1, "angle", box)} if self.angle else found
+        maps = {"score": predict(2, "score", score), "sides": REACH * jax.nn.relu(predict(4, "sides", box))}
+        return {**maps, "angle": predict(1, "angle", box)} if self.angle else maps
 
 
 def predict(features: int, name: str, x: Array) -> Array:
-    """A 1x1 convolution in float32 whatever the network computes in: in bfloat16 too many scores would be equal."""
+    """Convolves 1x1 in float32 whatever the network computes in: bfloat16 makes too many scores equal."""
     return nn.Conv(features, (1, 1), name=name)(x.astype(jnp.float32))
 
 
@@ -131,13 +131,13 @@ class CharNet(nn.Module):
         x = Residual(self.channels[0], 2, self.dtype, name="start")(jax.nn.relu(x))
         for i in range(self.stacks):
             x = Hourglass(self.channels, self.dtype, name=f"hourglass_{i}")(x)
-        found = {}
+        outputs = {}
         for kind in ("word", "char"):
             maps = Detector(kind == "word", self.dtype, name=kind)(x)
-            found |= {f"{kind}_{name}": value for name, value in maps.items()}
+            outputs |= {f"{kind}_{name}": value for name, value in maps.items()}
         for i in range(3):
             x = jax.nn.relu(conv(HEAD, dtype=self.dtype, name=f"reader_{i}")(x))
-        return {**found, "char_class": predict(self.classes, "char_class", x)}
+        return {**outputs, "char_class": predict(self.classes, "char_class", x)}
 
 
 def _residual(key: str, name: str) -> list[Rule]:
@@ -151,14 +151,14 @@ def _residual(key: str, name: str) -> list[Rule]:
 
 def _hourglass(key: str, name: str, scales: int) -> list[Rule]:
     parts = [("up_1", "same"), ("low_1", "down"), ("low_3", "up"), *([("low_2", "inner")] if scales == 2 else [])]
-    made = [rule for k, n in parts for i in range(2) for rule in _residual(f"{key}.{k}.{i}", f"{name}/{n}_{i}")]
-    return made if scales == 2 else [*made, *_hourglass(f"{key}.low_2", f"{name}/inner", scales - 1)]
+    all_rules = [rule for k, n in parts for i in range(2) for rule in _residual(f"{key}.{k}.{i}", f"{name}/{n}_{i}")]
+    return all_rules if scales == 2 else [*all_rules, *_hourglass(f"{key}.low_2", f"{name}/inner", scales - 1)]
 
 
 def _rules() -> list[Rule]:
-    made = [*rows.conv_norm("backbone.pre.0", "backbone.pre.1", "first"), *_residual("backbone.pre.3", "start")]
+    all_rules = [*rows.conv_norm("backbone.pre.0", "backbone.pre.1", "first"), *_residual("backbone.pre.3", "start")]
     for i in range(2):
-        made += _hourglass(f"backbone.hourglass_blocks.{i}", f"hourglass_{i}", len(CHANNELS))
+        all_rules += _hourglass(f"backbone.hourglass_blocks.{i}", f"hourglass_{i}", len(CHANNELS))
     for kind, full in (("word", "word"), ("char", "character")):
         detector = f"{kind}_detector"
         for theirs, ours in (
@@ -166,12 +166,12 @@ def _rules() -> list[Rule]:
             (f"{kind}_fg_feat", "score_map"),
             (f"{kind}_regression_feat", "box_map"),
         ):
-            made += rows.conv_norm(f"{detector}.{theirs}.conv", f"{detector}.{theirs}.bn", f"{kind}/{ours}")
+            all_rules += rows.conv_norm(f"{detector}.{theirs}.conv", f"{detector}.{theirs}.bn", f"{kind}/{ours}")
         for theirs, ours in ((f"{kind}_fg_pred", "score"), (f"{kind}_tblr_pred", "sides"), ("orient_pred", "angle")):
-            made += rows.conv(f"{detector}.{theirs}", f"{kind}/{ours}")
+            all_rules += rows.conv(f"{detector}.{theirs}", f"{kind}/{ours}")
     for i in range(3):
-        made += rows.conv_norm(f"char_recognizer.body.{i}.conv", f"char_recognizer.body.{i}.bn", f"reader_{i}")
-    return [*made, *rows.conv("char_recognizer.classifier", "char_class")]
+        all_rules += rows.conv_norm(f"char_recognizer.body.{i}.conv", f"char_recognizer.body.{i}.bn", f"reader_{i}")
+    return [*all_rules, *rows.conv("char_recognizer.classifier", "char_class")]
 
 
 TABLE = rules.Table(rules=tuple(_rules()))

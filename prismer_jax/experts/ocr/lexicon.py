@@ -41,7 +41,7 @@ class Lexicon:
         return cls(line.strip() for line in lines if not line.startswith("#"))
 
     def nearest(self, text: str) -> tuple[str, int] | None:
-        """The known word with the least edit distance from a text, the first of several; None beyond REACH edits.
+        """Returns the word with the least edit distance from a text, the first of several; None beyond REACH edits.
 
         Edits are inserting, leaving out and replacing a letter; case does not count. A text that is known is returned
         as it is.
@@ -60,11 +60,11 @@ class Lexicon:
 
 
 def _letters_of(text: str) -> int:
-    """The set of a text's letters as 64 bits; others may share a bit, which finds more words, never fewer."""
-    found = 0
+    """Returns the set of a text's letters as 64 bits; others may share a bit, which adds words, never drops one."""
+    bits = 0
     for letter in text:
-        found |= 1 << (ord(letter) & 63)
-    return found
+        bits |= 1 << (ord(letter) & 63)
+    return bits
 
 
 def _distances(text: str, codes: np.ndarray, lengths: np.ndarray) -> np.ndarray:

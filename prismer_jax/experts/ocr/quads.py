@@ -18,7 +18,7 @@ SAME = 0.5  # overlap (intersection over union) above which two guesses are aver
 def rectangles(
     centre: Float[np.ndarray, "n 2"], sides: Float[np.ndarray, "n 4"], angle: Float[np.ndarray, "#n"]
 ) -> Float[np.ndarray, "n 4 2"]:
-    """Rotated rectangles, float32.
+    """Returns rotated rectangles, float32.
 
     Args:
       centre: (x, y) of the point that each turns about.
@@ -37,7 +37,7 @@ def areas(polygons: Float[np.ndarray, "n k 2"]) -> Float[np.ndarray, " n"]:
 
 
 def overlaps(a: Float[np.ndarray, "#n 4 2"], b: Float[np.ndarray, "n 4 2"]) -> Float[np.ndarray, " n"]:
-    """Intersection over union of the pairs; 0 where a box has no area.
+    """Returns intersection over union of the pairs; 0 where a box has no area.
 
     Args:
       a: convex.
@@ -65,7 +65,7 @@ def _following(points: np.ndarray) -> np.ndarray:
 
 
 def _areas(polygons: np.ndarray) -> np.ndarray:
-    """By the shoelace formula."""
+    """Returns areas by the shoelace formula."""
     # Relative to a corner: far from the origin the products' differences would be lost to rounding.
     points = polygons - polygons[:, :1]
     return np.abs((points.conj() * _following(points)).imag.sum(1)) / 2
@@ -80,16 +80,16 @@ def _cut(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     way = end - start
     depth = (way.conj() * (points - start)).imag  # distance from the line, times the length of the way
     square = np.square(np.abs(way))
-    kept = points - 1j * way * (np.minimum(depth, 0) / np.where(square > 0, square, 1))
+    moved = points - 1j * way * (np.minimum(depth, 0) / np.where(square > 0, square, 1))
     after = _following(depth)
     crosses = depth * after < 0
     share = depth / np.where(crosses, depth - after, 1)
-    crossing = np.where(crosses, points + share * (_following(points) - points), kept)
-    return np.stack([kept, crossing], 2).reshape(len(points), 2 * points.shape[1])
+    crossing = np.where(crosses, points + share * (_following(points) - points), moved)
+    return np.stack([moved, crossing], 2).reshape(len(points), 2 * points.shape[1])
 
 
 def bounds(boxes: Float[np.ndarray, "n 4 2"]) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
-    """Least and largest coordinates of each box."""
+    """Returns the least and the largest coordinates of each box."""
     return boxes.min(1), boxes.max(1)
 
 
@@ -100,7 +100,7 @@ def merge(
     threshold: float,
     features: Float[np.ndarray, "n k"],
 ) -> tuple[Float[np.ndarray, "m 4 2"], Float[np.ndarray, " m"], Float[np.ndarray, "m k"]]:
-    """Non-maximum suppression that averages what it suppresses.
+    """Suppresses non-maxima, which are averaged into those that stay.
 
     Box by box, the surest first: those left that overlap with it by more than `threshold` go, and it becomes the mean,
     weighted by scores, of itself and those of more than SAME. A box without any such companion is noise: it goes too

@@ -117,15 +117,15 @@ def spell(words: Boxes, characters: Boxes) -> list[Word]:
     overlap = np.zeros(near.shape, np.float32)
     overlap[near] = quads.overlaps(characters.corners[character], words.corners[word])
     owner = np.where(overlap.any(1), overlap.argmax(1), -1) if len(words.scores) else np.empty(0)
-    found = []
+    spelt = []
     for i, (box, score) in enumerate(zip(words.corners, words.scores, strict=True)):
         members = np.flatnonzero(owner == i)
         if len(members):
             members = members[np.argsort(characters.corners[members, :, 0].mean(1), kind="stable")]
             classes = characters.classes[members]
             text = "".join(CHARACTERS[c] for c in classes.argmax(1))
-            found.append(Word(box, score, text, classes.max(1).mean()))
-    return found
+            spelt.append(Word(box, score, text, classes.max(1).mean()))
+    return spelt
 
 
 def check(word: Word, lexicon: Lexicon) -> Word | None:
@@ -137,9 +137,9 @@ def check(word: Word, lexicon: Lexicon) -> Word | None:
         return None
     if word.text_score >= SURE or (word.text_score >= SURE_OF_SIGNS and not word.text.isalpha()):
         return word
-    known, edits = lexicon.nearest(word.text) or ("", np.inf)
-    allowed = 0 if len(known) <= 2 else 1 if len(known) <= 5 else 2
-    return replace(word, text=known) if edits <= allowed else None
+    nearest, edits = lexicon.nearest(word.text) or ("", np.inf)
+    allowed = 0 if len(nearest) <= 2 else 1 if len(nearest) <= 5 else 2
+    return replace(word, text=nearest) if edits <= allowed else None
 
 
 @typed

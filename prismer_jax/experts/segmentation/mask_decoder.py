@@ -116,8 +116,8 @@ class MaskDecoder(nn.Module):
 
 
 def rules_of(key: str, name: str, depth: int = 9) -> list[Rule]:
-    """The rows of a table for the decoder under `key` of the state dict and `name` here."""
-    made = [
+    """Returns the conversion rules of the decoder under `key` of the state dict and `name` here."""
+    all_rules = [
         Rule(f"{key}.query_feat.weight", (f"params/{name}/queries",)),
         Rule(f"{key}.query_embed.weight", (f"params/{name}/query_positions",)),
         Rule(f"{key}.level_embed.weight", (f"params/{name}/level_embedding",)),
@@ -125,16 +125,16 @@ def rules_of(key: str, name: str, depth: int = 9) -> list[Rule]:
         *rows.dense(f"{key}.class_embed", f"{name}/class_head"),
     ]
     for i in range(3):
-        made += rows.dense(f"{key}.mask_embed.layers.{i}", f"{name}/mask_head_{i}")
+        all_rules += rows.dense(f"{key}.mask_embed.layers.{i}", f"{name}/mask_head_{i}")
     for i in range(depth):
         cross, own, mlp = (
             f"{key}.transformer_{part}_layers.{i}" for part in ("cross_attention", "self_attention", "ffn")
         )
         layer = f"{name}/layer_{i}"
-        made += rows.packed_attention(f"{cross}.multihead_attn", f"{layer}/cross")
-        made += rows.norm(f"{cross}.norm", f"{layer}/norm_cross")
-        made += rows.packed_attention(f"{own}.self_attn", f"{layer}/self")
-        made += rows.norm(f"{own}.norm", f"{layer}/norm_self")
-        made += rows.mlp(f"{mlp}.linear1", f"{mlp}.linear2", f"{layer}/mlp")
-        made += rows.norm(f"{mlp}.norm", f"{layer}/norm_mlp")
-    return made
+        all_rules += rows.packed_attention(f"{cross}.multihead_attn", f"{layer}/cross")
+        all_rules += rows.norm(f"{cross}.norm", f"{layer}/norm_cross")
+        all_rules += rows.packed_attention(f"{own}.self_attn", f"{layer}/self")
+        all_rules += rows.norm(f"{own}.norm", f"{layer}/norm_self")
+        all_rules += rows.mlp(f"{mlp}.linear1", f"{mlp}.linear2", f"{layer}/mlp")
+        all_rules += rows.norm(f"{mlp}.norm", f"{layer}/norm_mlp")
+    return all_rules

@@ -66,9 +66,9 @@ def panoptic(
       masks: their logits.
       things: ids of the classes that are counted.
     """
-    found, segments = np.zeros(masks.shape[:2], np.int32), []
+    segment_map, segments = np.zeros(masks.shape[:2], np.int32), []
     if not len(logits):
-        return Panoptic(found, ())
+        return Panoptic(segment_map, ())
     probabilities = softmax(logits)
     scores, categories = probabilities.max(-1), probabilities.argmax(-1)
     inside = masks >= 0
@@ -82,7 +82,7 @@ def panoptic(
         number = len(segments) + 1
         if category not in things:
             number = stuff.setdefault(category, number)
-        found[pixels] = number
+        segment_map[pixels] = number
         if number > len(segments):
             segments.append(Segment(number, category, category in things))
-    return Panoptic(found, tuple(segments))
+    return Panoptic(segment_map, tuple(segments))

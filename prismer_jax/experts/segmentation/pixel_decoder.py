@@ -46,7 +46,7 @@ def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
 
 @typed
 def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b H W c"]:
-    """Bilinear resize with half-pixel centres and clamped borders, not antialiased when shrinking."""
+    """Resizes bilinearly with half-pixel centres and clamped borders, not antialiased when shrinking."""
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "linear", antialias=False)
 
 
@@ -116,20 +116,20 @@ class PixelDecoder(nn.Module):
 
 
 def rules_of(key: str, name: str) -> list[Rule]:
-    """The rows of a table for the pixel decoder under `key` of the state dict and `name` here."""
+    """Returns the conversion rules of the pixel decoder under `key` of the state dict and `name` here."""
     layer, layer_name = f"{key}.transformer.encoder.layers.{{}}", f"{name}/layers"
     projections = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "value"}
     projections["output_proj"] = "out"
-    made = [Rule(f"{key}.transformer.level_embed", (f"params/{name}/level_embedding",))]
+    all_rules = [Rule(f"{key}.transformer.level_embed", (f"params/{name}/level_embedding",))]
     for i in range(len(LEVELS)):
-        made += rows.conv(f"{key}.input_proj.{i}.0", f"{name}/project_{i}")
-        made += rows.norm(f"{key}.input_proj.{i}.1", f"{name}/norm_{i}")
+        all_rules += rows.conv(f"{key}.input_proj.{i}.0", f"{name}/project_{i}")
+        all_rules += rows.norm(f"{key}.input_proj.{i}.1", f"{name}/norm_{i}")
     for theirs, ours in projections.items():
-        made += rows.dense(f"{layer}.self_attn.{theirs}", f"{layer_name}/attention/{ours}")
-    made += rows.norm(f"{layer}.norm1", f"{layer_name}/norm_attention")
-    made += rows.mlp(f"{layer}.linear1", f"{layer}.linear2", f"{layer_name}/mlp")
-    made += rows.norm(f"{layer}.norm2", f"{layer_name}/norm_mlp")
+        all_rules += rows.dense(f"{layer}.self_attn.{theirs}", f"{layer_name}/attention/{ours}")
+    all_rules += rows.norm(f"{layer}.norm1", f"{layer_name}/norm_attention")
+    all_rules += rows.mlp(f"{layer}.linear1", f"{layer}.linear2", f"{layer_name}/mlp")
+    all_rules += rows.norm(f"{layer}.norm2", f"{layer_name}/norm_mlp")
     for theirs, ours in {"adapter_1": "lateral", "layer_1": "fpn"}.items():
-        made += rows.conv(f"{key}.{theirs}", f"{name}/{ours}", bias=False)
-        made += rows.norm(f"{key}.{theirs}.norm", f"{name}/norm_{ours}")
-    return [*made, *rows.conv(f"{key}.mask_features", f"{name}/mask_features")]
+        all_rules += rows.conv(f"{key}.{theirs}", f"{name}/{ours}", bias=False)
+        all_rules += rows.norm(f"{key}.{theirs}.norm", f"{name}/norm_{ours}")
+    return [*all_rules, *rows.conv(f"{key}.mask_features", f"{name}/mask_features")]

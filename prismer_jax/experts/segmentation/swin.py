@@ -35,7 +35,7 @@ def relative_position_index(window: int) -> np.ndarray:
 
 
 def index_of_table(shape: tuple[int, ...]) -> np.ndarray:
-    """The `relative_position_index` that belongs to a bias table [(2w - 1)², heads]."""
+    """Returns the `relative_position_index` that belongs to a bias table [(2w - 1)², heads]."""
     return relative_position_index((round(shape[0] ** 0.5) + 1) // 2)
 
 
@@ -148,18 +148,18 @@ def _block(key: str, name: str) -> list[Rule]:
 
 
 def rules_of(key: str, name: str) -> list[Rule]:
-    """The rows of a table for the Swin under `key` of the state dict and `name` here."""
-    made = [
+    """Returns the conversion rules of the Swin under `key` of the state dict and `name` here."""
+    all_rules = [
         Rule(f"{key}.patch_embed.proj.weight", (f"params/{name}/patch_embedding",), "conv"),
         Rule(f"{key}.patch_embed.proj.bias", (f"params/{name}/patch_bias",)),
         *rows.norm(f"{key}.patch_embed.norm", f"{name}/norm_patches"),
     ]
     for i in range(STAGES):
-        made += _block(f"{key}.layers.{i}.blocks.{{}}", f"{name}/stage_{i}")
-        made += rows.norm(f"{key}.norm{i}", f"{name}/norm_{i}")
+        all_rules += _block(f"{key}.layers.{i}.blocks.{{}}", f"{name}/stage_{i}")
+        all_rules += rows.norm(f"{key}.norm{i}", f"{name}/norm_{i}")
         if i < STAGES - 1:
-            made += rows.norm(f"{key}.layers.{i}.downsample.norm", f"{name}/merge_{i}/norm")
-            made.append(
+            all_rules += rows.norm(f"{key}.layers.{i}.downsample.norm", f"{name}/merge_{i}/norm")
+            all_rules.append(
                 Rule(f"{key}.layers.{i}.downsample.reduction.weight", (f"params/{name}/merge_{i}/out/kernel",), "dense")
             )
-    return made
+    return all_rules

@@ -91,11 +91,11 @@ def initialize(
     shapes = conversion.shapes_of(model)
     for path, table, read in ((vision, VISION, _vision), (text, TEXT, _text)):
         if path is not None:
-            wanted = {name: shapes[name] for rule in table.rules for name in rule.names}
+            expected = {name: shapes[name] for rule in table.rules for name in rule.names}
             state = read(table.spell(safe.load(path), str(path)), model, str(path))
             fresh = lambda names: conversion.initial_values(model, names, seed)  # noqa: E731
-            found = rules.from_torch(state, table, wanted, str(path), allow, fresh)
-            flat |= {name: put(make()) for name, make in found.items()}
+            arrays = rules.from_torch(state, table, expected, str(path), allow, fresh)
+            flat |= {name: put(make()) for name, make in arrays.items()}
     variables = jax.eval_shape(model.init_variables, jax.random.key(seed))
     rest = [name for name in tree.flatten(variables) if name not in flat]
     flat |= {name: put(array) for name, array in conversion.initial_values(model, rest, seed).items()}
@@ -106,8 +106,8 @@ def _vision(state: rules.State, model: Prismer, where: str) -> rules.State:
     patches = state.get(_PATCHES)
     if patches is None or patches.ndim != 4:
         raise UserError(f"{where}: is no image encoder of CLIP: it lacks {_PATCHES}. Use OpenAI's or OpenCLIP's file.")
-    found = {"patch_size": patches.shape[3], "width": patches.shape[0], "layers": official.count(state, _BLOCK)}
-    _check(found, {key: getattr(model, key) for key in found}, lambda fields: fields, where)
+    sizes = {"patch_size": patches.shape[3], "width": patches.shape[0], "layers": official.count(state, _BLOCK)}
+    _check(sizes, {key: getattr(model, key) for key in sizes}, lambda fields: fields, where)
     return official.resized(state, _POSITIONS, (model.image_size // model.patch_size) ** 2, skip=1)
 
 
@@ -118,17 +118,18 @@ def _text(state: rules.State, model: Prismer, where: str) -> rules.State:
             f"{where}: is no RoBERTa: it lacks {_EMBEDDINGS}.word_embeddings.weight. Use the file of roberta-base or "
             "roberta-large."
         )
-    found = {"width": words.shape[1], "layers": official.count(state, _LAYER)}
-    _check(found, {key: model.decoder[key] for key in found}, lambda fields: fields["decoder"], where)
+    sizes = {"width": words.shape[1], "layers": official.count(state, _LAYER)}
+    _check(sizes, {key: model.decoder[key] for key in sizes}, lambda fields: fields["decoder"], where)
     return state
 
 
 def _check(
-    found: Mapping[str, int], wanted: Mapping[str, int], part: Callable[[Mapping[str, Any]], Any], where: str
+    saved: Mapping[str, int], expected: Mapping[str, int], part: Callable[[Mapping[str, Any]], Any], where: str
 ) -> None:
-    """Says in one line which variants a file of another size is for."""
-    if found != wanted:
-        fitting = [name for name, fields in VARIANTS.items() if all(part(fields)[key] == found[key] for key in found)]
-        sizes = ", ".join(f"{key} {found[key]} instead of {wanted[key]}" for key in found if found[key] != wanted[key])
+    """Raises a UserError that says in one line which variants a file of another size is for."""
+    if saved != expected:
+        fitting = [name for name, fields in VARIANTS.items() if all(part(fields)[key] == saved[key] for key in saved)]
+        wrong = [key for key in saved if saved[key] != expected[key]]
+        sizes = ", ".join(f"{key} {saved[key]} instead of {expected[key]}" for key in wrong)
         remedy = " or ".join(f"--variant prismer_{name}" for name in fitting) or "another file: no variant has its size"
         raise UserError(f"{where}: is of another size than the model ({sizes}); use {remedy}.")

@@ -76,7 +76,7 @@ def resized(state: rules.State, key: str, rows: int, skip: int = 0) -> dict[str,
 
     Args:
       key: of the positions [n, width].
-      rows: wanted; a square number.
+      rows: how many the result has; a square number.
       skip: rows before those of the grid, which are dropped (CLIP's class token).
     """
     out = dict(state)
