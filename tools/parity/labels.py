@@ -12,7 +12,8 @@ import numpy as np
 from einops import rearrange
 
 from prismer_jax import labels, pp
-from prismer_jax.models.prismer.model import build, normalize
+from prismer_jax.models.prismer.model import normalize
+from prismer_jax.towers import label_lookup
 from prismer_jax.towers.stem import resize_ids
 from prismer_jax.weights import label_tables
 from tools.parity.case import Case, Outputs
@@ -30,7 +31,7 @@ def label_process(case: Case) -> Outputs:
         yield f"out/table_{name}", tables[expert][:-1]
     yield "out/table_background", tables["ocr_detection"][-1]
 
-    model, variables = build("tiny", list(labels.EXPERTS)), {"tables": jax.tree.map(jnp.asarray, tables)}
+    device_tables = jax.tree.map(jnp.asarray, tables)
     classes, words = labels.no_classes(), np.zeros((labels.MAX_IDS, labels.FEATURES), np.float32)
     classes[case["obj_class_ids"][:, 0]] = case["obj_class_ids"][:, 1]
     words[: len(case["ocr_features"])] = case["ocr_features"]
@@ -38,7 +39,7 @@ def label_process(case: Case) -> Outputs:
 
     def stem_input(expert: str, label: np.ndarray) -> Any:
         """Returns what the model makes of a map [h,w,c] before its stem resizes it: [c,h,w]."""
-        features = model.apply(variables, expert, jnp.asarray(label[None]), side, method="_features")
+        features = label_lookup.features(expert, jnp.asarray(label[None]), side, device_tables)
         if labels.EXPERTS[expert].storage == "ids":
             features = resize_ids(*features, label.shape[:2])  # to the same size: nothing but the lookup
         return rearrange(features, "1 h w c -> c h w")
