@@ -86,10 +86,14 @@ def make_initial(cfg: config.Section) -> Callable[[Mapping[str, Any]], dict[str,
     """Returns a function from a fresh state to the variables that `config.init` names, if it names any."""
     path, fresh = cfg.get("init"), config.plain(cfg.get("init_fresh", ()))
     resize = models.family(cfg.model.get("name", models.DEFAULT)).RESIZE
-    if path is None:
-        return lambda state: {}
-    pp.tokenizer.check_ids(checkpoint.description(path), path)
-    return lambda state: checkpoint.load_into(state, path, fresh, resize)
+
+    def load(state: Mapping[str, Any]) -> dict[str, Any]:
+        if path is None:
+            return {}
+        pp.tokenizer.check_ids(checkpoint.description(path), path)
+        return checkpoint.load_into(state, path, fresh, resize)
+
+    return load
 
 
 def load_variables(cfg: config.Section, model: Any, mesh: jax.sharding.Mesh, path: pathlib.Path) -> Any:
