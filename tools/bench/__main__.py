@@ -69,10 +69,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("'experts' goes alone: what else is measured would be in memory beside it.")
     bench = Bench(config.load(args.config, overrides), args.seconds)
     results: dict[str, float] = {}
-    for measure in benches:
-        for name, value in measure(bench).items():
-            print(f"{name:<36}{value:10.1f}", flush=True)
-            results[name] = value
+    with jax.set_mesh(bench.mesh):
+        for measure in benches:
+            for name, value in measure(bench).items():
+                print(f"{name:<36}{value:10.1f}", flush=True)
+                results[name] = value
     if "loader, examples a second" in results and "training step, images a second" in results:
         ratio = results["loader, examples a second"] / results["training step, images a second"]
         print(f"{'loader / step':<36}{ratio:10.1f}")

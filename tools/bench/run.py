@@ -32,7 +32,6 @@ class Bench:
         self.cfg, self.seconds = cfg, seconds
         self.tokenizer = pp.tokenizer.load(cfg.tokenizer)
         self.mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
-        jax.set_mesh(self.mesh)
 
     @functools.cached_property
     def model(self) -> Any:
