@@ -73,7 +73,7 @@ def test_beams_of_a_new_family_share_its_prompt_and_equal_full_passes(toy):
     logits = model.apply(variables, {**batch, **prompts(whole, whole > -1)})
     log_probs = jax.nn.log_softmax(logits)[:, 5:-1]
     sums = jnp.take_along_axis(log_probs, whole[:, 6:, None], axis=2).sum((1, 2))
-    np.testing.assert_allclose(scores[:, 0], sums / 5, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(scores[:, 0], sums / 5, rtol=1e-4, atol=1e-6)  # float32: sums near 0
     _, cache = model.apply(variables, model.apply(variables, batch, method="encode"), batch, 4, method="prefill")
     assert jax.tree.leaves(cache["own"])[0].shape[3] == 4  # generated columns only: the prompt's six are shared
 

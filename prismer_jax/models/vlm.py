@@ -10,7 +10,6 @@ import types
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 
 from prismer_jax.errors import UserError
@@ -93,4 +92,4 @@ def init_from_shapes(model: Any, rng: Array, image_size: int) -> dict[str, Any]:
     text = jnp.zeros((1, 2), jnp.int32)
     batch = {"image": jnp.zeros((1, image_size, image_size, 3), jnp.uint8), "text": text, "segment": text}
     batch |= {"mask_input": text == 0, "mask_ar": text + 1}
-    return jax.tree.map(lambda x: x, dict(model.init(rng, batch)))
+    return dict(model.init(rng, batch))
