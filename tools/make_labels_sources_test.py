@@ -32,8 +32,9 @@ def jpeg(seed, height=30, width=40):
 
 
 @pytest.fixture
-def tars(tmp_path):
+def tars(tmp_path, monkeypatch):
     """Two tars of five photos with captions; one of them is no photo, one too narrow for detection."""
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "cache"))  # of their indices
     (tmp_path / "tars").mkdir()
     for shard in range(2):
         with tarfile.open(tmp_path / f"tars/{shard:05}.tar", "w") as tar:

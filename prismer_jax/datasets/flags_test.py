@@ -22,6 +22,11 @@ def parse(*flags) -> argparse.Namespace:
     return parser.parse_args([str(flag) for flag in flags])
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "cache"))  # of the tars' indices
+
+
 @pytest.fixture
 def data(tmp_path):
     """photos/ with a.jpg and b.jpg, captions of a.jpg and of one that is gone, a question, and a tar."""
@@ -148,3 +153,21 @@ def test_what_cannot_be_used_is_left_out_and_counted_by_reason(tmp_path, capsys)
     assert Dropped.from_json(json.loads((output / "manifest.json").read_text())["totals"]["dropped"]).counts == expected
     report = capsys.readouterr().out
     assert all(f"{count} x {reason}" in report for reason, count in expected.items())
+
+
+def test_a_photo_stays_without_the_captions_that_cannot_be_used_which_are_counted(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name, meta in (
+        ("a", '{"caption": ["one", 2, "three"]}'),
+        ("b", '{"description": "b"}'),
+        ("c", '{"captions": "c"}'),
+        ("d", '{"caption": null}'),
+    ):
+        Image.new("RGB", (8, 6), "red").save(tmp_path / f"photos/{name}.jpg")
+        (tmp_path / f"photos/{name}.json").write_text(meta)
+    output = tmp_path / "finished"
+    build_dataset.main(["--images", str(tmp_path / "photos"), "--output", str(output), "--processes", "1"])
+    source = open_source(parse("--dataset-dir", output))
+    assert [photo["captions"] for photo in source] == [["one", "three"], [], ["c"], []]
+    expected = {"caption that is not a text": 1, "side file without a caption": 1}
+    assert Dropped.from_json(json.loads((output / "manifest.json").read_text())["totals"]["dropped"]).counts == expected

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prismer_jax.datasets import img2dataset
+from prismer_jax.datasets import captions, img2dataset
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 
@@ -45,9 +45,21 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
                 ids.add(photo["id"])
             yield photo
         if empty:
-            tars = os.path.isdir(root) and any(name.endswith(".tar") for name in os.listdir(root))
-            hint = " Its tars are a source of their own, named `tars`." if tars else ""
-            raise UserError(f"{root}: has no photos ({', '.join(SUFFIXES)}).{hint}")
+            raise UserError(f"{root}: has no photos ({', '.join(SUFFIXES)}).{_hint(root, dropped)}")
+
+
+def _hint(root: str, dropped: Dropped) -> str:
+    """Says what a folder without photos has instead."""
+    names = os.listdir(root) if os.path.isdir(root) else []
+    if any(".tar" in name for name in names):
+        return " Its tars are a source of their own, named `tars`."
+    if dropped:
+        return f" Left out: {dropped.lines()[0].strip()}."
+    if any(name.endswith((".parquet", ".tfrecord")) for name in names):
+        return (
+            " Photos inside Parquet or TFRecord files are not read: have img2dataset write --output_format webdataset."
+        )
+    return ""
 
 
 def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
@@ -63,7 +75,7 @@ def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
         if folder != root:
             img2dataset.count_failures(folder, dropped)
         below = os.path.relpath(folder, root)
-        captions = None
+        table = None
         beside = frozenset(files)
         for name in here:
             relative = name if below == "." else os.path.join(below, name)
@@ -74,9 +86,9 @@ def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
             if side := _side(name, beside):
                 photo["captions_file"] = os.path.join(folder, side)
             elif folder != root:
-                captions = img2dataset.table_captions(folder) if captions is None else captions
-                if text := captions.get(os.path.splitext(name)[0]):
-                    photo["captions"] = [text]
+                table = img2dataset.table_captions(folder, dropped) if table is None else table
+                if texts := table.get(os.path.splitext(name)[0]):
+                    photo["captions"] = texts
             yield photo
 
 
@@ -84,14 +96,15 @@ def _beside(folder: str, name: str) -> Iterator[dict[str, Any]]:
     """Yields a photo that is given by itself."""
     photo = {"id": name, "name": name, "image": os.path.join(folder, name)}
     stem = pathlib.Path(photo["image"])
-    if side := next((path for end in img2dataset.SIDES if (path := stem.with_suffix(end)).exists()), None):
+    if side := next((path for end in captions.SIDES if (path := stem.with_suffix(end)).exists()), None):
         photo["captions_file"] = str(side)
     yield photo
 
 
 def _side(name: str, beside: frozenset[str]) -> str | None:
     stem = os.path.splitext(name)[0]
-    return next((stem + end for end in img2dataset.SIDES if stem + end in beside), None)
+    ends = (case for end in captions.SIDES for case in (end, end.upper()))
+    return next((stem + end for end in ends if stem + end in beside), None)
 
 
 def _is_text(name: str) -> bool:

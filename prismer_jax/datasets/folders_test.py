@@ -43,6 +43,7 @@ def test_what_could_not_be_fetched_is_counted(web):
     dropped = lists.load(images=web).dropped
     assert dropped.counts == {"not downloaded": 7, "downloaded but no image": 1}
     assert "mostly 'HTTP Error 404: Not Found', 6 times" in dropped.lines()[0]
+    assert "mostly 'image decoding error', 1 times" in dropped.lines()[1]
     (web / "00000_stats.json").write_text("{")
     (web / "00001_stats.json").write_text('{"failed_to_download": "many"}')
     assert lists.load(images=web).dropped.counts == {"unreadable side file": 2}
@@ -89,11 +90,74 @@ def test_bad_side_files_are_bad_samples_with_their_reason(web):
         source[0]  # it was there when the source was opened
 
 
-def test_captions_in_side_files():
-    assert img2dataset.caption_in(b"\xef\xbb\xbffirst line \r\nsecond", "a.txt") == ["first line"]
-    assert img2dataset.caption_in(b" \n", "a.txt") == []
-    for nothing in (b"[1]", b"{}", b'{"caption": null}', b'{"caption": 5}'):
-        assert img2dataset.caption_in(nothing, "a.json") == []
+def test_captions_that_are_not_read_are_told_with_the_photo(web):
+    (web / "00000/000000000.txt").write_text("\n \n")
+    (web / "00000/000000000.json").unlink()
+    (web / "00000/000000002.txt").unlink()
+    (web / "00000/000000002.json").write_text('{"description": "a dog"}')
+    (web / "00001/000010001.txt").rename(web / "00001/000010001.TXT")
+    source = lists.load(images=web, task="all")
+    assert [example["captions"] for example in source] == [[], [], ["caption 000010001"]]
+    assert [example.get("left_out") for example in source] == [
+        [("empty side file", str(web / "00000/000000000.txt"))],
+        [("side file without a caption", str(web / "00000/000000002.json"))],
+        None,
+    ]
+    assert "left_out" not in lists.load(images=web)[0]
+
+
+def test_the_most_frequent_message_of_a_reason_is_its_own(tmp_path):
+    reasons = ["not downloaded", "downloaded but no image"]
+    fetching, resizing = (
+        {"HTTP Error 404: Not Found": 5, "timed out": 2},
+        {"image too small": 3, "OpenCV(4.1) error": 1},
+    )
+    for messages, downloads, resizes, expected in (
+        (fetching | resizing, 7, 4, ["HTTP Error 404: Not Found', 5 times", "image too small', 3 times"]),
+        (fetching | resizing | {"odd": 1}, 7, 5, ["HTTP Error 404: Not Found', 5 times", "image too small', 3 times"]),
+        (fetching | resizing | {"odd": 9}, 7, 13, [None, None]),  # odd, of which of the two?
+        (resizing | {"odd": 9}, 0, 13, [None, "odd', 9 times"]),
+        ({"image too small": 4, "timed out": 1}, 5, 0, ["image too small', 4 times", None]),  # said by a server
+    ):
+        stats = {"failed_to_download": downloads, "failed_to_resize": resizes}
+        stats["status_dict"] = {"success": 90} | messages
+        (tmp_path / "00000_stats.json").write_text(json.dumps(stats))
+        dropped = Dropped()
+        img2dataset.count_failures(str(tmp_path / "00000"), dropped)
+        assert dropped.counts == {r: n for r, n in zip(reasons, (downloads, resizes), strict=True) if n}
+        first = {reason: entry["first"][0] for reason, entry in dropped.to_json().items()}
+        for reason, message in zip(reasons, expected, strict=True):
+            assert message is None or first[reason].endswith(f"00000: mostly '{message}")
+            assert message is not None or "mostly" not in first.get(reason, "")
+
+
+def test_captions_of_tables_in_every_form(web):
+    (web / "00000" / "000000000.txt").unlink()
+    (web / "00000" / "000000000.json").unlink()
+    keys = ["000000000", "other"]
+    for column, values, expected, counts in (
+        ("caption", [float("nan")] * 2, [], {}),  # an empty column of pandas
+        ("caption", [None, "x"], [], {}),
+        ("caption", [["one ", "two"], None], ["one", "two"], {}),
+        ("captions", [["one"], []], ["one"], {}),
+        ("text", ["one", "two"], ["one"], {}),
+        ("caption", [5, 6], [], {"caption that is not a text": 2}),
+    ):
+        parquet.write_table(pyarrow.table({"key": keys, column: values}), web / "00000.parquet")
+        source = lists.load(images=web)
+        assert source[0]["captions"] == expected
+        assert {reason: n for reason, n in source.dropped.counts.items() if "caption" in reason} == counts
+
+
+def test_an_empty_folder_says_what_there_is_instead(web, tmp_path):
+    for path in web.rglob("*.jpg"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"Left out: 7 x not downloaded.* mostly 'HTTP Error 404: Not Found', 6 times"):
+        lists.load(images=web)
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside/00000.parquet").touch()
+    with pytest.raises(UserError, match=r"inside Parquet or TFRecord .* --output_format webdataset"):
+        lists.load(images=tmp_path / "inside")
 
 
 def test_a_folder_of_tars_is_told_from_an_empty_one(tmp_path):

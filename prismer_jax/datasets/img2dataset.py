@@ -1,8 +1,8 @@
-"""What img2dataset leaves beside photos from the web: captions, and the count of those that it could not fetch.
+"""What img2dataset leaves beside photos from the web: the table of captions, and the count of what it could not fetch.
 
-Its files (github.com/rom1504/img2dataset, writer.py and logger.py): a photo KEY.jpg with KEY.txt, its caption, and
-KEY.json with `caption` and where it came from; these lie in a folder SHARD/ or in SHARD.tar, beside SHARD.parquet, the
-table of all that was tried, and SHARD_stats.json.
+Its files (github.com/rom1504/img2dataset, writer.py and logger.py): a photo KEY.jpg with KEY.txt and KEY.json
+(captions.py); these lie in a folder SHARD/ or in SHARD.tar, beside SHARD.parquet, the table of all that was tried, and
+SHARD_stats.json. A shard of which nothing could be fetched is an empty folder or a tar without members.
 """
 
 from __future__ import annotations
@@ -10,50 +10,22 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 
-from prismer_jax.errors import BadSample, UserError
+from prismer_jax.datasets import captions
+from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 
-SIDES = (".txt", ".json")  # of a photo: where its caption is, the first that is there
-
-
-def read_caption(path: str) -> list[str]:
-    """The caption in a side file, if there is one in it.
-
-    Raises:
-      BadSample: as `caption_in`, or the file cannot be read.
-    """
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise BadSample(f"{path}: {error.strerror}.", "unreadable file") from None
-    return caption_in(data, path)
-
-
-def caption_in(data: bytes, where: str) -> list[str]:
-    """The caption in a side file's bytes: none or one. Of a text it is the first line, as in the reference.
-
-    Args:
-      data: the bytes.
-      where: the file's name, whose ending says what it is.
-
-    Raises:
-      BadSample: the bytes are not UTF-8, or not JSON where they should be.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-        if where.lower().endswith(".json"):
-            content = json.loads(text)
-            caption = content.get("caption") if isinstance(content, dict) else None
-        else:
-            caption = text.split("\n", 1)[0]
-        if isinstance(caption, str):
-            caption.encode()  # JSON can hold half a character
-    except UnicodeError as error:
-        raise BadSample(f"{where}: not UTF-8 ({error}).", "caption that is not UTF-8") from None
-    except ValueError as error:
-        raise BadSample(f"{where}: not JSON ({error}).", "unreadable side file") from None
-    return [caption.strip()] if isinstance(caption, str) and caption.strip() else []
+# What it says of photos that were fetched but could not be decoded, or not resized (its resizer.py); what else it says
+# is of the fetching. Errors of OpenCV, which it passes on, begin with this name.
+_OF_RESIZING = (
+    "image decoding error",
+    "image too small",
+    "image area too large",
+    "aspect ratio too large",
+    "blurrer not defined",
+    "opencv(",
+)
 
 
 def count_failures(shard: str, dropped: Dropped) -> None:
@@ -61,27 +33,38 @@ def count_failures(shard: str, dropped: Dropped) -> None:
     path = pathlib.Path(f"{shard}_stats.json")
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
-        failed = {
-            "not downloaded": int(stats.get("failed_to_download", 0)),
-            "downloaded but no image": int(stats.get("failed_to_resize", 0)),
-        }
+        downloads, resizes = (int(stats.get(f"failed_to_{what}", 0)) for what in ("download", "resize"))
         messages = {str(text): int(count) for text, count in stats.get("status_dict", {}).items() if text != "success"}
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, AttributeError) as error:
         dropped.add("unreadable side file", f"{path}: not img2dataset's statistics ({error}).")
         return
-    most = max(messages, key=messages.__getitem__, default=None)
-    case = shard if most is None else f"{shard}: mostly '{most}', {messages[most]} times"
-    for reason, count in failed.items():
+    of_resizing = {text: n for text, n in messages.items() if resizes and (not downloads or _is_of_resizing(text))}
+    of_fetching = {text: n for text, n in messages.items() if text not in of_resizing}
+    for reason, count, own in (
+        ("not downloaded", downloads, of_fetching),
+        ("downloaded but no image", resizes, of_resizing),
+    ):
         if count > 0:
-            dropped.add(reason, case, count)
+            dropped.add(reason, shard + _most_frequent(own, count), count)
 
 
-def table_captions(shard: str) -> dict[str, str]:
-    """Key -> caption from SHARD.parquet; empty if there is none.
+def _is_of_resizing(text: str) -> bool:
+    return text.casefold().startswith(_OF_RESIZING)
 
-    It repeats what side files say, and is for shards that lack these.
+
+def _most_frequent(messages: Mapping[str, int], count: int) -> str:
+    """Says which message most of a reason's cases have; nothing where those that cannot be told apart may be more."""
+    text = max(messages, key=messages.__getitem__, default=None)
+    unclear = abs(sum(messages.values()) - count)
+    return f": mostly '{text}', {messages[text]} times" if text and messages[text] > unclear else ""
+
+
+def table_captions(shard: str, dropped: Dropped) -> dict[str, list[str]]:
+    """Returns key -> captions from SHARD.parquet; an empty dict if there is none.
+
+    It repeats what side files say, and is for shards that lack these. Captions that are no texts are counted.
 
     Raises:
       UserError: it cannot be read.
@@ -95,11 +78,20 @@ def table_captions(shard: str) -> dict[str, str]:
     except ImportError:
         raise UserError(f"{path}: pip install 'prismer_jax[data]' reads the captions in it.") from None
     try:
-        if not {"key", "caption"} <= set(parquet.read_schema(path).names):
+        names = parquet.read_schema(path).names
+        column = next((key for key in captions.KEYS if key in names), None)
+        if column is None or "key" not in names:
             return {}
-        table = parquet.read_table(path, columns=["key", "caption"]).to_pydict()
+        table = parquet.read_table(path, columns=["key", column]).to_pydict()
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}). Fetch it again, or remove it: its shard then has no captions."
         ) from None
-    return {str(key): text for key, text in zip(table["key"], table["caption"], strict=True) if text}
+    by_key = {}
+    for key, value in zip(table["key"], table[column], strict=True):
+        texts, lost = captions.texts(value)
+        if texts:
+            by_key[str(key)] = texts
+        if lost:
+            dropped.add(lost, f"{path}: {key!r}: {column} is {value!r}")
+    return by_key

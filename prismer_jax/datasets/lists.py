@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prismer_jax import label_files
-from prismer_jax.datasets import folders, formats, img2dataset, places
+from prismer_jax.datasets import captions, folders, formats, places
 from prismer_jax.datasets.folders import SUFFIXES as SUFFIXES
 from prismer_jax.datasets.packed import Packed
 from prismer_jax.errors import UserError
@@ -66,7 +66,8 @@ def load(
       with the task 'question', one `question`, with `answers` (a single answer is repeated ten times), `photo` (its
         path), `question_type`, and where the list says them `answer_weights`, `question_id` and `weight`;
       with the task 'all', a photo with `name` (the path that its label files have below an expert's folder), `source`,
-        `captions` and `questions`, dicts of what is said above of a question; either may be empty.
+        `captions` and `questions`, dicts of what is said above of a question; either may be empty; and `left_out`,
+        (reason, case) of captions beside the photo that cannot be used, if there are any.
 
     Raises:
       UserError: a file is missing or malformed, or too many photos are missing; the message names the first.
@@ -168,11 +169,15 @@ class Source:
             photo, id = example["image"], asked.get("question_id", f"{example['id']}#{question}")
             example |= {"id": str(id), "photo": photo, **asked}
         elif file := example.pop("captions_file", None):
-            example["captions"] = img2dataset.read_caption(file)
+            example["captions"], lost = captions.read(file)
+            if lost:
+                example["left_out"] = [(lost, file)]
         else:
             example.setdefault("captions", [])
         if self._task == "all":
             example |= {"name": name, "source": source, "questions": questions}
+        else:
+            example.pop("left_out", None)
         if self._labels is not None:
             folder = self._labels.replace("{dataset}", str(dataset or source))
             example.update(label_files.locate(folder, self._experts, name))

@@ -1,9 +1,15 @@
-"""Where in a tar its photos and their side files lie: its headers read once, so that any photo is two reads away."""
+"""Where in a tar its photos and their side files lie: its headers read once, so that any photo is two reads away.
+
+What was read is kept below `storage.data_folder()`, not beside the tar: img2dataset takes every .json there for the
+statistics of a shard (its main.py), and the folder may be another user's.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -13,17 +19,23 @@ from typing import Any
 
 import numpy as np
 
+from prismer_jax.datasets import captions
+from prismer_jax.datasets.captions import SIDES
 from prismer_jax.datasets.folders import SUFFIXES
-from prismer_jax.datasets.img2dataset import SIDES
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
 
 PARTS = ("photo", *SIDES)  # of a sample
 ABSENT = (0, -1)  # offset and size of a part that a sample lacks
-VERSION = 1
+VERSION = 2
 _BLOCK = 512  # bytes, that everything in a tar begins at a multiple of
 _END = 2 * _BLOCK  # of zeros, with which a whole tar ends
+# Images that are named as such, unless SUFFIXES has them.
+_OTHER_IMAGES = (".avif", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pgm", ".ppm", ".svg")
+BLANK = 2  # bytes of a .txt that may be an end of a line alone
+# How compressed files begin: what undoes it.
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Index:
     Attributes:
       names: bytes [n], of the photos' members, in UTF-8.
       places: int64 [n, 3, 2], offset and size in bytes of the photo, the .txt and the .json; size -1 for what is not
-        there.
+        there, and for side files that hold no caption.
       dropped: what of the tar cannot be used.
     """
 
@@ -42,18 +54,18 @@ class Index:
     dropped: Dropped
 
     def without_captions(self) -> np.ndarray:
-        """The numbers of the samples with neither .txt nor .json."""
+        """Returns the numbers of the samples without a caption in a .txt or a .json."""
         return np.flatnonzero((self.places[:, 1:, 1] < 0).all(1))
 
 
 def stored(path: str) -> Index | None:
-    """The index in the file TAR.index.json, if it is of this very tar.
+    """Returns the index that is stored, if it is of this very tar.
 
     Raises:
       UserError: there is no such tar.
     """
     try:
-        content = json.loads(_beside(path).read_text(encoding="utf-8"))
+        content = json.loads(pathlib.Path(_file(path)).read_bytes())
         if content["made_of"] == _made_of(path):
             return _from_lists(content["names"], content["places"], Dropped.from_json(content["dropped"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours
@@ -62,7 +74,7 @@ def stored(path: str) -> Index | None:
 
 
 def make(path: str) -> Index:
-    """The index of a tar, which is stored beside it if the folder can be written to.
+    """Returns the index of a tar, which is stored if the folder of data can be written to.
 
     Raises:
       UserError: the tar cannot be read at all.
@@ -73,13 +85,27 @@ def make(path: str) -> Index:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}.") from None
     content = {"made_of": made_of, "names": names, "places": places, "dropped": dropped.to_json()}
-    with contextlib.suppress(OSError):  # in a folder that is only read it is made each time
-        storage.write(_beside(path), json.dumps(content, separators=(",", ":")))
+    with contextlib.suppress(OSError):  # where it cannot be written it is made each time
+        file = _file(path)
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        with storage.temporary(file) as name:
+            pathlib.Path(name).write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+            os.replace(name, file)  # there is no need to wait for the disk: a damaged index is made anew
     return _from_lists(names, places, dropped)
 
 
-def _beside(path: str) -> pathlib.Path:
-    return pathlib.Path(path).with_suffix(".index.json")
+def _file(path: str) -> str:
+    """Returns where the index of a tar is stored: in a folder for each folder of tars."""
+    folder, name = os.path.split(path)
+    return f"{_folder(folder, os.getcwd(), os.environ.get('PRISMER_DATA_DIR'))}/{name}.json"
+
+
+@functools.lru_cache(maxsize=1024)
+def _folder(folder: str, *_: str | None) -> str:
+    """Returns the folder of the indices of a folder of tars; further arguments are what it depends on."""
+    real = os.path.realpath(folder)
+    digest = hashlib.sha256(os.fsencode(real)).hexdigest()[:16]
+    return str(storage.data_folder() / "tars" / f"{os.path.basename(real)}-{digest}")
 
 
 def _made_of(path: str) -> list[int]:
@@ -117,21 +143,57 @@ def scan(path: str) -> tuple[list[str], list[int], Dropped]:
             if member.isfile() and end <= size:
                 _add(samples, member, path, dropped)
         if not end:
-            dropped.add("not a tar", f"{path}: has no members. Fetch it again; a compressed one must be unpacked.")
+            dropped.add(*_no_members(file, size, path))
         elif size - end < _END or _holds_data(file, size - _END, size):
             dropped.add("truncated tar", f"{path}: has {size} bytes, and no mark of its end.")
         elif _holds_data(file, end, size):
             dropped.add("damaged tar header", f"{path}: at byte {end}, the last")
-    names, places = [], []
-    for key, sample in samples.items():
-        if "photo" not in sample:
-            dropped.add("sample without photo", f"{path}: {key!r}")
-        elif not sample["photo"][1]:
-            dropped.add("empty file", f"{path}: {sample['name']!r}")
-        else:
-            names.append(sample["name"])
-            places += [number for part in PARTS for number in sample.get(part, ABSENT)]
+        names, places = [], []
+        for key, sample in samples.items():
+            case = f"{path}: {key!r}"
+            if "photo" not in sample:
+                if "other" not in sample:  # which is counted as what it is
+                    dropped.add("sample without photo", case)
+            elif not sample["photo"][1]:
+                dropped.add("empty file", f"{path}: {sample['name']!r}")
+            else:
+                _look_for_captions(file, sample, case, dropped)
+                names.append(sample["name"])
+                places += [number for part in PARTS for number in sample.get(part, ABSENT)]
     return names, places, dropped
+
+
+def _no_members(file: Any, size: int, path: str) -> tuple[str, str]:
+    """Returns the reason why a file has no members, and the case."""
+    file.seek(0)
+    start = file.read(8)
+    if tool := next((tool for magic, tool in _COMPRESSED.items() if start.startswith(magic)), None):
+        return "compressed tar", f"{path}: has no random access; `{tool} < {path} > NEW.tar` unpacks it"
+    if size < _END and not any(start):
+        return "truncated tar", f"{path}: has {size} bytes. Fetch it again."
+    if size <= 1 << 20 and not _holds_data(file, 0, size):
+        return "tar without members", f"{path}: img2dataset leaves one where no photo could be fetched."
+    return "not a tar", f"{path}: has no members. Fetch it again."
+
+
+def _look_for_captions(file: Any, sample: dict[str, Any], case: str, dropped: Dropped) -> None:
+    """Looks into the side files of a sample, unless it has a .txt with a text, and takes away those without a caption.
+
+    So what has no caption is counted before it is read; where each photo has a .txt, as usual, nothing is to be done.
+    """
+    if not any(side in sample for side in SIDES) or sample.get(".txt", ABSENT)[1] > BLANK:
+        return
+
+    def side(end: str) -> bytes | None:
+        return os.pread(file.fileno(), *sample[end][::-1]) if end in sample else None
+
+    with contextlib.suppress(BadSample):  # which reading the sample raises
+        texts, lost = captions.beside(side, case)
+        if lost:
+            dropped.add(lost, case)
+        if not texts:
+            for end in SIDES:
+                sample.pop(end, None)
 
 
 def _members(file: Any, size: int) -> Iterator[tarfile.TarInfo]:
@@ -169,6 +231,10 @@ def _add(samples: dict[str, dict[str, Any]], member: tarfile.TarInfo, path: str,
         return
     case = f"{path}: {name!r}"
     part = "photo" if ending in SUFFIXES else ending
+    if ending in _OTHER_IMAGES and part != "photo":
+        dropped.add("image of a kind that is not read", case)
+        samples.setdefault(os.path.join(folder, stem), {})["other"] = member.offset_data, member.size
+        return
     if part not in PARTS:
         dropped.add("tar member of no known kind", case)
         return

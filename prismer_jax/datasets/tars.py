@@ -1,6 +1,6 @@
 """Photos in tar shards with their captions, as img2dataset and webdataset write them; read in any order.
 
-A sample is KEY.jpg (or another kind of photo) with KEY.txt or KEY.json, its caption, in one tar. Its label files lie,
+A sample is KEY.jpg (or another kind of photo) with KEY.txt or KEY.json, its captions, in one tar. Its label files lie,
 and it is called, as if the tar had been unpacked into a folder of its name: SHARD/KEY.jpg.
 """
 
@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.datasets import img2dataset, tar_index
+from prismer_jax.datasets import captions, img2dataset, tar_index
 from prismer_jax.datasets.lists import Source
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import progress, workers
+from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select
 
@@ -28,6 +28,12 @@ Path = str | os.PathLike
 
 logger = logging.getLogger(__name__)
 
+_COMPRESSED = {  # what undoes it, by the end of a file's name
+    **dict.fromkeys((".tar.gz", ".tgz"), "gunzip"),
+    **dict.fromkeys((".tar.bz2", ".tbz2"), "bunzip2"),
+    **dict.fromkeys((".tar.xz", ".txz"), "unxz"),
+    **dict.fromkeys((".tar.zst", ".tzst"), "unzstd"),
+}
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -41,7 +47,7 @@ def load(
     limit: int | None = None,
     processes: int = 1,
 ) -> Source:
-    """Returns a source of the photos in tars. Their headers are read once, and stored in TAR.index.json beside.
+    """Returns a source of the photos in tars, whose headers are read once; what they say is kept (see tar_index.py).
 
     Args:
       path: a folder of tars, a tar, a pattern ('cc12m/*.tar', 'cc12m/{00000..01242}.tar'), or several.
@@ -53,14 +59,14 @@ def load(
       processes: that read headers, the first time; more than one need a main program that can be imported.
 
     What cannot be used is left out and counted in the source's `dropped`: missing tars, members with damaged headers,
-    what lies behind the end of a truncated tar, samples without a photo ...; so are the photos that img2dataset says
-    it could not fetch.
+    what lies behind the end of a truncated tar, samples without a photo, side files without a caption ...; so are the
+    photos that img2dataset says it could not fetch.
 
     Raises:
-      UserError: there are no tars, or there is no photo in them.
+      UserError: there are no tars, or there is no photo in them, or none with a caption where `task` is 'caption'.
     """
     if task not in (None, "caption", "all"):
-        raise UserError(f"Tars have captions; task={task!r} is not to be had from them.")
+        raise UserError(f"Tars hold captions only, not what task={task!r} needs; use task='caption'.")
     if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
     dropped = Dropped()
@@ -69,8 +75,10 @@ def load(
     samples = Samples(paths, _indices(paths, limit, processes), top, source or os.path.basename(top), limit, dropped)
     for line in dropped.lines():
         logger.warning("%s: left out: %s.", top, line.strip().rstrip("."))
-    if not len(samples):
-        raise UserError(f"{top}: there are no photos in its {len(paths)} tars.")
+    if not len(samples) or (task == "caption" and not samples.captioned):
+        what = "no photos" if not len(samples) else f"no captions of the {len(samples)} photos"
+        reason = f" Left out: {dropped.lines()[0].strip()}" if dropped else ""
+        raise UserError(f"{top}: there are {what} in its {len(paths)} tars.{reason}")
     folder = None if labels is None else os.fspath(labels)
     return Source(samples, task or "caption", folder, select(experts), dropped)
 
@@ -97,18 +105,19 @@ class Samples(Sequence[dict[str, Any]]):
         """
         self._paths, self._top, self._source = list(paths), top, source
         self._indices: list[tar_index.Index] = []
-        self._captions: dict[int, str] = {}  # of samples without a side file, from parquet tables
-        count = 0
+        self._captions: dict[int, list[str]] = {}  # of samples without a side file, from parquet tables
+        self.captioned, count = False, 0
         for index, tar in zip(indices, paths, strict=False):
             dropped.update(index.dropped)
             shard = os.path.splitext(tar)[0]
             img2dataset.count_failures(shard, dropped)
             bare = index.without_captions()
-            table = img2dataset.table_captions(shard) if len(bare) else {}
+            table = img2dataset.table_captions(shard, dropped) if len(bare) else {}
+            self.captioned |= bool(table) or len(bare) < len(index.names)
             for number in bare:
                 key = os.path.splitext(index.names[number].decode())[0]
-                if text := table.get(key):
-                    self._captions[count + int(number)] = text
+                if texts := table.get(key):
+                    self._captions[count + int(number)] = texts
             self._indices.append(index)
             count += len(index.names)
             if limit is not None and count >= limit:
@@ -135,19 +144,22 @@ class Samples(Sequence[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         path, member, (photo, *sides) = self._find(number)
-        side = next(((end, at) for end, at in zip(img2dataset.SIDES, sides, strict=True) if at[1] >= 0), None)
+        places = dict(zip(captions.SIDES, sides, strict=True))
         try:
             with open(path, "rb", buffering=0) as file:
                 image = _piece(file, photo)
-                text = None if side is None else _piece(file, side[1])
+                texts, lost = captions.beside(
+                    lambda end: _piece(file, places[end]) if places[end][1] >= 0 else None,
+                    f"{path}: {os.path.splitext(member)[0]}",
+                )
         except OSError as error:
             raise BadSample(f"{path}: {error.strerror or error}: {member} cannot be read.", "unreadable tar") from None
-        if side is not None:
-            captions = img2dataset.caption_in(text, f"{path}: {os.path.splitext(member)[0]}{side[0]}")
-        else:
-            captions = [text] if (text := self._captions.get(number % len(self))) else []
+        texts = texts or self._captions.get(number % len(self), [])
         name = self.name(number)
-        return {"id": name, "name": name, "image": image, "source": self._source, "captions": captions}
+        example = {"id": name, "name": name, "image": image, "source": self._source, "captions": texts}
+        if lost and places[".txt"][1] > tar_index.BLANK:  # otherwise the index has counted it
+            example["left_out"] = [(lost, f"{path}: {member}")]
+        return example
 
 
 def _piece(file: Any, place: list[int]) -> bytes:
@@ -194,24 +206,32 @@ def _make(path: str) -> tar_index.Index:
 
 
 def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
-    """Returns the tars that paths, patterns and folders mean, each once."""
+    """Returns the tars that paths, patterns and folders mean, each once; counts the missing and the compressed ones."""
     paths: dict[str, None] = {}
     for item in [path] if isinstance(path, str | os.PathLike) else path:
-        text = os.path.expanduser(os.fspath(item))
+        text = storage.plain(item)
+        if storage.is_remote(text):
+            raise UserError(f"{text}: tars are read from local disks only. Copy them to one.")
         for pattern in _braces(text):
             if os.path.isdir(pattern):
-                tars = sorted(glob.glob(os.path.join(glob.escape(pattern), "**", "*.tar"), recursive=True))
+                files = sorted(glob.glob(os.path.join(glob.escape(pattern), "**", "*.t*"), recursive=True))
+                files = [file for file in files if file.endswith((".tar", *_COMPRESSED))]
             elif glob.has_magic(pattern) and not os.path.exists(pattern):
-                tars = sorted(glob.glob(pattern, recursive=True))
+                files = sorted(glob.glob(pattern, recursive=True))
             else:
-                tars = [pattern] if os.path.isfile(pattern) else []
-            if not tars and pattern != text:  # one of a range
+                files = [pattern] if os.path.isfile(pattern) else []
+            if not files and pattern != text:  # one of a range
                 dropped.add("missing tar", pattern)
-            elif not tars:
+            elif not files:
                 raise UserError(f"{text}: there are no tars. Give a folder of them, or a pattern such as 'DIR/*.tar'.")
-            paths.update(dict.fromkeys(tars))
+            for file in files:
+                if tool := next((tool for end, tool in _COMPRESSED.items() if file.endswith(end)), None):
+                    dropped.add("compressed tar", f"{file}: has no random access; `{tool} {file}` unpacks it")
+                else:
+                    paths[file] = None
     if not paths:
-        raise UserError(f"{path}: none of these tars is there.")
+        reason = f" Left out: {dropped.lines()[0].strip()}" if dropped else ""
+        raise UserError(f"{path}: none of these tars can be read.{reason}")
     return list(paths)
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -36,6 +37,13 @@ def write(path: pathlib.Path, members, format=tarfile.PAX_FORMAT) -> str:
 def sample(key: str, color: int = 0) -> list[tuple[str, bytes]]:
     meta = json.dumps({"caption": f"json {key}", "key": key})
     return [(f"{key}.jpg", jpeg(color)), (f"{key}.txt", f"caption {key}".encode()), (f"{key}.json", meta.encode())]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder of indices."""
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data" / "tars"
 
 
 @pytest.fixture
@@ -97,46 +105,60 @@ def test_labels_lie_as_for_the_unpacked_folder(web, tmp_path):
         tars.load(web, labels=tmp_path / "nothing")
 
 
-def test_the_index_is_kept_beside_a_tar_as_long_as_it_fits(web):
+def test_the_index_is_kept_as_long_as_it_fits(web, cache, monkeypatch):
     tar = web / "00000.tar"
     assert tar_index.stored(str(tar)) is None
     first, again = tar_index.make(str(tar)), tar_index.stored(str(tar))
     np.testing.assert_array_equal(again.names, first.names)
     np.testing.assert_array_equal(again.places, first.places)
     assert again.dropped == first.dropped
-    kept = (web / "00000.index.json").read_text()
+    monkeypatch.chdir(web)
+    assert tar_index.stored("00000.tar") is not None  # the same tar by another path
+    assert tar_index.stored("../cc12m/00000.tar") is not None
+    monkeypatch.chdir(web.parent)
+    (file,) = cache.rglob("00000.tar.json")
+    index = file.read_text()
     for damage in (
-        kept[:-9],
+        "",
+        index[:-9],
         "[]",
-        kept.replace("000000003.jpg", "caf\\ud83d.jpg"),
-        kept.replace('"places":[', '"places":[7,'),
+        index.replace("000000003.jpg", "caf\\ud83d.jpg"),
+        index.replace('"places":[', '"places":[7,'),
     ):
-        (web / "00000.index.json").write_text(damage)
+        file.write_text(damage)
         assert tar_index.stored(str(tar)) is None
-    (web / "00000.index.json").write_text(kept)
+    file.write_text(index)
     write(tar, sample("000000009"))
     assert tar_index.stored(str(tar)) is None
     assert len(tars.load(tar)) == 1
     assert tar_index.stored(str(tar)).names.tolist() == [b"000000009.jpg"]
 
 
-def test_processes_read_the_headers_of_many_tars(web):
+def test_the_folder_of_tars_stays_as_it_was(web, tmp_path):
+    """img2dataset takes all .json there for the statistics of a shard, and stops at any other."""
+    before = sorted(os.listdir(web))
+    shutil.copytree(web, tmp_path / "copy")
+    (tmp_path / "copy/00000.tar").unlink()
+    assert len(tars.load(web)) == 3
+    assert len(tars.load(tmp_path / "copy")) == 1  # whose tars have the same names
+    assert len(tars.load(web)) == 3
+    assert sorted(os.listdir(web)) == before
+
+
+def test_processes_read_the_headers_of_many_tars(web, cache):
     assert [example["captions"] for example in tars.load(web, processes=2)] == [
         ["caption 000000000"],
         ["caption 000000003"],
         ["caption 000010000"],
     ]
-    (web / "00000.index.json").unlink()
+    next(cache.rglob("00000.tar.json")).unlink()
     assert len(tars.load(web, processes=2)) == 3
 
 
-def test_a_folder_that_cannot_be_written_to_needs_no_index(web, monkeypatch):
-    def refuse(file, text):
-        raise PermissionError(13, "Permission denied", str(file))
-
-    monkeypatch.setattr(tar_index.storage, "write", refuse)
+def test_a_cache_that_cannot_be_written_to_is_done_without(web, tmp_path):
+    (tmp_path / "data").touch()
     assert len(tars.load(web)) == 3
-    assert not list(web.glob("*.index.json"))
+    assert tar_index.stored(str(web / "00000.tar")) is None
 
 
 def test_odd_members(tmp_path):
@@ -234,31 +256,107 @@ def test_a_tar_that_is_cut_while_it_is_read_is_a_bad_sample(web):
 def test_what_is_no_tar_is_reported_and_the_others_are_read(web, tmp_path):
     (web / "00002.tar").write_bytes(b"<html>404</html>" * 100)
     (web / "00003.tar").write_bytes(b"")
-    with tarfile.open(web / "00004.tar", "w:gz") as tar:
-        tar.addfile(tarfile.TarInfo("a.jpg"))
+    (web / "00004.tar").write_bytes(bytes(1 << 21))  # no tar without members is as long as that
     (web / "00005.tar").symlink_to(web / "gone.tar")
     source = tars.load(web)
     assert len(source) == 3
-    assert source.dropped.counts["not a tar"] == 3
-    assert source.dropped.counts["unreadable tar"] == 1
-    with pytest.raises(UserError, match="no photos in its 1 tars"):
+    counts = {"not downloaded": 8, "not a tar": 2, "truncated tar": 1, "unreadable tar": 1}
+    assert source.dropped.counts == counts
+    with pytest.raises(UserError, match=r"no photos in its 1 tars\. Left out: 1 x not a tar"):
         tars.load(web / "00002.tar")
+
+
+def test_a_tar_without_members_is_a_shard_in_which_every_download_failed(web):
+    write(web / "00002.tar", [])
+    stats = {"failed_to_download": 5, "status_dict": {"timed out": 5}}
+    (web / "00002_stats.json").write_text(json.dumps(stats))
+    source = tars.load(web)
+    assert len(source) == 3
+    assert source.dropped.counts == {"not downloaded": 13, "tar without members": 1}
+    with pytest.raises(UserError, match=r"no photos in its 1 tars\. Left out: 5 x not downloaded.* mostly 'timed out'"):
+        tars.load(web / "00002.tar")
+
+
+def test_compressed_tars_are_named_with_what_unpacks_them(web):
+    for name, mode in (("00002.tar.gz", "gz"), ("00003.tgz", "gz"), ("00004.tar.bz2", "bz2"), ("00005.txz", "xz")):
+        with tarfile.open(web / name, f"w:{mode}") as tar:
+            tar.addfile(tarfile.TarInfo("a.jpg"))
+    shutil.copy(web / "00003.tgz", web / "00006.tar")  # as webdataset's ShardWriter(compress=True) calls it
+    shutil.copy(web / "00004.tar.bz2", web / "00007.tar")
+    source = tars.load(web)
+    assert len(source) == 3
+    assert source.dropped.counts == {"not downloaded": 8, "compressed tar": 6}
+    for name, remedy in (
+        ("00002.tar.gz", "gunzip {}"),
+        ("00003.tgz", "gunzip {}"),
+        ("*.tar.bz2", "bunzip2 {}"),
+        ("00005.txz", "unxz {}"),
+        ("00006.tar", "gunzip < {}"),
+        ("00007.tar", "bunzip2 < {}"),
+    ):
+        with pytest.raises(UserError, match="1 x compressed tar") as error:
+            tars.load(f"{web}/{name}")
+        assert f"`{remedy.format(next(web.glob(name)))}" in str(error.value)
+    with pytest.raises(UserError, match=r"s3://bucket/\{0\.\.9\}\.tar: tars are read from local disks only"):
+        tars.load("s3://bucket/{0..9}.tar")
+
+
+def test_side_files_without_a_caption_are_counted_when_tars_are_opened(tmp_path):
+    members = [
+        *[("a.jpg", jpeg(1)), ("a.json", b'{"description": "a dog"}')],
+        *[("b.jpg", jpeg(2)), ("b.txt", b"\n"), ("b.json", b'{"captions": ["json b", 5]}')],
+        *[("c.jpg", jpeg(3)), ("c.json", b'{"caption": 5}')],
+        *[("d.jpg", jpeg(4)), ("d.txt", b"")],
+        *[("e.jpg", jpeg(5)), ("e.txt", b" \n \n")],
+        *[("f.jpg", jpeg(6)), ("f.json", b'{"caption": null}')],
+        *[("g.jpg", jpeg(7)), ("g.txt", b"1\n2"), ("g.json", b"{}")],
+        *[("h.heic", jpeg(8)), ("h.txt", b"of a kind that is not read")],
+        *[("i.jpg", jpeg(9)), ("i.json", b"{")],
+    ]
+    source = tars.load(write(tmp_path / "a.tar", members), task="all")
+    assert source.dropped.counts == {
+        "caption that is not a text": 2,
+        "empty side file": 1,
+        "image of a kind that is not read": 1,
+        "side file without a caption": 1,
+    }
+    examples = [source[i] for i in range(7)]
+    assert [example["captions"] for example in examples] == [[], ["json b"], [], [], [], [], ["1", "2"]]
+    left_out = [example["left_out"] for example in examples if "left_out" in example]
+    assert left_out == [[("empty side file", f"{tmp_path}/a.tar: e.jpg")]]  # what only reading can tell
+    with pytest.raises(BadSample, match=r"i\.json: not JSON"):
+        source[7]
+
+
+def test_tars_without_captions_are_not_for_captions(tmp_path):
+    path = write(tmp_path / "a.tar", [("1.jpg", jpeg(1)), ("1.json", b'{"url": "http://example.com"}')])
+    assert len(tars.load(path)) == len(tars.load(path, task="all")) == 1
+    message = "no captions of the 1 photos in its 1 tars. Left out: 1 x side file without a caption"
+    with pytest.raises(UserError, match=message):
+        tars.load(path, task="caption")
+    parquet.write_table(pyarrow.table({"key": ["1"], "caption": ["of the table"]}), tmp_path / "a.parquet")
+    assert tars.load(path, task="caption")[0]["captions"] == ["of the table"]
 
 
 def test_captions_of_bare_samples_are_taken_from_the_table(tmp_path):
     write(tmp_path / "00000.tar", [("1.jpg", jpeg(1)), ("2.jpg", jpeg(2)), *sample("3")])
-    table = {"key": ["1", "2", "3"], "caption": ["table 1", None, "table 3"]}
-    parquet.write_table(pyarrow.table(table), tmp_path / "00000.parquet")
-    assert [example["captions"] for example in tars.load(tmp_path)] == [["table 1"], [], ["caption 3"]]
+    for captions, expected in (
+        (["table 1", None, "table 3"], [["table 1"], [], ["caption 3"]]),
+        ([["1", "one"], ["2"], None], [["1", "one"], ["2"], ["caption 3"]]),
+        ([float("nan")] * 3, [[], [], ["caption 3"]]),
+    ):
+        table = {"key": ["1", "2", "3"], "caption": captions}
+        parquet.write_table(pyarrow.table(table), tmp_path / "00000.parquet")
+        assert [example["captions"] for example in tars.load(tmp_path)] == expected
 
 
-def test_limits_tasks_and_pickles(web):
+def test_limits_tasks_and_pickles(web, cache):
     assert len(tars.load(web, limit=1)) == 1
-    assert not (web / "00001.index.json").exists()  # the first tar was enough
+    assert [file.name for file in cache.rglob("*.json")] == ["00000.tar.json"]  # the first tar was enough
     source = tars.load(web)
     assert pickle.loads(pickle.dumps(source))[2] == source[2]
     assert source[-1] == source[2]
     with pytest.raises(IndexError):
         source[3]
-    with pytest.raises(UserError, match="'question'"):
+    with pytest.raises(UserError, match=r"captions only, not what task='question' needs"):
         tars.load(web, task="question")

@@ -46,7 +46,7 @@ def write_shard(
 
     Args:
       examples: of task 'all' (see datasets/lists.py), with label files or label PNGs; a BadSample in place of an
-        example is counted as dropped, as is an example that `ingest.prepare` refuses.
+        example is counted as dropped, as is an example that `ingest.prepare` refuses, and what `left_out` tells.
       folder, file: where to; `manifest.shard_name` makes the name.
       experts: whose labels are stored.
       max_side: photos with a longer side are made smaller; None keeps all as they are.
@@ -74,6 +74,8 @@ def write_shard(
                 else:
                     writer.write(serialize(records.encode(**arguments)))
                     ids.add(arguments["id"])
+                    for reason, case in example.get("left_out", ()):  # of a photo that itself is fine
+                        dropped.add(reason, case)
                     captions.append(len(arguments["captions"]))
                     questions.append(len(arguments["questions"]))
                     labels.update(arguments["labels"].keys())
