@@ -56,7 +56,7 @@ def test_single_files_are_photos_too_and_keep_different_ids(photos):
 def test_text_beside_a_photo_is_its_caption(photos):
     (photos / "a.txt").write_text("A red field. \nsecond line")
     source = lists.load(images=photos)
-    assert source[0]["captions"] == ["A red field."]
+    assert source[0]["captions"] == ["A red field.", "second line"]
     (photos / "a.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(BadSample, match=r"a\.txt"):
         source[0]

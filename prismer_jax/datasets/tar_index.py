@@ -65,7 +65,8 @@ def stored(path: str) -> Index | None:
       UserError: there is no such tar.
     """
     try:
-        content = json.loads(pathlib.Path(_file(path)).read_bytes())
+        with open(_file(path), encoding="utf-8") as file:
+            content = json.load(file)
         if content["made_of"] == _made_of(path):
             return _from_lists(content["names"], content["places"], Dropped.from_json(content["dropped"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours
@@ -97,7 +98,8 @@ def make(path: str) -> Index:
 def _file(path: str) -> str:
     """Returns where the index of a tar is stored: in a folder for each folder of tars."""
     folder, name = os.path.split(path)
-    return f"{_folder(folder, os.getcwd(), os.environ.get('PRISMER_DATA_DIR'))}/{name}.json"
+    where = "" if os.path.isabs(folder) else os.getcwd()
+    return f"{_folder(folder, where, os.environ.get('PRISMER_DATA_DIR'))}/{name}.json"
 
 
 @functools.lru_cache(maxsize=1024)
