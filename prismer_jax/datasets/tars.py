@@ -208,8 +208,8 @@ def _make(path: str) -> tar_index.Index:
 def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
     """Returns the tars that paths, patterns and folders mean, each once; counts the missing and the compressed ones."""
     paths: dict[str, None] = {}
-    for item in [path] if isinstance(path, str | os.PathLike) else path:
-        text = storage.plain(item)
+    texts = [storage.plain(item) for item in ([path] if isinstance(path, str | os.PathLike) else path)]
+    for text in texts:
         if storage.is_remote(text):
             raise UserError(f"{text}: tars are read from local disks only. Copy them to one.")
         for pattern in _braces(text):
@@ -224,14 +224,17 @@ def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
                 dropped.add("missing tar", pattern)
             elif not files:
                 raise UserError(f"{text}: there are no tars. Give a folder of them, or a pattern such as 'DIR/*.tar'.")
+            tars = set(files)
             for file in files:
-                if tool := next((tool for end, tool in _COMPRESSED.items() if file.endswith(end)), None):
-                    dropped.add("compressed tar", f"{file}: has no random access; `{tool} {file}` unpacks it")
-                else:
+                end = next((end for end in _COMPRESSED if file.endswith(end)), None)
+                if end is None:
                     paths[file] = None
+                elif f"{file.removesuffix(end)}.tar" not in tars:  # which was unpacked
+                    line = f"{file}: has no random access; `{_COMPRESSED[end]} {file}` unpacks it"
+                    dropped.add("compressed tar", line)
     if not paths:
         reason = f" Left out: {dropped.lines()[0].strip()}" if dropped else ""
-        raise UserError(f"{path}: none of these tars can be read.{reason}")
+        raise UserError(f"{', '.join(texts)}: none of these tars can be read.{reason}")
     return list(paths)
 
 

@@ -283,6 +283,7 @@ def test_compressed_tars_are_named_with_what_unpacks_them(web):
             tar.addfile(tarfile.TarInfo("a.jpg"))
     shutil.copy(web / "00003.tgz", web / "00006.tar")  # as webdataset's ShardWriter(compress=True) calls it
     shutil.copy(web / "00004.tar.bz2", web / "00007.tar")
+    shutil.copy(web / "00002.tar.gz", web / "00000.tar.gz")  # beside what was unpacked of it
     source = tars.load(web)
     assert len(source) == 3
     assert source.dropped.counts == {"not downloaded": 8, "compressed tar": 6}
