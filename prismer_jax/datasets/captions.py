@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from prismer_jax.errors import BadSample
 
 SIDES = (".txt", ".json")  # of a photo, in the order in which they are asked for captions
-KEYS = ("caption", "captions", "text")  # of a JSON object: the first one with a caption in it
+KEYS = ("captions", "caption", "text")  # of a JSON object: the first one with a caption in it
 
 # Why a photo has fewer captions than it seems to have.
 EMPTY = "empty side file"

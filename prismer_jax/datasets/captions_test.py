@@ -39,6 +39,7 @@ def test_each_line_of_a_text_is_a_caption(text, expected):
         ({"caption": ["a dog", "", None, "a pet"]}, ["a dog", "a pet"], None),
         ({"captions": ["a dog", "a pet"]}, ["a dog", "a pet"], None),
         ({"captions": "a dog"}, ["a dog"], None),
+        ({"caption": "a dog", "captions": ["a dog", "a pet"]}, ["a dog", "a pet"], None),
         ({"text": "a dog"}, ["a dog"], None),
         ({"text": ["a dog"], "caption": None}, ["a dog"], None),
         ({"text": "words in the photo", "caption": "a dog"}, ["a dog"], None),
