@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -174,9 +173,11 @@ def _on_one_device(shapes: Any) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.caption", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="a workdir, an export or a checkpoint")
-    parser.add_argument("--images", required=True, nargs="+", help="photos, or folders of them")
-    parser.add_argument("--labels", type=pathlib.Path, help="folder of expert labels, labels/<expert>/<photo>.png")
+    parser.add_argument(
+        "--checkpoint", required=True, type=storage.on_disk, help="a workdir, an export or a checkpoint"
+    )
+    parser.add_argument("--images", required=True, nargs="+", type=storage.on_disk, help="photos, or folders of them")
+    parser.add_argument("--labels", type=storage.on_disk, help="folder of expert labels, labels/<expert>/<photo>.png")
     parser.add_argument("--question", help="answer this about each photo instead of captioning it")
     parser.add_argument("--choices", nargs="+", help="choose among these texts, or those of a JSON file")
     parser.add_argument("--num-captions", type=int, default=1, help="how many, sampled, of each photo")
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, help="of sampling")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--output", type=pathlib.Path, help="a JSON file for the results")
+    parser.add_argument("--output", type=storage.on_disk, help="a JSON file for the results")
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")

@@ -81,7 +81,7 @@ class Checkpointer:
             raise UserError(f"best_mode is 'max' or 'min', not {best_mode!r}.")
         if keep < 1:
             raise UserError(f"keep must be at least 1 checkpoint, not {keep}.")
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = storage.on_disk(directory).absolute()
         self._keep, self._best_metric, self._best_mode, self._async = keep, best_metric, best_mode, async_
         self._description = None if config is None else (config, files or {})
         self._writer: Any = None
@@ -250,7 +250,7 @@ def export(
       UserError: the folder exists and is no export, or cannot be written.
     """
     ocp = _orbax()
-    final = pathlib.Path(directory).absolute()
+    final = storage.on_disk(directory).absolute()
     if final.exists() and not _is_export(final) and (final.is_file() or any(final.iterdir())):
         raise UserError(f"{final} exists and is no exported model; choose another folder or delete it.")
     new, old = _beside(final, "new"), _beside(final, "old")
@@ -282,7 +282,7 @@ def find(path: PathLike) -> pathlib.Path:
     Raises:
       UserError: there is nothing of the kind.
     """
-    path = pathlib.Path(path).absolute()
+    path = storage.on_disk(path).absolute()
     for candidate in (path, path / "export"):
         if not candidate.exists() and _is_export(old := _beside(candidate, "old")):
             return old  # a process was killed between the two renames of `export`

@@ -93,7 +93,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Section:
       UserError: no such file, no get_config in it, an error while it runs, or an override that names no key, a whole
         section, or a value of another type.
     """
-    file, _, arg = spec.partition(":")
+    file, _, arg = str(storage.on_disk(spec)).partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
         beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
@@ -387,7 +387,7 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
     Raises:
       UserError: the workdir holds the results of another config.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = storage.on_disk(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "config.json"
     new = dict(_leaves(json.loads(to_json(config))))

@@ -16,6 +16,7 @@ from typing import Any
 
 from prismer_jax import compare, config, runtime
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.files import storage
 from prismer_jax.report import results
 
 
@@ -127,11 +128,17 @@ def evaluate_on(
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.evaluate", description=__doc__)
     parser.add_argument("--config", help="FILE.py or FILE.py:arg, the config of the run; --config.key=value overrides")
-    parser.add_argument("--checkpoint", type=pathlib.Path, help="a workdir, an export or a checkpoint")
+    parser.add_argument("--checkpoint", type=storage.on_disk, help="a workdir, an export or a checkpoint")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these of the config's evaluators")
-    parser.add_argument("--output", type=pathlib.Path, help="where results are written; default CHECKPOINT/evaluation")
     parser.add_argument(
-        "--compare", nargs="+", type=pathlib.Path, metavar="RUN", help="results to put side by side, the first as base"
+        "--output", type=storage.on_disk, help="where results are written; default CHECKPOINT/evaluation"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        type=storage.on_disk,
+        metavar="RUN",
+        help="results to put side by side, the first as base",
     )
     args, overrides = parser.parse(argv)
     runtime.log_warnings()

@@ -54,7 +54,7 @@ class Writer:
         self._enabled = enabled
         if not enabled:
             return
-        workdir = pathlib.Path(workdir)
+        workdir = storage.on_disk(workdir)
         self._jsonl, self._csv = workdir / "metrics.jsonl", workdir / "metrics.csv"
         self._columns: list[str] = ["step"]
         with self._explained():

@@ -39,6 +39,7 @@ from prismer_jax import (
 )
 from prismer_jax.batch import Batch
 from prismer_jax.errors import UserError, run_main
+from prismer_jax.files import storage
 from prismer_jax.report import results
 
 STARTED = time.monotonic()
@@ -346,7 +347,7 @@ class Forward:
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.train", description=__doc__)
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:arg; --config.key=value overrides a key")
-    parser.add_argument("--workdir", type=pathlib.Path, help="checkpoints, metrics and report go here")
+    parser.add_argument("--workdir", type=storage.on_disk, help="checkpoints, metrics and report go here")
     parser.add_argument("--estimate", action="store_true", help="only say how much memory a step takes")
     args, overrides = parser.parse(argv)
     runtime.log_warnings()

@@ -63,7 +63,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     flags.add_arguments(parser)
     add = parser.add_argument
-    add("--output", help="folder of the data set, local or remote (gs://..., s3://...)")
+    add("--output", type=storage.plain, help="folder of the data set, local or remote (gs://..., s3://...)")
     add("--shard-size", default="1000", help="samples (1000) or bytes (500MB) a shard; default 1000")
     add("--max-side", type=int, help="make larger photos so small, in pixels; default: all stay as they are")
     add("--experts", help="whose labels to store, such as depth,edge; default: those that --labels has")
@@ -71,7 +71,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--tfds-split", default="train", help="what TFDS calls the split; default train")
     add("--processes", type=int, default=workers.cores(), help="worker processes; default one a core")
     add("--dry-run", action="store_true", help="only say how many records, shards, bytes and hours it will be")
-    add("--check", metavar="DIR", help="verify a finished data set instead of building one")
+    add("--check", type=storage.plain, metavar="DIR", help="verify a finished data set instead of building one")
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")

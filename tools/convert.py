@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ import jax
 from prismer_jax import checkpoint, config, experts, models, pp, runtime
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import weights
+from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.weights import label_tables, safe, words
 
@@ -39,7 +39,7 @@ from prismer_jax.weights import label_tables, safe, words
 def family(name: str, command: conversion.Command, argv: Sequence[str]) -> None:
     """Converts files of a family of models."""
     parser = config.ArgumentParser(prog=f"python -m tools.convert {name}", description=command.help)
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="the folder to write")
+    parser.add_argument("--output", required=True, type=storage.on_disk, help="the folder to write")
     command.flags(parser)
     _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv)
@@ -57,7 +57,7 @@ def by_table(name: str) -> conversion.Command:
     module = models.family(name)
 
     def flags(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--input", required=True, type=pathlib.Path, help="the official file")
+        parser.add_argument("--input", required=True, type=storage.on_disk, help="the official file")
         parser.add_argument("--variant", required=True, help=", ".join(module.VARIANTS))
         parser.add_argument("--tokenizer", required=True, help="its spec, such as tokenizers:FOLDER")
 
@@ -86,8 +86,10 @@ def expert(argv: Sequence[str]) -> None:
     """Converts the official weights of an expert model."""
     parser = config.ArgumentParser(prog="python -m tools.convert expert", description=expert.__doc__)
     parser.add_argument("--name", required=True, help=", ".join(experts.EXPERTS))
-    parser.add_argument("--input", required=True, type=pathlib.Path, help="the official file")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="the folder to write; best called as --name")
+    parser.add_argument("--input", required=True, type=storage.on_disk, help="the official file")
+    parser.add_argument(
+        "--output", required=True, type=storage.on_disk, help="the folder to write; best called as --name"
+    )
     _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv)
     model = choose("expert", args.name, experts.EXPERTS)()
@@ -100,8 +102,10 @@ def expert(argv: Sequence[str]) -> None:
 def tables(argv: Sequence[str]) -> None:
     """Converts the official tables of label embeddings to one .npz."""
     parser = config.ArgumentParser(prog="python -m tools.convert label-tables", description=tables.__doc__)
-    parser.add_argument("--input", required=True, type=pathlib.Path, help=f"folder of {', '.join(label_tables.FILES)}")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="an .npz file")
+    parser.add_argument(
+        "--input", required=True, type=storage.on_disk, help=f"folder of {', '.join(label_tables.FILES)}"
+    )
+    parser.add_argument("--output", required=True, type=storage.on_disk, help="an .npz file")
     args = _flags(parser, argv)
     label_tables.convert(args.input, args.output)
     print(f"{args.output}: use it as --label-tables of the other commands.")
@@ -110,7 +114,9 @@ def tables(argv: Sequence[str]) -> None:
 def ocr_labels(argv: Sequence[str]) -> None:
     """Converts the side files of official OCR labels, each beside itself."""
     parser = config.ArgumentParser(prog="python -m tools.convert ocr-labels", description=ocr_labels.__doc__)
-    parser.add_argument("--input", required=True, type=pathlib.Path, help="folder of labels; .npz are written beside")
+    parser.add_argument(
+        "--input", required=True, type=storage.on_disk, help="folder of labels; .npz are written beside"
+    )
     args = _flags(parser, argv)
     print(f"{args.input}: converted {words.convert(args.input)} files.")
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from prismer_jax import config
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.files import storage
 from prismer_jax.files.published import Facts, HubFile, Unreachable, WebFile
 from prismer_jax.pp import tokenizer
 
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("what", help=", ".join(GROUPS))
     parser.add_argument("names", nargs="*", help="which of them")
-    parser.add_argument("--output", type=pathlib.Path, help="folder for the files; default weights/WHAT")
+    parser.add_argument("--output", type=storage.on_disk, help="folder for the files; default weights/WHAT")
     parser.add_argument("--dry-run", action="store_true", help="only say sizes and destinations")
     args, overrides = parser.parse(argv)
     if overrides:

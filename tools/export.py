@@ -18,6 +18,7 @@ import jax
 
 from prismer_jax import checkpoint, config, models
 from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.weights import write
 
@@ -82,9 +83,11 @@ FORMATS: dict[str, Callable[[pathlib.Path, Mapping[str, Any], Mapping[str, Any]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.export", description=__doc__.partition(":")[0])
-    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="an export, a workdir or a checkpoint")
+    parser.add_argument(
+        "--checkpoint", required=True, type=storage.on_disk, help="an export, a workdir or a checkpoint"
+    )
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="a file; for orbax a folder")
+    parser.add_argument("--output", required=True, type=storage.on_disk, help="a file; for orbax a folder")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     args, overrides = parser.parse(argv)
     if overrides:

@@ -83,11 +83,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tools.make_labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_arguments(parser)
-    parser.add_argument("--output", type=pathlib.Path, help="folder for label files")
-    parser.add_argument("--output-dataset", help="or: folder for a data set with labels, local or remote (gs://...)")
-    parser.add_argument("--work", type=pathlib.Path, help=f"folder that processes share; default {WORK} in the output")
+    parser.add_argument("--output", type=storage.on_disk, help="folder for label files")
+    parser.add_argument(
+        "--output-dataset",
+        type=storage.plain,
+        help="or: folder for a data set with labels, local or remote (gs://...)",
+    )
+    parser.add_argument(
+        "--work", type=storage.on_disk, help=f"folder that processes share; default {WORK} in the output"
+    )
     parser.add_argument("--experts", default="all", help=f"of {','.join(EXPERTS)}; default all of the paper's")
-    parser.add_argument("--checkpoints", type=pathlib.Path, help="folder of official files or converted folders")
+    parser.add_argument("--checkpoints", type=storage.on_disk, help="folder of official files or converted folders")
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
     parser.add_argument("--empty-labels", action="store_true", help="what cannot be labelled gets an empty label")
     parser.add_argument(

@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="FILE.py, the config of all arms")
     parser.add_argument("--arms", nargs="+", required=True, metavar="ARM", help='"[NAME: ]WORDS", see above')
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="values of config.seed")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="workdirs and results.* go here")
+    parser.add_argument("--output", required=True, type=storage.on_disk, help="workdirs and results.* go here")
     parser.add_argument("--metrics", nargs="+", default=[], help="shown in table and plot; all by default")
     parser.add_argument("--baselines", nargs="+", default=[], metavar="NAME", help="arms that others are compared with")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and train nothing")

@@ -10,14 +10,13 @@ exception: U+2581, by which SentencePiece marks spaces, comes back as a space.) 
 
 from __future__ import annotations
 
-import argparse
 import io
-import pathlib
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import sentencepiece
 
+from prismer_jax import config
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes import questions as scenes_questions
 from prismer_jax.datasets.scenes import text as scenes_text
@@ -56,12 +55,12 @@ How many chairs are in the room? What time of day is it? What sport is being pla
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=pathlib.Path, default=tokenizer.SCENES)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = config.ArgumentParser(prog="python -m tools.train_tokenizer", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=storage.on_disk, default=tokenizer.SCENES)
     parser.add_argument("--vocab-size", type=int, default=640)
     parser.add_argument("--scenes", type=int, default=1500)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     storage.write(args.output, train(args.scenes, args.vocab_size))
     print(f"{args.output}: {tokenizer.load(f'sentencepiece:{args.output}').vocab_size} pieces")
 

@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from prismer_jax import datasets, label_files, labels, report
+from prismer_jax import config, datasets, label_files, labels, report
 from prismer_jax.datasets import flags
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.experts.class_names import class_names
@@ -39,7 +39,7 @@ PHOTO = 400  # pixels of a photo on the sheet
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the sheet and the statistics."""
-    parser = argparse.ArgumentParser(
+    parser = config.ArgumentParser(
         prog="python -m tools.visualize",
         description="Draws photos with their label maps, and statistics of the labels.",
     )
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--experts", help="such as depth+edge; default: all that have labels")
     parser.add_argument("--columns", type=int, default=2)
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that count; default: one a core")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("labels.png"))
+    parser.add_argument("--output", type=storage.plain, default="labels.png", help="the sheet, local or remote")
     args = parser.parse_args(argv)
     if args.num < 0 or args.num_statistics < -1 or args.processes < 1 or args.columns < 1:
         raise UserError("--num and --num-statistics count photos, --columns and --processes are at least 1.")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         warnings = [line for name, one in by_expert.items() for line in statistics.warnings(one, names.get(name, ()))]
         show(by_expert, names, warnings, dropped)
         if by_expert:
-            path = args.output.with_name(f"{args.output.stem}-statistics.png")
+            path = f"{os.path.splitext(args.output)[0]}-statistics.png"
             storage.write(path, overview.picture(by_expert, names, warnings, _title(args)))
             print(f"{path}: of {next(iter(by_expert.values())).photos} photos")
 
@@ -218,11 +218,12 @@ def _title(args: argparse.Namespace) -> str:
     return pathlib.PurePath(str(given)).name or str(given)
 
 
-def _save(picture: Any, path: pathlib.Path) -> None:
+def _save(picture: Any, path: str) -> None:
+    kind = choose("kind of picture", os.path.splitext(path)[1].lower(), Image.registered_extensions())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(os.path.dirname(path) or ".")
         with storage.replacing(path) as name:
-            picture.save(name, choose("kind of picture", path.suffix.lower(), Image.registered_extensions()))
+            picture.save(name, kind)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from None
 

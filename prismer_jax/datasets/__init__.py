@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from prismer_jax.errors import choose
+from prismer_jax.files import storage
 
 # Name -> module with a function `load`; a module is imported when its data set is asked for.
 DATASETS = {
@@ -15,6 +17,7 @@ DATASETS = {
     "scenes": "prismer_jax.datasets.scenes",
     "tars": "prismer_jax.datasets.tars",
 }
+PATHS = ("path", "images", "labels", "annotations", "names", "indices")  # remote ones are for records alone
 
 
 def load(name: str, **kwargs: Any) -> Any:
@@ -25,6 +28,10 @@ def load(name: str, **kwargs: Any) -> Any:
       **kwargs: of that data set's `load`.
 
     Raises:
-      UserError: there is no data set of this name.
+      UserError: there is no data set of this name, or one that is read from disks has a remote path.
     """
-    return importlib.import_module(choose("data set", name, DATASETS)).load(**kwargs)
+    module = choose("data set", name, DATASETS)
+    for value in (kwargs.get(key) for key in PATHS if name != "records"):
+        for path in [value] if isinstance(value, str | os.PathLike) else value or ():
+            storage.on_disk(path)
+    return importlib.import_module(module).load(**kwargs)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 from typing import Any
 
 from prismer_jax import datasets
 from prismer_jax.errors import UserError
-from prismer_jax.files import workers
+from prismer_jax.files import storage, workers
 
 KINDS = ("list", "images", "tars", "dataset_dir")
 MISSING = 1.0  # of photos from the web up to a third are gone; tools count them
@@ -17,14 +16,20 @@ MISSING = 1.0  # of photos from the web up to a third are gone; tools count them
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a tool that works on photos."""
     group = parser.add_argument_group("photos", "one of --list (with --images), --images, --tars, --dataset-dir")
-    add, path = group.add_argument, pathlib.Path
+    add, path = group.add_argument, storage.on_disk
     add("--list", nargs="+", type=path, metavar="FILE", help="lists of photos, of a layout in docs/data.md")
     add("--annotations", nargs="+", type=path, metavar="FILE", help="VQAv2's files of answers, one for each --list")
     add("--split", help="part of a --list that has several: Karpathy's train (with restval), val or test")
     add("--images", type=path, metavar="DIR", help="folder of photos, in which a --list's paths are, or all are taken")
-    add("--tars", nargs="+", metavar="PATH", help="tars of img2dataset: a folder, or 'DIR/{00000..01242}.tar'")
-    add("--dataset-dir", metavar="DIR", help="finished data set, made by python -m tools.build_dataset")
-    add("--labels", metavar="DIR", help="folder of label files: DIR/<expert>/<photo>.png")
+    add(
+        "--tars",
+        nargs="+",
+        type=lambda text: str(path(text)),
+        metavar="PATH",
+        help="tars of img2dataset: a folder, or 'DIR/{00000..01242}.tar'",
+    )
+    add("--dataset-dir", type=storage.plain, metavar="DIR", help="data set that tools.build_dataset made, or remote")
+    add("--labels", type=path, metavar="DIR", help="folder of label files: DIR/<expert>/<photo>.png")
     add("--limit", type=int, help="only the first N photos")
     add("--max-missing", type=float, default=MISSING, help="fraction of a list's photos that may be missing; default 1")
     add("--source-name", help="what the data set is called; default: the name of the list, folder or shards")

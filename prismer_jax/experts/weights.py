@@ -11,6 +11,7 @@ from prismer_jax import checkpoint, tree
 from prismer_jax.errors import UserError
 from prismer_jax.experts import EXPERTS
 from prismer_jax.experts.expert import Expert
+from prismer_jax.files import storage
 from prismer_jax.weights import rules, safe
 
 Path = str | os.PathLike[str]
@@ -67,7 +68,7 @@ def find(expert: Expert, checkpoints: Path) -> pathlib.Path:
     Raises:
       UserError: neither is there.
     """
-    folder = pathlib.Path(checkpoints).expanduser()
+    folder = storage.on_disk(checkpoints)
     if (folder / expert.name / checkpoint.DESCRIPTION).is_file():
         return folder / expert.name
     if (folder / expert.file).is_file():

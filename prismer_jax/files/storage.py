@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import posixpath
+import re
 import secrets
 import shutil
 import tempfile
@@ -40,6 +41,20 @@ def plain(path: str | os.PathLike) -> str:
     return (
         text if is_remote(text) and not text.startswith("file://") else os.path.expanduser(text.removeprefix("file://"))
     )
+
+
+def on_disk(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path that can only be on a disk: the type of such flags, and of such values of configs.
+
+    Raises:
+      UserError: it is remote, also where pathlib has made gs:/ of gs://.
+    """
+    text = re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", plain(path))
+    if is_remote(text):
+        raise UserError(
+            f"{text}: is remote, where only a path on a disk will do. Copy it to one, or mount the store as a folder."
+        )
+    return pathlib.Path(text)
 
 
 def join(folder: str, name: str) -> str:

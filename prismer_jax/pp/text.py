@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from prismer_jax.batch import prompts
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files import storage
 from prismer_jax.pp.ops import Example, Op, register
 
 Style = Literal["plain", "reference"]
@@ -92,7 +92,7 @@ def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:
     if isinstance(choices, str | os.PathLike):
         where = os.fspath(choices)
         try:
-            choices = json.loads(pathlib.Path(choices).read_text(encoding="utf-8"))
+            choices = json.loads(storage.on_disk(choices).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{where}: not a JSON file with a list of texts ({error}).") from None
     if not isinstance(choices, list | tuple) or not choices:

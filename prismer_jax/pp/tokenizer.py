@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
+from prismer_jax.files import storage
 
 SCENES = pathlib.Path(__file__).parent / "scenes.model"
 
@@ -224,7 +225,7 @@ def load(spec: str) -> Tokenizer:
     cls, files = choose("tokenizer", kind, KINDS)
     if kind != "scenes" and not where:
         raise UserError(f"The tokenizer {spec!r} names no {'folder' if kind == 'roberta' else 'file'}: {kind}:PATH.")
-    path = SCENES if kind == "scenes" else pathlib.Path(os.path.expanduser(where))
+    path = SCENES if kind == "scenes" else storage.on_disk(where)
     return cls(spec, *files(path))
 
 

@@ -49,7 +49,7 @@ def write_report(
     Returns:
       The files written: {"html", "png", "curves"}, the last two where there was something to draw.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = storage.on_disk(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     history = read_history(workdir / "metrics.jsonl")
     if metrics is None:

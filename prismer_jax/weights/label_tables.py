@@ -43,7 +43,7 @@ def convert(folder: str | os.PathLike[str], output: str | os.PathLike[str]) -> N
     Raises:
       UserError: a file is missing, damaged or another one; nothing is written then.
     """
-    folder, output = pathlib.Path(folder), pathlib.Path(output)
+    folder, output = storage.on_disk(folder), storage.on_disk(output)
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise UserError(
             f"{folder}: lacks {', '.join(missing)}, of dataset/ in NVlabs/prismer. Fetch all with python -m "

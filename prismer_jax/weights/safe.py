@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.weights.archive import MAGIC, Module, Part, read_older, read_zip
 from prismer_jax.weights.classes import SAFETENSORS, Malformed, Refused, Truncated, quoted, view
 from prismer_jax.weights.unpickle import Unpickler
@@ -59,7 +60,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file is missing, damaged, no file of weights, or holds something else; the message says the remedy.
     """
-    path = pathlib.Path(path)
+    path = storage.on_disk(path)
     tree = _read(path, (), _nested)
     if isinstance(tree, Module):
         tree = tree.state_dict()
@@ -91,7 +92,7 @@ def load_tree(path: str | os.PathLike[str], records: Collection[str] = ()) -> An
     Raises:
       UserError: as `load`.
     """
-    return _read(pathlib.Path(path), records, lambda tree: tree)
+    return _read(storage.on_disk(path), records, lambda tree: tree)
 
 
 def _read(path: pathlib.Path, records: Collection[str], part: Part) -> Any:

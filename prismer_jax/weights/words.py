@@ -9,6 +9,7 @@ import numpy as np
 
 from prismer_jax import label_files, labels
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.weights import safe
 
 
@@ -21,7 +22,7 @@ def convert(folder: str | os.PathLike[str]) -> int:
     Raises:
       UserError: there is no .pt, or one is damaged or holds something else; those before it are converted.
     """
-    files = sorted(pathlib.Path(folder).rglob("*.pt"))
+    files = sorted(storage.on_disk(folder).rglob("*.pt"))
     if not files:
         raise UserError(f"{folder}: has no .pt files; give the folder of labels made by the official ocr_detection.")
     missing = [path for path in files if not path.with_suffix(".npz").exists()]

@@ -19,7 +19,6 @@ All in one run, one after the other, so that ratios hold on a noisy machine. One
 from __future__ import annotations
 
 import os
-import pathlib
 import platform
 import sys
 
@@ -29,6 +28,7 @@ from prismer_jax import config, runtime
 from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
+from prismer_jax.files import storage
 from tools.bench import experts, loader
 from tools.bench.run import BENCHES, Bench
 
@@ -45,9 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
     parser.add_argument(
-        "--reference", type=pathlib.Path, help="checkout of NVlabs/prismer, to compare experts or loader with"
+        "--reference", type=storage.on_disk, help="checkout of NVlabs/prismer, to compare experts or loader with"
     )
-    parser.add_argument("--reference-python", default=sys.executable, help="a Python that has PyTorch, for it")
+    parser.add_argument(
+        "--reference-python", type=storage.on_disk, default=sys.executable, help="a Python that has PyTorch, for it"
+    )
     flags.add_arguments(parser)
     args, overrides = parser.parse(argv)
     names = args.names + args.only or list(BENCHES)

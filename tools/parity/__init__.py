@@ -8,7 +8,6 @@ stored output must be compared, integers must be equal; exit status 1 on any FAI
 from __future__ import annotations
 
 import fnmatch
-import pathlib
 import sys
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from prismer_jax import config, runtime
 from prismer_jax.errors import UserError, nearest
+from prismer_jax.files import storage
 from tools.parity import depth, detection, edge, labels, normal, ocr, prismer, segmentation
 from tools.parity.case import Case, Check, Mismatch, Outputs, relative
 
@@ -75,7 +75,7 @@ def run_case(case: Case, verbose: bool = False) -> tuple[float, str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.parity", description=__doc__.partition(":")[0])
-    parser.add_argument("folder", type=pathlib.Path, help="folder of golden cases")
+    parser.add_argument("folder", type=storage.on_disk, help="folder of golden cases")
     parser.add_argument("--case", default="*", help="which cases, a glob")
     parser.add_argument("--verbose", action="store_true", help="one line for every array")
     args = parser.parse_args(argv)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Collection, Hashable
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 
 
 def read_results(path: str | os.PathLike[str], id_key: str, text_key: str) -> dict[int | str, str]:
@@ -22,7 +22,7 @@ def read_results(path: str | os.PathLike[str], id_key: str, text_key: str) -> di
       UserError: no such file, not a list of entries with both keys, a text that is none, or an id that occurs twice.
     """
     try:
-        entries = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(storage.on_disk(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a JSON file of results ({error}).") from None
     if not isinstance(entries, list):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from prismer_jax import checkpoint, labels, pp
 from prismer_jax.errors import UserError, choose
+from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.prismer import backbones
@@ -149,19 +149,21 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resolution", type=int, help="pixels a side; positions are resized to it. Default 480")
     parser.add_argument("--experts", help="depth+edge, all or none, where they are not the variant's own")
-    parser.add_argument("--tokenizer", type=pathlib.Path, help="folder of RoBERTa's vocab.json and merges.txt")
-    parser.add_argument("--label-tables", type=pathlib.Path, help="what the command label-tables wrote")
+    parser.add_argument("--tokenizer", type=storage.on_disk, help="folder of RoBERTa's vocab.json and merges.txt")
+    parser.add_argument("--label-tables", type=storage.on_disk, help="what the command label-tables wrote")
     parser.add_argument("--prefix", default=PREFIX, help="what captions begin with; '' for pretrain checkpoints")
 
 
 def _checkpoint_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", required=True, type=pathlib.Path, help="the official pytorch_model.bin")
+    parser.add_argument("--input", required=True, type=storage.on_disk, help="the official pytorch_model.bin")
     _flags(parser)
 
 
 def _backbone_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vision", type=pathlib.Path, help="CLIP's file: ViT-B-16.pt, ViT-L-14-336px.pt, OpenCLIP's H")
-    parser.add_argument("--text", type=pathlib.Path, help="RoBERTa's file: pytorch_model.bin or model.safetensors")
+    parser.add_argument(
+        "--vision", type=storage.on_disk, help="CLIP's file: ViT-B-16.pt, ViT-L-14-336px.pt, OpenCLIP's H"
+    )
+    parser.add_argument("--text", type=storage.on_disk, help="RoBERTa's file: pytorch_model.bin or model.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
     _flags(parser)
 
@@ -190,7 +192,7 @@ def renumbered(args: argparse.Namespace, put: Put) -> Converted:
 
 
 def _renumber_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", required=True, type=pathlib.Path, help="an export or a run of version 0.1")
+    parser.add_argument("--input", required=True, type=storage.on_disk, help="an export or a run of version 0.1")
 
 
 COMMANDS = {
