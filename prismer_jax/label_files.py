@@ -1,8 +1,9 @@
 """The files of label maps: how they are named, written and read.
 
 They lie as in the official repository (NVlabs/prismer, dataset/utils.py): `FOLDER/<expert>/<image path>.png` beside
-`.json` (detection: instance id -> class id) or `.npz` (words: features and texts). A file of zero bytes is an empty
-map. What the maps of each expert mean is said by labels.py.
+`.json` (detection: instance id -> class id) or `.npz` (words: features and texts). A photo without a label has no file,
+and the background in its place; so do zero bytes in a record (shards/records.py), but a file of zero bytes is one that
+was cut. What the maps of each expert mean is said by labels.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prismer_jax.errors import BadSample, choose
 from prismer_jax.files import storage
 from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, Expert, no_classes, no_words
 
+DAMAGED = "damaged label"  # the reason of a BadSample
 RECORD = "make_labels.json"  # in a folder of label files: which weights made those of each expert
 
 MAX_PIXELS, MAX_SIDE = 100_000_000, 32_767  # of any image: more is a mistake or an attack, and OpenCV's limit
@@ -40,10 +42,10 @@ def path_of(folder: str | os.PathLike, expert: str, image: str | os.PathLike) ->
 
 
 def decode(expert: str, data: bytes, where: str = "a label map") -> np.ndarray | None:
-    """Decodes a label PNG to uint8 [h, w, channels]; None if there are zero bytes (an empty map of any size).
+    """Decodes a label PNG to uint8 [h, w, channels]; None of zero bytes, by which a record says that there is none.
 
     Raises:
-      BadSample: not an image of 8 bits, colours where grey is meant, or class ids beyond the expert's table.
+      BadSample: not a whole image of 8 bits, colours where grey is meant, or class ids beyond the expert's table.
     """
     row = choose("expert", expert, EXPERTS)
     if not data:
@@ -83,7 +85,7 @@ def _decode_any(row: Expert, data: bytes, where: str) -> np.ndarray:
             raise ValueError(f"{image.width}x{image.height} pixels are too many")
         image.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
-        raise BadSample(f"{where}: cannot be read as an image ({error}). Make the label again.") from None
+        raise BadSample(f"{where}: cannot be read as an image ({error}). Make the label again.", DAMAGED) from None
     colours = "RGB" if row.storage == "rgb" else "grey"
     problem = f"{where}: {row.name} labels are {colours} images of 8 bits, this one has mode {image.mode}."
     if row.storage == "rgb":
@@ -106,16 +108,20 @@ def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.Pa
     An image without a label file for an expert simply lacks that key: it is the background.
 
     Raises:
-      BadSample: a side file is missing, malformed, or only the official repository's pickled `.pt` is there.
+      BadSample: a PNG has zero bytes; a side file is missing, malformed, or only the official pickled `.pt` is there.
     """
     example: dict[str, Any] = {}
     for expert in experts:
         png = path_of(folder, expert, image)
         if not png.exists():
             continue
-        example[f"labels/{expert}"] = str(png)
         if png.stat().st_size == 0:
-            continue
+            raise BadSample(
+                f"{png}: has zero bytes. Make the label again (tools.make_labels --recheck), or delete it: a photo "
+                "without a label file has the background.",
+                DAMAGED,
+            )
+        example[f"labels/{expert}"] = str(png)
         if EXPERTS[expert].embed == "instances":
             example[CLASSES_KEY] = read_classes(png.with_suffix(".json"))
         elif EXPERTS[expert].embed == "words":
@@ -128,12 +134,10 @@ def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -
     png = path_of(folder, expert, image)
     try:
         with open(png, "rb") as file:
-            if not file.seek(0, os.SEEK_END):
-                return True  # the empty map
             file.seek(-len(PNG_END), os.SEEK_END)
             if file.read() != PNG_END:
                 return False
-    except OSError:  # absent, or shorter than any PNG
+    except (OSError, ValueError):  # absent, or shorter than any PNG
         return False
     side = {"instances": ".json", "words": ".npz"}.get(EXPERTS[expert].embed)
     if side is None or not (path := png.with_suffix(side)).exists():
@@ -192,7 +196,7 @@ def read_words(path: str | os.PathLike, data: bytes | None = None) -> tuple[np.n
         with np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as file:
             features, words = file["features"], [str(word) for word in file["words"]]
         table[: len(features)] = features
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BadSample(f"{path}: not an .npz with features [n, {FEATURES}] and words ({error}).") from None
     return table, words
 
@@ -258,14 +262,6 @@ def parse(expert: str, files: Mapping[str, bytes], where: str) -> dict[str, Any]
     if ".npz" in files:
         example[WORDS_KEY], example["words"] = read_words(f"{where}.npz", files[".npz"])
     return example
-
-
-def write_empty(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> pathlib.Path:
-    """Writes an empty map, a file of zero bytes, in place of a label that could not be made."""
-    png = path_of(folder, expert, image)
-    png.parent.mkdir(parents=True, exist_ok=True)
-    storage.write(png, b"")
-    return png
 
 
 def write_words(path: pathlib.Path, features: np.ndarray, words: Sequence[str]) -> None:

@@ -51,12 +51,18 @@ def test_official_folders_have_a_data_set_inside_the_expert(tmp_path):
     assert path == tmp_path / "edge/vqav2/val2014/x.png"
 
 
-def test_missing_and_zero_byte_labels_are_background(tmp_path):
-    (tmp_path / "obj_detection").mkdir()
-    (tmp_path / "obj_detection/x.png").touch()
-    example = label_files.locate(tmp_path, labels.PAPER, "x.jpg")
-    assert list(example) == ["labels/obj_detection"]
-    assert label_files.decode("obj_detection", b"") is None
+def test_a_missing_label_is_the_background_and_a_file_of_zero_bytes_was_cut(tmp_path):
+    label_files.write(tmp_path, "depth", "x.jpg", labels.blank("depth", 4, 4))
+    assert list(label_files.locate(tmp_path, labels.PAPER, "x.jpg")) == ["labels/depth"]
+    for name in labels.EXPERTS:
+        png = label_files.path_of(tmp_path, name, "x.jpg")
+        png.parent.mkdir(exist_ok=True)
+        png.write_bytes(b"")
+        with pytest.raises(BadSample, match=rf"{name}/x\.png: has zero bytes.*--recheck.*delete it") as error:
+            label_files.locate(tmp_path, [name], "x.jpg")
+        assert error.value.reason == "damaged label"
+        assert not label_files.is_whole(tmp_path, name, "x.jpg")
+    assert label_files.decode("obj_detection", b"") is None  # of a record
     assert (labels.blank("obj_detection", 2, 3) == 255).all()
     assert labels.blank("normal", 2, 3).shape == (2, 3, 3)
 
@@ -121,6 +127,9 @@ def test_side_files_are_required_and_pickles_are_not_opened(tmp_path):
     (tmp_path / "ocr_detection/x.pt").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     with pytest.raises(BadSample, match="pickled"):
         label_files.locate(tmp_path, ["ocr_detection"], "x.jpg")
+    (tmp_path / "ocr_detection/x.npz").write_bytes(b"")
+    with pytest.raises(BadSample, match=r"x\.npz: not an \.npz"):
+        label_files.locate(tmp_path, ["ocr_detection"], "x.jpg")
     np.savez(tmp_path / "ocr_detection/x.npz", features=np.zeros((2, 3)), words=["a", "b"])
     with pytest.raises(BadSample, match=r"x\.npz: not an \.npz"):
         label_files.locate(tmp_path, ["ocr_detection"], "x.jpg")
@@ -144,7 +153,7 @@ def test_a_label_is_whole_with_its_side_file_and_its_end(tmp_path):
     png.write_bytes(b"x")
     assert not whole("depth")
     png.write_bytes(b"")
-    assert whole("depth")  # the empty map
+    assert not whole("depth")
     png = label_files.write(tmp_path, "obj_detection", "a.jpg", labels.blank("obj_detection", 9, 9), classes=[1])
     assert whole("obj_detection")
     png.with_suffix(".json").unlink()

@@ -10,6 +10,8 @@ that were deleted or cut off since. Run it several times at once, on one or many
 system: the processes share the work, and what one leaves behind that dies, the others do. A photo that cannot be
 labelled is one line on stderr and one entry in skipped.json, and the exit status is 1.
 
+With --official, the official code reads the label files as we do (docs/experts.md).
+
 --checkpoints is a folder of official files (python -m tools.download experts), of folders that python -m tools.convert
 expert wrote and that are called as the expert, or of both.
 """
@@ -97,6 +99,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
     parser.add_argument("--empty-labels", action="store_true", help="what cannot be labelled gets an empty label")
     parser.add_argument(
+        "--official", action="store_true", help="label files as NVlabs/prismer reads them: words as .pt too"
+    )
+    parser.add_argument(
         "--recheck", action="store_true", help="look again at labels that were made, and make those lost or cut since"
     )
     parser.add_argument("--dry-run", action="store_true", help="only say how many labels, bytes and hours it will be")
@@ -126,6 +131,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("Give either --checkpoints DIR, a folder of the experts' weights, or --random-weights.")
     if (args.output is None) == (args.output_dataset is None):
         raise UserError("Give either --output DIR, for label files, or --output-dataset DIR, for a data set.")
+    if args.official and args.output is None:
+        raise UserError("--official is about label files, which the official code reads: give --output.")
     output = args.output or args.output_dataset
     if args.work is None and storage.is_remote(output):
         raise UserError(f"{output}: is remote, where processes cannot share work; give --work DIR on a common disk.")
@@ -178,7 +185,8 @@ def open_output(args: argparse.Namespace, source: Any, ledger: Ledger | None, ex
     common = {"shard_size": args.shard_size, "empty": args.empty_labels}
     if args.output is not None:
         # A tar's photos are called as the tar and the member: by their nature no two of them alike.
-        return Files(args.output, source, ledger, made_with, distinct=args.tars is not None, **common)
+        common |= {"distinct": args.tars is not None, "official": args.official}
+        return Files(args.output, source, ledger, made_with, **common)
     made_from = {name: str(value) for name in SOURCE if (value := getattr(args, name, None)) is not None}
     options = {"work": args.work, "made_from": made_from, "given": args.labels, "threads": args.threads}
     return Dataset(args.output_dataset, source, ledger, made_with, **options, **common)

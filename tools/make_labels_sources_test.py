@@ -129,7 +129,9 @@ def test_a_photo_that_cannot_be_labelled_stays_with_an_empty_label_if_asked(tars
     assert "labels/depth" in narrow
     assert (label_files.decode("obj_detection", narrow["labels/obj_detection"]) == labels.BACKGROUND).all()
     assert run("--tars", tars, "--output", tmp_path / "out", "--empty-labels") == 1
-    assert (tmp_path / "out/obj_detection/00001/000010002.png").read_bytes() == b""
+    empty = tmp_path / "out/obj_detection/00001/000010002.png"
+    assert (label_files.decode("obj_detection", empty.read_bytes()) == labels.BACKGROUND).all()
+    assert empty.with_suffix(".json").read_text() == "{}"
 
 
 def test_labels_added_to_a_data_set_in_a_new_version_of_it(tars, tmp_path):

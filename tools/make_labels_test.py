@@ -17,7 +17,7 @@ from prismer_jax.experts.expert import Label, SquareExpert
 from prismer_jax.files import progress
 from prismer_jax.pp import build
 from prismer_jax.shards import records
-from prismer_jax.weights import write
+from prismer_jax.weights import safe, write
 from tools import make_labels, visualize
 
 SIZES = {"a.jpg": (30, 40), "sub/b.png": (40, 30), "sub/deep/c.webp": (9, 16)}
@@ -312,3 +312,39 @@ def test_exact_labels_of_scenes_go_the_same_way(tmp_path, monkeypatch):
         np.testing.assert_array_equal(ours[labels.CLASSES_KEY][: len(instances)], instances)
         np.testing.assert_array_equal(ours[labels.WORDS_KEY][: len(features)], features)
         assert list(ours["words"]) == record["labels"]["ocr_detection_words"]
+
+
+class ToyWords(testing.ToyDepth):
+    """Reads one word in every photo."""
+
+    name = "ocr_detection"
+
+    def finish(self, output, size, needed):
+        map = np.full((*size, 1), labels.BACKGROUND, np.uint8)
+        map[:2] = 0
+        return Label(map, features=np.ones((1, labels.FEATURES)), words=["stop"])
+
+
+def test_official_labels_have_words_that_the_official_code_reads_and_name_what_it_cannot(photos, monkeypatch, capsys):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    save(photos / "turned.jpg", np.zeros((20, 30, 3), np.uint8), exif=turned)
+    save(photos / "d.jpg.jpg", np.zeros((20, 30, 3), np.uint8))
+    monkeypatch.setattr(make_labels, "EXPERTS", testing.TOYS | {"ocr_detection": ToyWords})
+    out = run(photos, experts="depth,ocr_detection")
+    assert len(list(out.rglob("*.npz"))) == 5
+    assert not list(out.rglob("*.pt"))
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.*g")}
+    capsys.readouterr()
+
+    problems, counts = skipped(photos, "--official", experts="depth,ocr_detection")
+    assert "ocr_detection: 3 labels were there" in capsys.readouterr().out
+    assert "EXIF turns it" in problems["turned.jpg"]
+    assert "looks for its labels as d.png.png" in problems["d.jpg.jpg"]
+    assert counts == {"name that the official code takes otherwise": 1, "photo turned by EXIF": 1}
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    table = safe.load_tree(out / "ocr_detection/sub/deep/c.pt")
+    assert table[0]["text"] == "stop"
+    assert table[0]["features"].tolist() == [1.0] * labels.FEATURES
+    with pytest.raises(UserError, match="--official is about label files"):
+        make_labels.main(["--images", str(photos), "--output-dataset", "x", "--random-weights", "--official"])

@@ -47,9 +47,10 @@ def parser_of(monkeypatch):
         raise Caught(parser)
 
     def parser_of(program):
-        with monkeypatch.context() as patch, pytest.raises(Caught) as caught:
+        with monkeypatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_known_args", catch)
-            main_of(program)(PROGRAMS[program])
+            with pytest.raises(Caught) as caught:
+                main_of(program)(PROGRAMS[program])
         return caught.value.args[0]
 
     return parser_of
@@ -79,8 +80,8 @@ def test_every_flag_with_a_path_keeps_what_is_remote_or_refuses_it(program, pars
             if action.type is storage.plain:
                 assert parser._get_values(action, [remote]) in (remote, [remote])
                 continue
+            flags = [*PROGRAMS[program], *([name] if action.option_strings else []), remote]
             with pytest.raises(SystemExit) as status:
-                flags = [*PROGRAMS[program], *([name] if action.option_strings else []), remote]
                 run_main(main_of(program), flags)
             assert status.value.code == 2
             (line,) = capsys.readouterr().err.splitlines()

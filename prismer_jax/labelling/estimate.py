@@ -110,9 +110,9 @@ def _count_missing(job: Job, expert: str, threads: int) -> int:
                 continue
             try:
                 photo = job.photo(index)
+                count += not (writer.has(photo) or job.given(expert, photo))
             except BadSample:  # cannot be labelled at all
                 continue
-            count += not (writer.has(photo) or job.given(expert, photo))
         return count
 
     total = 0

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from prismer_jax import label_files, labels
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
+from prismer_jax.labelling import official
 from prismer_jax.labelling.job import Job, Stage, split
 from prismer_jax.labelling.ledger import Ledger
 from prismer_jax.labelling.recording import Recording
@@ -52,16 +53,22 @@ class Files:
         shard_size: int,
         empty: bool = False,
         distinct: bool = False,
+        official: bool = False,
     ) -> None:
         """Args:
         ledger: None to look only.
         made_with: expert -> how its labels are made.
         distinct: the names of the photos' label files are known to differ.
+        official: the official code is to read them too, see official.py.
         """
+        self._official = [label_files.path_of(folder, "ocr_detection", "photo").parent] if official else []
         self._path, self._ledger, self._made_with = label_files.home(folder), ledger, dict(made_with)
         self.folder = str(self._path)
         shards = split(len(source), shard_size)
-        self.job = Job(source, LabelFiles(folder), ledger, shards, made_with, distinct=distinct, empty=empty)
+        # What was marked as done without a look at it from there is looked at again.
+        marks = {name: f"{how}, official" if official else how for name, how in made_with.items()}
+        store = LabelFiles(folder, official)
+        self.job = Job(source, store, ledger, shards, marks, distinct=distinct, empty=empty)
 
     def claim(self) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
@@ -80,7 +87,9 @@ class Files:
         return []
 
     def finish(self) -> None:
-        pass  # each label is whole by itself
+        for folder in self._official if "ocr_detection" in self._made_with else ():
+            with self._ledger.leases.wait("finish"):
+                official.complete(folder)
 
 
 class Dataset:

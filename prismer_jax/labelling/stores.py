@@ -15,11 +15,14 @@ import zipfile
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from prismer_jax import label_files
+from prismer_jax import label_files, labels
+from prismer_jax.errors import BadSample
 from prismer_jax.experts.expert import Label
 from prismer_jax.files import storage
+from prismer_jax.labelling import official
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
+from prismer_jax.pp.image import image_size
 
 SUFFIXES = (".json", ".npz", ".png")  # of the files of a label
 
@@ -56,11 +59,14 @@ class Store(Protocol):
 class LabelFiles:
     """FOLDER/<expert>/<photo>.png, with .json or .npz beside it: each label is whole by itself, whoever writes it."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: pathlib.Path, official: bool = False) -> None:
+        """Args:
+        official: as `make_labels --official` says, see official.py.
+        """
+        self.folder, self._official = folder, official
 
     def open(self, expert: str, shard: Shard) -> Writer:
-        return _Files(self.folder, expert)
+        return _Files(self.folder, expert, self._official)
 
     def is_whole(self, expert: str, shard: Shard) -> bool:
         return True  # to look at each of millions of files takes hours: that is what --recheck is for
@@ -73,18 +79,31 @@ class LabelFiles:
 
 
 class _Files:
-    def __init__(self, folder: pathlib.Path, expert: str) -> None:
-        self._folder, self._expert = folder, expert
+    def __init__(self, folder: pathlib.Path, expert: str, official_too: bool) -> None:
+        self._folder, self._expert, self._official = folder, expert, official_too
 
     def has(self, photo: Photo) -> bool:
+        if self._official:
+            if not photo.source:
+                return False  # a name does not tell how the official code sees the photo
+            official.check(photo)
         return label_files.is_whole(self._folder, self._expert, photo.name)
 
     def write(self, photo: Photo, label: Label | None) -> None:
-        if label is None:
-            label_files.write_empty(self._folder, self._expert, photo.name)
-        else:
-            parts = _parts(label)
-            label_files.write(self._folder, self._expert, photo.name, parts.pop("map"), **parts)
+        if label is not None:
+            self._write(photo, label)
+            return
+        with contextlib.suppress(BadSample):  # a photo that nobody can read needs no label
+            self._write(photo, Label(labels.blank(self._expert, *image_size(photo.source, where=photo.name))))
+
+    def _write(self, photo: Photo, label: Label) -> None:
+        if self._official:
+            official.check(photo)
+            if labels.EXPERTS[self._expert].embed == "words":  # first, as the map says that all is there
+                png = label_files.path_of(self._folder, self._expert, photo.name)
+                official.write_words(png, label.features, label.words)
+        parts = _parts(label)
+        label_files.write(self._folder, self._expert, photo.name, parts.pop("map"), **parts)
 
     def publish(self, check: Callable[[], None]) -> None:
         check()  # the files are there, and would be the same from another process

@@ -1,5 +1,9 @@
+import dataclasses
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from prismer_jax import label_files, labels
 from prismer_jax.experts.expert import Label
@@ -54,9 +58,26 @@ def test_what_is_written_is_read(store, expert):
 
 
 def test_an_empty_label_is_there_and_empty(store):
-    fill(store, "obj_detection", PHOTOS[:1])
-    assert store.open("obj_detection", SHARD).has(PHOTOS[0])
-    assert store.read("obj_detection", SHARD, PHOTOS[0]) == {".png": b""}
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "jpeg")
+    photo = dataclasses.replace(PHOTOS[0], source=buffer.getvalue())
+    for expert in ("depth", "obj_detection", "ocr_detection"):
+        fill(store, expert, [photo])
+        assert store.open(expert, SHARD).has(photo)
+        files = store.read(expert, SHARD, photo)
+        if isinstance(store, LabelShards):  # as in a record, which comes of it
+            assert files == {".png": b""}
+            continue
+        part = label_files.parse(expert, files, photo.name)
+        map = label_files.decode(expert, part[f"labels/{expert}"])
+        np.testing.assert_array_equal(map, labels.blank(expert, 6, 8))
+        assert len(part) == {"depth": 1, "obj_detection": 2, "ocr_detection": 3}[expert]  # with the side files
+
+
+def test_a_photo_that_nobody_can_read_gets_no_label_file(tmp_path):
+    store = LabelFiles(tmp_path / "labels")
+    fill(store, "depth", [dataclasses.replace(PHOTOS[0], source=b"no photo")])
+    assert not (tmp_path / "labels").exists()
 
 
 def test_labels_of_a_later_start_join_those_of_an_earlier_one(store):

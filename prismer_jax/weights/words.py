@@ -1,23 +1,26 @@
-"""Side files of official OCR labels: pickled .pt files become the .npz files that prismer_jax.label_files reads."""
+"""Side files of official OCR labels: pickled .pt files, and the .npz files that prismer_jax.label_files reads instead.
+
+The official file holds {id: {'features': float32 [64], 'text': str}} (experts/generate_ocrdet.py).
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from prismer_jax import label_files, labels
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
-from prismer_jax.weights import safe
+from prismer_jax.weights import safe, write
 
 
 def convert(folder: str | os.PathLike[str]) -> int:
     """Writes an .npz beside every .pt below a folder that has none yet; returns how many.
 
-    The official file holds {id: {'features': float [64], 'text': str}} (experts/generate_ocrdet.py); it is read without
-    executing anything in it.
+    They are read without executing anything in them.
 
     Raises:
       UserError: there is no .pt, or one is damaged or holds something else; those before it are converted.
@@ -29,6 +32,12 @@ def convert(folder: str | os.PathLike[str]) -> int:
     for path in missing:
         label_files.write_words(path.with_suffix(".npz"), *_read(path))
     return len(missing)
+
+
+def write_official(path: str | os.PathLike[str], features: np.ndarray, texts: Sequence[str]) -> None:
+    """Writes a .pt file of n words, which torch.load(weights_only=True) reads; features [n, 64]."""
+    rows = zip(np.asarray(features, np.float32), texts, strict=True)
+    write.torch_file(path, {number: {"features": row, "text": text} for number, (row, text) in enumerate(rows)})
 
 
 def _read(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:

@@ -32,17 +32,18 @@ def torch_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
     Args:
       path: replaced if it exists.
-      state: {key: array}. Keys whose array is the same memory share a storage, as tied parameters do.
+      state: {key: array}; in place of an array also a text, a number, or a dict of these, which is read as such. Keys
+        whose array is the same memory share a storage, as tied parameters do.
 
     Raises:
       UserError: PyTorch has no such type, or the file cannot be written; then nothing is left.
     """
-    arrays = _arrays(path, state, _STORAGE_OF)
+    arrays = _arrays(path, dict(_leaves(state)), _STORAGE_OF)
     storages: dict[Any, int] = {}
     numbers = [storages.setdefault(_memory(key, array), len(storages)) for key, array in arrays.items()]
     first = dict(zip(reversed(numbers), reversed(arrays.values()), strict=True))  # {storage: array}
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        _member(archive, "data.pkl", _pickled(arrays, numbers))
+        _member(archive, "data.pkl", _pickled(state, zip(arrays.values(), numbers, strict=True)))
         _member(archive, "byteorder", b"little")
         for number in range(len(storages)):
             _member(archive, f"data/{number}", _bytes(first[number]))
@@ -128,18 +129,47 @@ def _member(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> No
         file.write(data)
 
 
-def _pickled(arrays: Mapping[str, np.ndarray], storages: list[int]) -> bytes:
-    """Returns the pickle, protocol 2, of an OrderedDict of tensors: what torch.save writes, without its memo."""
-    tensors = []
-    for (key, array), position in zip(arrays.items(), storages, strict=True):
+def _leaves(tree: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (key, array) of all arrays, in order; keys of nested dicts are joined by '/'."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{place}{key}/")
+        elif not isinstance(value, str | int):
+            yield f"{place}{key}", value
+
+
+def _pickled(state: Mapping[Any, Any], tensors: Iterator[tuple[np.ndarray, int]]) -> bytes:
+    """Returns the pickle, protocol 2, of an OrderedDict: what torch.save writes, without its memo.
+
+    Args:
+      state: what `torch_file` takes.
+      tensors: its arrays in order, each with the number of its storage.
+    """
+
+    def tensor(array: np.ndarray, position: int) -> bytes:
         kind = b"ctorch\n%s\n" % _name(array, _STORAGE_OF).encode()
         place = b"(" + _text("storage") + kind + _text(str(position)) + _text("cpu") + _int(array.size) + b"tQ"
         strides = [max(1, int(np.prod(array.shape[axis + 1 :]))) for axis in range(array.ndim)]
         layout = _int(0) + _ints(array.shape) + _ints(strides)
         # Requires no gradient, and has no hooks.
         rest = b"\x89ccollections\nOrderedDict\n)R"
-        tensors.append(_text(key) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + place + layout + rest + b"tR")
-    return b"\x80\x02ccollections\nOrderedDict\n)R(" + b"".join(tensors) + b"u."
+        return b"ctorch._utils\n_rebuild_tensor_v2\n(" + place + layout + rest + b"tR"
+
+    def items(tree: Mapping[Any, Any]) -> bytes:
+        return b"(" + b"".join(value(key) + value(item) for key, item in tree.items()) + b"u"
+
+    def value(item: Any) -> bytes:
+        match item:
+            case Mapping():
+                return b"}" + items(item)
+            case str():
+                return _text(item)
+            case int():
+                return _int(item)
+            case _:
+                return tensor(*next(tensors))
+
+    return b"\x80\x02ccollections\nOrderedDict\n)R" + items(state) + b"."
 
 
 def _text(text: str) -> bytes:
