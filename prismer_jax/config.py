@@ -93,8 +93,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Section:
       UserError: no such file, no get_config in it, an error while it runs, or an override that names no key, a whole
         section, or a value of another type.
     """
-    file, _, arg = str(storage.on_disk(spec)).partition(":")
-    path = pathlib.Path(file)
+    file, _, arg = spec.partition(":")
+    path = storage.on_disk(spec if arg.startswith("/") else file)
     if not path.is_file():
         beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(f"No config file {file}. {nearest(file, beside)}")

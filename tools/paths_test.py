@@ -112,6 +112,12 @@ def test_values_of_configs_and_functions_refuse_what_is_remote(remote, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_the_argument_of_a_config_may_be_remote(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text("from ml_collections import ConfigDict\ndef get_config(arg): return ConfigDict({'arg': arg})\n")
+    assert config.load(f"{file}:data=gs://bucket//x/").arg == "data=gs://bucket//x/"
+
+
 def test_a_path_on_a_disk_stays_what_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert storage.on_disk("a/b:c.txt") == pathlib.Path("a/b:c.txt")
