@@ -175,7 +175,7 @@ def count_part(source: Any, experts: Sequence[str], indices: Sequence[int]) -> t
 
 
 def _label(example: dict[str, Any], expert: str) -> np.ndarray | None:
-    """Returns the map, or None where there is none; an empty file is an empty map, which one pixel stands for."""
+    """Returns the map, or None where there is none; one pixel stands for the empty map of zero bytes."""
     value = example.get(f"labels/{expert}")
     if value is None:
         return None

@@ -40,7 +40,7 @@ def labels_for(experts: str | Sequence[str] = "all") -> Op:
 
 
 def _empty(name: str, example: Example) -> np.ndarray | bytes:
-    """An empty map of the size of the maps beside it; before decoding, the bytes of an empty file."""
+    """An empty map of the size of the maps beside it; before decoding, zero bytes, as of a record."""
     sizes = [value for key, value in maps(example).items() if isinstance(value, np.ndarray)]
     if not isinstance(example["image"], np.ndarray):
         return b""
