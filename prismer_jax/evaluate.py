@@ -5,19 +5,27 @@ what there is to know of each sample, and report.html with the best and the wors
 goes on where it was when it is started again, also by another number of processes. Two results side by side:
 
     python -m prismer_jax.evaluate --compare RUN_A RUN_B --output DIR
+
+A file of predictions, without a model:
+
+    python -m prismer_jax.evaluate --score predictions.json --references FILE [--annotations FILE]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from prismer_jax import compare, config, runtime
+from prismer_jax import compare, config, runtime, scoring
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
 from prismer_jax.report import results
+
+NO_MATTER = {"num_workers": None, "max_unscored": None}  # settings with which a run may go on that had others
 
 
 def evaluate(
@@ -97,7 +105,7 @@ def evaluate_on(
         name: evaluators.Journal(
             folder / "partial",
             name,
-            {**same, **described[name], "config": {**described[name]["config"], "num_workers": None}},
+            {**same, **described[name], "config": {**described[name]["config"], **NO_MATTER}},
             jax.process_index(),
             jax.process_count(),
         )
@@ -108,6 +116,8 @@ def evaluate_on(
     # ----------------------------------------------------------------------------------------------------- the results
     for journal in journals.values():
         journal.close()
+    for name, evaluator in by_name.items():
+        described[name] |= {"samples": len(evaluator.records), "left_out": [e["error"] for e in evaluator.left_out]}
     sharding.barrier("evaluated")
     if jax.process_index() == 0:
         record = {
@@ -140,8 +150,16 @@ def main(argv: list[str] | None = None) -> None:
         metavar="RUN",
         help="results to put side by side, the first as base",
     )
+    add_scoring_flags(parser)
     args, overrides = parser.parse(argv)
     runtime.log_warnings()
+    if args.score is not None:
+        if args.config or args.checkpoint or args.only or args.compare or overrides:
+            raise UserError("--score needs no model: leave --config, --checkpoint, --only and --compare out.")
+        score(args)
+        return
+    if args.references or args.annotations or args.task or args.split:
+        raise UserError("--references, --annotations, --split and --task belong to --score, a file of predictions.")
     if args.compare is not None:
         if args.config or args.checkpoint or args.only or overrides:
             raise UserError("--compare reads results that are there: leave --config, --checkpoint and --only out.")
@@ -150,13 +168,44 @@ def main(argv: list[str] | None = None) -> None:
         compare.compare(args.compare, args.output)
         return
     if args.config is None or args.checkpoint is None:
-        raise UserError("Give --config and --checkpoint, or --compare and the folders of two results.")
+        raise UserError("Give --config and --checkpoint, or --compare and two results, or --score and --references.")
     folder = args.output or args.checkpoint / "evaluation"
     cfg = config.load(args.config, overrides)
-    results.show(
-        evaluate(cfg, args.checkpoint, folder, only=args.only, asked={"config": args.config, "overrides": overrides})
-    )
+    asked = {"config": args.config, "overrides": overrides}
+    scores = evaluate(cfg, args.checkpoint, folder, only=args.only, asked=asked)
+    results.show(scores)
     print(f"Results, predictions and report are in {folder}.")
+    if any(name.endswith("/left_out") for name in scores):
+        sys.exit(1)
+
+
+def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags with which a file of predictions is scored."""
+    flags = parser.add_argument_group("a file of predictions")
+    flags.add_argument("--score", type=pathlib.Path, metavar="FILE", help="predictions, in JSON or JSON lines")
+    flags.add_argument("--references", nargs="+", type=pathlib.Path, metavar="FILE", help="lists in any layout we read")
+    flags.add_argument(
+        "--annotations", nargs="+", default=(), type=pathlib.Path, metavar="FILE", help="VQAv2's answers"
+    )
+    flags.add_argument("--split", help="of lists that hold several, as Karpathy's")
+    flags.add_argument("--task", choices=scoring.TEXTS, help="default: what the predictions' keys say")
+    flags.add_argument("--metrics", nargs="+", default=(), help="of captions: meteor and spice, which need Java")
+    flags.add_argument(
+        "--max-unmatched",
+        type=float,
+        default=scoring.MAX_UNMATCHED,
+        help="fraction of predictions and of references that may be without a partner (default %(default)s)",
+    )
+
+
+def score(args: argparse.Namespace) -> None:
+    """Scores a file of predictions, shows the metrics and says where the results are."""
+    if not args.references:
+        raise UserError("--score needs --references, lists with the captions, answers or classes to score by.")
+    folder = args.output or args.score.with_name(f"{args.score.stem}_scores")
+    options = {name: getattr(args, name) for name in ("annotations", "split", "task", "metrics", "max_unmatched")}
+    results.show(scoring.score(args.score, args.references, folder, **options))
+    print(f"Scores and report are in {folder}.")
 
 
 if __name__ == "__main__":

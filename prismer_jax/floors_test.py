@@ -12,18 +12,30 @@ PACKAGE = pathlib.Path(__file__).parent
 FLOORS = [
     {"errors", "typing", "registry", "labels", "runtime", "testing"},
     {"batch"},
-    {"config", "files", "label_files", "metrics", "pp"},
+    {"config", "files", "label_files", "metrics", "pp", "scores"},
     {"tree", "sharding", "optim", "checkpoint", "losses", "input", "weights", "shards"},
     {"towers", "datasets"},
     {"models", "decode"},
     {"experts", "evaluators", "report"},
     {"labelling"},
-    {"train", "evaluate", "caption", "assembly", "compare"},
+    {"train", "evaluate", "caption", "assembly", "compare", "scoring"},
 ]
 # A manifest is written with the features of its records, which are a part of the module that reads both; where the
 # schema of records has a module of its own, this goes.
 CIRCLES = {"prismer_jax.shards.manifest": "prismer_jax.shards.records"}
-WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "files", "metrics", "pp", "shards", "datasets"]
+WORKER_SIDE = [
+    "errors",
+    "registry",
+    "config",
+    "labels",
+    "label_files",
+    "files",
+    "metrics",
+    "pp",
+    "shards",
+    "datasets",
+    "scores",
+]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_test.py") and p != PACKAGE / "__init__.py")
 
 

@@ -135,8 +135,8 @@ def eval_batches(
 
     The last batch is filled up with rows whose `_mask` is False; every process has the same number of batches. Row r of
     batch n in process p of P is the example n * batch_size + r * P + p. What is no array comes as `meta`, a list of one
-    dict a row. `pp` may draw random numbers: they depend on the example alone. A bad sample is an error here, as a
-    score without it would be of another data set.
+    dict a row. `pp` may draw random numbers: they depend on the example alone. The row of a bad sample has a `_mask` of
+    False too, and says in its `meta` why it is bad, {"error", "reason"}: whoever leaves it out has to say so.
 
     `numbers` names the batches wanted, all by default: a run that goes on leaves out those that it has.
     """
@@ -266,21 +266,36 @@ class _TrainExample:
 
 
 class _EvalExample:
-    """Index -> an example with its arrays and its `meta`; beyond the source's end, an empty row."""
+    """Index -> an example with its arrays and its `meta`; beyond the source's end, and for a bad sample, an empty row."""
 
     def __init__(self, source: Any, pp: Any) -> None:
         self.source, self.pp = source, pp
 
     def __call__(self, index: int) -> dict[str, Any]:
-        real = int(index) < len(self.source)
+        real, example, meta = int(index) < len(self.source), None, {}
         try:
-            # Rows that fill up the last batch repeat the first example: any of the right shapes serves.
-            example = eval_example(self.source, self.pp, int(index) if real else 0)
+            if real:
+                try:
+                    example = eval_example(self.source, self.pp, int(index))
+                except BadSample as error:
+                    real, meta = False, {"error": str(error), "reason": error.reason}
+            arrays = _arrays(example or self._filler)
         except UserError as error:
             return {"_error": str(error)}
-        arrays = _arrays(example)
-        meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_") and k != "cut"}
+        if example is not None:
+            meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_") and k != "cut"}
         return arrays | {"_bad": [], "_cut": 0, "_mask": np.bool_(real), "meta": meta}
+
+    @functools.cached_property
+    def _filler(self) -> Batch:
+        """The first good example: of empty rows, any of the right shapes serves."""
+        errors = []
+        for index in range(len(self.source)):
+            try:
+                return eval_example(self.source, self.pp, index)
+            except BadSample as error:
+                errors.append(str(error))
+        raise UserError(f"None of the {len(errors)} samples can be used. The first: {errors[0]}")
 
 
 def _arrays(example: dict[str, Any]) -> dict[str, Any]:

@@ -219,14 +219,35 @@ def test_evaluation_takes_up_the_batches_that_are_left(count):
     assert list(input.eval_batches(Numbers(10), draw, batch_size=4, numbers=[])) == []
 
 
-def test_evaluation_can_be_repeated_with_the_same_draws_and_stops_at_bad_samples():
+def test_evaluation_can_be_repeated_with_the_same_draws():
     loader = input.eval_batches(Numbers(10), draw, batch_size=4)
     for one, two in zip(loader, loader, strict=True):
         np.testing.assert_array_equal(one["drawn"], two["drawn"])
-    with pytest.raises(UserError, match="is broken"):
-        list(input.eval_batches(Numbers(10, bad=[7]), draw, batch_size=4))
     with pytest.raises(UserError, match="empty"):
         input.eval_batches(Numbers(0), draw, batch_size=4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_evaluation_a_bad_sample_is_an_empty_row_that_says_why(workers):
+    whole = list(input.eval_batches(Numbers(10), plain, batch_size=4))
+    rest = list(input.eval_batches(Numbers(10, bad=[0, 7]), plain, batch_size=4, num_workers=workers))
+    masks = np.concatenate([batch["_mask"] for batch in rest])
+    assert [i for i, real in enumerate(masks) if not real] == [0, 7, 10, 11]
+    np.testing.assert_array_equal(
+        np.concatenate([b["text"] for b in rest])[masks],
+        np.delete(np.concatenate([b["text"] for b in whole])[:10], [0, 7], 0),
+    )
+    meta = [row for batch in rest for row in batch["meta"]]
+    assert meta[7] == {"error": "number 7.jpg is broken", "reason": "unusable sample"}
+    assert meta[0]["error"] == "number 0.jpg is broken"
+    assert not any("error" in row for i, row in enumerate(meta) if i not in (0, 7))
+
+
+def test_evaluation_stops_where_no_sample_is_good_or_an_error_is_of_all():
+    with pytest.raises(UserError, match="None of the 3 samples can be used. The first: number 0.jpg is broken"):
+        list(input.eval_batches(Numbers(3, bad=range(3)), plain, batch_size=4))
+    with pytest.raises(UserError, match=r"^number 2\.jpg is broken"):
+        list(input.eval_batches(Numbers(3, bad=[2], error=UserError), plain, batch_size=4))
 
 
 @pytest.fixture

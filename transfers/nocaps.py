@@ -20,7 +20,7 @@ def get_config(arg=None):
     coco = ",".join(f"{name}={value}" for name, value in vars(arg).items() if name != "split")
     config = coco_caption.get_config(coco)
     held_out = paper.find(arg.data, f"nocaps_{arg.split}", arg.experts)
-    config.evals = dict(nocaps=dict(config.evals.test, data=held_out))
+    config.evals = dict(nocaps=dict(config.evals.test, data=held_out, predict_only=arg.split == "test"))
     if not arg.smoke:
         del config.evaluate_epochs  # only at the end: the last epoch is taken
     del config.checkpoint.best_metric

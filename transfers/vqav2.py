@@ -56,6 +56,7 @@ def get_config(arg=None):
             type="vqa",
             batch_size=512,
             pp=prompt,
+            predict_only=arg.split == "test",
             blank=arg.split == "val",  # what it answers blindly costs as much again
             **choose("inference", arg.inference, dict(rank=rank, generate=generate)),
         )

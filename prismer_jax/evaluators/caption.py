@@ -8,9 +8,9 @@ from typing import Any
 from prismer_jax import decode
 from prismer_jax.errors import choose
 from prismer_jax.evaluators.common import Record, TextEvaluator
-from prismer_jax.evaluators.scores import jars
-from prismer_jax.evaluators.scores.caption import caption_metrics, caption_scores
 from prismer_jax.pp.text import caption_said
+from prismer_jax.scores import jars
+from prismer_jax.scores.caption import caption_metrics, score_captions
 
 __all__ = ["CaptionEvaluator", "caption_metrics"]
 
@@ -23,8 +23,8 @@ class CaptionEvaluator(TextEvaluator):
     follows of each domain, `<score>/in-domain` ...: of its images alone, so that CIDEr's document frequencies are those
     of the domain, as they are when a domain's result file is scored by the official tools.
 
-    `predictions` is what COCO's and NoCaps' servers take, [{"image_id", "caption"}]; without references (a test set) it
-    is all there is.
+    `predictions` is what COCO's and NoCaps' servers take, [{"image_id", "caption"}]; with `predict_only` (a test set
+    without references) it is all there is.
 
     Args:
       method: of `decode.METHODS`.
@@ -34,7 +34,7 @@ class CaptionEvaluator(TextEvaluator):
 
     Raises:
       UserError: an unknown method, metric or option, or a metric cannot be computed here; in `run`: two examples have
-        one id, or only some have references.
+        one id, or too many no references.
     """
 
     main_score = "cider"
@@ -57,21 +57,4 @@ class CaptionEvaluator(TextEvaluator):
         return {**super().about(example, index), "type": str(example.get("domain") or "")}
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
-        references = {record["id"]: record["references"] for record in records}
-        if not any(references.values()):
-            return
-        kinds = {record["type"] for record in records if record["type"]}
-        domains = {kind: {record["id"] for record in records if record["type"] == kind} for kind in kinds}
-        rivals = {"": {record["id"]: record["prediction"] for record in records}}
-        if self.with_blank:
-            rivals["_blank"] = {record["id"]: record["blank"] for record in records}
-        rivals["_most_frequent"] = dict.fromkeys(references, self.most_frequent(records))
-        for suffix, captions in rivals.items():
-            more = () if suffix else self.more
-            values, each = caption_scores(captions, references, more)
-            for record in records:
-                record.setdefault("scores", {})[f"cider{suffix}"] = each[record["id"]]
-            yield from ((f"{name}{suffix}", value) for name, value in values.items())
-            for domain in sorted(domains):
-                parts = [{i: texts[i] for i in texts if i in domains[domain]} for texts in (captions, references)]
-                yield from ((f"{name}{suffix}/{domain}", v) for name, v in caption_metrics(*parts, more).items())
+        yield from score_captions(records, self.most_frequent(records), self.more)

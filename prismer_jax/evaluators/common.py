@@ -7,12 +7,14 @@ example, with all that was said of it and its scores.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -21,7 +23,7 @@ from jax.experimental import multihost_utils
 from prismer_jax import decode, labels, sharding
 from prismer_jax import input as loader
 from prismer_jax.batch import inputs, prompts
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import progress
 from prismer_jax.report import selection
@@ -30,6 +32,9 @@ Batch = Mapping[str, Any]
 Record = dict[str, Any]
 GREY = 128  # the blank image
 SCANNED = 5000  # examples of the training set that are looked at for the most frequent text
+NAMED = 20  # bad samples that are named one by one; metrics.json has all of them
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -45,6 +50,8 @@ class Evaluator:
       train_source: where the most frequent text is taken from; None: from the references themselves.
       num_workers: of the loader.
       blank: also evaluate the model on blank images.
+      max_unscored: the fraction of samples that may stay without a score, be they bad or without reference; one bad
+        sample may in any case. They are left out of all metrics, which say how many: `left_out`, `unscored`.
       quiet: show no progress.
 
     Attributes:
@@ -52,11 +59,14 @@ class Evaluator:
         `photo`, `type` (of the question), `question`, what the evaluator found, and `scores` where there are any:
         {metric: the example's part in it}, of which the metric is the mean.
       predictions: of the last run, in the official result format.
+      left_out: of the last run, {"index", "error", "reason"} of each bad sample: a damaged photo or label.
       main_score: the name among `scores` by which samples are better or worse; `higher_is_better` says which way.
     """
 
     main_score = ""
     higher_is_better = True
+    text_key = "text"  # what samples are scored by
+    predict_only = False
 
     def __init__(
         self,
@@ -70,14 +80,16 @@ class Evaluator:
         train_source: Any = None,
         num_workers: int = 0,
         blank: bool = True,
+        max_unscored: float = 0.01,
         quiet: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.mesh = model, tokenizer, mesh
         self.source, self.pp, self.batch_size = source, pp, batch_size
         self.train_source, self.num_workers = train_source, num_workers
-        self.with_blank, self.quiet = blank, quiet
+        self.with_blank, self.max_unscored, self.quiet = blank, max_unscored, quiet
         self.predictions: list[dict[str, Any]] = []
         self.records: list[Record] = []
+        self.left_out: list[Record] = []
         self._template: dict[str, Any] = {}  # arrays of this process's part of a batch, without an image
         if mesh is not None:
             sharding.check_batch(batch_size, mesh)
@@ -91,8 +103,12 @@ class Evaluator:
         raise NotImplementedError
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
-        """Yields (name, value) of the records of all examples, and notes each one's `scores`."""
+        """Yields (name, value) of the records that can be scored, and notes each one's `scores`."""
         raise NotImplementedError
+
+    def can_score(self, record: Record) -> bool:
+        """Returns whether a record has something to be scored by."""
+        return bool(record["references"])
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
         """Returns the fields of a record that describe its example."""
@@ -104,9 +120,11 @@ class Evaluator:
         }
 
     def key_of(self, example: Mapping[str, Any], index: int) -> int | str:
-        """Returns the example's id in results: a number where it is written as one."""
-        key = str(example.get("question_id", example.get("id", index)))
-        return int(key) if re.fullmatch(r"[0-9]+", key) else key
+        """Returns the example's id in results: what its list had as a number, or is written as one, is a number."""
+        if (key := example.get("question_id")) is not None:
+            return key if isinstance(key, str) else int(key)
+        key = str(example.get("id", index))  # a photo's, which data sets hold as a text
+        return int(key) if re.fullmatch(r"0|[1-9][0-9]*", key) else key
 
     def finish(self, variables: Any, records: list[Record], earlier: list[Record], journal: Journal | None) -> None:
         """Adds to each record the fields that need all predictions, such as the answer to a blank image."""
@@ -124,15 +142,40 @@ class Evaluator:
         Args:
           variables: the model's.
           journal: where predictions are kept as they come, and earlier starts have left some.
+
+        Raises:
+          UserError: nothing can be scored, or more samples than `max_unscored` cannot.
         """
+        self.check_source()
         self.records = self.walk(variables, journal)
-        yield from self.metrics(self.records)
+        for entry in self.left_out[:NAMED] if jax.process_index() == 0 else ():
+            logger.warning("Left out: %s", entry["error"])
+        bad, count = len(self.left_out), len(self.source)
+        if bad > max(1, self.max_unscored * count):
+            self._refuse(f"{bad} of {count} samples are bad, the first: {self.left_out[0]['error']}")
+        if bad:
+            yield "left_out", bad
+        if self.predict_only:
+            return
+        bare = [record["id"] for record in self.records if not self.can_score(record)]
+        if len(bare) > self.max_unscored * count or len(bare) == len(self.records):
+            self._refuse(f"{len(bare)} of {count} samples have no {self.text_key} to score by, such as {bare[0]!r}")
+        yield from self.metrics([record for record in self.records if self.can_score(record)])
+        if bare:
+            logger.warning("%d of %d samples have no %s and no score.", len(bare), count, self.text_key)
+            yield "unscored", len(bare)
+
+    def check_source(self, where: str = "evaluation") -> None:
+        """Raises a UserError if nothing in the source can be scored, before the model is asked."""
+
+    def _refuse(self, problem: str) -> NoReturn:
+        raise UserError(f"{problem}. Mend the data set, or allow more with max_unscored (now {self.max_unscored}).")
 
     def walk(self, variables: Any, journal: Journal | None = None) -> list[Record]:
-        """Returns the records of all examples of all processes, in the source's order."""
+        """Returns the records of all good examples of all processes, in the source's order; notes what is left out."""
         processes, process = jax.process_count(), jax.process_index()
         earlier = [] if journal is None else journal.read()
-        entries = [entry for entry in earlier if "index" in entry]
+        entries = [entry for entry in earlier if "index" in entry and not self._is_mended(entry)]
         count, size = len(self.source), self.batch_size
         done_indices = set(gather([record["index"] for record in entries]))
         numbers = [
@@ -146,9 +189,12 @@ class Evaluator:
                 self._template = self._template or _without_image(batch)
                 measured = self.measure(variables, batch)
                 new = []
-                for row in np.flatnonzero(batch["_mask"]).tolist():
+                for row, meta in enumerate(batch["meta"]):
                     index = number * size + row * processes + process
-                    new.append({"index": index, **self.about(batch["meta"][row], index), **measured[row]})
+                    if batch["_mask"][row]:
+                        new.append({"index": index, **self.about(meta, index), **measured[row]})
+                    elif "error" in meta:
+                        new.append({"index": index, **meta})
                 if journal is not None:
                     journal.write(new)
                 entries += new
@@ -156,8 +202,17 @@ class Evaluator:
         # A batch of which an earlier start lost a part was evaluated again: of two records of an example either serves.
         records = sorted({record["index"]: record for record in gather(entries)}.values(), key=lambda r: r["index"])
         assert [record["index"] for record in records] == list(range(count)), "an example is lost"
+        self.left_out = [record for record in records if "error" in record]
+        records = [record for record in records if "error" not in record]
         self.finish(variables, records, [entry for entry in earlier if "index" not in entry], journal)
         return records
+
+    def _is_mended(self, entry: Record) -> bool:
+        """Returns whether an example that an earlier start left out is good by now."""
+        if "error" in entry:
+            with contextlib.suppress(BadSample):
+                return bool(loader.eval_example(self.source, self.pp, entry["index"]))
+        return False
 
     def _load(self, numbers: Sequence[int], num_workers: int | None = None) -> loader.EvalBatches:
         """This process's part of the host batches of these numbers."""
@@ -245,6 +300,7 @@ class TextEvaluator(Evaluator):
 
     Args:
       style: 'plain', or 'reference' to write texts as the official code does (`pp.text`).
+      predict_only: score nothing: of a test set without references, a server takes the predictions.
       options: those of `Evaluator`; what is left are settings of the decoding.
 
     Raises:
@@ -254,11 +310,13 @@ class TextEvaluator(Evaluator):
     id_key, text_key = "image_id", "caption"  # of the official result format
     method = ""
 
-    def __init__(self, *, style: Literal["plain", "reference"] = "plain", **options: Any) -> None:
+    def __init__(
+        self, *, style: Literal["plain", "reference"] = "plain", predict_only: bool = False, **options: Any
+    ) -> None:
         common = {key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options}
         super().__init__(**common)
         choose("style", style, {"plain": None, "reference": None})
-        self.style, self.settings = style, options
+        self.style, self.settings, self.predict_only = style, options, predict_only
         self._rng = jax.random.key(0)
         self._frequent: str | None = None
 
@@ -269,6 +327,13 @@ class TextEvaluator(Evaluator):
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         """Returns the reference texts of an example."""
         raise NotImplementedError
+
+    def check_source(self, where: str = "evaluation") -> None:
+        if not self.predict_only and not any(self.texts_of(example) for example in scan(self.source)):
+            raise UserError(
+                f"{where}: no sample has a reference {self.text_key}, so nothing can be scored. Give a list, or "
+                "annotations, that have them, or set predict_only=True for predictions alone."
+            )
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -351,10 +416,11 @@ def check_unique(keys: Sequence[Hashable]) -> None:
 
 
 def scan(source: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields evenly spaced examples of a source, at most SCANNED; images stay encoded."""
+    """Yields evenly spaced good examples of a source, at most SCANNED; images stay encoded."""
     count = 0 if source is None else len(source)
-    stride = max(1, -(-count // SCANNED))
-    return (source[i] for i in range(0, count, stride))
+    for index in range(0, count, max(1, -(-count // SCANNED))):
+        with contextlib.suppress(BadSample):
+            yield source[index]
 
 
 def local_rows(array: Any) -> np.ndarray:

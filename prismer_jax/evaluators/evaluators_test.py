@@ -8,10 +8,10 @@ from flax import linen as nn
 
 from prismer_jax import evaluators, labels, sharding
 from prismer_jax.batch import prompts
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators import common
 from prismer_jax.evaluators.journal import Journal
-from prismer_jax.evaluators.scores.caption import caption_metrics
+from prismer_jax.scores.caption import caption_metrics
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "red", "green", "blue", "grey", "what", "where"]
 GREY = WORDS.index("grey")
@@ -70,8 +70,8 @@ def pp(example, rng):
 
 
 def made(kind, source, **options):
-    options = {"batch_size": 4, "quiet": True} | options
-    return evaluators.build(kind, model=Parrot(), tokenizer=Tokenizer(), source=source, pp=pp, **options)
+    options = {"batch_size": 4, "quiet": True, "pp": pp} | options
+    return evaluators.build(kind, model=Parrot(), tokenizer=Tokenizer(), source=source, **options)
 
 
 def captioned(count=10):
@@ -274,12 +274,122 @@ def test_samples_are_the_same_every_time_and_of_all_question_types():
         assert sample["labels"]["depth"].shape == (2, 2, 1)
 
 
-def test_test_sets_without_references_give_predictions_only():
+def test_test_sets_without_references_give_predictions_where_that_is_asked_for():
     hidden = [{"id": "7", "value": 4}, {"id": "x8", "value": 5}]
-    evaluator = made("caption", hidden)
+    evaluator = made("caption", hidden, predict_only=True)
     assert list(evaluator.run(VARIABLES)) == []
     assert evaluator.predictions == [{"image_id": 7, "caption": "red"}, {"image_id": "x8", "caption": "green"}]
-    assert list(made("vqa", [{"id": "1", "value": 4, "question": "what"}]).run(VARIABLES)) == []
+    hidden = [{"id": "1", "value": 4, "question": "what"}]
+    assert list(made("vqa", hidden, predict_only=True).run(VARIABLES)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "options", "noun"),
+    [
+        ("caption", [{"id": "7", "value": 4}, {"id": "8", "value": 4, "captions": []}], {}, "caption"),
+        ("vqa", [{"id": "1", "value": 4, "question": "what", "answers": []}], {}, "answer"),
+        ("classification", [{"id": "9", "value": 4}], {"classes": COLORS}, "class"),
+    ],
+)
+def test_what_cannot_be_scored_is_an_error_before_the_model_is_asked(kind, source, options, noun):
+    evaluator = made(kind, source, **options)
+    calls = stop_after(evaluator, 0)
+    with pytest.raises(
+        UserError, match=f"evaluation: no sample has a reference {noun}, so nothing can be scored.*predict_only"
+    ):
+        list(evaluator.run(VARIABLES))
+    assert not calls
+
+
+def test_a_loss_of_no_token_is_no_loss():
+    def empty(example, rng):
+        return dict(pp(example, rng), mask_loss=np.zeros(3, np.float32))
+
+    with pytest.raises(UserError, match="10 of 10 samples have no text to score by"):
+        list(made("loss", captioned(), pp=empty).run(VARIABLES))
+    expected = dict(made("loss", captioned()).run(VARIABLES))
+    evaluator = made("loss", captioned(), pp=lambda e, r: (empty if e["id"] == "3" else pp)(e, r), max_unscored=0.1)
+    assert dict(evaluator.run(VARIABLES)) == pytest.approx(expected | {"unscored": 1})
+    assert "scores" not in evaluator.records[2]
+
+
+@pytest.mark.parametrize("kind", ["caption", "vqa", "classification"])
+def test_samples_without_reference_are_left_out_of_metrics_and_counted(kind):
+    function, options = KINDS[kind]
+    source, part = function(10), function(10)
+    for key in ("captions", "answers", "class_name"):
+        part[3].pop(key, None)
+    expected = dict(made(kind, source[:3] + source[4:], **options).run(VARIABLES))
+    evaluator = made(kind, part, max_unscored=0.1, **options)
+    assert dict(evaluator.run(VARIABLES)) == pytest.approx(expected | {"unscored": 1})
+    assert len(evaluator.predictions) == 10
+    assert "scores" not in evaluator.records[3]
+    with pytest.raises(UserError, match=r"1 of 10 samples have no .* such as .*max_unscored \(now 0.01\)"):
+        list(made(kind, part, **options).run(VARIABLES))
+
+
+class Damaged(list):
+    """A source of which some samples cannot be read."""
+
+    def __init__(self, samples, bad):
+        super().__init__(samples)
+        self.bad = bad
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadSample(f"photo {index} is damaged", "damaged image")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("mesh", [None, {"data": 4}], ids=["one device", "mesh"])
+@pytest.mark.parametrize("bad", [0, 5, 10])
+@pytest.mark.parametrize("kind", ["caption", "vqa", "classification", "loss"])
+def test_one_bad_photo_costs_one_photo(kind, bad, mesh, caplog, tmp_path):
+    function, options = KINDS[kind]
+    source = function(11)
+    expected = dict(made(kind, source[:bad] + source[bad + 1 :], **options).run(VARIABLES))
+    mesh = sharding.make_mesh(mesh, jax.devices()[:4]) if mesh else None
+    for _ in range(2):  # the second time from the journal
+        evaluator = made(kind, Damaged(source, {bad}), mesh=mesh, **options)
+        values = dict(evaluator.run(VARIABLES, Journal(tmp_path, kind, {})))
+        assert values == pytest.approx(expected | {"left_out": 1})
+        assert [record["index"] for record in evaluator.records] == [i for i in range(11) if i != bad]
+        assert evaluator.left_out == [{"index": bad, "error": f"photo {bad} is damaged", "reason": "damaged image"}]
+        assert f"Left out: photo {bad} is damaged" in caplog.text
+        caplog.clear()
+    mended = made(kind, source, **options)
+    assert "left_out" not in dict(mended.run(VARIABLES, Journal(tmp_path, kind, {})))
+    assert len(mended.records) == 11
+
+
+def test_many_bad_photos_are_an_error():
+    with pytest.raises(UserError, match="2 of 10 samples are bad, the first: photo 3 is damaged. Mend .*max_unscored"):
+        list(made("vqa", Damaged(asked(), {3, 4})).run(VARIABLES))
+    assert dict(made("vqa", Damaged(asked(), {3, 4}), max_unscored=0.2).run(VARIABLES))["left_out"] == 2
+    with pytest.raises(UserError, match="None of the 10 samples can be used"):
+        list(made("loss", Damaged(captioned(), range(10)), max_unscored=1).run(VARIABLES))
+
+
+@pytest.mark.parametrize(
+    ("example", "key"),
+    [
+        ({"question_id": 42}, 42),
+        ({"question_id": np.int64(2**40)}, 2**40),
+        ({"question_id": 0}, 0),
+        ({"question_id": "42"}, "42"),
+        ({"question_id": "0042"}, "0042"),
+        ({"id": "42"}, 42),
+        ({"id": "0"}, 0),
+        ({"id": "0042"}, "0042"),
+        ({"id": "01827492"}, "01827492"),
+        ({"id": "-3"}, "-3"),
+        ({"id": "a.jpg#1"}, "a.jpg#1"),
+        ({}, 7),
+    ],
+)
+def test_ids_go_out_as_they_came(example, key):
+    given = made("caption", captioned()).key_of(example, 7)
+    assert (given, type(given)) == (key, type(key))
 
 
 @pytest.mark.parametrize(
@@ -300,11 +410,21 @@ def test_test_sets_without_references_give_predictions_only():
             "Example 3 is of class 'blue', which",
         ),
         ("classification", classified(), {}, "needs `classes`"),
-        ("classification", [*classified(2), {"id": "9", "value": 4}], {"classes": COLORS}, "Example 9 has no class"),
+        (
+            "classification",
+            [*classified(2), {"id": "9", "value": 4}],
+            {"classes": COLORS},
+            "3 samples have no class .*9",
+        ),
         ("loss", captioned(), {"loss": "cross_entropi"}, "Did you mean 'cross_entropy'"),
         ("caption", captioned(2) + captioned(1), {}, "more than once.*such as 1"),
-        ("caption", [*captioned(2), {"id": "9", "value": 4}], {}, "Image 9 has no reference"),
-        ("vqa", [*asked(2), {"id": "9", "value": 4, "question": "what"}], {}, "Example 9 has no answer"),
+        ("caption", [*captioned(2), {"id": "9", "value": 4}], {}, "1 of 3 samples have no caption .* such as 9"),
+        (
+            "vqa",
+            [*asked(2), {"id": "9", "value": 4, "question": "what"}],
+            {},
+            "1 of 3 samples have no answer .* such as 9",
+        ),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(kind, source, options, message):
@@ -318,6 +438,34 @@ def test_scan_is_evenly_spaced_and_bounded(monkeypatch):
     seen = list(common.scan(range(95)))
     assert seen == list(range(0, 95, 10))
     assert list(common.scan(None)) == []
+
+
+def test_captions_are_scored_by_domain_too():
+    source = [dict(example, domain=("in-domain", "out-domain")[i % 2]) for i, example in enumerate(captioned())]
+    evaluator = made("caption", source)
+    values = dict(evaluator.run(VARIABLES))
+    references = {i + 1: example["captions"] for i, example in enumerate(source)}
+    said = {p["image_id"]: p["caption"] for p in evaluator.predictions}
+    for start, domain in ((1, "in-domain"), (2, "out-domain")):
+        ids = range(start, 11, 2)
+        for name, value in caption_metrics({i: said[i] for i in ids}, {i: references[i] for i in ids}).items():
+            assert values[f"{name}/{domain}"] == pytest.approx(value)
+    assert "cider_blank/in-domain" in values
+
+
+def test_answers_are_scored_by_answer_type_too():
+    source = [dict(example, answer_type="other" if example["value"] == 4 else "number") for example in asked()]
+    values = dict(made("vqa", source).run(VARIABLES))
+    assert (values["accuracy/other"], values["accuracy/number"]) == (100.0, 0.0)
+    assert values["accuracy/what"] == pytest.approx(40.0)
+
+
+def test_a_test_sets_submission_has_every_question_once():
+    hidden = [{k: v for k, v in example.items() if k not in ("answers", "question_type")} for example in asked(11)]
+    evaluator = made("vqa", hidden, predict_only=True)
+    assert list(evaluator.run(VARIABLES)) == []
+    assert [p["question_id"] for p in evaluator.predictions] == list(range(100, 111))
+    assert all(p.keys() == {"question_id", "answer"} and isinstance(p["answer"], str) for p in evaluator.predictions)
 
 
 # ------------------------------------------------------------------------------------------------ going on after a stop
@@ -426,7 +574,7 @@ def test_the_best_and_the_worst_samples_are_those():
 
 
 def test_without_references_there_are_samples_but_no_best_ones():
-    evaluator = made("caption", [{"id": "7", "value": 4}])
+    evaluator = made("caption", [{"id": "7", "value": 4}], predict_only=True)
     list(evaluator.run(VARIABLES))
     assert evaluator.samples(3, "best") == evaluator.samples(3, "worst") == []
     assert evaluator.samples(3)[0]["prediction"] == "red"

@@ -11,17 +11,18 @@ import jax
 from prismer_jax import decode
 from prismer_jax.errors import UserError, choose
 from prismer_jax.evaluators.common import Record, TextEvaluator, local_rows, scan
-from prismer_jax.evaluators.scores.vqa import accuracy, by_type
 from prismer_jax.pp.text import answer_said, choice_tokens, read_choices
+from prismer_jax.scores.vqa import score_answers
 
 
 class VQAEvaluator(TextEvaluator):
-    """The official VQA accuracy in percent (`answers.accuracy`).
+    """The official VQA accuracy in percent (`scores.vqa.accuracy`).
 
     Yields `accuracy`, `accuracy_blank` of the model that sees a blank image, `accuracy_most_frequent` of the most
     frequent training answer, and each of them by question type and, where examples say it, by answer type:
     `accuracy/<type>`, `accuracy_blank/<type>` ... `predictions` is what the VQA servers take for test-dev and test-std,
-    [{"question_id", "answer"}] with every question once; without answers (a test set) it is all there is.
+    [{"question_id", "answer"}] with every question once; with `predict_only` (a test set without answers) it is all
+    there is.
 
     The official checkpoints' numbers are those of method='rank' (with the official answer list and k=16) or of
     method='beam', length_penalty=-1, min_new=2, max_new=10; both with style='reference' and padding='reference'.
@@ -33,8 +34,8 @@ class VQAEvaluator(TextEvaluator):
         `decode.rank_answers` and `decode.rank`.
 
     Raises:
-      UserError: an unknown method or option, or no answers to choose from; in `run`: two questions have one id, or only
-        some have answers.
+      UserError: an unknown method or option, or no answers to choose from; in `run`: two questions have one id, or too
+        many no answers.
     """
 
     id_key, text_key = "question_id", "answer"
@@ -77,23 +78,7 @@ class VQAEvaluator(TextEvaluator):
         return record["scores"]["accuracy"] / 100 if "scores" in record else None
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
-        if not any(record["references"] for record in records):
-            return
-        if bare := [record["id"] for record in records if not record["references"]]:
-            raise UserError(
-                f"Example {bare[0]!r} has no {self.text_key} ({len(bare)} such): score a set that has all of them."
-            )
-        constant = self.most_frequent(records)
-        for record in records:
-            rivals = {"": record["prediction"], "_blank": record["blank"], "_most_frequent": constant}
-            record["scores"] = {
-                f"accuracy{suffix}": 100 * accuracy(said, record["references"])
-                for suffix, said in rivals.items()
-                if said is not None
-            }
-        for name in records[0]["scores"]:
-            kinds = ([*{record["type"], record.get("answer_type", "")}] for record in records)
-            yield from by_type(name, [record["scores"][name] for record in records], kinds)
+        yield from score_answers(records, self.most_frequent(records))
 
     def _choices(self, answers: Sequence[str] | str | int | None) -> list[str]:
         if isinstance(answers, int):

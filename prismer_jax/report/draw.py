@@ -136,7 +136,7 @@ def pictures(sample: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
         for expert in EXPERTS
         if expert in sample.get("labels", {})
     ]
-    return [("Photo", sample["image"]), *maps]
+    return [*([("Photo", sample["image"])] if "image" in sample else []), *maps]  # predictions of others have none
 
 
 def regions(sample: Mapping[str, Any], expert: str) -> list[tuple[float, float, float, str]]:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from prismer_jax.evaluators.scores import ptb
+from prismer_jax.scores import ptb
 
 # Expected tokens are what the Java tokenizer of the COCO caption evaluation prints for the same line.
 EXAMPLES = {

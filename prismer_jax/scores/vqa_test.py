@@ -1,7 +1,7 @@
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators.scores.vqa import CONTRACTIONS, accuracy, normalize
+from prismer_jax.scores.vqa import CONTRACTIONS, accuracy, normalize
 
 # Right sides printed by the official script's processPunctuation and processDigitArticle.
 NORMALIZED = {

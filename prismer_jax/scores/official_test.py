@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from prismer_jax.evaluators.scores import ptb
-from prismer_jax.evaluators.scores.caption import caption_metrics
+from prismer_jax.scores import ptb
+from prismer_jax.scores.caption import caption_metrics
 
 pytestmark = pytest.mark.skipif(not shutil.which("java"), reason="compares with Java, which is not installed here")
 

@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators.scores import caption, ptb
-from prismer_jax.evaluators.scores.caption import caption_metrics
+from prismer_jax.scores import caption, ptb
+from prismer_jax.scores.caption import caption_metrics
 
 NAMES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")
 # Cases of (prediction, references), and what the pycocoevalcap package 1.2 prints for them in the order of NAMES.
@@ -161,3 +161,9 @@ def test_empty_predictions_score_zero():
 def test_ids_that_do_not_fit_are_an_error(predictions, references, message):
     with pytest.raises(UserError, match=message):
         caption_metrics(predictions, references)
+
+
+@pytest.mark.parametrize(("prediction", "captions"), [(None, ["a"]), ("a", "a dog"), ("a", ["a", 3])])
+def test_captions_that_are_no_texts_are_an_error(prediction, captions):
+    with pytest.raises(UserError, match="Image 1: a prediction is one text"):
+        caption_metrics({1: prediction}, {1: captions})

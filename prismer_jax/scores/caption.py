@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators.scores import ptb
-from prismer_jax.evaluators.scores.jars import jar_score
-from prismer_jax.evaluators.scores.result_files import check_ids
+from prismer_jax.scores import ptb
+from prismer_jax.scores.jars import jar_score
 
 Tokens = Sequence[str]
 ORDERS = 4  # n-grams of one to four words
@@ -63,6 +63,45 @@ def caption_scores(
     scores |= {"rouge_l": rouge_l(guesses, targets), "cider": cider}
     scores |= {name: jar_score(name, guesses, targets) for name in metrics}
     return scores, dict(zip(references, each, strict=True))
+
+
+def check_ids(predictions: Collection[Hashable], references: Collection[Hashable]) -> None:
+    """Raises a UserError where the predicted ids are not exactly those of the references: no silent wrong average."""
+    if not references:
+        raise UserError("Nothing to score: the set of references is empty. Check the data set's split or list.")
+    if missing := [key for key in references if key not in predictions]:
+        raise UserError(f"{len(missing)} of {len(references)} ids have no prediction, such as {missing[0]!r}.")
+    if unknown := [key for key in predictions if key not in references]:
+        raise UserError(f"{len(unknown)} predictions have ids without references, such as {unknown[0]!r}.")
+
+
+def score_captions(
+    records: Sequence[dict[str, Any]], constant: str, metrics: Sequence[str] = ()
+) -> Iterator[tuple[str, float]]:
+    """Yields (name, value) of the predictions, of what is said of a blank image, and of one caption for all images.
+
+    Args:
+      records: one an image: `id`, `prediction`, `references`, perhaps `blank` and `type`, its domain. Each gets its
+        `scores`, CIDEr-D of what it and its rivals say.
+      constant: the caption for all.
+      metrics: as in `caption_metrics`, of the predictions alone.
+    """
+    references = {record["id"]: record["references"] for record in records}
+    kinds = sorted({record["type"] for record in records if record.get("type")})
+    rivals = {"": {record["id"]: record["prediction"] for record in records}}
+    if all(record.get("blank") is not None for record in records):
+        rivals["_blank"] = {record["id"]: record["blank"] for record in records}
+    rivals["_most_frequent"] = dict.fromkeys(references, constant)
+    for suffix, captions in rivals.items():
+        more = () if suffix else metrics
+        values, each = caption_scores(captions, references, more)
+        for record in records:
+            record.setdefault("scores", {})[f"cider{suffix}"] = each[record["id"]]
+        yield from ((f"{name}{suffix}", value) for name, value in values.items())
+        for kind in kinds:
+            ids = [record["id"] for record in records if record["type"] == kind]
+            parts = [{i: texts[i] for i in ids} for texts in (captions, references)]
+            yield from ((f"{name}{suffix}/{kind}", v) for name, v in caption_metrics(*parts, more).items())
 
 
 def _words(tokens: Tokens) -> list[str]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators.scores.result_files import check_ids
 
 ANNOTATORS = 10
 ENOUGH = 3  # an answer that three annotators gave is fully right
@@ -89,24 +88,21 @@ def by_type(name: str, scores: Sequence[float], types: Iterable[Iterable[str]]) 
         yield f"{name}/{kind}", sum(groups[kind]) / len(groups[kind])
 
 
-def vqa_metrics(predictions: Mapping[int, str], annotations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the official accuracy in percent: {'accuracy', 'accuracy/<question or answer type>' ...}.
+def score_answers(records: Sequence[dict[str, Any]], constant: str) -> Iterator[tuple[str, float]]:
+    """Yields the official accuracy in percent of the predictions and of their rivals, over all and by type.
 
     Args:
-      predictions: {question_id: answer}; an empty answer is legal and is compared as it is.
-      annotations: the entries of an official annotations file: question_id, question_type, answer_type, and answers, a
-        list of {'answer': text}.
-
-    Raises:
-      UserError: the ids of the two are not the same, an id occurs twice, an answer is no text, or a question has no
-        answers.
+      records: one a question: `prediction`, `references`, perhaps `blank`, what is said of a blank image, and `type`
+        and `answer_type`. Each gets its `scores`: {'accuracy', 'accuracy_blank', 'accuracy_most_frequent'}.
+      constant: an answer to all questions.
     """
-    questions = {row["question_id"]: row for row in annotations}
-    if len(questions) < len(annotations):
-        raise UserError(f"{len(annotations) - len(questions)} question ids occur more than once in the annotations.")
-    check_ids(predictions, questions)
-    if wrong := [key for key, text in predictions.items() if not isinstance(text, str)]:
-        raise UserError(f"The answer to question {wrong[0]!r} is no text but {predictions[wrong[0]]!r}.")
-    scores = [100 * accuracy(predictions[key], [a["answer"] for a in row["answers"]]) for key, row in questions.items()]
-    types = ([row.get("question_type", ""), row.get("answer_type", "")] for row in questions.values())
-    return dict(by_type("accuracy", scores, types))
+    for record in records:
+        rivals = {"": record["prediction"], "_blank": record.get("blank"), "_most_frequent": constant}
+        record["scores"] = {
+            f"accuracy{suffix}": 100 * accuracy(said, record["references"])
+            for suffix, said in rivals.items()
+            if said is not None
+        }
+    for name in records[0]["scores"]:
+        kinds = ([record.get("type", ""), record.get("answer_type", "")] for record in records)
+        yield from by_type(name, [record["scores"][name] for record in records], kinds)
