@@ -5,29 +5,63 @@
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --num-captions 3 --top-p 0.9
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --choices "a cone" "a sphere"
 
+Results come as they are found. A photo that cannot be used is named and left out; the exit status is then 1. What goes
+to `--output` is kept beside it until all is there: a run that was stopped, even killed, goes on where it was.
+
 From Python: `Captioner("runs/quickstart").caption(["a.jpg"])`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime
-from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime, tree
+from prismer_jax.errors import BadSample, UserError, choose, run_main
+from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
 from prismer_jax.pp.text import answer_said, caption_said, choice_tokens, read_choices
 
 Path = str | os.PathLike
+Result = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Request:
+    """What is asked about photos.
+
+    Attributes:
+      source: the photos, with the question about each if there is one.
+      how: the checkpoint's section of the task.
+      settings: all else that the results depend on, as JSON has it.
+      say: from (host batch, its arrays, its number) to what is said of each row.
+    """
+
+    source: Any
+    how: Mapping[str, Any]
+    settings: dict[str, Any]
+    say: Callable[[Mapping[str, Any], dict[str, Any], int], Sequence[Result]]
 
 
 class Captioner:
-    """A trained model with all that it needs to be used: tokenizer, preprocessing and decoding of each of its tasks."""
+    """A trained model with all that it needs to be used: tokenizer, preprocessing and decoding of each of its tasks.
+
+    Attributes:
+      left_out: of the last call, {"image": path, "error": why} of each photo that could not be used: a damaged photo or
+        label. It is not among the results, and a warning names it. If no photo can be used, the call is a UserError.
+    """
 
     def __init__(self, path: Path) -> None:
         """Loads an export, or the latest checkpoint of a workdir.
@@ -42,6 +76,7 @@ class Captioner:
         self.tokenizer = pp.tokenizer.load_from(cfg["folder"], cfg["tokenizer"])
         self.model = models.build(**cfg["model"], tokenizer=self.tokenizer)
         self.tasks = cfg["tasks"]
+        self.left_out: list[Result] = []
 
     def caption(
         self,
@@ -64,10 +99,10 @@ class Captioner:
           settings: of `decode.generate` (method, num_beams, top_p, temperature ...), instead of the checkpoint's own.
 
         Returns:
-          [{"image": path, "captions": [text, ...], "scores": [log-probability, ...]}], in the order of the files.
+          [{"image": path, "captions": [text, ...], "scores": [log-probability, ...]}], in the order of the files,
+          without those in `left_out`.
         """
-        source = datasets.load("lists", images=images, labels=labels, experts=self.model.experts)
-        return self._run("caption", source, "captions", num_captions, batch_size, seed, settings)
+        return list(self._results(self._to_caption(images, labels, num_captions, seed, settings), batch_size))
 
     def answer(
         self,
@@ -81,10 +116,8 @@ class Captioner:
         **settings: Any,
     ) -> list[dict[str, Any]]:
         """Answers one question about each photo: as `caption`, with "question" and "answers" in the result."""
-        source = datasets.load("lists", images=images, labels=labels, experts=self.model.experts)
-        source = _Asked(source, question)
-        results = self._run("question", source, "answers", num_answers, batch_size, seed, settings)
-        return [{"image": r.pop("image"), "question": question, **r} for r in results]
+        request = self._to_answer(images, question, labels, num_answers, seed, settings)
+        return list(self._results(request, batch_size))
 
     def choose(
         self,
@@ -108,25 +141,44 @@ class Captioner:
           [{"image": path, "choices": [text, ...], "scores": [log-probability a token, ...]}], the best first; with
           "question" where one is asked.
         """
+        return list(self._results(self._to_choose(images, choices, question, labels, k), batch_size))
+
+    def _to_caption(
+        self, images: Any, labels: Path | None, number: int, seed: int, settings: Mapping[str, Any]
+    ) -> _Request:
+        return self._to_write("caption", self._photos(images, labels), "captions", number, seed, settings, {})
+
+    def _to_answer(
+        self, images: Any, question: str, labels: Path | None, number: int, seed: int, settings: Mapping[str, Any]
+    ) -> _Request:
+        source, asked = _Asked(self._photos(images, labels), question), {"question": question}
+        return self._to_write("question", source, "answers", number, seed, settings, asked)
+
+    def _to_choose(
+        self, images: Any, choices: Path | Sequence[str], question: str | None, labels: Path | None, k: int | None
+    ) -> _Request:
         task, kind = ("caption", "class") if question is None else ("question", "answer")
         how, texts = choose("task of this checkpoint", task, self.tasks), read_choices(choices)
         tokens = choice_tokens(self.tokenizer, texts, kind, how.get("style", "plain"))
         settings = {"k": k or {"class": 32, "answer": 16}[kind], "padding": how["decode"].get("padding", "own")}
-        source = datasets.load("lists", images=images, labels=labels, experts=self.model.experts)
-        source, asked = (source, {}) if question is None else (_Asked(source, question), {"question": question})
-        results = []
-        for batch, arrays in self._batches(how, source, batch_size):
+        source, asked = self._photos(images, labels), {}
+        if question is not None:
+            source, asked = _Asked(source, question), {"question": question}
+
+        def say(batch: Mapping[str, Any], arrays: dict[str, Any], number: int) -> list[Result]:
             ranked = decode.rank_answers(self.model, self.variables, arrays, *tokens, **settings)
             _, candidates, scores = jax.device_get(ranked)
-            for row in np.flatnonzero(batch["_mask"]):
-                order = np.argsort(-scores[row], kind="stable")
-                best = {"choices": [texts[i] for i in candidates[row][order]], "scores": scores[row][order].tolist()}
-                results.append({"image": batch["meta"][row]["id"], **asked, **best})
-        return results
+            orders = np.argsort(-scores, kind="stable")
+            return [
+                {**asked, "choices": [texts[i] for i in row[order]], "scores": score[order].tolist()}
+                for row, score, order in zip(candidates, scores, orders, strict=True)
+            ]
 
-    def _run(
-        self, task: str, source: Any, key: str, number: int, batch_size: int, seed: int, settings: dict[str, Any]
-    ) -> list[dict[str, Any]]:
+        return _Request(source, how, {**settings, **asked, "choices": texts}, say)
+
+    def _to_write(
+        self, task: str, source: Any, key: str, number: int, seed: int, settings: Mapping[str, Any], asked: Result
+    ) -> _Request:
         how = choose("task of this checkpoint", task, self.tasks)
         write, style = {"caption": caption_said, "question": answer_said}[task], how.get("style", "plain")
         if number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}:
@@ -135,23 +187,88 @@ class Captioner:
         else:
             options = {**how["decode"], **settings}
         options |= {"eos": self.tokenizer.eos, "pad": self.tokenizer.pad}
-        results = []
-        for step, (batch, arrays) in enumerate(self._batches(how, source, batch_size)):
-            rng = jax.random.fold_in(jax.random.key(seed), step)
-            tokens, scores = jax.device_get(decode.generate(self.model, self.variables, arrays, rng=rng, **options))
-            for row in np.flatnonzero(batch["_mask"]):
-                prompt = batch["text"][row][batch["mask_input"][row]].tolist()
-                texts = [write(self.tokenizer, prompt, ids.tolist(), style) for ids in tokens[row]]
-                results.append(
-                    {"image": batch["meta"][row]["id"], key: texts, "scores": [float(s) for s in scores[row]]}
-                )
-        return results
 
-    def _batches(self, how: Mapping[str, Any], source: Any, batch_size: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Yields (batch, its arrays), all of one shape."""
-        chain = pp.build(how["pp"], tokenizer=self.tokenizer)
-        for batch in input.eval_batches(source, chain, batch_size=min(batch_size, len(source))):
-            yield batch, {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}
+        def say(batch: Mapping[str, Any], arrays: dict[str, Any], number: int) -> list[Result]:
+            rng = jax.random.fold_in(jax.random.key(seed), number)
+            tokens, scores = jax.device_get(decode.generate(self.model, self.variables, arrays, rng=rng, **options))
+            prompts = [text[mask].tolist() for text, mask in zip(batch["text"], batch["mask_input"], strict=True)]
+            return [
+                {
+                    **asked,
+                    key: [write(self.tokenizer, prompt, ids.tolist(), style) for ids in row],
+                    "scores": score.tolist(),
+                }
+                for prompt, row, score in zip(prompts, tokens, scores, strict=True)
+            ]
+
+        return _Request(source, how, {**options, **asked, "task": task, "seed": seed}, say)
+
+    def _photos(self, images: Any, labels: Path | None) -> Any:
+        return datasets.load("photos", images=images, labels=labels, experts=self.model.experts)
+
+    def _results(
+        self, request: _Request, batch_size: int, journal: Callable[[Mapping[str, Any]], Journal] | None = None
+    ) -> Iterator[Result]:
+        """Yields the result of each photo, in the order of the files, as they are found; notes what is left out.
+
+        Args:
+          request: what is asked.
+          batch_size: photos at a time.
+          journal: makes the journal of what is described to it, where results are kept and earlier starts left some.
+        """
+        self.left_out, source, count = [], request.source, len(request.source)
+        size = min(batch_size, count)
+        kept = None if journal is None else journal(self._description(request, size))
+        results = {} if kept is None else _earlier(kept, source)  # by the photo's place in the source
+        batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        todo = [number for number, places in enumerate(batches) if not results.keys() >= set(places)]
+        chain = pp.build(request.how["pp"], tokenizer=self.tokenizer)
+        loaded = iter(input.eval_batches(source, chain, batch_size=size, numbers=todo))
+        for number, places in enumerate(batches):
+            if number in todo:
+                batch = next(loaded)
+                new = {place: row for row, place in enumerate(places) if batch["_mask"][row] and place not in results}
+                self._leave_out(source, {place: batch["meta"][row] for row, place in enumerate(places)})
+                if new:
+                    arrays = {key: value for key, value in batch.items() if isinstance(value, np.ndarray)}
+                    said = request.say(batch, arrays, number)
+                    results |= {place: {"image": batch["meta"][row]["id"], **said[row]} for place, row in new.items()}
+                    if kept is not None:
+                        kept.write({"files": _files(source[place]), "result": results[place]} for place in new)
+            yield from (results.pop(place) for place in places if place in results)
+
+    def _description(self, request: _Request, batch_size: int) -> dict[str, Any]:
+        """Returns what results depend on but for the photos themselves."""
+        settings = {**request.settings, "pp": request.how["pp"], "weights": tree.fingerprint(self.variables)}
+        if settings.get("method") == "sample":  # drawn batch by batch
+            settings["batch_size"] = batch_size
+        return settings
+
+    def _leave_out(self, source: Any, meta: Mapping[int, Mapping[str, Any]]) -> None:
+        for place, row in meta.items():
+            if "error" in row:
+                self.left_out.append({"image": source.name(place), "error": row["error"]})
+                logger.warning("Left out: %s", row["error"])
+
+
+def _earlier(journal: Journal, source: Any) -> dict[int, Result]:
+    """Returns the results that earlier starts have left of photos that are as they were then, by place."""
+    entries = {entry["result"]["image"]: entry for entry in journal.read()}
+    results = {}
+    for place in range(len(source)) if entries else ():
+        with contextlib.suppress(BadSample):  # of a label: it is left out when its batch is read
+            example = source[place]
+            entry = entries.get(example["id"])
+            if entry is not None and entry["files"] == _files(example):
+                results[place] = entry["result"]
+    return results
+
+
+def _files(example: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Returns size and time of the photo and of its label files."""
+    paths = {key: value for key, value in example.items() if key == "image" or key.startswith("labels/")}
+    stats = {key: os.stat(path) for key, path in paths.items() if isinstance(path, str) and os.path.exists(path)}
+    return {key: [stat.st_size, stat.st_mtime_ns] for key, stat in stats.items()}
 
 
 class _Asked:
@@ -162,6 +279,9 @@ class _Asked:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self.source[index], "question": self.question}
@@ -197,20 +317,50 @@ def main(argv: list[str] | None = None) -> None:
     runtime.log_warnings()
     captioner = Captioner(args.checkpoint)
     settings = {k: v for k, v in (("top_p", args.top_p), ("temperature", args.temperature)) if v is not None}
-    common = dict(labels=args.labels, batch_size=args.batch_size, seed=args.seed, **settings)
     if args.choices is not None:
         choices = args.choices[0] if len(args.choices) == 1 else args.choices
-        results = captioner.choose(args.images, choices, args.question, labels=args.labels, batch_size=args.batch_size)
+        request = captioner._to_choose(args.images, choices, args.question, args.labels, None)
     elif args.question is None:
-        results = captioner.caption(args.images, num_captions=args.num_captions, **common)
+        request = captioner._to_caption(args.images, args.labels, args.num_captions, args.seed, settings)
     else:
-        results = captioner.answer(args.images, args.question, num_answers=args.num_captions, **common)
+        request = captioner._to_answer(args.images, args.question, args.labels, args.num_captions, args.seed, settings)
+    if args.output is None:
+        for _ in _shown(captioner._results(request, args.batch_size)):
+            pass
+    else:
+        write_results(args.output, captioner, request, args.batch_size)
+    if captioner.left_out:
+        print(f"{len(captioner.left_out)} of {len(request.source)} photos were left out.", file=sys.stderr)
+        sys.exit(1)
+
+
+def write_results(path: pathlib.Path, captioner: Captioner, request: _Request, batch_size: int) -> None:
+    """Writes the results to a JSON file, or as JSON lines (.jsonl), and shows them; goes on where an earlier start was.
+
+    Until all is there, PATH.partial holds what was found.
+    """
+    journals: list[Journal] = []
+
+    def journal(description: Mapping[str, Any]) -> Journal:
+        journals.append(Journal(path.with_name(f"{path.name}.partial"), "results", description))
+        return journals[0]
+
+    results = list(_shown(captioner._results(request, batch_size, journal)))
+    if path.suffix == ".jsonl":
+        text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+    else:
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(path, text)
+    journals[0].discard()
+
+
+def _shown(results: Iterable[Result]) -> Iterator[Result]:
+    """Passes results on and prints them as they come."""
     for result in results:
         for text in result.get("captions") or result.get("answers") or result["choices"][:1]:
-            print(f"{result['image']}: {text}")
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        storage.write(args.output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+            print(f"{result['image']}: {text}", flush=True)
+        yield result
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from prismer_jax.files import storage
 DATASETS = {
     "fewshot": "prismer_jax.datasets.fewshot",
     "lists": "prismer_jax.datasets.lists",
+    "photos": "prismer_jax.datasets.photos",
     "records": "prismer_jax.shards.records",
     "scenes": "prismer_jax.datasets.scenes",
     "tars": "prismer_jax.datasets.tars",
