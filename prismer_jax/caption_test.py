@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import numpy as np
@@ -141,7 +142,7 @@ def test_the_command_chooses_as_the_evaluator_does(export, captioner, photos, ca
         source=source,
         pp=pp.build(TASKS["question"]["pp"], tokenizer=captioner.tokenizer),
         **dict(method="rank", answers=["yes", "no", "a cone"], style="reference", padding="reference"),
-        **dict(blank=False, quiet=True, batch_size=4),
+        **dict(blank=False, quiet=True, batch_size=4, predict_only=True),
     )
     list(evaluator.run(captioner.variables))
     assert said == [prediction["answer"] for prediction in evaluator.predictions]
@@ -163,6 +164,9 @@ def test_the_references_photos(captioner, shared):
 
 def spoil(folder, what):
     match what:
+        case "no photo":
+            for path in (folder / "photos").iterdir():
+                path.write_bytes(b"no image")
         case "broken photo":
             (folder / "photos/p0.png").write_bytes(b"no image")
         case "large label":
@@ -174,12 +178,116 @@ def spoil(folder, what):
 
 
 @pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("broken photo", r"p0\.png: not a readable image"),
+        ("large label", r"labels/depth/p0\.png \(90x80\) does not fit"),
+        ("no classes", r"p0\.json: missing"),
+        ("official words", r"p0\.npz: only the official .*tools\.convert ocr-labels"),
+    ],
+)
+def test_one_bad_photo_costs_one_photo(export, captioner, photos, what, message, capsys, caplog):
+    expected = captioner.caption(photos / "photos", labels=photos / "labels", batch_size=4)[1:]
+    spoil(photos, what)
+    output = photos / "captions.json"
+    flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--labels", str(photos / "labels")]
+    with pytest.raises(SystemExit) as stop:
+        caption.main([*flags, "--batch-size", "4", "--output", str(output)])
+    assert stop.value.code == 1
+    assert json.loads(output.read_text()) == expected
+    assert re.search(f"Left out: .*{message}", caplog.text)
+    assert "1 of 5 photos were left out" in capsys.readouterr().err
+    assert not (photos / "captions.json.partial").exists()
+    assert captioner.caption(photos / "photos", labels=photos / "labels", batch_size=4) == expected
+    ((left_out),) = captioner.left_out
+    assert left_out["image"] == "p0.png"
+    assert re.search(message, left_out["error"])
+    chosen = captioner.choose(photos / "photos", ["a", "b"], labels=photos / "labels", batch_size=4)
+    assert [r["image"] for r in chosen] == [r["image"] for r in expected]
+
+
+def test_damaged_texts_beside_photos_are_not_read(captioner, photos):
+    expected = captioner.caption(photos / "photos", batch_size=4)
+    (photos / "photos/p0.txt").write_bytes(b"\xff\xfe\xff")
+    (photos / "photos/p1.json").write_text("{")
+    assert captioner.caption(photos / "photos", batch_size=4) == expected
+    assert captioner.left_out == []
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(monkeypatch, captioner, calls):
+    """Lets the model be asked so often, then stops the program, as it were; returns where calls are counted."""
+    counted, generate = [], caption.decode.generate
+
+    def counting(*args, **options):
+        if len(counted) == calls:
+            raise Stop
+        counted.append(1)
+        return generate(*args, **options)
+
+    monkeypatch.setattr(caption.decode, "generate", counting)
+    monkeypatch.setattr(caption, "Captioner", lambda path: captioner)
+    return counted
+
+
+@pytest.mark.parametrize("more", [[], ["--num-captions", "2"]], ids=["beam", "sample"])
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_captions(captioner, photos, monkeypatch, more):
+    output = photos / "out/captions.jsonl"
+    flags = [
+        "--checkpoint",
+        ".",
+        "--images",
+        str(photos / "photos"),
+        "--batch-size",
+        "2",
+        "--output",
+        str(output),
+        *more,
+    ]
+    expected = captioner.caption(photos / "photos", batch_size=2, num_captions=len(more) or 1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, captioner, 2)
+        with pytest.raises(Stop):
+            caption.main(flags)
+    assert not output.exists()
+    with monkeypatch.context() as patch:
+        counted = stop_after(patch, captioner, -1)
+        caption.main(flags)
+    assert len(counted) == 1  # of three batches
+    assert [json.loads(line) for line in output.read_text().splitlines()] == expected
+    assert [path.name for path in output.parent.iterdir()] == ["captions.jsonl"]
+
+
+def test_a_photo_that_changed_meanwhile_is_captioned_again(captioner, photos, monkeypatch):
+    flags = ["--checkpoint", ".", "--images", str(photos / "photos"), "--batch-size", "2"]
+    flags += ["--output", str(photos / "captions.json")]
+    (photos / "photos/p4.png").write_bytes(b"no image")
+    with monkeypatch.context() as patch:
+        stop_after(patch, captioner, 2)
+        with pytest.raises(SystemExit):  # the third batch has no photo to ask the model about
+            caption.main(flags)
+    with monkeypatch.context() as patch:
+        stop_after(patch, captioner, 1)
+        with pytest.raises(Stop):
+            caption.main(flags)
+    Image.new("RGB", (30, 40), "red").save(photos / "photos/p1.png")
+    Image.new("RGB", (30, 40), "blue").save(photos / "photos/p4.png")
+    with monkeypatch.context() as patch:
+        counted = stop_after(patch, captioner, -1)
+        caption.main(flags)
+    assert len(counted) == 3
+    said = json.loads((photos / "captions.json").read_text())
+    for result, alone in zip(said, captioner.caption(photos / "photos", batch_size=2), strict=True):
+        assert result == alone
+
+
+@pytest.mark.parametrize(
     ("what", "flags", "message"),
     [
-        ("broken photo", [], r"p0\.png: not a readable image"),
-        ("large label", [], r"labels/depth/p0\.png \(90x80\) does not fit"),
-        ("no classes", [], r"p0\.json: missing"),
-        ("official words", [], r"p0\.npz: only the official .*tools\.convert ocr-labels"),
+        ("no photo", [], r"None of the 5 samples can be used. The first: .*p0\.png: not a readable image"),
         ("", ["--labels", "nowhere"], "nowhere: no such folder of labels"),
         ("", ["--images", "nowhere.jpg"], r"nowhere\.jpg: no such photo"),
         ("", ["--checkpoint", "nowhere"], "nowhere does not exist"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from prismer_jax import assembly, checkpoint, config, evaluate, evaluators, pp, sharding
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.vqa import VQAEvaluator
 from prismer_jax.testing import ROOT
 
@@ -159,6 +159,61 @@ def test_a_checkpoint_of_another_model_is_told_by_its_settings(model, tmp_path):
 def test_bad_input_is_one_line(model, tmp_path, path, only, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path / path if path else model[0], tmp_path / "out", only=only)
+
+
+class Spoilt:
+    """A source of which one sample is damaged, or none has an answer."""
+
+    def __init__(self, source, bad=None):
+        self.source, self.bad = source, bad
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise BadSample(f"scene {index} is damaged")
+        return self.source[index] if self.bad is not None else {**self.source[index], "answers": []}
+
+
+def spoil(monkeypatch, **options):
+    load = assembly.load_source
+    monkeypatch.setattr(assembly, "load_source", lambda *args: Spoilt(load(*args), **options))
+
+
+def test_a_bad_photo_is_named_and_the_status_is_1(finished, model, tmp_path, monkeypatch, capsys, caplog):
+    spoil(monkeypatch, bad=3)
+    flags = ["--config", SPEC, "--checkpoint", str(model[0]), "--output", str(tmp_path), "--only", "vqa"]
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(flags)
+    assert stop.value.code == 1
+    assert "vqa/left_out" in capsys.readouterr().out
+    assert "Left out: scene 3 is damaged" in caplog.text
+    record, samples = json.loads((tmp_path / "metrics.json").read_text()), read_samples(tmp_path)
+    assert record["metrics"]["vqa/left_out"] == 1
+    assert record["evaluators"]["vqa"]["left_out"] == ["scene 3 is damaged"]
+    whole = read_samples(finished[0])
+    assert [s["id"] for s in samples] == [s["id"] for s in whole if s["index"] != 3]
+    mean = np.mean([s["scores"]["accuracy"] for s in whole if s["index"] != 3])
+    assert record["metrics"]["vqa/accuracy"] == pytest.approx(mean)
+    assert record["evaluators"]["vqa"]["samples"] == len(samples)
+
+
+def read_samples(folder):
+    return [json.loads(line) for line in (folder / "samples" / "vqa.jsonl").open()]
+
+
+def test_a_test_set_is_refused_before_the_weights_are_read_unless_only_predictions_are_wanted(
+    model, tmp_path, monkeypatch
+):
+    spoil(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "load_variables", None)
+        with pytest.raises(UserError, match=r"config\.evals\.vqa: no sample has a reference answer.*predict_only=True"):
+            run(model[0], tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+    assert run(model[0], tmp_path, "evals.vqa.predict_only=True", "evals.vqa.blank=False") == {}
+    assert json.loads((tmp_path / "predictions/vqa.json").read_text())
 
 
 # -------------------------------------------------------------------------------------- slow: processes that are killed

@@ -266,25 +266,25 @@ class _TrainExample:
 
 
 class _EvalExample:
-    """Index -> an example with its arrays and its `meta`; beyond the source's end, and for a bad sample, an empty row."""
+    """Index -> an example with its arrays and its `meta`; an empty row where it is bad, and beyond the source's end."""
 
     def __init__(self, source: Any, pp: Any) -> None:
         self.source, self.pp = source, pp
 
     def __call__(self, index: int) -> dict[str, Any]:
-        real, example, meta = int(index) < len(self.source), None, {}
+        empty = {"_bad": [], "_cut": 0, "_mask": np.bool_(False), "meta": {}}
         try:
-            if real:
-                try:
-                    example = eval_example(self.source, self.pp, int(index))
-                except BadSample as error:
-                    real, meta = False, {"error": str(error), "reason": error.reason}
-            arrays = _arrays(example or self._filler)
+            if int(index) >= len(self.source):
+                return _arrays(self._filler) | empty
+            try:
+                example = eval_example(self.source, self.pp, int(index))
+            except BadSample as error:
+                return _arrays(self._filler) | empty | {"meta": {"error": str(error), "reason": error.reason}}
         except UserError as error:
             return {"_error": str(error)}
-        if example is not None:
-            meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_") and k != "cut"}
-        return arrays | {"_bad": [], "_cut": 0, "_mask": np.bool_(real), "meta": meta}
+        arrays = _arrays(example)
+        meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_") and k != "cut"}
+        return empty | arrays | {"meta": meta}
 
     @functools.cached_property
     def _filler(self) -> Batch:

@@ -244,7 +244,7 @@ def test_in_evaluation_a_bad_sample_is_an_empty_row_that_says_why(workers):
 
 
 def test_evaluation_stops_where_no_sample_is_good_or_an_error_is_of_all():
-    with pytest.raises(UserError, match="None of the 3 samples can be used. The first: number 0.jpg is broken"):
+    with pytest.raises(UserError, match=r"None of the 3 samples can be used\. The first: number 0.jpg is broken"):
         list(input.eval_batches(Numbers(3, bad=range(3)), plain, batch_size=4))
     with pytest.raises(UserError, match=r"^number 2\.jpg is broken"):
         list(input.eval_batches(Numbers(3, bad=[2], error=UserError), plain, batch_size=4))

@@ -10,9 +10,7 @@ from prismer_jax.errors import choose
 from prismer_jax.evaluators.common import Record, TextEvaluator
 from prismer_jax.pp.text import caption_said
 from prismer_jax.scores import jars
-from prismer_jax.scores.caption import caption_metrics, score_captions
-
-__all__ = ["CaptionEvaluator", "caption_metrics"]
+from prismer_jax.scores.caption import score_captions
 
 
 class CaptionEvaluator(TextEvaluator):

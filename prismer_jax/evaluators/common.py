@@ -14,7 +14,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -32,7 +32,6 @@ Batch = Mapping[str, Any]
 Record = dict[str, Any]
 GREY = 128  # the blank image
 SCANNED = 5000  # examples of the training set that are looked at for the most frequent text
-NAMED = 20  # bad samples that are named one by one; metrics.json has all of them
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +49,8 @@ class Evaluator:
       train_source: where the most frequent text is taken from; None: from the references themselves.
       num_workers: of the loader.
       blank: also evaluate the model on blank images.
-      max_unscored: the fraction of samples that may stay without a score, be they bad or without reference; one bad
-        sample may in any case. They are left out of all metrics, which say how many: `left_out`, `unscored`.
+      max_unscored: the fraction of samples that may be bad (one may in any case), or without reference. Metrics are of
+        the others, and say how many these are: `left_out`, `unscored`.
       quiet: show no progress.
 
     Attributes:
@@ -148,18 +147,18 @@ class Evaluator:
         """
         self.check_source()
         self.records = self.walk(variables, journal)
-        for entry in self.left_out[:NAMED] if jax.process_index() == 0 else ():
+        for entry in self.left_out if jax.process_index() == 0 else ():
             logger.warning("Left out: %s", entry["error"])
-        bad, count = len(self.left_out), len(self.source)
-        if bad > max(1, self.max_unscored * count):
-            self._refuse(f"{bad} of {count} samples are bad, the first: {self.left_out[0]['error']}")
-        if bad:
+        count, more = len(self.source), f"Mend the data, or allow more with max_unscored (now {self.max_unscored})."
+        if bad := len(self.left_out):
+            if bad > max(1, self.max_unscored * count):
+                raise UserError(f"{bad} of {count} samples are bad, the first: {self.left_out[0]['error']} {more}")
             yield "left_out", bad
         if self.predict_only:
             return
         bare = [record["id"] for record in self.records if not self.can_score(record)]
         if len(bare) > self.max_unscored * count or len(bare) == len(self.records):
-            self._refuse(f"{len(bare)} of {count} samples have no {self.text_key} to score by, such as {bare[0]!r}")
+            raise UserError(f"{len(bare)} of {count} samples have no {self.text_key}, such as {bare[0]!r}. {more}")
         yield from self.metrics([record for record in self.records if self.can_score(record)])
         if bare:
             logger.warning("%d of %d samples have no %s and no score.", len(bare), count, self.text_key)
@@ -168,9 +167,6 @@ class Evaluator:
     def check_source(self, where: str = "evaluation") -> None:
         """Raises a UserError if nothing in the source can be scored, before the model is asked."""
 
-    def _refuse(self, problem: str) -> NoReturn:
-        raise UserError(f"{problem}. Mend the data set, or allow more with max_unscored (now {self.max_unscored}).")
-
     def walk(self, variables: Any, journal: Journal | None = None) -> list[Record]:
         """Returns the records of all good examples of all processes, in the source's order; notes what is left out."""
         processes, process = jax.process_count(), jax.process_index()
@@ -178,11 +174,8 @@ class Evaluator:
         entries = [entry for entry in earlier if "index" in entry and not self._is_mended(entry)]
         count, size = len(self.source), self.batch_size
         done_indices = set(gather([record["index"] for record in entries]))
-        numbers = [
-            n
-            for n in range(-(-count // size))
-            if not done_indices.issuperset(range(n * size, min(count, n * size + size)))
-        ]
+        every = (range(start, min(count, start + size)) for start in range(0, count, size))
+        numbers = [number for number, indices in enumerate(every) if not done_indices.issuperset(indices)]
         batches = self._load(numbers)
         with self._progress("", count, count - sum(min(size, count - n * size) for n in numbers)) as advance:
             for number, batch in zip(numbers, batches, strict=True):
@@ -417,7 +410,7 @@ def check_unique(keys: Sequence[Hashable]) -> None:
 
 def scan(source: Any) -> Iterator[Mapping[str, Any]]:
     """Yields evenly spaced good examples of a source, at most SCANNED; images stay encoded."""
-    count = 0 if source is None else len(source)
+    count = len(source or ())
     for index in range(0, count, max(1, -(-count // SCANNED))):
         with contextlib.suppress(BadSample):
             yield source[index]

@@ -93,6 +93,7 @@ def asked(count=10):
 
 
 COLORS = ["red", "green", "blue"]
+UNKNOWN = {"id": "9", "value": 4, "question": "what"}  # without caption, answers and class
 
 
 def classified(count=10):
@@ -305,7 +306,7 @@ def test_a_loss_of_no_token_is_no_loss():
     def empty(example, rng):
         return dict(pp(example, rng), mask_loss=np.zeros(3, np.float32))
 
-    with pytest.raises(UserError, match="10 of 10 samples have no text to score by"):
+    with pytest.raises(UserError, match="10 of 10 samples have no text, such as 1"):
         list(made("loss", captioned(), pp=empty).run(VARIABLES))
     expected = dict(made("loss", captioned()).run(VARIABLES))
     evaluator = made("loss", captioned(), pp=lambda e, r: (empty if e["id"] == "3" else pp)(e, r), max_unscored=0.1)
@@ -324,7 +325,7 @@ def test_samples_without_reference_are_left_out_of_metrics_and_counted(kind):
     assert dict(evaluator.run(VARIABLES)) == pytest.approx(expected | {"unscored": 1})
     assert len(evaluator.predictions) == 10
     assert "scores" not in evaluator.records[3]
-    with pytest.raises(UserError, match=r"1 of 10 samples have no .* such as .*max_unscored \(now 0.01\)"):
+    with pytest.raises(UserError, match=r"1 of 10 samples have no .*, such as .*max_unscored \(now 0.01\)"):
         list(made(kind, part, **options).run(VARIABLES))
 
 
@@ -363,7 +364,9 @@ def test_one_bad_photo_costs_one_photo(kind, bad, mesh, caplog, tmp_path):
 
 
 def test_many_bad_photos_are_an_error():
-    with pytest.raises(UserError, match="2 of 10 samples are bad, the first: photo 3 is damaged. Mend .*max_unscored"):
+    with pytest.raises(
+        UserError, match=r"2 of 10 samples are bad, the first: photo 3 is damaged.* Mend .*max_unscored"
+    ):
         list(made("vqa", Damaged(asked(), {3, 4})).run(VARIABLES))
     assert dict(made("vqa", Damaged(asked(), {3, 4}), max_unscored=0.2).run(VARIABLES))["left_out"] == 2
     with pytest.raises(UserError, match="None of the 10 samples can be used"):
@@ -414,16 +417,18 @@ def test_ids_go_out_as_they_came(example, key):
             "classification",
             [*classified(2), {"id": "9", "value": 4}],
             {"classes": COLORS},
-            "3 samples have no class .*9",
+            "1 of 3 samples have no class, .* 9",
         ),
+        ("caption", [], {}, "no sample has a reference"),
+        ("loss", [], {}, "data set to evaluate on is empty"),
         ("loss", captioned(), {"loss": "cross_entropi"}, "Did you mean 'cross_entropy'"),
         ("caption", captioned(2) + captioned(1), {}, "more than once.*such as 1"),
-        ("caption", [*captioned(2), {"id": "9", "value": 4}], {}, "1 of 3 samples have no caption .* such as 9"),
+        ("caption", [*captioned(2), UNKNOWN], {}, "1 of 3 samples have no caption, .* 9"),
         (
             "vqa",
             [*asked(2), {"id": "9", "value": 4, "question": "what"}],
             {},
-            "1 of 3 samples have no answer .* such as 9",
+            "1 of 3 samples have no answer, .* 9",
         ),
     ],
 )

@@ -45,12 +45,12 @@ class LossEvaluator(Evaluator):
         rows = {}
         for name, view in views.items():
             costs, weights = map(local_rows, self._costs(variables, self.put(view)))
-            weights = np.where((batch["mask_loss"][:, 1:] != 0).any(1), weights, 0)
+            weights = weights * (batch["mask_loss"][:, 1:] != 0).any(1)  # 0 where no token is to be predicted
             rows |= {name: (costs / np.where(weights > 0, weights, 1)).tolist(), "weight": weights.tolist()}
         return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
 
     def can_score(self, record: Record) -> bool:
-        return record["weight"] > 0  # it has a token to be predicted
+        return record["weight"] > 0
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         for record in records:

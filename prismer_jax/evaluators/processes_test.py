@@ -25,18 +25,19 @@ variables = jax.device_put(toy.VARIABLES, sharding.replicated(mesh))
 results = {}
 for kind in toy.KINDS:
     evaluator = toy.of_kind(kind, samples, batch_size=batch_size, mesh=mesh)
+    evaluator.source = toy.Damaged(evaluator.source, set(map(int, sys.argv[8:])))
     calls = toy.stop_after(evaluator, stop)
     try:
         values = dict(evaluator.run(variables, Journal(pathlib.Path(sys.argv[7]), kind, {"kind": kind}, index, count)))
         shown = [sample["id"] for sample in evaluator.samples(3, "worst")]
-        results[kind] = [values, evaluator.records, evaluator.predictions, shown, len(calls)]
+        results[kind] = [values, evaluator.records, evaluator.predictions, shown, len(calls), evaluator.left_out]
     except toy.Stop:
         results[kind] = None
 print(json.dumps(results))
 """
 
 
-def run(count, folder, devices=1, batch_size=6, samples=11, stop=-1):
+def run(count, folder, devices=1, batch_size=6, samples=11, stop=-1, bad=()):
     """What each of `count` processes found; all stop when the model is asked for the (stop + 1)-th time."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -46,7 +47,7 @@ def run(count, folder, devices=1, batch_size=6, samples=11, stop=-1):
     arguments = [str(n) for n in (port, batch_size, samples, stop)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(index), str(count), *arguments, str(folder)],
+            [sys.executable, "-c", PROGRAM, str(index), str(count), *arguments, str(folder), *map(str, bad)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -75,11 +76,12 @@ def expected(tmp_path_factory):
 
 def check(found, wanted, calls=None):
     assert found.keys() == wanted.keys()
-    for kind, (values, records, predictions, shown, asked) in found.items():
+    for kind, (values, records, predictions, shown, asked, left_out) in found.items():
         assert values == pytest.approx(wanted[kind][0]), kind
         assert records == wanted[kind][1], kind
         assert predictions == wanted[kind][2], kind
         assert shown == wanted[kind][3], kind
+        assert left_out == wanted[kind][5], kind
         assert asked == (wanted[kind][4] if calls is None else calls[kind == "loss"]), kind
 
 
@@ -96,6 +98,14 @@ def check(found, wanted, calls=None):
 def test_several_processes_give_the_numbers_of_one(count, devices, batch_size, samples, expected, tmp_path):
     for found in run(count, tmp_path, devices, batch_size, samples):
         check(found, expected[batch_size, samples])
+
+
+@pytest.mark.parametrize("bad", [0, 4, 10])
+def test_a_bad_sample_costs_the_same_sample_whatever_the_number_of_processes(bad, tmp_path):
+    (expected,) = run(1, tmp_path / "one", bad=[bad])
+    assert all([entry["index"] for entry in result[5]] == [bad] for result in expected.values())
+    for found in run(2, tmp_path / "two", bad=[bad]):
+        check(found, expected)
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 3), (1, 2), (3, 1)])

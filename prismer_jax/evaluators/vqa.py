@@ -43,11 +43,7 @@ class VQAEvaluator(TextEvaluator):
     choice: Literal["answer", "class"] = "answer"
 
     def __init__(
-        self,
-        *,
-        method: str = "greedy",
-        answers: Sequence[str] | str | int | None = None,
-        **options: Any,
+        self, *, method: str = "greedy", answers: Sequence[str] | str | int | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
         self.method = method

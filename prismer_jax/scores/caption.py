@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError
@@ -47,7 +47,12 @@ def caption_scores(
     predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], metrics: Sequence[str] = ()
 ) -> tuple[dict[str, float], dict[Hashable, float]]:
     """Returns `caption_metrics`, and {id: CIDEr-D} of the predictions, whose mean is that of the set."""
-    check_ids(predictions, references)
+    if not references:
+        raise UserError("Nothing to score: the set of references is empty. Check the data set's split or list.")
+    if missing := [key for key in references if key not in predictions]:
+        raise UserError(f"{len(missing)} of {len(references)} ids have no prediction, such as {missing[0]!r}.")
+    if unknown := [key for key in predictions if key not in references]:
+        raise UserError(f"{len(unknown)} predictions have ids without references, such as {unknown[0]!r}.")
     if bare := [image for image, captions in references.items() if not captions]:
         raise UserError(f"Image {bare[0]!r} has no reference caption ({len(bare)} such): remove it from the set.")
     for image, captions in references.items():
@@ -63,16 +68,6 @@ def caption_scores(
     scores |= {"rouge_l": rouge_l(guesses, targets), "cider": cider}
     scores |= {name: jar_score(name, guesses, targets) for name in metrics}
     return scores, dict(zip(references, each, strict=True))
-
-
-def check_ids(predictions: Collection[Hashable], references: Collection[Hashable]) -> None:
-    """Raises a UserError where the predicted ids are not exactly those of the references: no silent wrong average."""
-    if not references:
-        raise UserError("Nothing to score: the set of references is empty. Check the data set's split or list.")
-    if missing := [key for key in references if key not in predictions]:
-        raise UserError(f"{len(missing)} of {len(references)} ids have no prediction, such as {missing[0]!r}.")
-    if unknown := [key for key in predictions if key not in references]:
-        raise UserError(f"{len(unknown)} predictions have ids without references, such as {unknown[0]!r}.")
 
 
 def score_captions(

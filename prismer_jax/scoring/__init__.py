@@ -67,9 +67,9 @@ def score(
     """Scores predictions and writes metrics.json, samples and report.html, as an evaluation does; returns the metrics.
 
     Args:
-      predictions: [{"image_id", "caption"}], [{"question_id", "answer"}], what `prismer_jax.caption` writes, or the like
-        (`read_predictions`).
-      references: lists of a layout that `datasets/formats` reads; `annotations` and `split` as in `datasets.lists.load`.
+      predictions: [{"image_id", "caption"}], [{"question_id", "answer"}], what `prismer_jax.caption` writes, or the
+        like (scoring/predictions.py).
+      references: lists of a layout that `datasets.formats` reads; `annotations` and `split` as in `lists.load`.
       folder: of the results, made if need be.
       task: 'caption', 'vqa' or 'choice'; by default what the predictions' keys say.
       metrics: more of captions', 'meteor' and 'spice', which need Java.

@@ -1,8 +1,8 @@
 """Files of predictions: the official result formats, what `prismer_jax.caption` writes, and the like.
 
-Captions are [{"image_id", "caption"}], answers [{"question_id", "answer"}], classes [{"image_id", "class"}]. Instead of an
-id there may be `image`, the photo's path, beside a `question` if there are several of it; instead of a text a list of
-texts, the best first, under `captions`, `answers` or `choices`. The list may be one JSON object a line.
+Captions are [{"image_id", "caption"}], answers [{"question_id", "answer"}], classes [{"image_id", "class"}]. Instead of
+an id there may be `image`, the photo's path, beside a `question` if there are several of it; instead of a text a list
+of texts, the best first, under `captions`, `answers` or `choices`. The list may be one JSON object a line.
 """
 
 from __future__ import annotations

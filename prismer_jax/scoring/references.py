@@ -14,6 +14,8 @@ from prismer_jax.datasets import formats
 from prismer_jax.errors import UserError
 from prismer_jax.scoring.predictions import Prediction, Task
 
+TYPES = ("question_type", "answer_type")
+
 
 @dataclasses.dataclass
 class Reference:
@@ -117,20 +119,14 @@ class References:
             raise UserError(f"{path}: the id {id!r} is of {both}. To be scored by, ids must be unique.")
         texts = self._texts(row)
         if same is None:
-            name = image if id is None else id
-            about = (
-                (row.texts.get("domain"), None) if asked is None else map(asked.get, ("question_type", "answer_type"))
-            )
-            kind, answer_type = (text or "" for text in about)
-            same = Reference(
-                len(self.entries), name if asked else _number(name), image, [], kind, question, answer_type
-            )
+            kind, more = (row.texts.get("domain"), None) if asked is None else map(asked.get, TYPES)
+            name = image if id is None else id if asked else _number(id)
+            same = Reference(len(self.entries), name, image, [], kind or "", question, more or "")
             self.entries.append(same)
             self._by_photo.setdefault((image, question), same)
             self._names[os.path.basename(image)].add(image)
         same.texts += texts
-        if id is not None:
-            self._by_id[str(id)] = same
+        self._by_id[str(image if id is None else id)] = same
 
     def _texts(self, row: Any) -> Sequence[str]:
         """Returns the texts of a row. An annotator of VQAv2 may say nothing; a caption that says nothing is none."""

@@ -83,9 +83,7 @@ def test_captions_score_as_pycocoevalcap_says(tmp_path, shared):
     content, texts = json.loads(path.read_text()), {}
     for annotation in content["annotations"]:
         texts.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    predictions = [
-        {"image_id": i, "caption": captions[0][: 10 + n % 30]} for n, (i, captions) in enumerate(texts.items())
-    ]
+    predictions = [{"image_id": i, "caption": said[0][: 10 + n % 30]} for n, (i, said) in enumerate(texts.items())]
     record = score(tmp_path, predictions, content)
     targets = {i: [" ".join(tokens) for tokens in tokenize_all(captions)] for i, captions in texts.items()}
     said = tokenize_all([p["caption"] for p in predictions])
