@@ -17,7 +17,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prismer_jax import compare, config, runtime, scoring
@@ -34,6 +34,7 @@ def evaluate(
     folder: pathlib.Path,
     *,
     only: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
     asked: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Runs the config's evaluators on a checkpoint and writes the results into a folder; returns the metrics.
@@ -45,6 +46,7 @@ def evaluate(
       checkpoint_path: whatever `checkpoint.find` accepts.
       folder: of the results. What is found on the way is kept in FOLDER/partial until all is there.
       only: names of the evaluators that are run; all by default.
+      settings: of all of them, such as {"predict_only": True}, instead of the config's.
       asked: what the results say of where the config came from, such as {"config": "configs/quickstart.py:z"}.
 
     Raises:
@@ -58,7 +60,7 @@ def evaluate(
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     with jax.set_mesh(mesh):
-        return evaluate_on(mesh, cfg, checkpoint_path, folder, only, asked or {})
+        return evaluate_on(mesh, cfg, checkpoint_path, folder, only, settings or {}, asked or {})
 
 
 def evaluate_on(
@@ -67,6 +69,7 @@ def evaluate_on(
     checkpoint_path: pathlib.Path,
     folder: pathlib.Path,
     only: Sequence[str],
+    settings: Mapping[str, Any],
     asked: dict[str, Any],
 ) -> dict[str, float]:
     """Does the work of `evaluate` on a mesh, which is set."""
@@ -76,6 +79,7 @@ def evaluate_on(
 
     # ------------------------------------------------------------------------------------------ model and evaluators
     sections = {name: choose("evaluator of the config", name, cfg.evals) for name in only or cfg.evals}
+    sections = {name: config.Section({**config.plain(part), **settings}) for name, part in sections.items()}
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     model = assembly.make_model(cfg, tokenizer)
     by_name = assembly.make_evaluators(sections, model, tokenizer, mesh)
@@ -140,6 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", help="FILE.py or FILE.py:arg, the config of the run; --config.key=value overrides")
     parser.add_argument("--checkpoint", type=storage.on_disk, help="a workdir, an export or a checkpoint")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these of the config's evaluators")
+    parser.add_argument("--predict-only", action="store_true", help="score nothing: a test set that has no references")
+    parser.add_argument("--max-unscored", type=float, help="fraction of samples that may be bad or without reference")
     parser.add_argument(
         "--output", type=storage.on_disk, help="where results are written; default CHECKPOINT/evaluation"
     )
@@ -172,7 +178,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.output or args.checkpoint / "evaluation"
     cfg = config.load(args.config, overrides)
     asked = {"config": args.config, "overrides": overrides}
-    scores = evaluate(cfg, args.checkpoint, folder, only=args.only, asked=asked)
+    settings = {"predict_only": True} if args.predict_only else {}
+    settings |= {} if args.max_unscored is None else {"max_unscored": args.max_unscored}
+    scores = evaluate(cfg, args.checkpoint, folder, only=args.only, settings=settings, asked=asked)
     results.show(scores)
     print(f"Results, predictions and report are in {folder}.")
     if any(name.endswith("/left_out") for name in scores):

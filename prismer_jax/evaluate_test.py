@@ -212,8 +212,10 @@ def test_a_test_set_is_refused_before_the_weights_are_read_unless_only_predictio
         with pytest.raises(UserError, match=r"config\.evals\.vqa: no sample has a reference answer.*predict_only=True"):
             run(model[0], tmp_path)
     assert not (tmp_path / "metrics.json").exists()
-    assert run(model[0], tmp_path, "evals.vqa.predict_only=True", "evals.vqa.blank=False") == {}
+    flags = ["--config", SPEC, "--checkpoint", str(model[0]), "--output", str(tmp_path), "--only", "vqa"]
+    evaluate.main([*flags, "--predict-only", "--max-unscored", "0.5"])
     assert json.loads((tmp_path / "predictions/vqa.json").read_text())
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == {}
 
 
 # -------------------------------------------------------------------------------------- slow: processes that are killed

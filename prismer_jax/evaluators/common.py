@@ -51,6 +51,7 @@ class Evaluator:
       blank: also evaluate the model on blank images.
       max_unscored: the fraction of samples that may be bad (one may in any case), or without reference. Metrics are of
         the others, and say how many these are: `left_out`, `unscored`.
+      predict_only: score nothing: of a test set without references, a server takes the predictions.
       quiet: show no progress.
 
     Attributes:
@@ -65,7 +66,6 @@ class Evaluator:
     main_score = ""
     higher_is_better = True
     text_key = "text"  # what samples are scored by
-    predict_only = False
 
     def __init__(
         self,
@@ -80,12 +80,13 @@ class Evaluator:
         num_workers: int = 0,
         blank: bool = True,
         max_unscored: float = 0.01,
+        predict_only: bool = False,
         quiet: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.mesh = model, tokenizer, mesh
         self.source, self.pp, self.batch_size = source, pp, batch_size
         self.train_source, self.num_workers = train_source, num_workers
-        self.with_blank, self.max_unscored, self.quiet = blank, max_unscored, quiet
+        self.with_blank, self.max_unscored, self.predict_only, self.quiet = blank, max_unscored, predict_only, quiet
         self.predictions: list[dict[str, Any]] = []
         self.records: list[Record] = []
         self.left_out: list[Record] = []
@@ -149,7 +150,7 @@ class Evaluator:
         self.records = self.walk(variables, journal)
         for entry in self.left_out if jax.process_index() == 0 else ():
             logger.warning("Left out: %s", entry["error"])
-        count, more = len(self.source), f"Mend the data, or allow more with max_unscored (now {self.max_unscored})."
+        count, more = len(self.source), f"Mend the data, or allow more: max_unscored (now {self.max_unscored})."
         if bad := len(self.left_out):
             if bad > max(1, self.max_unscored * count):
                 raise UserError(f"{bad} of {count} samples are bad, the first: {self.left_out[0]['error']} {more}")
@@ -293,7 +294,6 @@ class TextEvaluator(Evaluator):
 
     Args:
       style: 'plain', or 'reference' to write texts as the official code does (`pp.text`).
-      predict_only: score nothing: of a test set without references, a server takes the predictions.
       options: those of `Evaluator`; what is left are settings of the decoding.
 
     Raises:
@@ -303,13 +303,11 @@ class TextEvaluator(Evaluator):
     id_key, text_key = "image_id", "caption"  # of the official result format
     method = ""
 
-    def __init__(
-        self, *, style: Literal["plain", "reference"] = "plain", predict_only: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, *, style: Literal["plain", "reference"] = "plain", **options: Any) -> None:
         common = {key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options}
         super().__init__(**common)
         choose("style", style, {"plain": None, "reference": None})
-        self.style, self.settings, self.predict_only = style, options, predict_only
+        self.style, self.settings = style, options
         self._rng = jax.random.key(0)
         self._frequent: str | None = None
 
@@ -325,7 +323,7 @@ class TextEvaluator(Evaluator):
         if not self.predict_only and not any(self.texts_of(example) for example in scan(self.source)):
             raise UserError(
                 f"{where}: no sample has a reference {self.text_key}, so nothing can be scored. Give a list, or "
-                "annotations, that have them, or set predict_only=True for predictions alone."
+                "annotations, that have them, or set predict_only=True (evaluate --predict-only) for predictions alone."
             )
 
     @property
