@@ -87,7 +87,7 @@ class References:
         asked = prediction.entry.get("question")
         for key in ("question_id",) if self.has_questions else ("image_id", "id"):
             if (id := prediction.id(key)) is not None:
-                return self._by_id.get(id)
+                return self._by_id.get(id) or (None if self.has_questions else self._of_photo(id, None))
         image = prediction.entry.get("image")
         return self._of_photo(image, asked if self.has_questions else None) if isinstance(image, str) else None
 

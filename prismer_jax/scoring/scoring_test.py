@@ -59,11 +59,12 @@ def expected(tmp_path):
         lines(OFFICIAL),
         "\ufeff" + json.dumps(OFFICIAL),
         [{"image_id": str(i), "caption": text} for i, text in TEXTS.items()],
+        [{"image_id": f"{i}.jpg", "caption": text} for i, text in TEXTS.items()],
         [{"image": f"val/{i}.jpg", "captions": [text, "no"], "scores": [-1, -2]} for i, text in TEXTS.items()],
         [{"image": f"{i}.jpg", "captions": [text]} for i, text in TEXTS.items()],
         [{"image": f"/data/coco/./val/{i}.jpg", "captions": [text]} for i, text in TEXTS.items()],
     ],
-    ids=["official", "reversed", "lines", "BOM", "text ids", "own", "names alone", "long paths"],
+    ids=["official", "reversed", "lines", "BOM", "text ids", "names as ids", "own", "names alone", "long paths"],
 )
 def test_captions_are_scored_whatever_the_form_of_the_file(tmp_path, predictions, expected):
     record = score(tmp_path, predictions, COCO)
