@@ -190,9 +190,11 @@ def main(argv: list[str] | None = None) -> None:
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags with which a file of predictions is scored."""
     flags = parser.add_argument_group("a file of predictions")
-    flags.add_argument("--score", type=pathlib.Path, metavar="FILE", help="predictions, in JSON or JSON lines")
-    flags.add_argument("--references", nargs="+", type=pathlib.Path, metavar="FILE", help="lists in any layout")
-    flags.add_argument("--annotations", nargs="+", default=(), type=pathlib.Path, metavar="FILE", help="their answers")
+    flags.add_argument("--score", type=storage.on_disk, metavar="FILE", help="predictions, in JSON or JSON lines")
+    flags.add_argument("--references", nargs="+", type=storage.on_disk, metavar="FILE", help="lists in any layout")
+    flags.add_argument(
+        "--annotations", nargs="+", default=(), type=storage.on_disk, metavar="FILE", help="their answers"
+    )
     flags.add_argument("--split", help="of lists that hold several, as Karpathy's")
     flags.add_argument("--task", choices=scoring.TEXTS, help="default: what the predictions' keys say")
     flags.add_argument("--metrics", nargs="+", default=(), help="of captions: meteor and spice, which need Java")

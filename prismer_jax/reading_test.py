@@ -35,7 +35,7 @@ def lines_behind(*programs: str) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("left_out", "limit"),
     [
-        ((), 11_900),  # the goal is 9,000
+        ((), 12_300),  # the goal is 9,000
         (ASIDE, 8_000),  # the goal is 6,000
     ],
 )
