@@ -71,7 +71,7 @@ def test_every_flag_with_a_path_keeps_what_is_remote_or_refuses_it(program, pars
     checked = 0
     for action in parser._actions:
         name = (action.option_strings or [action.dest])[-1]
-        if action.nargs == 0 or action.type in (int, float) or name in TEXTS | LATER:
+        if action.nargs == 0 or action.choices or action.type in (int, float) or name in TEXTS | LATER:
             continue
         assert callable(action.type), f"{program} {name}: a path has the type storage.on_disk or storage.plain"
         assert action.type is not pathlib.Path, f"{program} {name}: pathlib.Path makes gs:/ of gs://"
