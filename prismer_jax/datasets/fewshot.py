@@ -8,6 +8,7 @@ of a class are among its k + 1.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 import zlib
@@ -17,11 +18,15 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import label_files
-from prismer_jax.datasets.lists import SUFFIXES
+from prismer_jax.datasets import label_names
+from prismer_jax.datasets.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.errors import UserError
+from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select
 
 Path = str | os.PathLike
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -51,7 +56,8 @@ def load(
     and the labels.
 
     Raises:
-      UserError: no such folder, a class without name, or one with fewer photos than `shots`.
+      UserError: no such folder, a class without name, or one with fewer photos than `shots`; or two photos that would
+        share their label files, as a.jpg and a.png.
     """
     root = pathlib.Path(path).expanduser()
     folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".") if root.is_dir() else []
@@ -60,9 +66,12 @@ def load(
     if shots is not None and shots < 1:
         raise UserError(f"shots={shots}: at least 1 photo a class, or None for all.")
     table = _names([folder.name for folder in folders], names, indices)
-    entries = []
+    entries, dropped = [], Dropped()
     for folder in folders:
-        photos = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
+        shown = [p for p in folder.iterdir() if p.name[0] != "."]
+        photos = sorted(p.name for p in shown if p.suffix.lower() in SUFFIXES)
+        for other in (p for p in shown if p.suffix.lower() in UNREAD):
+            dropped.add(UNREAD_REASON, str(other))
         if len(photos) < (shots or 1):
             raise UserError(f"{folder}: has {len(photos)} photos, fewer than the {shots or 1} wanted of each class.")
         if shots is not None:
@@ -70,6 +79,10 @@ def load(
             order = np.random.RandomState([seed, zlib.crc32(folder.name.encode())]).permutation(len(photos))
             photos = [photos[i] for i in order[:shots]]
         entries += [(f"{folder.name}/{photo}", table[folder.name]) for photo in photos]
+    if labels is not None:
+        _check_names([photo for photo, _ in entries], root, label_names.ignores_case(labels))
+    for line in dropped.lines():
+        logger.warning("%s: left out: %s.", root, line.strip().rstrip("."))
     if limit is not None:
         entries = entries[:: max(1, -(-len(entries) // limit))]
     return Source(str(root), entries, None if labels is None else os.fspath(labels), select(experts))
@@ -93,6 +106,13 @@ class Source:
         if self._labels is not None:
             example.update(label_files.locate(self._labels, self._experts, photo))
         return example
+
+
+def _check_names(photos: Sequence[str], root: pathlib.Path, any_case: bool) -> None:
+    owners: dict[str, str] = {}
+    for photo in photos:
+        if (owner := owners.setdefault(label_names.key(photo, any_case), photo)) is not photo:
+            raise UserError(f"{root / photo}: its label files would be those of {owner}. Rename one of them.")
 
 
 def _names(folders: Sequence[str], names: Path | None, indices: Path | None) -> dict[str, str]:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prismer_jax.datasets import captions, img2dataset
+from prismer_jax.datasets.places import identity
+from prismer_jax.datasets.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 
 Path = str | os.PathLike
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str, Any]]:
@@ -24,7 +24,8 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
 
     Args:
       images: a folder, a file, or several.
-      dropped: counts what img2dataset could not fetch into the folders, and names that are not UTF-8.
+      dropped: counts what img2dataset could not fetch into the folders, photos of kinds that are not read, those that
+        several of `images` hold, and names that are not UTF-8.
 
     Raises:
       UserError: there is no such photo or folder, or no photo in a folder.
@@ -32,6 +33,7 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
     items = [images] if isinstance(images, str | os.PathLike) else list(images)
     roots = [os.path.expanduser(os.fspath(item)) for item in items]
     ids: set[str] = set()
+    seen: set[str] = set()
     for root in roots:
         if not os.path.exists(root):
             raise UserError(f"{root}: no such photo or folder.")
@@ -40,6 +42,10 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
         for photo in entries:
             empty = False
             if len(roots) > 1:  # two photos may have one name: the later one is called by its whole path
+                if (file := identity(photo["image"])) in seen:
+                    dropped.add("photo given twice", photo["image"])
+                    continue
+                seen.add(file)
                 if photo["id"] in ids:
                     photo["id"] = photo["image"]
                 ids.add(photo["id"])
@@ -71,7 +77,11 @@ def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        here = sorted(name for name in files if name[0] != "." and name.lower().endswith(SUFFIXES))
+        shown = sorted(name for name in files if name[0] != ".")
+        here = [name for name in shown if name.lower().endswith(SUFFIXES)]
+        for name in shown if len(here) < len(shown) else ():
+            if name.lower().endswith(UNREAD):
+                dropped.add(UNREAD_REASON, ascii(os.path.join(folder, name))[1:-1])
         if folder != root:
             img2dataset.count_failures(folder, dropped)
         below = os.path.relpath(folder, root)

@@ -16,8 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prismer_jax import label_files
-from prismer_jax.datasets import captions, folders, formats, places
-from prismer_jax.datasets.folders import SUFFIXES as SUFFIXES
+from prismer_jax.datasets import captions, folders, formats, label_names, places
 from prismer_jax.datasets.packed import Packed
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
@@ -77,7 +76,7 @@ def load(
     path = questions if path is None else path
     if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
-    places.names.cache_clear()  # folders may have changed since the last list
+    places.look_anew()
     dropped = Dropped()
     if path is None:
         if not images:
@@ -88,7 +87,10 @@ def load(
         where, task = ", ".join(map(str, roots[:3])), task or "caption"
         name = source or os.path.basename(os.path.abspath(roots[0]))
         every_photo = ({"source": name, **photo} for photo in folders.photos(roots, dropped))
-        photos: Iterable[Example] = itertools.islice(every_photo, limit)
+        photos: Iterable[Example] = every_photo
+        if labels is not None:
+            photos = label_names.distinct(photos, labels, dropped)
+        photos = itertools.islice(photos, limit)
     else:
         paths, answers = _several(path), _several(annotations)
         if answers and len(answers) != len(paths):
@@ -98,12 +100,14 @@ def load(
         for number, one in enumerate(paths):
             gathered.add(one, images, answers[number] if answers else None, split)
         photos = gathered.photos(where, max_missing)
+        if labels is not None:
+            photos = list(label_names.distinct(photos, labels, dropped))
         task = _task_of(task, photos, where)
         photos = photos if task == "question" else photos[:limit]
-    for line in dropped.lines():
-        logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
     experts = select(experts)
     opened = Source(photos, task, None if labels is None else os.fspath(labels), experts, dropped, limit)
+    for line in dropped.lines():  # now that folders have been searched, too
+        logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
     if not len(opened):
         raise UserError(f"{where}: lists no photos.")
     return opened
@@ -196,7 +200,7 @@ class _Gatherer:
 
     def __init__(self, source: str | None, dropped: Dropped) -> None:
         self._source, self._dropped = source, dropped
-        self._by_path: dict[str, Example] = {}  # in order
+        self._by_path: dict[str, Example] = {}  # by places.identity, in order
         self._ids: dict[str, str] = {}  # of a photo -> list that it is in
         self._missing: dict[str, None] = {}  # paths, in order
 
@@ -253,8 +257,8 @@ class _Gatherer:
                 self._missing[place.path] = None
                 self._dropped.add("missing photo", place.path)
             return None
-        if place.path in self._by_path:
-            return self._by_path[place.path]
+        if place.file in self._by_path:
+            return self._by_path[place.file]
         source = self._source or place.dataset or path.stem
         id, owner = row.id or place.name, str(path)
         if row.id is not None and self._ids.get(id) == owner:
@@ -266,8 +270,8 @@ class _Gatherer:
         photo = {"id": id, "name": place.name, "image": place.path, "source": source, "captions": [], "questions": []}
         if place.dataset:
             photo["dataset"] = place.dataset
-        self._by_path[place.path] = photo | row.texts
-        return self._by_path[place.path]
+        self._by_path[place.file] = photo | row.texts
+        return self._by_path[place.file]
 
     def _usable(self, text: str, what: str, where: str) -> bool:
         """Returns whether a text can be stored; counts those that cannot."""

@@ -25,12 +25,14 @@ class Place:
     Attributes:
       path: of its file.
       name: its path below the folder of its data set: what its label files are called.
+      file: which file it is, however its path is spelled; see `identity`.
       dataset: the data set's folder in the official layout, if the list or the path tells it.
       there: whether the file exists.
     """
 
     path: str
     name: str
+    file: str
     dataset: str | None
     there: bool
 
@@ -46,30 +48,50 @@ class Places:
         source: takes the place of '{dataset}' where no entry says it.
         """
         self._list, self._source = path, source
+        self._above: list[str] = []  # the given folder with a slash, as it is spelled and without links
         if images is not None:
             self._root = os.path.expanduser(os.fspath(images))
+            if "{dataset}" not in self._root:
+                self._above = [os.path.join(one, "") for one in (os.path.abspath(self._root), real(self._root))]
         else:
             self._root = str(path.parent / "images" if (path.parent / "images").is_dir() else path.parent)
+        self._moved: dict[str, str] = {}  # the file that an absolute path of elsewhere is taken for -> that path
 
     def find(self, row: Row) -> Place:
-        """The place of a row's photo: the first of those that the official layout allows where there is a file."""
+        """Returns the place of a row's photo: an absolute path that exists is that file, whatever lies elsewhere.
+
+        Any other is the first of those that the official layout allows where there is a file. Of two paths of elsewhere
+        that end alike only one can be meant by a file here: the second is missing.
+        """
         dataset = FOLDERS.get(row.dataset, row.dataset)
-        name, parts = row.image, row.image.split("/")
-        if GENOME_PATH in row.image:
+        image = name = _without_dots(row.image)
+        parts, absolute, official = image.split("/"), os.path.isabs(image), True
+        if GENOME_PATH in image:
             dataset, name = dataset or GENOME, "/".join(parts[-2:])
         elif len(parts) > 1 and parts[-2] in COCO_PARTS:
-            dataset, name = dataset or COCO, "/".join(parts[-2:]) if os.path.isabs(row.image) else row.image
-        elif os.path.isabs(row.image):
-            name = parts[-1]
+            dataset, name = dataset or COCO, "/".join(parts[-2:]) if absolute else image
+        elif absolute:
+            name, official = parts[-1], False
+        if absolute and exists(image):
+            return _place(image, name if official else self._below_root(image) or name, dataset)
         names = [name, *(f"{part}/{parts[-1]}" for part in GENOME_PARTS if dataset == GENOME)]
         folders = self._folders(dataset)
         for folder in folders:
             for candidate in names:
                 if exists(path := os.path.join(folder, candidate)):
-                    return Place(path, _inside(candidate), dataset, True)
-        if os.path.isabs(row.image) and exists(row.image):
-            return Place(row.image, _inside(name), dataset, True)
-        return Place(os.path.join(folders[0], name), _inside(name), dataset, False)
+                    if absolute and not official and self._moved.setdefault(path, image) != image:
+                        return Place(image, _inside(name), image, dataset, False)
+                    return _place(path, candidate, dataset)
+        path = os.path.join(folders[0], name)
+        return Place(path, _inside(name), path, dataset, False)
+
+    def _below_root(self, path: str) -> str | None:
+        """Returns a path relative to the given folder of photos; None if it lies elsewhere, or none is given."""
+        for above in self._above:
+            for one in (path, identity(path)):
+                if one.startswith(above):
+                    return one[len(above) :]
+        return None
 
     def _folders(self, dataset: str | None) -> list[str]:
         if "{dataset}" not in self._root:
@@ -77,6 +99,18 @@ class Places:
         if not (dataset or self._source):
             raise UserError(f"{self._list}: does not say what '{{dataset}}' in {self._root} stands for; give `source`.")
         return [self._root.replace("{dataset}", dataset or self._source)]
+
+
+def _place(path: str, name: str, dataset: str | None) -> Place:
+    return Place(path, _inside(name), identity(path), dataset, True)
+
+
+def _without_dots(path: str) -> str:
+    """Returns a path without '.' and empty parts. '..' stays: behind a link it is not the folder before it."""
+    if "./" not in path and "//" not in path:
+        return path
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(parts)
 
 
 def _inside(name: str) -> str:
@@ -90,13 +124,34 @@ def exists(path: str) -> bool:
     One listing is far faster than asking for each of 500,000 photos on a network disk.
     """
     folder, name = os.path.split(path)
-    return name in names(folder or ".")
+    return name in names(folder)
+
+
+def identity(path: str) -> str:
+    """Returns one path for all spellings of a file: absolute, and without links to folders.
+
+    A link to a file is a photo of its own, as a copy is: to ask each of 500,000 photos whether it is one takes long.
+    """
+    folder, name = os.path.split(path)
+    return path if (place := real(folder)) == folder else f"{place}/{name}"
+
+
+@functools.lru_cache(maxsize=4096)
+def real(folder: str) -> str:
+    """Returns the path of a folder without links; '' is the current one."""
+    return os.path.realpath(folder)
+
+
+def look_anew() -> None:
+    """Forgets what folders held: they may have changed since the last list."""
+    names.cache_clear()
+    real.cache_clear()
 
 
 @functools.lru_cache(maxsize=4096)
 def names(folder: str) -> frozenset[str]:
-    """The entries of a folder; none if there is no folder. `names.cache_clear()` makes it look anew."""
+    """Returns the entries of a folder; none if there is no folder."""
     try:
-        return frozenset(os.listdir(folder))
+        return frozenset(os.listdir(folder or "."))
     except OSError:
         return frozenset()

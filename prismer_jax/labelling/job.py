@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prismer_jax import label_files, labels
+from prismer_jax import labels
+from prismer_jax.datasets import label_names
 from prismer_jax.errors import BadSample
 from prismer_jax.files import leases
 from prismer_jax.files.dropped import Dropped
@@ -117,28 +118,37 @@ class Job:
         """Photo number `index` of the source; raises BadSample."""
         photo = photo_of(self.source[index])
         if index in self._twins:
+            earlier = self._twins[index]
+            owner = self._stored_name(earlier)
+            if owner == photo.name:  # which says nothing
+                owner = _called(photo_of(self.source[earlier]))
             raise BadSample(
-                f"{photo.source if isinstance(photo.source, str) else photo.name}: its label files would be those of "
-                f"{self.name(self._twins[index])}. Rename one of them.",
-                "name used twice",
+                f"{_called(photo)}: its label files would be those of {owner}. {label_names.REMEDY}",
+                label_names.USED_TWICE,
             )
         return photo
 
+    def _stored_name(self, index: int) -> str:
+        """Returns what a photo's label files are called; reads the photo where the source cannot tell without."""
+        if (name := self.name(index)) is not None:
+            return name
+        try:
+            return photo_of(self.source[index]).name
+        except BadSample:
+            return f"\0{index}"  # no file is called so: it has no labels
+
     def _find_twins(self) -> dict[int, int]:
         """{number of a photo whose label files would be those of another one before it: the number of that}."""
+        any_case = label_names.ignores_case(getattr(self.store, "folder", ""))
 
-        def stem(index: int) -> str:
-            return str(label_files.path_of("", "", self.name(index) or str(index)))
+        def key(index: int) -> str:
+            return label_names.key(self._stored_name(index), any_case)
 
         count = len(self.source)
-        hashes = np.fromiter((hash(stem(index)) for index in range(count)), np.int64, count)  # of millions, in 8 bytes
+        hashes = np.fromiter((hash(key(index)) for index in range(count)), np.int64, count)  # of millions, in 8 bytes
         _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
         pairs = ((int(index), int(first[group[index]])) for index in np.flatnonzero(first[group] != np.arange(count)))
-        return {
-            later: earlier
-            for later, earlier in pairs
-            if stem(later) == stem(earlier) and self.name(later) != self.name(earlier)
-        }
+        return {later: earlier for later, earlier in pairs if key(later) == key(earlier)}
 
     def has(self, expert: str, index: int) -> bool:
         """Whether a photo has its label by an expert."""
@@ -183,6 +193,10 @@ class Job:
         for row in rows:
             counts.add(row["reason"], row["problem"])
         return counts, rows
+
+
+def _called(photo: Photo) -> str:
+    return photo.source if isinstance(photo.source, str) else photo.id or photo.name
 
 
 def photo_of(example: Mapping[str, Any]) -> Photo:

@@ -25,7 +25,11 @@ cv2.setNumThreads(0)  # parallel over examples; OpenCV's own threads would only 
 
 Size = int | tuple[int, int]
 JPEG_END = b"\xff\xd9"
+NEWER = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"avif", b"avis"))
+JPEG_XL = (b"\xff\n", b"\0\0\0\x0cJXL ")
+UNREAD = "image of a kind that is not read"  # the reason of all these, and of folders that hold them
 EXIF_ORIENTATION = 0x0112
+TIFF_SIZE = (0x0100, 0x0101)  # the tags of width and height, as stored
 UPRIGHT = {  # EXIF orientation -> what sets the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -70,8 +74,8 @@ def _name(example: Example, key: str) -> str:
 def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
     """Returns a photo as upright uint8 RGB [H, W, 3]; see `decode`.
 
-    The reasons of its BadSamples: missing photo, unreadable file, empty file, not an image, damaged image, too many
-    pixels.
+    The reasons of its BadSamples: missing photo, unreadable file, empty file, not an image, image of a kind that is
+    not read, damaged image, too many pixels.
     """
     if isinstance(source, np.ndarray):
         return source
@@ -83,10 +87,12 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
     except Image.DecompressionBombError:
         raise BadSample(f"{where}: more pixels than any photo has.", "too many pixels") from None
     except Exception as error:
-        what = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
+        what, reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else error, "not an image"
+        if data[4:12] in NEWER or data.startswith(JPEG_XL):
+            what, reason = "HEIC, AVIF or JPEG XL, which this Pillow lacks: save it as JPEG", UNREAD
         if data[:100].lstrip().lower().startswith((b"<!doctype", b"<html")):
             what = "a web page"
-        raise BadSample(f"{where}: not a readable image ({what}).", "not an image") from None
+        raise BadSample(f"{where}: not a readable image ({what}).", reason) from None
     try:
         if label_files.too_large(*image.size, max_pixels):
             raise BadSample(
@@ -94,9 +100,10 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
                 f"{label_files.MAX_SIDE} on a side.",
                 "too many pixels",
             )
-        pixels, turn = _jpeg(image, data), _orientation(image)
+        pixels = _jpeg(image, data)
         if pixels is None:
             pixels = _to_rgb(image, where)
+        turn = _orientation(image)  # of what was loaded: Pillow turns a TIFF itself and takes the tag away
         if turn in UPRIGHT:
             pixels = np.array(Image.fromarray(pixels).transpose(UPRIGHT[turn]))
         return pixels
@@ -111,17 +118,17 @@ def image_size(
 ) -> tuple[int, int]:
     """Returns `read_image`'s (height, width), from the header of the file (encoded bytes or a path) alone.
 
-    What cannot be opened raises as `read_image` does; `where` is what its message calls bytes.
+    Only a PNG without EXIF in its header is unpacked, since the block may lie behind the pixels, too. What cannot be
+    opened raises as `read_image` does; `where` is what its message calls bytes.
     """
     where = where or (source if isinstance(source, str) else "a photo")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
             if not label_files.too_large(width, height, max_pixels):
-                # A PNG may have its EXIF block behind the pixels, where Pillow would unpack them all to look for it.
-                has_exif = image.format != "PNG" or "exif" in image.info
-                turned = has_exif and _orientation(image) in SIDEWAYS
-                return (width, height) if turned else (height, width)
+                if image.format == "TIFF":  # whose `size` is turned already in some versions of Pillow, in others not
+                    width, height = (image.tag_v2[tag] for tag in TIFF_SIZE)
+                return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
     except Exception:  # whatever is wrong, reading it whole says what
         pass
     return read_image(source, max_pixels, where).shape[:2]
@@ -135,6 +142,7 @@ def _jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Returns the orientation of the pixels that Pillow gives, now or, if they are not loaded yet, as stored."""
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # a damaged EXIF block says nothing; the photo itself may be whole

@@ -1,0 +1,56 @@
+"""Whose label files are whose: they are called as the photo without its suffix, and no two photos may share them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prismer_jax import label_files
+from prismer_jax.files.dropped import Dropped
+
+USED_TWICE = "name used twice"
+REMEDY = "Rename one of them, or give as `images` a folder that holds both."
+
+
+def key(name: str, any_case: bool = False) -> str:
+    """Returns what is the same of two names if their label files are.
+
+    Args:
+      name: of a photo, below the folder of its data set.
+      any_case: the label files lie on a disk that takes A.png and a.png for one file, see `ignores_case`.
+    """
+    stem, _, suffix = name.rpartition(".")
+    whole = name if "/" in suffix or not stem or stem.endswith("/") else stem
+    return whole.casefold() if any_case else whole
+
+
+def ignores_case(folder: str | os.PathLike) -> bool:
+    """Returns whether a folder of label files, or the nearest above it that exists, is on a disk that ignores case."""
+    path = pathlib.Path(os.path.abspath(label_files.home(os.fspath(folder).partition("{dataset}")[0])))
+    for one in (path, *path.parents):
+        if one.exists() and one.name.swapcase() != one.name:
+            return one.with_name(one.name.swapcase()).exists()
+    return False
+
+
+def distinct(photos: Iterable[dict[str, Any]], labels: str | os.PathLike, dropped: Dropped) -> Iterator[dict[str, Any]]:
+    """Yields photos; leaves out those whose label files would be those of one before them.
+
+    Args:
+      photos: dicts with `name`, `image` and `source`, perhaps `dataset`; see lists.Source.
+      labels: the folder of the label files; where it holds '{dataset}', names are compared within data sets.
+      dropped: counts what is left out.
+    """
+    by_dataset, any_case = "{dataset}" in os.fspath(labels), ignores_case(labels)
+    owners: dict[Any, str] = {}
+    for photo in photos:
+        name: Any = key(photo["name"], any_case)
+        if by_dataset:
+            name = str(photo.get("dataset") or photo["source"]), name
+        owner = owners.setdefault(name, photo["image"])
+        if owner is photo["image"]:
+            yield photo
+        else:
+            dropped.add(USED_TWICE, f"{photo['image']}: its label files would be those of {owner}. {REMEDY}")
