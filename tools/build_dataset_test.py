@@ -170,3 +170,20 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(photos):
     assert sorted(path.suffix for path in (photos / "set").glob("*0000*")) == [".array_record-00000-of-00002", ".json"]
     subprocess.run(command, check=True, capture_output=True)
     assert manifest.read(str(photos / "set")).records == 5
+
+
+def test_photos_of_one_file_name_never_share_their_labels(tmp_path, capsys):
+    rows = []
+    for shade, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_bytes(
+            cv2.imencode(".jpg", np.full((6, 8, 3), shade, np.uint8))[1].tobytes()
+        )
+        rows.append({"image": f"{tmp_path}/{folder}/1.jpg", "caption": folder})
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    label_files.write(tmp_path / "labels", "depth", "1.jpg", np.zeros((6, 8, 1), np.uint8))
+    given = ["--list", str(tmp_path / "list.json"), "--labels", str(tmp_path / "labels"), "--processes", "1"]
+    build_dataset.main([*given, "--output", str(tmp_path / "set")])
+    assert "1 x name used twice, the first: " in capsys.readouterr().out
+    (record,) = datasets.load("records", path=tmp_path / "set", task="all")
+    assert record["captions"] == ["a"]

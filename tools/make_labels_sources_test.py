@@ -78,6 +78,53 @@ def test_photos_of_a_list_that_are_not_among_its_captions_are_left_alone(photos,
     assert {"labels/depth", "labels/obj_detection"} <= source[1].keys()
 
 
+@pytest.fixture
+def namesakes(tmp_path):
+    """A list of photos of one file name in two folders, by absolute paths."""
+    rows = []
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / "cameras" / folder).mkdir(parents=True)
+        (tmp_path / "cameras" / folder / "1.jpg").write_bytes(jpeg(number))
+        rows.append({"image": f"{tmp_path}/cameras/{folder}/1.jpg", "caption": folder})
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    return tmp_path / "list.json"
+
+
+def reasons(folder):
+    report = json.loads((folder / "skipped.json").read_text())["reasons"]
+    return {reason: entry["count"] for reason, entry in report.items()}
+
+
+def test_photos_of_one_file_name_never_share_their_labels(namesakes, tmp_path, capsys):
+    assert run("--list", namesakes, "--output", tmp_path / "out", experts="depth") == 1
+    assert reasons(tmp_path / "out") == {"name used twice": 1}
+    assert "b/1.jpg: its label files would be those of " in (said := capsys.readouterr().err)
+    assert f"{tmp_path}/cameras/a/1.jpg. Rename one of them, or give as `images` a folder that holds both." in said
+    flags = ("--list", namesakes, "--images", tmp_path / "cameras")
+    assert run(*flags, "--output", tmp_path / "more", experts="depth") == 0
+    assert [png.parent.name for png in sorted((tmp_path / "more/depth").rglob("*.png"))] == ["a", "b"]
+    # A data set holds its labels inside, so names do not matter, ...
+    assert run("--list", namesakes, "--output-dataset", tmp_path / "set", experts="depth") == 0
+    assert [whole(tmp_path / "set")[i]["name"] for i in range(2)] == ["1.jpg", "1.jpg"]
+    # ... until label files are made of it.
+    assert run("--dataset-dir", tmp_path / "set", "--output", tmp_path / "files", experts="depth") == 1
+    assert reasons(tmp_path / "files") == {"name used twice": 1}
+
+
+def test_names_that_differ_by_case_are_one_where_the_disk_takes_them_for_one(photos, tmp_path):
+    (photos / "val/a.jpg").write_bytes(jpeg(7))
+    (photos / "val/A.jpg").write_bytes(jpeg(8))
+    if len(list((photos / "val").iterdir())) == 5:
+        pytest.skip("the photos cannot be told apart on this disk")
+    assert run("--images", photos, "--output", tmp_path / "out", experts="depth") == 0
+    assert len(list((tmp_path / "out/depth/val").iterdir())) == 6
+    (tmp_path / "small").mkdir()
+    (tmp_path / "SMALL").symlink_to(tmp_path / "small")  # as such a disk has it
+    assert run("--images", photos, "--output", tmp_path / "small", experts="depth") == 1
+    assert reasons(tmp_path / "small") == {"name used twice": 1}
+    assert len(list((tmp_path / "small/depth/val").iterdir())) == 5
+
+
 def test_tars_into_label_files_beside_which_they_are_read_again(tars, tmp_path, capsys):
     assert run("--tars", tars, "--output", tmp_path / "out") == 1
     assert len(list((tmp_path / "out/depth").rglob("*.png"))) == 9

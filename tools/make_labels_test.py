@@ -202,6 +202,28 @@ def test_photos_of_every_kind_and_shape_are_labelled(photos):
     }
 
 
+KINDS = ("png", "jpg", "tiff", "webp")
+
+
+def test_photos_are_labelled_as_they_look_whatever_their_orientation(photos):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:10] = 255
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind in KINDS:
+            save(photos / f"{kind}/{orientation}.{kind}", pixels, exif=exif)
+    out = run(photos)
+    for orientation in range(1, 9):
+        png, *others = (np.asarray(Image.open(out / f"depth/{kind}/{orientation}.png")) for kind in KINDS)
+        assert png.shape == ((30, 20) if orientation > 4 else (20, 30))
+        dark, bright = np.quantile(png, [0.1, 0.9])
+        assert bright - dark > 20
+        for other in others:
+            assert other.shape == png.shape
+            assert np.abs(other.astype(int) - png).mean() < (bright - dark) / 8  # turned otherwise: more than a quarter
+
+
 def test_what_cannot_be_labelled_is_named_and_listed_and_the_rest_labelled(photos, capsys):
     (photos / "zero.jpg").write_bytes(b"")
     (photos / "page.jpg").write_bytes(b"<html>not found</html>")

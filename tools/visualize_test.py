@@ -100,3 +100,23 @@ def visualize_arguments(folder):
     flags.add_arguments(parser)
     parser.set_defaults(dataset=None)
     return parser.parse_args(["--images", str(folder / "photos"), "--labels", str(folder / "labels")])
+
+
+def test_a_photo_never_has_the_labels_of_a_namesake(photos, capsys):
+    Image.new("RGB", (60, 40)).save(photos / "photos/a.png")
+    run(photos, "--images", photos / "photos", "--labels", photos / "labels")
+    assert "2 panels" in capsys.readouterr().out  # a.jpg, whose labels these are, and sub/b.jpg
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_turned_photos_are_drawn_upright(kind, tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees to the right: what is above goes there
+    Image.fromarray(pixels).save(tmp_path / f"photo.{kind}", exif=exif)
+    source = datasets.load("lists", images=tmp_path / f"photo.{kind}", task="all")
+    image = visualize.sample(source[0], (), {})["image"]
+    assert image.shape == (60, 40, 3)
+    assert image[:, 20:].min() == 255
+    assert image[:, :20].max() == 0

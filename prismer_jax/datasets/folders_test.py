@@ -4,11 +4,13 @@ import sys
 
 import pyarrow
 import pytest
+from PIL import Image, features
 from pyarrow import parquet
 
 from prismer_jax.datasets import img2dataset, lists
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.pp.image import read_image
 
 
 @pytest.fixture
@@ -195,3 +197,36 @@ def test_statistics_without_failures_count_nothing(tmp_path):
     img2dataset.count_failures(str(tmp_path / "00000"), dropped)
     img2dataset.count_failures(str(tmp_path / "00001"), dropped)
     assert not dropped
+
+
+def test_photos_of_every_kind_that_pillow_reads_are_read_and_the_others_counted(tmp_path):
+    named = {"a.jpg": "jpeg", "b.JFIF": "jpeg", "c.jp2": "jpeg2000", "d.ppm": "ppm", "e.jpe": "jpeg", "f.tif": "tiff"}
+    if features.check("avif"):
+        named["g.avif"] = "avif"
+    for name, kind in named.items():
+        Image.new("RGB", (8, 6), "red").save(tmp_path / name, kind)
+    for name in ("h.heic", "I.HEIC", "j.cr2", "k.svg", ".hidden.heic", "notes.txt", "l.jxl"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
+    source = lists.load(images=tmp_path, task="all")
+    assert [source[i]["name"] for i in range(len(source))] == list(named)
+    assert source.dropped.counts == {"image of a kind that is not read": 5}
+    assert all(read_image(source[i]["image"], 100, "").shape == (6, 8, 3) for i in range(len(source)))
+    # A list may name such a file, and any name may hold such bytes: the reason is the same.
+    for head in (b"\0\0\0\x18ftypheic", b"\xff\n\0\0", b"\0\0\0\x0cJXL \r\n"):
+        with pytest.raises(BadSample, match="HEIC, AVIF or JPEG XL") as error:
+            read_image(head, 100, "x.jpg")
+        assert error.value.reason == "image of a kind that is not read"
+
+
+def test_what_is_left_out_of_folders_is_said(tmp_path, caplog):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.heic").touch()
+    lists.load(images=tmp_path)
+    assert "left out: 1 x image of a kind that is not read, the first: " in caplog.text
+
+
+def test_a_photo_of_two_folders_that_are_given_is_one(web):
+    (web.parent / "link").symlink_to(web / "00000")
+    source = lists.load(images=[web, web / "00000", web.parent / "link", web / "00001/000010001.jpg"])
+    assert len(source) == 3
+    assert source.dropped.counts["photo given twice"] == 5

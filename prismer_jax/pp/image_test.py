@@ -5,7 +5,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageOps, features
 
 from prismer_jax import label_files, labels, pp
 from prismer_jax.errors import BadSample, UserError
@@ -71,25 +71,59 @@ def test_photos_of_every_kind_become_rgb(kind):
     np.testing.assert_array_equal(image, expected)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["jpeg", "png"])
-def test_turned_photos_stand_upright(orientation, kind):
+def turned(kind: str, orientation: int, **options) -> tuple[bytes, np.ndarray]:
+    """Returns a photo with an EXIF orientation, and the pixels that Pillow's own function makes of it."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(smooth(), kind, exif=exif)
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    data = encode(smooth(), kind, exif=exif, **options)
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    return data, np.asarray(ImageOps.exif_transpose(loaded).convert("RGB"))
+
+
+TURNED_KINDS = ["jpeg", "png", "tiff", "webp", *(["avif"] if features.check("avif") else [])]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", TURNED_KINDS)
+def test_turned_photos_stand_upright(kind, orientation):
+    data, expected = turned(kind, orientation)
+    assert expected.shape == ((60, 40, 3) if orientation > 4 else (40, 60, 3))
     np.testing.assert_array_equal(run("decode", {"image": data})["image"], expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_header_tells_the_size_that_the_photo_will_have(orientation, tmp_path):
+def test_compressed_grey_and_palette_tiffs_are_turned_once(orientation):
+    upright = turned("png", orientation)[1]
+    for compression in ("tiff_lzw", "tiff_deflate", "packbits"):
+        data, expected = turned("tiff", orientation, compression=compression)
+        np.testing.assert_array_equal(expected, upright)
+        np.testing.assert_array_equal(run("decode", {"image": data})["image"], upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for kind in ("jpeg", "png", "webp"):
+    grey = smooth()[..., 0].astype(np.uint16) * 257
+    decoded = run("decode", {"image": encode(grey, "tiff", exif=exif)})["image"]
+    np.testing.assert_array_equal(decoded, np.repeat(upright[..., :1], 3, axis=2))
+
+
+def with_late_exif(png: bytes) -> bytes:
+    """Returns a PNG whose EXIF block is behind the pixels, as some writers have it."""
+    start = png.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", png[start : start + 4])[0]
+    return png[:start] + png[end:-12] + png[start:end] + png[-12:]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_header_tells_the_size_that_the_photo_will_have(orientation, tmp_path):
+    photos = {kind: turned(kind, orientation)[0] for kind in TURNED_KINDS}
+    photos["late"] = with_late_exif(photos["png"])
+    for kind, data in photos.items():
         path = tmp_path / f"photo.{kind}"
-        path.write_bytes(encode(smooth(), kind, exif=exif))
-        assert image_size(str(path)) == run("decode", {"image": str(path)})["image"].shape[:2]
-        assert image_size(path.read_bytes()) == image_size(str(path))
+        path.write_bytes(data)
+        assert image_size(str(path)) == run("decode", {"image": str(path)})["image"].shape[:2], kind
+        assert image_size(str(path)) == ((60, 40) if orientation > 4 else (40, 60)), kind
+        assert image_size(data) == image_size(str(path))
+    path = tmp_path / "photo.webp"
     with pytest.raises(BadSample, match="pixels are more than"):
         image_size(str(path), max_pixels=2000)
     path.write_bytes(b"")

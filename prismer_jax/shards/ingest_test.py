@@ -3,7 +3,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
@@ -25,10 +25,10 @@ def prepare(image: bytes | str, max_side: int | None = None, **more) -> dict:
     return ingest.prepare({"id": "x", "image": image, "captions": [], "questions": []} | more, EXPERTS, max_side)
 
 
-def turned(orientation: int) -> bytes:
+def turned(orientation: int, format: str = "JPEG", photo: np.ndarray = PHOTO) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(PHOTO, "JPEG", exif=exif)
+    return encoded(photo, format, exif=exif)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,24 @@ def test_any_other_photo_becomes_a_jpeg_of_the_same_colours(photo):
     before, after = (read_image(data, 10**6, "x").astype(int) for data in (photo, made))
     assert before.shape == after.shape
     assert np.abs(before - after).mean() < 4  # noise is the worst that JPEG can meet
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_turned_photo_looks_the_same_in_a_record(format, orientation):
+    y, x = np.mgrid[0:30, 0:40]
+    photo = turned(orientation, format, np.stack([x * 6, y * 8, 255 - x * 3 - y * 3], -1).astype(np.uint8))
+    loaded = Image.open(io.BytesIO(photo))
+    loaded.load()
+    expected = np.asarray(ImageOps.exif_transpose(loaded))
+    for max_side in (None, 39):  # as it is or made anew, and always made anew
+        stored = prepare(photo, max_side)["image"]
+        made = Image.open(io.BytesIO(stored))
+        assert made.format == ("JPEG" if format == "TIFF" or max_side else format)
+        pixels = read_image(stored, 10**6, "x")
+        small = np.asarray(Image.fromarray(expected).resize(pixels.shape[1::-1], Image.Resampling.LANCZOS))
+        assert (pixels.shape == expected.shape) == (max_side is None)
+        assert np.abs(pixels.astype(int) - small).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
