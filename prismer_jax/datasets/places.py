@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import pathlib
+from typing import NamedTuple
 
 from prismer_jax.datasets.formats import Row
 from prismer_jax.errors import UserError
@@ -18,8 +18,7 @@ GENOME_PATH = "visual-genome"  # in all paths of the official list of Visual Gen
 GENOME_PARTS = ("VG_100K", "VG_100K_2")  # the two folders in which Visual Genome's photos come, whose lists name none
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Of one photo.
 
     Attributes:
@@ -72,23 +71,24 @@ class Places:
             dataset, name = dataset or COCO, "/".join(parts[-2:]) if absolute else image
         elif absolute:
             name, official = parts[-1], False
-        if absolute and exists(image):
-            return _place(image, name if official else self._below_root(image) or name, dataset)
+        if absolute and (file := existing(image)):
+            name = name if official else self._below_root(image, file) or name
+            return Place(image, _inside(name), file, dataset, True)
         names = [name, *(f"{part}/{parts[-1]}" for part in GENOME_PARTS if dataset == GENOME)]
         folders = self._folders(dataset)
         for folder in folders:
             for candidate in names:
-                if exists(path := os.path.join(folder, candidate)):
+                if file := existing(path := os.path.join(folder, candidate)):
                     if absolute and not official and self._moved.setdefault(path, image) != image:
                         return Place(image, _inside(name), image, dataset, False)
-                    return _place(path, candidate, dataset)
+                    return Place(path, _inside(candidate), file, dataset, True)
         path = os.path.join(folders[0], name)
         return Place(path, _inside(name), path, dataset, False)
 
-    def _below_root(self, path: str) -> str | None:
-        """Returns a path relative to the given folder of photos; None if it lies elsewhere, or none is given."""
+    def _below_root(self, path: str, file: str) -> str | None:
+        """Returns a path, or the file that it is, relative to the given folder of photos; None if it lies elsewhere."""
         for above in self._above:
-            for one in (path, identity(path)):
+            for one in (path, file):
                 if one.startswith(above):
                     return one[len(above) :]
         return None
@@ -99,10 +99,6 @@ class Places:
         if not (dataset or self._source):
             raise UserError(f"{self._list}: does not say what '{{dataset}}' in {self._root} stands for; give `source`.")
         return [self._root.replace("{dataset}", dataset or self._source)]
-
-
-def _place(path: str, name: str, dataset: str | None) -> Place:
-    return Place(path, _inside(name), identity(path), dataset, True)
 
 
 def _without_dots(path: str) -> str:
@@ -118,13 +114,16 @@ def _inside(name: str) -> str:
     return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
 
 
-def exists(path: str) -> bool:
-    """Whether there is a file, by a listing of its folder that is kept.
+def existing(path: str) -> str | None:
+    """Returns the `identity` of a path if there is such a file, by a listing of its folder that is kept.
 
     One listing is far faster than asking for each of 500,000 photos on a network disk.
     """
     folder, name = os.path.split(path)
-    return name in names(folder)
+    names, place = _look(folder)
+    if name not in names:
+        return None
+    return path if place == folder else os.path.join(place, name)
 
 
 def identity(path: str) -> str:
@@ -133,7 +132,7 @@ def identity(path: str) -> str:
     A link to a file is a photo of its own, as a copy is: to ask each of 500,000 photos whether it is one takes long.
     """
     folder, name = os.path.split(path)
-    return path if (place := real(folder)) == folder else f"{place}/{name}"
+    return os.path.join(real(folder), name)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -144,14 +143,14 @@ def real(folder: str) -> str:
 
 def look_anew() -> None:
     """Forgets what folders held: they may have changed since the last list."""
-    names.cache_clear()
+    _look.cache_clear()
     real.cache_clear()
 
 
 @functools.lru_cache(maxsize=4096)
-def names(folder: str) -> frozenset[str]:
-    """Returns the entries of a folder; none if there is no folder."""
+def _look(folder: str) -> tuple[frozenset[str], str]:
+    """Returns the entries of a folder, none if there is no such folder, and its path without links."""
     try:
-        return frozenset(os.listdir(folder or "."))
+        return frozenset(os.listdir(folder or ".")), real(folder)
     except OSError:
-        return frozenset()
+        return frozenset(), folder

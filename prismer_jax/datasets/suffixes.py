@@ -9,7 +9,7 @@ from prismer_jax.pp import image
 # Of cameras, phones, browsers and archives; JPEG 2000, AVIF and HEIC are read only by some builds of Pillow.
 PHOTOS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-    *(".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".heic", ".heif", ".hif", ".jxl", ".ppm", ".pgm", ".pnm"),
+    *(".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".heic", ".heif", ".hif", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 # Of drawings, layers and raw sensors, whose pixels are for a program of their own to work out.
 OTHERS = (

@@ -21,7 +21,7 @@ import numpy as np
 
 from prismer_jax.datasets import captions
 from prismer_jax.datasets.captions import SIDES
-from prismer_jax.datasets.folders import SUFFIXES
+from prismer_jax.datasets.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
@@ -31,8 +31,6 @@ ABSENT = (0, -1)  # offset and size of a part that a sample lacks
 VERSION = 2
 _BLOCK = 512  # bytes, that everything in a tar begins at a multiple of
 _END = 2 * _BLOCK  # of zeros, with which a whole tar ends
-# Images that are named as such, unless SUFFIXES has them.
-_OTHER_IMAGES = (".avif", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pgm", ".ppm", ".svg")
 BLANK = 2  # bytes of a .txt that may be an end of a line alone
 # How compressed files begin: what undoes it.
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -110,13 +108,13 @@ def _folder(folder: str, *_: str | None) -> str:
     return str(storage.data_folder() / "tars" / f"{os.path.basename(real)}-{digest}")
 
 
-def _made_of(path: str) -> list[int]:
+def _made_of(path: str) -> list[Any]:
     """What tells one tar from another of its name."""
     try:
         stat = os.stat(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from None
-    return [VERSION, stat.st_size, stat.st_mtime_ns]
+    return [VERSION, "".join(SUFFIXES), stat.st_size, stat.st_mtime_ns]  # of which Pillow may read more one day
 
 
 def _from_lists(names: list[str], places: list[int], dropped: Dropped) -> Index:
@@ -233,8 +231,8 @@ def _add(samples: dict[str, dict[str, Any]], member: tarfile.TarInfo, path: str,
         return
     case = f"{path}: {name!r}"
     part = "photo" if ending in SUFFIXES else ending
-    if ending in _OTHER_IMAGES and part != "photo":
-        dropped.add("image of a kind that is not read", case)
+    if ending in UNREAD:
+        dropped.add(UNREAD_REASON, case)
         samples.setdefault(os.path.join(folder, stem), {})["other"] = member.offset_data, member.size
         return
     if part not in PARTS:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.datasets import captions, img2dataset, tar_index
+from prismer_jax.datasets import captions, img2dataset, places, tar_index
 from prismer_jax.datasets.lists import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
@@ -207,7 +207,8 @@ def _make(path: str) -> tar_index.Index:
 
 def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
     """Returns the tars that paths, patterns and folders mean, each once; counts the missing and the compressed ones."""
-    paths: dict[str, None] = {}
+    places.look_anew()
+    paths: dict[str, str] = {}  # by the file, however it is spelled
     texts = [storage.plain(item) for item in ([path] if isinstance(path, str | os.PathLike) else path)]
     for text in texts:
         if storage.is_remote(text):
@@ -228,14 +229,14 @@ def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
             for file in files:
                 end = next((end for end in _COMPRESSED if file.endswith(end)), None)
                 if end is None:
-                    paths[file] = None
+                    paths.setdefault(places.identity(file), file)
                 elif f"{file.removesuffix(end)}.tar" not in tars:  # which was unpacked
                     line = f"{file}: has no random access; `{_COMPRESSED[end]} {file}` unpacks it"
                     dropped.add("compressed tar", line)
     if not paths:
         reason = f" Left out: {dropped.lines()[0].strip()}" if dropped else ""
         raise UserError(f"{', '.join(texts)}: none of these tars can be read.{reason}")
-    return list(paths)
+    return list(paths.values())
 
 
 def _braces(text: str) -> list[str]:

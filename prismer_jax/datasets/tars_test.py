@@ -361,3 +361,20 @@ def test_limits_tasks_and_pickles(web, cache):
         source[3]
     with pytest.raises(UserError, match=r"captions only, not what task='question' needs"):
         tars.load(web, task="question")
+
+
+def test_a_tar_is_read_once_however_its_path_is_spelled(tmp_path, monkeypatch):
+    path = write(tmp_path / "tars/a.tar", [("a.jpg", jpeg(1))])
+    (tmp_path / "link").symlink_to(tmp_path / "tars")
+    monkeypatch.chdir(tmp_path)
+    assert len(tars.load([path, "tars/a.tar", "./tars/a.tar", "link/a.tar", "tars", "link"])) == 1
+
+
+def test_photos_in_tars_are_of_the_same_suffixes_as_in_folders(tmp_path, monkeypatch):
+    members = [("a.jfif", jpeg(1)), ("b.JPE", jpeg(2)), ("c.cr3", b"raw"), ("d.heif", b"heif")]
+    source = tars.load(write(tmp_path / "a.tar", members), task="all")
+    assert [source[i]["name"] for i in range(len(source))] == ["a/a.jfif", "a/b.JPE"]
+    assert source.dropped.counts == {"image of a kind that is not read": 2}
+    monkeypatch.setattr(tar_index, "SUFFIXES", (*tar_index.SUFFIXES, ".heif"))  # as a newer Pillow has it
+    monkeypatch.setattr(tar_index, "UNREAD", (".cr3",))
+    assert len(tars.load(tmp_path / "a.tar")) == 3
