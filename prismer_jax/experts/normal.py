@@ -133,7 +133,6 @@ class Normal(SquareExpert):
                 for rule in _refine(f"decoder.out_conv_res{size}", f"refine_{i}")
             ),
         ),
-        spellings=rows.PARALLEL,
         ignored=(r"encoder\.original_model\.bn2\..*",),  # after the last map that the decoder takes
     )
 

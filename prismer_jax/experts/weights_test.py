@@ -36,6 +36,21 @@ def test_a_wrong_file_is_named_with_the_expert_that_it_seems_to_be(tmp_path):
         weights.load(ToyDepth(), tmp_path)
 
 
+@pytest.mark.parametrize("name", EXPERTS)
+def test_wrapped_files_of_every_expert_are_read(name):
+    keys = {rule.key.format(0): np.zeros(1) for rule in EXPERTS[name].table.rules}
+    for prefix in ("module.", "_orig_mod.", "_orig_mod.module."):
+        wrapped = {f"{prefix}{key}": array for key, array in keys.items()}
+        assert EXPERTS[name].table.spell(wrapped).keys() == EXPERTS[name].table.spell(keys).keys()
+
+
+def test_a_wrapped_file_of_an_expert_is_read(tmp_path):
+    for prefix in ("module.", "_orig_mod."):
+        write.torch_file(tmp_path / ToyDepth.file, {f"{prefix}{key}": array for key, array in DEPTH.items()})
+        variables = weights.load(ToyDepth(), tmp_path)
+        np.testing.assert_array_equal(variables["params"]["out"]["kernel"], np.ones((3, 1)))
+
+
 def test_another_experts_folder_does_not_fit(tmp_path):
     weights.export(tmp_path / "depth", ToyDetection(), ToyDetection().random_variables())
     with pytest.raises(UserError, match=r"is of another model.*out/kernel \(float32\[3, 2\] instead of"):

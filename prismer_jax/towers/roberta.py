@@ -106,7 +106,7 @@ class TextDecoder(nn.Module):
         self,
         ids: Int[Array, "b k t"],
         positions: Int[Array, "b k t"],
-        masks: dict[str, Bool[Array, ...]],
+        masks: dict[str, Bool[Array, "*_"]],
         encoded: Float[Array, "b n c"] | None = None,
         cache: dict[str, Any] | None = None,
         *,

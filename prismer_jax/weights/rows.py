@@ -113,5 +113,3 @@ def roberta_head(key: str, name: str) -> list[Rule]:
 
 # Files of before 2019 name the parameters of a LayerNorm after TensorFlow's (transformers, convert_tf_checkpoint).
 OLD_NORMS = ((r"\bgamma$", "weight"), (r"\bbeta$", "bias"))
-# What torch.nn.DataParallel and DistributedDataParallel put before every key.
-PARALLEL = ((r"^module\.", ""),)

@@ -10,7 +10,7 @@ import functools
 import mmap
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ import numpy as np
 
 from prismer_jax import tree
 from prismer_jax.errors import UserError
+from prismer_jax.weights import wrappers
+
+LISTED = 12  # keys, and groups of keys, that an error names
 
 # Axes of PyTorch's array in the order of ours, and back.
 LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -88,18 +91,35 @@ class Table:
     def spell(self, state: State, where: str = "the checkpoint") -> dict[str, np.ndarray]:
         """Returns the state dict under the keys of the rules, without what is ignored.
 
+        What wrappers put before keys is taken off (see `wrappers.own_key`). Where a file has only the second of two
+        tied keys, as those have that hold no array twice, it stands under the first one too.
+
         Raises:
           UserError: two spellings of one key are there; `where` names the file.
         """
         names: dict[str, str] = {}
         for old in state:
-            key = functools.reduce(lambda key, rule: re.sub(*rule, key), self.spellings, old)
+            if (own := wrappers.own_key(old)) is None:
+                continue
+            key = functools.reduce(lambda key, rule: re.sub(*rule, key), self.spellings, own)
             if any(re.fullmatch(pattern, key) for pattern in self.ignored):
                 continue
             if key in names:
                 raise UserError(f"{where} has {key} twice: as {names[key]} and as {old}. Save it again with only one.")
             names[key] = old
-        return {key: state[old] for key, old in names.items()}
+        return self._untied({key: state[old] for key, old in names.items()})
+
+    def _untied(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the state dict with the first of tied keys wherever a file has the second, laid out alike."""
+        first = {(rule.names, rule.layout): rule.key for rule in self.rules if not rule.derived}
+        for rule in self.rules:
+            key = first.get((rule.names, rule.layout))
+            if not rule.derived or key is None:
+                continue
+            pattern = re.compile(re.escape(rule.key).replace(r"\{\}", r"(\d+)"))
+            for match in filter(None, map(pattern.fullmatch, tuple(state))):
+                state.setdefault(key.format(*match.groups()), state[match[0]])
+        return state
 
 
 @dataclass(frozen=True)
@@ -171,11 +191,8 @@ def from_torch(
     for key, problem in problems.items():
         if problem and key not in allowed:
             groups[problem].append(key)
-    if report := "; ".join(f"{len(keys)} {kind}: {grouped(keys)}" for kind, keys in groups.items()):
-        raise UserError(
-            f"{where} does not fit the model. Of its keys {report}. Check the model's size and its experts, or allow "
-            "these keys by name (--allow REGEX): what is missing then keeps its initial values."
-        )
+    if groups:
+        raise UserError(_report(where, groups, {*constants, *(entry.key for entry in entries)}))
     usable = [e for e in entries if e.key in state and not e.rule.derived and not problems[e.key]]
     sources: dict[str, list[tuple[_Entry, int, int | None]]] = {name: [] for name in shapes}
     for entry in usable:
@@ -198,6 +215,21 @@ def from_torch(
         return out
 
     return {name: functools.partial(make, name) for name in shapes}
+
+
+def _report(where: str, groups: Mapping[str, list[str]], expected: Collection[str]) -> str:
+    """Returns the message of {what is wrong: keys}."""
+    prefix = wrappers.prefix_of(groups.get("unexpected", ()), expected)
+    report = [f"{len(keys)} {problem}: {grouped(keys)}" for problem, keys in groups.items()]
+    if rest := sum(map(len, list(groups.values())[LISTED:])):
+        report[LISTED:] = [f"{rest} more differ in other ways"]
+    remedy = "Check the model's size and its experts"
+    if prefix:
+        remedy = f"Most have {prefix!r} before the model's own keys: save the file again without it"
+    return (
+        f"{where} does not fit the model. Of its keys {'; '.join(report)}. {remedy}, or allow these keys by name "
+        "(--allow REGEX): what is missing then keeps its initial values."
+    )
 
 
 def _fill(target: np.ndarray, source: np.ndarray) -> None:
@@ -265,8 +297,10 @@ def keys_of(names: Iterable[str], table: Table, shapes: Shapes) -> set[str]:
 
 
 def grouped(keys: Iterable[str]) -> str:
-    """Returns 'a.*.b (12), c': keys that differ only in numbers become one, so that a report stays readable."""
+    """Returns 'a.*.b (12), c and 7 more': keys that differ only in numbers become one; LISTED of these are named."""
     groups: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         groups[re.sub(r"(?<![^.])\d+(?![^.])", "*", key)].append(key)
-    return ", ".join(f"{p} ({len(group)})" if len(group) > 1 else group[0] for p, group in groups.items())
+    named = [f"{p} ({len(group)})" if len(group) > 1 else group[0] for p, group in groups.items()]
+    rest = sum(map(len, list(groups.values())[LISTED:]))
+    return ", ".join(named[:LISTED]) + (f" and {rest} more" if rest else "")

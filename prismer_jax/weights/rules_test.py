@@ -14,7 +14,7 @@ TABLE = Table(
         Rule("copy", ("conv",), "conv", derived=True),
     ),
     {"ids": ("q", lambda shape: np.arange(shape[0]))},
-    spellings=((r"^module\.", ""), (r"convolution", "conv")),
+    spellings=((r"^convolution", "conv"),),
     ignored=(r"pooler\..*",),
 )
 NAMES = {
@@ -78,14 +78,62 @@ def test_only_whole_numbers_between_dots_are_grouped():
     assert grouped(["a.0.ln_1", "a.11.ln_1", "b.3"]) == "a.*.ln_1 (2), b.3"
 
 
+def test_a_dozen_keys_of_a_kind_are_named():
+    assert grouped(["a.0", *"bcdefghijkl", "a.1"]) == "a.* (2), b, c, d, e, f, g, h, i, j, k, l"
+    assert grouped([*"abcdefghijklm", "n.0", "n.1"]) == "a, b, c, d, e, f, g, h, i, j, k, l and 3 more"
+    names = {f"w{chr(97 + i)}": np.zeros(i + 1) for i in range(15)}
+    table = Table(tuple(Rule(name, (name,)) for name in names))
+    with pytest.raises(UserError) as raised:
+        from_torch({name: np.zeros(99) for name in names}, table, names)
+    assert str(raised.value).count(" instead of ") == 12
+    assert "; 3 more differ in other ways. Check" in str(raised.value)
+
+
+def test_a_prefix_of_all_keys_is_named():
+    state = {f"student.{key}": array for key, array in to_torch(NAMES, TABLE).items()}
+    with pytest.raises(
+        UserError, match=r"missing: .* unexpected: .*\. Most have 'student\.' before the model's own keys"
+    ):
+        read(state)
+
+
 def test_old_files_are_read():
     """Without the count that old versions did not save, under other spellings, with parts that nobody needs."""
     state = to_torch(NAMES, TABLE)
     del state["count"], state["ids"]
-    old = {f"module.{key.replace('conv', 'convolution')}": array for key, array in state.items()}
+    old = {f"{key.replace('conv', 'convolution')}": array for key, array in state.items()}
     found = read({**old, "pooler.weight": np.zeros(3)})
     assert found["count"] == 0
     np.testing.assert_array_equal(found["conv"], NAMES["conv"])
+
+
+def test_wrapped_files_are_read():
+    state = {key: array for key, array in to_torch(NAMES, TABLE).items() if key != "conv"}
+    for prefix in ("module.", "_orig_mod.", "_orig_mod.module."):
+        whole = {f"{prefix}{key}": array for key, array in state.items()}
+        part = {f"{prefix}{key}" if "blocks" in key else key: array for key, array in state.items()}
+        for wrapped in (whole, part, {**whole, "n_averaged": np.asarray(3)}):
+            wrapped[f"{prefix}convolution"] = NAMES["conv"].transpose(3, 2, 0, 1)
+            np.testing.assert_array_equal(read(wrapped)["q"], NAMES["q"])
+            np.testing.assert_array_equal(read(wrapped)["conv"], NAMES["conv"])
+    with pytest.raises(UserError, match=r"has count twice: as count and as module\.count"):
+        read({**state, "module.count": state["count"]})
+
+
+def test_either_of_two_tied_keys_may_be_absent():
+    state = to_torch(NAMES, TABLE)
+    for absent in ("conv", "copy"):
+        np.testing.assert_array_equal(
+            read({key: array for key, array in state.items() if key != absent})["conv"], NAMES["conv"]
+        )
+    for key in ("conv", "copy"):
+        del state[key]
+    with pytest.raises(UserError, match="1 missing: conv"):
+        read(state)
+    table = Table((Rule("a.{}.w", ("w",)), Rule("b.{}.w", ("w",), derived=True)))
+    names = {"w": np.arange(4.0).reshape(2, 2)}
+    state = {key: array for key, array in to_torch(names, table).items() if key != "a.1.w" and key != "b.0.w"}
+    np.testing.assert_array_equal(from_torch(state, table, names)["w"](), names["w"])
 
 
 def test_two_spellings_of_one_key_are_refused():

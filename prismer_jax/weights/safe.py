@@ -3,7 +3,7 @@
 `load` reads a state dict, `load_tree` whatever plain data a file holds. What a file is, its contents say, not its name:
 
   PyTorch's zip files (1.6 and later), TorchScript archives among them; PyTorch's older files; pickles of NumPy arrays,
-  as detectron2 writes them, by Python 2 or 3; safetensors; .npz.
+  as detectron2 writes them, by Python 2 or 3; safetensors; .npz; several of these by their index.
 
 Arrays are read-only and, but for compressed zip members and pickles in protocols 0 to 2, views of one np.memmap: little
 more than the names is read. A bit that flipped in an array is not noticed; compare the file's checksum for that. Even a
@@ -17,7 +17,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,12 @@ import safetensors
 
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
+from prismer_jax.weights import index
 from prismer_jax.weights.archive import MAGIC, Module, Part, read_older, read_zip
 from prismer_jax.weights.classes import SAFETENSORS, Malformed, Refused, Truncated, quoted, view
 from prismer_jax.weights.unpickle import Unpickler
+from prismer_jax.weights.wrappers import NESTS, state_dict_in
 
-NESTS = ("model", "state_dict")  # where training programs put the state dict beside optimiser and epoch
 _HEADER = 100_000_000  # bytes, the format's own limit
 
 # What a download that went wrong, or another file by mistake, begins with.
@@ -39,20 +40,20 @@ _MISTAKEN = (
     (rb"\x1f\x8b", "is compressed with gzip: unpack it first"),
     (rb"\x89HDF", "is an HDF5 file, which is not read here: find the PyTorch version of these weights"),
     (rb".{257}ustar", "is a tar archive: unpack it, or if PyTorch before 0.1.10 wrote it, save it with a newer one"),
-    (rb"\s*\{\s*\"", "is a JSON file, not weights"),
+    (rb"\s*\{\s*\"", f"is a JSON file, not weights; an index of shards is called *{index.SUFFIX}"),
 )
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict.
 
-    Where the file holds a dict with exactly one of the dicts 'model' and 'state_dict' (NESTS) in it, that one is the
-    state dict, and the rest is left, such as the optimiser's state or options: objects of unknown classes may stand
-    there. Of a TorchScript archive, the parameters and buffers of its modules are read, under the keys that their state
-    dict has.
+    Where the file holds a dict with exactly one of the dicts 'model', 'state_dict' ... (wrappers.NESTS) in it, that one
+    is the state dict, and the rest is left, such as the optimiser's state or options: objects of unknown classes may
+    stand there. Of a TorchScript archive, the parameters and buffers of its modules are read, under the keys that their
+    state dict has. What wrappers put before keys stays: `rules.Table.spell` takes it off.
 
     Args:
-      path: the file.
+      path: the file; or the index of several, one of the shards beside it, or the folder of either.
 
     Returns:
       {key: read-only array}; bfloat16 and float8 are the types of ml_dtypes.
@@ -61,7 +62,33 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       UserError: the file is missing, damaged, no file of weights, or holds something else; the message says the remedy.
     """
     path = storage.on_disk(path)
-    tree = _read(path, (), _nested)
+    with _explained(path):
+        file = index.file_in(path) if path.is_dir() else path
+        if (listing := index.index_of(file)) is None:
+            return _load(file)
+    with _explained(listing):
+        return _joined(index.shards(listing))
+
+
+def _joined(shards: Mapping[pathlib.Path, Collection[str]]) -> dict[str, np.ndarray]:
+    """Returns the state dict that several files make up; raises Refused where two of them have one key."""
+    state: dict[str, np.ndarray] = {}
+    shard_of: dict[str, pathlib.Path] = {}
+    for shard, keys in shards.items():
+        part = _load(shard)
+        if lacking := [key for key in keys if key not in part]:
+            raise Refused(f"says that {shard.name} holds {quoted(lacking[0])}, which is not there: fetch both again")
+        if twice := [key for key in part if key in state]:
+            first = shard_of[twice[0]].name
+            raise Refused(f"names two shards that hold {quoted(twice[0])}, {first} and {shard.name}: fetch them again")
+        state |= part
+        shard_of |= dict.fromkeys(part, shard)
+    return state
+
+
+def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the state dict of one file."""
+    tree = _read(path, (), state_dict_in)
     if isinstance(tree, Module):
         tree = tree.state_dict()
     if not isinstance(tree, dict) or not tree:
@@ -116,14 +143,6 @@ def _read(path: pathlib.Path, records: Collection[str], part: Part) -> Any:
         raise Refused(f"begins with {start[:8]!r}, as no file of weights does: check that it is the right one")
 
 
-def _nested(tree: Any) -> Any:
-    """The state dict in what a training program saved, or everything."""
-    nests = [key for key in NESTS if isinstance(tree, dict) and isinstance(tree.get(key), dict)]
-    if len(nests) > 1:
-        raise Refused(f"holds both {' and '.join(nests)}. Save the one that is wanted alone")
-    return tree[nests[0]] if nests else tree
-
-
 @contextlib.contextmanager
 def _explained(path: pathlib.Path) -> Iterator[None]:
     try:
@@ -157,7 +176,8 @@ def _read_safetensors(path: pathlib.Path, data: memoryview, first: int) -> dict[
     state = {}
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            json.loads(bytes(data[8:first]), object_pairs_hook=_without_repeats)  # the library takes the last of them
+            # The library takes the last of equal keys.
+            json.loads(bytes(data[8:first]), object_pairs_hook=index.without_repeats)
             for key in file.offset_keys():
                 part = file.get_slice(key)
                 if part.get_dtype() not in SAFETENSORS:
@@ -168,9 +188,3 @@ def _read_safetensors(path: pathlib.Path, data: memoryview, first: int) -> dict[
         reason = ascii(str(error).removeprefix("Error while deserializing header: "))[1:-1]  # which may quote the file
         raise Malformed(f"it is cut short, or its header makes no sense ({reason[:200]})") from None
     return state
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(entries := dict(pairs)) != len(pairs):
-        raise Malformed("a key stands twice in its header")
-    return entries

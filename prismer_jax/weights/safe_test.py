@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.weights import safe, testing
+from prismer_jax.weights import safe, testing, wrappers
 from prismer_jax.weights.testing import item, mapping, name, tensor, torch_older, torch_zip, whole
 
 FORMATS = testing.formats()
@@ -163,7 +163,7 @@ def test_an_older_file_may_save_parts_of_a_storage(tmp_path):
 
 def test_the_one_obvious_nest_is_entered(tmp_path):
     x = np.ones(3)
-    for nest in safe.NESTS:
+    for nest in wrappers.NESTS:
         path = save(tmp_path, pickle.dumps({nest: {"x": x}, "epoch": 3, "optimizer": [{"lr": 0.1}]}))
         same(safe.load(path), {"x": x})
     with pytest.raises(UserError, match="holds both model and state_dict"):
@@ -214,7 +214,7 @@ def test_options_may_lie_beside_the_weights_in_files_of_pytorch(tmp_path, file):
 @pytest.mark.parametrize(
     ("tree", "problem"),
     [
-        ({"net": {"x": np.ones(3)}, "epoch": 3}, "'net' (dict), 'epoch' (int) are no arrays"),
+        ({"mine": {"x": np.ones(3)}, "epoch": 3}, "'mine' (dict), 'epoch' (int) are no arrays"),
         ({3: np.ones(3)}, "int (ndarray)"),
         ([1, 2], "holds a list instead of a state dict"),
         ({}, "holds nothing"),
@@ -337,7 +337,7 @@ def test_files_that_are_something_else_are_named_with_the_remedy(tmp_path, data,
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         safe.load(tmp_path / "absent.bin")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="is a folder without"):
         safe.load(tmp_path)
 
 

@@ -17,7 +17,7 @@ from flax.core import FrozenDict
 from prismer_jax.experts import fitted
 from prismer_jax.experts.segmentation import mask_decoder, pixel_decoder, swin
 from prismer_jax.typing import Array, Float, Int, Shaped, typed
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import rules
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's red, green, blue
 
@@ -82,7 +82,6 @@ TABLE = rules.Table(
         _BLOCK.format(i): (f"params/backbone/stage_{i}/bias_table", swin.index_of_table) for i in range(swin.STAGES)
     },
     spellings=(
-        *rows.PARALLEL,
         # The published files are older than these names.
         (r"\.static_query\.", ".query_feat."),
         (r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)", "sem_seg_head.pixel_decoder."),

@@ -43,7 +43,6 @@ VISION = rules.Table(  # openai/CLIP, clip/model.py: VisionTransformer; OpenCLIP
         *rows.norm("visual.ln_pre", "encoder/norm_pre"),
         *rows.norm("visual.ln_post", "encoder/norm_post"),
     ),
-    spellings=rows.PARALLEL,
     ignored=(r"(?!visual\.).*", r"visual\.class_embedding", r"visual\.proj"),
 )
 
@@ -59,7 +58,7 @@ TEXT = rules.Table(  # transformers, models/roberta/modeling_roberta.py: Roberta
             lambda shape: np.arange(shape[0])[None],
         )
     },
-    spellings=(*rows.PARALLEL, *rows.OLD_NORMS),
+    spellings=rows.OLD_NORMS,
     ignored=(r"roberta\.pooler\..*",),
 )
 

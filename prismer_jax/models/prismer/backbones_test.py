@@ -63,6 +63,16 @@ def roberta(shapes, tmp_path):
     return tmp_path / "roberta.safetensors", state
 
 
+def test_a_file_without_repeated_arrays_may_have_either_key(model, shapes, tmp_path):
+    state = a_state(backbones.TEXT, shapes)
+    for absent in ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"):
+        write.safetensors_file(tmp_path / "text", {key: array for key, array in state.items() if key != absent})
+        variables = backbones.initialize(model, None, tmp_path / "text")
+        np.testing.assert_array_equal(
+            variables["params"]["decoder"]["word_embedding"], state["roberta.embeddings.word_embeddings.weight"]
+        )
+
+
 def test_backbones_are_taken_over_and_the_rest_is_fresh(model, init, clip, roberta):
     found = backbones.initialize(model, clip[0], roberta[0], seed=3)
     variables = init(jax.random.key(3))

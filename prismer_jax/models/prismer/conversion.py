@@ -64,7 +64,8 @@ def model_for(args: argparse.Namespace, facts: Facts | None = None, state: Any =
 
 def _check(args: argparse.Namespace, kind: str, size: str, facts: Facts | None, state: Any) -> None:
     if facts is None:
-        if backbone := next((part for part in ("visual", "roberta") if any(k.startswith(part) for k in state)), None):
+        keys = TABLE.spell(state, str(args.input))
+        if backbone := next((part for part in ("visual", "roberta") if any(k.startswith(part) for k in keys)), None):
             flag = {"visual": "--vision", "roberta": "--text"}[backbone]
             raise UserError(
                 f"{args.input} is a backbone; use: python -m tools.convert backbone {flag} {args.input} ..."

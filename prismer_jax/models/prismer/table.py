@@ -67,7 +67,7 @@ TABLE = rules.Table(
             lambda shape: np.arange(shape[0])[None],
         )
     },
-    spellings=(*rows.PARALLEL, *rows.OLD_NORMS),
+    spellings=rows.OLD_NORMS,
 )
 
 
