@@ -3,7 +3,7 @@
 A checkpoint is a folder named by its step. Orbax writes it under another name and renames it when everything is there,
 so that a process killed half-way leaves nothing that looks like a checkpoint. Trees are stored as nested dicts by the
 names of their leaves, which is why any process can read them, whatever classes the optimiser's state is made of. Arrays
-are stored as bytes with shape and type: reading executes nothing.
+are stored as bytes with shape and type, and not where they lay: reading executes nothing, and needs no device.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ PathLike = str | os.PathLike[str]
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights"  # the folder of arrays in an export
+ITEM = "default"  # and in a step, called as Orbax's CheckpointManager calls it; version 0.1 had none there
 DESCRIPTION = "config.json"
 _COMMITTED = "_CHECKPOINT_METADATA"  # Orbax writes it before the rename
 _METRICS = "metrics.json"
@@ -47,6 +48,22 @@ def _orbax() -> ModuleType:
 
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     return orbax.checkpoint
+
+
+def _handler(**options: Any) -> Any:
+    """Returns Orbax's writer of nested dicts, for which every array is NumPy's.
+
+    Of an array of JAX's, Orbax also notes the devices, and a reader who names no others can have it only on these.
+    """
+    ocp = _orbax()
+
+    class ArrayHandler(ocp.type_handlers.ArrayHandler):
+        def typestr(self) -> str:
+            return "np.ndarray"
+
+    types = (jax.Array, ArrayHandler(enable_write_sharding_file=False)), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    registry = ocp.type_handlers.create_type_handler_registry(*types)
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options)
 
 
 class Checkpointer:
@@ -129,7 +146,8 @@ class Checkpointer:
             if step in self.all_steps():
                 return
             with jax.transfer_guard("allow"):  # the loop forbids transfers that nobody asked for
-                self._writer.save(self.directory / str(step), args=ocp.args.PyTreeSave(_nested(state)))
+                args = ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(_nested(state))})
+                self._writer.save(self.directory / str(step), args=args)
         if not self._async:
             self.wait()
 
@@ -190,8 +208,7 @@ class Checkpointer:
             self._sweep()
             if self._description is not None:
                 _describe(self.directory, *self._description)
-        handler = ocp.PyTreeCheckpointHandler()
-        self._writer = ocp.AsyncCheckpointer(handler)
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{ITEM: _handler()}))
 
     def _sweep(self) -> None:
         """Deletes what a killed process left behind."""
@@ -262,8 +279,7 @@ def export(
             _describe(new, config, files or {})
         sharding.barrier("export")
         # Weights compress by a tenth, in ten times the time and with all that is compressed in memory once more.
-        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        with ocp.Checkpointer(handler) as writer, jax.transfer_guard("allow"):
+        with ocp.Checkpointer(_handler(use_compression=False)) as writer, jax.transfer_guard("allow"):
             writer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(_nested(variables)))
         if main:
             if final.exists():
@@ -314,12 +330,12 @@ def load_export(path: PathLike, shardings: Callable[[Any], Any] | None = None) -
     Raises:
       UserError: there is nothing of the kind, or it cannot be read.
     """
-    config, arrays = description(path), _arrays(find(path))
-    shapes = {name: x for name, x in saved_shapes(arrays).items() if _is_variable(name)}
+    config, folder = description(path), find(path)
+    shapes = {name: x for name, x in saved_shapes(folder).items() if _is_variable(name)}
     if shardings is not None:
         places = tree.flatten(shardings(tree.unflatten(shapes)))
         shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n]) for n, x in shapes.items()}
-    return tree.unflatten(_read(arrays, shapes)), config
+    return tree.unflatten(_read(folder, shapes)), config
 
 
 def description(path: PathLike) -> dict[str, Any]:
@@ -352,15 +368,15 @@ def load_into(
     Raises:
       UserError: there is nothing of the kind, a regex matches nothing, or the file and the state differ elsewhere.
     """
-    arrays = _arrays(find(path))
+    folder = find(path)
     ours = {name: leaf for name, leaf in tree.flatten(state).items() if _is_variable(name)}
-    saved = {name: shape for name, shape in saved_shapes(arrays).items() if _is_variable(name)}
+    saved = {name: shape for name, shape in saved_shapes(folder).items() if _is_variable(name)}
     skipped = tree.first_match(fresh, {**ours, **saved}, "init_fresh")
     expected = {name: _abstract(leaf) for name, leaf in ours.items() if name not in skipped}
     other = [n for n in resize or {} if n in expected and n in saved and saved[n].shape != expected[n].shape]
     as_saved = {name: jax.ShapeDtypeStruct(saved[name].shape, expected[name].dtype) for name in other}
-    _compare(arrays, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, partial=False)
-    values = {**ours, **_read(arrays, {**expected, **as_saved})}
+    _compare(folder, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, partial=False)
+    values = {**ours, **_read(folder, {**expected, **as_saved})}
     for name in other:
         logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*expected[name].shape])
         with jax.transfer_guard("allow"):
@@ -370,10 +386,11 @@ def load_into(
 
 
 def saved_shapes(folder: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns {name: shape and type} of a folder of arrays (a step of a Checkpointer, or an export's weights)."""
+    """Returns {name: shape and type} of a step of a Checkpointer, an export, or its folder of arrays."""
     ocp = _orbax()
     with _readable(folder):
-        metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(folder).item_metadata
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        metadata = reader.metadata(_arrays(pathlib.Path(folder))).item_metadata
         if metadata is None:
             raise ValueError("the shapes of its arrays cannot be read")
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.flatten(metadata.tree).items()}
@@ -393,7 +410,7 @@ def _read(folder: pathlib.Path, expected: Mapping[str, jax.ShapeDtypeStruct]) ->
         partial_restore=True,
     )
     with _readable(folder), jax.transfer_guard("allow"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return tree.flatten(reader.restore(folder, args=args))
+        return tree.flatten(reader.restore(_arrays(folder), args=args))
 
 
 def _compare(folder: pathlib.Path, saved: Mapping[str, Any], expected: Mapping[str, Any], partial: bool) -> None:
@@ -425,7 +442,8 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _nested(state: Any) -> dict[str, Any]:
-    return tree.unflatten({k: v if hasattr(v, "dtype") else np.asarray(v) for k, v in tree.flatten(state).items()})
+    arrays = {k: v if isinstance(v, jax.Array) else np.asarray(v) for k, v in tree.flatten(state).items()}
+    return tree.unflatten(arrays)
 
 
 def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str, PathLike]) -> None:
@@ -437,7 +455,9 @@ def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[st
 
 
 def _arrays(folder: pathlib.Path) -> pathlib.Path:
-    return folder / WEIGHTS if _is_export(folder) else folder
+    """Returns where the arrays of an export or a step lie."""
+    arrays = folder / (WEIGHTS if _is_export(folder) else ITEM)
+    return arrays if arrays.is_dir() else folder
 
 
 def _is_variable(name: str) -> bool:

@@ -58,6 +58,16 @@ def test_restores_bit_by_bit_with_the_classes_of_the_optimiser(tmp_path):
     assert_bitwise(loader.restore(only, partial=True)["params"], state["params"])
 
 
+def test_numbers_are_saved_as_arrays(tmp_path):
+    state = {"count": np.int32(3), "rate": 0.5, "bias": np.ones(2, np.float32)}
+    with Checkpointer(tmp_path / "checkpoints") as saver:
+        saver.save(1, state)
+    checkpoint.export(tmp_path / "export", state, {})
+    as_arrays = jax.tree.map(np.asarray, state)
+    assert_bitwise(Checkpointer(tmp_path / "checkpoints").restore(as_arrays), as_arrays)
+    assert_bitwise(checkpoint.load_export(tmp_path / "export")[0], as_arrays)
+
+
 def test_a_state_that_is_donated_right_after_the_save_is_saved_as_it_was(tmp_path):
     """On a CPU the background thread could see the very buffers that the next step overwrites."""
     increment = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
@@ -219,7 +229,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
     with Checkpointer(tmp_path) as saver:
         saver.save(1, {"x": jnp.zeros(2)})
     data = [path for path in (tmp_path / "1").rglob("d/*") if path.is_file()]
-    for damaged in (data, [tmp_path / "1" / "_METADATA"]):
+    for damaged in (data, [tmp_path / "1" / "default" / "_METADATA"]):
         for path in damaged:
             path.write_bytes(b"")
         with pytest.raises(UserError, match=r"Cannot read .*/1: .*damaged"):
@@ -378,6 +388,66 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "e/config.json").write_text('{"model": ')
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         checkpoint.load_export(tmp_path / "e")
+
+
+# --- what Orbax alone reads ---
+
+WRITE = """
+mesh = jax.make_mesh((jax.device_count(),), ("data",))
+split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+params = {"w": jax.device_put(np.arange(64, dtype=np.float32).reshape(8, 8), split), "h": jnp.ones(3, jnp.bfloat16)}
+state = {"params": params, "count": np.arange(2) + 2**40}
+export(sys.argv[1] + "/export", state, {})
+with Checkpointer(sys.argv[1] + "/run", keep=2) as saver:
+    saver.save(3, {**state, "step": jnp.int32(3)})
+    saver.save(4, {**state, "step": jnp.int32(4)})
+"""
+READ = """
+import orbax.checkpoint as ocp
+from orbax.checkpoint.experimental import v1
+
+def check(tree):
+    assert str(tree["params"]["h"].dtype) == "bfloat16"
+    np.testing.assert_array_equal(tree["params"]["w"], np.arange(64).reshape(8, 8))
+    np.testing.assert_array_equal(tree["count"], np.arange(2) + 2**40)
+    return tree
+
+weights, run = sys.argv[1] + "/export/weights", sys.argv[1] + "/run"
+check(ocp.StandardCheckpointer().restore(weights))
+check(ocp.PyTreeCheckpointer().restore(weights))
+check(v1.load_pytree(weights))
+with ocp.CheckpointManager(run) as manager:
+    assert list(manager.all_steps()) == [3, 4]
+    assert check(manager.restore(3))["step"] == 3
+    assert check(manager.restore(manager.latest_step(), args=ocp.args.PyTreeRestore()))["step"] == 4
+check(ocp.StandardCheckpointer().restore(run + "/4/default"))
+check(v1.load_pytree(run + "/4"))
+with v1.training.Checkpointer(run) as steps:
+    assert steps.latest.step == 4
+    check(steps.load_checkpointables(4)["default"])
+"""
+
+
+@pytest.mark.parametrize(("written", "read"), [(8, 1), (1, 8)])
+def test_orbax_reads_on_other_devices_without_a_target(tmp_path, written, read):
+    for code, devices in ((WRITE, written), (READ, read)):
+        env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        process = run(code, tmp_path, env=env, stderr=subprocess.PIPE)
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors
+    assert not list(tmp_path.rglob("_sharding"))
+
+
+def test_what_version_0_1_wrote_is_read(tmp_path):
+    """Its steps were flat, and its arrays knew their devices."""
+    import orbax.checkpoint as ocp
+
+    state = make_state()
+    nested = {**state, "opt": {"mu": jnp.ones(2)}}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(tmp_path / "checkpoints" / "7", args=ocp.args.PyTreeSave(nested))
+    assert_bitwise(Checkpointer(tmp_path / "checkpoints").restore(nested), nested)
+    assert_bitwise(checkpoint.load_export(tmp_path)[0]["params"], state["params"])
 
 
 def test_saved_shapes_need_no_arrays(tmp_path):
