@@ -11,11 +11,12 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "prismer_jax/__init__.py").
 CORE = [
     "jax>=0.10,<0.13",  # arrays, compilation, sharding
     "flax>=0.12",  # linen modules
-    "optax>=0.2.5",  # optimisers and schedules
+    "numpy>=2.0",  # arrays on the host
+    "optax>=0.2.8",  # optimisers and schedules
     "orbax-checkpoint>=0.12",  # asynchronous sharded checkpoints
-    "grain>=0.2.12",  # data loading whose position is an integer
-    "tensorflow-datasets>=4.9.9",  # writes and reads ArrayRecord data sets (TensorFlow itself is never imported)
-    "array_record>=0.8",  # the shard format
+    "grain>=0.2.16",  # data loading whose position is an integer
+    "tensorflow-datasets>=4.9.10",  # writes and reads ArrayRecord data sets (TensorFlow itself is never imported)
+    "array_record>=0.8.1",  # the shard format
     "fsspec>=2024.6",  # data sets on gs://, s3://, hf:// ... (TFDS needs it too); each store has a package of its own
     "ml_collections>=1.0",  # config files and their command-line overrides
     "sentencepiece>=0.2",  # the tokenizer of the embedded data set
@@ -24,13 +25,13 @@ CORE = [
     "msgpack>=1",  # exports as Flax's bytes (Flax needs it too)
     "safetensors>=0.6.2",  # checks the headers of weights in its format; tells the order of the tensors since 0.6
     "einops>=0.8",  # axis-named reshapes
-    "ml_dtypes>=0.4",  # bfloat16 and float8 in files of weights, as NumPy types (jax needs it too)
+    "ml_dtypes>=0.5",  # bfloat16 and float8 in files of weights, as NumPy types (jax needs it too)
     "jaxtyping>=0.3",  # array shapes in signatures ...
     "beartype>=0.20",  # ... checked when a function is traced
     "opencv-python-headless>=4.12",  # decodes, resizes and moves photos and label maps; PNG filters since 4.12
-    "pillow>=10",  # decodes photos, bicubic resizing as the reference does it
+    "pillow>=10.1",  # decodes photos, bicubic resizing as the reference does it
     "tensorboardX>=2.6.5",  # TensorBoard's event files, without TensorFlow or PyTorch
-    "matplotlib>=3.8",  # learning curves
+    "matplotlib>=3.8.4",  # learning curves
     "rich>=13",  # progress bars
 ]
 EVAL = ["pycocoevalcap>=1.2"]  # the official caption metrics, 104 MB of jars: METEOR and SPICE, which need Java

@@ -156,7 +156,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _checkpoint_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", required=True, type=storage.on_disk, help="the official pytorch_model.bin")
+    parser.add_argument(
+        "--input", required=True, type=storage.on_disk, help="the official pytorch_model.bin, or an index of shards"
+    )
     _flags(parser)
 
 
