@@ -1,0 +1,210 @@
+"""Lists of entries that name their photo: the official Prismer lists, one's own, tables, and benchmarks in this form.
+
+- [{"image", "caption"}], caption a text or a list of texts, or none in a test list; [{"image", "class_name"}], where
+  the caption is the class; {"file_name", "text"}, as Hugging Face's imagefolder has it
+- [{"image", "question", "answer", "weight", "dataset", "question_id"}], answer and weight single or lists, both absent
+  in a test list. `answers` as VizWiz has them ([{"answer"}]), TextVQA ({"data": [...]}, photo <image_id>.jpg) and
+  A-OKVQA (`direct_answers`, or `choices` and which of them; photo <split>2017/<image_id>.jpg); `questions` inside
+- conversations (conversations.py)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from prismer_jax.datasets.formats import conversations
+from prismer_jax.datasets.formats import row as rows
+from prismer_jax.datasets.formats.genome import WEIGHTS
+from prismer_jax.datasets.formats.reading import PHOTO_KEYS
+from prismer_jax.datasets.formats.row import CAPTION_KEYS, Entry, LeftOut, Row
+from prismer_jax.errors import BadSample
+from prismer_jax.files.dropped import Dropped
+
+ID_KEYS = ("image_id", "img_id", "id")  # of a photo
+QUESTION_ID_KEYS = ("question_id", "questionId", "qa_id")
+ANSWER_KEYS = ("answers", "answer", "direct_answers", "multiple_choice_answer")
+LIST_KEYS = ("questions", "qas", "qa_pairs")  # of several questions about one photo
+_READ = frozenset(
+    (*PHOTO_KEYS, *ID_KEYS, *QUESTION_ID_KEYS, *ANSWER_KEYS, *LIST_KEYS, *CAPTION_KEYS, *conversations.KEYS)
+) | {"question", "question_type", "answer_type", "choices", "correct_choice_idx", "dataset", "split", "weight"}
+_TALK = frozenset(conversations.KEYS)
+_ASKING = _TALK | {*LIST_KEYS, "question", "question_id"}
+_BESIDE = _TALK | {*LIST_KEYS, "captions", "caption"}  # what a question is not alone with
+_TEXTS = frozenset(rows.TEXTS)
+# What else entries have that is no text for a model: where a photo comes from.
+_ORIGIN = frozenset({"url", "license", "date_captured", "coco_url", "flickr_url", "source", "author", "class_name"})
+_ANSWERING = ("answer", "response", "reply", "label", "target", "output", "solution")  # in keys of unread answers
+
+
+def entries(content: Iterable[Any], left_out: LeftOut) -> Iterator[Row]:
+    """Yields the rows of a list of entries."""
+
+    def read(entry: Entry) -> Iterable[Row]:
+        rows = _rows(entry)
+        first = rows[0]
+        says = first.captions or (first.question and first.question["answers"])
+        if not says and (unread := entry.keys() - _READ - _ORIGIN):
+            count_unread(entry, unread, f"photo {rows[0].image}", left_out.texts, bool(rows[0].question))
+        return rows
+
+    yield from rows.each(content, read, left_out.entries)
+
+
+def count_unread(entry: Entry, keys: Iterable[str], where: str, dropped: Dropped, asked: bool = False) -> None:
+    """Counts the texts that an entry has under keys that nobody reads.
+
+    Args:
+      entry: the entry.
+      keys: those of its keys.
+      where: the photo that it is of.
+      dropped: the report.
+      asked: whether the entry is a question, whose answer may be a single word.
+    """
+    for key in sorted(map(str, keys)):
+        value = entry.get(key)
+        value = value[0] if isinstance(value, list) and value else value
+        answer = asked and any(word in key.lower() for word in _ANSWERING)
+        if isinstance(value, str) and (answer or " " in value.strip()):
+            dropped.add(f"text under `{key}`, which is not read (`caption` and `answers` are)", where)
+
+
+def _rows(entry: Entry) -> list[Row]:
+    image, dataset = _photo(entry), entry.get("dataset")
+    texts = {} if _TEXTS.isdisjoint(entry) else rows.texts(entry)
+    id = None
+    if "COCO_" not in image:  # whose number is in its name
+        for key in ID_KEYS:
+            if (number := entry.get(key)) is not None:
+                id = rows.id_text(number)
+                break
+    if _ASKING.isdisjoint(entry):
+        captions = rows.captions_of(entry)
+        if captions is None and "class_name" in texts:
+            captions = [texts["class_name"].lower()]  # as the reference trains on classes
+        return [Row(image, dataset, id, captions or [], None, texts)]
+    if _BESIDE.isdisjoint(entry) and "question" in entry:
+        return [Row(image, dataset, id, [], _question(entry), texts)]
+    if not _TALK.isdisjoint(entry):
+        return _conversation(entry, image, dataset, id, texts)
+    return _questions(entry, image, dataset, id, texts)
+
+
+def _questions(entry: Entry, image: str, dataset: Any, id: str | None, texts: dict[str, str]) -> list[Row]:
+    """Returns the rows of an entry that may have questions and captions."""
+    asked = [{**entry, **inner} for key in LIST_KEYS if key in entry for inner in entry[key]]
+    if "question" in entry:
+        asked.append(entry)
+    elif not asked and "text" in entry and "question_id" in entry:  # as in LLaVA's files of questions
+        asked.append({**entry, "question": entry["text"]})
+    # Where a question is asked, `text` or a comment may be anything.
+    captions = rows.captions_of(entry, ("captions", "caption") if asked else CAPTION_KEYS)
+    if asked and captions and all(rows.is_empty(one.get("question")) for one in asked):
+        asked = []  # a table has a cell for the question also where there is none
+    if not asked:
+        return [Row(image, dataset, id, captions or [], None, texts)]
+    if captions and all(map(rows.is_empty, captions)):
+        captions = None
+    questions = [Row(image, dataset, id, [], _question(one), texts) for one in asked]
+    questions[0].captions = captions or []
+    return questions
+
+
+def _photo(entry: Entry) -> str:
+    """Returns the path of an entry's photo.
+
+    Raises:
+      BadSample: it names none, or several.
+    """
+    if "image" in entry and type(image := entry["image"]) is str and image and None not in entry:
+        return image
+    if None in entry:
+        raise BadSample(
+            f"has more cells than the table has columns, {rows.shown(entry[None])}: a text with the delimiter in it "
+            "is quoted",
+            "row with too many cells",
+        )
+    key = next((key for key in PHOTO_KEYS if not rows.is_empty(entry.get(key))), None)
+    if key is None:
+        if (id := entry.get("image_id")) is not None:
+            if entry.get("split") in ("train", "val", "test") and "choices" in entry:  # A-OKVQA is of COCO 2017
+                return f"{entry['split']}2017/{int(id):012d}.jpg"
+            if "set_name" in entry:  # TextVQA
+                return f"{id}.jpg"
+        raise BadSample(f"lacks 'image', its keys are {', '.join(map(str, entry))}", "entry without photo")
+    value = entry[key]
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+        value = value["path"]
+    if isinstance(value, list):
+        raise BadSample(f"has {len(value)} photos", "entry of several photos")
+    if not isinstance(value, str):
+        raise BadSample(f"the path of a photo is {rows.shown(value)}", "entry without photo")
+    return value
+
+
+def _question(entry: Entry) -> dict[str, Any]:
+    texts = _answers(entry)
+    dataset, weight = entry.get("dataset"), entry.get("weight")
+    question: dict[str, Any] = {
+        "question": rows.question(entry.get("question")),
+        "question_type": str(entry.get("question_type") or ""),
+        "answers": rows.repeated(texts),
+    }
+    if isinstance(entry.get("answer_type"), str):
+        question["answer_type"] = entry["answer_type"]
+    for key in QUESTION_ID_KEYS:
+        if key in entry and (id := rows.number_or_text(entry[key])) is not None:
+            question["question_id"] = id
+            break
+    if isinstance(weight, list) and len(texts) > 1:
+        if len(weight) != len(texts):
+            raise BadSample(
+                f"{entry['question']!r} has {len(texts)} answers but {len(weight)} weights", "weights without answers"
+            )
+        question["answer_weights"] = [_weight(one) for one in weight]
+    else:
+        weight = weight[0] if isinstance(weight, list) and weight else weight
+        question["weight"] = WEIGHTS.get(dataset, 1.0) if rows.is_empty(weight) else _weight(weight)
+    return question
+
+
+def _answers(entry: Entry) -> list[str]:
+    """Returns the answers of a question; where there are choices, a number is the number of one."""
+    choices = entry.get("choices")
+    for key in ANSWER_KEYS if not isinstance(entry.get("weight"), list) else ("answer", *ANSWER_KEYS):
+        if key in entry:
+            value = entry[key]
+            if choices and isinstance(value, int) and not isinstance(value, bool):
+                value = _choice(choices, value)
+            if texts := rows.answers(value):
+                return texts
+    if choices and isinstance(number := entry.get("correct_choice_idx"), int):
+        return rows.answers(_choice(choices, number))
+    return []
+
+
+def _choice(choices: list[Any], number: int) -> Any:
+    if not isinstance(choices, list) or not 0 <= number < len(choices):
+        raise BadSample(f"the answer is choice {number} of {rows.shown(choices)}", "answer that is no choice")
+    return choices[number]
+
+
+def _weight(value: Any) -> float:
+    weight = float(value)
+    if not (math.isfinite(weight) and weight >= 0):
+        raise BadSample(f"a weight is {value!r}", "weight that is no number")
+    return weight
+
+
+def _conversation(entry: Entry, image: str, dataset: Any, id: str | None, texts: dict[str, str]) -> list[Row]:
+    out = [Row(image, dataset, id, [], None, texts)]
+    for prompt, reply in conversations.exchanges(entry):
+        if prompt:
+            question = {"question": prompt, "question_type": "", "answers": rows.repeated([reply]), "weight": 1.0}
+            out.append(Row(image, dataset, id, question=question, texts=texts))
+        else:
+            out[0].captions.append(reply)
+    return out if len(out) == 1 or out[0].captions else out[1:]

@@ -1,0 +1,150 @@
+"""The file of a list: JSON, JSON lines, a table with a header, Flickr's captions, Parquet. Told by the content."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+from prismer_jax.errors import UserError
+
+Path = str | os.PathLike
+
+LINES = (".jsonl", ".ndjson", ".jsonlines")  # endings of files that have an object a line
+PHOTO_KEYS = (  # where an entry names its photo, the surest first
+    "image",
+    "file_name",
+    "image_path",
+    "img_path",
+    "image_file",
+    "image_name",
+    "filename",
+    "file_path",
+    "filepath",
+    "img",
+    "photo",
+    "path",
+    "file",
+    "images",
+)
+_OTHERS = {  # files that are no lists, by their first bytes
+    b"\x1f\x8b": "is packed with gzip. Unpack it first",
+    b"PK\x03\x04": "is a zip archive. Unpack it, and give the list that is in it",
+    b"\xff\xfe": "is UTF-16. Save it as UTF-8",
+    b"\xfe\xff": "is UTF-16. Save it as UTF-8",
+    b"\x80": "is a Python pickle, which can run code when it is read. Save its content as JSON",
+    b"version https://git-lfs": "is a pointer of Git LFS. Fetch the file with `git lfs pull`",
+    b"<": "is a web page or XML. Fetch the list again, or convert it to JSON",
+}
+_TOKEN = re.compile(r"(\S[^\t#]*)#\d+\t(.*)")  # Flickr8k.token.txt, results_20130124.token: photo#number, tab, caption
+_PHOTO = re.compile(r"[^\t,;|]+\.(?:jpe?g|png|webp|bmp|gif|tiff?)", re.IGNORECASE)
+_DELIMITERS = "\t,;|"
+
+
+def read(path: Path) -> Any:
+    """Returns the content of a file: what its JSON holds, or a list of an object for each line or row.
+
+    Bytes that are not UTF-8 become surrogates, so that one such caption can be told from the others and left out.
+
+    Raises:
+      UserError: it cannot be read, or is of another kind, which is named; of a malformed file the line is.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder. Give photos without a list as `images`, tars as `tars`.")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    if data.startswith(b"PAR1"):
+        return _parquet(path)
+    for head, problem in _OTHERS.items():
+        if data.startswith(head):
+            raise UserError(f"{path}: {problem}.")
+    text = data.decode("utf-8-sig", errors="surrogateescape")
+    start = re.match(r"\s*(\S?)", text)[1]
+    if start not in ("[", "{"):
+        return _table(text, path)
+    if start == "{" and path.suffix.lower() in LINES:
+        return _lines(text, path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        # Hugging Face's Dataset.to_json and pandas write lines into files that they call .json.
+        if error.msg == "Extra data" and "\n" in text[: error.pos]:
+            return _lines(text, path)
+        raise UserError(f"{path}: line {error.lineno} is not JSON: {error.msg}.") from None
+
+
+def _lines(text: str, path: pathlib.Path) -> list[Any]:
+    content = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                content.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}: line {number} is not JSON: {error.msg}.") from None
+    return content
+
+
+def _table(text: str, path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows of a table by the names in its header; without one, of photos and captions."""
+    head = text.lstrip().split("\n", 1)[0].rstrip("\r")
+    if _TOKEN.fullmatch(head):
+        return [
+            {"image": match[1].strip(), "caption": match[2]} if (match := _TOKEN.fullmatch(line)) else {"line": line}
+            for line in text.splitlines()
+            if line.strip()
+        ]
+    for delimiter in _DELIMITERS:
+        names = [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter), [])]
+        if set(names) & set(PHOTO_KEYS):
+            break
+        if len(names) == 2 and _PHOTO.fullmatch(names[0]):
+            names, text = ["image", "caption"], f"header\n{text.lstrip()}"
+            break
+    else:
+        raise UserError(
+            f"{path}: is neither JSON nor a table of photos: its first line is {head[:60]!r}. A table begins with the "
+            "names of its columns, such as image,caption."
+        )
+    reader = csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        next(reader)
+        return [_cells(names, row) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num} is not a row of a table: {error}.") from None
+
+
+def _cells(names: list[str], row: list[str]) -> dict[Any, Any]:
+    cells: dict[Any, Any] = {name: cell or None for name, cell in zip(names, row, strict=False)}
+    cells.update(dict.fromkeys(names[len(row) :]))
+    if len(row) > len(names):
+        cells[None] = row[len(names) :]
+    # A table has no types: an id that is written as a number is one.
+    if (id := cells.get("question_id")) and id.isdecimal() and str(int(id)) == id:
+        cells["question_id"] = int(id)
+    return cells
+
+
+def _parquet(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: is Parquet. pip install 'prismer_jax[data]' reads it.") from None
+    try:
+        schema = parquet.read_schema(path)
+        photos = [name for name in schema.names if pyarrow.types.is_struct(schema.field(name).type)]
+        if photos and "bytes" in [field.name for field in schema.field(photos[0]).type]:
+            raise UserError(
+                f"{path}: is Parquet with the photos themselves in its column {photos[0]!r}. Write them to files, or "
+                "into tars as webdataset does, and give these."
+            )
+        return parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is Parquet that cannot be read ({error}). Fetch it again.") from None
