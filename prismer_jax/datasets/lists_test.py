@@ -309,17 +309,39 @@ def test_everything_of_a_photo_is_one_item_of_the_task_all(tmp_path):
     assert photos[0]["questions"] == []
 
 
-def test_ids_that_two_photos_of_a_list_have_are_dropped(tmp_path):
+def test_two_photos_with_one_id_of_a_coco_file_are_an_error_that_names_both(tmp_path):
     place(tmp_path, "1.jpg", "2.jpg")
-    images = [{"id": 1, "file_name": "1.jpg"}, {"id": 1, "file_name": "2.jpg"}]
-    annotations = [{"image_id": 1, "caption": "x"}]
-    source = lists.load(write(tmp_path / "c.json", {"images": images, "annotations": annotations}))
-    assert source.dropped.counts == {"duplicate id": 1}
-    assert [example["captions"] for example in everything(source)] == [["x"]]
-    rows = [{"image": f"{n}.jpg", "question": f"{n}?", "question_id": 7, "dataset": "vqa"} for n in (1, 2)]
+    images = [{"id": 1, "file_name": "1.jpg"}, {"id": "1", "file_name": "2.jpg"}]
+    path = write(tmp_path / "c.json", {"images": images, "annotations": [{"image_id": 1, "caption": "x"}]})
+    with pytest.raises(UserError, match=r"c\.json: the photos 1\.jpg and 2\.jpg have one id"):
+        lists.load(path)
+    own = write(tmp_path / "own.json", [{"image": f"{n}.jpg", "id": 7, "caption": f"of {n}"} for n in (1, 2)])
+    assert [example["captions"] for example in everything(lists.load(own))] == [["of 1"], ["of 2"]]
+    assert len({example["id"] for example in everything(lists.load(own))}) == 2
+
+
+def test_question_ids_that_restart_in_each_photo_drop_and_join_nothing(tmp_path, caplog):
+    place(tmp_path, "1.jpg", "2.jpg")
+    rows = [
+        {"image": f"{n}.jpg", "question": f"{q} of {n}?", "question_id": q, "answer": answer}
+        for n in (1, 2)
+        for q in (0, 1)
+        for answer in ("a", "b")
+    ]
+    rows.append({"image": "1.jpg", "question": "alone?", "question_id": 2, "answer": "c"})
     source = lists.load(write(tmp_path / "q.json", rows))
-    assert source.dropped.counts == {"duplicate question id": 1}
-    assert [example["question"] for example in everything(source)] == ["1?"]
+    assert [example["id"] for example in everything(source)] == ["1.jpg#0", "1.jpg#1", "2", "2.jpg#0", "2.jpg#1"]
+    assert [example["answers"] for example in everything(source)] == [*[["a", "b"]] * 2, ["c"] * 10, *[["a", "b"]] * 2]
+    assert "question_id" not in source[0]
+    assert not source.dropped
+    assert "2 questions have the id of another, such as 0" in caplog.text
+
+
+def test_question_ids_keep_their_form(tmp_path):
+    place(tmp_path, "1.jpg", "2.jpg")
+    ids = ["01827492", "1827492", 7, "22MexNkBPpdZGX6sxbxVBH"]
+    rows = [{"image": "1.jpg", "question": f"{n}?", "answer": "x", "question_id": id} for n, id in enumerate(ids)]
+    assert [example["question_id"] for example in everything(lists.load(write(tmp_path / "q.json", rows)))] == ids
 
 
 def test_ids_of_several_lists_stay_different(tmp_path):
@@ -338,13 +360,15 @@ def test_texts_that_are_not_utf8_or_empty_are_dropped_and_counted(tmp_path, capl
     ]
     path.write_bytes(b"\n".join(lines))
     caplog.set_level(logging.WARNING)
-    source = lists.load(path)
+    with pytest.raises(UserError, match=r"3 of 5 texts cannot be used: 2 x caption that is not UTF-8.*max_missing"):
+        lists.load(path)
+    source = lists.load(path, max_missing=1)
     assert source[0]["captions"] == ["good", "gut \u00f6"]
     assert source.dropped.counts == {"caption that is not UTF-8": 2, "empty caption": 1}
     assert "left out: 2 x caption that is not UTF-8, the first: " in caplog.text
     rows = [b'{"image": "1.jpg", "question": "%s?", "answer": "x"}' % text for text in (b"b\xe9d", b"ok")]
     (tmp_path / "q.json").write_bytes(b"[%s]" % b",".join(rows))
-    source = lists.load(tmp_path / "q.json")
+    source = lists.load(tmp_path / "q.json", max_missing=1)
     assert [example["question"] for example in everything(source)] == ["ok?"]
     assert source.dropped.counts == {"question that is not UTF-8": 1}
 
@@ -396,18 +420,18 @@ def test_missing_photos_are_left_out_up_to_a_fraction(photos, caplog):
     ("content", "message"),
     [
         ('[{"image": "a.jpg"},\n {"image": }]', "line 2 is not JSON"),
-        ("[]", "no list of a format"),
-        ("{}", "no list of a format"),
+        ("[]", "no list of entries"),
+        ("{}", "an object with nothing in it"),
         ('[{"caption": "x"}]', "lacks 'image'"),
         ('[{"image": 5, "caption": "x"}]', "path of a photo is 5"),
         ('[{"image": "a.jpg", "caption": 5}]', "list"),
-        ('[{"image": "a.jpg", "caption": [5]}]', "caption is 5"),
+        ('[{"image": "a.jpg", "caption": [5]}]', r"caption that is not a text, the first: .*a\.jpg: 5"),
         ("[1, 2]", "list"),
         ('[{"image": "a.jpg", "question": "q", "answer": ["a", "b"], "weight": [1]}]', "2 answers but 1 weights"),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2, "caption": "x"}]}', "photo 2"),
         (
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": 5}]}',
-            "caption is 5",
+            r"caption that is not a text, the first: .*a\.jpg: 5",
         ),
         ('[{"url": "http://example.com/a.jpg", "caption": "x"}]', "img2dataset"),
         ('{"questions": [{"question_id": 1, "image_id": 1, "question": "q"}]}', "data_subtype"),

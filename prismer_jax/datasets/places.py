@@ -75,6 +75,8 @@ class Places:
             name = name if official else self._below_root(image, file) or name
             return Place(image, _inside(name), file, dataset, True)
         names = [name, *(f"{part}/{parts[-1]}" for part in GENOME_PARTS if dataset == GENOME)]
+        if len(parts) == 1 and name.startswith("COCO_"):  # COCO's own lists of captions do not name the folder
+            names.append(f"{name.split('_')[1]}/{name}")
         folders = self._folders(dataset)
         for folder in folders:
             for candidate in names:

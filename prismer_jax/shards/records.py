@@ -56,6 +56,7 @@ def features(experts: Sequence[str] = tuple(EXPERTS)):
             "questions": tf.Sequence(tf.Text()),
             "question_types": tf.Sequence(tf.Text()),
             "question_ids": tf.Sequence(np.int64),
+            "question_names": tf.Sequence(tf.Text()),  # ids that are texts, '' beside a number
             "question_weights": tf.Sequence(np.float32),
             "answer_counts": tf.Sequence(np.int64),
             "answers": tf.Sequence(tf.Text()),
@@ -103,6 +104,7 @@ def encode(
         table = np.zeros((0, FEATURES)) if word_features is None else word_features
         stored["ocr_detection_features"] = np.asarray(table, np.float16)
         stored["ocr_detection_words"] = list(words)
+    question_ids = [q.get("question_id") for q in questions]
     return {
         "id": id,
         **{key: texts.get(key, "") for key in TEXTS},
@@ -112,7 +114,8 @@ def encode(
         "weight": np.float32(weight),
         "questions": [q["question"] for q in questions],
         "question_types": [q.get("question_type", "") for q in questions],
-        "question_ids": [q.get("question_id", NO_ID) for q in questions],
+        "question_ids": [key if isinstance(key, int) else NO_ID for key in question_ids],
+        "question_names": [key if isinstance(key, str) else "" for key in question_ids],
         "question_weights": [q.get("weight", 1.0) for q in questions],
         "answer_counts": [len(q["answers"]) for q in questions],
         "answers": [answer for q in questions for answer in q["answers"]],
@@ -181,7 +184,10 @@ def _question(feature: Any, index: int) -> dict[str, Any]:
         "question_type": feature["question_types"].bytes_list.value[index].decode(),
         "weight": weights[index] if weights else 1.0,
     }
-    if (id := feature["question_ids"].int64_list.value[index]) != NO_ID:
+    names = feature["question_names"].bytes_list.value  # none in data sets written before text ids could be stored
+    if name := names[index].decode() if names else "":
+        question["question_id"] = name
+    elif (id := feature["question_ids"].int64_list.value[index]) != NO_ID:
         question["question_id"] = id
     return question
 
