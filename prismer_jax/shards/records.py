@@ -185,9 +185,8 @@ def _question(feature: Any, index: int) -> dict[str, Any]:
         "weight": weights[index] if weights else 1.0,
     }
     names = feature["question_names"].bytes_list.value  # none in data sets written before text ids could be stored
-    if name := names[index].decode() if names else "":
-        question["question_id"] = name
-    elif (id := feature["question_ids"].int64_list.value[index]) != NO_ID:
+    id = (names[index].decode() if names else "") or feature["question_ids"].int64_list.value[index]
+    if id != NO_ID:
         question["question_id"] = id
     return question
 
