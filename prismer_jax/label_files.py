@@ -195,7 +195,12 @@ def read_words(path: str | os.PathLike, data: bytes | None = None) -> tuple[np.n
     try:
         with np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as file:
             features, words = file["features"], [str(word) for word in file["words"]]
-        table[: len(features)] = features
+        if features.dtype.kind not in "iuf" or features.shape != (len(words), FEATURES):  # V2: bfloat16 of NumPy's save
+            raise ValueError(f"the features of {len(words)} words are {features.dtype.str} {list(features.shape)}")
+        with np.errstate(over="ignore"):
+            table[: len(features)] = features
+        if not np.isfinite(table).all():
+            raise ValueError("a feature is no finite float16")
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BadSample(f"{path}: not an .npz with features [n, {FEATURES}] and words ({error}).") from None
     return table, words

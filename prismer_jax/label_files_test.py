@@ -3,6 +3,7 @@ import json
 import os
 import zlib
 
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,6 +134,23 @@ def test_side_files_are_required_and_pickles_are_not_opened(tmp_path):
     np.savez(tmp_path / "ocr_detection/x.npz", features=np.zeros((2, 3)), words=["a", "b"])
     with pytest.raises(BadSample, match=r"x\.npz: not an \.npz"):
         label_files.locate(tmp_path, ["ocr_detection"], "x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("features", "reason"),
+    [
+        (np.ones((2, 64), ml_dtypes.bfloat16), r"[<|]V2 \[2, 64\]"),  # whose name np.save (NumPy 2.4) does not store
+        (np.ones((2, 1)), r"<f8 \[2, 1\]"),  # NumPy would repeat it 64 times
+        (np.ones(64), r"<f8 \[64\]"),
+        (np.full((2, 64), 1e9), "finite"),
+        (np.full((2, 64), np.nan), "finite"),
+    ],
+    ids=["bfloat16", "narrow", "flat", "too large", "nan"],
+)
+def test_word_features_of_another_type_or_shape_name_the_file(tmp_path, features, reason):
+    np.savez(tmp_path / "x.npz", features=features, words=["a", "b"])
+    with pytest.raises(BadSample, match=rf"x\.npz: not an \.npz with features \[n, 64\] and words .*{reason}"):
+        label_files.read_words(tmp_path / "x.npz")
 
 
 def test_the_official_json_of_instances_is_understood(tmp_path):

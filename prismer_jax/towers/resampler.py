@@ -43,6 +43,6 @@ class Resampler(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b {self.latents} d"]:
         width = x.shape[-1]
         latents = self.param("latents", nn.initializers.normal(width**-0.5), (self.latents, width))
-        latents = jnp.broadcast_to(latents.astype(x.dtype), (x.shape[0], *latents.shape))
+        latents = jnp.broadcast_to(latents, (x.shape[0], *latents.shape)).astype(x.dtype)
         blocks = layers.stack(Block, self.layers, self.remat, broadcast=1)
         return blocks(self.heads, dtype=self.dtype, name="blocks")(latents, x)[0]

@@ -146,7 +146,7 @@ class TextDecoder(nn.Module):
         self.sow("intermediates", "hidden", x)
 
         x = x[:, :, -1:] if last_only else x
-        x = gelu(nn.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="head")(x))
+        x = gelu(layers.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="head")(x))
         x = layers.LayerNorm(name="norm_head")(x)
         bias = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
         logits = jnp.einsum("bktd,vd->bktv", x, words.astype(self.dtype), preferred_element_type=jnp.float32) + bias

@@ -100,7 +100,7 @@ class VisionEncoder(nn.Module):
 
         x = self._patches(image, side)
         self.sow("intermediates", "tokens_rgb", x)
-        x = rearrange(x, "b h w d -> b (h w) d") + positions.astype(self.dtype)
+        x = (rearrange(x, "b h w d -> b (h w) d") + positions).astype(self.dtype)  # gradients of tables in float32
         if self.experts:
             tokens = jnp.concatenate(self._expert_tokens(features, instances, positions, train), axis=1)
             self.sow("intermediates", "tokens", tokens)
@@ -148,6 +148,6 @@ class VisionEncoder(nn.Module):
                 embedding = self.param("instance_embedding", normal, (INSTANCE_ROWS, self.width))
                 if instances is not None:
                     x = add_instances(x, *instances, embedding)
-            where = layers.resize_positions(positions, cells).astype(self.dtype)
-            tokens.append(rearrange(x, "b h w d -> b (h w) d") + where)
+            where = layers.resize_positions(positions, cells)
+            tokens.append((rearrange(x, "b h w d -> b (h w) d") + where).astype(self.dtype))
         return tokens

@@ -103,8 +103,10 @@ def load(path: str | os.PathLike[str], experts: Sequence[str] = (*CLASSES, "ocr_
             for expert in experts:
                 if EXPERTS[expert].storage == "ids":
                     rows = file[f"{expert}/features"] if expert in CLASSES else np.zeros((0, FEATURES), np.float32)
-                    tables[expert] = np.concatenate([rows, background[None]])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                    tables[expert] = table = np.concatenate([rows, background[None]])
+                    if table.dtype != np.float32:
+                        raise TypeError(f"{expert} has features of {table.dtype.str} instead of <f4")
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{os.fspath(path)}: cannot be read as label tables ({reason}). Make it with python -m tools.convert "

@@ -3,6 +3,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -89,11 +90,16 @@ def test_wrong_files_are_named_and_nothing_is_written(folder, tmp_path, name, co
     assert [path.name for path in tmp_path.iterdir()] == ["official"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"nonsense", "empty"])
+@pytest.mark.parametrize("content", [None, b"", b"nonsense", "empty", "bfloat16", "bfloat16 background"])
 def test_a_damaged_npz_is_one_line(tmp_path, content):
+    """NumPy stores bfloat16 as two bytes without a type."""
     path = tmp_path / "tables.npz"
     if content == "empty":
         np.savez(path, other=np.zeros(3))
+    elif isinstance(content, str):
+        rows = {f"{name}/features": np.ones((EXPERTS[name].num_classes, 64), "f") for name in label_tables.CLASSES}
+        arrays = {**rows, "background": np.ones(64, ml_dtypes.bfloat16)}
+        np.savez(path, **(jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), arrays) if "ba" not in content else arrays))
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"tables\.npz: cannot be read.*tools\.convert label-tables") as raised:
