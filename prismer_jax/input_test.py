@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import logging
 import os
 import pathlib
@@ -286,6 +287,22 @@ def test_to_device_runs_ahead_and_closes_its_loader(sharding):
     device.close()
     with pytest.raises(Exception, match="closed"):
         next(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_on_the_device_stay_as_they_are_while_others_are_loaded(workers):
+    """On a CPU they are the memory of the host's batches (jax 0.10.2), which a loader must then not use again."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    loader = batches(data=[{"source": Numbers(), "pp": large}], num_workers=workers)
+    device = input.to_device(loader, place)
+    arrays = take(device, 10)
+    gc.collect()
+    for batch, expected in zip(arrays, take(batches(), 10), strict=True):
+        np.testing.assert_array_equal(batch["large"], np.repeat(expected["image"][:, 0, 0, :1], 4096, axis=1))
+
+
+def large(example, rng):
+    return draw(example, rng) | {"large": np.full(4096, example["number"], np.int32)}
 
 
 def test_to_device_says_when_devices_do_not_divide_the_batch(sharding):

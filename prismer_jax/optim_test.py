@@ -94,6 +94,19 @@ def test_every_optimizer_descends(name):
     assert float(jnp.sum(params["kernel"] ** 2)) < 0.3 * (1 + 4 + 9)
 
 
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_what_optimizers_keep_is_float32_also_for_gradients_of_bfloat16(name):
+    """Second moments of bfloat16 stop where the gradient's square is below 1/256 of them: Adam's steps are too long."""
+    params = {"layer/kernel": jnp.ones((256, 256)), "layer/bias": jnp.ones(256)}
+    optimizer = optim.make(params, 2, name=name, lr=0.1)
+    gradient = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    state = optimizer.tx.init(params)
+    for _ in range(2):
+        types = {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)}
+        assert types <= {jnp.dtype(jnp.float32)}
+        _, state = optimizer.tx.update(gradient, state, params)
+
+
 def test_unknown_names_options_and_patterns_say_the_nearest():
     for kwargs, message in [
         (dict(name="adam"), "Unknown optimizer 'adam'. Did you mean 'adamw'"),

@@ -51,6 +51,20 @@ def test_samples_follow_the_models_distribution_at_the_temperature(toy):
         np.testing.assert_allclose(found, probs / probs.sum(), atol=4 * np.sqrt(0.25 / count))
 
 
+def test_logits_of_bfloat16_are_sampled_as_evenly_as_those_of_float32(toy):
+    """jax.random.categorical draws noise of their type: 99.9% of such samples would be among the first quarter."""
+
+    class Half(toy):
+        def _logits(self, cache, ends):
+            return super()._logits(cache, ends).astype(jnp.bfloat16)
+
+    model = Half(*toy.random(0, vocab=4096, batch=1, sharpness=0.0))
+    count = 1000
+    tokens, _ = model.run(sample, np.array([[5, 6]]), max_len=3, num_samples=count, rng=jax.random.key(0))
+    quarters = np.bincount(tokens[0, :, 2] // 1024, minlength=4) / count
+    np.testing.assert_allclose(quarters, 0.25, atol=0.06)
+
+
 def test_a_score_is_the_models_own_log_probability_whatever_was_cut_off(toy):
     model = toy.random(2, eos=1.0)
     prompt = np.array([[5, 6], [7, 8], [9, PAD]])

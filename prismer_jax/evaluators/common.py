@@ -427,7 +427,8 @@ def gather(records: list[Any]) -> list[Any]:
     if jax.process_count() == 1:
         return records
     data = np.frombuffer(json.dumps(records).encode(), np.uint8)
-    sizes = np.ravel(multihost_utils.process_allgather(np.array([data.size])))
+    size = np.array([data.size]).view(np.uint8)  # integers of 64 bits would arrive as 32
+    sizes = np.ascontiguousarray(multihost_utils.process_allgather(size)).view(np.int64)[:, 0]
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)

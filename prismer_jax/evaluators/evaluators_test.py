@@ -548,6 +548,17 @@ def test_a_batch_of_which_a_line_is_lost_is_computed_again(tmp_path):
     assert len(calls) == 3
 
 
+def test_ids_of_64_bits_survive_the_way_to_the_other_processes(monkeypatch):
+    """multihost_utils.process_allgather (jax 0.10.2) makes 7 of 2**32 + 7, as JAX does of all its arrays."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        common.multihost_utils, "process_allgather", lambda x: np.stack([np.asarray(jnp.asarray(x))] * 2)
+    )
+    assert common.multihost_utils.process_allgather(np.array([2**32 + 7])).ravel().tolist() == [7, 7]
+    records = [{"id": 2**32 + 7, "question_id": 2**53 + 1}, {"id": "ü"}]
+    assert common.gather(records) == 2 * records
+
+
 # --------------------------------------------------------------------------------------------------------- its samples
 
 

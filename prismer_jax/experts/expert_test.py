@@ -38,6 +38,26 @@ def test_a_batch_is_shared_by_the_mesh_and_padded_to_it():
     assert out["bright"].addressable_shards[0].data.shape == (2, 6, 8)
 
 
+def test_a_batch_on_the_device_is_no_memory_of_the_photos():
+    """On a CPU jax.device_put (0.10.2) shares the memory of an aligned array, and `run` returns before it is read."""
+    expert, mesh = Toy(), sharding.make_mesh(devices=jax.devices()[:1])
+    variables = jax.device_put(expert.random_variables(), sharding.replicated(mesh))
+    prepared = [{"image": aligned((64, 64, 3), np.uint8)}]
+    prepared[0]["image"][:] = 200
+    expected = np.array(expert.run(variables, prepared, mesh)["bright"])
+    out = expert.run(variables, prepared, mesh)
+    prepared[0]["image"][:] = 0
+    np.testing.assert_array_equal(out["bright"], expected)
+
+
+def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Returns zeros at an address that is a multiple of 64."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def test_shapes_and_random_variables_agree_and_depend_on_the_seed():
     expert = Toy(dtype="bfloat16", channels=3)
     assert {name: leaf.shape for name, leaf in expert.shapes.items()} == {

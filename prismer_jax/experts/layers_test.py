@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from prismer_jax.experts import layers
+from prismer_jax.experts.segmentation.pixel_decoder import group_norm
 from prismer_jax.towers.stem import resize
 
 
@@ -34,6 +35,14 @@ def test_group_norm_takes_each_group_over_the_whole_map(dtype):
     y = (y - y.mean((1, 3), keepdims=True)) / y.std((1, 3), keepdims=True)
     tolerance = 1e-3 if dtype == "float32" else 0.1
     np.testing.assert_allclose(np.asarray(out, np.float64), y.reshape(x.shape) * np.arange(12) + 1, atol=tolerance)
+
+
+def test_group_norms_survive_a_mean_that_is_large_beside_the_spread():
+    """As towers/layers_test.py says of LayerNorm."""
+    x = jnp.asarray(8192 + np.random.RandomState(0).standard_normal((1, 16, 16, 64)), jnp.float32)
+    for norm in (layers.GroupNorm(groups=32), group_norm()):
+        y = norm.apply(norm.init(jax.random.key(0), x), x)
+        np.testing.assert_allclose(np.std(y), 1, rtol=0.01)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (12, 30), (40, 7), (20, 24)])

@@ -74,7 +74,7 @@ def check(model: Any, family: types.ModuleType) -> None:
 @typed
 def text_mask(batch: Mapping[str, Any]) -> Bool[Array, "b t t"]:
     """Returns which columns of a batch's text each column sees: see `mask_ar` and `segment` in prismer_jax.batch."""
-    blocks, segment = jnp.cumsum(batch["mask_ar"], axis=1), batch["segment"]
+    blocks, segment = jnp.cumsum(batch["mask_ar"], axis=1, dtype=jnp.int32), batch["segment"]
     seen = blocks[:, None, :] <= blocks[:, :, None]
     return seen & (segment[:, None, :] == segment[:, :, None]) & batch["mask_input"][:, None, :]
 

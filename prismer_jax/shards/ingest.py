@@ -124,6 +124,8 @@ def _jpeg(photo: np.ndarray) -> bytes:
 
 def _readable_by_all(encoded: bytes) -> bool:
     """Whether it decodes to RGB of 8 bits without ado; its EXIF orientation stays with it."""
+    if encoded.startswith(b"\x89PNG") and encoded[24] > 8:  # Pillow takes the high bytes of 16 bits, TFDS the low ones
+        return False
     with Image.open(io.BytesIO(encoded)) as header:
         return header.format in KEPT and header.mode in ("RGB", "L") and not header.has_transparency_data
 

@@ -3,6 +3,7 @@ import io
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from prismer_jax import label_files, labels
@@ -12,6 +13,7 @@ from prismer_jax.shards import ingest
 
 EXPERTS = tuple(labels.EXPERTS)
 PHOTO = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+DEEP = cv2.imencode(".png", PHOTO.astype(np.uint16) * 256 + (255 - PHOTO))[1].tobytes()  # PNG, 16 bits a channel
 
 
 def encoded(photo: np.ndarray | Image.Image, format: str, **options) -> bytes:
@@ -48,10 +50,11 @@ def test_a_photo_that_all_can_read_stays_as_it_was(photo):
         encoded(Image.fromarray(PHOTO).convert("RGBA"), "PNG"),
         encoded(Image.fromarray(PHOTO).convert("P"), "GIF"),
         encoded(PHOTO[..., 0].astype(np.uint16) * 257, "PNG"),
+        DEEP,
         encoded(PHOTO, "TIFF"),
         encoded(PHOTO, "PNG", transparency=(1, 2, 3)),
     ],
-    ids=["cmyk", "palette", "transparent", "gif", "16 bits", "tiff", "colour key"],
+    ids=["cmyk", "palette", "transparent", "gif", "16 bits", "16 bits in colour", "tiff", "colour key"],
 )
 def test_any_other_photo_becomes_a_jpeg_of_the_same_colours(photo):
     made = prepare(photo)["image"]
@@ -77,6 +80,39 @@ def test_a_turned_photo_looks_the_same_in_a_record(format, orientation):
         small = np.asarray(Image.fromarray(expected).resize(pixels.shape[1::-1], Image.Resampling.LANCZOS))
         assert (pixels.shape == expected.shape) == (max_side is None)
         assert np.abs(pixels.astype(int) - small).mean() < 3
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [
+        encoded(Image.fromarray(PHOTO).convert("P"), "PNG"),
+        encoded(Image.fromarray(PHOTO[..., 0]).convert("LA"), "PNG"),
+        encoded(PHOTO[..., 0], "PNG", bits=4),
+        encoded(PHOTO[..., 0], "JPEG"),
+        DEEP,
+    ],
+    ids=["palette", "grey with alpha", "4 bits", "grey", "16 bits in colour"],
+)
+def test_tfds_reads_the_colours_that_the_loader_reads(photo):
+    """Without TensorFlow, TFDS (4.9.10) gives indices of palettes and the low bytes of 16 bits."""
+    stored = prepare(photo)["image"]
+    theirs = tfds.features.Image(shape=(None, None, 3)).decode_example_np(stored)
+    np.testing.assert_array_equal(theirs, read_image(stored, 10**6, "x"))
+    assert np.abs(theirs.astype(int) - read_image(photo, 10**6, "x")).mean() < 5  # JPEG of noise
+
+
+@pytest.mark.parametrize("name", ["seg_coco", "normal"])
+def test_tfds_reads_the_map_that_the_loader_reads_of_a_label_with_a_palette(name):
+    """Its indices are ids, but no normals."""
+    label = Image.new("P", (40, 30))
+    label.putpalette([5, 5, 5, 2, 2, 2])
+    label.putpixel((0, 0), 1)
+    given = encoded(label, "PNG")
+    map = label_files.decode(name, given)
+    assert (map[0, 0, 0], map[1, 1, 0]) == ((1, 0) if name == "seg_coco" else (2, 5))
+    stored = prepare(encoded(PHOTO, "JPEG"), **{f"labels/{name}": given})["labels"][name]
+    feature = tfds.features.Image(shape=(None, None, map.shape[2]))
+    np.testing.assert_array_equal(feature.decode_example_np(stored), map)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

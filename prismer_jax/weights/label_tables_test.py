@@ -99,7 +99,9 @@ def test_a_damaged_npz_is_one_line(tmp_path, content):
     elif isinstance(content, str):
         rows = {f"{name}/features": np.ones((EXPERTS[name].num_classes, 64), "f") for name in label_tables.CLASSES}
         arrays = {**rows, "background": np.ones(64, ml_dtypes.bfloat16)}
-        np.savez(path, **(jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), arrays) if "ba" not in content else arrays))
+        np.savez(
+            path, **(jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), arrays) if "ba" not in content else arrays)
+        )
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"tables\.npz: cannot be read.*tools\.convert label-tables") as raised:

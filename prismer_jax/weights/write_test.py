@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from prismer_jax.errors import UserError
 from prismer_jax.weights import safe, testing, write
@@ -158,6 +159,14 @@ def test_a_folder_that_is_not_there_and_an_error_half_way_leave_nothing(tmp_path
     with pytest.raises(ZeroDivisionError):
         WRITERS[format](tmp_path / "weights", {"x": np.ones(3)})
     assert not os.listdir(tmp_path)
+
+
+def test_safetensors_reads_transposed_and_strided_arrays_as_they_are(tmp_path):
+    """Its own save_file (safetensors 0.8.0) writes their memory in the order in which it lies."""
+    state = {key: arrays()[key] for key in ("transposed", "sliced", "wide")}
+    write.safetensors_file(tmp_path / "weights", state)
+    for key, array in safetensors.numpy.load_file(tmp_path / "weights").items():
+        np.testing.assert_array_equal(array, state[key], strict=True)
 
 
 def test_pytorch_and_safetensors_read_what_is_written(tmp_path):

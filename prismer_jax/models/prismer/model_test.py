@@ -11,6 +11,7 @@ from prismer_jax.batch import prompts
 from prismer_jax.errors import UserError
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, blank
 from prismer_jax.models.prismer import FREEZE, build
+from prismer_jax.models.vlm import text_mask
 
 SMALL = dict(image_size=32, width=32, layers=2, heads=2, latents=4, resampler_layers=1, resampler_heads=2)
 SMALL["decoder"] = dict(width=32, layers=2, heads=2, mlp_dim=64, vocab_size=50, max_positions=20)
@@ -111,6 +112,13 @@ def test_texts_packed_into_one_sequence_do_not_see_each_other():
         alone = apply(model, "read", variables, encoded, texts([text]))[0]
         np.testing.assert_allclose(together[start : start + len(text)], alone, atol=1e-5)
         start += len(text)
+
+
+def test_a_text_of_more_columns_than_int8_counts_is_seen_causally():
+    """jnp.cumsum (jax 0.10.2) keeps the type of small integers: after 127 comes -128."""
+    ones = jnp.ones((1, 300), jnp.int8)
+    mask = text_mask({"mask_ar": ones, "mask_input": ones == 1, "segment": 0 * ones})
+    np.testing.assert_array_equal(mask[0], np.tri(300, dtype=bool))
 
 
 def test_padding_on_the_left_changes_nothing():
