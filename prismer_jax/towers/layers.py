@@ -179,20 +179,9 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         width = x.shape[-1]
         first, second = torch_uniform(width), torch_uniform(self.hidden)
-        x = Dense(
-            self.hidden,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init or first,
-            bias_init=self.bias_init or first,
-            name="up",
-        )(x)
-        return Dense(
-            width,
-            dtype=self.dtype,
-            kernel_init=self.out_init or self.kernel_init or second,
-            bias_init=self.bias_init or second,
-            name="down",
-        )(self.activation(x))
+        x = Dense(self.hidden, self.dtype, self.kernel_init or first, self.bias_init or first, name="up")(x)
+        out_init = self.out_init or self.kernel_init or second
+        return Dense(width, self.dtype, out_init, self.bias_init or second, name="down")(self.activation(x))
 
 
 def stack(layer: type[nn.Module], length: int, remat: str, broadcast: int, cached: int = 0) -> Callable[..., nn.Module]:
