@@ -25,7 +25,7 @@ def load_source(section: config.Section, where: str) -> Any:
 
 
 def load_mixture(section: config.Section, tokenizer: Any) -> list[dict[str, Any]]:
-    """Returns what `input.train_batches` mixes, from {any name: {name, pp, weight, ...}}.
+    """Returns what `input.train_batches` mixes, and its `name`, from {any name: {name, pp, weight, ...}}.
 
     `size` is the number of the set's texts, as the reference counts its examples: of each photo with five captions,
     five. Weights are proportions of a batch; sets whose weights are 'size' are mixed as if they were one.
@@ -35,7 +35,8 @@ def load_mixture(section: config.Section, tokenizer: Any) -> list[dict[str, Any]
         source, weight = load_source(part, f"config.data.{name}"), part.get("weight", 1.0)
         size = getattr(source, "texts", len(source))
         chain = pp.build(part.pp, tokenizer=tokenizer)
-        mixture.append({"source": source, "pp": chain, "weight": size if weight == "size" else weight, "size": size})
+        weight = size if weight == "size" else weight
+        mixture.append({"name": name, "source": source, "pp": chain, "weight": weight, "size": size})
     return mixture
 
 

@@ -19,8 +19,9 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
@@ -162,9 +163,11 @@ def _override(config: Any, override: str) -> None:
 
 
 def _convert(text: str, like: Any, what: str) -> Any:
-    """Returns the text as a value of the same type as `like`."""
+    """Returns the text as a value of the same type as `like`, or None for 'None'; 'None' in quotes is that text."""
+    if text == "None":
+        return None
     if isinstance(like, str):
-        return text
+        return "None" if text in ("'None'", '"None"') else text
     if isinstance(like, bool):
         if text.lower() in ("true", "1", "yes", "on"):
             return True
@@ -176,11 +179,9 @@ def _convert(text: str, like: Any, what: str) -> Any:
     except (ValueError, SyntaxError):
         value = text
     if like is None:
-        return {"true": True, "false": False}.get(text, value)
+        return {"true": True, "false": False}.get(text.lower(), value)
     if isinstance(like, int) and isinstance(value, float) and value.is_integer():
         value = int(value)  # 1e6 examples
-    if value is None and text == "None":
-        return None
     if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(like, list | tuple):
@@ -301,6 +302,13 @@ def call(
     Raises:
       UserError: a key that fn does not take (with the nearest that it does), or a required one that is missing.
     """
+    return fn(**arguments(fn, section, where, skip=skip, extra=extra), **extra)
+
+
+def arguments(
+    fn: Callable[..., Any], section: Mapping[str, Any], where: str, *, skip: Sequence[str] = (), extra: Iterable[str]
+) -> dict[str, Any]:
+    """Returns the arguments of `call`, checked, for a function that is called later; `extra` names the program's."""
     given = {key: section[key] for key in section if key not in skip}
     parameters = inspect.signature(fn).parameters
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and n not in extra]
@@ -311,7 +319,7 @@ def call(
     missing = [n for n in names if n not in given and parameters[n].default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing.")
-    return fn(**{key: plain(value) for key, value in given.items()}, **extra)
+    return {key: plain(value) for key, value in given.items()}
 
 
 UNITS = ("steps", "epochs", "examples", "percent")
@@ -388,7 +396,12 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
       UserError: the workdir holds the results of another config.
     """
     workdir = storage.on_disk(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):  # found now, and not when the first checkpoint is due
+            pass
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written ({error.strerror}). Choose another --workdir.") from None
     file = workdir / "config.json"
     new = dict(_leaves(json.loads(to_json(config))))
     if file.exists() and any((workdir / "checkpoints").glob("*")):

@@ -264,3 +264,19 @@ def test_provenance_never_fails(monkeypatch):
 def test_import_is_light():
     code = "import sys, prismer_jax.config; assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_none_means_none_for_every_key_and_quoted_it_is_a_text(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict(dict(init='runs/x', rate=1.0, on=True, steps=3, nothing=None, names=('a',)))\n"
+    )
+    keys = ("init", "rate", "on", "steps", "nothing", "names")
+    cfg = config.load(str(tmp_path / "c.py"), [f"{key}=None" for key in keys])
+    assert [cfg[key] for key in keys] == [None] * 6
+    assert config.load(str(tmp_path / "c.py"), ["init='None'"]).init == "None"
+    values = [
+        config.load(str(tmp_path / "c.py"), [f"nothing={text}"]).nothing for text in ("True", "false", "1e-3", "x")
+    ]
+    assert values == [True, False, 1e-3, "x"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import signal
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -71,6 +73,39 @@ def memory(state: Any, trainable: Iterable[Any], batch: Any, compiled: Any) -> l
         f"a step takes {peak / 2**30:.2f} GiB of each of {jax.device_count()} devices ({device.device_kind}), "
         f"{used.temp_size_in_bytes / 2**30:.2f} GiB of it for activations and gradients",
     ]
+
+
+class Interrupts:
+    """Notes the first SIGINT or SIGTERM while a loop runs, which looks at `asked` after each step; a second one raises.
+
+    An exception that is raised wherever Python happens to be can be swallowed there, by a destructor or a callback of a
+    library, and the signal would be lost. Outside of the main thread, where Python takes no signals, it does nothing.
+
+    Attributes:
+      asked: whether a signal came.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C or a notebook's "interrupt", and a preemption
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _note(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        # Not `print`: what the signal interrupted may be writing, too.
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
 
 
 def log_warnings() -> None:

@@ -11,8 +11,8 @@ import contextlib
 import functools
 import itertools
 import math
+import os
 import pathlib
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,33 +38,51 @@ from prismer_jax import (
     sharding,
 )
 from prismer_jax.batch import Batch
+from prismer_jax.datasets import data_seen
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.report import results
 
-STARTED = time.monotonic()
 NO_VARIABLES = ("opt", "step")  # of the state; all else are the model's
 PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
 # Keys that may differ between two starts in one workdir: what is watched and kept, not what is learnt.
 MAY_CHANGE = ("(log|evaluate|save)_.*", r"(mesh|evals|checkpoint|report|wandb|profile)\b.*", "num_workers")
 
 
-def train(cfg: config.Section, workdir: pathlib.Path, estimate: bool = False) -> dict[str, float]:
+def train(
+    cfg: config.Section | Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+    estimate: bool = False,
+    allow_changed_data: bool = False,
+) -> dict[str, float]:
     """Trains as the config says, in `workdir`; returns the last value of every evaluation metric.
 
-    With `estimate` it compiles the training step and says how much memory that takes, but trains nothing.
+    Args:
+      cfg: what `config.load` returns, a ConfigDict or a dict.
+      workdir: a folder for checkpoints, metrics and the report; made if need be.
+      estimate: only compile the training step and say how much memory that takes.
+      allow_changed_data: go on with a run although its data are no longer those that it began with.
 
     Raises:
       UserError: the config, the data or the workdir cannot be used, or the loss is no longer finite.
+      KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and saved first.
     """
+    started, cfg = time.monotonic(), config.strict(cfg)
     runtime.use_compilation_cache()
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     with jax.set_mesh(mesh):
-        return train_on(mesh, cfg, workdir, estimate)
+        return train_on(mesh, cfg, pathlib.Path(workdir), estimate, allow_changed_data, started)
 
 
-def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path, estimate: bool) -> dict[str, float]:
+def train_on(
+    mesh: jax.sharding.Mesh,
+    cfg: config.Section,
+    workdir: pathlib.Path,
+    estimate: bool,
+    allow_changed_data: bool,
+    started: float,
+) -> dict[str, float]:
     """`train` on a mesh, which is set: from the config to all that `loop` needs, top to bottom."""
     # -------------------------------------------------------------------------------------------------------- workdir
     batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
@@ -74,6 +92,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     # ------------------------------------------------------------------------------------------------------------ data
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     mixture = assembly.load_mixture(cfg.data, tokenizer)
+    data_seen.check(workdir, {part["name"]: part["source"] for part in mixture}, allow_changed_data)
     durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=sum(part["size"] for part in mixture))
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
     every = {
@@ -113,7 +132,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     )
     first_step = checkpoints.latest_step() or 0
     load_initial = assembly.make_initial(cfg)
-    watch = Watch(cfg, workdir, evals, optimizer.schedules, checkpoints, total_steps, every["log"])
+    watch = Watch(cfg, workdir, evals, optimizer.schedules, checkpoints, total_steps, every["log"], started)
 
     # ------------------------------------------------------------------------------------------------ batches and step
     host_batches = input.train_batches(
@@ -126,7 +145,10 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         process_count=jax.process_count(),
         max_bad_fraction=cfg.get("max_bad_fraction", 0.01),
     )
-    report_options, profile = config.plain(cfg.get("report", {})), config.plain(cfg.get("profile", {}))
+    # What is called in the end, or in each step, is checked now.
+    of_report, of_profile = ("folder", "evaluators", "scores", "cfg"), ("step", "folder")
+    report_options = config.arguments(results.write, cfg.get("report", {}), "config.report", extra=of_report)
+    profile = config.arguments(runtime.profile_step, cfg.get("profile", {}), "config.profile", extra=of_profile)
     config.assert_read(cfg)
     update = make_update(model, loss_fn, optimizer.tx, frozen, accumulate, cfg.seed)
     update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
@@ -180,15 +202,18 @@ def loop(
       every: steps between two of 'log', 'evaluate' and 'save'.
       profile_step: (step of this start, folder), see `runtime.profile_step`.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # a preemption ends like Ctrl-C, with all files closed
-        signal.signal(number, interrupt)
     total_steps = watch.total_steps
-    with watch, checkpoints:
+    with runtime.Interrupts() as interrupts, watch, checkpoints:
         for step, batch in zip(range(watch.first_step + 1, total_steps + 1), batches, strict=False):
             profile_step(step - watch.first_step, watch.workdir / "profile")
             with jax.transfer_guard("disallow"):
                 state, measured = update(state, batch)
             watch.note(step, measured)
+            if interrupts.asked:
+                watch.settle()
+                if jax.process_count() == 1:  # of several processes, all would have to save
+                    checkpoints.save(step, state)
+                raise KeyboardInterrupt
             evaluates = step % every["evaluate"] == 0 and step < total_steps
             if evaluates:
                 watch.evaluate(step, state)
@@ -216,12 +241,13 @@ class Watch:
         checkpoints: checkpoint.Checkpointer,
         total_steps: int,
         log_steps: int,
+        started: float,
     ) -> None:
         main_process, self._checkpoints = jax.process_index() == 0, checkpoints
         self.workdir, self.total_steps = workdir, total_steps
         self.first_step = first_step = checkpoints.latest_step() or 0
         self.scores: dict[str, float] = {}
-        self._evals, self._schedules = evals, schedules
+        self._evals, self._schedules, self._started = evals, schedules, started
         self._batch_size, self._log_steps = cfg.batch_size, log_steps
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
         self._progress = metrics.Progress(total_steps, first_step, enabled=main_process)
@@ -247,7 +273,7 @@ class Watch:
         self._pending.append((step, measured))
         if step == self.first_step + 1:
             self.settle()
-            self._progress.say(f"first step after {time.monotonic() - STARTED:.1f} s")
+            self._progress.say(f"first step after {time.monotonic() - self._started:.1f} s")
         elif step % self._log_steps == 0:
             self.settle()
 
@@ -279,11 +305,6 @@ class Watch:
             variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
             self.scores.update(evaluators.run(self._evals, variables))
         self._writer.write(step, self.scores)
-
-
-def interrupt(*_: Any) -> None:
-    """Ends the run. Python's own handler would let asyncio, with which Orbax saves, take Ctrl-C for itself."""
-    raise KeyboardInterrupt
 
 
 def make_update(
@@ -349,6 +370,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:arg; --config.key=value overrides a key")
     parser.add_argument("--workdir", type=storage.on_disk, help="checkpoints, metrics and report go here")
     parser.add_argument("--estimate", action="store_true", help="only say how much memory a step takes")
+    parser.add_argument("--allow-changed-data", action="store_true", help="go on although the data changed since")
     args, overrides = parser.parse(argv)
     runtime.log_warnings()
     if args.estimate:
@@ -357,7 +379,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.workdir is None:
         raise UserError("The following arguments are required: --workdir. Try --help.")
-    results.show(train(config.load(args.config, overrides), args.workdir))
+    cfg = config.load(args.config, overrides)
+    results.show(train(cfg, args.workdir, allow_changed_data=args.allow_changed_data))
     print(f"Report: {args.workdir / 'report.html'}   model: {args.workdir / 'export'}")
 
 

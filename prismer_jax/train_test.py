@@ -1,5 +1,6 @@
 """The loop end to end on the quickstart's smoke config: learning, resuming, stopping; slow: kill -9, whole runs."""
 
+import asyncio
 import json
 import math
 import os
@@ -9,13 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from ml_collections import ConfigDict
 
 from prismer_jax import config, metrics
 from prismer_jax.errors import UserError
 from prismer_jax.testing import ROOT
-from prismer_jax.train import train
+from prismer_jax.train import Watch, train
 
 SMALL = ("total_steps=6",)
 
@@ -76,6 +79,46 @@ def test_resumed_run_has_bitwise_the_losses_of_an_uninterrupted_one(finished, tm
     assert losses(tmp_path) == losses(finished[0])
 
 
+def test_an_interrupt_saves_the_step_and_gives_the_handlers_back(tmp_path):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupted(self, step, measured, note=Watch.note):
+        note(self, step, measured)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "note", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(load(), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["2"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_dict_a_text_for_the_workdir_a_thread_and_a_running_event_loop_do(tmp_path):
+    """As in a notebook, whose kernel runs an event loop; a web application would train in a thread."""
+    cfg = ConfigDict(config.plain(load("total_steps=1")))
+
+    async def cell():
+        return train(cfg, str(tmp_path / "run"))
+
+    with ThreadPoolExecutor(1) as pool:
+        scores = pool.submit(asyncio.run, cell()).result()
+    assert math.isfinite(scores["vqa/accuracy"])
+    assert (tmp_path / "run" / "export" / "config.json").exists()
+
+
+def test_settings_of_the_end_are_checked_before_the_first_step(tmp_path):
+    for section in ("report", "profile"):
+        cfg = config.plain(load()) | {section: {"samplse": 3}}
+        with pytest.raises(UserError, match=f"config.{section}: unknown key 'samplse'"):
+            train(cfg, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot be written"):
+        train(load(), tmp_path / "file")
+    assert not losses(tmp_path)
+
+
 def test_accumulated_and_frozen_training_runs(tmp_path):
     overrides = ("accumulate=2", "freeze=freeze_lang_vision", "total_steps=1", "mesh.data=4", "mesh.fsdp=2")
     results = train(load(*overrides, arg="smoke,experts=depth+obj_detection"), tmp_path)
@@ -109,8 +152,8 @@ def test_a_workdir_belongs_to_one_config(finished):
         train(load("optim.lr=0.5"), finished[0])
 
 
-def start(workdir: pathlib.Path) -> subprocess.Popen:
-    overrides = [f"--config.{o}" for o in (*SMALL, "log_steps=1", "save_steps=2")]
+def start(workdir: pathlib.Path, *more: str) -> subprocess.Popen:
+    overrides = [f"--config.{o}" for o in (*SMALL, "log_steps=1", "save_steps=2", *more)]
     command = [sys.executable, "-m", "prismer_jax.train", "--config", "configs/quickstart.py:smoke"]
     return subprocess.Popen(
         [*command, "--workdir", str(workdir), *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -139,8 +182,9 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_in_one_line_and_status_2(tmp_path):
-    process = start(tmp_path)
+@pytest.mark.parametrize("attempt", range(3))
+def test_ctrl_c_ends_in_one_line_and_status_2(tmp_path, attempt):
+    process = start(tmp_path, f"num_workers={attempt}")
     wait_for(lambda: len(losses(tmp_path)) > 1, process)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 2

@@ -1,0 +1,60 @@
+"""Whether the data of a run are still those that it began with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from prismer_jax.errors import UserError
+from prismer_jax.files import storage
+
+FILE = "data.json"
+_SAMPLES = 200  # examples that are looked at where a source has no fingerprint of its own
+_TEXTS = ("id", "name", "captions", "question", "answers", "class_name")
+
+
+def fingerprint(source: Any) -> str:
+    """Returns a digest of what a source's examples are.
+
+    A source may know one: its `fingerprint`, of all names and texts. Otherwise it is that of the ids and texts of
+    evenly spaced examples, however many there are; a change that falls between them goes unseen.
+    """
+    if (own := getattr(source, "fingerprint", None)) is not None:
+        return own
+    digest, count = hashlib.sha256(), len(source)
+    for number in range(min(count, _SAMPLES)):
+        example = source[number * count // min(count, _SAMPLES)]
+        texts = {key: example[key] for key in _TEXTS if key in example}
+        digest.update(json.dumps(texts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def check(workdir: pathlib.Path, sources: Mapping[str, Any], allow: bool = False) -> None:
+    """Writes WORKDIR/data.json, {set: number of examples and fingerprint}; a run that goes on must find it unchanged.
+
+    Args:
+      workdir: of the run; without checkpoints it belongs to nobody, and takes any data.
+      sources: {name in the config: source}.
+      allow: take other data than the run began with.
+
+    Raises:
+      UserError: the data of a run that has checkpoints changed, and this is not allowed.
+    """
+    path = workdir / FILE
+    seen = {name: {"examples": len(s), "fingerprint": fingerprint(s)} for name, s in sources.items()}
+    if path.exists() and not allow and any((workdir / "checkpoints").glob("*")):
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is damaged. Delete it to go on with the data that are there now.") from None
+        for name in seen:
+            if (old := before.get(name)) is not None and old != seen[name]:
+                counts = f"{old.get('examples')} examples then, {seen[name]['examples']} now"
+                raise UserError(
+                    f"{workdir}: the data of config.data.{name} changed since this run began ({counts}). Restore them, "
+                    "begin in another --workdir, or go on with other losses: --allow-changed-data."
+                )
+    storage.write_json(path, seen)

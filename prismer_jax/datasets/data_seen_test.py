@@ -1,0 +1,61 @@
+"""A run that goes on with other data than it began with says so."""
+
+import pytest
+
+from prismer_jax.datasets import data_seen
+from prismer_jax.errors import UserError
+
+
+def examples(count, **changes):
+    return [{"id": str(i), "captions": [f"caption {i}"], "image": object(), **changes} for i in range(count)]
+
+
+def began(workdir, **sources):
+    (workdir / "checkpoints" / "2").mkdir(parents=True)
+    data_seen.check(workdir, sources)
+
+
+def test_the_same_data_go_on(tmp_path):
+    began(tmp_path, web=examples(5), own=examples(2))
+    data_seen.check(tmp_path, {"web": examples(5), "own": examples(2)})
+
+
+@pytest.mark.parametrize("other", [examples(4), examples(5, captions=["another"]), examples(5, id="x")])
+def test_other_data_are_refused_unless_they_are_allowed(tmp_path, other):
+    began(tmp_path, web=examples(5))
+    with pytest.raises(UserError, match=r"config.data.web changed .*5 examples then.*--allow-changed-data"):
+        data_seen.check(tmp_path, {"web": other})
+    data_seen.check(tmp_path, {"web": other}, allow=True)
+    data_seen.check(tmp_path, {"web": other})
+
+
+def test_a_run_without_a_checkpoint_takes_any_data(tmp_path):
+    data_seen.check(tmp_path, {"web": examples(5)})
+    data_seen.check(tmp_path, {"web": examples(4)})
+
+
+def test_only_some_examples_of_many_are_looked_at(tmp_path):
+    class Source:
+        looked = 0
+
+        def __len__(self):
+            return 10**8
+
+        def __getitem__(self, index):
+            Source.looked += 1
+            return {"id": str(index)}
+
+    assert data_seen.fingerprint(Source()) == data_seen.fingerprint(Source())
+    assert Source.looked <= 400
+
+
+def test_a_sources_own_fingerprint_counts(tmp_path):
+    source = type("Source", (list,), {"fingerprint": "abc"})(examples(3))
+    assert data_seen.fingerprint(source) == "abc"
+
+
+def test_a_damaged_file_says_so(tmp_path):
+    began(tmp_path, web=examples(5))
+    (tmp_path / data_seen.FILE).write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        data_seen.check(tmp_path, {"web": examples(5)})
