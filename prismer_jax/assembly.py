@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, sharding
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import UserError, choose, nearest
 
 DATA_KEYS = ("name", "pp", "weight")  # of a data section; the rest goes to the data set
 
@@ -76,6 +76,22 @@ def make_evaluators(
         )
         made[name].check_source(where)  # now, and not after hours of training
     return made
+
+
+def check_metric(name: str | None, evals: Mapping[str, evaluators.Evaluator]) -> None:
+    """Checks that a metric will be there to choose the best checkpoint by, such as 'caption/cider'.
+
+    Raises:
+      UserError: no evaluator yields it; the message says the nearest that one does.
+    """
+    if name is None:
+        return
+    evaluator, _, metric = name.partition("/")
+    score = metric.partition("/")[0].removesuffix("_blank").removesuffix("_most_frequent")  # kinds follow a slash
+    names = [f"{key}/{one}" for key, part in evals.items() for one in part.score_names]
+    unknown = evaluator in evals and not evals[evaluator].score_names
+    if not unknown and f"{evaluator}/{score}" not in names:
+        raise UserError(f"No metric {name!r} to choose the best checkpoint by. {nearest(name, names)}")
 
 
 def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def train(
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     with jax.set_mesh(mesh):
-        return train_on(mesh, cfg, pathlib.Path(workdir), estimate, allow_changed_data, started)
+        return train_on(mesh, cfg, storage.on_disk(workdir), estimate, allow_changed_data, started)
 
 
 def train_on(
@@ -103,6 +103,7 @@ def train_on(
     model = assembly.make_model(cfg, tokenizer)
     loss_fn = assembly.make_loss(cfg.loss)
     evals = assembly.make_evaluators(cfg.evals, model, tokenizer, mesh, quiet=True)
+    assembly.check_metric(cfg.get("checkpoint", {}).get("best_metric"), evals)
     frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")))
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     optimizer = config.call(

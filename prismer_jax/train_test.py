@@ -140,6 +140,8 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
         (["model.name=prismr"], "Did you mean 'prismer'"),
         (["model.variant=tiny"], "raise it"),
         (["freeze=freeze_visoin"], "Did you mean 'freeze_vision'"),
+        (["checkpoint.best_metric=vqa/acuracy"], "Did you mean 'vqa/accuracy'"),
+        (["checkpoint.best_metric=captoin/cider_blank"], "Did you mean 'caption/cider'"),
     ],
 )
 def test_bad_configs_say_what_is_wrong(overrides, message, tmp_path):

@@ -10,7 +10,7 @@ from prismer_jax.errors import choose
 from prismer_jax.evaluators.common import Record, TextEvaluator
 from prismer_jax.pp.text import caption_said
 from prismer_jax.scores import jars
-from prismer_jax.scores.caption import score_captions
+from prismer_jax.scores.caption import SCORES, score_captions
 
 
 class CaptionEvaluator(TextEvaluator):
@@ -40,6 +40,7 @@ class CaptionEvaluator(TextEvaluator):
     def __init__(self, *, method: str = "beam", metrics: Sequence[str] = (), **options: Any) -> None:
         super().__init__(**options)
         self.method, self.more = method, tuple(metrics)
+        self.score_names = (*SCORES, *self.more)
         jars.check(self.more)  # now, and not after all captions are made
         self.check_settings(choose("decoding method", method, decode.METHODS), decode.generate)
         if not self.settings.keys() & {"max_len", "max_new"}:

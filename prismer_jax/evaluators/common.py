@@ -64,6 +64,7 @@ class Evaluator:
     """
 
     main_score = ""
+    score_names: tuple[str, ...] = ()  # that `metrics` yields, each with its rivals and kinds; () where nobody knows
     higher_is_better = True
     text_key = "text"  # what samples are scored by
 

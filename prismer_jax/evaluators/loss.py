@@ -25,6 +25,7 @@ class LossEvaluator(Evaluator):
     """
 
     main_score, higher_is_better = "loss", False
+    score_names = ("loss",)
 
     def __init__(
         self, *, loss: str = "cross_entropy", loss_options: dict[str, Any] | None = None, **common: Any

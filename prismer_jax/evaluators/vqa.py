@@ -40,6 +40,7 @@ class VQAEvaluator(TextEvaluator):
 
     id_key, text_key = "question_id", "answer"
     main_score = "accuracy"
+    score_names = ("accuracy",)
     choice: Literal["answer", "class"] = "answer"
 
     def __init__(

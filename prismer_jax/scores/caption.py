@@ -17,6 +17,7 @@ from prismer_jax.scores.jars import jar_score
 
 Tokens = Sequence[str]
 ORDERS = 4  # n-grams of one to four words
+SCORES = (*(f"bleu{n}" for n in range(1, ORDERS + 1)), "rouge_l", "cider")
 
 # pycocoevalcap adds these to numerators and denominators; they are visible where nothing matches at all.
 TINY, SMALL = 1e-15, 1e-9
