@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
-from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, sharding
+from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, runtime, sharding
 from prismer_jax.errors import UserError, choose, nearest
+from prismer_jax.report import results
 
 DATA_KEYS = ("name", "pp", "weight")  # of a data section; the rest goes to the data set
 
@@ -92,6 +93,19 @@ def check_metric(name: str | None, evals: Mapping[str, evaluators.Evaluator]) ->
     unknown = evaluator in evals and not evals[evaluator].score_names
     if not unknown and f"{evaluator}/{score}" not in names:
         raise UserError(f"No metric {name!r} to choose the best checkpoint by. {nearest(name, names)}")
+
+
+def settings_of_later(cfg: config.Section) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the settings of the report and of the profile, checked although they are not needed before the end.
+
+    Raises:
+      UserError: there is no such setting.
+    """
+    report = config.arguments(
+        results.write, cfg.get("report", {}), "config.report", extra=("folder", "evaluators", "scores", "cfg")
+    )
+    profile = config.arguments(runtime.profile_step, cfg.get("profile", {}), "config.profile", extra=("step", "folder"))
+    return report, profile
 
 
 def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,17 +72,18 @@ def train(
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     with jax.set_mesh(mesh):
-        return train_on(mesh, cfg, storage.on_disk(workdir), estimate, allow_changed_data, started)
+        return train_on(mesh, cfg, storage.on_disk(workdir), Start(estimate, allow_changed_data, started))
 
 
-def train_on(
-    mesh: jax.sharding.Mesh,
-    cfg: config.Section,
-    workdir: pathlib.Path,
-    estimate: bool,
-    allow_changed_data: bool,
-    started: float,
-) -> dict[str, float]:
+class Start(NamedTuple):
+    """How a run was asked for: see `train`; and when, by time.monotonic()."""
+
+    estimate: bool
+    allow_changed_data: bool
+    time: float
+
+
+def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path, start: Start) -> dict[str, float]:
     """`train` on a mesh, which is set: from the config to all that `loop` needs, top to bottom."""
     # -------------------------------------------------------------------------------------------------------- workdir
     batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
@@ -92,7 +93,7 @@ def train_on(
     # ------------------------------------------------------------------------------------------------------------ data
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     mixture = assembly.load_mixture(cfg.data, tokenizer)
-    data_seen.check(workdir, {part["name"]: part["source"] for part in mixture}, allow_changed_data)
+    data_seen.check(workdir, {part["name"]: part["source"] for part in mixture}, start.allow_changed_data)
     durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=sum(part["size"] for part in mixture))
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
     every = {
@@ -133,7 +134,7 @@ def train_on(
     )
     first_step = checkpoints.latest_step() or 0
     load_initial = assembly.make_initial(cfg)
-    watch = Watch(cfg, workdir, evals, optimizer.schedules, checkpoints, total_steps, every["log"], started)
+    watch = Watch(cfg, workdir, evals, optimizer.schedules, checkpoints, total_steps, every["log"], start.time)
 
     # ------------------------------------------------------------------------------------------------ batches and step
     host_batches = input.train_batches(
@@ -146,10 +147,7 @@ def train_on(
         process_count=jax.process_count(),
         max_bad_fraction=cfg.get("max_bad_fraction", 0.01),
     )
-    # What is called in the end, or in each step, is checked now.
-    of_report, of_profile = ("folder", "evaluators", "scores", "cfg"), ("step", "folder")
-    report_options = config.arguments(results.write, cfg.get("report", {}), "config.report", extra=of_report)
-    profile = config.arguments(runtime.profile_step, cfg.get("profile", {}), "config.profile", extra=of_profile)
+    report_options, profile = assembly.settings_of_later(cfg)
     config.assert_read(cfg)
     update = make_update(model, loss_fn, optimizer.tx, frozen, accumulate, cfg.seed)
     update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
@@ -160,7 +158,7 @@ def train_on(
         with jax.set_mesh(mesh):  # every thread has its own
             return update.lower(like, *first_batches).compile() if first_batches else update
 
-    if estimate:
+    if start.estimate:
         with contextlib.closing(batches):
             lines = runtime.memory(like, optim.split(like["params"], frozen)[0], first_batches, compile_update())
         print(*lines, sep="\n")

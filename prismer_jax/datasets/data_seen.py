@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 
 FILE = "data.json"
@@ -26,7 +26,10 @@ def fingerprint(source: Any) -> str:
         return own
     digest, count = hashlib.sha256(), len(source)
     for number in range(min(count, _SAMPLES)):
-        example = source[number * count // min(count, _SAMPLES)]
+        try:
+            example = source[number * count // min(count, _SAMPLES)]
+        except BadSample:  # a few may be, which the loader counts
+            example = {"id": None}
         texts = {key: example[key] for key in _TEXTS if key in example}
         digest.update(json.dumps(texts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]

@@ -3,7 +3,7 @@
 import pytest
 
 from prismer_jax.datasets import data_seen
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 
 
 def examples(count, **changes):
@@ -52,6 +52,16 @@ def test_only_some_examples_of_many_are_looked_at(tmp_path):
 def test_a_sources_own_fingerprint_counts(tmp_path):
     source = type("Source", (list,), {"fingerprint": "abc"})(examples(3))
     assert data_seen.fingerprint(source) == "abc"
+
+
+def test_a_bad_sample_is_left_to_the_loader():
+    class Source(list):
+        def __getitem__(self, index):
+            if index == 1:
+                raise BadSample("1.json: not JSON")
+            return super().__getitem__(index)
+
+    assert data_seen.fingerprint(Source(examples(3))) != data_seen.fingerprint(examples(3))
 
 
 def test_a_damaged_file_says_so(tmp_path):
