@@ -1,8 +1,12 @@
 """A run that goes on with other data than it began with says so."""
 
+import io
+import json
+import tarfile
+
 import pytest
 
-from prismer_jax.datasets import data_seen
+from prismer_jax.datasets import data_seen, lists, tars
 from prismer_jax.errors import BadSample, UserError
 
 
@@ -69,3 +73,33 @@ def test_a_damaged_file_says_so(tmp_path):
     (tmp_path / data_seen.FILE).write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         data_seen.check(tmp_path, {"web": examples(5)})
+
+
+def test_one_changed_caption_of_a_list_is_seen_and_another_place_of_it_is_not(tmp_path):
+    rows = [{"image": f"{i}.jpg", "caption": f"caption {i}"} for i in range(1000)]
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder / "images").mkdir(parents=True)
+        for row in rows:
+            (tmp_path / folder / "images" / row["image"]).touch()
+        if folder == "c":
+            rows[501]["caption"] = "another"
+        (tmp_path / folder / "list.json").write_text(json.dumps(rows))
+    first, moved, changed = (data_seen.fingerprint(lists.load(tmp_path / name / "list.json")) for name in "abc")
+    assert first == moved
+    assert first != changed
+
+
+def test_tars_and_records_are_told_by_what_they_hold(tmp_path):
+    def tar(name, texts):
+        with tarfile.open(tmp_path / name, "w") as file:
+            for key, text in texts.items():
+                for end, data in ((".jpg", b"x"), (".txt", text.encode())):
+                    member = tarfile.TarInfo(f"{key}{end}")
+                    member.size = len(data)
+                    file.addfile(member, io.BytesIO(data))
+        return data_seen.fingerprint(tars.load(str(tmp_path / name)))
+
+    first = tar("0.tar", {"a": "one", "b": "two"})
+    assert tar("1.tar", {"a": "one", "b": "two"}) == first
+    assert tar("2.tar", {"a": "one", "c": "two"}) != first
+    assert tar("3.tar", {"a": "one", "b": "longer"}) != first

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import itertools
 import logging
 import os
@@ -113,6 +114,8 @@ def load(
         photos = photos if task == "question" else photos[:limit]
     experts = select(experts)
     opened = Source(photos, task, None if labels is None else os.fspath(labels), experts, dropped, limit)
+    if path is not None:
+        opened.fingerprint = _digest([*paths, *_several(annotations)])
     for line in dropped.lines():  # now that folders have been searched, too
         logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
     if not len(opened):
@@ -125,6 +128,7 @@ class Source:
 
     Attributes:
       dropped: what was left out when it was opened; further samples turn out to be bad when they are read.
+      fingerprint: of the lists, or of the tars' contents; None of folders (see data_seen.py).
     """
 
     def __init__(
@@ -145,6 +149,7 @@ class Source:
         dropped: the report.
         limit: of the task 'question': so many, the first ones.
         """
+        self.fingerprint: str | None = getattr(photos, "fingerprint", None)
         self._items: np.ndarray | None = None
         self._texts: int | None = None
         if task == "caption" and isinstance(photos, list):
@@ -408,6 +413,15 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Returns a digest of the bytes of files."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with open(os.path.expanduser(path), "rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 def _several(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import itertools
 import logging
 import os
@@ -124,6 +125,15 @@ class Samples(Sequence[dict[str, Any]]):
                 break
         self._ends = np.cumsum([len(index.names) for index in self._indices])
         self._length = count if limit is None else min(count, limit)
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns a digest of the names of all photos and of where they and their side files lie."""
+        digest = hashlib.sha256()
+        for index in self._indices:
+            for array in (index.names, index.places):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return self._length

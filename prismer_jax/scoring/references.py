@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ from prismer_jax.datasets import formats
 from prismer_jax.errors import UserError
 from prismer_jax.scoring.predictions import Prediction, Task
 
+logger = logging.getLogger(__name__)
 TYPES = ("question_type", "answer_type")
 
 
@@ -78,9 +80,13 @@ class References:
         self._by_id: dict[str, Reference] = {}
         self._by_photo: dict[tuple[str, str | None], Reference] = {}
         self._names: dict[str, set[str]] = defaultdict(set)  # file name -> the paths that end with it
+        left_out = formats.LeftOut()
         for path, answers in zip(paths, annotations or [None] * len(paths), strict=True):
-            for row in formats.rows(path, answers, split):
+            for row in formats.rows(path, answers, split, left_out):
                 self._add(row, path)
+        for part in (left_out.entries, left_out.texts):
+            for line in part.lines():
+                logger.warning("%s: left out: %s.", self.where, line.strip().rstrip("."))
 
     def find(self, prediction: Prediction) -> Reference | None:
         """Returns the reference of a prediction; None if there is none, or more than one photo may be meant."""

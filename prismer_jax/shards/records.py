@@ -12,6 +12,7 @@ quarter of its time, for only the wanted ones become Python objects.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -254,6 +255,13 @@ class Source:
     def manifest(self) -> manifests.Manifest | None:
         """Of the data set, if it has one."""
         return self._shards.manifest
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Returns a digest of the shards' own, if there is a manifest; it is how a run tells that its data changed."""
+        if self.manifest is None:
+            return None
+        return hashlib.sha256("".join(row.sha256 for row in self.manifest.shards).encode()).hexdigest()
 
     @functools.cached_property
     def _captioned(self) -> np.ndarray | None:
