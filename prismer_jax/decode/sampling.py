@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from prismer_jax.decode.cache import Batch, Cache, Extend, Prefill, log_probs_of, start
-from prismer_jax.errors import UserError
+from prismer_jax.errors import UserError, choose
 from prismer_jax.typing import Array, Float, Int, typed
 
 
@@ -103,10 +103,12 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    filtering: str = "huggingface",
 ) -> tuple[Int[Array, "b n {max_new}"], Float[Array, "b n"]]:
-    """Draws `num_samples` sequences an image, from the tokens that temperature, top_k and top_p leave (see `narrow`).
+    """Draws `num_samples` sequences an image, from the tokens that temperature, top_k and top_p leave.
 
     Args:
+      filtering: in which order these act, a name of FILTERINGS.
       rng: one typed key (jax.random.key), or one for each row of the batch. Of one key, row i draws with
         fold_in(rng, i), so that the size of the batch does not matter.
 
@@ -121,11 +123,12 @@ def sample(
         raise UserError(f"temperature={temperature} must be positive; method 'greedy' is the limit at 0.")
     if not 0 < top_p <= 1 or top_k < 0 or num_samples < 1:
         raise UserError(f"Need 0 < top_p <= 1, top_k >= 0, num_samples >= 1; got {top_p}, {top_k}, {num_samples}.")
+    narrow = choose("filtering", filtering, FILTERINGS)
     keys = rng if rng.ndim else row_keys(rng, len(batch["text"]))
 
     def pick(log_probs: Array, column: Array) -> Array:
         drawn = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, column)
-        logits = narrow(log_probs / temperature, top_k=top_k, top_p=top_p)
+        logits = narrow(log_probs, temperature=temperature, top_k=top_k, top_p=top_p)
         return jax.vmap(jax.random.categorical)(drawn, logits)
 
     lengths = dict(max_new=max_new, min_new=min_new)
@@ -137,19 +140,46 @@ def row_keys(rng: Array, batch: int) -> Array:
 
 
 @typed
-def narrow(logits: Float[Array, "*b v"], *, top_k: int = 0, top_p: float = 1.0) -> Float[Array, "*b v"]:
-    """Sets to -inf what is not among the top_k (0: all), then what is outside the nucleus of probability top_p.
+def narrow(
+    logits: Float[Array, "*b v"], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "*b v"]:
+    """Divides by the temperature; sets to -inf what is not among the top_k (0: all), then what is outside the nucleus.
 
     The nucleus is the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al., arXiv
     1904.09751). Tokens as likely as the last one kept are kept too. `eos` may be -inf beforehand.
     """
-    if top_k and top_k < logits.shape[-1]:
-        least = lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    logits = _likeliest(logits / temperature, top_k)
+    return _nucleus(logits, lambda before, probs: before < top_p) if top_p < 1 else logits
+
+
+@typed
+def narrow_first(
+    logits: Float[Array, "*b v"], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "*b v"]:
+    """Does what `narrow` does in the order of huggingface/nanoVLM (models/utils.py): the temperature comes last.
+
+    Its nucleus is smaller by one token: the largest set of likeliest tokens whose probability is at most top_p, or the
+    likeliest alone.
+    """
+    logits = _likeliest(logits, top_k)
     if top_p < 1:
-        falling = jnp.sort(logits, axis=-1, descending=True)
-        probs = jax.nn.softmax(falling)
-        before = jnp.cumsum(probs, axis=-1) - probs  # probability of all likelier tokens
-        least = jnp.where(before < top_p, falling, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
-    return logits
+        logits = _nucleus(logits, lambda before, probs: (before + probs <= top_p) | (before == 0))
+    return logits / temperature
+
+
+def _likeliest(logits: Array, top_k: int) -> Array:
+    if not 0 < top_k < logits.shape[-1]:
+        return logits
+    return jnp.where(logits >= lax.top_k(logits, top_k)[0][..., -1:], logits, -jnp.inf)
+
+
+def _nucleus(logits: Array, inside: Callable[[Array, Array], Array]) -> Array:
+    """Keeps what is as likely as the last token for which `inside(probability of all likelier ones, its own)` holds."""
+    falling = jnp.sort(logits, axis=-1, descending=True)
+    probs = jax.nn.softmax(falling)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    least = jnp.where(inside(before, probs), falling, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+FILTERINGS: dict[str, Callable[..., Array]] = {"huggingface": narrow, "nanovlm": narrow_first}

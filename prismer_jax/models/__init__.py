@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
-from prismer_jax.models import prismer, vlm
+from prismer_jax.models import nanovlm, prismer, vlm
 
 DEFAULT = "prismer"  # of configs that name none
-FAMILIES: dict[str, types.ModuleType] = {"prismer": prismer}
+FAMILIES: dict[str, types.ModuleType] = {"nanovlm": nanovlm, "prismer": prismer}
 
 
 def family(name: str) -> types.ModuleType:

@@ -81,7 +81,7 @@ class Keys(NamedTuple):
 
     Attributes:
       k, v: [*b s h d]. A part without the sequence axis of queries [b n t h d] is [b s h d]: all n sequences of a row
-        read it, and it is never copied for them.
+        read it, and it is never copied for them. There may be fewer heads than queries have: h/r, each for r of these.
       mask: bool, broadcast to [*b t s]; True where a query may look. None: everywhere.
     """
 
@@ -115,13 +115,25 @@ def attend(
 
 
 def _logits(q: Array, part: Keys) -> Array:
-    """Returns float32 [*b h t s]."""
-    spec = "bnthd,bshd->bnhts" if part.k.ndim < q.ndim else "...thd,...shd->...hts"
-    return jnp.einsum(spec, q * q.shape[-1] ** -0.5, part.k, preferred_element_type=jnp.float32)
+    """Returns float32 [*b h t s]. With fewer heads of keys than of queries, neighbouring queries share one."""
+    q, groups = q * q.shape[-1] ** -0.5, part.k.shape[-2]
+    shared = part.k.ndim < q.ndim
+    if groups == q.shape[-2]:
+        spec = "bnthd,bshd->bnhts" if shared else "...thd,...shd->...hts"
+        return jnp.einsum(spec, q, part.k, preferred_element_type=jnp.float32)
+    q = rearrange(q, "... t (g r) d -> ... t g r d", g=groups)
+    spec = "bntgrd,bsgd->bngrts" if shared else "...tgrd,...sgd->...grts"
+    logits = jnp.einsum(spec, q, part.k, preferred_element_type=jnp.float32)
+    return rearrange(logits, "... g r t s -> ... (g r) t s")
 
 
 def _mixed(probs: Array, part: Keys, rank: int) -> Array:
-    return jnp.einsum("bnhts,bshd->bnthd" if part.v.ndim < rank else "...hts,...shd->...thd", probs, part.v)
+    shared, groups = part.v.ndim < rank, part.v.shape[-2]
+    if groups == probs.shape[-3]:
+        return jnp.einsum("bnhts,bshd->bnthd" if shared else "...hts,...shd->...thd", probs, part.v)
+    probs = rearrange(probs, "... (g r) t s -> ... g r t s", g=groups)
+    mixed = jnp.einsum("bngrts,bsgd->bntgrd" if shared else "...grts,...sgd->...tgrd", probs, part.v)
+    return rearrange(mixed, "... g r d -> ... (g r) d")
 
 
 def _joined(lengths: Sequence[int], masks: Sequence[Array | None]) -> Array:

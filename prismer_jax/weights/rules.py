@@ -16,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from prismer_jax import tree
 from prismer_jax.errors import UserError
@@ -23,13 +24,14 @@ from prismer_jax.weights import wrappers
 
 LISTED = 12  # keys, and groups of keys, that an error names
 
-# Axes of PyTorch's array in the order of ours, and back.
-LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "same": ((), ()),
-    "dense": ((1, 0), (1, 0)),  # [out, in] -> [in, out]
-    "conv": ((2, 3, 1, 0), (3, 2, 0, 1)),  # [out, in, h, w] -> [h, w, in, out]
-    "conv_transpose": ((2, 3, 0, 1), (2, 3, 0, 1)),  # [in, out, h, w] -> [h, w, in, out]
-    "conv1d": ((2, 1, 0), (2, 1, 0)),  # [out, in, w] -> [w, in, out]
+# Axes of PyTorch's array, and in the order of ours; "" leaves an array as it is.
+LAYOUTS: dict[str, tuple[str, str]] = {
+    "same": ("", ""),
+    "dense": ("o i", "i o"),
+    "conv": ("o i h w", "h w i o"),
+    "conv_transpose": ("i o h w", "h w i o"),
+    "conv1d": ("o i w", "w i o"),
+    "leading": ("1 n d", "n d"),
 }
 State = Mapping[str, np.ndarray]
 Shapes = Mapping[str, Any]  # '/'-joined name -> anything with .shape and .dtype
@@ -141,9 +143,7 @@ def _entries(table: Table, shapes: Shapes) -> Iterator[_Entry]:
         stacked = "{}" in rule.key
         shape = shapes[rule.names[0]].shape
         layers = range(shape[0]) if stacked else (None,)
-        back = LAYOUTS[rule.layout][1]
-        shape = tuple(shape[1:]) if stacked else tuple(shape)
-        shape = tuple(shape[axis] for axis in back) if back else shape
+        shape = _their_shape(tuple(shape[1:]) if stacked else tuple(shape), rule.layout)
         if len(rule.names) > 1:
             shape = (shape[0] * len(rule.names), *shape[1:])
         for layer in layers:
@@ -151,6 +151,17 @@ def _entries(table: Table, shapes: Shapes) -> Iterator[_Entry]:
             yield _Entry(key, tuple((name, layer) for name in rule.names), rule, shape)
     if left := sorted(set(shapes) - covered):
         raise ValueError(f"no conversion rule for {left}")
+
+
+def _laid_out(array: np.ndarray, axes: str, target: str) -> np.ndarray:
+    """Returns a view of an array with its axes as `target` names them."""
+    return rearrange(array, f"{axes} -> {target}") if axes else array
+
+
+def _their_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    theirs, ours = (axes.split() for axes in LAYOUTS[layout])
+    sizes = dict(zip(ours, shape, strict=True)) if ours else {}
+    return tuple(sizes.get(axis, 1) for axis in theirs) if theirs else shape
 
 
 def key_shapes(table: Table, shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -208,9 +219,9 @@ def from_torch(
         if initial is not None:
             out[...] = initial
         for entry, part, layer in sources[name]:
-            array, forth = np.asarray(state[entry.key]), LAYOUTS[entry.rule.layout][0]
+            array = np.asarray(state[entry.key])
             piece = np.split(array, len(entry.parts))[part] if len(entry.parts) > 1 else array
-            _fill(out[...] if layer is None else out[layer, ...], piece.transpose(forth) if forth else piece)
+            _fill(out[...] if layer is None else out[layer, ...], _laid_out(piece, *LAYOUTS[entry.rule.layout]))
             _unmap(array)
         return out
 
@@ -281,9 +292,8 @@ def to_torch(params: State, table: Table) -> dict[str, np.ndarray]:
     arrays = {name: np.asarray(array) for name, array in params.items()}
     state = table.buffers(arrays)
     for entry in _entries(table, arrays):
-        back = LAYOUTS[entry.rule.layout][1]
-        parts = [arrays[name][... if layer is None else layer] for name, layer in entry.parts]
-        parts = [part.transpose(back) if back else part for part in parts]
+        theirs, ours = LAYOUTS[entry.rule.layout]
+        parts = [_laid_out(arrays[name][... if layer is None else layer], ours, theirs) for name, layer in entry.parts]
         array = np.concatenate(parts) if len(parts) > 1 else parts[0]
         state[entry.key] = array.astype(entry.rule.dtype or array.dtype, copy=False)
     return state

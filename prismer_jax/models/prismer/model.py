@@ -17,11 +17,11 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import BACKGROUND, EXPERTS, MAX_IDS, select
+from prismer_jax.models.prismer.encoder import INSTANCE_ROWS, Features, VisionEncoder
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.label_lookup import features, label_maps, label_tables
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.towers.roberta import TextDecoder
-from prismer_jax.towers.vit import INSTANCE_ROWS, Features, VisionEncoder
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
 
 # CLIP's normalisation of images, which the reference applies to every photo (dataset/utils.py: Transform).
@@ -181,7 +181,7 @@ class Prismer(nn.Module):
         instances: tuple[UInt8[Array, "b ih iw"], Int[Array, "#b 256"]] | None = None,
         train: bool = False,
     ) -> Float[Array, "b n {self.width}"]:
-        """Encodes after the labels' lookup and all scaling: what the reference's network takes (see vit.Features)."""
+        """Encodes after the labels' lookup and all scaling: what the reference's network takes (see encoder.Features)."""
         return self.vision(image, features, instances, train)
 
     @typed

@@ -1,0 +1,236 @@
+"""The model: a vision transformer, one linear layer on its shuffled tokens, a Llama-like decoder.
+
+Source of every fact about the architecture: huggingface/nanoVLM at 4e0c096 (models/), and its tags v0.1 and v0.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import linen as nn
+from flax.core import FrozenDict
+
+from prismer_jax.errors import UserError, choose
+from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
+from prismer_jax.towers.causal_lm import CausalLM
+from prismer_jax.towers.layers import resize_positions
+from prismer_jax.towers.vit import ViT, pixel_shuffle
+from prismer_jax.typing import Array, Float, Int, typed
+
+_SIGLIP_B = dict(patch_size=16, width=768, layers=12, heads=12, mlp_dim=3072)
+_SMOLLM2_135M = dict(width=576, layers=30, heads=9, kv_heads=3, mlp_dim=1536)
+_SMOLLM2_360M = dict(width=960, layers=32, heads=15, kv_heads=5, mlp_dim=2560)
+_EXTRA = 66  # <|image|>, <|global_image|> and 64 places of tiles, behind SmolLM2's 49,152 ids
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tiny": dict(  # of tests
+        vision=dict(image_size=32, patch_size=4, width=48, layers=2, heads=4, mlp_dim=96),
+        language=dict(width=72, layers=2, heads=6, kv_heads=2, mlp_dim=128, vocab_size=325),
+        shuffle=4,
+        image_token=259,
+    ),
+    "222m": dict(vision=dict(image_size=224, **_SIGLIP_B), language=dict(vocab_size=49152, **_SMOLLM2_135M), shuffle=2),
+    "450m": dict(
+        vision=dict(image_size=256, **_SIGLIP_B),
+        language=dict(vocab_size=49153, **_SMOLLM2_360M),
+        shuffle=2,
+        image_token=49152,
+    ),
+    "230m_8k": dict(
+        vision=dict(image_size=512, **_SIGLIP_B),
+        language=dict(vocab_size=49152 + _EXTRA, **_SMOLLM2_135M),
+        shuffle=4,
+        image_token=49152,
+    ),
+    "460m_8k": dict(
+        vision=dict(image_size=512, **_SIGLIP_B),
+        language=dict(vocab_size=49152 + _EXTRA, **_SMOLLM2_360M),
+        shuffle=4,
+        image_token=49152,
+    ),
+}
+
+FREEZE: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "freeze_vision": ("vision/.*",),
+    "freeze_lang": ("language/.*",),
+    "freeze_lang_vision": ("vision/.*", "language/.*"),
+}
+
+RESIZE = {
+    "params/vision/position_embedding": lambda table, shape: resize_positions(
+        table, (round(shape[0] ** 0.5), round(shape[0] ** 0.5))
+    )
+}
+
+
+class NanoVLM(nn.Module):
+    """The model. All fields are hashable, so is the module.
+
+    Attributes:
+      vision: fields of towers.vit.ViT.
+      language: fields of towers.causal_lm.CausalLM.
+      shuffle: side of the blocks of patches that become one token.
+      image_token: the id in `text` in whose places the image's tokens are read, in the order of a row's tiles; None for
+        a model that reads them in front of the text (version 0.1).
+      positions: 'token' counts a text's own tokens, so that nothing depends on padding; 'column' counts the columns of
+        a row, as the reference does.
+      dtype: of the computation; parameters, norms, softmax and logits are float32.
+      remat: what the backward pass keeps, a name of towers.layers.REMAT.
+    """
+
+    vision: Mapping[str, Any]
+    language: Mapping[str, Any]
+    shuffle: int
+    image_token: int | None = None
+    positions: str = "token"
+    experts: tuple[str, ...] = ()
+    classes: Mapping[str, tuple[str, ...]] = FrozenDict()
+    dtype: str = "float32"
+    remat: str = "none"
+    rngs = ("dropout",)
+
+    def setup(self) -> None:
+        dtype, init = jnp.dtype(self.dtype), nn.initializers.normal(0.02)
+        self.encoder = ViT(**self.vision, remat=self.remat, dtype=dtype, name="vision")
+        self.projector = nn.Dense(self.language["width"], use_bias=False, dtype=dtype, kernel_init=init)
+        self.decoder = CausalLM(**self.language, remat=self.remat, dtype=dtype, name="language")
+
+    @property
+    def image_size(self) -> int:
+        return self.vision["image_size"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.language["vocab_size"]
+
+    @property
+    def image_tokens(self) -> int:
+        """Returns how many tokens of the decoder's one tile takes."""
+        return (self.vision["image_size"] // self.vision["patch_size"] // self.shuffle) ** 2
+
+    @typed
+    def encode(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b n d"]:
+        """Returns the tokens of a row's tiles, `image` [b (m) h w 3], one tile after the other; none without images."""
+        if "image" not in batch:
+            return jnp.zeros((len(batch["text"]), 0, self.language["width"]), self.dtype)
+        image = batch["image"]
+        tiles = image if image.ndim == 4 else rearrange(image, "b m h w c -> (b m) h w c")
+        x = self.encoder(tiles.astype(jnp.float32) / 255)
+        self.sow("intermediates", "features", x)
+        x = self.projector(pixel_shuffle(x, self.shuffle))
+        return rearrange(x, "(b m) n d -> b (m n) d", b=len(image))
+
+    @typed
+    def __call__(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b t v"]:
+        """Returns float32 logits of the next token at every position of `text`."""
+        hidden, _, _ = self._read(self.encode(batch, train), batch)
+        return self.decoder.logits(hidden[:, -batch["text"].shape[1] :])
+
+    @typed
+    def prefill(
+        self, encoded: Float[Array, "b n d"], batch: Mapping[str, Any], room: int
+    ) -> tuple[Float[Array, "b 1 v"], dict[str, Any]]:
+        """Reads the prompt. The cache's `shared` has keys and values of image and prompt, and which columns are real."""
+        hidden, keys, sequence = self._read(encoded, batch)
+        own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), keys)
+        shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys), "mask": sequence["mask_input"]}
+        rows = {"count": self._positions(sequence).max(-1, keepdims=True) + 1}
+        logits = self.decoder.logits(hidden[:, -1:])
+        return logits, {"shared": shared, "own": own, "rows": rows, "index": jnp.zeros((), jnp.int32)}
+
+    @typed
+    def extend(
+        self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
+    ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
+        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns."""
+        index, count, length = cache["index"], cache["rows"]["count"], tokens.shape[2]
+        room = cache["own"]["k"].shape[3]
+        masks = {
+            "new": jnp.tri(length, dtype=bool),
+            "own": (jnp.arange(room) < index)[None],
+            "prompt": cache["shared"]["mask"][:, None, None],
+        }
+        positions = count[..., None] + jnp.arange(length)
+        hidden, news = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
+
+        def put(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
+
+        own = jax.tree.map(put, cache["own"], news)
+        rows = {"count": count + length}
+        return self.decoder.logits(hidden), {**cache, "own": own, "rows": rows, "index": index + length}
+
+    def init_variables(self, rng: Array) -> dict[str, Any]:
+        """Returns {'params'}; no shape of theirs depends on a batch."""
+        return {"params": init_from_shapes(self, rng, self.image_size)["params"]}
+
+    def _read(self, encoded: Array, batch: Mapping[str, Any]) -> tuple[Array, Any, dict[str, Array]]:
+        """Returns the hidden states [b t d] of image and text, keys and values, and the sequence that was read."""
+        sequence = self._sequence(encoded, batch)
+        text, image = sequence["text"], sequence["image"]
+        x = self.decoder.embed(text)
+        if encoded.shape[1]:
+            which = jnp.clip(jnp.cumsum(image, axis=1) - 1, 0, encoded.shape[1] - 1)
+            x = jnp.where(image[..., None], jnp.take_along_axis(encoded, which[..., None], axis=1), x)
+        self.sow("intermediates", "spliced", x)
+        masks = {"new": text_mask(sequence)[:, None]}
+        hidden, keys = self.decoder(x[:, None], self._positions(sequence)[:, None], masks)
+        return hidden[:, 0], keys, sequence
+
+    def _sequence(self, encoded: Array, batch: Mapping[str, Any]) -> dict[str, Array]:
+        """Returns what the decoder reads: the text keys of the batch, with `image`, its columns of an image, bool."""
+        text = {key: batch[key] for key in ("text", "mask_input", "mask_ar", "segment")}
+        if self.image_token is not None:
+            return {**text, "image": (text["text"] == self.image_token) & text["mask_input"]}
+        number, real = encoded.shape[1], jnp.ones(encoded.shape[:2], bool)
+        if "image_mask" in batch and number:
+            real = repeat(batch["image_mask"], "b m -> b (m n)", n=number // batch["image_mask"].shape[1])
+        front = {"text": 0 * real, "mask_input": real, "mask_ar": 1 + 0 * real, "segment": 0 * real}
+        joined = {key: jnp.concatenate([front[key].astype(text[key].dtype), text[key]], axis=1) for key in text}
+        return {**joined, "image": jnp.arange(joined["text"].shape[1]) < number + 0 * joined["text"]}
+
+    def _positions(self, sequence: Mapping[str, Array]) -> Int[Array, "b t"]:
+        if self.positions == "column":
+            return jnp.broadcast_to(jnp.arange(sequence["text"].shape[1]), sequence["text"].shape)
+        return jnp.maximum(ordinals(sequence) - 1, 0)
+
+
+def build(variant: str = "222m", tokenizer: Any = None, **overrides: Any) -> NanoVLM:
+    """Returns a model of one of the sizes in VARIANTS.
+
+    Args:
+      tokenizer: whose id of the image token is read; the variant's by default.
+      overrides: fields of NanoVLM; `vision` and `language` are merged into the variant's.
+
+    Raises:
+      UserError: an unknown variant or field, or sizes that do not fit together.
+    """
+    fields = dict(choose("variant", variant, VARIANTS))
+    towers = {"vision": ViT, "language": CausalLM}
+    for key in overrides:
+        choose(
+            "field of the model", key, {k: None for k in NanoVLM.__dataclass_fields__ if k not in ("parent", "name")}
+        )
+    for name, tower in towers.items():
+        part = dict(overrides.pop(name, {}))
+        for key in part:
+            choose(f"field of {name}", key, tower.__dataclass_fields__)
+        fields[name] = FrozenDict({**fields[name], **part})
+    model = NanoVLM(**{**fields, **overrides})
+    choose("positions", model.positions, dict.fromkeys(("token", "column")))
+    vision, language = model.vision, model.language
+    for what, whole, part in (
+        ("vision.width", vision["width"], vision["heads"]),
+        ("language.width", language["width"], 2 * language["heads"]),
+        ("language.heads", language["heads"], language["kv_heads"]),
+        ("vision.image_size", vision["image_size"], vision["patch_size"]),
+        ("patches on a side", vision["image_size"] // vision["patch_size"], model.shuffle),
+    ):
+        if whole % part:
+            raise UserError(f"{what} {whole} is not a multiple of {part}.")
+    return model

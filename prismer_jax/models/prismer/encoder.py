@@ -1,0 +1,153 @@
+"""Image encoder of Prismer: a vision transformer with adaptors that also reads the experts' label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from prismer_jax.labels import EXPERTS
+from prismer_jax.towers import layers
+from prismer_jax.towers.resampler import Resampler
+from prismer_jax.towers.stem import SCALE, STRIDES, Stem, add_instances, resize, resize_ids
+from prismer_jax.typing import Array, Float, Int, UInt8, typed
+
+INSTANCE_ROWS = 128  # rows of the instance embedding
+
+# What a stem reads: a map of real numbers [b h w c], or ids uint8 [b h w] with the features of every id [#b 256 64].
+Features = Mapping[str, Array | tuple[Array, Array]]
+
+
+def grid(expert: str, height: int, width: int, patch: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns (size after the stem's resize, size of the token grid) of a label map [height, width]."""
+    kind = "ids" if EXPERTS[expert].storage == "ids" else "scaled"
+    resized = (height * SCALE[kind] // patch, width * SCALE[kind] // patch)
+    reduce = 2 ** STRIDES[kind].count(2)
+    return resized, (-(-resized[0] // reduce), -(-resized[1] // reduce))
+
+
+class Block(nn.Module):
+    """Order of the reference: attention, adaptor, MLP, each before its norm's residual."""
+
+    heads: int
+    depth: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, None]:
+        width = x.shape[-1]
+        # Initialisation as CLIP's transformer (openai/CLIP, clip/model.py: CLIP.initialize_parameters); the adaptor has
+        # PyTorch's defaults, as in the reference.
+        normal, out = nn.initializers.normal, nn.initializers.normal((2 * self.depth * width) ** -0.5)
+        attention = layers.Attention(
+            width,
+            self.heads,
+            dtype=self.dtype,
+            kernel_init=normal(width**-0.5),
+            out_init=out,
+            name="attention",
+        )
+        h = layers.LayerNorm(name="norm_attention")(x)
+        x = x + attention(h, attention.keys(h))
+        adaptor = layers.MLP(width, layers.squared_relu, dtype=self.dtype, name="adaptor")
+        x = x + adaptor(layers.LayerNorm(name="norm_adaptor")(x))
+        self.sow("intermediates", "after_adaptor", x)
+        mlp = layers.MLP(
+            4 * width,
+            layers.quick_gelu,
+            dtype=self.dtype,
+            kernel_init=normal((2 * width) ** -0.5),
+            bias_init=nn.initializers.zeros,
+            out_init=out,
+            name="mlp",
+        )
+        return x + mlp(layers.LayerNorm(name="norm_mlp")(x)), None
+
+
+class VisionEncoder(nn.Module):
+    """Image and expert features -> tokens: one a patch, then the resampler's latents where there are experts.
+
+    Source: NVlabs/prismer, model/modules/vit.py. The resampler exists iff there is at least one expert.
+    """
+
+    experts: tuple[str, ...]
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    latents: int = 64
+    resampler_layers: int = 4
+    resampler_heads: int = 8
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    @typed
+    def __call__(
+        self,
+        image: Float[Array, "b h w 3"],
+        features: Features,
+        instances: tuple[UInt8[Array, "b ih iw"], Int[Array, "#b 256"]] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b n {self.width}"]:
+        side = self.image_size // self.patch_size
+        normal = nn.initializers.normal(self.width**-0.5)
+        positions = self.param("position_embedding", normal, (side**2, self.width))
+
+        x = self._patches(image, side)
+        self.sow("intermediates", "tokens_rgb", x)
+        x = (rearrange(x, "b h w d -> b (h w) d") + positions).astype(self.dtype)  # gradients of tables in float32
+        if self.experts:
+            tokens = jnp.concatenate(self._expert_tokens(features, instances, positions, train), axis=1)
+            self.sow("intermediates", "tokens", tokens)
+            latents = Resampler(
+                self.latents,
+                self.resampler_layers,
+                self.resampler_heads,
+                remat=self.remat,
+                dtype=self.dtype,
+                name="resampler",
+            )(tokens)
+            self.sow("intermediates", "latents", latents)
+            x = jnp.concatenate([x, latents], axis=1)
+        x = layers.LayerNorm(name="norm_pre")(x)
+        self.sow("intermediates", "normed", x)
+        blocks = layers.stack(Block, self.depth, self.remat, broadcast=0)
+        x, _ = blocks(self.heads, self.depth, dtype=self.dtype, name="blocks")(x)
+        return layers.LayerNorm(name="norm_post")(x)
+
+    def _patches(self, image: Array, side: int) -> Array:
+        """A convolution whose stride is its size, as one matrix product; what the last patch leaves over is unread."""
+        p = self.patch_size
+        kernel = self.param("patch_embedding", layers.torch_uniform(3 * p * p), (p, p, 3, self.width))
+        image = image[:, : side * p, : side * p].astype(self.dtype)
+        patches = rearrange(image, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
+        return patches @ kernel.reshape(-1, self.width).astype(self.dtype)
+
+    def _expert_tokens(self, features: Features, instances: Any, positions: Array, train: bool) -> list[Array]:
+        stems: dict[str, Stem] = {}
+        tokens = []
+        for expert in self.experts:
+            entry = features[expert]
+            resized, cells = grid(
+                expert, *(entry[0] if isinstance(entry, tuple) else entry).shape[1:3], self.patch_size
+            )
+            x = resize_ids(*entry, resized) if isinstance(entry, tuple) else resize(entry, resized)
+            domain = EXPERTS[expert].stem  # both segmentations share a stem
+            if domain not in stems:
+                strides = STRIDES["ids" if EXPERTS[expert].storage == "ids" else "scaled"]
+                stems[domain] = Stem(self.width, strides, train, dtype=self.dtype, name=f"stem_{domain}")
+            x = stems[domain](x)
+            self.sow("intermediates", f"tokens_{domain}", x)
+            if expert == "obj_detection":
+                normal = nn.initializers.normal(self.width**-0.5)
+                embedding = self.param("instance_embedding", normal, (INSTANCE_ROWS, self.width))
+                if instances is not None:
+                    x = add_instances(x, *instances, embedding)
+            where = layers.resize_positions(positions, cells)
+            tokens.append((rearrange(x, "b h w d -> b (h w) d") + where).astype(self.dtype))
+        return tokens

@@ -1,0 +1,211 @@
+"""nanoVLM's golden cases."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from prismer_jax import decode, losses, models, tree
+from prismer_jax.decode.sampling import FILTERINGS
+from prismer_jax.models import conversion
+from prismer_jax.models.nanovlm import NanoVLM
+from prismer_jax.models.nanovlm.conversion import TABLE
+from prismer_jax.towers.causal_lm import inverse_frequencies, rotary
+from tools.parity.case import Case, Check, Mismatch, Outputs, relative
+
+
+def model_of(case: Case) -> NanoVLM:
+    """Returns the model of a case's config, which counts columns as the reference does."""
+    c = case.config
+    vision = dict(
+        image_size=c["vit_img_size"],
+        patch_size=c["vit_patch_size"],
+        width=c["vit_hidden_dim"],
+        layers=c["vit_n_blocks"],
+        heads=c["vit_n_heads"],
+        mlp_dim=c["vit_inter_dim"],
+        epsilon=c["vit_ln_eps"],
+    )
+    language = dict(
+        width=c["lm_hidden_dim"],
+        layers=c["lm_n_blocks"],
+        heads=c["lm_n_heads"],
+        kv_heads=c["lm_n_kv_heads"],
+        mlp_dim=c["lm_inter_dim"],
+        vocab_size=c["lm_vocab_size"],
+        max_positions=c["lm_max_position_embeddings"],
+        rope_base=float(c["lm_re_base"]),
+        epsilon=c["lm_rms_eps"],
+    )
+    fields = dict(vision=vision, language=language, shuffle=c["mp_pixel_shuffle_factor"])
+    return models.build("nanovlm", variant="tiny", positions="column", image_token=c.get("image_token_id"), **fields)
+
+
+def variables_of(case: Case, model: NanoVLM) -> dict[str, Any]:
+    return jax.tree.map(jnp.asarray, conversion.from_torch(case.state(), model, TABLE, case.name))
+
+
+def rows_of_tiles(pixels: np.ndarray, counts: list[int]) -> dict[str, np.ndarray]:
+    """Returns `image` [B,M,H,W,3] and `image_mask`, from tiles [N,3,H,W] in the rows' order; pixels stay in [0, 1]."""
+    most, ends = max(counts), np.cumsum(counts)
+    image = np.zeros((len(counts), most, *pixels.shape[2:], 3), np.float32)
+    for row, (end, count) in enumerate(zip(ends, counts, strict=True)):
+        image[row, :count] = rearrange(pixels[end - count : end], "n c h w -> n h w c")
+    return {"image": image * 255, "image_mask": np.arange(most)[None] < np.asarray(counts)[:, None]}
+
+
+def texts(ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, jax.Array]:
+    ids = jnp.asarray(ids, jnp.int32)
+    real = jnp.ones(ids.shape, bool) if mask is None else jnp.asarray(mask, bool)
+    return {"text": ids, "mask_input": real, "mask_ar": jnp.ones_like(ids), "segment": jnp.zeros_like(ids)}
+
+
+def loss_mask(ids: np.ndarray, labels: np.ndarray) -> jax.Array:
+    """Returns the weights of a text's own tokens; the reference's labels stand one column before them."""
+    weights = np.zeros(ids.shape, np.float32)
+    weights[:, 1:] = labels[:, :-1] != -100
+    if not np.array_equal(ids[:, 1:][weights[:, 1:] > 0], labels[:, :-1][weights[:, 1:] > 0]):
+        raise Mismatch("labels that are not the text's next tokens")
+    return jnp.asarray(weights)
+
+
+def columns(mask: np.ndarray, step: int, tolerance: float) -> Check:
+    """Compares every step-th column with mask 1: those of padding influence nothing, and differ."""
+    real = np.asarray(mask, bool)[:, ::step]
+
+    def measure(ours: np.ndarray, theirs: np.ndarray) -> float:
+        return relative(ours[real], theirs[real]) if ours.shape == theirs.shape else np.inf
+
+    return Check(measure, tolerance)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model: NanoVLM, variables: Any, batch: Any) -> Any:
+    """Returns (logits, encoded tiles, states after the last norm, intermediates)."""
+
+    def read(model: NanoVLM, batch: Any) -> Any:
+        encoded = model.encode(batch)
+        hidden, _, _ = model._read(encoded, batch)
+        return model.decoder.logits(hidden), encoded, hidden
+
+    (logits, encoded, hidden), state = model.apply(variables, batch, method=read, mutable=["intermediates"])
+    return logits, encoded, hidden, tree.flatten(state["intermediates"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradients(model: NanoVLM, params: Any, batch: Any) -> Any:
+    def loss(params: Any) -> Any:
+        costs = losses.cross_entropy(functools.partial(model.apply, {"params": params}), batch, 0.0, "batch")
+        return losses_mean(costs)
+
+    return jax.value_and_grad(loss)(params)
+
+
+def losses_mean(costs: losses.Costs) -> jax.Array:
+    total, weight = costs["loss"]
+    return total.sum() / weight.sum()
+
+
+def gradients(case: Case, grads: Any) -> Outputs:
+    for key, array in conversion.to_torch({"params": grads}, TABLE).items():
+        yield f"out/grad/{key}", array
+    yield "out/grad_norm", jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+def _greedy(model: NanoVLM, eos: int, variables: Any, batch: Any, max_new: int) -> Any:
+    encoded = model.apply(variables, batch, method="encode")
+    prefill = functools.partial(model.apply, variables, method="prefill")
+    extend = functools.partial(model.apply, variables, method="extend")
+    return decode.greedy(prefill, extend, encoded, batch, eos=eos, pad=eos, max_new=max_new)[0][:, 0]
+
+
+def continued(batch: dict[str, Any], tokens: jax.Array) -> dict[str, Any]:
+    """Returns a batch whose texts go on with these tokens."""
+    text = texts(tokens)
+    return {**batch, **{key: jnp.concatenate([jnp.asarray(batch[key]), text[key]], axis=1) for key in text}}
+
+
+def head(case: Case) -> Outputs:
+    """Runs HEAD's pipeline: rows of several tiles, packed rows, greedy decoding with a cache, sampling, rotation."""
+    model, tolerance = model_of(case), case.manifest["tolerance"]
+    variables = variables_of(case, model)
+    mask, pixels, counts = case["attention_mask"], case["pixel_values"], case.config["subimages_per_sample"]
+    tiles = rows_of_tiles(pixels, counts)
+    batch = {**tiles, **texts(case["input_ids"], mask), "mask_loss": loss_mask(case["input_ids"], case["labels"])}
+    logits, encoded, hidden, taps = apply(model, variables, batch)
+    there = np.flatnonzero(tiles["image_mask"])
+    yield "tap/vit_embed", taps["vision/embeddings/0"][there]
+    yield "tap/vit_block0", taps["vision/blocks/after_mlp/0"][0][there]
+    yield "out/vision_features", taps["features/0"][there]
+    yield "out/projector", encoded.reshape(-1, model.image_tokens, encoded.shape[-1])[there]
+    yield "tap/spliced_embeddings", taps["spliced/0"], columns(mask, 4, tolerance)
+    yield "tap/lm_block0_attn", taps["language/blocks/attention_out/0"][0][:, 0], columns(mask, 4, tolerance)
+    for layer in (0, 2):
+        yield f"tap/lm_block{layer}", taps["language/blocks/after_mlp/0"][layer][:, 0], columns(mask, 4, tolerance)
+    yield "out/hidden", hidden, columns(mask, 2, 2e-5)  # a wrong GELU shows at 3.6e-4 only
+    yield "out/logits", logits, columns(mask, 3, tolerance)
+    loss, grads = loss_and_gradients(model, variables["params"], batch)
+    yield "out/loss", loss
+    yield from gradients(case, grads)
+
+    packed = rows_of_tiles(pixels[case["packed_subimage_index"]], case.config["packed_subimages_per_row"])
+    packed |= texts(case["packed_ids"], case["packed_attention_mask"])
+    packed["mask_loss"] = loss_mask(case["packed_ids"], case["packed_labels"])
+    yield "out/packed_logits", apply(model, variables, packed)[0], columns(case["packed_attention_mask"], 3, tolerance)
+    yield "out/packed_loss", loss_and_gradients(model, variables["params"], packed)[0]
+
+    prompts, new = (
+        {**tiles, **texts(case["prompt_ids"], case["prompt_attention_mask"])},
+        case.config["gen_max_new_tokens"],
+    )
+    tokens = _greedy(model, -1, variables, prompts, new)
+    yield "out/gen_raw", tokens
+    yield "out/gen_eos", _greedy(model, case.config["gen_eos_token_id"], variables, prompts, new)
+    steps = apply(model, variables, continued(prompts, tokens))[0][:, case["prompt_ids"].shape[1] - 1 : -1]
+    yield "out/gen_step_logits", steps
+    single = {**rows_of_tiles(pixels[: counts[0]], counts[:1]), **texts(case["prompt_single_ids"])}
+    yield "out/gen_single_nomask", _greedy(model, -1, variables, single, new)
+    for name in case.arrays:
+        if match := re.fullmatch(r"out/sample_probs_k(\d+)_p([\d.]+)_T([\d.]+)", name):
+            top_k, top_p, temperature = int(match[1]), float(match[2]), float(match[3])
+            logits = FILTERINGS["nanovlm"](steps[:, 0], temperature=temperature, top_k=top_k, top_p=top_p)
+            yield name, jax.nn.softmax(logits)
+        if match := re.fullmatch(r"out/rope_(cos|sin)_T(\d+)_max(\d+)", name):
+            turn = rotary(jnp.arange(int(match[2])), 12, case.config["lm_re_base"], int(match[3]))
+            yield name, turn[match[1] == "sin"]
+    yield "int/decoder.rotary_embd.inv_freq", inverse_frequencies(12, case.config["lm_re_base"])
+
+
+def v01(case: Case) -> Outputs:
+    """Runs version 0.1's pipeline: one image in front of a text that is padded on the left."""
+    model, tolerance = model_of(case), case.manifest["tolerance"]
+    variables = variables_of(case, model)
+    ids, mask = case["input_ids"], case["attention_mask"]
+    tiles = rows_of_tiles(case["pixel_values"], [1, 1, 1])
+    batch = {**tiles, **texts(ids, mask), "mask_loss": loss_mask(ids, case["labels"])}
+    logits, encoded, hidden, taps = apply(model, variables, batch)
+    yield "out/vision_features", taps["features/0"]
+    yield "out/projector", encoded
+    yield "out/hidden", hidden, Check(relative, 2e-5)
+    yield "tap/lm_block0", taps["language/blocks/after_mlp/0"][0][:, 0]
+    yield "out/logits", logits[:, -ids.shape[1] :]
+    loss, grads = loss_and_gradients(model, variables["params"], batch)
+    yield "out/loss", loss
+    yield from gradients(case, grads)
+
+    new = case.config["gen_max_new_tokens"]
+    mmstar = {key: tiles[key][:2] for key in tiles} | texts(case["mmstar_input_ids"], case["mmstar_attention_mask"])
+    single = {key: tiles[key][:1] for key in tiles} | texts(case["prompt_ids"])
+    for name, prompts in (("mask", mmstar), ("nomask", single)):
+        tokens = _greedy(model, -1, variables, prompts, new)
+        yield f"out/gen_{name}", tokens
+        steps = apply(model, variables, continued(prompts, tokens))[0][:, -new - 1 : -1]
+        yield f"out/gen_{name}_step_logits", steps
+    yield "int/decoder.rotary_embd.inv_freq", inverse_frequencies(8, case.config["lm_re_base"])
