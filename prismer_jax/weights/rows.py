@@ -113,3 +113,41 @@ def roberta_head(key: str, name: str) -> list[Rule]:
 
 # Files of before 2019 name the parameters of a LayerNorm after TensorFlow's (transformers, convert_tf_checkpoint).
 OLD_NORMS = ((r"\bgamma$", "weight"), (r"\bbeta$", "bias"))
+
+
+def kernel(key: str, name: str) -> Rule:
+    """Linear without bias."""
+    return Rule(f"{key}.weight", (f"params/{name}/kernel",), "dense")
+
+
+def siglip(key: str, name: str) -> list[Rule]:
+    """The image encoder of SigLIP as towers.vit.ViT, without its pooling head (transformers, SiglipVisionModel)."""
+    block = f"{key}.encoder.layers.{{}}"
+    return [
+        Rule(f"{key}.embeddings.position_embedding.weight", (f"params/{name}/position_embedding",)),
+        Rule(f"{key}.embeddings.patch_embedding.weight", (f"params/{name}/patch_embedding",), "conv"),
+        Rule(f"{key}.embeddings.patch_embedding.bias", (f"params/{name}/patch_bias",)),
+        *norm(f"{block}.layer_norm1", f"{name}/blocks/norm_attention"),
+        *(
+            rule
+            for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
+            for rule in dense(f"{block}.self_attn.{theirs}", f"{name}/blocks/attention/{ours}")
+        ),
+        *norm(f"{block}.layer_norm2", f"{name}/blocks/norm_mlp"),
+        *mlp(f"{block}.mlp.fc1", f"{block}.mlp.fc2", f"{name}/blocks/mlp"),
+        *norm(f"{key}.post_layernorm", f"{name}/norm"),
+    ]
+
+
+def llama(key: str, name: str) -> list[Rule]:
+    """A Llama as towers.causal_lm.CausalLM, without its head (transformers, LlamaModel)."""
+    layer = f"{key}.layers.{{}}"
+    projections = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("o_proj", "out"))
+    return [
+        Rule(f"{key}.embed_tokens.weight", (f"params/{name}/word_embedding",)),
+        Rule(f"{layer}.input_layernorm.weight", (f"params/{name}/blocks/norm_attention/scale",)),
+        *(kernel(f"{layer}.self_attn.{theirs}", f"{name}/blocks/{ours}") for theirs, ours in projections),
+        Rule(f"{layer}.post_attention_layernorm.weight", (f"params/{name}/blocks/norm_mlp/scale",)),
+        *(kernel(f"{layer}.mlp.{part}_proj", f"{name}/blocks/{part}") for part in ("gate", "up", "down")),
+        Rule(f"{key}.norm.weight", (f"params/{name}/norm/scale",)),
+    ]

@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,16 @@ class Case:
         gains, salt, state = self.manifest["gain"], self.manifest["salt"], {}
         for key, entry in self.manifest["tensors"].items():
             if "tied_to" not in entry and entry["dtype"].startswith("float"):
-                gain = next((g for pattern, g in gains.items() if re.search(pattern, key)), 1.0)
-                state[key] = fill(salt + key, tuple(entry["shape"]), gain)
+                state[key] = filled(salt, gains, key, tuple(entry["shape"]))
             elif "tied_to" not in entry:
                 state[key] = self.arrays.get(f"int/{key}", np.zeros(entry["shape"], entry["dtype"]))
         tied = {k: state[e["tied_to"]] for k, e in self.manifest["tensors"].items() if "tied_to" in e}
         return state | tied
+
+
+def filled(salt: str, gains: Mapping[str, float], key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the array that stands under a key."""
+    return fill(salt + key, shape, next((gain for pattern, gain in gains.items() if re.search(pattern, key)), 1.0))
 
 
 def fill(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:

@@ -10,45 +10,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from flax import linen as nn
 
 from prismer_jax import decode, losses, models, tree
 from prismer_jax.decode.sampling import FILTERINGS
 from prismer_jax.models import conversion
-from prismer_jax.models.nanovlm import NanoVLM
-from prismer_jax.models.nanovlm.conversion import TABLE
-from prismer_jax.towers.causal_lm import inverse_frequencies, rotary
-from tools.parity.case import Case, Check, Mismatch, Outputs, relative
+from prismer_jax.models.nanovlm import NanoVLM, config_json
+from prismer_jax.models.nanovlm.conversion import FREQUENCIES, LLAMA, SIGLIP, TABLE, tied
+from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies, rotary
+from prismer_jax.towers.vit import ViT
+from prismer_jax.weights import rules
+from tools.parity.case import Case, Check, Mismatch, Outputs, filled, relative
+
+
+def fields_of(case: Case) -> dict[str, Any]:
+    c = case.config
+    vision = {ours: c[theirs] for ours, theirs in config_json.VISION.items()}
+    language = {ours: c[theirs] for ours, theirs in config_json.LANGUAGE.items()} | {
+        "rope_base": float(c["lm_re_base"])
+    }
+    token = c.get("image_token_id", c.get("lm_base_vocab_size"))
+    return dict(vision=vision, language=language, shuffle=c["mp_pixel_shuffle_factor"], image_token=token)
 
 
 def model_of(case: Case) -> NanoVLM:
     """Returns the model of a case's config, which counts columns as the reference does."""
-    c = case.config
-    vision = dict(
-        image_size=c["vit_img_size"],
-        patch_size=c["vit_patch_size"],
-        width=c["vit_hidden_dim"],
-        layers=c["vit_n_blocks"],
-        heads=c["vit_n_heads"],
-        mlp_dim=c["vit_inter_dim"],
-        epsilon=c["vit_ln_eps"],
-    )
-    language = dict(
-        width=c["lm_hidden_dim"],
-        layers=c["lm_n_blocks"],
-        heads=c["lm_n_heads"],
-        kv_heads=c["lm_n_kv_heads"],
-        mlp_dim=c["lm_inter_dim"],
-        vocab_size=c["lm_vocab_size"],
-        max_positions=c["lm_max_position_embeddings"],
-        rope_base=float(c["lm_re_base"]),
-        epsilon=c["lm_rms_eps"],
-    )
-    fields = dict(vision=vision, language=language, shuffle=c["mp_pixel_shuffle_factor"])
-    return models.build("nanovlm", variant="tiny", positions="column", image_token=c.get("image_token_id"), **fields)
+    return models.build("nanovlm", positions="column", **fields_of(case))
 
 
 def variables_of(case: Case, model: NanoVLM) -> dict[str, Any]:
-    return jax.tree.map(jnp.asarray, conversion.from_torch(case.state(), model, TABLE, case.name))
+    state = tied(case.state(), case.name)
+    return jax.tree.map(jnp.asarray, conversion.from_torch(state, model, TABLE, case.name))
+
+
+def keys(case: Case) -> Outputs:
+    """Compares the keys and shapes of the file that is written for a model of these sizes."""
+    model = model_of(case)
+    fields = config_json.fields_of(_config_of(case), case.folder / "manifest.json")
+    if fields != {**fields_of(case), "image_token": fields["image_token"]}:
+        raise Mismatch("config.json is read as another model")
+    shapes = conversion.shapes_of(model)
+    ours = rules.key_shapes(TABLE, shapes) | {FREQUENCIES: (model.language["width"] // model.language["heads"] // 2,)}
+    theirs = {key: tuple(case.manifest["tensors"][key]["shape"]) for key in case.manifest["saved_keys"]}
+    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
+        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
+    count = sum(int(np.prod(leaf.shape)) for leaf in shapes.values())
+    if count != case.manifest["n_parameters_tied"]:
+        raise Mismatch(f"{count} parameters instead of {case.manifest['n_parameters_tied']}")
+    yield from ()
+
+
+def _config_of(case: Case) -> dict[str, Any]:
+    """Returns the config.json of a file whose manifest lists its keys; values that it leaves out do not matter."""
+    return dict.fromkeys(case.manifest["config_json_keys"]) | case.config
 
 
 def rows_of_tiles(pixels: np.ndarray, counts: list[int]) -> dict[str, np.ndarray]:
@@ -185,7 +199,7 @@ def head(case: Case) -> Outputs:
 
 def v01(case: Case) -> Outputs:
     """Runs version 0.1's pipeline: one image in front of a text that is padded on the left."""
-    model, tolerance = model_of(case), case.manifest["tolerance"]
+    model = model_of(case)
     variables = variables_of(case, model)
     ids, mask = case["input_ids"], case["attention_mask"]
     tiles = rows_of_tiles(case["pixel_values"], [1, 1, 1])
@@ -209,3 +223,62 @@ def v01(case: Case) -> Outputs:
         steps = apply(model, variables, continued(prompts, tokens))[0][:, -new - 1 : -1]
         yield f"out/gen_{name}_step_logits", steps
     yield "int/decoder.rotary_embd.inv_freq", inverse_frequencies(8, case.config["lm_re_base"])
+
+
+def backbones(case: Case) -> Outputs:
+    """Reads the keys of Hugging Face's SigLIP and Llama into the towers, and runs these where the case has inputs."""
+    prefixes = {"siglip": "vision", "llama": "language"} if case.arrays else {"": _kind(case)}
+    variables: dict[str, Any] = {}
+    for prefix, part in prefixes.items():
+        tower, table = _tower(part, case.config.get({"siglip": "vision", "llama": "lm"}.get(prefix), case.config), case)
+        entries = {k.removeprefix(f"{prefix}/"): e for k, e in case.manifest["tensors"].items() if k.startswith(prefix)}
+        state = {key: _array(case, key, tuple(entry["shape"])) for key, entry in entries.items()}
+        shapes = {f"params/{part}/{name}": leaf for name, leaf in tree.flatten(_shapes(tower, part)).items()}
+        used = {key for key in table.spell(state) if key in rules.key_shapes(table, shapes)}
+        mapped = case.manifest["nanovlm_mapping"]
+        if used != set(mapped.get(prefix, mapped)):
+            raise Mismatch(f"other keys are used: {rules.grouped(sorted(used ^ set(mapped.get(prefix, mapped))))}")
+        flat = rules.from_torch(state, table, shapes, case.name)
+        if case.arrays:
+            arrays = {name.removeprefix(f"params/{part}/"): jnp.asarray(make()) for name, make in flat.items()}
+            variables[part] = tower, {"params": tree.unflatten(arrays)}
+    if not case.arrays:
+        return
+    tower, params = variables["vision"]
+    yield "out/vision_features", tower.apply(params, jnp.asarray(rearrange(case["pixel_values"], "b c h w -> b h w c")))
+    tower, params = variables["language"]
+    ids = jnp.asarray(case["ids"], jnp.int32)
+
+    def logits(tower: CausalLM) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        hidden, _ = tower(tower.embed(ids)[:, None], positions[:, None], {"new": jnp.tri(ids.shape[1], dtype=bool)})
+        return tower.logits(hidden[:, 0])
+
+    yield "out/lm_logits", nn.apply(logits, tower)(params)
+
+
+def _array(case: Case, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the array under a key; of a manifest without outputs, one of that shape."""
+    if not case.arrays:
+        return np.broadcast_to(np.float32(0), shape)
+    return filled(case.manifest["salt"], case.manifest["gain"], key, shape)
+
+
+def _kind(case: Case) -> str:
+    return "vision" if "siglip" in case.name else "language"
+
+
+def _tower(part: str, config: dict[str, Any], case: Case) -> tuple[ViT | CausalLM, rules.Table]:
+    if part == "vision":
+        return ViT(**config_json.vision_fields(config, case.folder)), SIGLIP
+    return CausalLM(**config_json.language_fields(config, case.folder)), LLAMA
+
+
+def _shapes(tower: ViT | CausalLM, part: str) -> Any:
+    """Returns the shapes of a tower's parameters."""
+    if part == "vision":
+        image = jnp.zeros((1, tower.image_size, tower.image_size, 3))
+        return jax.eval_shape(tower.init, jax.random.key(0), image)["params"]
+    one = jnp.zeros((1, 1, 1), jnp.int32)
+    arguments = (jnp.zeros((1, 1, 1, tower.width)), one, {"new": one == 0})
+    return jax.eval_shape(tower.init, jax.random.key(0), *arguments)["params"]

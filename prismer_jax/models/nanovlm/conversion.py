@@ -1,17 +1,30 @@
-"""Which key of nanoVLM's model.safetensors is which parameter."""
+"""What becomes of nanoVLM's files, and of those that a fresh nanoVLM starts from: `tools.convert nanovlm`."""
 
 from __future__ import annotations
 
-from prismer_jax.weights import rows
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prismer_jax import tree
+from prismer_jax.errors import UserError
+from prismer_jax.models import conversion
+from prismer_jax.models.conversion import Command, Converted, Put
+from prismer_jax.models.nanovlm import config_json
+from prismer_jax.models.nanovlm.model import NanoVLM, build
+from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
+from prismer_jax.weights import rows, rules, safe
+from prismer_jax.weights.gguf import Llama
 from prismer_jax.weights.rules import Rule, Table
 
 _VISION, _BLOCK = "vision_encoder", "vision_encoder.blocks.{}"
 _LAYER = "decoder.blocks.{}"
-
-
-def _kernel(key: str, name: str) -> Rule:
-    """Linear without bias."""
-    return Rule(f"{key}.weight", (f"params/{name}/kernel",), "dense")
+_PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
+HEAD, WORDS, FREQUENCIES = "decoder.head.weight", "decoder.token_embedding.weight", "decoder.rotary_embd.inv_freq"
 
 
 def _packed(key: str, name: str) -> list[Rule]:
@@ -34,17 +47,141 @@ TABLE = Table(
         *rows.norm(f"{_BLOCK}.ln2", "vision/blocks/norm_mlp"),
         *rows.mlp(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.fc2", "vision/blocks/mlp"),
         *rows.norm(f"{_VISION}.layer_norm", "vision/norm"),
-        _kernel("MP.proj", "projector"),
-        Rule("decoder.head.weight", ("params/language/word_embedding",)),
-        Rule("decoder.token_embedding.weight", ("params/language/word_embedding",), derived=True),
+        rows.kernel("MP.proj", "projector"),
+        Rule(HEAD, ("params/language/word_embedding",)),
         Rule(f"{_LAYER}.norm1.weight", ("params/language/blocks/norm_attention/scale",)),
-        *(
-            _kernel(f"{_LAYER}.attn.{p}_proj", f"language/blocks/{n}")
-            for p, n in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out"))
-        ),
+        *(rows.kernel(f"{_LAYER}.attn.{theirs}", f"language/blocks/{ours}") for theirs, ours in _PROJECTIONS),
         Rule(f"{_LAYER}.norm2.weight", ("params/language/blocks/norm_mlp/scale",)),
-        *(_kernel(f"{_LAYER}.mlp.{n}_proj", f"language/blocks/{n}") for n in ("gate", "up", "down")),
+        *(rows.kernel(f"{_LAYER}.mlp.{part}_proj", f"language/blocks/{part}") for part in ("gate", "up", "down")),
         Rule("decoder.norm.weight", ("params/language/norm/scale",)),
     ),
-    ignored=(r"decoder\.rotary_embd\.inv_freq",),
+    spellings=rows.PARALLEL,
+    ignored=(FREQUENCIES.replace(".", r"\."),),
 )
+SIGLIP = Table(
+    tuple(rows.siglip("vision_model", "vision")), ignored=(r"text_model\..*", r"vision_model\.head\..*", r"logit_.*")
+)
+LLAMA = Table(
+    tuple(rows.llama("model", "language")), ignored=(r"lm_head\.weight", r"model\.layers\.\d+\.self_attn\.rotary_emb.*")
+)
+
+
+def tied(state: rules.State, where: str) -> dict[str, np.ndarray]:
+    """Returns a state dict of nanoVLM with the tied table of words under one name, HEAD, whichever the file has.
+
+    Raises:
+      UserError: both are there and differ.
+    """
+    state = TABLE.spell(state, where)
+    words = state.pop(WORDS, None)
+    if words is not None and not np.array_equal(state.setdefault(HEAD, words), words):
+        raise UserError(f"{where}: {HEAD} and {WORDS} differ; only models that tie them are converted.")
+    return state
+
+
+def official(model: NanoVLM, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the state dict that the original's save_pretrained writes: HEAD for the tied pair, and its buffer."""
+    language = model.language
+    frequencies = inverse_frequencies(
+        language["width"] // language["heads"], language.get("rope_base", CausalLM.rope_base)
+    )
+    return {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}
+
+
+def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
+    """Returns the model of a folder that the original's save_pretrained wrote, of any generation."""
+    config = _config_of(args.input)
+    model = build(**config_json.fields_of(config, args.input / "config.json"))
+    weights = args.input / "model.safetensors"
+    state = tied(safe.load(weights), str(weights))
+    variables = conversion.from_torch(state, model, TABLE, str(weights), allow=args.allow, put=put)
+    return _described(args, model, variables, config)
+
+
+def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
+    """Returns an untrained nanoVLM that starts from a SigLIP and a SmolLM2, with a fresh projector."""
+    vision, vision_config = safe.load(args.vision / "model.safetensors"), _config_of(args.vision)
+    if args.language.suffix == ".gguf":
+        language: rules.State = Llama(args.language)
+        language_config = language.config
+    else:
+        language, language_config = safe.load(args.language / "model.safetensors"), _config_of(args.language)
+    tower = config_json.language_fields(language_config, args.language)
+    number = tower["vocab_size"]
+    fields = {
+        "vision": config_json.vision_fields(vision_config, args.vision / "config.json"),
+        "language": tower | {"vocab_size": number + args.extra_tokens},
+        "shuffle": args.shuffle,
+        "image_token": number if args.extra_tokens else None,
+    }
+    model = build(**fields)
+    shapes = conversion.shapes_of(model)
+    fresh = conversion.initial_values(model, ["params/projector/kernel", "params/language/word_embedding"], args.seed)
+    rest = np.asarray(fresh["params/language/word_embedding"])[number:]  # normal, 0.02, as in the reference
+    language = {**language, "model.embed_tokens.weight": _extended(language["model.embed_tokens.weight"], rest)}
+    flat = {"params/projector/kernel": lambda: np.asarray(fresh["params/projector/kernel"])}
+    for part, table, state, where in (
+        ("vision", SIGLIP, vision, args.vision),
+        ("language", LLAMA, language, args.language),
+    ):
+        own = {name: leaf for name, leaf in shapes.items() if name.startswith(f"params/{part}/")}
+        flat |= rules.from_torch(state, table, own, str(where), args.allow)
+    variables = {"params": tree.unflatten({name: put(make()) for name, make in flat.items()})["params"]}
+    return _described(args, model, variables, {})
+
+
+def _config_of(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Give the folder that holds it.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}). Fetch it again.") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: is no table of settings. Fetch it again.")
+    return config
+
+
+def _extended(words: Any, rest: np.ndarray) -> np.ndarray:
+    """Returns a table of words with further rows."""
+    return np.concatenate([np.asarray(words, rest.dtype), rest]) if len(rest) else words
+
+
+def _described(
+    args: argparse.Namespace, model: NanoVLM, variables: dict[str, Any], config: dict[str, Any]
+) -> Converted:
+    fields = {"vision": dict(model.vision), "language": dict(model.language)}
+    description = {
+        "model": dict(name="nanovlm", shuffle=model.shuffle, image_token=model.image_token, **fields),
+        "tokenizer": "tokenizers:.",
+        "tasks": {},
+    }
+    if config:
+        description["nanovlm"] = config  # so that an export writes it again
+    return Converted(model, variables, description, {}, "")
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", type=pathlib.Path, help="folder of nanoVLM's config.json and model.safetensors")
+    parser.add_argument("--vision", type=pathlib.Path, help="folder of a SigLIP, to start from")
+    parser.add_argument("--language", type=pathlib.Path, help="folder of a SmolLM2, or its .gguf file, to start from")
+    parser.add_argument("--shuffle", type=int, default=4, help="side of the blocks of patches that become one token")
+    parser.add_argument("--extra-tokens", type=int, default=66, help="new words behind the language model's own")
+    parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
+
+
+def run(args: argparse.Namespace, put: Put) -> Converted:
+    """Converts a checkpoint (--input), or starts a model from backbones (--vision and --language).
+
+    Raises:
+      UserError: the flags are neither.
+    """
+    if args.input is not None and args.vision is None and args.language is None:
+        return from_checkpoint(args, put)
+    if args.input is None and args.vision is not None and args.language is not None:
+        return from_backbones(args, put)
+    raise UserError("Give --input, a nanoVLM, or --vision and --language, what a new one starts from.")
+
+
+COMMANDS = {"nanovlm": Command("Converts a nanoVLM, or makes one from a SigLIP and a SmolLM2.", _flags, run)}

@@ -135,7 +135,7 @@ class NanoVLM(nn.Module):
     def prefill(
         self, encoded: Float[Array, "b n d"], batch: Mapping[str, Any], room: int
     ) -> tuple[Float[Array, "b 1 v"], dict[str, Any]]:
-        """Reads the prompt. The cache's `shared` has keys and values of image and prompt, and which columns are real."""
+        """Reads the prompt. The cache's `shared` has the keys and values of image and prompt, and the real columns."""
         hidden, keys, sequence = self._read(encoded, batch)
         own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), keys)
         shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys), "mask": sequence["mask_input"]}

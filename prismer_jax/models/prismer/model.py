@@ -181,7 +181,7 @@ class Prismer(nn.Module):
         instances: tuple[UInt8[Array, "b ih iw"], Int[Array, "#b 256"]] | None = None,
         train: bool = False,
     ) -> Float[Array, "b n {self.width}"]:
-        """Encodes after the labels' lookup and all scaling: what the reference's network takes (see encoder.Features)."""
+        """Encodes after the labels' lookup and all scaling: what the reference's network takes (encoder.Features)."""
         return self.vision(image, features, instances, train)
 
     @typed

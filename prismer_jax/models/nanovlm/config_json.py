@@ -1,0 +1,124 @@
+"""config.json of nanoVLM's three generations, and of the models that it starts from, as the fields of a model."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from prismer_jax.errors import UserError
+
+# nanoVLM's name of each of our fields (huggingface/nanoVLM, models/config.py, the same in all generations).
+VISION = {
+    "image_size": "vit_img_size",
+    "patch_size": "vit_patch_size",
+    "width": "vit_hidden_dim",
+    "layers": "vit_n_blocks",
+    "heads": "vit_n_heads",
+    "mlp_dim": "vit_inter_dim",
+    "epsilon": "vit_ln_eps",
+}
+LANGUAGE = {
+    "width": "lm_hidden_dim",
+    "layers": "lm_n_blocks",
+    "heads": "lm_n_heads",
+    "kv_heads": "lm_n_kv_heads",
+    "mlp_dim": "lm_inter_dim",
+    "vocab_size": "lm_vocab_size",
+    "max_positions": "lm_max_position_embeddings",
+    "rope_base": "lm_re_base",
+    "epsilon": "lm_rms_eps",
+}
+_COMMON = {
+    *VISION.values(),
+    *LANGUAGE.values(),
+    *("vit_dropout", "vit_cls_flag", "vit_model_type", "lm_dropout", "lm_attn_scaling", "lm_max_length"),
+    *("lm_use_tokens", "lm_tie_weights", "lm_model_type", "lm_tokenizer", "mp_pixel_shuffle_factor"),
+    *("vlm_load_backbone_weights", "vlm_checkpoint_path"),
+}
+_EXTENDED = {"lm_base_vocab_size", "extra_token_amount", "mp_image_token_length", "vlm_extra_tokens", "hf_repo_name"}
+# The keys that each generation's VLMConfig takes: it refuses any other.
+GENERATIONS = {
+    "v0.1": _COMMON | {"lm_eos_token_id"},
+    "v0.2": _COMMON | _EXTENDED | {"lm_eos_token_id"},
+    "head": _COMMON | _EXTENDED | {"lm_chat_template", "max_img_size", "resize_to_max_side_len"},
+}
+# HEAD got these one after the other: files that were written before lack them.
+_LATE = {"resize_to_max_side_len", "lm_chat_template", "max_img_size", "hf_repo_name"}
+
+
+def generation_of(config: Mapping[str, Any], where: pathlib.Path) -> str:
+    """Returns which generation of nanoVLM wrote a config.json, a name of GENERATIONS.
+
+    Raises:
+      UserError: it is none's: names the first keys that are missing or unknown.
+    """
+    for name, keys in GENERATIONS.items():
+        optional = {"vlm_extra_tokens", *_LATE} if name == "head" else set()
+        if keys - optional <= config.keys() <= keys:
+            return name
+    nearest = min(GENERATIONS, key=lambda name: len(GENERATIONS[name] ^ config.keys()))
+    missing, unknown = GENERATIONS[nearest] - config.keys(), config.keys() - GENERATIONS[nearest]
+    said = [f"{what} {', '.join(sorted(keys)[:6])}" for what, keys in (("lacks", missing), ("has", unknown)) if keys]
+    raise UserError(f"{where}: no config.json of nanoVLM that is known; beside {nearest}'s it {' and '.join(said)}.")
+
+
+def fields_of(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields of NanoVLM that a config.json of nanoVLM means.
+
+    Raises:
+      UserError: it is of an unknown generation, or of a model that nanoVLM could not train either.
+    """
+    generation_of(config, where)
+    for key, value in (("vit_cls_flag", False), ("lm_tie_weights", True), ("lm_use_tokens", False)):
+        if config[key] != value:
+            raise UserError(f"{where}: {key} is {config[key]}; only models with {value} are converted.")
+    vision = {ours: config[theirs] for ours, theirs in VISION.items()}
+    language = {ours: config[theirs] for ours, theirs in LANGUAGE.items()}
+    language["rope_base"] = float(language["rope_base"])
+    first = config.get("lm_base_vocab_size")  # the extra tokens are numbered from here on, the image's the first
+    fields = dict(vision=vision, language=language, shuffle=config["mp_pixel_shuffle_factor"], image_token=first)
+    return fields
+
+
+def vision_fields(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields of a ViT that a SigLIP's config.json means; what it leaves out are transformers' defaults.
+
+    Source: transformers 4.57.1, SiglipVisionConfig.
+    """
+    config = config.get("vision_config", config)
+    if config.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}; SigLIP's is 'gelu_pytorch_tanh'.")
+    return {
+        "image_size": config.get("image_size", 224),
+        "patch_size": config.get("patch_size", 16),
+        "width": config.get("hidden_size", 768),
+        "layers": config.get("num_hidden_layers", 12),
+        "heads": config.get("num_attention_heads", 12),
+        "mlp_dim": config.get("intermediate_size", 3072),
+        "epsilon": config.get("layer_norm_eps", 1e-6),
+    }
+
+
+def language_fields(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields of a CausalLM that a Llama's config.json means.
+
+    Raises:
+      UserError: a key is missing, or it is no Llama with tied embeddings.
+    """
+    if not config.get("tie_word_embeddings", False):
+        raise UserError(f"{where}: its embeddings are not tied to its head; only SmolLM2-like models are.")
+    try:
+        return {
+            "width": config["hidden_size"],
+            "layers": config["num_hidden_layers"],
+            "heads": config["num_attention_heads"],
+            "kv_heads": config["num_key_value_heads"],
+            "mlp_dim": config["intermediate_size"],
+            "vocab_size": config["vocab_size"],
+            "max_positions": config["max_position_embeddings"],
+            "rope_base": float(config["rope_theta"]),
+            "epsilon": config["rms_norm_eps"],
+        }
+    except KeyError as error:
+        raise UserError(f"{where}: lacks {error}; it is no Llama's config.json.") from None
