@@ -26,20 +26,23 @@ def cross_entropy(
     forward: Forward,
     batch: Mapping[str, Array],
     label_smoothing: float = 0.1,
-    normalize: Literal["none", "example", "batch"] = "none",
+    normalize: Literal["none", "example", "batch", "part"] = "none",
 ) -> Costs:
     """Label-smoothed cross-entropy of each next token, weighted by `mask_loss` of the token that is predicted.
 
     Args:
       normalize: 'none' sums over the tokens of an example, so that long texts weigh more, and averages over examples,
         as the reference does (NVlabs/prismer, model/modules/roberta.py); 'example' averages over an example's tokens
-        first; 'batch' averages over all tokens of the batch, as nanoVLM and big_vision do.
+        first; 'batch' averages over all tokens of the batch, as big_vision does; 'part' averages over those of each
+        part that is accumulated, and then over the parts, as huggingface/nanoVLM does (train.py).
     """
-    choose("normalize of cross_entropy", normalize, dict.fromkeys(("none", "example", "batch")))
+    choose("normalize of cross_entropy", normalize, dict.fromkeys(("none", "example", "batch", "part")))
     costs = token_costs(forward(batch), batch["text"], batch["mask_loss"], label_smoothing)
     tokens, ones = batch["mask_loss"][:, 1:].sum(-1), jnp.ones(len(costs))
     if normalize == "example":
         costs = costs / jnp.maximum(tokens, 1e-9)
+    if normalize == "part":
+        costs = costs * len(costs) / jnp.maximum(tokens.sum(), 1e-9)
     return {"loss": (costs, tokens if normalize == "batch" else ones)}
 
 

@@ -106,10 +106,11 @@ def make_schedule(
     *,
     lr: float,
     total_steps: int,
-    warmup_steps: int = 0,
+    warmup_steps: float = 0,
     start_lr: float = 0.0,
     end_lr: float = 0.0,
     stairs: int = 0,
+    warmup_from: int = 0,
 ) -> Schedule:
     """Returns the learning rate as a function of the step (from 0): linear warm-up from start_lr, then decay to end_lr.
 
@@ -118,6 +119,9 @@ def make_schedule(
 
     With `stairs` the decay goes down in so many equal parts of the training, as the reference's does that sets the rate
     once an epoch (train_pretrain.py, train_vqa.py). It then counts from step 0, and the warm-up replaces its start.
+
+    With `warmup_from=1` the first step is one step up the warm-up, as in huggingface/nanoVLM (train.py: get_lr). Its
+    warm-up of 3% of the steps is not rounded: where it is shorter than one step, that step exceeds lr.
 
     Raises:
       UserError: an unknown name, or a warm-up that is longer than the training.
@@ -135,7 +139,8 @@ def make_schedule(
         else:
             progress = xp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
         decayed = end_lr + (lr - end_lr) * decay(xp, progress)
-        return xp.where(step < warmup_steps, start_lr + (lr - start_lr) * step / max(warmup_steps, 1), decayed)
+        climbed = (step + warmup_from) / (warmup_steps or 1)
+        return xp.where(step < warmup_steps, start_lr + (lr - start_lr) * climbed, decayed)
 
     return at
 
@@ -155,10 +160,11 @@ def make(
     name: str = "adamw",
     lr: float,
     schedule: str = "cosine",
-    warmup_steps: int = 0,
+    warmup_steps: float = 0,
     start_lr: float = 0.0,
     end_lr: float = 0.0,
     stairs: int = 0,
+    warmup_from: int = 0,
     weight_decay: float = 0.05,
     clip_norm: float | None = None,
     lr_mults: Patterns = (),
@@ -177,6 +183,7 @@ def make(
       start_lr: where the warm-up begins.
       end_lr: where the decay ends.
       stairs: parts of the training in each of which the rate is constant; 0 for a rate that changes with every step.
+      warmup_from: 1 where the first step is one step up the warm-up.
       weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm.
       lr_mults: [(regex of whole names, factor)]; the first that matches counts, other parameters have 1. The factor
@@ -196,6 +203,7 @@ def make(
         start_lr=start_lr,
         end_lr=end_lr,
         stairs=stairs,
+        warmup_from=warmup_from,
     )
     leaf_names = list(tree.flatten(params))
     lr_mult = _multipliers(lr_mults, leaf_names, "lr_mults")

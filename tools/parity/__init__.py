@@ -34,6 +34,7 @@ RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("expert_ocr*", ocr.network),
     ("clip_text", ocr.text),
     ("nanovlm_tiny", nanovlm.head),
+    ("nanovlm_train", nanovlm.training),
     ("nanovlm_backbone_*", nanovlm.backbones),
     ("nanovlm_*_manifest", nanovlm.keys),
     ("nanovlm_v01_tiny", nanovlm.v01),

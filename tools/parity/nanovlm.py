@@ -9,22 +9,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax import decode, losses, models, tree
+from prismer_jax import decode, losses, models, optim, tree
 from prismer_jax.decode.sampling import FILTERINGS
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import NanoVLM, config_json
-from prismer_jax.models.nanovlm.conversion import FREQUENCIES, LLAMA, SIGLIP, TABLE, tied
+from prismer_jax.models.nanovlm.conversion import FREQUENCIES, HEAD, LLAMA, SIGLIP, TABLE, WORDS, tied
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies, rotary
 from prismer_jax.towers.vit import ViT
 from prismer_jax.weights import rules
 from tools.parity.case import Case, Check, Mismatch, Outputs, filled, relative
 
+# What nanovlm_train leaves out: it is nanovlm_tiny's.
+_DEFAULTS = {"vit_ln_eps": 1e-6, "lm_max_position_embeddings": 8192, "lm_re_base": 100000, "lm_rms_eps": 1e-5}
+
 
 def fields_of(case: Case) -> dict[str, Any]:
-    c = case.config
+    c = {**_DEFAULTS, **case.config}
     vision = {ours: c[theirs] for ours, theirs in config_json.VISION.items()}
     language = {ours: c[theirs] for ours, theirs in config_json.LANGUAGE.items()} | {
         "rope_base": float(c["lm_re_base"])
@@ -128,7 +132,7 @@ def losses_mean(costs: losses.Costs) -> jax.Array:
 
 def gradients(case: Case, grads: Any) -> Outputs:
     for key, array in conversion.to_torch({"params": grads}, TABLE).items():
-        yield f"out/grad/{key}", array
+        yield f"out/grad/{WORDS if key == HEAD else key}", array
     yield "out/grad_norm", jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
 
 
@@ -223,6 +227,68 @@ def v01(case: Case) -> Outputs:
         steps = apply(model, variables, continued(prompts, tokens))[0][:, -new - 1 : -1]
         yield f"out/gen_{name}_step_logits", steps
     yield "int/decoder.rotary_embd.inv_freq", inverse_frequencies(8, case.config["lm_re_base"])
+
+
+def training(case: Case) -> Outputs:
+    """Takes three AdamW steps with the rates of HEAD's three groups, and with those of v0.1's two."""
+    check_rates(case)
+    model = model_of(case)
+    ids, labels = case["input_ids"], case["labels"]
+    tiles = rows_of_tiles(case["pixel_values"], case.config["subimages_per_sample"])
+    batch = {**tiles, **texts(ids, case["attention_mask"]), "mask_loss": loss_mask(ids, labels)}
+    head, v01 = case.config["head3"], case.config["v01two"]
+    groups = {
+        "head3": [head["lr_mp"], head["lr_vision_backbone"], head["lr_language_backbone"]],
+        "v01two": [v01["lr_mp"], v01["lr_backbones"]],
+    }
+    parts = {"head3": head["micro_batches"], "v01two": [v01["batch"]]}
+    for name, rates in groups.items():
+        start = variables_of(case, model)["params"]
+        highest = dict(zip(("projector", "vision", "language"), [*rates, rates[-1]], strict=False))
+        mults = [(f"{part}/.*", rate / rates[0]) for part, rate in highest.items()]
+        optimizer = optim.make(
+            tree.flatten(start),
+            case.config["max_training_steps"],
+            lr=rates[0],
+            end_lr=0.1 * rates[0],
+            warmup_steps=0.03 * case.config["max_training_steps"],
+            warmup_from=1,
+            weight_decay=0.01,
+            clip_norm=case.config[name]["max_grad_norm"],
+            lr_mults=mults,
+        )
+        params, opt, losses_seen, norms = tree.flatten(start), optimizer.tx.init(tree.flatten(start)), [], []
+        for update in range(case.config[name]["updates"]):
+            found = [
+                loss_and_gradients(model, tree.unflatten(params), {k: v[np.array(rows)] for k, v in batch.items()})
+                for rows in parts[name]
+            ]
+            losses_seen += [loss for loss, _ in found]
+            grads = jax.tree.map(lambda *g: sum(g) / len(g), *(tree.flatten(g) for _, g in found))
+            norms.append(optax.global_norm(grads))
+            steps, opt = optimizer.tx.update(grads, opt, params)
+            params = optax.apply_updates(params, steps)
+            if update in (0, 2):
+                changes = {"params": jax.tree.map(jnp.subtract, tree.unflatten(params), start)}
+                for key, array in conversion.to_torch(changes, TABLE).items():
+                    yield f"out/{name}/delta{update + 1}/{WORDS if key == HEAD else key}", array
+        yield f"out/{name}/micro_loss", jnp.stack(losses_seen)
+        yield f"out/{name}/grad_norm", jnp.stack(norms)
+        schedule = optimizer.schedules["lr"]
+        yield f"out/{name}/lr", np.array([[schedule(step) * rate / rates[0] for rate in rates] for step in range(3)])
+
+
+def check_rates(case: Case) -> None:
+    for name, rates in case.manifest["get_lr"].items():
+        total = int(re.match(r"max_steps=(\d+)", name)[1])
+        for highest in rates.keys() - {"steps"}:
+            lr = float(highest)
+            at = optim.make_schedule(
+                "cosine", lr=lr, end_lr=0.1 * lr, total_steps=total, warmup_steps=0.03 * total, warmup_from=1
+            )
+            ours = [float(at(step)) for step in rates["steps"]]
+            if not np.allclose(ours, rates[highest], rtol=1e-12):
+                raise Mismatch(f"rates of {name}: {ours} instead of {rates[highest]}")
 
 
 def backbones(case: Case) -> Outputs:
