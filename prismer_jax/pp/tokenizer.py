@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
@@ -60,6 +60,10 @@ class Tokenizer:
         """Returns the ids of a text, without special ids around them."""
         raise NotImplementedError
 
+    def id_of(self, token: str) -> int | None:
+        """Returns the id of a token of the vocabulary as its file spells it, or None."""
+        raise NotImplementedError
+
     def encode_after(self, text: str) -> list[int]:
         """Returns the ids of a text that follows another one after a space."""
         return self.encode(f" {text}")
@@ -101,6 +105,10 @@ class SentencePiece(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
 
+    def id_of(self, token: str) -> int | None:
+        number = self._model.piece_to_id(token)
+        return number if self._model.id_to_piece(number) == token else None
+
     def encode_after(self, text: str) -> list[int]:
         return self.encode(text if self._adds_space else f" {text}")
 
@@ -116,7 +124,20 @@ _SPELLINGS = {
 }
 
 
-class TokenizersJson(Tokenizer):
+class _Fast(Tokenizer):
+    """What those have in common that the `tokenizers` library runs."""
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def id_of(self, token: str) -> int | None:
+        return self._model.token_to_id(token)
+
+    def _text(self, ids: list[int]) -> str:
+        return self._model.decode(ids, skip_special_tokens=False)
+
+
+class TokenizersJson(_Fast):
     """A tokenizer.json of the `tokenizers` library; tokenizer_config.json beside it names the special tokens."""
 
     def read(self) -> None:
@@ -146,14 +167,8 @@ class TokenizersJson(Tokenizer):
         ids = (self._model.token_to_id(name) for name in names)
         return next((token for token in ids if token is not None), None)
 
-    def encode(self, text: str) -> list[int]:
-        return self._model.encode(text, add_special_tokens=False).ids
 
-    def _text(self, ids: list[int]) -> str:
-        return self._model.decode(ids, skip_special_tokens=False)
-
-
-class Roberta(Tokenizer):
+class Roberta(_Fast):
     """RoBERTa's byte-level BPE from vocab.json and merges.txt, as transformers' RobertaTokenizer splits plain text.
 
     Text that spells a special token, such as "</s>", is text here: no caption can end itself.
@@ -180,12 +195,6 @@ class Roberta(Tokenizer):
         self.vocab_size = self._model.get_vocab_size()
         self.special = frozenset({bos, pad, eos, unk, *([table["<mask>"]] if "<mask>" in table else [])})
         self.set_ids(vocab, bos, eos, pad)
-
-    def encode(self, text: str) -> list[int]:
-        return self._model.encode(text, add_special_tokens=False).ids
-
-    def _text(self, ids: list[int]) -> str:
-        return self._model.decode(ids, skip_special_tokens=False)
 
 
 def _one(where: pathlib.Path) -> list[pathlib.Path]:
@@ -227,6 +236,27 @@ def load(spec: str) -> Tokenizer:
         raise UserError(f"The tokenizer {spec!r} names no {'folder' if kind == 'roberta' else 'file'}: {kind}:PATH.")
     path = SCENES if kind == "scenes" else storage.on_disk(where)
     return cls(spec, *files(path))
+
+
+def extend(spec: str, tokens: Sequence[str], folder: pathlib.Path) -> Tokenizer:
+    """Writes a copy of a tokenizer with further special tokens behind its own ids into a folder, and returns it.
+
+    Raises:
+      UserError: as `load`, or it is no tokenizer.json.
+    """
+    tokenizer = load(spec)
+    if not isinstance(tokenizer, TokenizersJson):
+        raise UserError(f"The tokenizer {spec!r} cannot be extended; give a folder with a tokenizer.json.")
+    first, *beside = tokenizer.files()
+    import tokenizers
+
+    model = tokenizers.Tokenizer.from_file(str(first))
+    model.add_special_tokens(list(tokens))
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write(folder / "tokenizer.json", model.to_str(pretty=True))
+    for path in beside:
+        storage.write(folder / path.name, path.read_text(encoding="utf-8"))
+    return load(f"tokenizers:{folder}")
 
 
 def load_from(folder: str | os.PathLike, spec: str) -> Tokenizer:

@@ -18,7 +18,7 @@ from prismer_jax import config, runtime
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 from tools.parity import depth, detection, edge, labels, nanovlm, normal, ocr, prismer, segmentation
-from tools.parity.case import Case, Check, Mismatch, Outputs, relative
+from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
 
 # The first pattern that fits a case's name says what runs it.
 RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
@@ -34,6 +34,7 @@ RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("expert_ocr*", ocr.network),
     ("clip_text", ocr.text),
     ("nanovlm_tiny", nanovlm.head),
+    ("nanovlm_preprocess", nanovlm.preprocessing),
     ("nanovlm_train", nanovlm.training),
     ("nanovlm_backbone_*", nanovlm.backbones),
     ("nanovlm_*_manifest", nanovlm.keys),
@@ -43,19 +44,12 @@ RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
 ]
 
 
-def index_of(name: str) -> tuple[str, tuple[slice, ...]]:
-    """Splits 'out/x[:,::4]' into the array's name and the index that was applied to it before storing."""
-    base, _, index = name.partition("[")
-    parts = index.rstrip("]").split(",") if index else []
-    return base, tuple(slice(*(int(n) if n else None for n in part.split(":"))) for part in parts)
-
-
 def run_case(case: Case, verbose: bool = False) -> tuple[float, str]:
     """Returns (largest relative error, why it fails or '')."""
     runner = next((r for pattern, r in RUNNERS if fnmatch.fnmatchcase(case.name, pattern)), None)
     if runner is None:
         return np.inf, "no runner knows this case"
-    stored = {name: index_of(name) for name in case.arrays if not name.startswith("in/")}
+    stored = {name: index_of(name) for name in case.arrays if not name.startswith(("in/", "alt/"))}
     tolerance = case.manifest["tolerance"]
     usual = {False: Check(relative, tolerance), True: Check(relative, case.manifest.get("tap_tolerance", tolerance))}
     own = case.manifest.get("array_tolerance", {})

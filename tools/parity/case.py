@@ -75,6 +75,13 @@ def fill(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
     return x.astype(np.float32)
 
 
+def index_of(name: str) -> tuple[str, tuple[slice, ...]]:
+    """Splits 'out/x[:,::4]' into the array's name and the index that was applied to it before storing."""
+    base, _, index = name.partition("[")
+    parts = index.rstrip("]").split(",") if index else []
+    return base, tuple(slice(*(int(n) if n else None for n in part.split(":"))) for part in parts)
+
+
 @dataclass(frozen=True)
 class Check:
     """How an output is compared where it is not by the relative error and the manifest's tolerance.

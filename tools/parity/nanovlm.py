@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import pathlib
 import re
+import tempfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tokenizers
 from einops import rearrange
 from flax import linen as nn
+from PIL import Image
 
-from prismer_jax import decode, losses, models, optim, tree
+from prismer_jax import decode, losses, models, optim, pp, tree
 from prismer_jax.decode.sampling import FILTERINGS
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import NanoVLM, config_json
 from prismer_jax.models.nanovlm.conversion import FREQUENCIES, HEAD, LLAMA, SIGLIP, TABLE, WORDS, tied
+from prismer_jax.pp import chat, tiles
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies, rotary
 from prismer_jax.towers.vit import ViT
 from prismer_jax.weights import rules
-from tools.parity.case import Case, Check, Mismatch, Outputs, filled, relative
+from tools.parity.case import Case, Check, Mismatch, Outputs, filled, index_of, relative
 
 # What nanovlm_train leaves out: it is nanovlm_tiny's.
 _DEFAULTS = {"vit_ln_eps": 1e-6, "lm_max_position_embeddings": 8192, "lm_re_base": 100000, "lm_rms_eps": 1e-5}
@@ -155,10 +161,10 @@ def head(case: Case) -> Outputs:
     model, tolerance = model_of(case), case.manifest["tolerance"]
     variables = variables_of(case, model)
     mask, pixels, counts = case["attention_mask"], case["pixel_values"], case.config["subimages_per_sample"]
-    tiles = rows_of_tiles(pixels, counts)
-    batch = {**tiles, **texts(case["input_ids"], mask), "mask_loss": loss_mask(case["input_ids"], case["labels"])}
+    images = rows_of_tiles(pixels, counts)
+    batch = {**images, **texts(case["input_ids"], mask), "mask_loss": loss_mask(case["input_ids"], case["labels"])}
     logits, encoded, hidden, taps = apply(model, variables, batch)
-    there = np.flatnonzero(tiles["image_mask"])
+    there = np.flatnonzero(images["image_mask"])
     yield "tap/vit_embed", taps["vision/embeddings/0"][there]
     yield "tap/vit_block0", taps["vision/blocks/after_mlp/0"][0][there]
     yield "out/vision_features", taps["features/0"][there]
@@ -180,7 +186,7 @@ def head(case: Case) -> Outputs:
     yield "out/packed_loss", loss_and_gradients(model, variables["params"], packed)[0]
 
     prompts, new = (
-        {**tiles, **texts(case["prompt_ids"], case["prompt_attention_mask"])},
+        {**images, **texts(case["prompt_ids"], case["prompt_attention_mask"])},
         case.config["gen_max_new_tokens"],
     )
     tokens = _greedy(model, -1, variables, prompts, new)
@@ -206,8 +212,8 @@ def v01(case: Case) -> Outputs:
     model = model_of(case)
     variables = variables_of(case, model)
     ids, mask = case["input_ids"], case["attention_mask"]
-    tiles = rows_of_tiles(case["pixel_values"], [1, 1, 1])
-    batch = {**tiles, **texts(ids, mask), "mask_loss": loss_mask(ids, case["labels"])}
+    images = rows_of_tiles(case["pixel_values"], [1, 1, 1])
+    batch = {**images, **texts(ids, mask), "mask_loss": loss_mask(ids, case["labels"])}
     logits, encoded, hidden, taps = apply(model, variables, batch)
     yield "out/vision_features", taps["features/0"]
     yield "out/projector", encoded
@@ -219,8 +225,8 @@ def v01(case: Case) -> Outputs:
     yield from gradients(case, grads)
 
     new = case.config["gen_max_new_tokens"]
-    mmstar = {key: tiles[key][:2] for key in tiles} | texts(case["mmstar_input_ids"], case["mmstar_attention_mask"])
-    single = {key: tiles[key][:1] for key in tiles} | texts(case["prompt_ids"])
+    mmstar = {key: images[key][:2] for key in images} | texts(case["mmstar_input_ids"], case["mmstar_attention_mask"])
+    single = {key: images[key][:1] for key in images} | texts(case["prompt_ids"])
     for name, prompts in (("mask", mmstar), ("nomask", single)):
         tokens = _greedy(model, -1, variables, prompts, new)
         yield f"out/gen_{name}", tokens
@@ -234,8 +240,8 @@ def training(case: Case) -> Outputs:
     check_rates(case)
     model = model_of(case)
     ids, labels = case["input_ids"], case["labels"]
-    tiles = rows_of_tiles(case["pixel_values"], case.config["subimages_per_sample"])
-    batch = {**tiles, **texts(ids, case["attention_mask"]), "mask_loss": loss_mask(ids, labels)}
+    images = rows_of_tiles(case["pixel_values"], case.config["subimages_per_sample"])
+    batch = {**images, **texts(ids, case["attention_mask"]), "mask_loss": loss_mask(ids, labels)}
     head, v01 = case.config["head3"], case.config["v01two"]
     groups = {
         "head3": [head["lr_mp"], head["lr_vision_backbone"], head["lr_language_backbone"]],
@@ -348,3 +354,76 @@ def _shapes(tower: ViT | CausalLM, part: str) -> Any:
     one = jnp.zeros((1, 1, 1), jnp.int32)
     arguments = (jnp.zeros((1, 1, 1, tower.width)), one, {"new": one == 0})
     return jax.eval_shape(tower.init, jax.random.key(0), *arguments)["params"]
+
+
+def preprocessing(case: Case) -> Outputs:
+    """Cuts photos into tiles, and writes the tokens, the text and the loss of conversations."""
+    _check_sizes(case)
+    tile, most = case.config["vit_img_size"], case.config["max_img_size"]
+    for name in case.inputs(r"(image\d+)_u8"):
+        for enlarge in (False, True):
+            key, photo = f"out/{name}_max{int(enlarge)}", case[f"{name}_u8"]
+            size = tiles.tiled_size(*photo.shape[:2], tile, most, enlarge, reference=True)
+            resized = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.BICUBIC))
+            cut, grid = tiles.split(resized, tile)
+            if list(grid) != case.manifest["grids"][f"{name}_max{int(enlarge)}"]["grid"]:
+                raise Mismatch(f"{key}: a grid of {grid}")
+            parts = [tiles.whole(resized, tile)[None], cut] if len(cut) > 1 else [cut]
+            subimages = rearrange(np.concatenate(parts) / np.float32(255), "n h w c -> n c h w")
+            yield f"{key}_resized_u8", resized, _either(case, f"{key}_resized_u8")
+            yield f"{key}_subimages", subimages, _either(case, f"{key}_subimages")
+            yield f"{key}_global", subimages[0], _either(case, f"{key}_global")
+    for name, text in case.manifest["image_strings"].items():
+        grids, tokens = ast.literal_eval(name[name.index("[") : name.index("]") + 1]), int(name[-1])
+        if chat.image_text(grids, tokens, name.startswith("with_")) != text:
+            raise Mismatch(f"another text for the photos {name}")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = toy_tokenizer(pathlib.Path(folder))
+        for name in ("one_turn", "two_turns"):
+            messages = [message["content"] for message in case.manifest["chat"][name]["messages"]]
+            said = [{"user": u, "assistant": a} for u, a in zip(messages[::2], messages[1::2], strict=True)]
+            ids, scored = chat.conversation(said, tokenizer)
+            yield f"out/{name}_ids", np.array(ids, np.int16)
+            yield f"out/{name}_loss_mask", np.array(scored)
+            labels = np.where(scored, ids, -100).astype(np.int16)
+            yield f"out/{name}_labels", np.append(labels[1:], np.int16(-100))
+
+
+def _check_sizes(case: Case) -> None:
+    for name, rows in case.manifest["get_new_hw_512_2048"].items():
+        for (height, width), size in rows:
+            if list(tiles.tiled_size(height, width, 512, 2048, name.endswith("True"), reference=True)) != size:
+                raise Mismatch(f"{height}x{width} is not stretched to {size} ({name})")
+    for height, width, enlarge, theirs, exact in case.manifest["float_edge_512_2048"]["rows"]:
+        ours = [list(tiles.tiled_size(height, width, 512, 2048, enlarge, reference)) for reference in (True, False)]
+        if ours != [theirs, exact]:
+            raise Mismatch(f"{height}x{width} is stretched to {ours} instead of {[theirs, exact]}")
+
+
+def _either(case: Case, base: str) -> Check:
+    """Compares with the numbers of Pillow 12, or with those that Pillow 13 gives, where they differ."""
+    others = [
+        array for name, array in case.arrays.items() if index_of(name)[0] == base.replace("out/", "alt/pillow13/")
+    ]
+    measure = lambda ours, theirs: min(relative(ours, array) for array in (theirs, *others))  # noqa: E731
+    return Check(measure, case.manifest["tolerance"])
+
+
+def toy_tokenizer(folder: pathlib.Path) -> pp.tokenizer.Tokenizer:
+    """Returns the cases' tokenizer: three special tokens, a token a byte, and the tokens of images."""
+    letters = {byte: letter for letter, byte in zip(*_byte_letters(), strict=True)}
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocabulary = {token: i for i, token in enumerate(special)} | {letters[byte]: 3 + byte for byte in range(256)}
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.add_special_tokens(list(special))
+    model.save(str(folder / "tokenizer.json"))
+    return pp.tokenizer.extend(f"tokenizers:{folder}", chat.EXTRA_TOKENS, folder / "extended")
+
+
+def _byte_letters() -> tuple[list[str], list[int]]:
+    """Returns the letters in which byte-level BPE writes bytes, and these (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(rest))], plain + rest

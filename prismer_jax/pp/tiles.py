@@ -1,0 +1,119 @@
+"""Photos of any proportions as square tiles of one size, with a small whole image in front of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from PIL import Image
+
+from prismer_jax.errors import BadSample, UserError, choose
+from prismer_jax.pp.ops import Example, Op, register
+
+Grid = tuple[int, int]  # rows and columns of tiles
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def tiled_size(height: int, width: int, tile: int, max_side: int, enlarge: bool, reference: bool = False) -> Grid:
+    """Returns (height, width), multiples of `tile`, of a photo whose longer side is to fit into max_side.
+
+    Args:
+      enlarge: make the longer side max_side long, whatever it is; otherwise only shorten it.
+      reference: scale by a float, as huggingface/nanoVLM does (data/custom_transforms.py): 51 sizes up to 512 x 2048,
+        plain 3:4 photos among them, get a row of tiles more than exact arithmetic gives them.
+    """
+    long, short = max(height, width), min(height, width)
+    target = max_side if enlarge else min(max_side, -(-long // tile) * tile)
+    if reference:
+        scale = target / long
+        other = math.ceil(short * scale / tile) * tile
+    else:
+        other = -(-short * target // (long * tile)) * tile
+    other = max(other, tile)
+    return (other, target) if width >= height else (target, other)
+
+
+@functools.cache
+def _triangle(old: int, new: int) -> np.ndarray:
+    """Returns float32 [new, old]: bilinear interpolation of one axis, antialiased as in PyTorch's `interpolate`."""
+    scale = max(old / new, 1.0)
+    centres = (np.arange(new)[:, None] + 0.5) * (old / new)
+    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(old) + 0.5 - centres) / scale)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def whole(image: np.ndarray, tile: int) -> np.ndarray:
+    """Returns the photo squeezed into one tile, float32 [tile, tile, 3] between 0 and 255, not rounded."""
+    rows, columns = _triangle(image.shape[0], tile), _triangle(image.shape[1], tile)
+    return np.einsum("ia,jb,abc->ijc", rows, columns, image.astype(np.float32), optimize=True)
+
+
+def split(image: np.ndarray, tile: int) -> tuple[np.ndarray, Grid]:
+    """Returns [n, tile, tile, 3], row by row, of an image whose sides are multiples of `tile`, and the grid."""
+    rows, columns = image.shape[0] // tile, image.shape[1] // tile
+    tiles = image.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2)
+    return tiles.reshape(-1, tile, tile, 3), (rows, columns)
+
+
+@register
+def tiles(
+    size: int,
+    max_side: int | None = None,
+    most: int | None = None,
+    enlarge: bool = True,
+    method: str = "bicubic",
+    exact: bool = False,
+    reference: bool = False,
+) -> Op:
+    """Cuts `image`, one photo or a list of them, into tiles [most, size, size, 3] with `image_mask` [most].
+
+    A photo is stretched to multiples of `size`. One of a single tile is that; of several, the whole photo in one tile
+    comes first. `grids` says the rows and columns of each photo's tiles.
+
+    Args:
+      size: pixels of a tile's side.
+      max_side: the longest side of a stretched photo; by default `size`, which makes every photo one tile.
+      most: tiles that a sample may have; shorter samples are filled up. By default those of one photo.
+      enlarge, reference: see `tiled_size`.
+      method: of the stretching, 'bicubic' or 'bilinear'.
+      exact: keep the whole photo's tile as floats, as huggingface/nanoVLM does, four times the bytes for differences of
+        at most half a level of 255; by default all tiles are uint8.
+
+    Raises (the op):
+      BadSample: more tiles than `most`, or a photo with more than 50 times the width of its height, or the reverse.
+    """
+    max_side = max_side or size
+    resampling = choose("method of tiles:", method, FILTERS)
+    if max_side % size:
+        raise UserError(f"tiles({size}, max_side={max_side}): not a multiple of the size.")
+    if max_side > 8 * size:
+        raise UserError(f"tiles({size}, max_side={max_side}): at most 8 x 8 tiles, for which there are tokens.")
+    room = most or (1 if max_side == size else 1 + (max_side // size) ** 2)
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        photos = example.get("image")
+        photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
+        cut, grids = [], []
+        for photo in photos:
+            height, width = photo.shape[:2]
+            if max(height, width) > 50 * min(height, width):
+                raise BadSample(f"example {example.get('id', '?')}: a photo of {width}x{height} pixels is but a line.")
+            new = tiled_size(height, width, size, max_side, enlarge, reference)
+            if new != (height, width):
+                photo = np.asarray(Image.fromarray(photo).resize(new[::-1], resampling))
+            parts, grid = split(photo, size)
+            if len(parts) > 1:
+                first = whole(photo, size)
+                cut.append((first if exact else np.rint(first).astype(np.uint8))[None])
+            cut.append(parts)
+            grids.append(grid)
+        number = sum(map(len, cut))
+        if number > room:
+            raise BadSample(f"example {example.get('id', '?')} has {number} tiles, more than most={room}.")
+        image = np.zeros((room, size, size, 3), np.float32 if exact else np.uint8)
+        if cut:
+            image[:number] = np.concatenate(cut)
+        return {**example, "image": image, "image_mask": np.arange(room) < number, "grids": grids}
+
+    return op
