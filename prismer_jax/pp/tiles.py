@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import BadSample, UserError, choose
+from prismer_jax.pp.labels import resample
 from prismer_jax.pp.ops import Example, Op, register
 
 Grid = tuple[int, int]  # rows and columns of tiles
@@ -63,6 +64,7 @@ def tiles(
     most: int | None = None,
     enlarge: bool = True,
     method: str = "bicubic",
+    labels: int = 64,
     exact: bool = False,
     reference: bool = False,
 ) -> Op:
@@ -76,6 +78,7 @@ def tiles(
       max_side: the longest side of a stretched photo; by default `size`, which makes every photo one tile.
       most: tiles that a sample may have; shorter samples are filled up. By default those of one photo.
       enlarge, reference: see `tiled_size`.
+      labels: pixels of a side of the label maps of each tile, where an example has maps: [most, labels, labels, c].
       method: of the stretching, 'bicubic' or 'bilinear'.
       exact: keep the whole photo's tile as floats, as huggingface/nanoVLM does, four times the bytes for differences of
         at most half a level of 255; by default all tiles are uint8.
@@ -93,7 +96,7 @@ def tiles(
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         photos = example.get("image")
-        photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
+        photos = [] if photos is None else photos if isinstance(photos, list) else [photos]  # of none, a text alone
         cut, grids = [], []
         for photo in photos:
             height, width = photo.shape[:2]
@@ -108,12 +111,29 @@ def tiles(
                 cut.append((first if exact else np.rint(first).astype(np.uint8))[None])
             cut.append(parts)
             grids.append(grid)
+        maps = _tiled_labels(example, grids, labels, room) if len(photos) == 1 else {}
         number = sum(map(len, cut))
         if number > room:
             raise BadSample(f"example {example.get('id', '?')} has {number} tiles, more than most={room}.")
         image = np.zeros((room, size, size, 3), np.float32 if exact else np.uint8)
         if cut:
             image[:number] = np.concatenate(cut)
-        return {**example, "image": image, "image_mask": np.arange(room) < number, "grids": grids}
+        return {**example, "image": image, "image_mask": np.arange(room) < number, "grids": grids, **maps}
 
     return op
+
+
+def _tiled_labels(example: Example, grids: list[Grid], size: int, room: int) -> dict[str, np.ndarray]:
+    """Returns an example's label maps cut as its photo is."""
+    (height, width), (rows, columns) = example["image"].shape[:2], grids[0]
+    boxes = [
+        (width * column / columns, height * row / rows, width * (column + 1) / columns, height * (row + 1) / rows)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    boxes = [(0, 0, width, height), *boxes] if len(boxes) > 1 else boxes
+    out: dict[str, np.ndarray] = {}
+    for number, box in enumerate(boxes[:room]):
+        for key, tile in resample(example, (size, size), box).items():
+            out.setdefault(key, np.zeros((room, *tile.shape), np.uint8))[number] = tile
+    return out

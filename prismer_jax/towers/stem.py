@@ -18,6 +18,7 @@ from prismer_jax.typing import Array, Float, Int, UInt8, typed
 STRIDES = {"scaled": (2, 2, 2, 2), "ids": (2, 2, 1, 1)}
 SCALE = {"scaled": 16, "ids": 4}
 MOMENTUM = 0.1
+INSTANCE_ROWS = 128  # of the embedding that tells the instances of an image apart
 
 
 @functools.cache

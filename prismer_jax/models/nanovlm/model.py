@@ -5,8 +5,9 @@ Source of every fact about the architecture: huggingface/nanoVLM at 4e0c096 (mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
+from prismer_jax.labels import CLASSES_KEY, WORDS_KEY, select
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.causal_lm import CausalLM
+from prismer_jax.towers.label_tokens import LabelTokens
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.towers.vit import ViT, pixel_shuffle
 from prismer_jax.typing import Array, Float, Int, typed
@@ -68,6 +71,9 @@ RESIZE = {
 }
 
 
+IMAGE = "<|image|>"  # the word in whose places an image's tokens are read
+
+
 class NanoVLM(nn.Module):
     """The model. All fields are hashable, so is the module.
 
@@ -77,6 +83,9 @@ class NanoVLM(nn.Module):
       shuffle: side of the blocks of patches that become one token.
       image_token: the id in `text` in whose places the image's tokens are read, in the order of a row's tiles; None for
         a model that reads them in front of the text (version 0.1).
+      experts: names of prismer_jax.labels.EXPERTS whose label maps are added to the image's tokens (see LabelTokens).
+      stem_width: channels of the stems that read these maps.
+      classes: names of an expert's classes where a data set has its own.
       positions: 'token' counts a text's own tokens, so that nothing depends on padding; 'column' counts the columns of
         a row, as the reference does.
       dtype: of the computation; parameters, norms, softmax and logits are float32.
@@ -89,16 +98,20 @@ class NanoVLM(nn.Module):
     image_token: int | None = None
     positions: str = "token"
     experts: tuple[str, ...] = ()
+    stem_width: int = 256
     classes: Mapping[str, tuple[str, ...]] = FrozenDict()
     dtype: str = "float32"
     remat: str = "none"
-    rngs = ("dropout",)
+    rngs = ("dropout", "instance")
 
     def setup(self) -> None:
         dtype, init = jnp.dtype(self.dtype), nn.initializers.normal(0.02)
         self.encoder = ViT(**self.vision, remat=self.remat, dtype=dtype, name="vision")
         self.projector = nn.Dense(self.language["width"], use_bias=False, dtype=dtype, kernel_init=init)
         self.decoder = CausalLM(**self.language, remat=self.remat, dtype=dtype, name="language")
+        if self.experts:
+            grid, width = math.isqrt(self.image_tokens), self.language["width"]
+            self.labels = LabelTokens(self.experts, grid, self.stem_width, width, self.classes, dtype)
 
     @property
     def image_size(self) -> int:
@@ -115,14 +128,19 @@ class NanoVLM(nn.Module):
 
     @typed
     def encode(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b n d"]:
-        """Returns the tokens of a row's tiles, `image` [b (m) h w 3], one tile after the other; none without images."""
+        """Returns the tokens of a row's tiles, `image` [b (m) h w 3], one tile after the other; none without images.
+
+        Label maps are laid out as the image is, [b (m) h w c].
+        """
         if "image" not in batch:
             return jnp.zeros((len(batch["text"]), 0, self.language["width"]), self.dtype)
         image = batch["image"]
-        tiles = image if image.ndim == 4 else rearrange(image, "b m h w c -> (b m) h w c")
-        x = self.encoder(tiles.astype(jnp.float32) / 255)
+        tiles = batch if image.ndim == 4 else _apart(batch)
+        x = self.encoder(tiles["image"].astype(jnp.float32) / 255)
         self.sow("intermediates", "features", x)
         x = self.projector(pixel_shuffle(x, self.shuffle))
+        if self.experts:
+            x = x + self.labels(tiles, train)
         return rearrange(x, "(b m) n d -> b (m n) d", b=len(image))
 
     @typed
@@ -138,8 +156,8 @@ class NanoVLM(nn.Module):
         """Reads the prompt. The cache's `shared` has the keys and values of image and prompt, and the real columns."""
         hidden, keys, sequence = self._read(encoded, batch)
         own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), keys)
-        shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys), "mask": sequence["mask_input"]}
-        rows = {"count": self._positions(sequence).max(-1, keepdims=True) + 1}
+        shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys), "mask": sequence.real}
+        rows = {"count": sequence.positions.max(-1, keepdims=True) + 1}
         logits = self.decoder.logits(hidden[:, -1:])
         return logits, {"shared": shared, "own": own, "rows": rows, "index": jnp.zeros((), jnp.int32)}
 
@@ -166,51 +184,86 @@ class NanoVLM(nn.Module):
         return self.decoder.logits(hidden), {**cache, "own": own, "rows": rows, "index": index + length}
 
     def init_variables(self, rng: Array) -> dict[str, Any]:
-        """Returns {'params'}; no shape of theirs depends on a batch."""
-        return {"params": init_from_shapes(self, rng, self.image_size)["params"]}
+        """Returns {'params'}, with experts also {'batch_stats', 'tables'}; no shape of theirs depends on a batch."""
+        return init_from_shapes(self, rng, self.image_size)
 
-    def _read(self, encoded: Array, batch: Mapping[str, Any]) -> tuple[Array, Any, dict[str, Array]]:
+    def _read(self, encoded: Array, batch: Mapping[str, Any]) -> tuple[Array, Any, _Sequence]:
         """Returns the hidden states [b t d] of image and text, keys and values, and the sequence that was read."""
         sequence = self._sequence(encoded, batch)
-        text, image = sequence["text"], sequence["image"]
-        x = self.decoder.embed(text)
+        x = self.decoder.embed(sequence.text)
         if encoded.shape[1]:
-            which = jnp.clip(jnp.cumsum(image, axis=1) - 1, 0, encoded.shape[1] - 1)
-            x = jnp.where(image[..., None], jnp.take_along_axis(encoded, which[..., None], axis=1), x)
+            which = jnp.clip(jnp.cumsum(sequence.image, axis=1) - 1, 0, encoded.shape[1] - 1)
+            x = jnp.where(sequence.image[..., None], jnp.take_along_axis(encoded, which[..., None], axis=1), x)
         self.sow("intermediates", "spliced", x)
-        masks = {"new": text_mask(sequence)[:, None]}
-        hidden, keys = self.decoder(x[:, None], self._positions(sequence)[:, None], masks)
+        hidden, keys = self.decoder(x[:, None], sequence.positions[:, None], {"new": sequence.seen[:, None]})
         return hidden[:, 0], keys, sequence
 
-    def _sequence(self, encoded: Array, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """Returns what the decoder reads: the text keys of the batch, with `image`, its columns of an image, bool."""
-        text = {key: batch[key] for key in ("text", "mask_input", "mask_ar", "segment")}
-        if self.image_token is not None:
-            return {**text, "image": (text["text"] == self.image_token) & text["mask_input"]}
-        number, real = encoded.shape[1], jnp.ones(encoded.shape[:2], bool)
-        if "image_mask" in batch and number:
-            real = repeat(batch["image_mask"], "b m -> b (m n)", n=number // batch["image_mask"].shape[1])
-        front = {"text": 0 * real, "mask_input": real, "mask_ar": 1 + 0 * real, "segment": 0 * real}
-        joined = {key: jnp.concatenate([front[key].astype(text[key].dtype), text[key]], axis=1) for key in text}
-        return {**joined, "image": jnp.arange(joined["text"].shape[1]) < number + 0 * joined["text"]}
-
-    def _positions(self, sequence: Mapping[str, Array]) -> Int[Array, "b t"]:
+    def _sequence(self, encoded: Array, batch: Mapping[str, Any]) -> _Sequence:
+        """Returns what the decoder reads: the text with an image's tokens in it, or with those in front of it."""
+        text, real, seen, positions = batch["text"], batch["mask_input"], text_mask(batch), ordinals(batch) - 1
+        image = (text == self.image_token) & real if self.image_token is not None else jnp.zeros_like(real)
+        if self.image_token is None:
+            size, length = encoded.shape[:2], text.shape[1]
+            there = jnp.ones(size, bool)
+            if "image_mask" in batch:
+                there = repeat(batch["image_mask"], "b m -> b (m n)", n=size[1] // batch["image_mask"].shape[1])
+            front = jnp.tri(size[1], dtype=bool) & there[:, None]
+            behind = jnp.broadcast_to(there[:, None], (size[0], length, size[1]))  # every text of a row sees the image
+            seen = jnp.block([[front, jnp.zeros(behind.swapaxes(1, 2).shape, bool)], [behind, seen]])
+            positions = positions + there.sum(1, keepdims=True) * real
+            positions = jnp.concatenate([jnp.cumsum(there, axis=1) - 1, positions], axis=1)
+            image = jnp.concatenate([jnp.ones(size, bool), image], axis=1)
+            text = jnp.concatenate([jnp.zeros(size, text.dtype), text], axis=1)
+            real = jnp.concatenate([there, real], axis=1)
         if self.positions == "column":
-            return jnp.broadcast_to(jnp.arange(sequence["text"].shape[1]), sequence["text"].shape)
-        return jnp.maximum(ordinals(sequence) - 1, 0)
+            positions = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
+        return _Sequence(text, real, image, seen, jnp.maximum(positions, 0))
 
 
-def build(variant: str = "222m", tokenizer: Any = None, **overrides: Any) -> NanoVLM:
+class _Sequence(NamedTuple):
+    """The columns [b t] that the decoder reads.
+
+    Attributes:
+      text: ids; those of an image's columns do not matter.
+      real: no padding.
+      image: of an image.
+      seen: bool [b t t], which columns each column sees.
+      positions: of the rotary embedding.
+    """
+
+    text: Array
+    real: Array
+    image: Array
+    seen: Array
+    positions: Array
+
+
+def _apart(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a batch whose rows are the tiles of another's: image and label maps, and the tables that go with these."""
+    count = batch["image"].shape[1]
+    tables = {
+        key: repeat(batch[key], "b ... -> (b m) ...", m=count) for key in (CLASSES_KEY, WORDS_KEY) if key in batch
+    }
+    maps = {key: x for key, x in batch.items() if key == "image" or (key.startswith("labels/") and key not in tables)}
+    return tables | {key: rearrange(x, "b m ... -> (b m) ...") for key, x in maps.items()}
+
+
+def build(
+    variant: str = "222m", experts: str | Sequence[str] = "none", tokenizer: Any = None, **overrides: Any
+) -> NanoVLM:
     """Returns a model of one of the sizes in VARIANTS.
 
     Args:
-      tokenizer: whose id of the image token is read; the variant's by default.
+      experts: as in labels.select: 'none', 'all', 'depth+edge' or a sequence.
+      tokenizer: whose id of the image's token is read where there is such a token; the variant's by default.
       overrides: fields of NanoVLM; `vision` and `language` are merged into the variant's.
 
     Raises:
       UserError: an unknown variant or field, or sizes that do not fit together.
     """
     fields = dict(choose("variant", variant, VARIANTS))
+    if fields.get("image_token") is not None and tokenizer is not None:
+        overrides.setdefault("image_token", tokenizer.id_of(IMAGE))
     towers = {"vision": ViT, "language": CausalLM}
     for key in overrides:
         choose(
@@ -221,7 +274,8 @@ def build(variant: str = "222m", tokenizer: Any = None, **overrides: Any) -> Nan
         for key in part:
             choose(f"field of {name}", key, tower.__dataclass_fields__)
         fields[name] = FrozenDict({**fields[name], **part})
-    model = NanoVLM(**{**fields, **overrides})
+    names = {name: tuple(classes) for name, classes in dict(overrides.pop("classes", {})).items()}
+    model = NanoVLM(**{**fields, **overrides, "experts": select(experts), "classes": FrozenDict(names)})
     choose("positions", model.positions, dict.fromkeys(("token", "column")))
     vision, language = model.vision, model.language
     for what, whole, part in (

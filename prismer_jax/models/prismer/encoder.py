@@ -12,10 +12,8 @@ from flax import linen as nn
 from prismer_jax.labels import EXPERTS
 from prismer_jax.towers import layers
 from prismer_jax.towers.resampler import Resampler
-from prismer_jax.towers.stem import SCALE, STRIDES, Stem, add_instances, resize, resize_ids
+from prismer_jax.towers.stem import INSTANCE_ROWS, SCALE, STRIDES, Stem, add_instances, resize, resize_ids
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
-
-INSTANCE_ROWS = 128  # rows of the instance embedding
 
 # What a stem reads: a map of real numbers [b h w c], or ids uint8 [b h w] with the features of every id [#b 256 64].
 Features = Mapping[str, Array | tuple[Array, Array]]

@@ -17,11 +17,12 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import BACKGROUND, EXPERTS, MAX_IDS, select
-from prismer_jax.models.prismer.encoder import INSTANCE_ROWS, Features, VisionEncoder
+from prismer_jax.models.prismer.encoder import Features, VisionEncoder
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.label_lookup import features, label_maps, label_tables
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.towers.roberta import TextDecoder
+from prismer_jax.towers.stem import INSTANCE_ROWS
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
 
 # CLIP's normalisation of images, which the reference applies to every photo (dataset/utils.py: Transform).
