@@ -251,7 +251,7 @@ def export(
     directory: PathLike,
     variables: Any,
     config: Mapping[str, Any],
-    files: Mapping[str, PathLike] | None = None,
+    files: Mapping[str, PathLike | bytes] | None = None,
 ) -> None:
     """Writes a self-contained folder: config.json, the arrays, and copies of files such as the tokenizer's.
 
@@ -261,7 +261,7 @@ def export(
       directory: of the export.
       variables: a tree of arrays; all processes must call this with their parts.
       config: what a program needs to use them (model, tokenizer, decoding ...), as JSON. Versions are added.
-      files: {name in the folder: file to copy}.
+      files: {name in the folder: file to copy, or its content}.
 
     Raises:
       UserError: the folder exists and is no export, or cannot be written.
@@ -446,11 +446,14 @@ def _nested(state: Any) -> dict[str, Any]:
     return tree.unflatten(arrays)
 
 
-def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str, PathLike]) -> None:
+def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str, PathLike | bytes]) -> None:
     for name, source in files.items():
         if pathlib.Path(name).name != name:
             raise ValueError(f"{name!r} must be a plain file name")
-        shutil.copyfile(source, folder / name)
+        if isinstance(source, bytes):
+            (folder / name).write_bytes(source)
+        else:
+            shutil.copyfile(source, folder / name)
     storage.write_json(folder / DESCRIPTION, {**config, "versions": configs.provenance()["packages"]})
 
 

@@ -4,6 +4,7 @@
   safetensors  the same keys and arrays as .safetensors
   orbax        a self-contained folder (weights, config, tokenizer) out of a run or one of its checkpoints
   msgpack      the nested variables, as flax.serialization.msgpack_restore reads them
+  nanovlm      a folder that the original nanoVLM's from_pretrained reads
 
 The first two hold what the official model has: not the label tables, which the official code keeps in files of its own.
 """
@@ -73,7 +74,8 @@ def _on_cpu(shapes: Any) -> Any:
     return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0]), shapes)
 
 
-FORMATS: dict[str, Callable[[pathlib.Path, Mapping[str, Any], Mapping[str, Any]], None]] = {
+Writer = Callable[[pathlib.Path, Mapping[str, Any], Mapping[str, Any]], None]
+FORMATS: dict[str, Writer] = {
     "torch": torch,
     "safetensors": safetensors,
     "orbax": orbax,
@@ -81,21 +83,30 @@ FORMATS: dict[str, Callable[[pathlib.Path, Mapping[str, Any], Mapping[str, Any]]
 }
 
 
+def family_formats() -> dict[str, Writer]:
+    """Returns the formats of all families' originals, which are folders."""
+    formats: dict[str, Writer] = {}
+    for name in models.FAMILIES:
+        formats |= getattr(models.conversion_of(name), "FORMATS", {})
+    return formats
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.export", description=__doc__.partition(":")[0])
     parser.add_argument(
         "--checkpoint", required=True, type=storage.on_disk, help="an export, a workdir or a checkpoint"
     )
-    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
+    parser.add_argument("--format", required=True, help=", ".join({**FORMATS, **family_formats()}))
     parser.add_argument("--output", required=True, type=storage.on_disk, help="a file; for orbax a folder")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
-    writer = choose("format", args.format, FORMATS)
+    folders = {"orbax": orbax, **family_formats()}
+    writer = choose("format", args.format, {**FORMATS, **folders})
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
-    if args.output.is_dir() and args.format != "orbax":
+    if args.output.is_dir() and args.format not in folders:
         raise UserError(f"{args.output} is a folder; {args.format} is one file.")
     variables, description = checkpoint.load_export(args.checkpoint, _on_cpu)
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ class Converted:
       model: the linen module.
       variables: all of its variables.
       description: {'model': arguments of models.build, 'tokenizer': its spec, 'tasks': how it is used}.
-      files: {name: path} of the tokenizer.
+      files: {name: path, or content in bytes} of the tokenizer.
       note: what a user has to know, or ''.
     """
 

@@ -27,13 +27,14 @@ EXTRA_TOKENS = (
 Turn = dict[str, str]  # 'user' and, where it is known, 'assistant'
 
 
-def image_text(grids: Sequence[Grid], tokens: int, whole: bool = True) -> str:
+def image_text(grids: Sequence[Grid], tokens: int, whole: bool = True, places: bool = True) -> str:
     """Returns the text in whose IMAGE tokens the photos' tiles are read.
 
     Args:
       grids: rows and columns of each photo's tiles.
       tokens: how many a tile takes.
-      whole: whether there is a token for the whole photo; without it (version 0.2) a photo of one tile has a place.
+      whole: whether there is a token for the whole photo; without it a photo of one tile has a place.
+      places: whether there are tokens for the places of tiles; version 0.2 has neither.
 
     Raises:
       BadSample: a grid of more than 8 x 8 tiles.
@@ -49,7 +50,8 @@ def image_text(grids: Sequence[Grid], tokens: int, whole: bool = True) -> str:
             if rows == columns == 1:
                 continue
         for row in range(1, rows + 1):
-            parts += [f"<row_{row}_col_{column}>{IMAGE * tokens}" for column in range(1, columns + 1)]
+            for column in range(1, columns + 1):
+                parts.append((f"<row_{row}_col_{column}>" if places else "") + IMAGE * tokens)
     return "".join(parts)
 
 
@@ -147,10 +149,11 @@ def chat(
       BadSample: no turn, no answer to learn from, or more tokens than `length`, of which none may be cut.
     """
     if choose("style of chat:", style, {"chat": True, "answer": False}):
-        image, whole = _id(tokenizer, IMAGE), tokenizer.id_of(WHOLE) is not None
+        image = _id(tokenizer, IMAGE)
+        whole, places = (tokenizer.id_of(token) is not None for token in (WHOLE, "<row_1_col_1>"))
 
     def chatted(example: Example) -> tuple[list[int], list[bool]]:
-        photos = image_text(example.get("grids") or (), image_tokens, whole)
+        photos = image_text(example.get("grids") or (), image_tokens, whole, places)
         # Words that spell the token of an image would take the place of one.
         said = [{role: text.replace(IMAGE, "") for role, text in turn.items()} for turn in example["turns"]]
         said[0] = {**said[0], "user": photos + said[0]["user"]}

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
-from prismer_jax.files import storage
 
 SCENES = pathlib.Path(__file__).parent / "scenes.model"
 
@@ -238,25 +237,13 @@ def load(spec: str) -> Tokenizer:
     return cls(spec, *files(path))
 
 
-def extend(spec: str, tokens: Sequence[str], folder: pathlib.Path) -> Tokenizer:
-    """Writes a copy of a tokenizer with further special tokens behind its own ids into a folder, and returns it.
-
-    Raises:
-      UserError: as `load`, or it is no tokenizer.json.
-    """
-    tokenizer = load(spec)
-    if not isinstance(tokenizer, TokenizersJson):
-        raise UserError(f"The tokenizer {spec!r} cannot be extended; give a folder with a tokenizer.json.")
-    first, *beside = tokenizer.files()
+def extended(text: str, tokens: Sequence[str]) -> str:
+    """Returns the text of a tokenizer.json with further special tokens, numbered behind its own."""
     import tokenizers
 
-    model = tokenizers.Tokenizer.from_file(str(first))
+    model = tokenizers.Tokenizer.from_str(text)
     model.add_special_tokens(list(tokens))
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.write(folder / "tokenizer.json", model.to_str(pretty=True))
-    for path in beside:
-        storage.write(folder / path.name, path.read_text(encoding="utf-8"))
-    return load(f"tokenizers:{folder}")
+    return model.to_str(pretty=True)
 
 
 def load_from(folder: str | os.PathLike, spec: str) -> Tokenizer:

@@ -88,8 +88,8 @@ class Llama(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    def save_tokenizer(self, folder: pathlib.Path) -> pathlib.Path:
-        """Writes tokenizer.json and tokenizer_config.json of the file's byte-level BPE; returns the folder.
+    def tokenizer_files(self) -> dict[str, str]:
+        """Returns tokenizer.json and tokenizer_config.json of the file's byte-level BPE, {name: text}.
 
         Raises:
           UserError: its tokenizer is of another kind than SmolLM2's.
@@ -109,13 +109,9 @@ class Llama(Mapping[str, np.ndarray]):
         )
         model.decoder = decoders.ByteLevel()
         model.add_special_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL])
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save(str(folder / "tokenizer.json"))
-        names = {"bos": "bos", "eos": "eos", "pad": "padding"}
-        ids = {kind: get(f"tokenizer.ggml.{name}_token_id") for kind, name in names.items()}
-        special = {f"{kind}_token": tokens[token] for kind, token in ids.items() if token is not None}
-        (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
-        return folder
+        ids = {kind: get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos", "padding")}
+        special = {f"{kind[:3]}_token": tokens[token] for kind, token in ids.items() if token is not None}
+        return {"tokenizer.json": model.to_str(), "tokenizer_config.json": json.dumps(special, indent=2) + "\n"}
 
     def _number(self, name: str) -> Any:
         try:

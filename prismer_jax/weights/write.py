@@ -50,12 +50,15 @@ def torch_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         _member(archive, "version", b"3\n")
 
 
-def safetensors_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+def safetensors_file(
+    path: str | os.PathLike[str], state: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a safetensors file. Tied parameters are written once for every key: the format knows no sharing.
 
     Args:
       path: replaced if it exists.
       state: {key: array}; no key may be '__metadata__'.
+      metadata: further entries of the header.
 
     Raises:
       UserError: the format has no such type, or the file cannot be written; then nothing is left.
@@ -63,7 +66,7 @@ def safetensors_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
     arrays = _arrays(path, state, _SAFETENSORS_OF)
     # The largest types first: then every array is aligned.
     order = sorted(arrays, key=lambda key: (-arrays[key].dtype.itemsize, key))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for key in order:
         array, start, end = arrays[key], end, end + arrays[key].nbytes

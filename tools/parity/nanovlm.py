@@ -418,8 +418,8 @@ def toy_tokenizer(folder: pathlib.Path) -> pp.tokenizer.Tokenizer:
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(list(special))
-    model.save(str(folder / "tokenizer.json"))
-    return pp.tokenizer.extend(f"tokenizers:{folder}", chat.EXTRA_TOKENS, folder / "extended")
+    (folder / "tokenizer.json").write_text(pp.tokenizer.extended(model.to_str(), chat.EXTRA_TOKENS))
+    return pp.tokenizer.load(f"tokenizers:{folder}")
 
 
 def _byte_letters() -> tuple[list[str], list[int]]:

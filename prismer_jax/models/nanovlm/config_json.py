@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax.errors import UserError
+from prismer_jax.pp import chat
+from prismer_jax.towers.causal_lm import CausalLM
+from prismer_jax.towers.vit import ViT
 
 # nanoVLM's name of each of our fields (huggingface/nanoVLM, models/config.py, the same in all generations).
 VISION = {
@@ -43,6 +46,11 @@ GENERATIONS = {
     "v0.2": _COMMON | _EXTENDED | {"lm_eos_token_id"},
     "head": _COMMON | _EXTENDED | {"lm_chat_template", "max_img_size", "resize_to_max_side_len"},
 }
+# What pp.chat writes, in Jinja.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 # HEAD got these one after the other: files that were written before lack them.
 _LATE = {"resize_to_max_side_len", "lm_chat_template", "max_img_size", "hf_repo_name"}
 
@@ -79,6 +87,47 @@ def fields_of(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
     first = config.get("lm_base_vocab_size")  # the extra tokens are numbered from here on, the image's the first
     fields = dict(vision=vision, language=language, shuffle=config["mp_pixel_shuffle_factor"], image_token=first)
     return fields
+
+
+def of(model: Any) -> dict[str, Any]:
+    """Returns the config.json of a NanoVLM that was not converted from one: HEAD's, or v0.1's where images go in front.
+
+    What says nothing of the weights, such as the names of repositories, are nanoVLM's own defaults.
+    """
+    vision = {theirs: model.vision.get(ours, getattr(ViT, ours, None)) for ours, theirs in VISION.items()}
+    language = {theirs: model.language.get(ours, getattr(CausalLM, ours, None)) for ours, theirs in LANGUAGE.items()}
+    common = {
+        **vision,
+        **language,
+        "lm_re_base": int(language["lm_re_base"]),
+        "vit_dropout": 0.0,
+        "vit_cls_flag": False,
+        "vit_model_type": "google/siglip2-base-patch16-512",
+        "lm_dropout": 0.0,
+        "lm_attn_scaling": 1.0,
+        "lm_max_length": 4096 if model.image_token is not None else 128 - model.image_tokens,
+        "lm_use_tokens": False,
+        "lm_tie_weights": True,
+        "lm_model_type": "HuggingFaceTB/SmolLM2-360M-Instruct",
+        "lm_tokenizer": "HuggingFaceTB/SmolLM2-360M-Instruct",
+        "mp_pixel_shuffle_factor": model.shuffle,
+        "vlm_load_backbone_weights": True,
+        "vlm_checkpoint_path": "checkpoints",
+    }
+    if model.image_token is None:
+        return common | {"lm_eos_token_id": 0}
+    extra = chat.EXTRA_TOKENS[: model.vocab_size - model.image_token]
+    keys = ("image_token", "global_image_token", *(f"r{i}c{j}" for i in range(1, 9) for j in range(1, 9)))
+    return common | {
+        "lm_base_vocab_size": model.image_token,
+        "extra_token_amount": len(extra),
+        "lm_chat_template": CHAT_TEMPLATE,
+        "mp_image_token_length": model.image_tokens,
+        "max_img_size": 4 * model.image_size,
+        "resize_to_max_side_len": False,
+        "vlm_extra_tokens": dict(zip(keys, extra, strict=False)),
+        "hf_repo_name": "nanoVLM",
+    }
 
 
 def vision_fields(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,18 +13,22 @@ import numpy as np
 
 from prismer_jax import tree
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.nanovlm import config_json
 from prismer_jax.models.nanovlm.model import NanoVLM, build
+from prismer_jax.pp import chat
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
 from prismer_jax.weights import rows, rules, safe
 from prismer_jax.weights.gguf import Llama
 from prismer_jax.weights.rules import Rule, Table
+from prismer_jax.weights.write import safetensors_file
 
 _VISION, _BLOCK = "vision_encoder", "vision_encoder.blocks.{}"
 _LAYER = "decoder.blocks.{}"
 _PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
+PROMPT, ANSWER = 256, 300  # tokens of what is asked and said at most; the latter as generate.py has it
 HEAD, WORDS, FREQUENCIES = "decoder.head.weight", "decoder.token_embedding.weight", "decoder.rotary_embd.inv_freq"
 
 
@@ -79,13 +84,27 @@ def tied(state: rules.State, where: str) -> dict[str, np.ndarray]:
     return state
 
 
-def official(model: NanoVLM, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the state dict that the original's save_pretrained writes: HEAD for the tied pair, and its buffer."""
-    language = model.language
-    frequencies = inverse_frequencies(
-        language["width"] // language["heads"], language.get("rope_base", CausalLM.rope_base)
-    )
-    return {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}
+def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Writes config.json and model.safetensors into a folder, as the original's save_pretrained does.
+
+    The tied table of words stands under HEAD alone, which the header says, and the rotary frequencies are there.
+
+    Raises:
+      UserError: the model is of no size or kind that the original can have.
+    """
+    model = build(**{key: value for key, value in description["model"].items() if key != "name"})
+    if model.experts or model.vision.get("class_token") or model.vision.get("layer_scale"):
+        raise UserError(f"{output}: the original has no experts, class token or layer scale; use --format orbax.")
+    language, base = model.language, model.language.get("rope_base", CausalLM.rope_base)
+    frequencies = inverse_frequencies(language["width"] // language["heads"], base)
+    state = {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}
+    config = description.get("nanovlm") or config_json.of(model)
+    output.mkdir(parents=True, exist_ok=True)
+    safetensors_file(output / "model.safetensors", state, {WORDS: HEAD})
+    storage.write(output / "config.json", json.dumps(config, indent=4))
+
+
+FORMATS = {"nanovlm": write}  # of tools.export
 
 
 def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
@@ -95,7 +114,7 @@ def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
     weights = args.input / "model.safetensors"
     state = tied(safe.load(weights), str(weights))
     variables = conversion.from_torch(state, model, TABLE, str(weights), allow=args.allow, put=put)
-    return _described(args, model, variables, config)
+    return _described(args, model, variables, config, {})
 
 
 def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
@@ -118,16 +137,18 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
     shapes = conversion.shapes_of(model)
     fresh = conversion.initial_values(model, ["params/projector/kernel", "params/language/word_embedding"], args.seed)
     rest = np.asarray(fresh["params/language/word_embedding"])[number:]  # normal, 0.02, as in the reference
-    language = {**language, "model.embed_tokens.weight": _extended(language["model.embed_tokens.weight"], rest)}
+    words = "model.embed_tokens.weight"
+    state = ChainMap({words: _extended(language[words], rest)}, language)
     flat = {"params/projector/kernel": lambda: np.asarray(fresh["params/projector/kernel"])}
-    for part, table, state, where in (
+    for part, table, own_state, where in (
         ("vision", SIGLIP, vision, args.vision),
-        ("language", LLAMA, language, args.language),
+        ("language", LLAMA, state, args.language),
     ):
         own = {name: leaf for name, leaf in shapes.items() if name.startswith(f"params/{part}/")}
-        flat |= rules.from_torch(state, table, own, str(where), args.allow)
+        flat |= rules.from_torch(own_state, table, own, str(where), args.allow)
     variables = {"params": tree.unflatten({name: put(make()) for name, make in flat.items()})["params"]}
-    return _described(args, model, variables, {})
+    files = language.tokenizer_files() if isinstance(language, Llama) else {}
+    return _described(args, model, variables, {}, files)
 
 
 def _config_of(folder: pathlib.Path) -> dict[str, Any]:
@@ -149,23 +170,55 @@ def _extended(words: Any, rest: np.ndarray) -> np.ndarray:
 
 
 def _described(
-    args: argparse.Namespace, model: NanoVLM, variables: dict[str, Any], config: dict[str, Any]
+    args: argparse.Namespace, model: NanoVLM, variables: dict[str, Any], config: dict[str, Any], files: dict[str, str]
 ) -> Converted:
     fields = {"vision": dict(model.vision), "language": dict(model.language)}
     description = {
         "model": dict(name="nanovlm", shuffle=model.shuffle, image_token=model.image_token, **fields),
         "tokenizer": "tokenizers:.",
-        "tasks": {},
+        "tasks": tasks(model, config),
     }
     if config:
         description["nanovlm"] = config  # so that an export writes it again
-    return Converted(model, variables, description, {}, "")
+    if args.tokenizer is not None:
+        tokenizer = pp.tokenizer.load(f"tokenizers:{args.tokenizer}")
+        files = {path.name: path.read_text(encoding="utf-8") for path in tokenizer.files()}
+    extra = chat.EXTRA_TOKENS[: model.vocab_size - model.image_token] if model.image_token is not None else ()
+    if files:
+        files["tokenizer.json"] = pp.tokenizer.extended(files["tokenizer.json"], extra)
+    note = (
+        ""
+        if files
+        else " Convert again with --tokenizer, a folder with the language model's tokenizer.json, to use it."
+    )
+    return Converted(model, variables, description, {name: text.encode() for name, text in files.items()}, note)
+
+
+def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how a converted model is asked: as the original's generate.py does, but greedily.
+
+    Args:
+      config: the config.json of nanoVLM; {} for a new model, which is asked as HEAD's are.
+    """
+    size, tokens = model.image_size, model.image_tokens
+    if model.image_token is None:
+        look, write = f"tiles({size}, method='bilinear')", f"chat({config.get('lm_max_length', 128)}, style='answer')"
+    else:
+        longest = config.get("max_img_size", size if config else 4 * size)
+        enlarge = config.get("resize_to_max_side_len", False)
+        room = 1 + (longest // size) ** 2 if longest > size else 1
+        look = f"tiles({size}, {longest}, enlarge={enlarge}, reference={bool(config)})"
+        write = f"chat({room * (tokens + 1) + PROMPT}, {tokens})"
+    decode = dict(method="greedy", max_new=ANSWER)
+    ask = f"labels_for('none')|decode|{look}|ask('What is this?')|{write}"
+    return {task: {"pp": ask, "decode": decode} for task in ("caption", "question")}
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=pathlib.Path, help="folder of nanoVLM's config.json and model.safetensors")
     parser.add_argument("--vision", type=pathlib.Path, help="folder of a SigLIP, to start from")
     parser.add_argument("--language", type=pathlib.Path, help="folder of a SmolLM2, or its .gguf file, to start from")
+    parser.add_argument("--tokenizer", type=pathlib.Path, help="folder of the language model's tokenizer.json")
     parser.add_argument("--shuffle", type=int, default=4, help="side of the blocks of patches that become one token")
     parser.add_argument("--extra-tokens", type=int, default=66, help="new words behind the language model's own")
     parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
