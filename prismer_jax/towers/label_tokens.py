@@ -48,7 +48,7 @@ class LabelTokens(nn.Module):
         for expert, label in maps.items():
             kind, domain = "ids" if EXPERTS[expert].storage == "ids" else "scaled", EXPERTS[expert].stem
             size = (SCALE[kind] * self.grid,) * 2
-            entry = features(expert, label, batch, tables)
+            entry = features(expert, jnp.asarray(label), batch, tables)
             x = resize_ids(*entry, size) if isinstance(entry, tuple) else resize(entry, size)
             if domain not in stems:  # both segmentations share a stem
                 stems[domain] = Stem(self.width, STRIDES[kind], train, dtype=self.dtype, name=f"stem_{domain}")

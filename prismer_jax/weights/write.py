@@ -58,7 +58,7 @@ def safetensors_file(
     Args:
       path: replaced if it exists.
       state: {key: array}; no key may be '__metadata__'.
-      metadata: further entries of the header.
+      metadata: of the header, instead of PyTorch's mark.
 
     Raises:
       UserError: the format has no such type, or the file cannot be written; then nothing is left.
@@ -66,7 +66,7 @@ def safetensors_file(
     arrays = _arrays(path, state, _SAFETENSORS_OF)
     # The largest types first: then every array is aligned.
     order = sorted(arrays, key=lambda key: (-arrays[key].dtype.itemsize, key))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
     end = 0
     for key in order:
         array, start, end = arrays[key], end, end + arrays[key].nbytes

@@ -136,7 +136,7 @@ class NanoVLM(nn.Module):
             return jnp.zeros((len(batch["text"]), 0, self.language["width"]), self.dtype)
         image = batch["image"]
         tiles = batch if image.ndim == 4 else _apart(batch)
-        x = self.encoder(tiles["image"].astype(jnp.float32) / 255)
+        x = self.encoder(jnp.asarray(tiles["image"], jnp.float32) / 255)
         self.sow("intermediates", "features", x)
         x = self.projector(pixel_shuffle(x, self.shuffle))
         if self.experts:
@@ -239,13 +239,11 @@ class _Sequence(NamedTuple):
 
 
 def _apart(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a batch whose rows are the tiles of another's: image and label maps, and the tables that go with these."""
-    count = batch["image"].shape[1]
-    tables = {
-        key: repeat(batch[key], "b ... -> (b m) ...", m=count) for key in (CLASSES_KEY, WORDS_KEY) if key in batch
-    }
-    maps = {key: x for key, x in batch.items() if key == "image" or (key.startswith("labels/") and key not in tables)}
-    return tables | {key: rearrange(x, "b m ... -> (b m) ...") for key, x in maps.items()}
+    """Returns a batch whose rows are the tiles of another's."""
+    count, tables = batch["image"].shape[1], [key for key in (CLASSES_KEY, WORDS_KEY) if key in batch]
+    maps = [key for key in batch if key == "image" or (key.startswith("labels/") and key not in tables)]
+    tiles = {key: rearrange(batch[key], "b m ... -> (b m) ...") for key in maps}
+    return tiles | {key: repeat(batch[key], "b ... -> (b m) ...", m=count) for key in tables}
 
 
 def build(
