@@ -44,11 +44,12 @@ class LabelTokens(nn.Module):
             name: self.variable("tables", name, lambda table=table: jnp.asarray(table)).value
             for name, table in label_tables(self.experts, self.classes).items()
         }
-        maps, stems, parts = label_maps(batch, self.experts), {}, []
+        maps = jax.tree.map(jnp.asarray, label_maps(batch, self.experts))
+        stems, parts = {}, []
         for expert, label in maps.items():
             kind, domain = "ids" if EXPERTS[expert].storage == "ids" else "scaled", EXPERTS[expert].stem
             size = (SCALE[kind] * self.grid,) * 2
-            entry = features(expert, jnp.asarray(label), batch, tables)
+            entry = features(expert, label, batch, tables)
             x = resize_ids(*entry, size) if isinstance(entry, tuple) else resize(entry, size)
             if domain not in stems:  # both segmentations share a stem
                 stems[domain] = Stem(self.width, STRIDES[kind], train, dtype=self.dtype, name=f"stem_{domain}")

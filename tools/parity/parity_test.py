@@ -21,7 +21,19 @@ def run(folder, *flags):
 
 
 @pytest.mark.parametrize(
-    "case", ["pos_embed_interp", "post_label_process", "prismer_tiny_p14", "prismerz_tiny", "prismer_tiny_train"]
+    "case",
+    [
+        "pos_embed_interp",
+        "post_label_process",
+        "prismer_tiny_p14",
+        "prismerz_tiny",
+        "prismer_tiny_train",
+        "nanovlm_v01_tiny",
+        "nanovlm_preprocess",
+        "nanovlm_backbone_tiny",
+        "nanovlm_222m_manifest",
+        "nanovlm_backbone_smollm2_135m_manifest",
+    ],
 )
 def test_agrees_with_the_reference(shared, capsys, case):
     assert run(shared / "golden", "--case", case) == 0
@@ -31,8 +43,9 @@ def test_agrees_with_the_reference(shared, capsys, case):
 
 
 @pytest.mark.slow
-def test_the_whole_tiny_model_agrees_with_the_reference(shared):
-    assert run(shared / "golden", "--case", "prismer_tiny") == 0
+@pytest.mark.parametrize("case", ["prismer_tiny", "nanovlm_tiny", "nanovlm_*manifest"])
+def test_the_whole_tiny_model_agrees_with_the_reference(shared, case):
+    assert run(shared / "golden", "--case", case) == 0
 
 
 @pytest.fixture

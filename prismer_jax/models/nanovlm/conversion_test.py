@@ -107,7 +107,7 @@ def test_the_generation_is_told_by_the_keys(tmp_path, generation):
         (dict(vit_cls_flag=True), "vit_cls_flag is True"),
         (dict(lm_n_heads=...), "lacks lm_n_heads"),
         (dict(vit_registers=4), "has vit_registers"),
-        (dict(lm_hidden_dim=78), "of shape"),
+        (dict(lm_hidden_dim=84), "of shape"),
     ],
 )
 def test_other_folders_are_refused_in_one_line(tmp_path, changes, message):
