@@ -217,7 +217,7 @@ def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=storage.on_disk, help="folder of nanoVLM's config.json and model.safetensors")
     parser.add_argument("--vision", type=storage.on_disk, help="folder of a SigLIP, to start from")
-    parser.add_argument("--language", type=storage.on_disk, help="folder of a SmolLM2, or its .gguf file, to start from")
+    parser.add_argument("--language", type=storage.on_disk, help="folder of a SmolLM2, or its .gguf, to start from")
     parser.add_argument("--tokenizer", type=storage.on_disk, help="folder of the language model's tokenizer.json")
     parser.add_argument("--shuffle", type=int, default=4, help="side of the blocks of patches that become one token")
     parser.add_argument("--extra-tokens", type=int, default=66, help="new words behind the language model's own")

@@ -120,5 +120,5 @@ def test_other_folders_are_refused_in_one_line(tmp_path, changes, message):
 def test_flags_say_what_a_model_is_made_of(tmp_path):
     with pytest.raises(UserError, match="Give --input"):
         convert.main(["nanovlm", "--output", str(tmp_path / "model")])
-    with pytest.raises(UserError, match="config.json: cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         convert.main(["nanovlm", "--input", str(tmp_path), "--output", str(tmp_path / "model")])
