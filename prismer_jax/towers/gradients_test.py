@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from prismer_jax import tree
+from prismer_jax.models.prismer.encoder import VisionEncoder
 from prismer_jax.towers.layers import Dense
 from prismer_jax.towers.roberta import TextDecoder
-from prismer_jax.models.prismer.encoder import VisionEncoder
 
 ROWS = 512  # all alike
 

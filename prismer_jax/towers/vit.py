@@ -50,7 +50,7 @@ class Block(nn.Module):
         if not self.layer_scale:
             return x
         scale = self.param(name, nn.initializers.constant(self.layer_scale), x.shape[-1:])
-        return x * scale.astype(x.dtype)
+        return (x * scale).astype(x.dtype)
 
 
 class ViT(nn.Module):
@@ -89,9 +89,9 @@ class ViT(nn.Module):
         positions = self.param("position_embedding", _NORMAL, (self.grid**2 + self.class_token, self.width))
         x = self._patches(image)
         if self.class_token:
-            token = self.param("class_embedding", _NORMAL, (self.width,)).astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
-        x = x + positions.astype(self.dtype)
+            token = jnp.broadcast_to(self.param("class_embedding", _NORMAL, (self.width,)), (len(x), 1, self.width))
+            x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
+        x = (x + positions).astype(self.dtype)  # gradients of tables are sums over a batch, in float32
         self.sow("intermediates", "embeddings", x)
         options = (self.heads, self.mlp_dim, self.activation, self.epsilon, self.layer_scale)
         blocks = layers.stack(Block, self.layers, self.remat, broadcast=0)
@@ -105,7 +105,7 @@ class ViT(nn.Module):
         bias = self.param("patch_bias", nn.initializers.zeros, (self.width,))
         image = image[:, : self.grid * p, : self.grid * p].astype(self.dtype)
         patches = rearrange(image, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-        return patches @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+        return (patches @ kernel.reshape(-1, self.width).astype(self.dtype) + bias).astype(self.dtype)
 
 
 @typed

@@ -22,7 +22,7 @@ from prismer_jax import decode, losses, models, optim, pp, tree
 from prismer_jax.decode.sampling import FILTERINGS
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import NanoVLM, config_json
-from prismer_jax.models.nanovlm.conversion import FREQUENCIES, HEAD, LLAMA, SIGLIP, TABLE, WORDS, tied
+from prismer_jax.models.nanovlm.conversion import FREQUENCIES, LLAMA, SIGLIP, TABLE, WORDS
 from prismer_jax.pp import chat, tiles
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies, rotary
 from prismer_jax.towers.vit import ViT
@@ -49,8 +49,7 @@ def model_of(case: Case) -> NanoVLM:
 
 
 def variables_of(case: Case, model: NanoVLM) -> dict[str, Any]:
-    state = tied(case.state(), case.name)
-    return jax.tree.map(jnp.asarray, conversion.from_torch(state, model, TABLE, case.name))
+    return jax.tree.map(jnp.asarray, conversion.from_torch(case.state(), model, TABLE, case.name))
 
 
 def keys(case: Case) -> Outputs:
@@ -61,6 +60,7 @@ def keys(case: Case) -> Outputs:
         raise Mismatch("config.json is read as another model")
     shapes = conversion.shapes_of(model)
     ours = rules.key_shapes(TABLE, shapes) | {FREQUENCIES: (model.language["width"] // model.language["heads"] // 2,)}
+    del ours[WORDS]  # of the tied pair the file has one
     theirs = {key: tuple(case.manifest["tensors"][key]["shape"]) for key in case.manifest["saved_keys"]}
     if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
         raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
@@ -138,7 +138,7 @@ def losses_mean(costs: losses.Costs) -> jax.Array:
 
 def gradients(case: Case, grads: Any) -> Outputs:
     for key, array in conversion.to_torch({"params": grads}, TABLE).items():
-        yield f"out/grad/{WORDS if key == HEAD else key}", array
+        yield f"out/grad/{key}", array
     yield "out/grad_norm", jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)))
 
 
@@ -277,7 +277,7 @@ def training(case: Case) -> Outputs:
             if update in (0, 2):
                 changes = {"params": jax.tree.map(jnp.subtract, tree.unflatten(params), start)}
                 for key, array in conversion.to_torch(changes, TABLE).items():
-                    yield f"out/{name}/delta{update + 1}/{WORDS if key == HEAD else key}", array
+                    yield f"out/{name}/delta{update + 1}/{key}", array
         yield f"out/{name}/micro_loss", jnp.stack(losses_seen)
         yield f"out/{name}/grad_norm", jnp.stack(norms)
         schedule = optimizer.schedules["lr"]

@@ -54,13 +54,13 @@ TABLE = Table(
         *rows.norm(f"{_VISION}.layer_norm", "vision/norm"),
         rows.kernel("MP.proj", "projector"),
         Rule(HEAD, ("params/language/word_embedding",)),
+        Rule(WORDS, ("params/language/word_embedding",), derived=True),
         Rule(f"{_LAYER}.norm1.weight", ("params/language/blocks/norm_attention/scale",)),
         *(rows.kernel(f"{_LAYER}.attn.{theirs}", f"language/blocks/{ours}") for theirs, ours in _PROJECTIONS),
         Rule(f"{_LAYER}.norm2.weight", ("params/language/blocks/norm_mlp/scale",)),
         *(rows.kernel(f"{_LAYER}.mlp.{part}_proj", f"language/blocks/{part}") for part in ("gate", "up", "down")),
         Rule("decoder.norm.weight", ("params/language/norm/scale",)),
     ),
-    spellings=rows.PARALLEL,
     ignored=(FREQUENCIES.replace(".", r"\."),),
 )
 SIGLIP = Table(
@@ -69,19 +69,6 @@ SIGLIP = Table(
 LLAMA = Table(
     tuple(rows.llama("model", "language")), ignored=(r"lm_head\.weight", r"model\.layers\.\d+\.self_attn\.rotary_emb.*")
 )
-
-
-def tied(state: rules.State, where: str) -> dict[str, np.ndarray]:
-    """Returns a state dict of nanoVLM with the tied table of words under one name, HEAD, whichever the file has.
-
-    Raises:
-      UserError: both are there and differ.
-    """
-    state = TABLE.spell(state, where)
-    words = state.pop(WORDS, None)
-    if words is not None and not np.array_equal(state.setdefault(HEAD, words), words):
-        raise UserError(f"{where}: {HEAD} and {WORDS} differ; only models that tie them are converted.")
-    return state
 
 
 def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
@@ -98,6 +85,7 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
     language, base = model.language, model.language.get("rope_base", CausalLM.rope_base)
     frequencies = inverse_frequencies(language["width"] // language["heads"], base)
     state = {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}
+    del state[WORDS]
     config = description.get("nanovlm") or config_json.of(model)
     output.mkdir(parents=True, exist_ok=True)
     safetensors_file(output / "model.safetensors", state, {WORDS: HEAD})
@@ -111,20 +99,19 @@ def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
     """Returns the model of a folder that the original's save_pretrained wrote, of any generation."""
     config = _config_of(args.input)
     model = build(**config_json.fields_of(config, args.input / "config.json"))
-    weights = args.input / "model.safetensors"
-    state = tied(safe.load(weights), str(weights))
-    variables = conversion.from_torch(state, model, TABLE, str(weights), allow=args.allow, put=put)
+    state = safe.load(args.input)
+    variables = conversion.from_torch(state, model, TABLE, str(args.input), allow=args.allow, put=put)
     return _described(args, model, variables, config, {})
 
 
 def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
     """Returns an untrained nanoVLM that starts from a SigLIP and a SmolLM2, with a fresh projector."""
-    vision, vision_config = safe.load(args.vision / "model.safetensors"), _config_of(args.vision)
+    vision, vision_config = safe.load(args.vision), _config_of(args.vision)
     if args.language.suffix == ".gguf":
         language: rules.State = Llama(args.language)
         language_config = language.config
     else:
-        language, language_config = safe.load(args.language / "model.safetensors"), _config_of(args.language)
+        language, language_config = safe.load(args.language), _config_of(args.language)
     tower = config_json.language_fields(language_config, args.language)
     number = tower["vocab_size"]
     fields = {

@@ -24,7 +24,7 @@ def official(folder, dtype=np.float32, words=HEAD, **changes):
     model = build("tiny", **SIZES)
     rng = np.random.default_rng(0)
     shapes = rules.key_shapes(TABLE, conversion.shapes_of(model))
-    state = {key: rng.standard_normal(shape).astype(dtype) for key, shape in shapes.items()}
+    state = {key: rng.standard_normal(shape).astype(dtype) for key, shape in shapes.items() if key != WORDS}
     state[words] = state.pop(HEAD)
     state[FREQUENCIES] = np.ones(6, np.float32)
     config = {**config_json.of(model), **changes}
