@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
+from prismer_jax.files import storage
 
 SCENES = pathlib.Path(__file__).parent / "scenes.model"
 
