@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
-from prismer_jax.models import nanovlm, prismer, vlm
+from prismer_jax.models import vlm
 
 DEFAULT = "prismer"  # of configs that name none
-FAMILIES: dict[str, types.ModuleType] = {"nanovlm": nanovlm, "prismer": prismer}
+# Name -> module, which is imported when a model of the family is asked for.
+FAMILIES = {"nanovlm": "prismer_jax.models.nanovlm", "prismer": "prismer_jax.models.prismer"}
 
 
 def family(name: str) -> types.ModuleType:
@@ -20,7 +21,7 @@ def family(name: str) -> types.ModuleType:
     Raises:
       UserError: an unknown family.
     """
-    return choose("model", name, FAMILIES)
+    return importlib.import_module(choose("model", name, FAMILIES))
 
 
 def conversion_of(name: str) -> types.ModuleType:

@@ -30,7 +30,7 @@ def toy(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "toy", module)
     spec.loader.exec_module(module)
-    monkeypatch.setitem(models.FAMILIES, "toy", module)
+    monkeypatch.setitem(models.FAMILIES, "toy", "toy")
     return module
 
 
