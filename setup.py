@@ -35,11 +35,13 @@ CORE = [
     "rich>=13",  # progress bars
 ]
 EVAL = ["pycocoevalcap>=1.2"]  # the official caption metrics, 104 MB of jars: METEOR and SPICE, which need Java
+GGUF = ["gguf>=0.10"]  # language models in llama.cpp's files, for tools.convert nanovlm
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3",  # two cores test twice as fast
     "ruff>=0.8",
     "hypothesis>=6",  # properties of parsers and metrics
+    *GGUF,
     *EVAL,  # without Java only the scores are compared
 ]
 
@@ -56,6 +58,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "test": TEST,
+        "gguf": GGUF,
         "data": ["pyarrow>=15"],  # captions in img2dataset's tables; tensorflow-datasets brings it today
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],

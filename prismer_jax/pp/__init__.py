@@ -1,6 +1,6 @@
 """Preprocessing: what happens to one example between its files and the batch. NumPy only, so it runs in any worker."""
 
-from prismer_jax.pp import chat, image, labels, pack, randaugment, text, tiles, tokenizer
+from prismer_jax.pp import image, labels, pack, randaugment, text, tokenizer
 from prismer_jax.pp.ops import OPS, Example, Op, Pipeline, register
 
 __all__ = [
@@ -9,14 +9,12 @@ __all__ = [
     "Op",
     "Pipeline",
     "build",
-    "chat",
     "image",
     "labels",
     "pack",
     "randaugment",
     "register",
     "text",
-    "tiles",
     "tokenizer",
 ]
 

@@ -6,6 +6,7 @@ randomness from `rng`. `@register` enters it in the table under its own name.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,11 @@ Example = dict[str, Any]
 Op = Callable[[Example, np.random.Generator], Example]
 
 OPS: dict[str, Callable[..., Op]] = {}
+# Ops of modules that are imported when a chain names one of them.
+FURTHER = {
+    "tiles": "prismer_jax.pp.tiles",
+    **dict.fromkeys(("ask", "chat", "turns"), "prismer_jax.pp.chat"),
+}
 
 
 def register(factory: Callable[..., Op]) -> Callable[..., Op]:
@@ -56,7 +62,9 @@ def make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
     Raises:
       UserError: as `Pipeline`'s.
     """
-    factory = choose("preprocessing op", name, OPS)
+    if name in FURTHER:
+        importlib.import_module(FURTHER[name])
+    factory = choose("preprocessing op", name, {**FURTHER, **OPS})
     parameters = inspect.signature(factory).parameters
     if "tokenizer" in parameters:
         if tokenizer is None:
