@@ -27,14 +27,13 @@ EXTRA_TOKENS = (
 Turn = dict[str, str]  # 'user' and, where it is known, 'assistant'
 
 
-def image_text(grids: Sequence[Grid], tokens: int, whole: bool = True, places: bool = True) -> str:
+def image_text(grids: Sequence[Grid], tokens: int, whole: bool = True) -> str:
     """Returns the text in whose IMAGE tokens the photos' tiles are read.
 
     Args:
       grids: rows and columns of each photo's tiles.
       tokens: how many a tile takes.
       whole: whether there is a token for the whole photo; without it a photo of one tile has a place.
-      places: whether there are tokens for the places of tiles; version 0.2 has neither.
 
     Raises:
       BadSample: a grid of more than 8 x 8 tiles.
@@ -50,8 +49,7 @@ def image_text(grids: Sequence[Grid], tokens: int, whole: bool = True, places: b
             if rows == columns == 1:
                 continue
         for row in range(1, rows + 1):
-            for column in range(1, columns + 1):
-                parts.append((f"<row_{row}_col_{column}>" if places else "") + IMAGE * tokens)
+            parts += [f"<row_{row}_col_{column}>{IMAGE * tokens}" for column in range(1, columns + 1)]
     return "".join(parts)
 
 
@@ -138,8 +136,8 @@ def chat(
 
     'chat' is `<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n...<|im_end|>\\n ...`, with the photos' tokens
     before the first user's words and loss on what assistants say and on its end. A last turn without an answer is
-    a prompt, padded on the left. 'answer' is version 0.1's `Question: ... Answer:`, answer and eos of the first turn;
-    its photo is read in front of the text.
+    a prompt, padded on the left. 'answer' is `Question: ... Answer:`, answer and eos of the first turn, as versions 0.1
+    and 0.2 have it: the photo is read in front of the text, or in IMAGE tokens there, where the tokenizer has these.
 
     Args:
       image_tokens: of each tile: (image_size / patch_size / shuffle)².
@@ -149,11 +147,10 @@ def chat(
       BadSample: no turn, no answer to learn from, or more tokens than `length`, of which none may be cut.
     """
     if choose("style of chat:", style, {"chat": True, "answer": False}):
-        image = _id(tokenizer, IMAGE)
-        whole, places = (tokenizer.id_of(token) is not None for token in (WHOLE, "<row_1_col_1>"))
+        image, whole = _id(tokenizer, IMAGE), tokenizer.id_of(WHOLE) is not None
 
     def chatted(example: Example) -> tuple[list[int], list[bool]]:
-        photos = image_text(example.get("grids") or (), image_tokens, whole, places)
+        photos = image_text(example.get("grids") or (), image_tokens, whole)
         # Words that spell the token of an image would take the place of one.
         said = [{role: text.replace(IMAGE, "") for role, text in turn.items()} for turn in example["turns"]]
         said[0] = {**said[0], "user": photos + said[0]["user"]}
@@ -167,8 +164,9 @@ def chat(
         return ids, scored
 
     def answered(example: Example) -> tuple[list[int], list[bool]]:
-        turn = example["turns"][0]
-        prompt = f"Question: {turn['user']} Answer:"
+        turn, tiles = example["turns"][0], int(np.sum(example.get("image_mask", 0)))
+        photo = IMAGE * (image_tokens * tiles) if tokenizer.id_of(IMAGE) is not None else ""
+        prompt = f"{photo}Question: {turn['user']} Answer:"
         if "assistant" not in turn:
             ids = tokenizer.encode(prompt)
             return ids, [False] * len(ids)

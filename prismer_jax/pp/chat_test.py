@@ -74,11 +74,11 @@ def test_version_01_reads_its_photo_in_front_of_the_text(tokenizer):
     assert spelled(tokenizer, out["text"][out["mask_loss"] > 0]) == "Me<|im_end|>"
 
 
-def test_version_02_has_one_token_for_images_and_none_for_places(tmp_path):
+def test_version_02_has_its_photo_in_front_of_the_question(tmp_path):
     tokenizer = letters(tmp_path, chat.EXTRA_TOKENS[:1])
     example = {"turns": [{"user": "Who?"}], "grids": [(1, 1)], "image_mask": np.array([True])}
-    out = run("chat(60, 2)", example, tokenizer)
-    assert "user\n<|image|><|image|>Who?" in spelled(tokenizer, out["text"][out["mask_input"]])
+    out = run("chat(60, 2, style='answer')", example, tokenizer)
+    assert spelled(tokenizer, out["text"][out["mask_input"]]) == "<|image|><|image|>Question: Who? Answer:"
 
 
 def test_words_that_spell_an_image_take_no_images_place(tokenizer):

@@ -56,7 +56,7 @@ CHAT_TEMPLATE = (
 _LATE = {"resize_to_max_side_len", "lm_chat_template", "max_img_size", "hf_repo_name"}
 
 
-def generation_of(config: Mapping[str, Any], where: pathlib.Path) -> str:
+def generation_of(config: Mapping[str, Any], where: pathlib.Path = pathlib.Path("config.json")) -> str:
     """Returns which generation of nanoVLM wrote a config.json, a name of GENERATIONS.
 
     Raises:

@@ -188,11 +188,11 @@ def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
       config: the config.json of nanoVLM; {} for a new model, which is asked as HEAD's are.
     """
     size, tokens = model.image_size, model.image_tokens
-    if model.image_token is None:
-        look, write = f"tiles({size}, method='bilinear')", f"chat({config.get('lm_max_length', 128)}, style='answer')"
+    if (config and config_json.generation_of(config) != "head") or model.image_token is None:
+        length = config.get("lm_max_length", PROMPT) + tokens
+        look, write = f"tiles({size}, method='bilinear')", f"chat({length}, {tokens}, style='answer')"
     else:
-        longest = config.get("max_img_size", size if config else 4 * size)
-        enlarge = config.get("resize_to_max_side_len", False)
+        longest, enlarge = config.get("max_img_size", 4 * size), config.get("resize_to_max_side_len", False)
         room = 1 + (longest // size) ** 2 if longest > size else 1
         look = f"tiles({size}, {longest}, enlarge={enlarge}, reference={bool(config)})"
         write = f"chat({room * (tokens + 1) + PROMPT}, {tokens})"
