@@ -37,7 +37,7 @@ from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.estimate import estimate
 from prismer_jax.labelling.job import Job, Stage, finish, settings
 from prismer_jax.labelling.ledger import Ledger, past_speeds
-from prismer_jax.labelling.outputs import Dataset, Files, Output
+from prismer_jax.labelling.outputs import Dataset, Files, Output, check_folder
 from prismer_jax.labelling.stage import Labelling
 
 Loads = dict[str, Callable[[], Any]]  # the weights of each expert
@@ -131,6 +131,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("Give either --checkpoints DIR, a folder of the experts' weights, or --random-weights.")
     if (args.output is None) == (args.output_dataset is None):
         raise UserError("Give either --output DIR, for label files, or --output-dataset DIR, for a data set.")
+    if args.output is not None:
+        check_folder(args.output)
     if args.official and args.output is None:
         raise UserError("--official is about label files, which the official code reads: give --output.")
     output = args.output or args.output_dataset

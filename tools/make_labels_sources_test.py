@@ -213,6 +213,14 @@ def test_a_data_set_may_be_remote_if_the_work_is_shared_elsewhere(photos, tmp_pa
     assert len(whole("memory://sets/one")) == 4
 
 
+def test_a_folder_of_img2dataset_takes_no_labels(photos, tmp_path):
+    (photos / "00000_stats.json").write_text("{}")
+    before = sorted(photos.iterdir())
+    with pytest.raises(UserError, match="holds what img2dataset has fetched"):
+        run("--images", photos, "--output", photos)
+    assert sorted(photos.iterdir()) == before
+
+
 def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(photos, tmp_path, capsys):
     flags = ("--images", photos, "--output", tmp_path / "out")
     assert run(*flags, "--dry-run") == 0

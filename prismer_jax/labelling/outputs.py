@@ -19,6 +19,13 @@ from prismer_jax.labelling.stores import LabelFiles, LabelShards
 from prismer_jax.shards import build, manifest
 
 
+def check_folder(folder: pathlib.Path) -> None:
+    """Raises UserError for a folder of img2dataset, whose resume takes every .json in it for its own."""
+    home = label_files.home(folder)
+    if any(home.glob("*_stats.json")):
+        raise UserError(f"{home}: holds what img2dataset has fetched. Give --output a folder beside it.")
+
+
 class Output(Protocol):
     """Where labels go.
 
