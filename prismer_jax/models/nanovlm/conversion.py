@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import tree
+from prismer_jax import pp, tree
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.models import conversion

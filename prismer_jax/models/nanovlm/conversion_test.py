@@ -6,13 +6,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from PIL import Image
 from safetensors.numpy import save_file
 
-from prismer_jax import checkpoint
+from prismer_jax import checkpoint, pp
+from prismer_jax.caption import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import build, config_json
 from prismer_jax.models.nanovlm.conversion import FREQUENCIES, HEAD, LLAMA, SIGLIP, TABLE, WORDS
+from prismer_jax.pp import chat
+from prismer_jax.pp.chat_test import letters
 from prismer_jax.weights import rules, safe
 from tools import convert, export
 
@@ -82,7 +86,9 @@ def test_a_new_model_starts_from_both_backbones(tmp_path):
                    | dict(intermediate_size=128, vocab_size=259, max_position_embeddings=8192, rope_theta=100000)
                    | dict(rms_norm_eps=1e-5, tie_word_embeddings=True))
     )  # fmt: skip
+    letters(tmp_path / "language", ())
     flags = ["--vision", str(tmp_path / "vision"), "--language", str(tmp_path / "language")]
+    flags += ["--tokenizer", str(tmp_path / "language")]
     convert.main(["nanovlm", *flags, "--output", str(tmp_path / "model")])
     variables, description = checkpoint.load_export(tmp_path / "model")
     params = variables["params"]
@@ -92,6 +98,13 @@ def test_a_new_model_starts_from_both_backbones(tmp_path):
     assert abs(rest.std() - 0.02) < 0.001
     assert abs(np.asarray(params["projector"]["kernel"]).std() - 0.02) < 0.001
     assert description["model"]["image_token"] == 259
+    tokenizer = pp.tokenizer.load_from(tmp_path / "model", description["tokenizer"])
+    assert [tokenizer.id_of(token) for token in chat.EXTRA_TOKENS] == list(range(259, 325))
+    assert (tokenizer.eos, tokenizer.pad) == (2, 2)
+    Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "photo.png")
+    said = Captioner(tmp_path / "model").answer([str(tmp_path / "photo.png")], "Who?", max_new=3)
+    assert said[0]["question"] == "Who?"
+    assert isinstance(said[0]["answers"][0], str)
 
 
 @pytest.mark.parametrize("generation", ["v0.1", "v0.2", "head"])
