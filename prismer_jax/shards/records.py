@@ -194,6 +194,11 @@ def _question(feature: Any, index: int) -> dict[str, Any]:
 
 @functools.cache
 def _message():
+    """Returns the class of a record. Called before there are threads, as two of the loader's must not import it at once.
+
+    On Python 3.11 they can wait for each other forever: tensorflow-datasets 4.9.10 imports through etils' lazy modules,
+    whose functools.cached_property holds a lock there, beside that of the import.
+    """
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example
@@ -246,6 +251,7 @@ class Source:
         """
         self.folder, self.task, self.limit, self._questions = storage.plain(folder), task, limit, questions
         self._shards  # noqa: B018  a folder without shards is an error here and now
+        _message()
 
     @functools.cached_property
     def _shards(self) -> Shards:
@@ -279,6 +285,10 @@ class Source:
         if self._questions is not None:
             return np.arange(1, len(self._shards) + 1) * self._questions
         return np.cumsum(np.concatenate([row.of_records("questions") for row in self.manifest.shards]))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _message()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_shards", "_captioned", "_ends")}

@@ -120,3 +120,14 @@ def test_neither_writing_nor_reading_imports_tensorflow(tmp_path):
         assert not {"tensorflow", "jax", "torch"} & sys.modules.keys()
     """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True)
+
+
+def test_a_loader_process_imports_what_reads_records_before_its_threads_do(builder):
+    """Two threads that import tensorflow_datasets at once wait for each other forever on Python 3.11."""
+    source = records.Source(builder.data_path, "all")
+    script = (
+        "import pickle, sys; source = pickle.load(sys.stdin.buffer); "
+        "assert 'tensorflow_datasets.proto.tf_example_pb2' in sys.modules; print(source[0]['id'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(source), capture_output=True, check=True)
+    assert done.stdout.decode().strip() == source[0]["id"]
