@@ -194,7 +194,7 @@ def _question(feature: Any, index: int) -> dict[str, Any]:
 
 @functools.cache
 def _message():
-    """Returns the class of a record. Called before there are threads, as two of the loader's must not import it at once.
+    """Returns the class of a record. It is called before there are threads: two must not import it at once.
 
     On Python 3.11 they can wait for each other forever: tensorflow-datasets 4.9.10 imports through etils' lazy modules,
     whose functools.cached_property holds a lock there, beside that of the import.

@@ -127,7 +127,7 @@ def test_a_loader_process_imports_what_reads_records_before_its_threads_do(build
     source = records.Source(builder.data_path, "all")
     script = (
         "import pickle, sys; source = pickle.load(sys.stdin.buffer); "
-        "assert 'tensorflow_datasets.proto.tf_example_pb2' in sys.modules; print(source[0]['id'])"
+        "assert any('tf_example' in name for name in sys.modules); print(source[0]['id'])"
     )
     done = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(source), capture_output=True, check=True)
     assert done.stdout.decode().strip() == source[0]["id"]
