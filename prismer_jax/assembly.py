@@ -13,7 +13,7 @@ from prismer_jax import checkpoint, config, datasets, evaluators, losses, models
 from prismer_jax.errors import UserError, choose, nearest
 from prismer_jax.report import results
 
-DATA_KEYS = ("name", "pp", "weight")  # of a data section; the rest goes to the data set
+DATA_KEYS = ("name", "pp", "weight", "pack")  # of a data section; the rest goes to the data set
 
 
 def load_source(section: config.Section, where: str) -> Any:
@@ -26,16 +26,22 @@ def load_source(section: config.Section, where: str) -> Any:
 
 
 def load_mixture(section: config.Section, tokenizer: Any) -> list[dict[str, Any]]:
-    """Returns what `input.train_batches` mixes, and its `name`, from {any name: {name, pp, weight, ...}}.
+    """Returns what `input.train_batches` mixes, and its `name`, from {any name: {name, pp, weight, pack, ...}}.
 
     `size` is the number of the set's texts, as the reference counts its examples: of each photo with five captions,
-    five. Weights are proportions of a batch; sets whose weights are 'size' are mixed as if they were one.
+    five. Weights are proportions of a batch; sets whose weights are 'size' are mixed as if they were one. With `pack`,
+    the settings of datasets.packing.rows, an example is a row of several.
     """
     mixture = []
     for name, part in section.items():
         source, weight = load_source(part, f"config.data.{name}"), part.get("weight", 1.0)
-        size = getattr(source, "texts", len(source))
         chain = pp.build(part.pp, tokenizer=tokenizer)
+        if "pack" in part:
+            try:
+                source, chain = datasets.pack(source, chain, **config.plain(part["pack"]))
+            except TypeError as error:
+                raise UserError(f"config.data.{name}.pack: {error}.") from None
+        size = getattr(source, "texts", len(source))
         weight = size if weight == "size" else weight
         mixture.append({"name": name, "source": source, "pp": chain, "weight": weight, "size": size})
     return mixture

@@ -82,8 +82,8 @@ class TrainBatches(Iterator[Batch]):
     """Iterator of host batches; `close` stops its threads and workers, as a UserError does.
 
     Attributes:
-      seen: examples so far.
-      bad: of them, those that took the place of bad samples.
+      seen: examples so far; of rows of several samples, these.
+      bad: of them, those that were bad; another took their place, unless their row had others.
       cut: of them, those whose text was cut to its length.
     """
 
@@ -94,7 +94,7 @@ class TrainBatches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         batch = _next(self._batches)
-        self.seen += len(batch["_mask"])
+        self.seen += batch.pop("_seen")
         self._count_bad(batch.pop("_bad"))
         cut = batch.pop("_cut")
         if cut and not self.cut:
@@ -107,7 +107,7 @@ class TrainBatches(Iterator[Batch]):
             self.bad += 1
             if self.bad <= WARNINGS:
                 more = " Further bad samples are only counted." if self.bad == WARNINGS else ""
-                logger.warning("Bad sample %d, replaced by another: %s%s", self.bad, message, more)
+                logger.warning("Bad sample %d, left out: %s%s", self.bad, message, more)
         if messages and self.bad > self._max_bad_fraction * max(self.seen, PATIENCE):
             self.close()
             raise UserError(
@@ -178,7 +178,7 @@ class EvalBatches(Iterable[Batch]):
         try:
             for _ in range(self._length):
                 batch = _next(batches)
-                del batch["_bad"], batch["_cut"]
+                del batch["_bad"], batch["_cut"], batch["_seen"]
                 yield batch
         finally:
             batches.close()
@@ -256,7 +256,8 @@ class _TrainExample:
         while len(bad) < TRIES:
             try:
                 example = self.pp(self.source[int(index)], rng)
-                return _arrays(example) | {"_bad": bad, "_cut": int(example.get("_cut", 0))}
+                counts = {"_cut": int(example.get("_cut", 0)), "_seen": example.get("_samples", 1)}
+                return _arrays(example) | counts | {"_bad": bad + example.get("_bad", [])}
             except BadSample as error:
                 bad.append(str(error))
                 index = rng.integers(len(self.source))
@@ -272,7 +273,7 @@ class _EvalExample:
         self.source, self.pp = source, pp
 
     def __call__(self, index: int) -> dict[str, Any]:
-        empty = {"_bad": [], "_cut": 0, "_mask": np.bool_(False), "meta": {}}
+        empty = {"_bad": [], "_cut": 0, "_seen": 1, "_mask": np.bool_(False), "meta": {}}
         try:
             if int(index) >= len(self.source):
                 return _arrays(self._filler) | empty
@@ -311,11 +312,13 @@ def _collate(examples: Sequence[dict[str, Any]], meta: bool = False) -> Batch:
             return {"_error": example["_error"]}
     batch: Batch = {
         "_bad": [message for example in examples for message in example["_bad"]],
-        "_cut": sum(example["_cut"] for example in examples),
+        **{key: sum(example[key] for example in examples) for key in ("_cut", "_seen")},
     }
     if meta:
         batch["meta"] = [example["meta"] for example in examples]
-    shapes = [{k: v.shape for k, v in example.items() if k not in ("_bad", "_cut", "meta")} for example in examples]
+    shapes = [
+        {k: v.shape for k, v in example.items() if k not in ("_bad", "_cut", "_seen", "meta")} for example in examples
+    ]
     for other in shapes[1:]:
         if other != shapes[0]:
             differ = sorted(k for k in shapes[0].keys() | other.keys() if shapes[0].get(k) != other.get(k))

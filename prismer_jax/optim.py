@@ -165,6 +165,7 @@ def make(
     end_lr: float = 0.0,
     stairs: int = 0,
     warmup_from: int = 0,
+    warmup_share: float | None = None,
     weight_decay: float = 0.05,
     clip_norm: float | None = None,
     lr_mults: Patterns = (),
@@ -184,6 +185,7 @@ def make(
       end_lr: where the decay ends.
       stairs: parts of the training in each of which the rate is constant; 0 for a rate that changes with every step.
       warmup_from: 1 where the first step is one step up the warm-up.
+      warmup_share: of the steps, in place of warmup_steps, and not rounded to whole steps.
       weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm.
       lr_mults: [(regex of whole names, factor)]; the first that matches counts, other parameters have 1. The factor
@@ -195,6 +197,10 @@ def make(
       UserError: an unknown name or option, or a regex that matches no parameter.
     """
     direction = config.call(choose("optimizer", name, OPTIMIZERS), options, f"optimizer {name!r}")
+    if warmup_share is not None:
+        if warmup_steps:
+            raise UserError("Give the warm-up as steps or as a share of them, not both.")
+        warmup_steps = warmup_share * total_steps
     rate = make_schedule(
         schedule,
         lr=lr,

@@ -11,6 +11,7 @@ from prismer_jax.files import storage
 
 # Name -> module with a function `load`; a module is imported when its data set is asked for.
 DATASETS = {
+    "conversations": "prismer_jax.datasets.conversations",
     "fewshot": "prismer_jax.datasets.fewshot",
     "lists": "prismer_jax.datasets.lists",
     "photos": "prismer_jax.datasets.photos",
@@ -36,3 +37,8 @@ def load(name: str, **kwargs: Any) -> Any:
         for path in [value] if isinstance(value, str | os.PathLike) else value or ():
             storage.on_disk(path)
     return importlib.import_module(module).load(**kwargs)
+
+
+def pack(source: Any, chain: Any, **options: Any) -> tuple[Any, Any]:
+    """Returns the (source, chain) of rows that hold several samples each, or only those that fit: packing.rows."""
+    return importlib.import_module("prismer_jax.datasets.packing").rows(source, chain, **options)

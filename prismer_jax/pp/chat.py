@@ -179,7 +179,8 @@ def chat(
             raise BadSample(f"example {example.get('id', '?')} has nothing to say: put turns() or ask() before chat.")
         ids, scored = (chatted if style == "chat" else answered)(example)
         if len(ids) > length:
-            raise BadSample(f"example {example.get('id', '?')} has {len(ids)} tokens, more than chat({length}).")
+            name = example.get("id", "?")
+            raise BadSample(f"example {name} has {len(ids)} tokens, more than chat({length}).", "too many tokens")
         start = 0 if any(scored) else length - len(ids)
         text, mask = np.full(length, tokenizer.pad, np.int32), np.zeros(length, bool)
         loss = np.zeros(length, np.float32)

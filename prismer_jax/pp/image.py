@@ -46,6 +46,8 @@ SIDEWAYS = (5, 6, 7, 8)  # of these, width becomes height
 def decode(max_pixels: int = label_files.MAX_PIXELS) -> Op:
     """Decodes the photo (bytes or a path) to upright uint8 RGB [H, W, 3], and its label maps to uint8 [h, w, c].
 
+    Of an example with a list of photos, or an empty one, all are decoded; such an example has no label maps.
+
     Photos of any kind that Pillow reads become RGB: grey, palettes, CMYK, 16 bits (the high byte), and transparency
     on white; EXIF orientation is applied. Labels must have the upright photo's size or its proportions.
 
@@ -54,6 +56,9 @@ def decode(max_pixels: int = label_files.MAX_PIXELS) -> Op:
     """
 
     def op(example: Example, rng: np.random.Generator) -> Example:
+        if isinstance(example["image"], list):
+            photos = [dict(example, image=photo) for photo in example["image"]]
+            return dict(example, image=[read_image(one["image"], max_pixels, _name(one, "image")) for one in photos])
         image = read_image(example["image"], max_pixels, _name(example, "image"))
         out = dict(example, image=image)
         for name, value in maps(example).items():

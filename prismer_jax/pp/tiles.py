@@ -94,38 +94,53 @@ def tiles(
         raise UserError(f"tiles({size}, max_side={max_side}): at most 8 x 8 tiles, for which there are tokens.")
     room = most or (1 if max_side == size else 1 + (max_side // size) ** 2)
 
-    def op(example: Example, rng: np.random.Generator) -> Example:
+    def planned(example: Example) -> tuple[list[np.ndarray], list[Grid], int]:
+        """Returns an example's photos, none of a text alone, their grids and the number of tiles."""
         photos = example.get("image")
-        photos = [] if photos is None else photos if isinstance(photos, list) else [photos]  # of none, a text alone
-        cut, grids = [], []
+        photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
+        grids = []
         for photo in photos:
             height, width = photo.shape[:2]
             if max(height, width) > 50 * min(height, width):
-                raise BadSample(f"example {example.get('id', '?')}: a photo of {width}x{height} pixels is but a line.")
-            new = tiled_size(height, width, size, max_side, enlarge, reference)
-            if new != (height, width):
-                photo = np.asarray(Image.fromarray(photo).resize(new[::-1], resampling))
-            parts, grid = split(photo, size)
+                name = example.get("id", "?")
+                raise BadSample(f"example {name}: a photo of {width}x{height} pixels is but a line.", "photo of a line")
+            rows, columns = tiled_size(height, width, size, max_side, enlarge, reference)
+            grids.append((rows // size, columns // size))
+        number = sum(rows * columns + (rows * columns > 1) for rows, columns in grids)
+        if number > room:
+            name = example.get("id", "?")
+            raise BadSample(f"example {name} has {number} tiles, more than most={room}.", "too many tiles")
+        return photos, grids, number
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        photos, grids, number = planned(example)
+        cut = []
+        for photo, (rows, columns) in zip(photos, grids, strict=True):
+            if photo.shape[:2] != (rows * size, columns * size):
+                photo = np.asarray(Image.fromarray(photo).resize((columns * size, rows * size), resampling))
+            parts, _ = split(photo, size)
             if len(parts) > 1:
                 first = whole(photo, size)
                 cut.append((first if exact else np.rint(first).astype(np.uint8))[None])
             cut.append(parts)
-            grids.append(grid)
-        maps = _tiled_labels(example, grids, labels, room) if len(photos) == 1 else {}
-        number = sum(map(len, cut))
-        if number > room:
-            raise BadSample(f"example {example.get('id', '?')} has {number} tiles, more than most={room}.")
+        maps = _tiled_labels({**example, "image": photos[0]}, grids[0], labels, room) if len(photos) == 1 else {}
         image = np.zeros((room, size, size, 3), np.float32 if exact else np.uint8)
         if cut:
             image[:number] = np.concatenate(cut)
         return {**example, "image": image, "image_mask": np.arange(room) < number, "grids": grids, **maps}
 
+    def dry(example: Example, rng: np.random.Generator) -> Example:
+        """Counts tiles and cuts none."""
+        _, grids, number = planned(example)
+        return {**example, "image_mask": np.arange(room) < number, "grids": grids}
+
+    op.dry = dry
     return op
 
 
-def _tiled_labels(example: Example, grids: list[Grid], size: int, room: int) -> dict[str, np.ndarray]:
+def _tiled_labels(example: Example, grid: Grid, size: int, room: int) -> dict[str, np.ndarray]:
     """Returns an example's label maps cut as its photo is."""
-    (height, width), (rows, columns) = example["image"].shape[:2], grids[0]
+    (height, width), (rows, columns) = example["image"].shape[:2], grid
     boxes = [
         (width * column / columns, height * row / rows, width * (column + 1) / columns, height * (row + 1) / rows)
         for row in range(rows)

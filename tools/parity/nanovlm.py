@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import pathlib
+import random
 import re
 import tempfile
+import types
 from typing import Any
 
 import jax
@@ -19,7 +21,9 @@ from flax import linen as nn
 from PIL import Image
 
 from prismer_jax import decode, losses, models, optim, pp, tree
+from prismer_jax.datasets import bins, packing
 from prismer_jax.decode.sampling import FILTERINGS
+from prismer_jax.errors import BadSample
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import NanoVLM, config_json
 from prismer_jax.models.nanovlm.conversion import FREQUENCIES, LLAMA, SIGLIP, TABLE, WORDS
@@ -236,8 +240,10 @@ def v01(case: Case) -> Outputs:
 
 
 def training(case: Case) -> Outputs:
-    """Takes three AdamW steps with the rates of HEAD's three groups, and with those of v0.1's two."""
+    """Takes three AdamW steps with the rates of HEAD's three groups, and with those of v0.1's two; packs samples."""
     check_rates(case)
+    check_knapsack(case)
+    yield from producer(case)
     model = model_of(case)
     ids, labels = case["input_ids"], case["labels"]
     images = rows_of_tiles(case["pixel_values"], case.config["subimages_per_sample"])
@@ -257,7 +263,7 @@ def training(case: Case) -> Outputs:
             case.config["max_training_steps"],
             lr=rates[0],
             end_lr=0.1 * rates[0],
-            warmup_steps=0.03 * case.config["max_training_steps"],
+            warmup_share=0.03,
             warmup_from=1,
             weight_decay=0.01,
             clip_norm=case.config[name]["max_grad_norm"],
@@ -295,6 +301,80 @@ def check_rates(case: Case) -> None:
             ours = [float(at(step)) for step in rates["steps"]]
             if not np.allclose(ours, rates[highest], rtol=1e-12):
                 raise Mismatch(f"rates of {name}: {ours} instead of {rates[highest]}")
+
+
+def check_knapsack(case: Case) -> None:
+    for number, entry in enumerate(case.manifest["knapsack"]):
+        cap = entry["max_images_per_knapsack"]
+        sizes = np.array([entry["lengths"], entry["image_counts"]]).T
+        rows = bins.knapsack(sizes, (entry["L"], np.inf if cap is None else cap), entry["delta"])
+        if [row for row in rows if row] != entry["groups_before_shuffle"]:
+            raise Mismatch(f"knapsack {number}: {rows}")
+        random.Random(42).shuffle(rows)
+        if [row for row in rows if row] != entry["groups_after_random_seed42_shuffle"]:
+            raise Mismatch(f"knapsack {number}, shuffled: {rows}")
+
+
+class _Samples:
+    """The samples of the case's producer, as source and as chain; photo j of sample i is a pixel of i and j."""
+
+    def __init__(self, case: Case) -> None:
+        produced = case.manifest["producer"]
+        self.lengths, self.photos = produced["sample_lengths"], produced["sample_images"]
+        self.tokenizer, self.ops = types.SimpleNamespace(pad=case.config["pad_token_id"]), ()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __call__(self, example: dict[str, Any], rng: Any) -> dict[str, Any]:
+        return example
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if (length := self.lengths[index]) is None:
+            raise BadSample(f"sample {index} is None")
+        photos = len(self.photos[index])
+        image = np.zeros((5, 1, 1, 3), np.uint8)
+        image[:photos, 0, 0, 0], image[:photos, 0, 0, 1] = index, np.arange(photos)
+        text = jax.tree.map(np.asarray, texts(np.full((1, length), 100 + index)))
+        labels = np.arange(10, 10 + length, dtype=np.float32)
+        return {key: value[0] for key, value in text.items()} | {
+            "mask_loss": labels,
+            "image": image,
+            "image_mask": np.arange(5) < photos,
+            "grids": [(1, 1)] * photos,
+        }
+
+
+def producer(case: Case) -> Outputs:
+    """Packs the case's samples into rows, as training does with how='reference'."""
+    expected, samples = case.manifest["producer"], _Samples(case)
+    length = expected["seq_length"]
+    rows, _ = packing.rows(
+        samples,
+        samples,
+        how="reference",
+        length=length,
+        most=length,
+        photos=expected["max_images_per_example"],
+        row_photos=expected["max_images_per_knapsack"],
+        buffer=expected["num_of_sequences"],
+        seed=42,
+    )
+    ids, labels, masks, photos, lengths = [], [], [], [], []
+    for index in range(len(rows)):
+        row, columns = rows[index], np.arange(length)
+        end = sum(samples.lengths[member] + 1 for member in rows.members(index))
+        ids.append(np.where(columns < end, row["text"], -1))
+        labels.append(np.where(columns < end, np.where(row["mask_loss"] > 0, row["mask_loss"], -100), -1))
+        masks.append(np.where(columns < end, row["mask_input"], -1))
+        pixels = row["image"][row["image_mask"]][:, 0, 0]
+        photos.append([samples.photos[sample][photo] for sample, photo, _ in pixels])
+        lengths.append(end)
+    if photos != expected["rows_images"] or lengths != expected["rows_lengths"]:
+        raise Mismatch(f"rows of the producer: lengths {lengths}, photos {photos}")
+    yield "out/producer_ids_rightpad-1", np.array(ids, np.int16)
+    yield "out/producer_labels_rightpad-1", np.array(labels, np.int16)
+    yield "out/producer_mask_rightpad-1", np.array(masks, np.int16)
 
 
 def backbones(case: Case) -> Outputs:

@@ -1,0 +1,228 @@
+"""Conversations about photos in the layout of the Cauldron and FineVision, as JSON lines or Parquet.
+
+A sample has `images` (none, one or several: paths, encoded bytes, or {"bytes", "path"} as `datasets` stores them) and
+`texts`, [{"user", "assistant"}, ...]; FineVision's also have ratings from 1 to 5 of each text. Samples stay in their
+files until they are read.
+
+Sources: HuggingFaceM4/the_cauldron and FineVision (columns); huggingface/nanoVLM, data/datasets.py (ratings).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prismer_jax.errors import BadSample, UserError
+
+Example = dict[str, Any]
+Path = str | os.PathLike
+ENDS = (".jsonl", ".parquet")
+NO_TURN = "no user and assistant"
+
+
+def load(
+    path: Path | Sequence[Path],
+    *,
+    images: Path | None = None,
+    limit: int | None = None,
+    relevance: int = 1,
+    image_correspondence: int = 1,
+    visual_dependency: int = 1,
+    formatting: int = 1,
+) -> Source:
+    """Returns a source of examples with `id`, `image` (a list, which may be empty) and `turns`.
+
+    Args:
+      path: files of JSON lines or Parquet, or folders of them.
+      images: the folder that paths of photos are relative to; by default that of their file.
+      limit: take only so many samples, the first ones; what comes after them is not read.
+      relevance, image_correspondence, visual_dependency, formatting: the least rating of a text; texts without a rating
+        stay. A sample that keeps none is bad (reason: low ratings).
+
+    Raises:
+      UserError: a file is missing or no such table, or its samples lack ratings that are asked for.
+    """
+    minima = dict(
+        relevance=relevance,
+        image_correspondence=image_correspondence,
+        visual_dependency=visual_dependency,
+        formatting=formatting,
+    )
+    tables: list[Any] = []
+    for file in _files(path):
+        left = None if limit is None else limit - sum(map(len, tables))
+        if left is None or left > 0:
+            tables.append((_Parquet if file.suffix == ".parquet" else _Lines)(file, left))
+    source = Source(tables, images, minima)
+    if not len(source):
+        raise UserError(f"{path}: has no samples. Check the path and limit.")
+    first = source.row(0)
+    for name, least in minima.items():
+        if least > 1 and first.get(f"{name}_ratings") is None:
+            raise UserError(f"{tables[0].path}: the first sample has no {name}_ratings. Leave {name} out.")
+    return source
+
+
+class Source:
+    """Samples of several files: `len(source)`, `source[i]`.
+
+    Attributes:
+      fingerprint: what an example depends on: files, their sizes and times, and settings.
+    """
+
+    def __init__(self, tables: Sequence[Any], images: Path | None, minima: Mapping[str, int]) -> None:
+        self._tables, self._images, self._minima = list(tables), images, dict(minima)
+        self._ends = np.cumsum([len(table) for table in tables])
+        stats = [(os.path.realpath(table.path), os.stat(table.path)) for table in tables]
+        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        self.fingerprint = json.dumps([files, images and os.fspath(images), self._minima])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Returns a sample as its file has it."""
+        return self._find(index)[1]
+
+    def __getitem__(self, index: int) -> Example:
+        table, row, number = self._find(index)
+        name = f"{table.path.stem}/{number}"
+        folder = table.path.parent if self._images is None else pathlib.Path(self._images)
+        photos = row.get("images", row.get("image"))
+        photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
+        photos = [_photo(photo, folder, f"{table.path}: photo of sample {number}") for photo in photos]
+        return {"id": name, "image": photos, "turns": self._turns(row, f"{table.path}: sample {number}")}
+
+    def _find(self, index: int) -> tuple[Any, dict[str, Any], int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, "right"))
+        table = self._tables[number]
+        inside = index - (int(self._ends[number - 1]) if number else 0)
+        return table, table.read(inside), inside
+
+    def _turns(self, row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
+        texts = row.get("texts")
+        if not isinstance(texts, list) or not texts:
+            raise BadSample(f"{where}: has no texts.", NO_TURN)
+        turns = []
+        for number, text in enumerate(texts):
+            said = {role: text.get(role) for role in ("user", "assistant")} if isinstance(text, Mapping) else {}
+            if not said or not all(isinstance(words, str) for words in said.values()):
+                raise BadSample(f"{where}: text {number} has no user and assistant.", NO_TURN)
+            if not any(_rating(row, name, number) < least for name, least in self._minima.items()):
+                turns.append(said)
+        if not turns:
+            raise BadSample(f"{where}: no text has the ratings that are asked for.", "low ratings")
+        return turns
+
+
+def _rating(row: Mapping[str, Any], name: str, number: int) -> float:
+    """Returns a text's rating; infinity where it has none."""
+    ratings = row.get(f"{name}_ratings")
+    if not isinstance(ratings, list) or number >= len(ratings) or ratings[number] is None:
+        return np.inf
+    return ratings[number]
+
+
+def _photo(photo: Any, folder: pathlib.Path, where: str) -> bytes | str:
+    """Returns encoded bytes or a path."""
+    if isinstance(photo, Mapping):
+        data = photo.get("bytes")
+        photo = photo.get("path") if data is None else data
+        if isinstance(data, str):  # as JSON has them
+            try:
+                photo = base64.b64decode(data, validate=True)
+            except binascii.Error:
+                raise BadSample(f"{where}: its bytes are no base64.", "not an image") from None
+    if isinstance(photo, str):
+        return str(folder / photo)
+    if not isinstance(photo, bytes):
+        raise BadSample(f"{where}: is {type(photo).__name__}, neither a path nor bytes.", "not an image")
+    return photo
+
+
+class _Lines:
+    """A file of JSON lines, of which the beginnings of the lines are kept."""
+
+    def __init__(self, path: pathlib.Path, limit: int | None) -> None:
+        self.path, starts, position = path, [], 0
+        with open(path, "rb") as file:
+            while (limit is None or len(starts) < limit) and (line := file.readline()):
+                if line.strip():
+                    starts.append(position)
+                position += len(line)
+        self._starts = np.asarray(starts, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def read(self, index: int) -> dict[str, Any]:
+        with open(self.path, "rb") as file:
+            file.seek(self._starts[index])
+            line = file.readline()
+        try:
+            if isinstance(row := json.loads(line), dict):
+                return row
+            why = f"is {type(row).__name__}, not an object"
+        except ValueError as error:
+            why = str(error)
+        raise BadSample(f"{self.path}: sample {index}: {why}.", "damaged line")
+
+
+class _Parquet:
+    """A Parquet file, of which the last row groups that were read are kept in memory."""
+
+    def __init__(self, path: pathlib.Path, limit: int | None) -> None:
+        self.path = path
+        metadata = _parquet(str(path)).metadata
+        ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
+        self._ends, count = ends.astype(np.int64), metadata.num_rows
+        self._length = count if limit is None else min(count, limit)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, index: int) -> dict[str, Any]:
+        group = int(np.searchsorted(self._ends, index, "right"))
+        start = int(self._ends[group - 1]) if group else 0
+        return _group(str(self.path), group).slice(index - start, 1).to_pylist()[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _group(path: str, number: int) -> Any:
+    try:
+        return _parquet(path).read_row_group(number)
+    except (OSError, ValueError) as error:
+        raise BadSample(f"{path}: cannot be read ({error}).", "damaged Parquet file") from None
+
+
+def _parquet(path: str) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: Parquet needs pyarrow: pip install 'prismer_jax[data]'.") from None
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+
+
+def _files(path: Path | Sequence[Path]) -> list[pathlib.Path]:
+    files: list[pathlib.Path] = []
+    for one in map(pathlib.Path, [path] if isinstance(path, str | os.PathLike) else path):
+        one = one.expanduser()
+        inside = sorted(p for p in one.rglob("*") if p.suffix in ENDS and p.is_file()) if one.is_dir() else [one]
+        if not inside or not all(p.is_file() and p.suffix in ENDS for p in inside):
+            what = "has no file of" if one.is_dir() else "is no file of" if one.exists() else "no such file; it takes"
+            raise UserError(f"{one}: {what} JSON lines (.jsonl) or Parquet (.parquet).")
+        files += inside
+    return files

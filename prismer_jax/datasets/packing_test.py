@@ -1,0 +1,186 @@
+"""Rows of several samples: what is in them, who sees whom, what is left out, and that a resumed run goes on exactly."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from prismer_jax import datasets, input, pp
+from prismer_jax.datasets import packing
+from prismer_jax.errors import UserError
+from prismer_jax.pp.chat_test import letters
+
+PP = "decode|tiles(32, 64, most=9, enlarge=False)|turns()|chat(400, 4)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRISMER_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return letters(tmp_path_factory.mktemp("tokenizer"))
+
+
+def photo(path, height, width):
+    from PIL import Image
+
+    Image.fromarray(np.full((height, width, 3), 100, np.uint8)).save(path)
+    return path.name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 good samples of 0 to 2 photos, and one of each kind that is left out."""
+    root, rows = tmp_path_factory.mktemp("talks"), []
+    for i in range(40):
+        images = [photo(root / f"{i}_{j}.png", 20 + 10 * (i % 2), 64) for j in range(i % 3)]
+        rows.append({"images": images, "texts": [{"user": f"{i}?", "assistant": "x" * (5 + 7 * i % 90)}]})
+    said = [{"user": "a", "assistant": "b"}]
+    rows += [
+        {"images": [], "texts": [{"user": "long", "assistant": "x" * 390}]},
+        {"images": [], "texts": [{"user": "longer than a row", "assistant": "x" * 270}]},
+        {"images": ["0.png", "absent.png"], "texts": said},
+        {"images": [photo(root / f"many{j}.png", 64, 64) for j in range(2)], "texts": said},
+        {"images": [photo(root / f"four{j}.png", 2, 2) for j in range(4)], "texts": said},
+        {"images": [], "texts": said, "relevance_ratings": [1]},
+        {"images": [], "texts": [{"user": "and?", "assistant": ""}], "weight": 0},
+    ]
+    rows[0]["relevance_ratings"] = [5]
+    (root / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def packed(folder, tokenizer, **options):
+    source = datasets.load("conversations", path=folder / "talks.jsonl", relevance=2)
+    settings = dict(length=300, most=9, photos=2) | options
+    return source, *datasets.pack(source, pp.build(PP, tokenizer=tokenizer), **settings)
+
+
+def test_a_row_is_its_samples_one_after_the_other(folder, tokenizer):
+    source, rows, _ = packed(folder, tokenizer)
+    chain = pp.build(PP, tokenizer=tokenizer)
+    assert rows.fullness > 0.8  # a last row is seldom full, and these are few
+    assert sorted(np.concatenate([rows.members(i) for i in range(len(rows))])) == [*range(40), 46]
+    for index in range(len(rows)):
+        row, end, tiles = rows[index], 0, 0
+        for number, member in enumerate(rows.members(index)):
+            alone = chain(source[int(member)], np.random.default_rng(0))
+            real = alone["mask_input"]
+            start, end = end, end + int(real.sum())
+            for key in ("text", "mask_input", "mask_ar", "mask_loss"):
+                np.testing.assert_array_equal(row[key][start:end], alone[key][real])
+            assert set(row["segment"][start:end]) == {number}
+            count = int(alone["image_mask"].sum())
+            np.testing.assert_array_equal(row["image"][tiles : tiles + count], alone["image"][:count])
+            tiles += count
+        assert not row["mask_input"][end:].any()
+        assert row["image_mask"].tolist() == [True] * tiles + [False] * (9 - tiles)
+
+
+def test_what_is_left_out_is_counted_by_reason(folder, tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        _, rows, _ = packed(folder, tokenizer)
+    counts = {"too many tokens": 2, "missing photo": 1, "too many tiles": 1, "too many photos": 1, "low ratings": 1}
+    assert rows.dropped.counts == counts
+    assert "2 x too many tokens" in caplog.text
+
+
+def test_a_prompt_without_answer_teaches_nothing(tokenizer):
+    source = [{"turns": [{"user": "a"}]}, {"turns": [{"user": "a", "assistant": "b"}]}]
+    rows, _ = datasets.pack(source, pp.build("turns()|chat(90, 4)", tokenizer=tokenizer), length=90, most=1)
+    assert rows.dropped.counts == {packing.SILENT: 1}
+    assert "image" not in rows[0]
+
+
+def test_the_references_rows_have_gaps_and_one_segment(folder, tokenizer):
+    _, rows, _ = packed(folder, tokenizer, how="reference", seed=42)
+    row = next(rows[i] for i in range(len(rows)) if len(rows.members(i)) > 1)
+    first = np.flatnonzero(~row["mask_input"])[0]
+    assert row["text"][first] == tokenizer.pad
+    assert row["mask_input"][first + 1]
+    assert not row["mask_loss"][first]
+    assert not row["segment"].any()
+    assert rows.fullness < packed(folder, tokenizer)[1].fullness
+
+
+def test_single_rows_are_the_samples_that_fit(folder, tokenizer):
+    _, rows, _ = packed(folder, tokenizer, how="single")
+    assert len(rows) == 41
+    assert all(len(rows.members(i)) == 1 for i in range(41))
+
+
+def batches(folder, tokenizer, **options):
+    _, rows, chain = packed(folder, tokenizer, seed=1)
+    return input.train_batches([{"source": rows, "pp": chain}], batch_size=2, seed=0, **options)
+
+
+def test_a_resumed_run_sees_the_rows_that_it_would_have_seen(folder, tokenizer):
+    whole, resumed = batches(folder, tokenizer), batches(folder, tokenizer, first_step=9, num_threads=1)
+    expected = [next(whole) for _ in range(12)][9:]  # beyond an epoch
+    for theirs in expected:
+        ours = next(resumed)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    assert theirs["text"].shape == (2, 300)
+    assert theirs["image"].shape == (2, 9, 32, 32, 3)
+    whole.close()
+    resumed.close()
+
+
+def test_sizes_are_found_once_without_decoding_and_anew_for_other_files(folder, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(pp.image, "read_bytes", lambda *_: pytest.fail("a photo was decoded"))
+    source, chain = datasets.load("conversations", path=folder, limit=40), pp.build(PP, tokenizer=tokenizer)
+    sizes, _ = packing.sizes_of(source, chain)
+    assert sizes[:3, 1:].tolist() == [[0, 0], [3, 1], [6, 2]]
+    monkeypatch.setattr(input, "eval_batches", lambda *_, **__: pytest.fail("sizes were measured again"))
+    np.testing.assert_array_equal(packing.sizes_of(source, chain)[0], sizes)
+    other = pp.build(PP.replace("400", "399"), tokenizer=tokenizer)
+    with pytest.raises(pytest.fail.Exception, match="again"):
+        packing.sizes_of(source, other)
+
+
+def test_a_sample_that_goes_bad_leaves_its_row_to_the_others(folder, tokenizer, tmp_path):
+    for name in ("talks.jsonl", *(file.name for file in folder.glob("*.png"))):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    _, rows, chain = packed(tmp_path, tokenizer)
+    (tmp_path / "1_0.png").write_bytes(b"")
+    index = next(i for i in range(len(rows)) if 1 in rows.members(i))
+    assert ["empty" in message for message in rows[index]["_bad"]] == [True]
+    loader = input.train_batches([{"source": rows, "pp": chain}], batch_size=len(rows), seed=0)
+    next(loader)
+    assert (loader.bad, loader.seen) == (1, 41)
+    loader.close()
+
+
+def test_nothing_to_pack_says_why(folder, tokenizer):
+    with pytest.raises(UserError, match=r"None of 47 samples can be used.*too many tokens"):
+        packed(folder, tokenizer, length=20)
+    with pytest.raises(UserError, match="Did you mean 'filled'"):
+        packed(folder, tokenizer, how="filed")
+
+
+def test_a_config_section_with_pack_makes_rows(folder, tokenizer):
+    from prismer_jax import assembly, config
+
+    section = dict(name="conversations", path=str(folder), relevance=2, pp=PP, pack=dict(length=300, most=9, photos=2))
+    (part,) = assembly.load_mixture(config.strict({"talks": section}), tokenizer)
+    assert part["size"] == len(part["source"]) < 41
+    section["pack"]["lenth"] = 3
+    with pytest.raises(UserError, match=r"config.data.talks.pack: .*lenth"):
+        assembly.load_mixture(config.strict({"talks": section}), tokenizer)
+
+
+def test_the_golden_producer_and_knapsack(shared):
+    from tools.parity import nanovlm
+    from tools.parity.case import Case
+
+    case = Case(shared / "golden/nanovlm_train")
+    nanovlm.check_knapsack(case)
+    for name, array in nanovlm.producer(case):
+        np.testing.assert_array_equal(array, case.arrays[name])
