@@ -1,22 +1,50 @@
 """nanoVLM: a ViT, a projector and a small language model.
 
     python -m prismer_jax.train --config configs/nanovlm.py:scenes --workdir runs/nanovlm_scenes
+    python -m prismer_jax.train --config configs/nanovlm.py:variant=460m_8k,data=finevision --workdir runs/nanovlm
 
 Arguments, as in nanovlm.py:scenes,experts=none:
   scenes: from scratch on rendered scenes, in minutes on a laptop, with the data and the evaluators of the quickstart.
   experts: whose label maps are added to the image's tokens; 'all' by default, 'none' for nanoVLM as it is.
   smoke: all of it in less than a minute, to see that it works.
 
+The published trainings: variant=222m (the Cauldron), 450m, 230m_8k or 460m_8k (FineVision); and with these:
+  data, val: JSON lines or Parquet, files or folders, of conversations (datasets/conversations.py), and held-out ones.
+  init: what `tools.convert nanovlm --vision FOLDER --language FOLDER` has written, with its tokenizer.
+  reference: rows, grids of tiles and positions as the original has them; by default rows are full, and the samples in
+    one do not see each other.
+
 Sources: huggingface/nanoVLM, models/config.py and train.py.
 """
 
+from ml_collections import ConfigDict
+
 from configs import quickstart
 from prismer_jax.config import parse_arg
-from prismer_jax.datasets import scenes
+from prismer_jax.datasets import miniature, scenes
+from prismer_jax.errors import choose
+
+# v0.1, v0.2 and HEAD: tile and longest side in pixels, tokens of a tile and of a row, tokenizer's words for images.
+# The HEAD recipe has 8 parts of 2 rows; those before it have one sample a row.
+_V01 = dict(tile=224, side=224, tokens=49, length=79, style="answer", extra=0)
+_V02 = dict(tile=256, side=256, tokens=64, length=512, style="answer", extra=1)
+_HEAD = dict(tile=512, side=2048, tokens=64, length=4096, style="chat", extra=66)
+_STEPS = dict(lr=0.00512, backbones=5e-5, batch=16, accumulate=8, clip=1.0, total=dict(total_steps=40_000))
+RECIPES = {
+    "222m": dict(_V01, lr=2e-3, backbones=1e-4, batch=256, accumulate=1, clip=None, total=dict(total_epochs=5)),
+    "450m": dict(_V02, lr=3e-3, backbones=5e-5, batch=128, accumulate=4, clip=1.0, total=dict(total_epochs=5)),
+    "230m_8k": dict(_HEAD, **_STEPS),
+    "460m_8k": dict(_HEAD, **_STEPS),
+}
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, scenes=True, experts="all", smoke=False)
+    defaults = dict(scenes=True, variant="", data="data", val="", init="weights/start", reference=False)
+    arg = parse_arg(arg, **defaults, experts="all", smoke=False)
+    return published(arg) if arg.variant else on_scenes(arg)
+
+
+def on_scenes(arg):
     config = quickstart.get_config(f"experts={arg.experts},smoke={arg.smoke}")
     config.model = dict(
         name="nanovlm",
@@ -29,4 +57,72 @@ def get_config(arg=None):
         stem_width=96,
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )
+    return config
+
+
+def published(arg):
+    recipe = dict(choose("variant", arg.variant, RECIPES))
+    model = dict(name="nanovlm", variant=arg.variant, dtype="bfloat16", remat="dots")
+    if arg.smoke:
+        arg.data, arg.init = miniature.talks(recipe["extra"])
+        arg.val = arg.data
+        recipe |= dict(tile=32, side=64 if recipe["side"] > recipe["tile"] else 32, tokens=4, length=400)
+        recipe |= dict(batch=2 * recipe["accumulate"], total=dict(total_steps=2))
+        model = dict(name="nanovlm", variant="tiny")
+        if not recipe["extra"]:
+            model["image_token"] = None
+
+    config = ConfigDict(recipe["total"])
+    config.seed = 42
+    config.num_workers = 0 if arg.smoke else 8
+    config.batch_size, config.accumulate = recipe["batch"], recipe["accumulate"]
+
+    # ---------------------------------------------------------------- data
+    packs, length, tile = recipe["extra"] == 66, recipe["length"], recipe["tile"]
+    most = length // recipe["tokens"] if packs else 1  # a row of nothing but tiles
+    method = "bicubic" if packs else "bilinear"
+    look = f"decode|tiles({tile}, {recipe['side']}, {{most}}, method='{method}', reference={arg.reference})"
+    text = f"chat({{length}}, {recipe['tokens']}, style='{recipe['style']}')"
+    pp = f"{look}|turns()|{text}".format(most=most, length=length)
+    config.tokenizer = f"tokenizers:{arg.init}"
+    # Texts that do not fit are left out before training, and counted; so are texts of low ratings, where it is told to:
+    # relevance=2, image_correspondence=2, visual_dependency=2, formatting=2.
+    pack = dict(length=length, most=most, how="single")
+    if packs:
+        pack |= dict(how="reference" if arg.reference else "filled", photos=4, row_photos=18, seed=config.seed)
+    talks = dict(name="conversations", path=arg.data, limit=None, relevance=1, formatting=1)
+    config.data = dict(talks=dict(**talks, image_correspondence=1, visual_dependency=1, pp=pp, pack=pack))
+
+    # ---------------------------------------------------------------- model and training
+    config.model = dict(**model, positions="column" if arg.reference else "token")
+    config.init = None if arg.smoke else arg.init
+    config.freeze = "none"
+    config.loss = dict(name="cross_entropy", label_smoothing=0.0, normalize="part")  # the mean of the parts' means
+    share = recipe["backbones"] / recipe["lr"]
+    config.optim = dict(
+        name="adamw",
+        lr=recipe["lr"],  # of the projector
+        lr_mults=[("vision/.*", share), ("language/.*", share)],
+        end_lr=0.1 * recipe["lr"],
+        warmup_share=0.03,
+        warmup_from=1,
+        weight_decay=0.01,  # of everything, norms and embeddings too
+        clip_norm=recipe["clip"],
+    )
+    config.mesh = dict(data=-1, fsdp=1)
+    config.sharding = [(".*", "fsdp")]
+
+    # ---------------------------------------------------------------- use, and what is watched and kept
+    one = 1 + (recipe["side"] // tile) ** 2 if packs else 1  # tiles of a photo
+    prompt = text.format(length=min(length, one * (recipe["tokens"] + 20) + 128))
+    show = look.format(most=one)
+    decode = dict(method="greedy", max_new=4 if arg.smoke else 100)
+    config.tasks = {task: dict(pp=f"{show}|ask()|{prompt}", decode=decode) for task in ("caption", "question")}
+    config.evals = {}
+    if arg.val:
+        loss = dict(type="loss", loss_options=dict(label_smoothing=0.0, normalize="batch"), pp=pp, batch_size=2)
+        config.evals.loss = dict(loss, data=dict(name="conversations", path=arg.val, limit=16 if arg.smoke else 2000))
+    config.log_steps = 1 if arg.smoke else 50
+    config.evaluate_steps = config.save_steps = 500
+    config.checkpoint = dict(keep=1, best_metric="loss/loss") if arg.val else dict(keep=1)
     return config

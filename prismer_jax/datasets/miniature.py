@@ -10,10 +10,13 @@ import os
 import pathlib
 from typing import Any
 
+import tokenizers
+
 from prismer_jax import label_files, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes.world import GROUNDS
 from prismer_jax.files import storage
+from prismer_jax.pp import chat, tokenizer
 
 VERSION = "1"  # of what is written here; scenes.VERSION tells the rest
 SIZE = 64  # pixels
@@ -39,6 +42,41 @@ def own(task: str) -> tuple[str, str]:
     if task == "captions":
         return f"{root}/coco_karpathy_train.json", f"{root}/coco_karpathy_val.json"
     return f"{root}/vqav2_train_val.json", f"{root}/vg_qa.json"
+
+
+def talks(extra: int = len(chat.EXTRA_TOKENS), data_dir: str | os.PathLike | None = None) -> tuple[str, str]:
+    """Returns (a file of conversations about scenes, a folder of a tokenizer), written first if need be.
+
+    Args:
+      extra: how many of nanoVLM's words for images the tokenizer has.
+      data_dir: as of scenes.load.
+    """
+    final = scenes.data_folder(data_dir) / "miniature" / f"talks-{extra}-{VERSION}-{scenes.VERSION}"
+    if not final.exists():
+        with storage.new_folder(final) as new:
+            settings = scenes.Settings("train", SIZE, len(TRAIN), 0)
+            rows = []
+            for number in TRAIN:
+                example = scenes.example(settings, number)
+                (new / f"{number}.jpg").write_bytes(example["image"])
+                asked = example["questions"][: 1 + number % 3]
+                texts = [{"user": one["question"], "assistant": one["answers"][0]} for one in asked]
+                rows.append({"images": [f"{number}.jpg"] if number % 4 else [], "texts": texts})
+            (new / "talks.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            _letters(new, extra)
+    return str(final / "talks.jsonl"), str(final)
+
+
+def _letters(folder: pathlib.Path, extra: int) -> None:
+    """Writes a tokenizer of single bytes, which knows SmolLM2's marks of a conversation."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [*special, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
+    model = tokenizers.Tokenizer(tokenizers.models.BPE({word: number for number, word in enumerate(words)}, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.add_special_tokens(special)
+    (folder / "tokenizer.json").write_text(tokenizer.extended(model.to_str(), chat.EXTRA_TOKENS[:extra]))
+    _json(folder / "tokenizer_config.json", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
 
 
 def _write(root: pathlib.Path) -> None:

@@ -1,0 +1,84 @@
+"""The published trainings of nanoVLM: their numbers, their data on a few made-up talks, and whole runs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from configs import configs_test
+from prismer_jax import assembly, config, input, optim
+from prismer_jax.errors import UserError
+from prismer_jax.pp import tokenizer
+from prismer_jax.testing import ROOT
+
+VARIANTS = ("222m", "450m", "230m_8k", "460m_8k")
+
+
+def load(arg):
+    return config.load(f"{ROOT}/configs/nanovlm.py:{arg}")
+
+
+@pytest.mark.parametrize(
+    ("variant", "rates", "batch", "accumulate", "clip", "length", "total"),
+    [
+        # models/config.py (and data/collators.py) of huggingface/nanoVLM at v0.1, v0.2 and 4e0c096
+        ("222m", (2e-3, 1e-4), 256, 1, None, 79, "total_epochs"),
+        ("450m", (3e-3, 5e-5), 128, 4, 1.0, 512, "total_epochs"),
+        ("230m_8k", (0.00512, 5e-5), 16, 8, 1.0, 4096, "total_steps"),
+        ("460m_8k", (0.00512, 5e-5), 16, 8, 1.0, 4096, "total_steps"),
+    ],
+)
+def test_hyperparameters_are_the_published_ones(variant, rates, batch, accumulate, clip, length, total):
+    cfg = load(f"variant={variant}")
+    assert (cfg.batch_size, cfg.accumulate, cfg.optim.clip_norm) == (batch, accumulate, clip)
+    assert (cfg.data.talks.pack.length, cfg.loss.normalize) == (length, "part")
+    assert cfg[total] == {"total_epochs": 5, "total_steps": 40_000}[total]
+    names = ("projector/kernel", "vision/norm/scale", "language/norm/scale", "language/embedding")
+    params = dict.fromkeys(names, np.ones(2, np.float32))
+    options = config.plain(cfg.optim)
+    made = optim.make(params, 1010, **options)
+    warmup = 0.03 * 1010  # 30.3 steps: the reference does not round
+    for rate, schedule in zip(sorted(rates), ("lr/language/.*", "lr"), strict=True):
+        at = made.schedules[schedule]
+        assert at(0) == pytest.approx(rate / warmup)
+        assert at(30) == pytest.approx(rate * 31 / warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * (500 - warmup) / (1010 - warmup)))
+        assert at(500) == pytest.approx(rate * (0.1 + 0.9 * cosine))
+    state = made.tx.init(params)
+    updates, _ = made.tx.update(dict.fromkeys(names, np.zeros(2, np.float32)), state, params)
+    decays = {name: float(update[0]) for name, update in updates.items()}
+    small = -0.01 * rates[1] / warmup
+    assert decays == pytest.approx(dict.fromkeys(names, small) | {names[0]: -0.01 * rates[0] / warmup}, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("reference", [False, True])
+def test_their_data_can_be_loaded(variant, reference, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path_factory.getbasetemp() / "nanovlm"))
+    cfg = load(f"variant={variant},smoke,reference={reference}")
+    words = tokenizer.load(cfg.tokenizer)
+    mixture = assembly.load_mixture(cfg.data, words)
+    batches = input.train_batches(mixture, batch_size=cfg.batch_size, seed=0)
+    batch = next(batches)
+    batches.close()
+    packs = variant.endswith("8k")
+    assert mixture[0]["size"] < 12 if packs else mixture[0]["size"] == 12
+    assert batch["image"].shape == (cfg.batch_size, 100 if packs else 1, 32, 32, 3)
+    assert batch["text"].shape == (cfg.batch_size, 400)
+    assert (batch["segment"].max() > 0) == (packs and not reference)
+    image = words.id_of("<|image|>")
+    places = 0 if image is None else int((batch["text"] == image).sum())
+    assert places == (0 if variant == "222m" else 4 * batch["image_mask"].sum())
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(UserError, match="Did you mean '450m'"):
+        load("variant=460m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arg", [*VARIANTS, "460m_8k,reference=True"])
+def test_they_run_whole(arg, tmp_path):
+    _, results = configs_test.run(tmp_path, "configs/nanovlm.py", f"variant={arg},smoke")
+    assert results.keys() == {"loss/loss", "loss/loss_blank"}
+    assert all(math.isfinite(value) for value in results.values())
