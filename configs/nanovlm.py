@@ -89,7 +89,8 @@ def published(arg):
     # relevance=2, image_correspondence=2, visual_dependency=2, formatting=2.
     pack = dict(length=length, most=most, how="single")
     if packs:
-        pack |= dict(how="reference" if arg.reference else "filled", photos=4, row_photos=18, seed=config.seed)
+        how = dict(how="reference", row_photos=18) if arg.reference else dict(how="filled", row_photos=None)
+        pack |= dict(how, photos=4, seed=config.seed)
     talks = dict(name="conversations", path=arg.data, limit=None, relevance=1, formatting=1)
     config.data = dict(talks=dict(**talks, image_correspondence=1, visual_dependency=1, pp=pp, pack=pack))
 

@@ -180,3 +180,8 @@ def test_muon_takes_orthogonal_steps_in_kernels_and_adam_steps_elsewhere():
         assert ((values > 0.6) & (values < 1.3)).all()  # Newton-Schulz' steps end near 1, not at 1
     for name in ("a/bias", "word_embedding"):
         np.testing.assert_allclose(moved[name], -0.05 * np.sign(gradient[name]), rtol=1e-3)
+
+
+def test_a_warmup_is_given_once():
+    with pytest.raises(UserError, match="as steps or as a share"):
+        make({"a/kernel": np.ones(2, np.float32)}, 10, lr=1.0, warmup_steps=2, warmup_share=0.1)
