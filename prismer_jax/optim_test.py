@@ -184,4 +184,4 @@ def test_muon_takes_orthogonal_steps_in_kernels_and_adam_steps_elsewhere():
 
 def test_a_warmup_is_given_once():
     with pytest.raises(UserError, match="as steps or as a share"):
-        make({"a/kernel": np.ones(2, np.float32)}, 10, lr=1.0, warmup_steps=2, warmup_share=0.1)
+        optim.make({"a/kernel": np.ones(2, np.float32)}, 10, lr=1.0, warmup_steps=2, warmup_share=0.1)
