@@ -4,6 +4,8 @@
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --question "What color is the sphere?"
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --num-captions 3 --top-p 0.9
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --choices "a cone" "a sphere"
+    python -m prismer_jax.caption --checkpoint models/nanovlm_222m --images a.jpg --prompt "What is this?"
+    python -m prismer_jax.caption --checkpoint models/nanovlm_450m --prompt "What is the capital of France?"
 
 Results come as they are found. A photo that cannot be used is named and left out; the exit status is then 1. What goes
 to `--output` is kept beside it until all is there: a run that was stopped, even killed, goes on where it was.
@@ -30,6 +32,7 @@ from prismer_jax import checkpoint, config, datasets, decode, input, models, pp,
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
+from prismer_jax.pp.chat import takes_prompt
 from prismer_jax.pp.text import answer_said, caption_said, choice_tokens, read_choices
 
 Path = str | os.PathLike
@@ -80,8 +83,9 @@ class Captioner:
 
     def caption(
         self,
-        images: Path | Sequence[Path],
+        images: Path | Sequence[Path] | None = None,
         *,
+        prompt: str | None = None,
         labels: Path | None = None,
         num_captions: int = 1,
         batch_size: int = 16,
@@ -91,7 +95,9 @@ class Captioner:
         """Captions photos.
 
         Args:
-          images: a folder (recursively), a file, or several of either.
+          images: a folder (recursively), a file, or several of either; None for a prompt alone, whose result has the
+            image "".
+          prompt: what is said instead of the checkpoint's own prompt, if it is one that is asked in words.
           labels: folder of expert labels in the official layout; experts without a label see the background.
           num_captions: of each photo; several are sampled.
           batch_size: photos at a time; the result does not depend on it.
@@ -101,8 +107,11 @@ class Captioner:
         Returns:
           [{"image": path, "captions": [text, ...], "scores": [log-probability, ...]}], in the order of the files,
           without those in `left_out`.
+
+        Raises:
+          UserError: no usable photo, an unknown setting, or a prompt for a checkpoint whose captions have none.
         """
-        return list(self._results(self._to_caption(images, labels, num_captions, seed, settings), batch_size))
+        return list(self._results(self._to_caption(images, labels, num_captions, seed, settings, prompt), batch_size))
 
     def answer(
         self,
@@ -144,14 +153,32 @@ class Captioner:
         return list(self._results(self._to_choose(images, choices, question, labels, k), batch_size))
 
     def _to_caption(
-        self, images: Any, labels: Path | None, number: int, seed: int, settings: Mapping[str, Any]
+        self,
+        images: Any,
+        labels: Path | None,
+        number: int,
+        seed: int,
+        settings: Mapping[str, Any],
+        prompt: str | None = None,
     ) -> _Request:
-        return self._to_write("caption", self._photos(images, labels), "captions", number, seed, settings, {})
+        if images is None and prompt is None:
+            raise UserError("Give photos to caption, or a prompt.")
+        if prompt is not None and not takes_prompt(choose("task of this checkpoint", "caption", self.tasks)["pp"]):
+            raise UserError(
+                f"prompt={prompt!r}: this checkpoint's captions are not asked for in words. Leave the prompt out, or "
+                "ask it as a question."
+            )
+        if images is None and self.model.experts:
+            raise UserError("This checkpoint sees its photos through experts too: give photos beside the prompt.")
+        source, asked = _NoPhoto() if images is None else self._photos(images, labels), {}
+        if prompt is not None:
+            source, asked = _Asked(source, prompt=prompt), {"prompt": prompt}
+        return self._to_write("caption", source, "captions", number, seed, settings, asked)
 
     def _to_answer(
         self, images: Any, question: str, labels: Path | None, number: int, seed: int, settings: Mapping[str, Any]
     ) -> _Request:
-        source, asked = _Asked(self._photos(images, labels), question), {"question": question}
+        source, asked = _Asked(self._photos(images, labels), question=question), {"question": question}
         return self._to_write("question", source, "answers", number, seed, settings, asked)
 
     def _to_choose(
@@ -163,7 +190,7 @@ class Captioner:
         settings = {"k": k or {"class": 32, "answer": 16}[kind], "padding": how["decode"].get("padding", "own")}
         source, asked = self._photos(images, labels), {}
         if question is not None:
-            source, asked = _Asked(source, question), {"question": question}
+            source, asked = _Asked(source, question=question), {"question": question}
 
         def say(batch: Mapping[str, Any], arrays: dict[str, Any], number: int) -> list[Result]:
             ranked = decode.rank_answers(self.model, self.variables, arrays, *tokens, **settings)
@@ -183,7 +210,7 @@ class Captioner:
         write, style = {"caption": caption_said, "question": answer_said}[task], how.get("style", "plain")
         if number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}:
             length = {k: v for k, v in how["decode"].items() if k in ("max_new", "min_new", "max_len", "min_len")}
-            options = {"method": "sample", "num_samples": number, **length, **settings}
+            options = {"method": "sample", "num_samples": number, **length, **how.get("sample", {}), **settings}
         else:
             options = {**how["decode"], **settings}
         options |= {"eos": self.tokenizer.eos, "pad": self.tokenizer.pad}
@@ -271,11 +298,24 @@ def _files(example: Mapping[str, Any]) -> dict[str, list[int]]:
     return {key: [stat.st_size, stat.st_mtime_ns] for key, stat in stats.items()}
 
 
-class _Asked:
-    """A source of photos that asks the same question about each."""
+class _NoPhoto:
+    """A source of one example that has no photo."""
 
-    def __init__(self, source: Any, question: str) -> None:
-        self.source, self.question = source, question
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> str:
+        return ""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"id": "", "image": None}
+
+
+class _Asked:
+    """A source of photos that asks the same question about each, or gives the same prompt."""
+
+    def __init__(self, source: Any, **asked: str) -> None:
+        self.source, self.asked = source, asked
 
     def __len__(self) -> int:
         return len(self.source)
@@ -284,7 +324,7 @@ class _Asked:
         return self.source.name(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.source[index], "question": self.question}
+        return {**self.source[index], **self.asked}
 
 
 def _on_one_device(shapes: Any) -> Any:
@@ -296,9 +336,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--checkpoint", required=True, type=storage.on_disk, help="a workdir, an export or a checkpoint"
     )
-    parser.add_argument("--images", required=True, nargs="+", type=storage.on_disk, help="photos, or folders of them")
+    parser.add_argument("--images", nargs="+", type=storage.on_disk, help="photos, or folders of them")
     parser.add_argument("--labels", type=storage.on_disk, help="folder of expert labels, labels/<expert>/<photo>.png")
     parser.add_argument("--question", help="answer this about each photo instead of captioning it")
+    parser.add_argument("--prompt", help="say this instead of the checkpoint's own prompt; needs no photos")
     parser.add_argument("--choices", nargs="+", help="choose among these texts, or those of a JSON file")
     parser.add_argument("--num-captions", type=int, default=1, help="how many, sampled, of each photo")
     parser.add_argument("--top-p", type=float, help="sample from the smallest set of tokens of this probability")
@@ -311,6 +352,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
     if args.choices is not None and (args.num_captions > 1 or args.top_p is not None or args.temperature is not None):
         raise UserError("--choices are ranked, not sampled: leave --num-captions, --top-p and --temperature out.")
+    if args.prompt is not None and (args.choices is not None or args.question is not None):
+        raise UserError("--prompt is said instead of asking: leave --question and --choices out.")
+    if args.images is None and args.prompt is None:
+        raise UserError("Give --images, photos or folders of them, or --prompt.")
     if args.num_captions < 1 or args.batch_size < 1:
         raise UserError("--num-captions and --batch-size must be at least 1.")
     runtime.use_compilation_cache()
@@ -321,7 +366,8 @@ def main(argv: list[str] | None = None) -> None:
         choices = args.choices[0] if len(args.choices) == 1 else args.choices
         request = captioner._to_choose(args.images, choices, args.question, args.labels, None)
     elif args.question is None:
-        request = captioner._to_caption(args.images, args.labels, args.num_captions, args.seed, settings)
+        how_many = args.num_captions, args.seed, settings
+        request = captioner._to_caption(args.images, args.labels, *how_many, args.prompt)
     else:
         request = captioner._to_answer(args.images, args.question, args.labels, args.num_captions, args.seed, settings)
     if args.output is None:
@@ -359,7 +405,7 @@ def _shown(results: Iterable[Result]) -> Iterator[Result]:
     """Passes results on and prints them as they come."""
     for result in results:
         for text in result.get("captions") or result.get("answers") or result["choices"][:1]:
-            print(f"{result['image']}: {text}", flush=True)
+            print(f"{result['image']}: {text}" if result["image"] else text, flush=True)
         yield result
 
 

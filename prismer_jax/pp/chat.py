@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prismer_jax import registry
 from prismer_jax.batch import prompts
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.pp.ops import Example, Op, register
@@ -113,21 +114,28 @@ def ask(prompt: str = "Describe the image.", wording: str = "{question}") -> Op:
     """Makes `turns` of a question that is to be answered, or of the prompt where an example has none.
 
     Args:
+      prompt: what is said instead of a question, unless the example has a `prompt` of its own.
       wording: what is said to ask a question, which stands for '{question}' in it.
     """
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         question = example.get("question")
-        return {**example, "turns": [{"user": wording.replace("{question}", question) if question else prompt}]}
+        said = wording.replace("{question}", question) if question else example.get("prompt", prompt)
+        return {**example, "turns": [{"user": said}]}
 
     return op
+
+
+def takes_prompt(spec: str) -> bool:
+    """Returns whether a chain of ops asks in words, which the `prompt` of an example can replace."""
+    return any(name == ask.__name__ for name, _, _ in registry.parse(spec))
 
 
 @register
 def chat(
     length: int,
     image_tokens: int = 64,
-    style: Literal["chat", "answer"] = "chat",
+    style: Literal["chat", "answer", "plain"] = "chat",
     system: str = "",
     *,
     tokenizer: Any,
@@ -138,6 +146,7 @@ def chat(
     before the first user's words and loss on what assistants say and on its end. A last turn without an answer is
     a prompt, padded on the left. 'answer' is `Question: ... Answer:`, answer and eos of the first turn, as versions 0.1
     and 0.2 have it: the photo is read in front of the text, or in IMAGE tokens there, where the tokenizer has these.
+    'plain' is the same with the first user's words as they are.
 
     Args:
       image_tokens: of each tile: (image_size / patch_size / shuffle)².
@@ -146,7 +155,8 @@ def chat(
     Raises (the op):
       BadSample: no turn, no answer to learn from, or more tokens than `length`, of which none may be cut.
     """
-    if choose("style of chat:", style, {"chat": True, "answer": False}):
+    template = choose("style of chat:", style, {"chat": None, "answer": "Question: {user} Answer:", "plain": "{user}"})
+    if style == "chat":
         image, whole = _id(tokenizer, IMAGE), tokenizer.id_of(WHOLE) is not None
 
     def chatted(example: Example) -> tuple[list[int], list[bool]]:
@@ -166,7 +176,7 @@ def chat(
     def answered(example: Example) -> tuple[list[int], list[bool]]:
         turn, tiles = example["turns"][0], int(np.sum(example.get("image_mask", 0)))
         photo = IMAGE * (image_tokens * tiles) if tokenizer.id_of(IMAGE) is not None else ""
-        prompt = f"{photo}Question: {turn['user']} Answer:"
+        prompt = photo + template.replace("{user}", turn["user"].replace(IMAGE, ""))
         if "assistant" not in turn:
             ids = tokenizer.encode(prompt)
             return ids, [False] * len(ids)

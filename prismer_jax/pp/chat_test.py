@@ -116,3 +116,16 @@ def test_photos_without_texts_and_tokenizers_without_images_say_so(tmp_path):
         run("turns()", {}, None)
     with pytest.raises(UserError, match="has no <|image|>".replace("|", r"\|")):
         pp.build("chat(60)", tokenizer=letters(tmp_path, ()))
+
+
+def test_plain_text_is_what_the_user_says_as_it_is(tmp_path):
+    said = "Question: Who? \nAnswer only with the letter! \nAnswer:"
+    out = run("chat(80, style='plain')", {"turns": [{"user": said, "assistant": "B"}]}, letters(tmp_path, ()))
+    tokenizer = pp.tokenizer.load(f"tokenizers:{tmp_path}")
+    assert spelled(tokenizer, out["text"][out["mask_input"]]) == f"{said}B<|im_end|>"
+
+
+def test_an_examples_own_prompt_takes_the_place_of_the_default():
+    assert run("ask('Say.')", {"prompt": "Who?"}, None)["turns"] == [{"user": "Who?"}]
+    assert chat.takes_prompt("decode|tiles(32)|ask()|chat(60)")
+    assert not chat.takes_prompt("decode|resize(32)|caption_prompt('ask')|tokenize(3)")

@@ -59,6 +59,8 @@ def decode(max_pixels: int = label_files.MAX_PIXELS) -> Op:
         if isinstance(example["image"], list):
             photos = [dict(example, image=photo) for photo in example["image"]]
             return dict(example, image=[read_image(one["image"], max_pixels, _name(one, "image")) for one in photos])
+        if example["image"] is None:  # of a text alone
+            return dict(example)
         image = read_image(example["image"], max_pixels, _name(example, "image"))
         out = dict(example, image=image)
         for name, value in maps(example).items():

@@ -184,6 +184,8 @@ def _described(
 def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns how a converted model is asked: as the original's generate.py does, but greedily.
 
+    Several captions are sampled as there, with its filter and its defaults (models/vision_language_model.py).
+
     Args:
       config: the config.json of nanoVLM; {} for a new model, which is asked as HEAD's are.
     """
@@ -198,7 +200,8 @@ def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
         write = f"chat({room * (tokens + 1) + PROMPT}, {tokens})"
     decode = dict(method="greedy", max_new=ANSWER)
     ask = f"labels_for('none')|decode|{look}|ask('What is this?')|{write}"
-    return {task: {"pp": ask, "decode": decode} for task in ("caption", "question")}
+    sample = dict(top_k=50, top_p=0.9, temperature=0.5, filtering="nanovlm")
+    return {task: {"pp": ask, "decode": decode, "sample": sample} for task in ("caption", "question")}
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,113 @@
+"""Free prompts: a model that is asked in words says something about photos, or without any."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import caption
+from prismer_jax.errors import UserError
+from prismer_jax.models.nanovlm.conversion_test import official
+from prismer_jax.pp.chat_test import letters
+from tools import convert
+
+DRAWN = dict(top_k=50, top_p=0.9, temperature=0.5, filtering="nanovlm")  # of the original's generate
+
+
+def converted(folder, **changes):
+    """A small nanoVLM with random weights, as tools.convert leaves it."""
+    (folder / "words").mkdir(parents=True)
+    letters(folder / "words", ())
+    official(folder / "in", **changes)
+    flags = ["--input", str(folder / "in"), "--tokenizer", str(folder / "words")]
+    convert.main(["nanovlm", *flags, "--output", str(folder / "model")])
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return converted(tmp_path_factory.mktemp("nanovlm"))
+
+
+@pytest.fixture(scope="module")
+def captioner(model):
+    return caption.Captioner(model)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for number, size in enumerate([(40, 30), (90, 40), (33, 33)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"p{number}.png")
+    return tmp_path
+
+
+def test_a_prompt_takes_the_place_of_the_checkpoints_own(captioner, photos):
+    default = captioner.caption(photos, max_new=5)
+    assert captioner.caption(photos, prompt="What is this?", max_new=5) == [
+        {"image": row["image"], "prompt": "What is this?", **{k: row[k] for k in ("captions", "scores")}}
+        for row in default
+    ]
+    other = captioner.caption(photos, prompt="Who?", max_new=5)
+    assert all(a["scores"] != b["scores"] for a, b in zip(other, default, strict=True))
+    (alone,) = captioner.caption(photos / "p1.png", prompt="Who?", max_new=5)
+    np.testing.assert_allclose(alone["scores"], other[1]["scores"], rtol=1e-4)
+
+
+def test_a_question_is_asked_as_a_prompt_is(captioner, photos):
+    answers = captioner.answer(photos, "Who?", max_new=5)
+    prompted = captioner.caption(photos, prompt="Who?", max_new=5)
+    assert [row["scores"] for row in answers] == [row["scores"] for row in prompted]
+
+
+def test_several_captions_are_drawn_as_the_original_draws_them(captioner, photos):
+    drawn = captioner.caption(photos, prompt="Who?", num_captions=4, max_new=5)
+    assert drawn == captioner.caption(photos, prompt="Who?", num_captions=4, max_new=5, **DRAWN)
+    assert len(drawn[0]["captions"]) == 4
+    assert drawn != captioner.caption(photos, prompt="Who?", num_captions=4, max_new=5, temperature=2.0)
+    assert drawn != captioner.caption(photos, prompt="Who?", num_captions=4, max_new=5, seed=1)
+
+
+def test_a_prompt_needs_no_photo(captioner, photos):
+    (alone,) = captioner.caption(prompt="Who?", max_new=5)
+    assert alone["image"] == ""
+    assert alone["scores"] != captioner.caption(photos / "p0.png", prompt="Who?", max_new=5)[0]["scores"]
+    assert alone["scores"] != captioner.caption(prompt="Why?", max_new=5)[0]["scores"]
+    with pytest.raises(UserError, match="Give photos to caption, or a prompt"):
+        captioner.caption()
+
+
+def test_the_command_takes_a_prompt(model, photos, capsys):
+    output = photos / "out.json"
+    flags = ["--checkpoint", str(model), "--prompt", "Who?", "--num-captions", "2", "--output", str(output)]
+    caption.main([*flags, "--images", str(photos / "p0.png")])
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+    (row,) = json.loads(output.read_text())
+    assert (row["prompt"], len(row["captions"])) == ("Who?", 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", "x", "--question", "y", "--images", "z"], "leave --question and --choices out"),
+        (["--prompt", "x", "--choices", "y", "z"], "leave --question and --choices out"),
+        ([], "Give --images, photos or folders of them, or --prompt"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        caption.main(["--checkpoint", "none", *flags])
+
+
+def test_captions_that_begin_with_a_prefix_take_no_prompt(captioner, photos, monkeypatch):
+    tasks = {"caption": dict(pp="decode|resize(32)|caption_prompt('A')|tokenize(3)", decode=dict(max_new=3))}
+    monkeypatch.setattr(captioner, "tasks", tasks)
+    with pytest.raises(UserError, match="prompt='Who\\?': this checkpoint's captions are not asked for in words"):
+        captioner.caption(photos, prompt="Who?")
+
+
+def test_experts_want_photos(captioner, monkeypatch):
+    monkeypatch.setattr(captioner, "model", captioner.model.clone(experts=("depth",)))
+    with pytest.raises(UserError, match="give photos beside the prompt"):
+        captioner.caption(prompt="Who?")
