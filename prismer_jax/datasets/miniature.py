@@ -18,7 +18,7 @@ from prismer_jax.datasets.scenes.world import GROUNDS
 from prismer_jax.files import storage
 from prismer_jax.pp import chat, tokenizer
 
-VERSION = "1"  # of what is written here; scenes.VERSION tells the rest
+VERSION = "2"  # of what is written here; scenes.VERSION tells the rest
 SIZE = 64  # pixels
 TRAIN, HELD_OUT = range(12), range(12, 18)  # scenes
 
@@ -170,6 +170,9 @@ def _questions(root: pathlib.Path, examples: list[dict[str, Any]]) -> None:
                 }
             )
             answers.add(asked["answers"][0])
+    choices = [{"question": row["question"], "choices": ["no", "yes"], "answer": n % 2, "image": f"vqav2/{row['image']}"}
+               for n, row in enumerate(test)]  # fmt: skip
+    (root / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
     _json(root / "vqav2_train_val.json", rows)
     _json(root / "vqav2_test.json", test)
     _json(root / "vg_qa.json", vg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "classification": ClassificationEvaluator,
     "loss": LossEvaluator,
 }
+# Type -> module and class; imported when an evaluator of it is asked for.
+FURTHER = {"choice": ("prismer_jax.evaluators.choice", "ChoiceEvaluator")}
 
 
 def build(type: str, **options: Any) -> Evaluator:
@@ -27,7 +30,10 @@ def build(type: str, **options: Any) -> Evaluator:
     Raises:
       UserError: an unknown type or option.
     """
-    return choose("evaluator", type, EVALUATORS)(**options)
+    if type in FURTHER:
+        module, name = FURTHER[type]
+        return getattr(importlib.import_module(module), name)(**options)
+    return choose("evaluator", type, {**EVALUATORS, **FURTHER})(**options)
 
 
 def run(

@@ -351,6 +351,8 @@ class TextEvaluator(Evaluator):
         said = self.say(variables, self.put(batch))
         # Pads may be ids of text too, where a tokenizer has none of its own: -1 tells them apart.
         columns = np.where(batch["mask_input"], batch["text"], -1)
+        if "image_mask" in batch:  # a prompt that has tokens of images is of as many as its photo had
+            columns = np.concatenate([batch["image_mask"].sum(1, keepdims=True), columns], axis=1)
         return [{"prediction": text, "prompt": prompt} for text, prompt in zip(said, columns.tolist(), strict=True)]
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
@@ -378,8 +380,11 @@ class TextEvaluator(Evaluator):
         ) as advance:
             for chunk in left:
                 mine = (chunk + chunk[:1] * (size - len(chunk)))[process::processes]
-                text = np.array(mine, template["text"].dtype)
-                asked = prompts(np.where(text < 0, self.tokenizer.pad, text), text >= 0)
+                text, images = np.array(mine, template["text"].dtype), {}
+                if "image_mask" in template:
+                    number, text = text[:, :1], text[:, 1:]
+                    images = {"image_mask": np.arange(template["image_mask"].shape[1]) < number}
+                asked = {**images, **prompts(np.where(text < 0, self.tokenizer.pad, text), text >= 0)}
                 answers = self.say(variables, self.put({**template, **asked, "_mask": np.ones(len(mine), bool)}))
                 new = [{"prompt": list(p), "blank": answer} for p, answer in zip(mine, answers, strict=True)]
                 if journal is not None:

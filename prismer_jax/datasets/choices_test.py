@@ -1,0 +1,61 @@
+"""Lists of multiple-choice questions: options in the text or beside it, answers as letters or indices."""
+
+import json
+
+import pytest
+
+from prismer_jax import datasets
+from prismer_jax.errors import UserError
+
+GOOD = {"question": "Who? Options: A: me, B: you", "answer": "B", "category": "people", "index": 7}
+
+
+def load(folder, *entries, **options):
+    path = folder / "list.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return datasets.load("choices", path=path, **options)
+
+
+def test_options_are_listed_in_the_text_or_beside_it(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    science = {"question": "Which?", "choices": ["x", "y", "z"], "answer": 2, "subject": "s", "image": "a.png"}
+    source = load(tmp_path, GOOD, science, {**science, "answer": "(a)", "image": ["a.png", "a.png"]})
+    first, second, third = (source[i] for i in range(3))
+    assert (first["id"], first["letters"], first["answers"], first["image"]) == ("7", "AB", ["B"], None)
+    assert first["question_type"] == "people"
+    assert second["question"] == "Which?\nA. x\nB. y\nC. z"
+    assert (second["letters"], second["answers"], second["question_type"]) == ("ABC", ["C"], "s")
+    assert second["image"] == str(tmp_path / "a.png")
+    assert (third["answers"], len(third["image"])) == (["A"], 2)
+    assert len(load(tmp_path, GOOD, science, limit=1)) == 1
+
+
+def test_a_question_that_lists_none_has_the_letters_that_are_given(tmp_path):
+    assert load(tmp_path, {"question": "A or C?", "answer": "C"}, letters="ABCD")[0]["letters"] == "ABCD"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": "C"}, r"question 1 has the answer 'C', which is none of its choices AB"),
+        ({"answer": 2}, "has the answer 2"),
+        ({"answer": None}, "has the answer None"),
+        ({"question": "Who?"}, "has no `choices`, and its text lists none"),
+        ({"choices": ["one"]}, "as choices, which is no list of 2 to 26 texts"),
+        ({"question": " "}, "no text `question`"),
+        ({"image": "none.png"}, r"none\.png, which is not there"),
+    ],
+)
+def test_what_cannot_be_asked_is_counted_or_one_line(tmp_path, changes, message):
+    with pytest.raises(UserError, match=f"1 of 1 questions cannot be used: .*{message}"):
+        load(tmp_path, {**GOOD, **changes})
+    source = load(tmp_path, {**GOOD, **changes}, *[GOOD] * 3)
+    assert (len(source), source.dropped.total) == (3, 1)
+
+
+def test_lists_that_are_none_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
+        datasets.load("choices", path=tmp_path / "none.jsonl")
+    (tmp_path / "list.json").write_text("{")
+    with pytest.raises(UserError, match="neither JSON lines nor a JSON list"):
+        datasets.load("choices", path=tmp_path / "list.json")
