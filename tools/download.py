@@ -7,12 +7,15 @@
   experts       weights of depth, normal, edge, seg_coco, seg_ade, obj_detection, ocr_detection
   clip          ViT-B/16, ViT-L/14, ViT-L/14@336px, ViT-H/14
   roberta       base, large
+  nanovlm       nanoVLM-222M, nanoVLM-450M, nanoVLM-230M-8k, nanoVLM-460M-8k
+  siglip        google/siglip-base-patch16-224, google/siglip2-base-patch16-256, google/siglip2-base-patch16-512
+  smollm2       HuggingFaceTB/SmolLM2-135M, -360M-Instruct and others; its tokenizer is any nanoVLM's too
   tokenizer     RoBERTa's vocab.json and merges.txt
   label-tables  vectors of class names, and the PCA of words (NVIDIA's non-commercial licence)
   words         CLIP's tokenizer and a list of known words (for research only); ocr_detection needs them, ViT-L/14 of
                 clip, and the PCA of label-tables
 
-Without names, all of them (of prismer, name some). What is already there is compared and not fetched again; what broke
+Without names, all of them (of prismer, nanovlm, siglip and smollm2, name some). What is already there is compared and not fetched again; what broke
 off goes on; every file is compared with its checksum. Without a network it says which file to put where.
 """
 
@@ -50,6 +53,13 @@ CLIP_SHA256 = {  # they are part of the addresses
 }
 OPENCLIP = HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "open_clip_pytorch_model.bin")
 ROBERTA = "FacebookAI/roberta"
+# Names of repositories: huggingface/nanoVLM at 4e0c096, README.md and models/config.py, and its tags.
+NANOVLM = [f"nanoVLM-{size}" for size in ("222M", "450M", "230M-8k", "460M-8k")]
+SIGLIP = [f"google/{name}" for name in ("siglip-base-patch16-224", "siglip2-base-patch16-256", "siglip2-base-patch16-512")]
+SMOLLM2 = [f"HuggingFaceTB/SmolLM2-{size}{kind}" for size in ("135M", "360M", "1.7B") for kind in ("", "-Instruct")]
+MODEL = ("config.json", "model.safetensors")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+NAMED = ("prismer", "nanovlm", "siglip", "smollm2")  # groups that are not fetched as a whole
 OFFICIAL = "https://github.com/NVlabs/prismer/raw/4f27ab37e8ff5436707c5badd0ec744980608edd"
 TABLES = f"{OFFICIAL}/dataset"
 TABLE_FACTS = {  # SHA-256 and bytes, of that commit
@@ -89,7 +99,15 @@ def _clip() -> dict[str, Item]:
     return {**items, "ViT-H/14": Item(OPENCLIP, f"ViT-H-14/{OPENCLIP.path}")}
 
 
-GROUPS: dict[str, dict[str, Item]] = {
+def _repositories(names: Sequence[str], files: Sequence[str], owner: str = "") -> dict[str, list[Item]]:
+    """Returns the files of whole models, which are fetched together, each model in a folder of its own name."""
+    return {
+        name: [Item(HubFile(f"{owner}{name}", file), f"{name.rpartition('/')[2]}/{file}") for file in files]
+        for name in names
+    }
+
+
+GROUPS: dict[str, dict[str, Item] | dict[str, list[Item]]] = {
     "prismer": {
         name: Item(HubFile(PRISMER, f"{name}/pytorch_model.bin"), f"{name}/pytorch_model.bin")
         for stage in ("pretrain", "caption", "vqa")
@@ -101,6 +119,9 @@ GROUPS: dict[str, dict[str, Item]] = {
         size: Item(HubFile(f"{ROBERTA}-{size}", "pytorch_model.bin"), f"roberta-{size}/pytorch_model.bin")
         for size in ("base", "large")
     },
+    "nanovlm": _repositories(NANOVLM, MODEL, "lusxvr/"),
+    "siglip": _repositories(SIGLIP, MODEL),
+    "smollm2": _repositories(SMOLLM2, (*MODEL, *TOKENIZER)),
     "tokenizer": {name: Item(HubFile(f"{ROBERTA}-base", name), name) for name in ("vocab.json", "merges.txt")},
     "words": {name: Item(WebFile(f"{where}/{name}", *facts), name) for name, (where, *facts) in WORDS.items()},
     "label-tables": {name: Item(WebFile(f"{TABLES}/{name}", *facts), name) for name, facts in TABLE_FACTS.items()},
@@ -111,12 +132,13 @@ def select(group: str, names: Sequence[str]) -> list[Item]:
     """Returns the files of a group that are named, or all.
 
     Raises:
-      UserError: an unknown group or name, or no name of a checkpoint.
+      UserError: an unknown group or name, or no name of a group that is not fetched as a whole.
     """
     items = choose("kind of file", group, GROUPS)
-    if group == "prismer" and not names:
+    if group in NAMED and not names:
         raise UserError(f"Name the checkpoints to fetch: {', '.join(items)}.")
-    return [choose(f"name of {group}", name, items) for name in names] if names else list(items.values())
+    chosen = [choose(f"name of {group}", name, items) for name in names] if names else list(items.values())
+    return [item for entry in chosen for item in (entry if isinstance(entry, list) else [entry])]
 
 
 def plan(items: Sequence[Item], folder: pathlib.Path) -> None:

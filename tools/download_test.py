@@ -76,6 +76,16 @@ def test_clip_and_roberta_have_the_names_of_their_files():
     ]
 
 
+def test_a_model_is_fetched_as_a_folder_that_conversion_reads():
+    (config, weights) = download.select("nanovlm", ["nanoVLM-460M-8k"])
+    assert config == download.Item(HubFile("lusxvr/nanoVLM-460M-8k", "config.json"), "nanoVLM-460M-8k/config.json")
+    assert weights.target == "nanoVLM-460M-8k/model.safetensors"
+    language = download.select("smollm2", ["HuggingFaceTB/SmolLM2-360M-Instruct"])
+    assert [item.target.partition("/")[2] for item in language] == [*download.MODEL, *download.TOKENIZER]
+    vision = download.select("siglip", ["google/siglip2-base-patch16-512"])
+    assert {item.source.repository for item in vision} == {"google/siglip2-base-patch16-512"}
+
+
 def test_the_known_checksums_of_the_tables_are_right(shared, capsys):
     assert download.GROUPS["label-tables"].keys() == set(label_tables.FILES)
     download.fetch(download.select("label-tables", []), shared / "data/label_embeddings")
@@ -152,6 +162,8 @@ def test_a_tokenizer_that_is_not_robertas_is_found_at_once(monkeypatch, tmp_path
         (["prismer"], "Name the checkpoints to fetch: pretrain_prismer_base, "),
         (["prismer", "caption_prismer_bse"], "Did you mean 'caption_prismer_base'"),
         (["experts", "depht"], "Did you mean 'depth'"),
+        (["nanovlm"], "Name the checkpoints to fetch: nanoVLM-222M, "),
+        (["nanovlm", "nanoVLM-460M-8"], "Did you mean 'nanoVLM-460M-8k'"),
         (["clip", "--outptu", "x"], "Did you mean '--output'"),
         ([], "what"),
     ],
@@ -162,7 +174,7 @@ def test_wrong_flags_are_explained(flags, message):
 
 
 def test_every_source_has_an_address():
-    sources = [item.source for items in download.GROUPS.values() for item in items.values()]
-    assert len({source.address for source in sources}) == len(sources) == 34
+    sources = [item.source for group, items in download.GROUPS.items() for item in download.select(group, list(items))]
+    assert len({source.address for source in sources}) == len(sources) == 34 + 4 * 2 + 3 * 2 + 6 * 4
     assert all(source.address.startswith("https://") for source in sources)
     assert all(len(source.sha256) == 64 for source in sources if isinstance(source, WebFile))

@@ -1,0 +1,122 @@
+"""Publishes a model for its original: python -m tools.push --checkpoint DIR --repo USER/NAME [--private] [--dry-run]
+
+Writes what tools.export writes in the format of the model's family (for nanoVLM config.json and model.safetensors, which
+the original's from_pretrained reads) and a model card, README.md, and uploads all of it in one commit to a new
+repository of the Hugging Face Hub. Log in first: `hf auth login`, or set HF_TOKEN.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from prismer_jax import checkpoint, config, models
+from prismer_jax.errors import UserError, run_main
+from prismer_jax.files import storage
+from tools.export import Writer
+
+CARD = """---
+library_name: {family}
+pipeline_tag: image-text-to-text
+tags:
+- vision-language
+- jax
+---
+
+# {name}
+
+A {family} of {parameters:,} parameters, trained or converted with prismer_jax and written in the layout of the original.
+
+```python
+from models.vision_language_model import VisionLanguageModel
+
+model = VisionLanguageModel.from_pretrained("{repo}")
+```
+"""
+
+
+def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib.Path]:
+    """Writes what is uploaded into a folder and returns the files.
+
+    Raises:
+      UserError: the model's family has no format that its original loads from the hub.
+    """
+    variables, description = checkpoint.load_export(path, _on_cpu)
+    family = description.get("model", {}).get("name", models.DEFAULT)
+    formats: Mapping[str, Writer] = getattr(models.conversion_of(family), "FORMATS", {})
+    if family not in formats:
+        raise UserError(f"{path}: the original of {family} loads nothing from the hub; use tools.export and upload that.")
+    formats[family](folder, variables, description)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    card = CARD.format(family=family, name=repo.partition("/")[2], repo=repo, parameters=parameters)
+    storage.write(folder / "README.md", card)
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def upload(folder: pathlib.Path, repo: str, private: bool) -> str:
+    """Makes the repository, uploads a folder in one commit, and returns the address.
+
+    A repository whose commit fails is deleted again.
+
+    Raises:
+      UserError: nobody is logged in, the repository exists, or the hub refuses or does not answer.
+    """
+    import huggingface_hub  # here: it takes a second, and --help has no use for it
+
+    if not huggingface_hub.get_token():
+        raise UserError(f"{repo}: nobody is logged in to the hub. Run `hf auth login`, or set HF_TOKEN.")
+    api = huggingface_hub.HfApi()
+    if _ask(repo, lambda: api.repo_exists(repo)):
+        raise UserError(f"{repo}: exists on the hub. Choose another name, or delete it there.")
+    _ask(repo, lambda: api.create_repo(repo, private=private, exist_ok=False))
+    try:
+        _ask(repo, lambda: api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Add the model"))
+    except BaseException:
+        _ask(repo, lambda: api.delete_repo(repo, missing_ok=True))
+        raise
+    return f"{huggingface_hub.constants.ENDPOINT}/{repo}"
+
+
+def _ask(repo: str, question: Callable[[], Any]) -> Any:
+    try:
+        return question()
+    except Exception as error:  # of whatever HTTP library this version of huggingface_hub uses
+        if (response := getattr(error, "response", None)) is not None:
+            reason = f"answers {response.status_code}. May this token write there?"
+        else:
+            reason = f"does not answer ({' '.join(str(error).split())[:200] or type(error).__name__})."
+        raise UserError(f"{repo}: the hub {reason} Nothing was published.") from None
+
+
+def _on_cpu(shapes: Any) -> Any:
+    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0]), shapes)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = config.ArgumentParser(prog="python -m tools.push", description=__doc__.partition(":")[0])
+    parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="an export, a workdir or a checkpoint")
+    parser.add_argument("--repo", required=True, help="USER/NAME, which must not exist yet")
+    parser.add_argument("--private", action="store_true", help="for your own eyes")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be uploaded")
+    args, overrides = parser.parse(argv)
+    if overrides:
+        raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
+        raise UserError(f"--repo {args.repo}: write it USER/NAME.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name) / "model"
+        for file in prepare(folder, args.checkpoint, args.repo):
+            print(f"{file.relative_to(folder)}: {file.stat().st_size:,} bytes")
+        if args.dry_run:
+            print(f"{args.repo}: nothing was uploaded.")
+        else:
+            print(f"{upload(folder, args.repo, args.private)}: published.")
+
+
+if __name__ == "__main__":
+    run_main(main)
