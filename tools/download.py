@@ -15,7 +15,7 @@
   words         CLIP's tokenizer and a list of known words (for research only); ocr_detection needs them, ViT-L/14 of
                 clip, and the PCA of label-tables
 
-Without names, all of them (of prismer, nanovlm, siglip and smollm2, name some). What is already there is compared and not fetched again; what broke
+Without names, all of them (of prismer, nanovlm, siglip and smollm2, name some). What is there is compared, what broke
 off goes on; every file is compared with its checksum. Without a network it says which file to put where.
 """
 
@@ -55,7 +55,9 @@ OPENCLIP = HubFile("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "open_clip_pytorch_m
 ROBERTA = "FacebookAI/roberta"
 # Names of repositories: huggingface/nanoVLM at 4e0c096, README.md and models/config.py, and its tags.
 NANOVLM = [f"nanoVLM-{size}" for size in ("222M", "450M", "230M-8k", "460M-8k")]
-SIGLIP = [f"google/{name}" for name in ("siglip-base-patch16-224", "siglip2-base-patch16-256", "siglip2-base-patch16-512")]
+SIGLIP = [
+    f"google/{name}" for name in ("siglip-base-patch16-224", "siglip2-base-patch16-256", "siglip2-base-patch16-512")
+]
 SMOLLM2 = [f"HuggingFaceTB/SmolLM2-{size}{kind}" for size in ("135M", "360M", "1.7B") for kind in ("", "-Instruct")]
 MODEL = ("config.json", "model.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")

@@ -1,7 +1,7 @@
 """Publishes a model for its original: python -m tools.push --checkpoint DIR --repo USER/NAME [--private] [--dry-run]
 
-Writes what tools.export writes in the format of the model's family (for nanoVLM config.json and model.safetensors, which
-the original's from_pretrained reads) and a model card, README.md, and uploads all of it in one commit to a new
+Writes what tools.export writes in the format of the model's family (of nanoVLM config.json and model.safetensors, as
+the original reads them) and a model card, README.md, and uploads all of it in one commit to a new
 repository of the Hugging Face Hub. Log in first: `hf auth login`, or set HF_TOKEN.
 """
 
@@ -30,7 +30,7 @@ tags:
 
 # {name}
 
-A {family} of {parameters:,} parameters, trained or converted with prismer_jax and written in the layout of the original.
+A {family} of {parameters:,} parameters, trained or converted with prismer_jax, in the layout of the original.
 
 ```python
 from models.vision_language_model import VisionLanguageModel
@@ -50,7 +50,9 @@ def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib
     family = description.get("model", {}).get("name", models.DEFAULT)
     formats: Mapping[str, Writer] = getattr(models.conversion_of(family), "FORMATS", {})
     if family not in formats:
-        raise UserError(f"{path}: the original of {family} loads nothing from the hub; use tools.export and upload that.")
+        raise UserError(
+            f"{path}: the original of {family} loads nothing from the hub; use tools.export and upload that."
+        )
     formats[family](folder, variables, description)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     card = CARD.format(family=family, name=repo.partition("/")[2], repo=repo, parameters=parameters)
@@ -99,7 +101,9 @@ def _on_cpu(shapes: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.push", description=__doc__.partition(":")[0])
-    parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="an export, a workdir or a checkpoint")
+    parser.add_argument(
+        "--checkpoint", required=True, type=storage.on_disk, help="an export, a workdir or a checkpoint"
+    )
     parser.add_argument("--repo", required=True, help="USER/NAME, which must not exist yet")
     parser.add_argument("--private", action="store_true", help="for your own eyes")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be uploaded")

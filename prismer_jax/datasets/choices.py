@@ -147,6 +147,7 @@ def _right(answer: Any, letters: str, where: str) -> str:
     letter = answer.strip().strip("().").upper() if isinstance(answer, str) else ""
     if len(letter) != 1 or letter not in letters:
         raise BadSample(
-            f"{where} has the answer {answer!r}, which is none of its choices {letters}.", "answer outside of the choices"
+            f"{where} has the answer {answer!r}, which is none of its choices {letters}.",
+            "answer outside of the choices",
         )
     return letter

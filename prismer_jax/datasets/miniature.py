@@ -170,8 +170,10 @@ def _questions(root: pathlib.Path, examples: list[dict[str, Any]]) -> None:
                 }
             )
             answers.add(asked["answers"][0])
-    choices = [{"question": row["question"], "choices": ["no", "yes"], "answer": n % 2, "image": f"vqav2/{row['image']}"}
-               for n, row in enumerate(test)]  # fmt: skip
+    choices = [
+        {"question": row["question"], "choices": ["no", "yes"], "answer": n % 2, "image": f"vqav2/{row['image']}"}
+        for n, row in enumerate(test)
+    ]
     (root / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
     _json(root / "vqav2_train_val.json", rows)
     _json(root / "vqav2_test.json", test)

@@ -252,6 +252,9 @@ class Evaluator:
     def sample(self, record: Record) -> dict[str, Any]:
         """Returns what a panel shows (see `report.draw`), with the photo and the labels as the model gets them."""
         example = loader.eval_example(self.source, self.pp, record["index"])
+        maps = ["image", *(row.key for row in labels.EXPERTS.values() if row.key in example)]
+        if example["image"].ndim == 4:  # of tiles the first is the whole photo
+            example = {**example, **{key: example[key][0] for key in maps}}
         return {
             "id": record["id"],
             "image": example["image"],

@@ -34,7 +34,7 @@ def score_choices(
     """Yields the accuracy in percent of the predictions and of their rivals, over all and by category.
 
     Args:
-      records: one a question: `prediction`, `references` (the right letter), `letters` (all that there are), `type` (the
+      records: one a question: `prediction`, `references` (the right letter), `letters` (all there are), `type` (the
         category), perhaps `blank`, what is said of a blank image. Each gets its `scores`: {'accuracy',
         'accuracy_blank', 'accuracy_most_frequent', 'accuracy_chance'}.
       constant: a letter for all questions.

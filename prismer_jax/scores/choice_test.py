@@ -16,8 +16,10 @@ def test_answers_match_as_in_the_original(shared):
 
 @pytest.mark.parametrize(
     ("said", "letter"),
-    [("B", "B"), (" b", "B"), ("(C)", "C"), ("A: a cat", "A"), ("D.\nDog", "D"), ("A\nB", "A"), ("**B**", "B")]
-    + [("A cat", None), ("ABC", None), ("The answer is B", None), ("", None)],
+    [
+        *[("B", "B"), (" b", "B"), ("(C)", "C"), ("A: a cat", "A"), ("D.\nDog", "D"), ("A\nB", "A"), ("**B**", "B")],
+        *[("A cat", None), ("ABC", None), ("The answer is B", None), ("", None)],
+    ],
 )
 def test_an_answer_begins_with_its_letter(said, letter):
     assert first_letter(said) == letter
