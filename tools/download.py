@@ -9,7 +9,7 @@
   roberta       base, large
   nanovlm       nanoVLM-222M, nanoVLM-450M, nanoVLM-230M-8k, nanoVLM-460M-8k
   siglip        google/siglip-base-patch16-224, google/siglip2-base-patch16-256, google/siglip2-base-patch16-512
-  smollm2       HuggingFaceTB/SmolLM2-135M, -360M-Instruct and others; its tokenizer is any nanoVLM's too
+  smollm2       HuggingFaceTB/SmolLM2-135M, -360M-Instruct and others, each with its tokenizer
   tokenizer     RoBERTa's vocab.json and merges.txt
   label-tables  vectors of class names, and the PCA of words (NVIDIA's non-commercial licence)
   words         CLIP's tokenizer and a list of known words (for research only); ocr_detection needs them, ViT-L/14 of
