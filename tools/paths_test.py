@@ -20,7 +20,7 @@ from tools import convert, visualize
 REMOTE = ("gs://bucket/x", "s3://bucket/x", "hf://datasets/a/x", "memory://bucket/x")
 PROGRAMS = {
     **{name: [] for name in ("prismer_jax.train", "prismer_jax.evaluate", "prismer_jax.caption")},
-    **{f"tools.{name}": [] for name in ("build_dataset", "download", "export", "make_labels", "parity")},
+    **{f"tools.{name}": [] for name in ("build_dataset", "download", "export", "make_labels", "parity", "push")},
     **{f"tools.{name}": [] for name in ("bench.__main__", "sweep", "train_tokenizer", "visualize")},
     **{f"tools.convert {name}": [name] for name in {**convert.family_commands(), **convert.COMMANDS}},
 }
@@ -28,7 +28,7 @@ PROGRAMS = {
 TEXTS = {
     *("--arms", "--baselines", "--case", "--choices", "--dataset", "--dtype", "--experts", "--format", "--metrics"),
     *("--name", "--only", "--prefix", "--question", "--shard-size", "--source-name", "--split", "--tfds-name"),
-    *("--tfds-split", "--variant", "--allow", "--score", "names", "what"),
+    *("--tfds-split", "--variant", "--allow", "--score", "--prompt", "--repo", "names", "what"),
 }
 LATER = {"--config", "--tokenizer"}  # paths in a text of their own form: see the next test
 

@@ -41,6 +41,7 @@ def get_config(arg=None):
     arg = parse_arg(arg, model="models/nanovlm_222m", data="data/mmstar.jsonl", method="greedy", smoke=False)
     if arg.smoke:
         config = nanovlm.get_config("scenes,smoke")
+        config.checkpoint.best_metric = "mmstar/accuracy"
         pp, data, letters = config.tasks.question.pp, f"{miniature.folder()}/choices.jsonl", ""
     else:
         description = checkpoint.description(arg.model)
