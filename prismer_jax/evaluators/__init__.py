@@ -8,7 +8,6 @@ from typing import Any
 
 from prismer_jax.errors import choose
 from prismer_jax.evaluators.caption import CaptionEvaluator
-from prismer_jax.evaluators.classification import ClassificationEvaluator
 from prismer_jax.evaluators.common import Evaluator
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.evaluators.loss import LossEvaluator
@@ -17,11 +16,13 @@ from prismer_jax.evaluators.vqa import VQAEvaluator
 EVALUATORS: dict[str, type[Evaluator]] = {
     "caption": CaptionEvaluator,
     "vqa": VQAEvaluator,
-    "classification": ClassificationEvaluator,
     "loss": LossEvaluator,
 }
 # Type -> module and class; imported when an evaluator of it is asked for.
-FURTHER = {"choice": ("prismer_jax.evaluators.choice", "ChoiceEvaluator")}
+FURTHER = {
+    "choice": ("prismer_jax.evaluators.choice", "ChoiceEvaluator"),
+    "classification": ("prismer_jax.evaluators.classification", "ClassificationEvaluator"),
+}
 
 
 def build(type: str, **options: Any) -> Evaluator:
