@@ -63,7 +63,8 @@ def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib
 def upload(folder: pathlib.Path, repo: str, private: bool) -> str:
     """Makes the repository, uploads a folder in one commit, and returns the address.
 
-    A repository whose commit fails is deleted again.
+    A commit is there as a whole or not at all. Where it fails the new repository stays, empty: what others may have put
+    there meanwhile is not ours to delete.
 
     Raises:
       UserError: nobody is logged in, the repository exists, or the hub refuses or does not answer.
@@ -76,15 +77,12 @@ def upload(folder: pathlib.Path, repo: str, private: bool) -> str:
     if _ask(repo, lambda: api.repo_exists(repo)):
         raise UserError(f"{repo}: exists on the hub. Choose another name, or delete it there.")
     _ask(repo, lambda: api.create_repo(repo, private=private, exist_ok=False))
-    try:
-        _ask(repo, lambda: api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Add the model"))
-    except BaseException:
-        _ask(repo, lambda: api.delete_repo(repo, missing_ok=True))
-        raise
+    commit = dict(repo_id=repo, folder_path=str(folder), commit_message="Add the model")
+    _ask(repo, lambda: api.upload_folder(**commit), "The repository is there, but empty: delete it, then try again.")
     return f"{huggingface_hub.constants.ENDPOINT}/{repo}"
 
 
-def _ask(repo: str, question: Callable[[], Any]) -> Any:
+def _ask(repo: str, question: Callable[[], Any], state: str = "Nothing was published.") -> Any:
     try:
         return question()
     except Exception as error:  # of whatever HTTP library this version of huggingface_hub uses
@@ -92,7 +90,7 @@ def _ask(repo: str, question: Callable[[], Any]) -> Any:
             reason = f"answers {response.status_code}. May this token write there?"
         else:
             reason = f"does not answer ({' '.join(str(error).split())[:200] or type(error).__name__})."
-        raise UserError(f"{repo}: the hub {reason} Nothing was published.") from None
+        raise UserError(f"{repo}: the hub {reason} {state}") from None
 
 
 def _on_cpu(shapes: Any) -> Any:
