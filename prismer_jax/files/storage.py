@@ -214,22 +214,25 @@ def _sync(path: str | os.PathLike) -> None:
         os.close(handle)
 
 
-def local(path: str, size: int) -> str:
-    """A path that array_record opens: the same, or that of a copy in the cache, made now if it is not there.
+def local(path: str, size: int, sha256: str) -> str:
+    """Returns a path that array_record opens: the same, or that of a copy in the cache, made now if it is not there.
 
     Args:
       path: of a shard.
-      size: bytes that it has; a copy of another size is made again.
+      size, sha256: of its bytes. A copy of others, of a data set that was built again at the same place, is replaced.
     """
     if not is_remote(path) or path.startswith(NATIVE):
         return path
     folder = data_folder() / "remote" / hashlib.sha256(posixpath.dirname(path).encode()).hexdigest()[:16]
-    copy = folder / posixpath.basename(path)
+    copy = folder / f"{posixpath.basename(path)}.{sha256[:16]}"
     if not copy.exists() or copy.stat().st_size != size:
         folder.mkdir(parents=True, exist_ok=True)
         system, inner = _system(path)
         with replacing(copy) as name, _remote_errors(path):
             system.get_file(inner, name)
+        for other in folder.glob(f"{posixpath.basename(path)}*"):
+            if other != copy:
+                other.unlink(missing_ok=True)
     return str(copy)
 
 

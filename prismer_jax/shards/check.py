@@ -86,7 +86,7 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
     captions, questions = [], []
     try:
         opened = reader.open_shard(path, row)
-        if writer.sha256(storage.local(path, row.bytes)) != row.sha256:
+        if writer.sha256(storage.local(path, row.bytes, row.sha256)) != row.sha256:
             problems.add("checksum", f"{path}: its bytes are not those that were written (SHA-256).")
         for number in range(row.records):
             where = f"{row.file}, record {number}"

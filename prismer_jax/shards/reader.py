@@ -75,7 +75,7 @@ def open_shard(path: str, row: manifest.Row) -> Sequence[bytes]:
         raise UserError(f"{path}: the shard is missing. Run the command that built the data set again.")
     if found != row.bytes:
         raise _damaged(path, f"{found} bytes instead of {row.bytes}")
-    return _open(f"{storage.local(path, row.bytes)}[0:{row.records}]")
+    return _open(f"{storage.local(path, row.bytes, row.sha256)}[0:{row.records}]")
 
 
 def _open(path: str) -> Sequence[bytes]:
