@@ -134,7 +134,7 @@ def test_the_command_chooses_as_the_evaluator_does(export, captioner, photos, ca
     flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--batch-size", "4"]
     caption.main([*flags, "--question", "what is it", "--choices", str(photos / "texts.json")])
     said = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
-    source = caption._Asked(datasets.load("lists", images=photos / "photos"), "what is it")
+    source = caption._Asked(datasets.load("lists", images=photos / "photos"), question="what is it")
     evaluator = evaluators.build(
         "vqa",
         model=captioner.model,
