@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -80,15 +81,17 @@ class Interrupts:
 
     An exception that is raised wherever Python happens to be can be swallowed there, by a destructor or a callback of a
     library, and the signal would be lost. Outside of the main thread, where Python takes no signals, it does nothing.
+    What comes within AGAIN of the first is the same one: `timeout` and schedulers signal a process and its group.
 
     Attributes:
       asked: whether a signal came.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C or a notebook's "interrupt", and a preemption
+    AGAIN = 1.0  # seconds
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._first = False, 0.0
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -102,10 +105,12 @@ class Interrupts:
 
     def _note(self, *_: Any) -> None:
         if self.asked:
+            if time.monotonic() - self._first < self.AGAIN:
+                return
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._first = True, time.monotonic()
         # Not `print`: what the signal interrupted may be writing, too.
-        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once\n")
+        os.write(2, b"\nstopping after this step; once more stops at once\n")
 
 
 def log_warnings() -> None:

@@ -65,7 +65,7 @@ def train(
 
     Raises:
       UserError: the config, the data or the workdir cannot be used, or the loss is no longer finite.
-      KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and saved first.
+      KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and, by a single process, saved first.
     """
     started, cfg = time.monotonic(), config.strict(cfg)
     runtime.use_compilation_cache()

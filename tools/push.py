@@ -20,25 +20,6 @@ from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
 from tools.export import Writer
 
-CARD = """---
-library_name: {family}
-pipeline_tag: image-text-to-text
-tags:
-- vision-language
-- jax
----
-
-# {name}
-
-A {family} of {parameters:,} parameters, trained or converted with prismer_jax, in the layout of the original.
-
-```python
-from models.vision_language_model import VisionLanguageModel
-
-model = VisionLanguageModel.from_pretrained("{repo}")
-```
-"""
-
 
 def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib.Path]:
     """Writes what is uploaded into a folder and returns the files.
@@ -48,14 +29,15 @@ def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib
     """
     variables, description = checkpoint.load_export(path, _on_cpu)
     family = description.get("model", {}).get("name", models.DEFAULT)
-    formats: Mapping[str, Writer] = getattr(models.conversion_of(family), "FORMATS", {})
+    module = models.conversion_of(family)
+    formats: Mapping[str, Writer] = getattr(module, "FORMATS", {})
     if family not in formats:
         raise UserError(
             f"{path}: the original of {family} loads nothing from the hub; use tools.export and upload that."
         )
     formats[family](folder, variables, description)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    card = CARD.format(family=family, name=repo.partition("/")[2], repo=repo, parameters=parameters)
+    card = module.CARD.format(name=repo.partition("/")[2], repo=repo, parameters=parameters)
     storage.write(folder / "README.md", card)
     return sorted(file for file in folder.rglob("*") if file.is_file())
 

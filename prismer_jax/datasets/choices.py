@@ -18,9 +18,9 @@ from typing import Any
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.scores.choice import LETTERS
 
 Path = str | os.PathLike
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KEYS = {  # the first that an entry has
     "choices": ("choices", "options"),
     "category": ("category", "subject", "subfield", "topic"),

@@ -75,7 +75,7 @@ class Source:
     """Samples of several files: `len(source)`, `source[i]`.
 
     Attributes:
-      fingerprint: what an example depends on: files, their sizes and times, and settings.
+      made_of: what its examples depend on: files, their sizes and times, and settings.
     """
 
     def __init__(self, tables: Sequence[Any], images: Path | None, minima: Mapping[str, int]) -> None:
@@ -83,7 +83,7 @@ class Source:
         self._ends = np.cumsum([len(table) for table in tables])
         stats = [(os.path.realpath(table.path), os.stat(table.path)) for table in tables]
         files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        self.fingerprint = json.dumps([files, images and os.fspath(images), self._minima])
+        self.made_of = json.dumps([files, images and os.fspath(images), self._minima])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

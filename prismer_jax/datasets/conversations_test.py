@@ -128,10 +128,10 @@ def test_bad_paths_are_named(tmp_path):
         load(lines(tmp_path))
 
 
-def test_the_fingerprint_changes_with_files_and_settings(tmp_path):
+def test_what_it_is_made_of_changes_with_files_and_settings(tmp_path):
     path = lines(tmp_path, {"texts": SAID})
-    first = load(path).fingerprint
-    assert load(path).fingerprint == first
-    assert load(path, images=tmp_path).fingerprint != first
+    first = load(path).made_of
+    assert load(path).made_of == first
+    assert load(path, images=tmp_path).made_of != first
     lines(tmp_path, {"texts": SAID}, {"texts": SAID})
-    assert load(path).fingerprint != first
+    assert load(path).made_of != first

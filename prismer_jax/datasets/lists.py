@@ -115,7 +115,7 @@ def load(
     experts = select(experts)
     opened = Source(photos, task, None if labels is None else os.fspath(labels), experts, dropped, limit)
     if path is not None:
-        opened.fingerprint = _digest([*paths, *_several(annotations)])
+        opened.files = [*paths, *_several(annotations)]
     for line in dropped.lines():  # now that folders have been searched, too
         logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
     if not len(opened):
@@ -128,7 +128,7 @@ class Source:
 
     Attributes:
       dropped: what was left out when it was opened; further samples turn out to be bad when they are read.
-      fingerprint: of the lists, or of the tars' contents; None of folders (see data_seen.py).
+      files: the lists that it was read from, if there are any.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Source:
         dropped: the report.
         limit: of the task 'question': so many, the first ones.
         """
-        self.fingerprint: str | None = getattr(photos, "fingerprint", None)
+        self.files: list[Path] = []
         self._items: np.ndarray | None = None
         self._texts: int | None = None
         if task == "caption" and isinstance(photos, list):
@@ -163,6 +163,11 @@ class Source:
 
     def __len__(self) -> int:
         return len(self._photos) if self._items is None else len(self._items)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Returns a digest of the lists, or of what the tars hold; None of folders. See data_seen.py."""
+        return _digest(self.files) if self.files else getattr(self._photos, "fingerprint", None)
 
     @property
     def texts(self) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.datasets import bins
+from prismer_jax.datasets import bins, data_seen
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import progress, storage
 from prismer_jax.files.dropped import Dropped
@@ -133,6 +133,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    @property
+    def fingerprint(self) -> str:
+        """Returns a digest of the samples and of which are in which row; no photo is read for it."""
+        digest = hashlib.sha256(data_seen.fingerprint(self._source).encode())
+        for array in (self._members, self._ends):
+            digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+        return digest.hexdigest()
+
     def members(self, index: int) -> np.ndarray:
         """Returns the numbers of a row's samples."""
         return self._members[self._ends[index] : self._ends[index + 1]]
@@ -241,7 +249,7 @@ def _blank(photo: Any, name: str) -> np.ndarray:
 def sizes_of(source: Any, chain: Any, num_workers: int = 0) -> tuple[np.ndarray, Dropped]:
     """Returns int32 [n, 3], tokens, tiles and photos of each sample, -1 of bad ones, and why these are bad.
 
-    They are kept below `storage.data_folder()` where the source says what it is made of (`fingerprint`).
+    They are kept below `storage.data_folder()` where the source says what it is `made_of`, or has a fingerprint.
     """
     path = _place(source, chain)
     with contextlib.suppress(OSError, ValueError, KeyError):  # not there yet, or cut
@@ -273,7 +281,8 @@ def sizes_of(source: Any, chain: Any, num_workers: int = 0) -> tuple[np.ndarray,
 
 def _place(source: Any, chain: Any) -> str | None:
     """Returns where the sizes are kept: under the hash of all that they depend on."""
-    if (made_of := getattr(source, "fingerprint", None)) is None:
+    made_of = getattr(source, "made_of", None) or getattr(source, "fingerprint", None)
+    if made_of is None:
         return None
     digest = hashlib.sha256(json.dumps([VERSION, made_of, len(source), chain.spec]).encode())
     for file in chain.tokenizer.files():

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
 
 from prismer_jax import datasets, input, pp
-from prismer_jax.datasets import packing
+from prismer_jax.datasets import data_seen, packing
 from prismer_jax.errors import UserError
 from prismer_jax.pp.chat_test import letters
 
@@ -177,10 +178,24 @@ def test_a_config_section_with_pack_makes_rows(folder, tokenizer):
 
 
 def test_the_golden_producer_and_knapsack(shared):
-    from tools.parity import nanovlm
+    from tools.parity import nanovlm_data
     from tools.parity.case import Case
 
     case = Case(shared / "golden/nanovlm_train")
-    nanovlm.check_knapsack(case)
-    for name, array in nanovlm.producer(case):
+    nanovlm_data.check_knapsack(case)
+    for name, array in nanovlm_data.producer(case):
         np.testing.assert_array_equal(array, case.arrays[name])
+
+
+def test_a_run_tells_changed_rows_without_reading_photos(folder, tokenizer, tmp_path, monkeypatch):
+    def fingerprint(where):
+        _, rows, _ = packed(where, tokenizer)
+        with monkeypatch.context() as patch:
+            patch.setattr(packing.Rows, "__getitem__", None)
+            return data_seen.fingerprint(rows)
+
+    shutil.copytree(folder, tmp_path / "moved")
+    assert fingerprint(tmp_path / "moved") == fingerprint(folder)
+    talks = tmp_path / "moved" / "talks.jsonl"
+    talks.write_text(talks.read_text().replace("11?", "!!?"))  # as many tokens, and no other plan
+    assert fingerprint(tmp_path / "moved") != fingerprint(folder)

@@ -17,7 +17,7 @@ import numpy as np
 from prismer_jax import config, runtime
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
-from tools.parity import depth, detection, edge, labels, nanovlm, normal, ocr, prismer, segmentation
+from tools.parity import depth, detection, edge, labels, nanovlm, nanovlm_data, normal, ocr, prismer, segmentation
 from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
 
 # The first pattern that fits a case's name says what runs it.
@@ -34,7 +34,7 @@ RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("expert_ocr*", ocr.network),
     ("clip_text", ocr.text),
     ("nanovlm_tiny", nanovlm.head),
-    ("nanovlm_preprocess", nanovlm.preprocessing),
+    ("nanovlm_preprocess", nanovlm_data.preprocessing),
     ("nanovlm_train", nanovlm.training),
     ("nanovlm_backbone_*", nanovlm.backbones),
     ("nanovlm_*_manifest", nanovlm.keys),

@@ -93,6 +93,25 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
 
 
 FORMATS = {"nanovlm": write}  # of tools.export
+# Of tools.push: what the hub shows of a model.
+CARD = """---
+library_name: nanovlm
+pipeline_tag: image-text-to-text
+tags:
+- vision-language
+- jax
+---
+
+# {name}
+
+A nanoVLM of {parameters:,} parameters, trained or converted with prismer_jax, in the layout of the original.
+
+```python
+from models.vision_language_model import VisionLanguageModel
+
+model = VisionLanguageModel.from_pretrained("{repo}")
+```
+"""
 
 
 def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:

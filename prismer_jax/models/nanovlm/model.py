@@ -64,12 +64,15 @@ FREEZE: dict[str, tuple[str, ...]] = {
     "freeze_lang_vision": ("vision/.*", "language/.*"),
 }
 
-RESIZE = {
-    "params/vision/position_embedding": lambda table, shape: resize_positions(
-        table, (round(shape[0] ** 0.5), round(shape[0] ** 0.5))
-    )
-}
 
+def _resized(table: Array, shape: tuple[int, int]) -> Array:
+    """Returns positions [n d] for another grid; a class token's row, the first, stays as it is."""
+    side = math.isqrt(shape[0])
+    own = shape[0] - side**2
+    return jnp.concatenate([table[:own], resize_positions(table[own:], (side, side))])
+
+
+RESIZE = {"params/vision/position_embedding": _resized}
 
 IMAGE = "<|image|>"  # the word in whose places an image's tokens are read
 

@@ -11,7 +11,7 @@ from prismer_jax import models, tree
 from prismer_jax.batch import prompts
 from prismer_jax.decode import generate
 from prismer_jax.errors import UserError
-from prismer_jax.models.nanovlm import build
+from prismer_jax.models.nanovlm import RESIZE, build
 
 IMAGE, TOKENS = 259, 4  # the tiny variant's image token, and how many a tile takes
 
@@ -142,3 +142,13 @@ def test_sizes_of_the_published_models():
 def test_sizes_that_do_not_fit_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         models.build("nanovlm", **{"variant": "tiny", **fields})
+
+
+def test_positions_of_another_grid_keep_a_class_tokens_row():
+    table = jnp.arange(10.0)[:, None] * jnp.ones((1, 3))
+    resize = RESIZE["params/vision/position_embedding"]
+    larger = resize(table, (17, 3))
+    assert larger.shape == (17, 3)
+    np.testing.assert_array_equal(larger[0], table[0])
+    np.testing.assert_allclose(larger[1:].mean(0), table[1:].mean(0), rtol=0.05)
+    np.testing.assert_array_equal(resize(table[1:], (9, 3)), table[1:])

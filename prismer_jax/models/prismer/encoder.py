@@ -40,28 +40,15 @@ class Block(nn.Module):
         # Initialisation as CLIP's transformer (openai/CLIP, clip/model.py: CLIP.initialize_parameters); the adaptor has
         # PyTorch's defaults, as in the reference.
         normal, out = nn.initializers.normal, nn.initializers.normal((2 * self.depth * width) ** -0.5)
-        attention = layers.Attention(
-            width,
-            self.heads,
-            dtype=self.dtype,
-            kernel_init=normal(width**-0.5),
-            out_init=out,
-            name="attention",
-        )
+        init = dict(kernel_init=normal(width**-0.5), out_init=out)
+        attention = layers.Attention(width, self.heads, dtype=self.dtype, name="attention", **init)
         h = layers.LayerNorm(name="norm_attention")(x)
         x = x + attention(h, attention.keys(h))
         adaptor = layers.MLP(width, layers.squared_relu, dtype=self.dtype, name="adaptor")
         x = x + adaptor(layers.LayerNorm(name="norm_adaptor")(x))
         self.sow("intermediates", "after_adaptor", x)
-        mlp = layers.MLP(
-            4 * width,
-            layers.quick_gelu,
-            dtype=self.dtype,
-            kernel_init=normal((2 * width) ** -0.5),
-            bias_init=nn.initializers.zeros,
-            out_init=out,
-            name="mlp",
-        )
+        init = dict(kernel_init=normal((2 * width) ** -0.5), bias_init=nn.initializers.zeros, out_init=out)
+        mlp = layers.MLP(4 * width, layers.quick_gelu, dtype=self.dtype, name="mlp", **init)
         return x + mlp(layers.LayerNorm(name="norm_mlp")(x)), None
 
 
@@ -102,14 +89,8 @@ class VisionEncoder(nn.Module):
         if self.experts:
             tokens = jnp.concatenate(self._expert_tokens(features, instances, positions, train), axis=1)
             self.sow("intermediates", "tokens", tokens)
-            latents = Resampler(
-                self.latents,
-                self.resampler_layers,
-                self.resampler_heads,
-                remat=self.remat,
-                dtype=self.dtype,
-                name="resampler",
-            )(tokens)
+            sizes = self.latents, self.resampler_layers, self.resampler_heads
+            latents = Resampler(*sizes, remat=self.remat, dtype=self.dtype, name="resampler")(tokens)
             self.sow("intermediates", "latents", latents)
             x = jnp.concatenate([x, latents], axis=1)
         x = layers.LayerNorm(name="norm_pre")(x)

@@ -112,20 +112,9 @@ class Prismer(nn.Module):
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
-        self.vision = VisionEncoder(
-            self.experts,
-            self.image_size,
-            self.patch_size,
-            self.width,
-            self.layers,
-            self.heads,
-            self.latents,
-            self.resampler_layers,
-            self.resampler_heads,
-            self.remat,
-            dtype,
-            name="encoder",
-        )
+        sizes = self.image_size, self.patch_size, self.width, self.layers, self.heads
+        resampler = self.latents, self.resampler_layers, self.resampler_heads
+        self.vision = VisionEncoder(self.experts, *sizes, *resampler, self.remat, dtype, name="encoder")
         self.text = TextDecoder(**self.decoder, remat=self.remat, dtype=dtype, name="decoder")
         self.tables = {
             name: self.variable("tables", name, lambda table=table: jnp.asarray(table))

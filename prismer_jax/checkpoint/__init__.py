@@ -9,16 +9,13 @@ are stored as bytes with shape and type, and not where they lay: reading execute
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import math
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -26,6 +23,7 @@ import numpy as np
 
 from prismer_jax import config as configs
 from prismer_jax import sharding, tree
+from prismer_jax.checkpoint import arrays
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 
@@ -39,31 +37,6 @@ DESCRIPTION = "config.json"
 _COMMITTED = "_CHECKPOINT_METADATA"  # Orbax writes it before the rename
 _METRICS = "metrics.json"
 _TRASH = ".deleting-"
-
-
-@functools.cache
-def _orbax() -> ModuleType:
-    """Imports Orbax at first use, which takes a second. Its logs are dropped: its errors are raised by this module."""
-    import orbax.checkpoint
-
-    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-    return orbax.checkpoint
-
-
-def _handler(**options: Any) -> Any:
-    """Returns Orbax's writer of nested dicts, for which every array is NumPy's.
-
-    Of an array of JAX's, Orbax also notes the devices, and a reader who names no others can have it only on these.
-    """
-    ocp = _orbax()
-
-    class ArrayHandler(ocp.type_handlers.ArrayHandler):
-        def typestr(self) -> str:
-            return "np.ndarray"
-
-    types = (jax.Array, ArrayHandler(enable_write_sharding_file=False)), (np.ndarray, ocp.type_handlers.NumpyHandler())
-    registry = ocp.type_handlers.create_type_handler_registry(*types)
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options)
 
 
 class Checkpointer:
@@ -132,7 +105,7 @@ class Checkpointer:
         Raises:
           UserError: this or the previous checkpoint cannot be written (full disk, no permission); no half is left.
         """
-        ocp = _orbax()
+        ocp = arrays.orbax()
         self.wait()
         with self._writing():
             if self._writer is None:
@@ -146,7 +119,7 @@ class Checkpointer:
             if step in self.all_steps():
                 return
             with jax.transfer_guard("allow"):  # the loop forbids transfers that nobody asked for
-                args = ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(_nested(state))})
+                args = ocp.args.Composite(**{ITEM: ocp.args.PyTreeSave(arrays.nested(state))})
                 self._writer.save(self.directory / str(step), args=args)
         if not self._async:
             self.wait()
@@ -169,10 +142,10 @@ class Checkpointer:
             raise UserError(f"No {which} in {self.directory}; complete ones: {self.all_steps() or 'none'}.")
         self.wait()
         folder = self.directory / str(step)
-        expected = {name: _abstract(leaf) for name, leaf in tree.flatten(like).items()}
-        _compare(folder, saved_shapes(folder), expected, partial)
-        arrays = _read(folder, expected)
-        return jax.tree.map(arrays.__getitem__, tree.names(like))
+        expected = {name: arrays.abstract(leaf) for name, leaf in tree.flatten(like).items()}
+        arrays.compare(folder, saved_shapes(folder), expected, partial)
+        values = _read(folder, expected)
+        return jax.tree.map(values.__getitem__, tree.names(like))
 
     def wait(self) -> None:
         """Waits for what is being written, raises its error, and deletes what is no longer kept."""
@@ -202,13 +175,13 @@ class Checkpointer:
                 self.close()
 
     def _open(self) -> None:
-        ocp = _orbax()
+        ocp = arrays.orbax()
         self.directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             self._sweep()
             if self._description is not None:
                 _describe(self.directory, *self._description)
-        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{ITEM: _handler()}))
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{ITEM: arrays.handler()}))
 
     def _sweep(self) -> None:
         """Deletes what a killed process left behind."""
@@ -239,7 +212,7 @@ class Checkpointer:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with _explained(f"Cannot write a checkpoint to {self.directory}"):
+            with arrays.explained(f"Cannot write a checkpoint to {self.directory}"):
                 yield
         except UserError:
             if self.directory.is_dir() and jax.process_index() == 0:
@@ -266,21 +239,21 @@ def export(
     Raises:
       UserError: the folder exists and is no export, or cannot be written.
     """
-    ocp = _orbax()
+    ocp = arrays.orbax()
     final = storage.on_disk(directory).absolute()
     if final.exists() and not _is_export(final) and (final.is_file() or any(final.iterdir())):
         raise UserError(f"{final} exists and is no exported model; choose another folder or delete it.")
     new, old = _beside(final, "new"), _beside(final, "old")
     main = jax.process_index() == 0
-    with _explained(f"Cannot write {final}", new if main else None):
+    with arrays.explained(f"Cannot write {final}", new if main else None):
         if main:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
             _describe(new, config, files or {})
         sharding.barrier("export")
         # Weights compress by a tenth, in ten times the time and with all that is compressed in memory once more.
-        with ocp.Checkpointer(_handler(use_compression=False)) as writer, jax.transfer_guard("allow"):
-            writer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(_nested(variables)))
+        with ocp.Checkpointer(arrays.handler(use_compression=False)) as writer, jax.transfer_guard("allow"):
+            writer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(arrays.nested(variables)))
         if main:
             if final.exists():
                 shutil.rmtree(old, ignore_errors=True)
@@ -372,10 +345,10 @@ def load_into(
     ours = {name: leaf for name, leaf in tree.flatten(state).items() if _is_variable(name)}
     saved = {name: shape for name, shape in saved_shapes(folder).items() if _is_variable(name)}
     skipped = tree.first_match(fresh, {**ours, **saved}, "init_fresh")
-    expected = {name: _abstract(leaf) for name, leaf in ours.items() if name not in skipped}
+    expected = {name: arrays.abstract(leaf) for name, leaf in ours.items() if name not in skipped}
     other = [n for n in resize or {} if n in expected and n in saved and saved[n].shape != expected[n].shape]
     as_saved = {name: jax.ShapeDtypeStruct(saved[name].shape, expected[name].dtype) for name in other}
-    _compare(folder, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, partial=False)
+    arrays.compare(folder, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved})
     values = {**ours, **_read(folder, {**expected, **as_saved})}
     for name in other:
         logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*expected[name].shape])
@@ -387,63 +360,13 @@ def load_into(
 
 def saved_shapes(folder: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns {name: shape and type} of a step of a Checkpointer, an export, or its folder of arrays."""
-    ocp = _orbax()
-    with _readable(folder):
-        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        metadata = reader.metadata(_arrays(pathlib.Path(folder))).item_metadata
-        if metadata is None:
-            raise ValueError("the shapes of its arrays cannot be read")
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.flatten(metadata.tree).items()}
+    with arrays.readable(folder):
+        return arrays.shapes_in(_arrays(pathlib.Path(folder)))
 
 
-def _read(folder: pathlib.Path, expected: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    ocp = _orbax()
-
-    def how(x: jax.ShapeDtypeStruct) -> Any:
-        if x.sharding is None:
-            return ocp.RestoreArgs(restore_type=np.ndarray)
-        return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
-
-    args = ocp.args.PyTreeRestore(
-        item=tree.unflatten(expected),
-        restore_args=tree.unflatten({name: how(x) for name, x in expected.items()}),
-        partial_restore=True,
-    )
-    with _readable(folder), jax.transfer_guard("allow"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return tree.flatten(reader.restore(_arrays(folder), args=args))
-
-
-def _compare(folder: pathlib.Path, saved: Mapping[str, Any], expected: Mapping[str, Any], partial: bool) -> None:
-    def listed(names: list[str]) -> str:
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-    def kind(x: Any) -> str:
-        return f"{np.dtype(x.dtype).name}{list(x.shape)}"
-
-    missing = [name for name in expected if name not in saved]
-    extra = [] if partial else [name for name in saved if name not in expected]
-    other = [
-        f"{name} ({kind(saved[name])} instead of {kind(expected[name])})"
-        for name in expected
-        if name in saved and kind(saved[name]) != kind(expected[name])
-    ]
-    differences = [
-        f"{len(names)} {what}: {listed(names)}"
-        for what, names in [("missing in it", missing), ("not expected", extra), ("of another shape or type", other)]
-        if names
-    ]
-    if differences:
-        raise UserError(f"The checkpoint {folder} is of another model or optimiser. {'; '.join(differences)}.")
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
-
-
-def _nested(state: Any) -> dict[str, Any]:
-    arrays = {k: v if isinstance(v, jax.Array) else np.asarray(v) for k, v in tree.flatten(state).items()}
-    return tree.unflatten(arrays)
+def _read(folder: pathlib.Path, expected: arrays.Shapes) -> dict[str, Any]:
+    with arrays.readable(folder):
+        return arrays.read(_arrays(folder), expected)
 
 
 def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str, PathLike | bytes]) -> None:
@@ -459,8 +382,8 @@ def _describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[st
 
 def _arrays(folder: pathlib.Path) -> pathlib.Path:
     """Returns where the arrays of an export or a step lie."""
-    arrays = folder / (WEIGHTS if _is_export(folder) else ITEM)
-    return arrays if arrays.is_dir() else folder
+    inside = folder / (WEIGHTS if _is_export(folder) else ITEM)
+    return inside if inside.is_dir() else folder
 
 
 def _is_variable(name: str) -> bool:
@@ -473,31 +396,3 @@ def _is_export(folder: pathlib.Path) -> bool:
 
 def _beside(folder: pathlib.Path, what: str) -> pathlib.Path:
     return folder.with_name(f".{folder.name}.{what}")
-
-
-@contextlib.contextmanager
-def _explained(what: str, remove: pathlib.Path | None = None) -> Iterator[None]:
-    """Turns errors of the file system into UserErrors; tensorstore's are ValueErrors with the code in the text."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        in_text = re.search(r"([^:]+?) \[os_error_code=", str(error))
-        if remove is not None:
-            shutil.rmtree(remove, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) else in_text and in_text[1].strip()
-        if not reason:
-            raise
-        raise UserError(
-            f"{what}: {reason}. Make space, or choose another folder; the older ones stay valid."
-        ) from error
-
-
-@contextlib.contextmanager
-def _readable(folder: PathLike) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"{error}".splitlines()[0][:300] if str(error) else type(error).__name__
-        raise UserError(
-            f"Cannot read {folder}: {reason}. Is it damaged? Delete it to go on from an older one."
-        ) from error

@@ -1,0 +1,148 @@
+"""Trees of arrays in folders, through Orbax: written without the devices that they lay on, read onto any others."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from prismer_jax import tree
+from prismer_jax.errors import UserError
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]  # '/'-joined name -> shape, type and perhaps sharding
+
+
+@functools.cache
+def orbax() -> ModuleType:
+    """Imports Orbax at first use, which takes a second. Its logs are dropped: its errors are raised here."""
+    import orbax.checkpoint
+
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    return orbax.checkpoint
+
+
+def handler(**options: Any) -> Any:
+    """Returns Orbax's writer of nested dicts, for which every array is NumPy's.
+
+    Of an array of JAX's, Orbax also notes the devices, and a reader who names no others can have it only on these.
+    """
+    ocp = orbax()
+
+    class ArrayHandler(ocp.type_handlers.ArrayHandler):
+        def typestr(self) -> str:
+            return "np.ndarray"
+
+    types = (jax.Array, ArrayHandler(enable_write_sharding_file=False)), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    registry = ocp.type_handlers.create_type_handler_registry(*types)
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options)
+
+
+def shapes_in(folder: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns {name: shape and type} of the arrays in a folder, without reading them. Raises as `read`."""
+    ocp = orbax()
+    metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(folder).item_metadata
+    if metadata is None:
+        raise ValueError("the shapes of its arrays cannot be read")
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.flatten(metadata.tree).items()}
+
+
+def read(folder: pathlib.Path, expected: Shapes) -> dict[str, Any]:
+    """Returns {name: array} of the arrays in a folder: with a sharding where one is expected, NumPy's elsewhere.
+
+    Raises:
+      OSError, ValueError, KeyError: they cannot be read; see `readable`.
+    """
+    ocp = orbax()
+
+    def how(x: jax.ShapeDtypeStruct) -> Any:
+        if x.sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+
+    args = ocp.args.PyTreeRestore(
+        item=tree.unflatten(expected),
+        restore_args=tree.unflatten({name: how(x) for name, x in expected.items()}),
+        partial_restore=True,
+    )
+    with jax.transfer_guard("allow"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return tree.flatten(reader.restore(folder, args=args))
+
+
+def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool = False) -> None:
+    """Raises a UserError that lists what of the expected arrays a folder lacks or has otherwise.
+
+    Args:
+      partial: it may hold more than is expected.
+    """
+
+    def listed(names: list[str]) -> str:
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    def kind(x: Any) -> str:
+        return f"{np.dtype(x.dtype).name}{list(x.shape)}"
+
+    missing = [name for name in expected if name not in saved]
+    extra = [] if partial else [name for name in saved if name not in expected]
+    other = [
+        f"{name} ({kind(saved[name])} instead of {kind(expected[name])})"
+        for name in expected
+        if name in saved and kind(saved[name]) != kind(expected[name])
+    ]
+    differences = [
+        f"{len(names)} {what}: {listed(names)}"
+        for what, names in [("missing in it", missing), ("not expected", extra), ("of another shape or type", other)]
+        if names
+    ]
+    if differences:
+        raise UserError(f"The checkpoint {folder} is of another model or optimiser. {'; '.join(differences)}.")
+
+
+def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape, type and sharding of an array or a number."""
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def nested(state: Any) -> dict[str, Any]:
+    """Returns any tree as nested dicts of arrays by the names of its leaves."""
+    arrays = {k: v if isinstance(v, jax.Array) else np.asarray(v) for k, v in tree.flatten(state).items()}
+    return tree.unflatten(arrays)
+
+
+@contextlib.contextmanager
+def explained(what: str, remove: pathlib.Path | None = None) -> Iterator[None]:
+    """Turns errors of the file system into UserErrors; tensorstore's are ValueErrors with the code in the text."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        in_text = re.search(r"([^:]+?) \[os_error_code=", str(error))
+        if remove is not None:
+            shutil.rmtree(remove, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else in_text and in_text[1].strip()
+        if not reason:
+            raise
+        raise UserError(
+            f"{what}: {reason}. Make space, or choose another folder; the older ones stay valid."
+        ) from error
+
+
+@contextlib.contextmanager
+def readable(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns errors of reading a folder into UserErrors."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{error}".splitlines()[0][:300] if str(error) else type(error).__name__
+        raise UserError(
+            f"Cannot read {folder}: {reason}. Is it damaged? Delete it to go on from an older one."
+        ) from error
