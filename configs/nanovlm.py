@@ -10,16 +10,18 @@ Arguments, as in nanovlm.py:scenes,experts=none:
 
 The published trainings: variant=222m (the Cauldron), 450m, 230m_8k or 460m_8k (FineVision); and with these:
   data, val: JSON lines or Parquet, files or folders, of conversations (datasets/conversations.py), and held-out ones.
+  mmstar: a list of multiple-choice questions (datasets/choices.py), asked while it trains; the best at them is kept.
   init: what `tools.convert nanovlm --vision FOLDER --language FOLDER` has written, with its tokenizer.
   reference: rows, grids of tiles and positions as the original has them; by default rows are full, and the samples in
     one do not see each other.
 
-Sources: huggingface/nanoVLM, models/config.py and train.py.
+Sources: huggingface/nanoVLM, models/config.py, data/datasets.py (MMStar's wording, at v0.1) and train.py.
 """
 
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from prismer_jax import registry
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature, scenes
 from prismer_jax.errors import choose
@@ -36,10 +38,13 @@ RECIPES = {
     "230m_8k": dict(_HEAD, **_STEPS),
     "460m_8k": dict(_HEAD, **_STEPS),
 }
+EVALUATE = {"222m": 250}  # steps between two evaluations; the others' are 500
+LETTER = "Answer only with the letter!"
+LONGEST = 512  # tokens of a question with its options, beside those of the photo
 
 
 def get_config(arg=None):
-    defaults = dict(scenes=True, variant="", data="data", val="", init="weights/start", reference=False)
+    defaults = dict(scenes=True, variant="", data="data", val="", mmstar="", init="weights/start", reference=False)
     arg = parse_arg(arg, **defaults, experts="all", smoke=False)
     return published(arg) if arg.variant else on_scenes(arg)
 
@@ -123,7 +128,31 @@ def published(arg):
     if arg.val:
         loss = dict(type="loss", loss_options=dict(label_smoothing=0.0, normalize="batch"), pp=pp, batch_size=2)
         config.evals.loss = dict(loss, data=dict(name="conversations", path=arg.val, limit=16 if arg.smoke else 2000))
+    if arg.mmstar:
+        method = "reference" if arg.reference else "greedy"
+        config.evals.mmstar = multiple_choice(config.tasks.question.pp, arg.mmstar, method)
     config.log_steps = 1 if arg.smoke else 50
-    config.evaluate_steps = config.save_steps = 500
-    config.checkpoint = dict(keep=1, best_metric="loss/loss") if arg.val else dict(keep=1)
+    config.evaluate_steps = config.save_steps = EVALUATE.get(arg.variant, 500)
+    lowest = dict(best_metric="loss/loss", best_mode="min") if arg.val else {}
+    best = dict(best_metric="mmstar/accuracy") if arg.mmstar else lowest
+    config.checkpoint = dict(keep=1, **best)
     return config
+
+
+def multiple_choice(pp, path, method="greedy"):
+    """Returns an evaluator's section that asks questions with options as the original (v0.1) asks those of MMStar.
+
+    `pp` is the chain of ops with which the model is asked a question, `path` the list, `method` that of
+    evaluators/choice.py.
+    """
+    calls = []
+    for name, args, options in registry.parse(pp):
+        if name == "chat":
+            args = (args[0] + LONGEST, *args[1:])
+            if plain := options.get("style") == "answer":
+                options = {**options, "style": "plain"}
+            wording = f"Question: {{question}} \n{LETTER} \nAnswer:" if plain else f"{{question}}\n{LETTER}"
+            calls[-1] = f"ask(wording={wording!r})"
+        calls.append(f"{name}({', '.join([*map(repr, args), *(f'{k}={v!r}' for k, v in options.items())])})")
+    data = dict(name="choices", path=path, letters="ABCD")  # letters of questions that do not list theirs
+    return dict(type="choice", data=data, pp="|".join(calls), batch_size=8, method=method)

@@ -7,6 +7,7 @@ import pytest
 
 from configs import configs_test
 from prismer_jax import assembly, config, input, optim
+from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError
 from prismer_jax.pp import tokenizer
 from prismer_jax.testing import ROOT
@@ -71,6 +72,21 @@ def test_their_data_can_be_loaded(variant, reference, monkeypatch, tmp_path_fact
     assert places == (0 if variant == "222m" else 4 * batch["image_mask"].sum())
 
 
+def test_mmstar_is_asked_while_it_trains_and_chooses_what_is_kept():
+    old, new = load("variant=222m,mmstar=stars.jsonl"), load("variant=460m_8k,val=held_out,mmstar=stars.jsonl")
+    assert (old.evaluate_steps, new.evaluate_steps) == (250, 500)
+    assert old.checkpoint.best_metric == new.checkpoint.best_metric == "mmstar/accuracy"
+    lowest = load("variant=460m_8k,val=held_out").checkpoint
+    assert (lowest.best_metric, lowest.best_mode) == ("loss/loss", "min")
+    for asked, wording, chat in [
+        (old, r"Question: {question} \nAnswer only with the letter! \nAnswer:", "chat(591, 49, style='plain')"),
+        (new, r"{question}\nAnswer only with the letter!", "chat(2068, 64, style='chat')"),
+    ]:
+        assert asked.evals.mmstar.pp.endswith(f"|ask(wording='{wording}')|{chat}")
+    assert (new.evals.mmstar.method, list(new.evals)) == ("greedy", ["loss", "mmstar"])
+    assert load("variant=450m,mmstar=stars.jsonl,reference=True").evals.mmstar.method == "reference"
+
+
 def test_an_unknown_variant_is_named():
     with pytest.raises(UserError, match="Did you mean '450m'"):
         load("variant=460m")
@@ -79,6 +95,7 @@ def test_an_unknown_variant_is_named():
 @pytest.mark.slow
 @pytest.mark.parametrize("arg", [*VARIANTS, "460m_8k,reference=True"])
 def test_they_run_whole(arg, tmp_path):
-    _, results = configs_test.run(tmp_path, "configs/nanovlm.py", f"variant={arg},smoke")
-    assert results.keys() == {"loss/loss", "loss/loss_blank"}
+    stars = f"{miniature.folder()}/choices.jsonl"
+    _, results = configs_test.run(tmp_path, "configs/nanovlm.py", f"variant={arg},smoke,mmstar={stars}")
+    assert {"loss/loss", "loss/loss_blank", "mmstar/accuracy", "mmstar/accuracy_blank"} <= results.keys()
     assert all(math.isfinite(value) for value in results.values())
