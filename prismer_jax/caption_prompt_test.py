@@ -61,6 +61,14 @@ def test_a_question_is_asked_as_a_prompt_is(captioner, photos):
     assert [row["scores"] for row in answers] == [row["scores"] for row in prompted]
 
 
+def test_an_answer_keeps_the_models_capitals(captioner, photos):
+    drawn = dict(max_new=20, seed=3, temperature=2.0)
+    (answer,) = captioner.answer(photos / "p0.png", "Who?", num_answers=8, **drawn)
+    (caption,) = captioner.caption(photos / "p0.png", prompt="Who?", num_captions=8, **drawn)
+    assert [text.split() for text in answer["answers"]] == [text.split() for text in caption["captions"]]
+    assert any(text != text.lower() for text in answer["answers"])
+
+
 def test_several_captions_are_drawn_as_the_original_draws_them(captioner, photos):
     drawn = captioner.caption(photos, prompt="Who?", num_captions=4, max_new=5)
     assert drawn == captioner.caption(photos, prompt="Who?", num_captions=4, max_new=5, **DRAWN)

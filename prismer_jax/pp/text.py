@@ -74,12 +74,12 @@ def caption_said(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], styl
 
 
 def answer_said(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], style: Style = "plain") -> str:
-    """Returns the answer that generated `ids` spell, in lower case; the ids of the question do not matter.
+    """Returns the answer that generated `ids` spell, as the model wrote it; the ids of the question do not matter.
 
-    'reference' keeps inner spaces and tidies punctuation as the official code does (model/prismer_vqa.py).
+    'reference' tidies punctuation and writes in lower case, as the official code does (model/prismer_vqa.py).
     """
     text = tokenizer.decode(ids)
-    return (" ".join(text.split()) if style == "plain" else _tidy(text).strip()).lower()
+    return text.strip() if style == "plain" else _tidy(text).strip().lower()
 
 
 def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:

@@ -98,7 +98,8 @@ def test_generated_ids_become_the_references_texts(roberta, ids, width, caption,
     assert text.answer_said(roberta, *parts, "reference") == answer
 
 
-def test_plain_texts_only_lose_extra_spaces(roberta):
+def test_plain_captions_only_lose_extra_spaces_and_answers_nothing(roberta):
     ids = [*PICTURE, 10, 1437, 1275, 128, 29, 2156, 3988, 479, 2, 1]
     parts = (ids[:4], ids[4:])
-    assert text.caption_said(roberta, *parts) == text.answer_said(roberta, *parts) == "a red 's , hat ."
+    assert text.caption_said(roberta, *parts) == "a red 's , hat ."
+    assert text.answer_said(roberta, *parts) == "a  red 's , hat ."  # as it was written: it may have lines
