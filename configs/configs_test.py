@@ -161,6 +161,7 @@ def test_every_config_runs_whole(file, tmp_path):
         ("transfers/vqav2.py", "inference=generate,experts=none"),
         ("transfers/nocaps.py", "split=test,experts=depth+edge"),
         ("transfers/forkme.py", "task=questions"),
+        ("transfers/forkme.py", "model=nanovlm"),
         ("configs/pretrain.py", "sets=coco,experts=none"),
     ],
 )

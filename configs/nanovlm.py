@@ -21,10 +21,10 @@ Sources: huggingface/nanoVLM, models/config.py, data/datasets.py (MMStar's wordi
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from prismer_jax import registry
+from prismer_jax import checkpoint, registry
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature, scenes
-from prismer_jax.errors import choose
+from prismer_jax.errors import UserError, choose
 
 # v0.1, v0.2 and HEAD: tile and longest side in pixels, tokens of a tile and of a row, tokenizer's words for images.
 # The HEAD recipe has 8 parts of 2 rows; those before it have one sample a row.
@@ -139,20 +139,36 @@ def published(arg):
     return config
 
 
+def converted(folder):
+    """Returns the sections `model`, `tokenizer` and `tasks` of a converted or trained model."""
+    description = checkpoint.description(folder)
+    if missing := {"model", "tokenizer", "tasks"} - description.keys():
+        raise UserError(f"{folder}: its config.json says nothing of {', '.join(sorted(missing))}. Convert it again.")
+    kind = description["tokenizer"].partition(":")[0]  # files of a tokenizer lie beside the model
+    tokenizer = kind if kind == "scenes" else f"{kind}:{description['folder']}"
+    return ConfigDict(dict(model=description["model"], tokenizer=tokenizer, tasks=description["tasks"]))
+
+
 def multiple_choice(pp, path, method="greedy"):
     """Returns an evaluator's section that asks questions with options as the original (v0.1) asks those of MMStar.
 
     `pp` is the chain of ops with which the model is asked a question, `path` the list, `method` that of
     evaluators/choice.py.
     """
-    calls = []
-    for name, args, options in registry.parse(pp):
-        if name == "chat":
-            args = (args[0] + LONGEST, *args[1:])
-            if plain := options.get("style") == "answer":
-                options = {**options, "style": "plain"}
-            wording = f"Question: {{question}} \n{LETTER} \nAnswer:" if plain else f"{{question}}\n{LETTER}"
-            calls[-1] = f"ask(wording={wording!r})"
-        calls.append(f"{name}({', '.join([*map(repr, args), *(f'{k}={v!r}' for k, v in options.items())])})")
+    args, options = next((args, options) for name, args, options in registry.parse(pp) if name == "chat")
+    wording = f"{{question}}\n{LETTER}"
+    if options.get("style") == "answer":
+        options, wording = options | dict(style="plain"), f"Question: {{question}} \n{LETTER} \nAnswer:"
+    chat = _spelled("chat", (args[0] + LONGEST, *args[1:]), options)
+    pp = other_ops(pp, ask=f"ask(wording={wording!r})", chat=chat)
     data = dict(name="choices", path=path, letters="ABCD")  # letters of questions that do not list theirs
-    return dict(type="choice", data=data, pp="|".join(calls), batch_size=8, method=method)
+    return dict(type="choice", data=data, pp=pp, batch_size=8, method=method)
+
+
+def other_ops(pp, **ops):
+    """Returns a chain of ops in which other calls stand for those named, {name: call}; '' leaves one out."""
+    return "|".join(filter(None, (ops.get(call[0], _spelled(*call)) for call in registry.parse(pp))))
+
+
+def _spelled(name, args, options):
+    return f"{name}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in options.items())])})"

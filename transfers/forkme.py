@@ -1,26 +1,32 @@
 """Fine-tune on your own photos: copy this file and change what the comments point at.
 
     python -m prismer_jax.train --config transfers/forkme.py:data=my_photos --workdir runs/mine
+    python -m prismer_jax.train --config transfers/forkme.py:data=my_photos,model=nanovlm,init=DIR --workdir runs/mine
 
-starts from the quickstart's checkpoint and learns to caption the photos of a folder. Arguments, as in
-forkme.py:data=my_photos,task=questions,init=runs/other:
+start from the quickstart's checkpoint, or a converted nanoVLM, and learn to caption the photos of a folder. Arguments,
+as in forkme.py:data=my_photos,task=questions,init=runs/other:
   data: folder with captions_train.json, captions_val.json and images/.
   task: captions, or questions: then of questions_train.json and questions_val.json.
-  init: what to start from: a workdir or an export.
+  model: prismer or nanovlm, the family of what is named in `init`.
+  init: what to start from: a workdir, an export or what tools.convert has written.
+  experts: whose label maps the model sees; by default all of Prismer's, and none of nanoVLM's, to which they are new.
   smoke: a few steps from scratch on rendered scenes, to see that it works.
 """
 
 from ml_collections import ConfigDict
 
+from configs import nanovlm
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature, scenes
 from prismer_jax.errors import choose
 
-SIZE, LABEL_SIZE, LENGTH = 96, 64, 48  # those of the checkpoint that you start from
+SIZE, LABEL_SIZE, LENGTH = 96, 64, 48  # those of the Prismer that you start from
+PROMPT = "Describe the image."  # what nanoVLM is asked for a caption
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, data="my_photos", task="captions", init="runs/quickstart", smoke=False)
+    arg = parse_arg(arg, data="my_photos", task="captions", model="prismer", init="", experts="", smoke=False)
+    captions = choose("task", arg.task, dict(captions=True, questions=False))
 
     config = ConfigDict()
     config.seed = 0
@@ -37,46 +43,69 @@ def get_config(arg=None):
     if arg.smoke:
         train["path"], held_out["path"] = miniature.own(arg.task)
 
-    # What is learnt of them, and how it is used afterwards.
-    if choose("task", arg.task, dict(captions=True, questions=False)):
-        text, prompt = "caption()", "caption_prompt()|tokenize(3)"
-        decode = dict(method="beam", num_beams=3, max_new=20)
-        evaluator, metric = "caption", "cider"
-    else:
-        text, prompt = "question()", "question_prompt()|tokenize(24)"
-        decode = dict(method="greedy", max_new=8)
-        evaluator, metric = "vqa", "accuracy"
+    # What the model is, what it learns of an example (`learn`) and how it is asked (`pp`), how fast it learns.
+    family = choose("model", arg.model, dict(prismer=of_prismer, nanovlm=of_nanovlm))
+    learn, pp, decode = family(config, arg, captions)
+    config.data = dict(mine=dict(**train, pp=learn))
 
-    config.tokenizer = "scenes"  # writes any text; a model from a RoBERTa checkpoint needs "roberta:DIR"
-    look = f"labels_for('all')|decode|resize({SIZE}, {LABEL_SIZE})"
-    # Augmentation sees the labels too. Leave `flip` out where texts say left or right.
-    augment = f"labels_for('all')|decode|random_resized_crop({SIZE}, {LABEL_SIZE})|flip()"
-    config.data = dict(mine=dict(**train, pp=f"{augment}|{text}|tokenize({LENGTH})"))
-
-    # The model must be that of the checkpoint, which is named in `init`; only its resolution may differ. What differs
-    # else (another number of classes, say) is listed in the error; name it in `init_fresh`, as regexes over parameter
-    # names, to start it from scratch.
-    config.init = None if arg.smoke else arg.init
-    config.model = dict(
-        name="prismer",
-        variant="small",
-        experts="all",
-        image_size=SIZE,
-        classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
-    )
-    # 'freeze_vision' keeps the vision transformer but for its adaptors, 'freeze_lang' the language model, as the paper
-    # does with pre-trained ones; regexes of your own work too.
+    # 'freeze_vision' keeps the vision transformer, but for the adaptors of Prismer's, 'freeze_lang' the language model,
+    # as the paper does with pre-trained ones; regexes of your own work too.
     config.freeze = "none"
-    config.loss = dict(name="cross_entropy", label_smoothing=0.1, normalize="example")
-    config.optim = dict(lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup_percent=10.0)
-    config.accumulate = 1  # parts of a batch one after the other, where memory is short
 
     # How the result is used, by `python -m prismer_jax.caption` and by the evaluation.
-    pp = f"{look}|{prompt}"
-    config.tasks = {arg.task.removesuffix("s"): dict(pp=pp, decode=decode)}
+    task, evaluator, metric = ("caption", "caption", "cider") if captions else ("question", "vqa", "accuracy")
+    config.tasks = {task: dict(pp=pp, decode=decode)}
     config.evals = {evaluator: dict(type=evaluator, data=held_out, train_data=train, pp=pp, batch_size=16, **decode)}
     config.log_steps = 1 if arg.smoke else 10
     config.save_steps = 50
     config.checkpoint = dict(keep=1, best_metric=f"{evaluator}/{metric}")
     config.report = dict(samples=12)
     return config
+
+
+def of_prismer(config, arg, captions):
+    # The model must be that of the checkpoint, which is named in `init`; only its resolution may differ. What differs
+    # else (another number of classes, say) is listed in the error; name it in `init_fresh`, as regexes over parameter
+    # names, to start it from scratch.
+    config.init = None if arg.smoke else arg.init or "runs/quickstart"
+    config.model = dict(
+        name="prismer",
+        variant="small",
+        experts=arg.experts or "all",
+        image_size=SIZE,
+        classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
+    )
+    config.tokenizer = "scenes"  # writes any text; a model from a RoBERTa checkpoint needs "roberta:DIR"
+    config.loss = dict(name="cross_entropy", label_smoothing=0.1, normalize="example")
+    config.optim = dict(lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup_percent=10.0)
+    config.accumulate = 1  # parts of a batch one after the other, where memory is short
+
+    if captions:
+        text, prompt = "caption()", "caption_prompt()|tokenize(3)"
+        decode = dict(method="beam", num_beams=3, max_new=20)
+    else:
+        text, prompt = "question()", "question_prompt()|tokenize(24)"
+        decode = dict(method="greedy", max_new=8)
+    look = f"labels_for('{config.model.experts}')|decode"
+    # Augmentation sees the labels too. Leave `flip` out where texts say left or right.
+    augment = f"{look}|random_resized_crop({SIZE}, {LABEL_SIZE})|flip()"
+    pp = f"{look}|resize({SIZE}, {LABEL_SIZE})|{prompt}"
+    return f"{augment}|{text}|tokenize({LENGTH})", pp, decode
+
+
+def of_nanovlm(config, arg, captions):
+    # Model, tokenizer and the way to look at a photo are those of the checkpoint.
+    config.init = None if arg.smoke else arg.init or "models/nanovlm_222m"
+    start = nanovlm.get_config("variant=460m_8k,smoke") if arg.smoke else nanovlm.converted(config.init)
+    config.model, config.tokenizer = start.model, start.tokenizer
+    config.model.experts = arg.experts or config.model.get("experts", "none")
+    if arg.experts and not arg.smoke:
+        config.init_fresh = ("(params|batch_stats|tables)/labels/.*",)  # at first they add nothing
+    config.loss = dict(name="cross_entropy", label_smoothing=0.0, normalize="batch")
+    config.optim = dict(lr=5e-5, weight_decay=0.01, clip_norm=1.0, warmup_percent=3.0)
+    config.accumulate = 4  # parts of a batch one after the other; more where memory is short
+
+    asked = start.tasks["caption" if captions else "question"].pp
+    asked = f"labels_for('{config.model.experts}')|{nanovlm.other_ops(asked, labels_for='')}"
+    learn = nanovlm.other_ops(asked, ask=f"turns({PROMPT!r})")
+    return learn, nanovlm.other_ops(asked, ask=f"ask({PROMPT!r})"), dict(method="greedy", max_new=40)

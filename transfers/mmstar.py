@@ -10,10 +10,7 @@ Arguments, as in mmstar.py:model=models/nanovlm_222m,method=rank:
   smoke: trains two steps on made-up talks and asks the result questions with two options.
 """
 
-from ml_collections import ConfigDict
-
 from configs import nanovlm
-from prismer_jax import checkpoint
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature
 
@@ -25,9 +22,6 @@ def get_config(arg=None):
         config = nanovlm.get_config("variant=222m,smoke")
         config.checkpoint = dict(keep=1, best_metric="mmstar/accuracy")
     else:
-        description = checkpoint.description(arg.model)
-        config = ConfigDict(dict(model=description["model"], tasks=description["tasks"]))
-        kind = description["tokenizer"].partition(":")[0]  # files of a tokenizer lie beside the model
-        config.tokenizer = kind if kind == "scenes" else f"{kind}:{description['folder']}"
+        config = nanovlm.converted(arg.model)
     config.evals = dict(mmstar=nanovlm.multiple_choice(config.tasks.question.pp, arg.data, arg.method))
     return config
