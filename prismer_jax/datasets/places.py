@@ -15,6 +15,7 @@ FOLDERS = {"vqa": "vqav2"}
 COCO, GENOME = "vqav2", "vg"
 COCO_PARTS = ("train2014", "val2014", "test2014", "test2015")
 GENOME_PATH = "visual-genome"  # in all paths of the official list of Visual Genome's captions
+_NOWHERE = frozenset(("", ".", ".."))  # parts of a path that name no folder of their own
 GENOME_PARTS = ("VG_100K", "VG_100K_2")  # the two folders in which Visual Genome's photos come, whose lists name none
 
 
@@ -113,7 +114,8 @@ def _without_dots(path: str) -> str:
 
 def _inside(name: str) -> str:
     """A path below a folder, whatever a list says: labels are written there."""
-    return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
+    parts = name.split("/")
+    return name if _NOWHERE.isdisjoint(parts) else "/".join(part for part in parts if part not in _NOWHERE)
 
 
 def existing(path: str) -> str | None:
@@ -121,8 +123,8 @@ def existing(path: str) -> str | None:
 
     One listing is far faster than asking for each of 500,000 photos on a network disk.
     """
-    folder, name = os.path.split(path)
-    names, place = _look(folder)
+    folder, slash, name = path.rpartition("/")  # half a million times: os.path.split and join take twice as long
+    names, place = _look(folder or slash)
     if name not in names:
         return None
     return path if place == folder else os.path.join(place, name)
