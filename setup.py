@@ -54,7 +54,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["prismer_jax", "prismer_jax.*"]),
-    package_data={"prismer_jax": ["pp/*.model", "experts/*.txt"]},
+    package_data={"prismer_jax": ["pp/*.model", "experts/*.txt", "report/*.css"]},
     install_requires=CORE,
     extras_require={
         "test": TEST,

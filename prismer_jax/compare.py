@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import report
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
+from prismer_jax.report import comparison
 
 RESAMPLES, SEED = 2000, 0
 TOGETHER = 20  # draws at a time, for speed
@@ -125,7 +125,7 @@ def compare(folders: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, 
         "metrics": metrics,
     }
     output.mkdir(parents=True, exist_ok=True)
-    report.write_comparison(output / "report.html", [run.record for run in runs], samples, table, SHOWN)
+    comparison.write(output / "report.html", [run.record for run in runs], samples, table, SHOWN)
     storage.write_json(output / "comparison.json", table)
     show(table)
     print(f"Page: {output / 'report.html'}   table: {output / 'comparison.json'}")

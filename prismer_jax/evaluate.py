@@ -23,7 +23,7 @@ from typing import Any
 from prismer_jax import compare, config, runtime, scoring
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
-from prismer_jax.report import results
+from prismer_jax.report import evaluation, results
 
 NO_MATTER = {"num_workers": None, "max_unscored": None}  # settings with which a run may go on that had others
 
@@ -76,6 +76,7 @@ def evaluate_on(
     import jax
 
     from prismer_jax import assembly, checkpoint, evaluators, pp, sharding, tree
+    from prismer_jax.evaluators.journal import Journal
 
     # ------------------------------------------------------------------------------------------ model and evaluators
     sections = {name: choose("evaluator of the config", name, cfg.evals) for name in only or cfg.evals}
@@ -106,7 +107,7 @@ def evaluate_on(
         "tokenizer": cfg.tokenizer,
     }
     journals = {
-        name: evaluators.Journal(
+        name: Journal(
             folder / "partial",
             name,
             {**same, **described[name], "config": {**described[name]["config"], **NO_MATTER}},
@@ -132,7 +133,7 @@ def evaluate_on(
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}",
         }
         shown = config.plain(cfg.get("report", {})).get("samples", 12)
-        results.write_evaluation(folder, by_name, scores, record, shown)
+        evaluation.write(folder, by_name, scores, record, shown)
         for journal in journals.values():
             journal.discard()
     sharding.barrier("written")

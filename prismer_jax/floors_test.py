@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent
 FLOORS = [
     {"errors", "typing", "registry", "labels", "runtime", "testing"},
     {"batch"},
-    {"config", "files", "label_files", "metrics", "pp", "scores"},
+    {"config", "files", "label_files", "label_png", "metrics", "pp", "scores"},
     {"tree", "sharding", "optim", "checkpoint", "losses", "input", "weights", "shards"},
     {"towers", "datasets"},
     {"models", "decode"},
@@ -23,7 +23,8 @@ FLOORS = [
 # A manifest is written with the features of its records, which are a part of the module that reads both; where the
 # schema of records has a module of its own, this goes.
 CIRCLES = {"prismer_jax.shards.manifest": "prismer_jax.shards.records"}
-WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "files", "metrics", "pp", "shards", "datasets"]
+WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "label_png", "files", "metrics", "pp"]
+WORKER_SIDE += ["shards", "datasets"]
 WITHOUT_JAX = [*WORKER_SIDE, "scores", "report", "compare", "scoring"]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_test.py") and p != PACKAGE / "__init__.py")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_files, label_png, labels
 from prismer_jax.errors import BadSample
 
 
@@ -37,7 +37,7 @@ def test_written_labels_are_read_back(tmp_path, expert):
     path = label_files.write(tmp_path, expert, "train/a.b.jpg", label, **sides.get(row.embed, {}))
     assert path == tmp_path / expert / "train/a.b.png"
     example = label_files.locate(tmp_path, [expert], "train/a.b.jpg")
-    np.testing.assert_array_equal(label_files.decode(expert, path.read_bytes()), label)
+    np.testing.assert_array_equal(label_png.decode(expert, path.read_bytes()), label)
     assert example[f"labels/{expert}"] == str(path)
     if row.embed == "instances":
         assert example[labels.CLASSES_KEY].tolist() == [7, 700] + [-1] * 254
@@ -63,7 +63,7 @@ def test_a_missing_label_is_the_background_and_a_file_of_zero_bytes_was_cut(tmp_
             label_files.locate(tmp_path, [name], "x.jpg")
         assert error.value.reason == "damaged label"
         assert not label_files.is_whole(tmp_path, name, "x.jpg")
-    assert label_files.decode("obj_detection", b"") is None  # of a record
+    assert label_png.decode("obj_detection", b"") is None  # of a record
     assert (labels.blank("obj_detection", 2, 3) == 255).all()
     assert labels.blank("normal", 2, 3).shape == (2, 3, 3)
 
@@ -84,7 +84,7 @@ def test_grey_maps_are_read_from_every_kind_of_8_bit_png():
     buffer = io.BytesIO()
     palette.save(buffer, "png")
     for data in (png(ids), png(ids, "RGB"), buffer.getvalue()):
-        np.testing.assert_array_equal(label_files.decode("seg_coco", data)[..., 0], ids)
+        np.testing.assert_array_equal(label_png.decode("seg_coco", data)[..., 0], ids)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_grey_maps_are_read_from_every_kind_of_8_bit_png():
 )
 def test_unusable_maps_name_the_file(expert, data, message):
     with pytest.raises(BadSample, match=f"x.png: .*{message}"):
-        label_files.decode(expert, data, "x.png")
+        label_png.decode(expert, data, "x.png")
 
 
 def test_ids_up_to_the_last_class_and_the_background_are_valid():
-    label_files.decode("seg_coco", png(np.array([[0, 132, 255]], np.uint8)))
+    label_png.decode("seg_coco", png(np.array([[0, 132, 255]], np.uint8)))
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 1}', '{"300": 1}', '{"0": null}', '{"0": {}}', '{"0": 1e300}'])

@@ -1,11 +1,13 @@
-"""The mini-language of configs: "decode|resize(96)|caption(prefix='A picture of')" is a list of named calls."""
+"""What strings of configs name: "decode|resize(96)|caption(prefix='A picture of')" is a list of named calls."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+from collections.abc import Mapping
 from typing import Any
 
-from prismer_jax.errors import UserError
+from prismer_jax.errors import UserError, choose
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
@@ -38,3 +40,13 @@ def _call(node: ast.expr, spec: str) -> Call:
         return function.id, tuple(ast.literal_eval(a) for a in args), kwargs
     except ValueError:
         raise UserError(f"{ast.unparse(node)!r} in {spec!r} is not a call with literal arguments.") from None
+
+
+def imported(kind: str, name: str, table: Mapping[str, str]) -> Any:
+    """Returns what a table of 'module:attribute' has under a name; its module is imported when it is asked for.
+
+    Raises:
+      UserError: the table has no such name; the message says the nearest one, and that it is a `kind`.
+    """
+    module, _, attribute = choose(kind, name, table).partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from prismer_jax import datasets, label_files
+from prismer_jax import datasets, label_files, label_png
 from prismer_jax.errors import UserError
 from prismer_jax.shards import manifest
 from tools import build_dataset
@@ -68,7 +68,7 @@ def test_a_list_becomes_a_data_set(photos, capsys):
 def test_labels_that_were_cut_are_left_out_and_counted_and_missing_ones_are_not(photos):
     for name, share in (("0", 0), ("1", 0.5), ("2", 0.8)):
         png = photos / "labels/depth" / f"{name}.png"
-        data = label_files.encode(np.random.default_rng(0).integers(0, 255, (60, 80, 1), np.uint8))
+        data = label_png.encode(np.random.default_rng(0).integers(0, 255, (60, 80, 1), np.uint8))
         png.write_bytes(data[: int(share * len(data))])
     (photos / "labels/depth/3.png").unlink()
     build_dataset.main(flags(photos))
@@ -96,7 +96,7 @@ def test_a_data_set_can_be_made_from_a_data_set(photos, capsys):
     assert (len(found.shards), found.records, found.labels) == (1, 5, {"depth": "trained weights", "seg_coco": None})
     example = datasets.load("records", path=photos / "small", task="all")[1]
     assert cv2.imdecode(np.frombuffer(example["image"], np.uint8), 1).shape == (30, 40, 3)
-    assert label_files.decode("depth", example["labels/depth"]).shape == (30, 40, 1)
+    assert label_png.decode("depth", example["labels/depth"]).shape == (30, 40, 1)
     assert [q["question"] for q in example["questions"]] == ["1?", "1!"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import label_files
+from prismer_jax import label_png
 from prismer_jax.experts import testing, weights
 from prismer_jax.files import leases
 from prismer_jax.shards import records
@@ -23,7 +23,7 @@ COUNT = 40
 # The command with the toy experts, made slow; what it writes is logged: FOLDER/<expert>/<photo> by which process.
 PROGRAM = """
 import os, pathlib, sys, time
-from prismer_jax import label_files
+from prismer_jax import label_png
 from prismer_jax.experts import testing, weights
 from tools import make_labels
 make_labels.EXPERTS = weights.EXPERTS = testing.TOYS
@@ -188,6 +188,4 @@ def test_whatever_was_left_half_written_is_made_again(photos, tmp_path, monkeypa
     assert len(shard.read_bytes()) == len(whole)
     assert not half.exists()
     source = records.load(out, task="all")
-    assert all(
-        label_files.decode("depth", source[i]["labels/depth"]).shape == (30 + i % 3, 40, 1) for i in range(COUNT)
-    )
+    assert all(label_png.decode("depth", source[i]["labels/depth"]).shape == (30 + i % 3, 40, 1) for i in range(COUNT))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_png, labels
 from prismer_jax.datasets import lists
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts import testing, weights
@@ -152,9 +152,9 @@ def test_from_raw_tars_to_a_labelled_data_set_in_one_command(tars, tmp_path, cap
         if (shard, number) not in ((0, 3), (1, 2))
     ]
     for example in (source[i] for i in range(len(source))):
-        depth = label_files.decode("depth", example["labels/depth"])
+        depth = label_png.decode("depth", example["labels/depth"])
         np.testing.assert_array_equal(
-            label_files.decode("obj_detection", example["labels/obj_detection"]), np.where(depth > 127, 0, 255)
+            label_png.decode("obj_detection", example["labels/obj_detection"]), np.where(depth > 127, 0, 255)
         )
         assert example[labels.CLASSES_KEY][0] == 7
     assert source.manifest.labels["depth"] == "random weights"
@@ -174,10 +174,10 @@ def test_a_photo_that_cannot_be_labelled_stays_with_an_empty_label_if_asked(tars
     assert len(source) == 9  # all but the one that is no photo
     (narrow,) = (source[i] for i in range(9) if source[i]["captions"] == ["photo 1 2"])
     assert "labels/depth" in narrow
-    assert (label_files.decode("obj_detection", narrow["labels/obj_detection"]) == labels.BACKGROUND).all()
+    assert (label_png.decode("obj_detection", narrow["labels/obj_detection"]) == labels.BACKGROUND).all()
     assert run("--tars", tars, "--output", tmp_path / "out", "--empty-labels") == 1
     empty = tmp_path / "out/obj_detection/00001/000010002.png"
-    assert (label_files.decode("obj_detection", empty.read_bytes()) == labels.BACKGROUND).all()
+    assert (label_png.decode("obj_detection", empty.read_bytes()) == labels.BACKGROUND).all()
     assert empty.with_suffix(".json").read_text() == "{}"
 
 
@@ -200,8 +200,8 @@ def test_labels_added_to_a_data_set_in_a_new_version_of_it(tars, tmp_path):
 def test_label_files_of_a_data_set(tars, tmp_path):
     assert run("--tars", tars, "--output-dataset", tmp_path / "set", experts="depth") == 1
     assert run("--dataset-dir", tmp_path / "set", "--output", tmp_path / "out", experts="depth") == 0
-    stored = label_files.decode("depth", whole(tmp_path / "set")[0]["labels/depth"])
-    made = label_files.decode("depth", (tmp_path / "out/depth/00000/000000000.png").read_bytes())
+    stored = label_png.decode("depth", whole(tmp_path / "set")[0]["labels/depth"])
+    made = label_png.decode("depth", (tmp_path / "out/depth/00000/000000000.png").read_bytes())
     np.testing.assert_array_equal(made, stored)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_png, labels
 from prismer_jax.datasets import lists, scenes
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
@@ -119,7 +119,7 @@ def test_a_folder_of_marks_serves_one_output_at_a_time(photos, capsys):
 
 KILLED = """
 import sys, time
-from prismer_jax import label_files
+from prismer_jax import label_png
 from prismer_jax.files import progress
 from prismer_jax.experts import testing
 from tools import make_labels
@@ -144,7 +144,7 @@ def test_a_run_that_is_killed_leaves_only_whole_labels_and_goes_on(photos):
     there = {path: path.stat().st_mtime_ns for path in found}
     assert len(found) < 33
     for path in (out / "depth").rglob("*.png"):
-        assert label_files.decode("depth", path.read_bytes()) is not None
+        assert label_png.decode("depth", path.read_bytes()) is not None
     run(photos)
     assert len(list((out / "depth").rglob("*.png"))) == 33
     assert all(path.stat().st_mtime_ns == made for path, made in there.items())
@@ -314,7 +314,7 @@ def test_exact_labels_of_scenes_go_the_same_way(tmp_path, monkeypatch):
         def finish(self, output, size, needed):
             (example,) = (examples[name] for name in photos if np.array_equal(photos[name], output["photo"]))
             png, instances, texts = example["labels"][self.name], example["classes"], example["words"]
-            return Label(label_files.decode(self.name, png), instances, example["word_features"], texts)
+            return Label(label_png.decode(self.name, png), instances, example["word_features"], texts)
 
     oracles = {name: type("Oracle", (Oracle,), {"name": name}) for name in labels.PAPER}
     monkeypatch.setattr(make_labels, "EXPERTS", oracles)

@@ -23,14 +23,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from prismer_jax import config, datasets, label_files, labels, report
+from prismer_jax import config, datasets, label_png, labels
 from prismer_jax.datasets import flags
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.experts.class_names import class_names
 from prismer_jax.files import progress, storage
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.pp import build
-from prismer_jax.report import overview, statistics
+from prismer_jax.report import draw, overview, statistics
 
 ByExpert = dict[str, statistics.Statistics]
 CHUNK = 16  # photos that a worker counts at a time
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source, names = open_source(args)
     if args.num:
         panels = draw_panels(source, experts, names, args.num)
-        _save(report.contact(panels, args.columns), args.output)
+        _save(draw.contact(panels, args.columns), args.output)
         print(f"{args.output}: {len(panels)} panels")
     if args.num_statistics:
         by_expert, dropped = count(source, experts, args.num_statistics, args.processes)
@@ -103,7 +103,7 @@ def draw_panels(source: Any, experts: Sequence[str], names: dict[str, Sequence[s
     panels, last = [], None
     for index in spaced(len(source), num):
         try:
-            panels.append(report.panel(sample(source[index], experts, names), PHOTO))
+            panels.append(draw.panel(sample(source[index], experts, names), PHOTO))
         except BadSample as error:
             last = error
     if not panels:
@@ -112,7 +112,7 @@ def draw_panels(source: Any, experts: Sequence[str], names: dict[str, Sequence[s
 
 
 def sample(example: dict[str, Any], experts: Sequence[str], names: dict[str, Sequence[str]]) -> dict[str, Any]:
-    """Returns an example as `report.panel` draws it; labels keep their own size."""
+    """Returns an example as `draw.panel` draws it; labels keep their own size."""
     present = [name for name in experts if f"labels/{name}" in example]
     decoded = build("decode")(example, np.random.default_rng(0))
     asked = [f"{q['question']}  {', '.join(dict.fromkeys(q['answers']))}" for q in decoded.get("questions", ())]
@@ -185,7 +185,7 @@ def _label(example: dict[str, Any], expert: str) -> np.ndarray | None:
         except OSError as error:
             raise BadSample(f"{value}: {error.strerror}.", "label cannot be read") from None
     where = f"labels/{expert} of example {example.get('id', '?')}"
-    label = value if isinstance(value, np.ndarray) else label_files.decode(expert, value, where)
+    label = value if isinstance(value, np.ndarray) else label_png.decode(expert, value, where)
     return labels.blank(expert, 1, 1) if label is None else label
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import tokenizers
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_files, label_png, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes.world import GROUNDS
 from prismer_jax.files import storage
-from prismer_jax.pp import chat, tokenizer
+from prismer_jax.pp import chat, fast_tokenizers
 
 VERSION = "2"  # of what is written here; scenes.VERSION tells the rest
 SIZE = 64  # pixels
@@ -75,7 +75,7 @@ def _letters(folder: pathlib.Path, extra: int) -> None:
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(special)
-    (folder / "tokenizer.json").write_text(tokenizer.extended(model.to_str(), chat.EXTRA_TOKENS[:extra]))
+    (folder / "tokenizer.json").write_text(fast_tokenizers.extended(model.to_str(), chat.EXTRA_TOKENS[:extra]))
     _json(folder / "tokenizer_config.json", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
 
 
@@ -194,7 +194,7 @@ def _put(root: pathlib.Path, photos: str, name: str, example: dict[str, Any]) ->
         more = {"classes": example["classes"]} if kind == "instances" else {}
         if kind == "words":
             more = {"features": example["word_features"], "words": example["words"]}
-        label_files.write(root / "labels" / "{expert}" / photos, expert, name, label_files.decode(expert, data), **more)
+        label_files.write(root / "labels" / "{expert}" / photos, expert, name, label_png.decode(expert, data), **more)
     return name
 
 

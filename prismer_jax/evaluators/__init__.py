@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from prismer_jax.errors import choose
-from prismer_jax.evaluators.caption import CaptionEvaluator
-from prismer_jax.evaluators.common import Evaluator
-from prismer_jax.evaluators.journal import Journal
-from prismer_jax.evaluators.loss import LossEvaluator
-from prismer_jax.evaluators.vqa import VQAEvaluator
+from prismer_jax import registry
+from prismer_jax.evaluators.common import Evaluator, Journal
 
-EVALUATORS: dict[str, type[Evaluator]] = {
-    "caption": CaptionEvaluator,
-    "vqa": VQAEvaluator,
-    "loss": LossEvaluator,
-}
 # Type -> module and class; imported when an evaluator of it is asked for.
-FURTHER = {
-    "choice": ("prismer_jax.evaluators.choice", "ChoiceEvaluator"),
-    "classification": ("prismer_jax.evaluators.classification", "ClassificationEvaluator"),
+EVALUATORS = {
+    "caption": "prismer_jax.evaluators.caption:CaptionEvaluator",
+    "choice": "prismer_jax.evaluators.choice:ChoiceEvaluator",
+    "classification": "prismer_jax.evaluators.classification:ClassificationEvaluator",
+    "loss": "prismer_jax.evaluators.loss:LossEvaluator",
+    "vqa": "prismer_jax.evaluators.vqa:VQAEvaluator",
 }
 
 
@@ -31,10 +24,7 @@ def build(type: str, **options: Any) -> Evaluator:
     Raises:
       UserError: an unknown type or option.
     """
-    if type in FURTHER:
-        module, name = FURTHER[type]
-        return getattr(importlib.import_module(module), name)(**options)
-    return choose("evaluator", type, {**EVALUATORS, **FURTHER})(**options)
+    return registry.imported("evaluator", type, EVALUATORS)(**options)
 
 
 def run(

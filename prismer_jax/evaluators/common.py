@@ -14,7 +14,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -24,7 +24,6 @@ from prismer_jax import decode, labels, sharding
 from prismer_jax import input as loader
 from prismer_jax.batch import inputs, prompts
 from prismer_jax.errors import BadSample, UserError, choose
-from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import progress
 from prismer_jax.report import selection
 
@@ -34,6 +33,14 @@ GREY = 128  # the blank image
 SCANNED = 5000  # examples of the training set that are looked at for the most frequent text
 
 logger = logging.getLogger(__name__)
+
+
+class Journal(Protocol):
+    """What keeps entries as they come, so that a run that is killed goes on; `evaluators.journal` has one."""
+
+    def read(self) -> list[Record]: ...
+
+    def write(self, entries: list[Record]) -> None: ...
 
 
 class Evaluator:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from prismer_jax import sharding
 from prismer_jax.errors import BadSample
 from prismer_jax.experts.expert import Arrays, Expert, Label
-from prismer_jax.label_files import MAX_PIXELS
+from prismer_jax.label_png import MAX_PIXELS
 from prismer_jax.pp.image import read_image
 
 A, B, T = TypeVar("A"), TypeVar("B"), TypeVar("T")

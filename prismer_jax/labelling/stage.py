@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_png, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.experts.expert import Expert, Label
 from prismer_jax.files import progress
@@ -143,7 +143,7 @@ class Labelling:
                     f"{photo.name}: has no label of {name}, which {self.name} needs.", f"no label of {name}"
                 )
             png = pathlib.Path(png).read_bytes() if isinstance(png, str) else png
-            map = label_files.decode(name, png, f"the label of {name} of {photo.name}")
+            map = label_png.decode(name, png, f"the label of {name} of {photo.name}")
             found[name] = Label(labels.blank(name, *size) if map is None else map)
         return found
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_files, label_png, labels
 from prismer_jax.experts.expert import Label
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
@@ -48,7 +48,7 @@ def test_what_is_written_is_read(store, expert):
     assert store.read(expert, SHARD, PHOTOS[2]) is None
     for photo in PHOTOS[:2]:
         part = label_files.parse(expert, store.read(expert, SHARD, photo), photo.name)
-        np.testing.assert_array_equal(label_files.decode(expert, part.pop(f"labels/{expert}")), MAP)
+        np.testing.assert_array_equal(label_png.decode(expert, part.pop(f"labels/{expert}")), MAP)
         if expert == "obj_detection":
             assert part.pop(labels.CLASSES_KEY)[:3].tolist() == [7, 3, -1]
         elif expert == "ocr_detection":
@@ -69,7 +69,7 @@ def test_an_empty_label_is_there_and_empty(store):
             assert files == {".png": b""}
             continue
         part = label_files.parse(expert, files, photo.name)
-        map = label_files.decode(expert, part[f"labels/{expert}"])
+        map = label_png.decode(expert, part[f"labels/{expert}"])
         np.testing.assert_array_equal(map, labels.blank(expert, 6, 8))
         assert len(part) == {"depth": 1, "obj_detection": 2, "ocr_detection": 3}[expert]  # with the side files
 

@@ -1,6 +1,6 @@
 """Preprocessing: what happens to one example between its files and the batch. NumPy only, so it runs in any worker."""
 
-from prismer_jax.pp import image, labels, pack, randaugment, text, tokenizer
+from prismer_jax.pp import image, labels, pack, text, tokenizer
 from prismer_jax.pp.ops import OPS, Example, Op, Pipeline, register
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "image",
     "labels",
     "pack",
-    "randaugment",
     "register",
     "text",
     "tokenizer",

@@ -6,7 +6,7 @@ import tokenizers
 
 from prismer_jax import pp
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.pp import chat
+from prismer_jax.pp import chat, fast_tokenizers
 
 
 def letters(folder, extra=chat.EXTRA_TOKENS):
@@ -18,7 +18,7 @@ def letters(folder, extra=chat.EXTRA_TOKENS):
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(special)
-    (folder / "tokenizer.json").write_text(pp.tokenizer.extended(model.to_str(), extra))
+    (folder / "tokenizer.json").write_text(fast_tokenizers.extended(model.to_str(), extra))
     (folder / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}')
     return pp.tokenizer.load(f"tokenizers:{folder}")
 

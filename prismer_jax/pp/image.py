@@ -1,4 +1,4 @@
-"""Ops on the photo and all its label maps together.
+"""Ops that read and resize the photo and all its label maps together; those of augment.py also cut and mirror them.
 
 Photos are uint8 RGB [H, W, 3] after `decode`, label maps uint8 [h, w, c] of their own size: every geometric op is
 written in relative coordinates, so that a label pixel stays on what it labels.
@@ -7,15 +7,13 @@ written in relative coordinates, so that a label pixel stays on what it labels.
 from __future__ import annotations
 
 import io
-import math
 import warnings
-from typing import Literal
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_png, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
@@ -43,7 +41,7 @@ SIDEWAYS = (5, 6, 7, 8)  # of these, width becomes height
 
 
 @register
-def decode(max_pixels: int = label_files.MAX_PIXELS) -> Op:
+def decode(max_pixels: int = label_png.MAX_PIXELS) -> Op:
     """Decodes the photo (bytes or a path) to upright uint8 RGB [H, W, 3], and its label maps to uint8 [h, w, c].
 
     Of an example with a list of photos, or an empty one, all are decoded; such an example has no label maps.
@@ -101,10 +99,10 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
             what = "a web page"
         raise BadSample(f"{where}: not a readable image ({what}).", reason) from None
     try:
-        if label_files.too_large(*image.size, max_pixels):
+        if label_png.too_large(*image.size, max_pixels):
             raise BadSample(
                 f"{where}: {image.width}x{image.height} pixels are more than decode's max_pixels={max_pixels}, or than "
-                f"{label_files.MAX_SIDE} on a side.",
+                f"{label_png.MAX_SIDE} on a side.",
                 "too many pixels",
             )
         pixels = _jpeg(image, data)
@@ -121,7 +119,7 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
 
 
 def image_size(
-    source: bytes | str, max_pixels: int = label_files.MAX_PIXELS, where: str | None = None
+    source: bytes | str, max_pixels: int = label_png.MAX_PIXELS, where: str | None = None
 ) -> tuple[int, int]:
     """Returns `read_image`'s (height, width), from the header of the file (encoded bytes or a path) alone.
 
@@ -132,7 +130,7 @@ def image_size(
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
-            if not label_files.too_large(width, height, max_pixels):
+            if not label_png.too_large(width, height, max_pixels):
                 if image.format == "TIFF":  # whose `size` is turned already in some versions of Pillow, in others not
                     width, height = (image.tag_v2[tag] for tag in TIFF_SIZE)
                 return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
@@ -185,7 +183,7 @@ def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
 def _read_label(
     name: str, source: bytes | str | np.ndarray, photo: tuple[int, int], where: str, image: str
 ) -> np.ndarray:
-    label = source if isinstance(source, np.ndarray) else label_files.decode(name, read_bytes(source, where), where)
+    label = source if isinstance(source, np.ndarray) else label_png.decode(name, read_bytes(source, where), where)
     if label is None:
         return labels.blank(name, *photo)
     (h, w), (height, width) = label.shape[:2], photo
@@ -202,15 +200,16 @@ def resize(size: Size, label_size: Size | None = None) -> Op:
     Proportions are not kept, as in the reference. Label maps get `label_size`, by default `size` too; the reference
     has 224 whatever the photo's.
     """
-    shape, label_shape = _shapes(size, label_size)
+    shape, label_shape = shapes(size, label_size)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        return dict(example, image=_bicubic(example["image"], shape)) | resample(example, label_shape)
+        return dict(example, image=bicubic(example["image"], shape)) | resample(example, label_shape)
 
     return op
 
 
-def _shapes(size: Size, label_size: Size | None) -> tuple[tuple[int, int], tuple[int, int]]:
+def shapes(size: Size, label_size: Size | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns (height, width) of the photo and of its label maps; raises UserError for what is no size."""
     pair = [(s, s) if isinstance(s, int) else tuple(s) for s in (size, size if label_size is None else label_size)]
     for shape in pair:
         if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
@@ -218,80 +217,10 @@ def _shapes(size: Size, label_size: Size | None) -> tuple[tuple[int, int], tuple
     return pair[0], pair[1]
 
 
-def _bicubic(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def bicubic(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resizes a photo uint8 [H, W, 3] to shape (height, width), as Pillow does with antialiasing."""
     if image.shape[:2] == shape:
         return image
     # Rows first, then columns: the result is rounded to 8 bits in between, and Pillow 13 takes the cheaper one first.
     narrowed = Image.fromarray(image).resize((shape[1], image.shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(narrowed.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
-
-
-@register
-def random_resized_crop(
-    size: Size,
-    label_size: Size | None = None,
-    scale: tuple[float, float] = (0.5, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Op:
-    """Cuts a random box of `scale` (of the area) and `ratio` (width to height, log-uniform) and resizes it as `resize`.
-
-    The box is drawn as in Szegedy et al. (arXiv 1409.4842): ten tries, then the largest central box of a legal ratio.
-    The reference has scale (0.5, 1.0) for fine-tuning and (0.5, 1.5) for pretraining.
-    """
-    shape, label_shape = _shapes(size, label_size)
-    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
-        if not 0 < low <= high:
-            raise UserError(f"random_resized_crop({name}={(low, high)}): two positive numbers, the smaller first.")
-
-    def op(example: Example, rng: np.random.Generator) -> Example:
-        image = example["image"]
-        height, width = image.shape[:2]
-        top, left, h, w = _random_box(height, width, scale, ratio, rng)
-        cut = image[top : top + h, left : left + w]
-        return dict(example, image=_bicubic(cut, shape)) | resample(
-            example, label_shape, (left, top, left + w, top + h)
-        )
-
-    return op
-
-
-def _random_box(
-    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    draw = rng.random  # a tenth of the time of rng.uniform and rng.integers
-    shortest, longest = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * draw())
-        aspect = math.exp(shortest + (longest - shortest) * draw())
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(draw() * (height - h + 1)), int(draw() * (width - w + 1)), h, w
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-@register
-def flip(p: float = 0.5, normals: Literal["mirror", "reference"] = "mirror") -> Op:
-    """Mirrors photo and labels left to right with probability p.
-
-    A mirrored surface's normal has the opposite x, which 'mirror' sets (red becomes 255 - red); 'reference' leaves it,
-    as the official code does. Captions that say left or right, and words to read, become wrong: leave flip out there.
-    """
-    if normals not in ("mirror", "reference"):
-        raise UserError(f"flip(normals={normals!r}): 'mirror' or 'reference'.")
-
-    def op(example: Example, rng: np.random.Generator) -> Example:
-        if rng.random() >= p:
-            return example
-        out = dict(example, image=cv2.flip(example["image"], 1))
-        for name, label in maps(example).items():
-            mirrored = cv2.flip(label, 1).reshape(label.shape)  # OpenCV drops an axis of one channel
-            if name == "normal" and normals == "mirror":
-                red, green, blue = mirrored[..., 0], mirrored[..., 1], mirrored[..., 2]
-                # Exactly black is no unit vector: it is the empty map, which stays so.
-                np.invert(red, out=red, where=(red | green | blue) != 0)
-            out[f"labels/{name}"] = mirrored
-        return out
-
-    return op

@@ -48,42 +48,6 @@ def _empty(name: str, example: Example) -> np.ndarray | bytes:
     return labels.blank(name, height, width)
 
 
-@register
-def noise_labels(experts: str | Sequence[str] = "all", num_classes: int | None = None) -> Op:
-    """Replaces what these experts see by noise, for studies of robustness: their maps then tell nothing of the photo.
-
-    Every pixel is drawn by itself, uniformly: intensities of all values, ids of all classes, instances or words. Each
-    instance's class is drawn too, and each word's features, from the distribution of `labels.class_vectors`. An expert
-    of which the example has no map stays without one; the op stands behind `decode`.
-
-    Source: noise experts, and noise from a uniform distribution, as in "Robustness to Noisy Experts" of the paper
-    (arXiv 2303.02506); how ids become noise, it does not say.
-
-    Args:
-      experts: as in `labels.select`.
-      num_classes: classes to draw from; None: those of the official table.
-    """
-    rows = [labels.EXPERTS[name] for name in labels.select(experts)]
-
-    def op(example: Example, rng: np.random.Generator) -> Example:
-        out = dict(example)
-        for row in rows:
-            if row.key not in example:
-                continue
-            classes = num_classes or row.num_classes
-            values = classes if row.embed == "classes" else labels.BACKGROUND if row.storage == "ids" else 256
-            out[row.key] = rng.integers(0, values, example[row.key].shape, np.uint8)
-            if row.embed == "instances":
-                out[labels.CLASSES_KEY] = rng.integers(0, classes, labels.MAX_IDS, np.int32)
-            elif row.embed == "words":
-                shape = (labels.MAX_IDS, labels.FEATURES)
-                out[labels.WORDS_KEY] = rng.standard_normal(shape, np.float32).astype(np.float16)
-                out.pop("words", None)
-        return out
-
-    return op
-
-
 def maps(example: Example) -> dict[str, np.ndarray]:
     """Returns the example's label maps by expert name, without the tables that go with them."""
     return {name: example[row.key] for name, row in labels.EXPERTS.items() if row.key in example}

@@ -10,14 +10,14 @@ from typing import Any
 from prismer_jax import datasets
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
-from prismer_jax.label_files import MAX_PIXELS
+from prismer_jax.label_png import MAX_PIXELS
 from prismer_jax.pp.image import read_image
 from prismer_jax.report import page, selection
 
 Sample = Mapping[str, Any]
 
 
-def write_comparison(
+def write(
     path: pathlib.Path,
     records: Sequence[Mapping[str, Any]],
     samples: Mapping[str, Sequence[Sequence[Sample]]],

@@ -1,32 +1,53 @@
-"""The page of an evaluation: what was evaluated, its metrics, and the worst, the best and some samples."""
+"""What an evaluation leaves: predictions, samples, and a page with metrics, the worst, the best and some samples."""
 
 from __future__ import annotations
 
+import datetime
 import html
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from prismer_jax import config
 from prismer_jax.files import storage
-from prismer_jax.report import page
+from prismer_jax.report import page, results
 
 GROUPS = {"worst": "Worst", "best": "Best", "random": "At random"}
 BINS = 20  # of a histogram
 
 
-def write_evaluation(
-    path: pathlib.Path, evaluators: Mapping[str, Any], record: Mapping[str, Any], samples: int = 12
+def write(
+    folder: pathlib.Path,
+    evaluators: Mapping[str, Any],
+    scores: Mapping[str, float],
+    record: Mapping[str, Any],
+    samples: int = 12,
 ) -> None:
-    """Writes the page, one file that holds everything.
+    """Writes what `python -m prismer_jax.evaluate` leaves: metrics.json, predictions, samples/NAME.jsonl, report.html.
 
     Args:
-      path: of the page.
+      folder: made if need be.
       evaluators: {name: evaluator}, which have run: those of `prismer_jax.evaluators`.
-      record: what metrics.json holds.
-      samples: how many of each group are shown.
+      scores: what they yielded.
+      record: what was evaluated, which metrics.json holds beside the metrics.
+      samples: how many of the best, of the worst and of all samples the report shows for each evaluator.
     """
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    record = {"metrics": dict(scores), **record, "date": now, **config.provenance()}
+    results.write_predictions(folder, evaluators)
+    (folder / "samples").mkdir(exist_ok=True)
+    for name, evaluator in evaluators.items():
+        with storage.replacing(folder / "samples" / f"{name}.jsonl") as file, open(file, "w") as lines:
+            lines.writelines(json.dumps(sample) + "\n" for sample in evaluator.records)
+    write_page(folder / "report.html", evaluators, record, samples)
+    storage.write_json(folder / "metrics.json", record)
+
+
+def write_page(path: pathlib.Path, evaluators: Mapping[str, Any], record: Mapping[str, Any], samples: int) -> None:
+    """Writes the page, one file that holds everything; the arguments are those of `write`."""
     parts = [facts(record), "<h2>Metrics</h2>", f'<div class="tables">{"".join(page.tables(record["metrics"]))}</div>']
     for name, evaluator in evaluators.items():
         parts += [f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>', _settings(record["evaluators"][name])]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax.errors import UserError
 from prismer_jax.labels import EXPERTS, PAPER
-from prismer_jax.report import colorize, contact, draw, page, panel, write_report
+from prismer_jax.report import draw, page
+from prismer_jax.report.draw import colorize, contact, panel
+from prismer_jax.report.page import write_report
 
 
 def sample(experts=PAPER, **more):
@@ -86,11 +87,11 @@ def test_report_holds_pictures_tables_and_escaped_texts(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "tra')
     samples = [sample(), sample(question="<i>?", correct=1.0, blank="a & b")]
     final = {"vqa/accuracy": 61.25, "vqa/accuracy_blank": 28.0, "vqa/accuracy/<color>": 50.0, "caption/cider": 1.33}
-    files = write_report(tmp_path, samples, final, config="lr = 1\n<script>alert(1)</script>", title="<run>")
-    text = files["html"].read_text()
-    assert Image.open(files["png"]).width > 800
-    assert Image.open(files["curves"]).width > 400
-    for raw in ("<b>red", "<i>?", "a & b", "<script>alert", "<run>", "<color>", "ball & chain"):
+    write_report(tmp_path, samples, final, config="lr = 1\n<script>alert(1)</script>")
+    text = (tmp_path / "report.html").read_text()
+    assert Image.open(tmp_path / "report.png").width > 800
+    assert Image.open(tmp_path / "curves.png").width > 400
+    for raw in ("<b>red", "<i>?", "a & b", "<script>alert", "<color>", "ball & chain"):
         assert raw not in text
     for shown in ("&lt;b&gt;red", "a &amp; b", "61.25", "28", "&lt;color&gt;", "1.33", "a ball  ×2", "blank image"):
         assert shown in text
@@ -99,18 +100,8 @@ def test_report_holds_pictures_tables_and_escaped_texts(tmp_path):
 
 
 def test_report_of_an_empty_workdir_is_a_page_without_pictures(tmp_path):
-    assert set(write_report(tmp_path / "new")) == {"html"}
-
-
-def test_metrics_default_to_the_last_of_each_name(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "val/loss": 2.5}\n{"step": 2, "val/loss": 1.75}\n')
-    assert "1.75" in write_report(tmp_path)["html"].read_text()
-
-
-def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2"):
-        write_report(tmp_path)
+    write_report(tmp_path / "new", [], {}, "")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
-"""What an evaluation leaves behind in a folder: metrics, predictions in the official formats, a report."""
+"""What a run leaves behind in its workdir: metrics, predictions in the official formats, a report."""
 
 from __future__ import annotations
 
-import datetime
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from prismer_jax import config, report
+from prismer_jax import config
 from prismer_jax.files import storage
+from prismer_jax.report import page
 
 
 def write(
@@ -31,37 +30,8 @@ def write(
     write_predictions(folder, evaluators)
     shown = [evaluator for evaluator in evaluators.values() if evaluator.predictions]
     panels = [sample for evaluator in shown for sample in evaluator.samples(max(1, samples // len(shown)))]
-    report.write_report(folder, panels, scores, config.to_json(cfg))
+    page.write_report(folder, panels, scores, config.to_json(cfg))
     storage.write_json(folder / "metrics.json", dict(scores))
-
-
-def write_evaluation(
-    folder: pathlib.Path,
-    evaluators: Mapping[str, Any],
-    scores: Mapping[str, float],
-    record: Mapping[str, Any],
-    samples: int = 12,
-) -> None:
-    """Writes what `python -m prismer_jax.evaluate` leaves: as `write`, and samples/NAME.jsonl for comparisons.
-
-    Args:
-      folder: created if need be.
-      evaluators, scores: as in `write`.
-      record: what was evaluated, which metrics.json holds beside the metrics.
-      samples: how many of the best, of the worst and of all samples the report shows for each evaluator.
-    """
-    record = {"metrics": dict(scores), **record, "date": _now(), **config.provenance()}
-    write_predictions(folder, evaluators)
-    (folder / "samples").mkdir(exist_ok=True)
-    for name, evaluator in evaluators.items():
-        with storage.replacing(folder / "samples" / f"{name}.jsonl") as file, open(file, "w") as lines:
-            lines.writelines(json.dumps(sample) + "\n" for sample in evaluator.records)
-    report.write_evaluation(folder / "report.html", evaluators, record, samples)
-    storage.write_json(folder / "metrics.json", record)
-
-
-def _now() -> str:
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def write_predictions(folder: pathlib.Path, evaluators: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_png, labels
 from prismer_jax.report import overview
 from prismer_jax.report.statistics import Statistics, warnings
 
@@ -128,6 +128,6 @@ def test_the_table_and_the_picture_show_every_expert(tmp_path):
 
 
 def test_a_data_set_without_anything_has_a_picture_too():
-    assert overview.picture({"depth": statistics("depth", [None])}, {}, [], "x").startswith(label_files.PNG_START)
+    assert overview.picture({"depth": statistics("depth", [None])}, {}, [], "x").startswith(label_png.PNG_START)
     empty = {e: statistics(e, [labels.blank(e, 1, 1)]) for e in labels.EXPERTS}
-    assert overview.picture(empty, {}, [], "x").startswith(label_files.PNG_START)
+    assert overview.picture(empty, {}, [], "x").startswith(label_png.PNG_START)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.files.dropped import Dropped
-from prismer_jax.report import results, selection
+from prismer_jax.report import evaluation, selection
 from prismer_jax.scores import jars
 from prismer_jax.scores.caption import score_captions
 from prismer_jax.scores.vqa import score_answers
@@ -114,7 +114,7 @@ def score(
         "evaluators": {task: described},
         "devices": "",
     }
-    results.write_evaluation(folder, {task: scored}, scores, record)
+    evaluation.write(folder, {task: scored}, scores, record)
     return scores
 
 

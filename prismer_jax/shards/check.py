@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_png, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
@@ -151,7 +151,7 @@ def _ids(map: np.ndarray) -> np.ndarray:
 
 
 def _is_empty(name: str, png: bytes) -> bool:
-    return bool((label_files.decode(name, png) == labels.EXPERTS[name].fill).all())
+    return bool((label_png.decode(name, png) == labels.EXPERTS[name].fill).all())
 
 
 def _hash(id: str) -> int:

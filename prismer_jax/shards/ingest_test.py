@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
-from prismer_jax import label_files, labels
+from prismer_jax import label_files, label_png, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.pp.image import read_image
 from prismer_jax.shards import ingest
@@ -108,7 +108,7 @@ def test_tfds_reads_the_map_that_the_loader_reads_of_a_label_with_a_palette(name
     label.putpalette([5, 5, 5, 2, 2, 2])
     label.putpixel((0, 0), 1)
     given = encoded(label, "PNG")
-    map = label_files.decode(name, given)
+    map = label_png.decode(name, given)
     assert (map[0, 0, 0], map[1, 1, 0]) == ((1, 0) if name == "seg_coco" else (2, 5))
     stored = prepare(encoded(PHOTO, "JPEG"), **{f"labels/{name}": given})["labels"][name]
     feature = tfds.features.Image(shape=(None, None, map.shape[2]))
@@ -120,13 +120,13 @@ def test_a_large_photo_becomes_small_upright_and_its_labels_with_it(orientation)
     photo = turned(orientation)
     height, width = read_image(photo, 10**6, "x").shape[:2]
     map = np.arange(height * width, dtype=np.uint8).reshape(height, width, 1) % 130
-    made = prepare(photo, 20, **{"labels/seg_coco": label_files.encode(map), "labels/depth": map})
+    made = prepare(photo, 20, **{"labels/seg_coco": label_png.encode(map), "labels/depth": map})
     small = read_image(made["image"], 10**6, "x")
     assert small.shape == ((15, 20, 3) if orientation == 1 else (20, 15, 3))
-    label = label_files.decode("seg_coco", made["labels"]["seg_coco"])
+    label = label_png.decode("seg_coco", made["labels"]["seg_coco"])
     assert label.shape == (*small.shape[:2], 1)
     np.testing.assert_array_equal(label, map[1::2, 1::2])  # the pixel under each centre: ids are never mixed
-    np.testing.assert_array_equal(label, label_files.decode("depth", made["labels"]["depth"]))
+    np.testing.assert_array_equal(label, label_png.decode("depth", made["labels"]["depth"]))
     assert prepare(photo, 40)["image"] == photo
 
 
@@ -139,7 +139,7 @@ def test_labels_keep_every_pixel_and_their_tables(tmp_path):
         label_files.write(tmp_path, name, "a.jpg", map, classes=classes, features=features, words=words)
     made = prepare(encoded(PHOTO, "JPEG"), **label_files.locate(tmp_path, EXPERTS, "a.jpg"))
     for name, map in maps.items():
-        np.testing.assert_array_equal(label_files.decode(name, made["labels"][name]), map)
+        np.testing.assert_array_equal(label_png.decode(name, made["labels"][name]), map)
     assert made["classes"].tolist() == classes
     assert made["words"] == words
     np.testing.assert_array_equal(made["word_features"], features)
@@ -147,7 +147,7 @@ def test_labels_keep_every_pixel_and_their_tables(tmp_path):
 
 def test_an_empty_label_file_becomes_an_empty_map():
     made = prepare(encoded(PHOTO, "JPEG"), **{"labels/ocr_detection": b"", labels.WORDS_KEY: labels.no_words()})
-    assert (label_files.decode("ocr_detection", made["labels"]["ocr_detection"]) == 255).all()
+    assert (label_png.decode("ocr_detection", made["labels"]["ocr_detection"]) == 255).all()
     assert made["words"] == []
     assert len(made["word_features"]) == 0
 
@@ -159,7 +159,7 @@ def test_an_empty_label_file_becomes_an_empty_map():
         ({"image": "nowhere.jpg"}, "nowhere.jpg: No such file"),
         ({"image": b"<html>"}, "not a readable image"),
         ({"labels/depth": np.zeros((30, 30, 1), np.uint8)}, "does not fit"),
-        ({"labels/seg_coco": label_files.encode(np.full((30, 40, 1), 200, np.uint8))}, "beyond the 133"),
+        ({"labels/seg_coco": label_png.encode(np.full((30, 40, 1), 200, np.uint8))}, "beyond the 133"),
         ({"labels/edge": b"\x89PNG\r\n\x1a\n"}, "cannot be read as an image"),
         ({"captions": ["\ud83d"]}, "no Unicode"),
         ({"questions": [{"question": "q", "answers": ["\ud83d"]}]}, "no Unicode"),
@@ -189,7 +189,7 @@ def test_label_files_of_this_project_stay_and_others_are_encoded_again(tmp_path,
     rng = np.random.default_rng(2)
     smooth = cv2.GaussianBlur(rng.integers(0, 256, (30, 40, 3), np.uint8), (0, 0), 5)
     map = smooth if name == "normal" else smooth[..., :1]
-    ours, theirs = label_files.encode(map), encoded(map.squeeze(), "PNG")
+    ours, theirs = label_png.encode(map), encoded(map.squeeze(), "PNG")
     assert ingest.decodes_fast(ours, map.shape[2])
     assert not ingest.decodes_fast(theirs, map.shape[2])  # Pillow chooses a filter for each row
     (tmp_path / "label.png").write_bytes(ours)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from prismer_jax import datasets, label_files, labels
+from prismer_jax import datasets, label_png, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import manifest, reader, records, writer
@@ -41,7 +41,7 @@ def example(number: int, questions: int = 0) -> dict:
             for i in range(questions)
         ],
         "labels/depth": map,
-        "labels/obj_detection": label_files.encode(map),
+        "labels/obj_detection": label_png.encode(map),
         labels.CLASSES_KEY: classes,
         "labels/ocr_detection": map,
         labels.WORDS_KEY: features,
@@ -76,7 +76,7 @@ def test_what_is_written_comes_back(tmp_path):
         for key in (labels.CLASSES_KEY, labels.WORDS_KEY):
             np.testing.assert_array_equal(got[key], given[key])
         for name in EXPERTS:
-            np.testing.assert_array_equal(label_files.decode(name, got[f"labels/{name}"]), given["labels/depth"])
+            np.testing.assert_array_equal(label_png.decode(name, got[f"labels/{name}"]), given["labels/depth"])
 
 
 def test_there_is_one_item_a_question_however_many_each_record_has(tmp_path):

@@ -18,7 +18,7 @@ from prismer_jax import pp
 from prismer_jax.batch import prompts
 from prismer_jax.datasets import bins, packing
 from prismer_jax.errors import BadSample
-from prismer_jax.pp import chat, tiles
+from prismer_jax.pp import chat, fast_tokenizers, tiles
 from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
 
 
@@ -158,7 +158,7 @@ def toy_tokenizer(folder: pathlib.Path) -> pp.tokenizer.Tokenizer:
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(list(special))
-    (folder / "tokenizer.json").write_text(pp.tokenizer.extended(model.to_str(), chat.EXTRA_TOKENS))
+    (folder / "tokenizer.json").write_text(fast_tokenizers.extended(model.to_str(), chat.EXTRA_TOKENS))
     return pp.tokenizer.load(f"tokenizers:{folder}")
 
 

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 import pytest
 
-from prismer_jax import datasets, label_files, labels
+from prismer_jax import datasets, label_png, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes import build
 from prismer_jax.errors import UserError
@@ -41,11 +41,11 @@ def test_items_have_the_form_of_examples(tmp_path):
     whole = datasets.load("scenes", split="train", task="all", size=SIZE, count=3, data_dir=tmp_path)[1]
     assert whole["questions"][2]["question"] == example["question"]
     for name in labels.PAPER:
-        pixels = label_files.decode(name, example[f"labels/{name}"])
+        pixels = label_png.decode(name, example[f"labels/{name}"])
         assert pixels.shape == (SIZE, SIZE, labels.EXPERTS[name].channels)
     classes = example[labels.CLASSES_KEY]
     assert classes.max() < len(scenes.CLASSES)
-    found = set(label_files.decode("obj_detection", example["labels/obj_detection"]).ravel()) - {labels.BACKGROUND}
+    found = set(label_png.decode("obj_detection", example["labels/obj_detection"]).ravel()) - {labels.BACKGROUND}
     assert found == set(np.flatnonzero(classes >= 0))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax import label_files, labels, tree
+from prismer_jax import label_files, label_png, labels, tree
 from prismer_jax.errors import UserError
 from prismer_jax.experts import weights
 from prismer_jax.experts.expert import Label
@@ -132,7 +132,7 @@ def test_from_maps_to_label_files(opened, tmp_path):
     assert words == ["hotel"]
     np.testing.assert_allclose(features[0], label.features[0], rtol=1e-3, atol=1e-3)
     example = label_files.locate(tmp_path, [expert.name], "a.jpg")
-    assert label_files.decode(expert.name, png.read_bytes()).shape == (50, 70, 1)
+    assert label_png.decode(expert.name, png.read_bytes()).shape == (50, 70, 1)
     np.testing.assert_array_equal(example[labels.WORDS_KEY], features)
 
 

@@ -18,7 +18,7 @@ from prismer_jax.models import conversion
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.nanovlm import config_json
 from prismer_jax.models.nanovlm.model import NanoVLM, build
-from prismer_jax.pp import chat
+from prismer_jax.pp import chat, fast_tokenizers
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
 from prismer_jax.weights import rows, rules, safe
 from prismer_jax.weights.gguf import Llama
@@ -191,7 +191,7 @@ def _described(
         files = {path.name: path.read_text(encoding="utf-8") for path in tokenizer.files()}
     extra = chat.EXTRA_TOKENS[: model.vocab_size - model.image_token] if model.image_token is not None else ()
     if files:
-        files["tokenizer.json"] = pp.tokenizer.extended(files["tokenizer.json"], extra)
+        files["tokenizer.json"] = fast_tokenizers.extended(files["tokenizer.json"], extra)
     note = (
         ""
         if files
