@@ -26,7 +26,7 @@ from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage, workers
 from prismer_jax.files.dropped import Dropped
-from prismer_jax.shards import build, check, manifest
+from prismer_jax.shards import build, check, manifest, metadata
 
 UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
 NOT_WHAT = ("output", "processes", "dry_run", "check", "max_side", "experts", "tfds_name", "tfds_split")
@@ -88,7 +88,7 @@ def _plan(source: Any, args: argparse.Namespace) -> build.Plan:
     made_from |= {"ids": build.digest(source), "dropped": getattr(source, "dropped", Dropped()).to_json()}
     return build.Plan(
         folder=folder,
-        name=manifest.identifier(args.tfds_name or os.path.basename(folder.rstrip("/"))),
+        name=metadata.identifier(args.tfds_name or os.path.basename(folder.rstrip("/"))),
         split=args.tfds_split,
         experts=tuple(made_with),
         count=len(source),
@@ -135,16 +135,16 @@ def _estimate(plan: build.Plan, source: Any, processes: int) -> None:
 
 
 def _report(plan: build.Plan, finished: manifest.Manifest, seconds: float) -> None:
-    totals = finished.totals()
+    totals = metadata.totals(finished)
     print(
         f"{plan.folder}: {totals['records']:,} records in {len(finished.shards):,} shards, {totals['captions']:,} "
         f"captions, {totals['questions']:,} questions, {totals['bytes'] / 1e9:.3g} GB; {seconds:.0f} s"
     )
     if plan.experts:
         print("labels: " + ", ".join(f"{name} {count:,}" for name, count in totals["labels"].items()))
-    if finished.dropped:
-        print(f"{finished.dropped.total:,} were left out:")
-        print("\n".join(finished.dropped.lines()))
+    if dropped := metadata.dropped(finished):
+        print(f"{dropped.total:,} were left out:")
+        print("\n".join(dropped.lines()))
 
 
 if __name__ == "__main__":

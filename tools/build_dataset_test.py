@@ -9,7 +9,7 @@ import pytest
 
 from prismer_jax import datasets, label_files, label_png
 from prismer_jax.errors import UserError
-from prismer_jax.shards import manifest
+from prismer_jax.shards import manifest, metadata
 from tools import build_dataset
 
 
@@ -48,7 +48,7 @@ def test_a_list_becomes_a_data_set(photos, capsys):
     found = manifest.read(str(photos / "set"))
     assert found.experts == ("depth", "seg_coco")
     assert found.labels == {"depth": "trained weights", "seg_coco": None}
-    assert found.dropped.counts == {"missing photo": 1, "not an image": 1}
+    assert metadata.dropped(found).counts == {"missing photo": 1, "not an image": 1}
     assert found.made_from["list"] == [str(photos / "list.json")]
     assert found.name == "set"
     source = datasets.load("records", path=photos / "set", task="question")
@@ -73,9 +73,9 @@ def test_labels_that_were_cut_are_left_out_and_counted_and_missing_ones_are_not(
     (photos / "labels/depth/3.png").unlink()
     build_dataset.main(flags(photos))
     built = manifest.read(str(photos / "set"))
-    assert built.dropped.counts == {"damaged label": 3, "missing photo": 1, "not an image": 1}
+    assert metadata.dropped(built).counts == {"damaged label": 3, "missing photo": 1, "not an image": 1}
     assert sum(row.labels["depth"] for row in built.shards) == 1
-    assert built.totals()["records"] == 2
+    assert metadata.totals(built)["records"] == 2
 
 
 def test_a_data_set_can_be_made_from_a_data_set(photos, capsys):

@@ -14,7 +14,7 @@ from prismer_jax import label_png, labels
 from prismer_jax.datasets import lists
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts import testing, weights
-from prismer_jax.shards import check, records
+from prismer_jax.shards import check, metadata, records
 from tools import make_labels
 
 
@@ -158,7 +158,7 @@ def test_from_raw_tars_to_a_labelled_data_set_in_one_command(tars, tmp_path, cap
         )
         assert example[labels.CLASSES_KEY][0] == 7
     assert source.manifest.labels["depth"] == "random weights"
-    assert source.manifest.dropped.counts == {"not an image": 1, "unusable sample": 1}
+    assert metadata.dropped(source.manifest).counts == {"not an image": 1, "unusable sample": 1}
     shards = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record*")}
     report = (out / "skipped.json").read_text()
     capsys.readouterr()

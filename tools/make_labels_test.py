@@ -16,7 +16,7 @@ from prismer_jax.experts import testing, weights
 from prismer_jax.experts.expert import Label, SquareExpert
 from prismer_jax.files import progress
 from prismer_jax.pp import build
-from prismer_jax.shards import records
+from prismer_jax.shards import schema
 from prismer_jax.weights import safe, write
 from tools import make_labels, visualize
 
@@ -324,7 +324,7 @@ def test_exact_labels_of_scenes_go_the_same_way(tmp_path, monkeypatch):
     assert sum(len(example["words"]) for example in examples.values())  # signs among them
     for read in map(source.__getitem__, range(len(source))):
         example = examples[read["id"]]
-        record = records.encode(**example)  # what the training reads
+        record = schema.encode(**example)  # what the training reads
         kept = {name: record["labels"][name] for name in labels.PAPER}
         theirs = decode({"image": example["image"]} | {f"labels/{k}": v for k, v in kept.items()}, None)
         ours = decode(read, None)

@@ -16,7 +16,7 @@ from prismer_jax.labelling.job import Job, Stage, split
 from prismer_jax.labelling.ledger import Ledger
 from prismer_jax.labelling.recording import Recording
 from prismer_jax.labelling.stores import LabelFiles, LabelShards
-from prismer_jax.shards import build, manifest
+from prismer_jax.shards import build, metadata
 
 
 def check_folder(folder: pathlib.Path) -> None:
@@ -127,7 +127,7 @@ class Dataset:
         there = build.labels_of(source, given)
         self._plan = build.Plan(
             folder=self.folder,
-            name=manifest.identifier(os.path.basename(self.folder.rstrip("/"))),
+            name=metadata.identifier(os.path.basename(self.folder.rstrip("/"))),
             split="train",
             experts=labels.select([*there, *made_with]),
             count=len(source),

@@ -17,7 +17,7 @@ from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.job import Job, photo_of, ready_shards
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.stores import LabelShards
-from prismer_jax.shards import build, records
+from prismer_jax.shards import build, schema
 
 
 class Recording:
@@ -44,7 +44,7 @@ class Recording:
         ready = ready_shards(self._job, self._work, self._experts)
         if not ready:
             return False
-        records.serializer(self._plan.experts)  # imports TFDS, which locks up if several threads do so at once
+        schema.serializer(self._plan.experts)  # imports TFDS, which locks up if several threads do so at once
         left, took = {index: len(self._job.shards[index]) for index in ready}, False
         with progress.bar(self.name, sum(left.values())) as advance, ThreadPoolExecutor(self._threads) as pool:
             for _ in pipeline.ahead(pool, self._write, self._work.free(ready), self._threads):

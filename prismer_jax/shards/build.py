@@ -28,7 +28,7 @@ from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.leases import Leases
 from prismer_jax.files.work import Item, Report, Work, change
-from prismer_jax.shards import ingest, manifest, records
+from prismer_jax.shards import ingest, manifest, metadata, records, schema
 from prismer_jax.shards.writer import take, write_shard
 
 LEASES = ".leases"
@@ -66,7 +66,7 @@ class Plan:
         return -(-self.count // self.shard_size)
 
     def file(self, shard: int) -> str:
-        return manifest.shard_name(self.name, self.split, shard, self.shards)
+        return metadata.shard_name(self.name, self.split, shard, self.shards)
 
     def samples(self, shard: int) -> range:
         return range(shard * self.shard_size, min(self.count, (shard + 1) * self.shard_size))
@@ -76,7 +76,7 @@ class Plan:
         names = [self.file(shard) for shard in range(self.shards)]
 
         def whole(shard: int, report: Report | None) -> bool:
-            return manifest.whole(self.folder, names[shard], report) is not None
+            return metadata.whole(self.folder, names[shard], report) is not None
 
         return Work(self.folder, names, leases, prefix=prefix, counts=whole)
 
@@ -117,12 +117,12 @@ class Sample:
 
 def measure(source: Any, experts: Sequence[str], max_side: int | None) -> Sample:
     """Prepares some samples, for an estimate."""
-    serialize = records.serializer(tuple(experts))
+    serialize = schema.serializer(tuple(experts))
     dropped, count, total, started = Dropped(), 0, 0, time.monotonic()
     for example in _some(source):
         count += 1
         try:
-            total += len(serialize(records.encode(**ingest.prepare(example, experts, max_side))))
+            total += len(serialize(schema.encode(**ingest.prepare(example, experts, max_side))))
         except BadSample as error:
             dropped.add_error(error)
     return Sample(count, total / count, (time.monotonic() - started) / count, dropped)
@@ -219,7 +219,7 @@ def finish(plan: Plan) -> manifest.Manifest:
         missing = plan.shards - len(reports)
         raise UserError(f"{plan.folder}: {missing} of {plan.shards} shards are missing. Run it again.")
     with _alone(plan, "finish"):
-        finished = manifest.finish(
+        finished = metadata.finish(
             plan.folder,
             name=plan.name,
             split=plan.split,

@@ -12,7 +12,7 @@ import pytest
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.files.leases import Leases
-from prismer_jax.shards import build, reader, records, writer
+from prismer_jax.shards import build, metadata, reader, records, writer
 from prismer_jax.shards.reader_test import EXPERTS, example
 
 
@@ -61,7 +61,7 @@ def test_all_shards_are_made_and_then_none_again(tmp_path):
     plan = plan_for(tmp_path / "set")
     made = build.build(plan, Photos(10))
     assert [row.records for row in made.shards] == [3, 4, 2]
-    assert made.dropped.counts == {"missing photo": 1}
+    assert metadata.dropped(made).counts == {"missing photo": 1}
     assert ids(tmp_path / "set") == WANTED
     before = times(tmp_path / "set")
     assert build.build(plan, None) == made  # the source is not even asked
@@ -110,7 +110,7 @@ def test_a_damaged_plan_is_reported(tmp_path, text):
 def test_several_processes_make_each_shard_once(tmp_path):
     program = f"""if True:
         import sys, os
-        from prismer_jax.shards import writer, build
+        from prismer_jax.shards import build, writer
         from prismer_jax.shards.build_test import *
         original = writer.write_shard
         def noted(examples, folder, file, **options):

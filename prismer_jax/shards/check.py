@@ -17,7 +17,7 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.pp import image
-from prismer_jax.shards import manifest, reader, records, writer
+from prismer_jax.shards import manifest, metadata, reader, records, writer
 
 SHOWN = 100  # rows of shards in the table: beyond, only those with problems
 
@@ -68,9 +68,9 @@ def check(folder: str, processes: int = 1) -> bool:
     for result in results:
         total.update(result.problems)
     _print_table(found, results)
-    if found.dropped:
-        print(f"{found.dropped.total:,} samples were left out when it was built:")
-        print("\n".join(found.dropped.lines()))
+    if dropped := metadata.dropped(found):
+        print(f"{dropped.total:,} samples were left out when it was built:")
+        print("\n".join(dropped.lines()))
     if total:
         print(f"{folder}: {total.total:,} problems")
         print("\n".join(total.lines()))

@@ -4,7 +4,7 @@ import pytest
 from prismer_jax import label_png
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
-from prismer_jax.shards import check, manifest, writer
+from prismer_jax.shards import check, metadata, writer
 from prismer_jax.shards.reader_test import EXPERTS, example, jpeg, write
 
 
@@ -87,8 +87,8 @@ def unchecked(monkeypatch, folder, **change) -> None:
     }
     with monkeypatch.context() as patch:
         patch.setattr(writer.ingest, "prepare", lambda *_: {"captions": [], "questions": []} | arguments | change)
-        row = writer.write_shard([{}], folder, manifest.shard_name("x", "train", 0, 1), experts=EXPERTS)
-    manifest.finish(str(folder), name="x", split="train", experts=EXPERTS, rows=[row], made_from={}, labels={})
+        row = writer.write_shard([{}], folder, metadata.shard_name("x", "train", 0, 1), experts=EXPERTS)
+    metadata.finish(str(folder), name="x", split="train", experts=EXPERTS, rows=[row], made_from={}, labels={})
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_record_that_does_not_fit_together_is_found(tmp_path, capsys, monkeypa
 def test_bytes_that_are_no_record_are_found(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(writer.records, "serializer", lambda experts: lambda values: b"\xff\xff no record")
     row = writer.write_shard([example(0)], tmp_path, "x-train.array_record-00000-of-00001", experts=EXPERTS)
-    manifest.finish(str(tmp_path), name="x", split="train", experts=EXPERTS, rows=[row], made_from={}, labels={})
+    metadata.finish(str(tmp_path), name="x", split="train", experts=EXPERTS, rows=[row], made_from={}, labels={})
     assert "unreadable record" in problems(capsys, tmp_path)
 
 

@@ -28,11 +28,11 @@ _decode = image.decode()
 
 
 class Prepared(dict[str, Any]):
-    """The arguments of `records.encode` from a source that makes them itself: there is nothing to look at."""
+    """The arguments of `schema.encode` from a source that makes them itself: there is nothing to look at."""
 
 
 def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_side: int | None = None) -> dict[str, Any]:
-    """The arguments of `records.encode` for an example.
+    """The arguments of `schema.encode` for an example.
 
     Args:
       example: `Prepared`, or of the task 'all', see datasets/lists.py: `image` (path or encoded bytes) and labels

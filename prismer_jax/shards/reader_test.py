@@ -14,7 +14,7 @@ from array_record.python import array_record_module
 from prismer_jax import datasets, label_png, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
-from prismer_jax.shards import manifest, reader, records, writer
+from prismer_jax.shards import manifest, metadata, reader, records, writer
 
 EXPERTS = ("depth", "obj_detection", "ocr_detection")
 
@@ -53,10 +53,10 @@ def write(folder: pathlib.Path | str, *groups: list, name: str = "photos") -> ma
     """A finished data set with one shard for each group of examples."""
     storage.make_folder(storage.plain(folder))
     rows = [
-        writer.write_shard(group, folder, manifest.shard_name(name, "train", i, len(groups)), experts=EXPERTS)
+        writer.write_shard(group, folder, metadata.shard_name(name, "train", i, len(groups)), experts=EXPERTS)
         for i, group in enumerate(groups)
     ]
-    return manifest.finish(
+    return metadata.finish(
         storage.plain(folder), name=name, split="train", experts=EXPERTS, rows=rows, made_from={}, labels={}
     )
 
@@ -144,10 +144,10 @@ def test_bad_samples_are_counted_by_reason(tmp_path):
     odd = dict(example(4), captions=["half a character \ud83d"])
     made = write(tmp_path, [example(1), BadSample("x.jpg: gone.", "missing photo"), bad, twice, odd])
     assert made.records == 1
-    assert made.dropped.counts == {"duplicate id": 1, "missing photo": 1, "not Unicode": 1, "not an image": 1}
+    assert metadata.dropped(made).counts == {"duplicate id": 1, "missing photo": 1, "not Unicode": 1, "not an image": 1}
     found = manifest.read(str(tmp_path))
     assert found == made
-    assert "photo 1" in "\n".join(found.dropped.lines())
+    assert "photo 1" in "\n".join(metadata.dropped(found).lines())
 
 
 def test_no_sample_of_use_is_an_error(tmp_path):
@@ -159,15 +159,15 @@ def test_no_sample_of_use_is_an_error(tmp_path):
 def test_a_shard_that_is_cut_off_or_lacks_its_row_is_not_whole(tmp_path):
     row = write(tmp_path, [example(0)]).shards[0]
     shard, report = tmp_path / row.file, row.to_json()
-    assert manifest.whole(str(tmp_path), row.file, report) == row
+    assert metadata.whole(str(tmp_path), row.file, report) == row
     for damaged in (None, {}, {"file": row.file}, report | {"captions": [1, 2, 3]}, report | {"file": "another"}):
-        assert manifest.whole(str(tmp_path), row.file, damaged) is None
+        assert metadata.whole(str(tmp_path), row.file, damaged) is None
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert manifest.whole(str(tmp_path), row.file, report) is None
+    assert metadata.whole(str(tmp_path), row.file, report) is None
     with pytest.raises(UserError, match=f"{row.file}: the shard is damaged .* instead of .* Delete it"):
         datasets.load("records", path=tmp_path)[0]
     shard.unlink()
-    assert manifest.whole(str(tmp_path), row.file, report) is None
+    assert metadata.whole(str(tmp_path), row.file, report) is None
     with pytest.raises(UserError, match="the shard is missing"):
         datasets.load("records", path=tmp_path)[0]
 
@@ -312,7 +312,7 @@ def test_threads_share_a_source(tmp_path):
 
 
 def test_names_are_fit_for_tfds():
-    assert [manifest.identifier(text) for text in ("CC3M-SGU", "2014 train", "vqa.v2/")] == [
+    assert [metadata.identifier(text) for text in ("CC3M-SGU", "2014 train", "vqa.v2/")] == [
         "cc3m_sgu",
         "data_2014_train",
         "vqa_v2",

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from prismer_jax.errors import UserError
-from prismer_jax.shards import records
+from prismer_jax.shards import records, schema
 
 
 def png(value: int, channels: int = 1) -> bytes:
@@ -18,7 +18,7 @@ def png(value: int, channels: int = 1) -> bytes:
 def rows(experts: tuple[str, ...]) -> list[dict]:
     """Three photos: with everything, with nothing but a caption, with some labels and weighted answers."""
     photo = cv2.imencode(".jpg", np.full((6, 5, 3), 90, np.uint8))[1].tobytes()
-    full = records.encode(
+    full = schema.encode(
         id="first",
         image=photo,
         labels={name: png(i, 3 if name == "normal" else 1) for i, name in enumerate(experts)},
@@ -33,8 +33,8 @@ def rows(experts: tuple[str, ...]) -> list[dict]:
         ],
         weight=0.5,
     )
-    bare = records.encode(id="second", image=photo, labels={}, experts=experts, captions=["x"])
-    some = records.encode(id="third", image=photo, labels={"depth": png(9)}, experts=experts)
+    bare = schema.encode(id="second", image=photo, labels={}, experts=experts, captions=["x"])
+    some = schema.encode(id="third", image=photo, labels={"depth": png(9)}, experts=experts)
     return [full, bare, some]
 
 
@@ -44,7 +44,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
     code_path = None
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=records.features(), disable_shuffling=True)
+        return tfds.core.DatasetInfo(builder=self, features=schema.features(), disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}

@@ -14,7 +14,7 @@ from array_record.python import array_record_module
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
-from prismer_jax.shards import ingest, manifest, records
+from prismer_jax.shards import ingest, manifest, schema
 
 # Records hold JPEG and PNG, which do not compress: trying to takes four times as long to write and a third longer to
 # read (1,500 COCO photos of 40 kB: the same bytes, 1.5 s instead of 6.8 s, 0.86 ms a record instead of 1.10 ms).
@@ -47,7 +47,7 @@ def write_shard(
     Args:
       examples: of task 'all' (see datasets/lists.py), with label files or label PNGs; a BadSample in place of an
         example is counted as dropped, as is an example that `ingest.prepare` refuses, and what `left_out` tells.
-      folder, file: where to; `manifest.shard_name` makes the name.
+      folder, file: where to; `metadata.shard_name` makes the name.
       experts: whose labels are stored.
       max_side: photos with a longer side are made smaller; None keeps all as they are.
       advance: called after each example.
@@ -58,7 +58,7 @@ def write_shard(
     """
     folder = storage.plain(folder)
     path = storage.join(folder, file)
-    serialize = records.serializer(tuple(experts))
+    serialize = schema.serializer(tuple(experts))
     ids: set[str] = set()
     captions, questions, labels, dropped = [], [], Counter(), Dropped()
     with _write_errors(path), storage.replacing(path) as name:
@@ -72,7 +72,7 @@ def write_shard(
                 except BadSample as error:
                     dropped.add_error(error)
                 else:
-                    writer.write(serialize(records.encode(**arguments)))
+                    writer.write(serialize(schema.encode(**arguments)))
                     ids.add(arguments["id"])
                     for reason, case in example.get("left_out", ()):  # of a photo that itself is fine
                         dropped.add(reason, case)
@@ -88,14 +88,19 @@ def write_shard(
             records=len(questions),
             bytes=os.path.getsize(name),
             sha256=sha256(name),
-            captions=manifest.counts(captions),
-            questions=manifest.counts(questions),
+            captions=_counts(captions),
+            questions=_counts(questions),
             labels={expert: labels[expert] for expert in experts},
             dropped=dropped.to_json(),
         )
         if check is not None:
             check()
     return row
+
+
+def _counts(values: Sequence[int]) -> int | list[int]:
+    """Returns one number where all are the same."""
+    return list(values) if len(set(values)) > 1 else values[0] if values else 0
 
 
 def sha256(path: str) -> str:

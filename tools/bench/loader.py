@@ -26,7 +26,7 @@ import numpy as np
 from prismer_jax import input, label_files, labels, pp
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
-from prismer_jax.shards import manifest, records, writer
+from prismer_jax.shards import metadata, records, writer
 from tools.bench.worker import Worker, worker
 
 SIZE, LABEL_SIZE, PATCH = 480, 224, 16  # of the official fine-tuning (configs/caption.yaml, prismer.json: base)
@@ -117,10 +117,10 @@ def write(source: Any, folder: pathlib.Path) -> int:
     (folder / "settings.json").write_text(json.dumps(settings))
     records_folder = str(folder / "records")
     storage.make_folder(records_folder)
-    file = manifest.shard_name("bench", "train", 0, 1)
+    file = metadata.shard_name("bench", "train", 0, 1)
     row = writer.write_shard(examples, records_folder, file, experts=labels.PAPER)
     about = dict(name="bench", split="train", experts=labels.PAPER, made_from={}, labels={})
-    return manifest.finish(records_folder, rows=[row], **about).records
+    return metadata.finish(records_folder, rows=[row], **about).records
 
 
 def _put(path: pathlib.Path, content: bytes | str) -> None:
