@@ -29,11 +29,13 @@ import jax
 import numpy as np
 
 from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime, tree
+from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
 from prismer_jax.pp.chat import takes_prompt
-from prismer_jax.pp.text import answer_said, caption_said, choice_tokens, read_choices
+from prismer_jax.pp.choices import choice_tokens, read_choices
+from prismer_jax.pp.text import answer_said, caption_said
 
 Path = str | os.PathLike
 Result = dict[str, Any]
@@ -193,7 +195,7 @@ class Captioner:
             source, asked = _Asked(source, question=question), {"question": question}
 
         def say(batch: Mapping[str, Any], arrays: dict[str, Any], number: int) -> list[Result]:
-            ranked = decode.rank_answers(self.model, self.variables, arrays, *tokens, **settings)
+            ranked = rank_answers(self.model, self.variables, arrays, *tokens, **settings)
             _, candidates, scores = jax.device_get(ranked)
             orders = np.argsort(-scores, kind="stable")
             return [

@@ -19,6 +19,8 @@ RUN = (
     "prismer_jax.train",
     "configs.quickstart",
     "prismer_jax.models.prismer",
+    "prismer_jax.decode.beam",
+    "prismer_jax.decode.greedy",
     "prismer_jax.evaluators.caption",
     "prismer_jax.evaluators.vqa",
 )

@@ -9,9 +9,6 @@ static; loops end as soon as all sequences have ended.
 Prompts may be padded on the left or on the right; decoding goes on after their last column and returns what follows.
 """
 
-from prismer_jax.decode.batch import METHODS, generate, rank_answers
-from prismer_jax.decode.beam import beam_search
-from prismer_jax.decode.ranking import rank
-from prismer_jax.decode.sampling import greedy, narrow, sample
+from prismer_jax.decode.batch import METHODS, generate
 
-__all__ = ["METHODS", "beam_search", "generate", "greedy", "narrow", "rank", "rank_answers", "sample"]
+__all__ = ["METHODS", "generate"]

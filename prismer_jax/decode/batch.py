@@ -12,14 +12,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
+from prismer_jax import registry
 from prismer_jax.batch import Batch, inputs
-from prismer_jax.decode.beam import beam_search
-from prismer_jax.decode.ranking import rank
-from prismer_jax.decode.sampling import greedy, row_keys, sample
+from prismer_jax.decode.cache import row_keys
 from prismer_jax.errors import UserError, choose
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
-METHODS: dict[str, Callable[..., tuple[Array, Array]]] = {"beam": beam_search, "greedy": greedy, "sample": sample}
+# Name -> module and function; imported when it is asked for.
+METHODS = {
+    "beam": "prismer_jax.decode.beam:beam_search",
+    "greedy": "prismer_jax.decode.greedy:greedy",
+    "sample": "prismer_jax.decode.sampling:sample",
+}
 # Parameters that are no settings.
 _TAKEN = ("prefill", "extend", "encoded", "batch", "rng", "eos", "pad", "max_new", "min_new", "prompt_length")
 
@@ -65,7 +69,7 @@ def generate(
       UserError: unknown method, padding or setting, a setting out of range, no max_len or max_new, a key missing in
         the batch, or sampling without rng.
     """
-    function, width = choose("decoding method", method, METHODS), batch["text"].shape[1]
+    function, width = registry.imported("decoding method", method, METHODS), batch["text"].shape[1]
     parameters = inspect.signature(function).parameters
     for name in settings:
         choose(f"setting of decoding method {method!r}:", name, {p: None for p in parameters if p not in _TAKEN})
@@ -79,23 +83,7 @@ def generate(
     settings["min_new"] = max(0, min_len - width) if min_len else min_new
     if prompt_length is not None and "prompt_length" in parameters:
         settings["prompt_length"] = prompt_length
-    return _run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
-
-
-@typed
-def rank_answers(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    batch: Mapping[str, Any],
-    answers: Int[Any, "a l"],
-    answer_mask: Bool[Any, "a l"],
-    *,
-    padding: str = "own",
-    **settings: Any,
-) -> tuple[Int[Array, " b"], Int[Array, "b k"], Float[Array, "b k"]]:
-    """Ranks `answers` [A,L], token ids, for a batch laid out as in `generate`; settings are those of `rank` (k=...)."""
-    constants = {"answers": answers, "answer_mask": answer_mask}
-    return _run(model, variables, batch, constants, None, rank, settings, padding)
+    return run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
 
 
 @typed
@@ -124,7 +112,7 @@ def pad_as_reference(
     return jnp.take_along_axis(text, order, -1), jnp.take_along_axis(mask_input, order, -1), longest
 
 
-def _run(
+def run(
     model: nn.Module,
     variables: Mapping[str, Any],
     batch: Mapping[str, Any],
@@ -134,6 +122,7 @@ def _run(
     settings: dict[str, Any],
     padding: str,
 ) -> Any:
+    """Returns what a function of this package, such as `rank`, makes of a batch, with constants and settings."""
     choose("padding", padding, {"own": None, "reference": None})
     arrays = inputs(batch)
     sharding, mesh, axes = getattr(arrays.get("image"), "sharding", None), None, None

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from prismer_jax import decode, models
 from prismer_jax.batch import prompts
+from prismer_jax.decode import ranking
 from prismer_jax.decode.batch import _compiled, pad_as_reference
 from prismer_jax.decode.cache import reorder
 from prismer_jax.errors import UserError
@@ -21,7 +22,7 @@ def generate(*args, **settings):
 
 
 def rank_answers(model, variables, batch, answers, **settings):
-    return decode.rank_answers(model, variables, batch, answers, answers != PAD, **settings)
+    return ranking.rank_answers(model, variables, batch, answers, answers != PAD, **settings)
 
 
 class ToyModel(nn.Module):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from prismer_jax.batch import prompts
-from prismer_jax.decode import beam_search, greedy
-from prismer_jax.decode.beam import _Pool
+from prismer_jax.decode.beam import _Pool, beam_search
+from prismer_jax.decode.greedy import greedy
 from prismer_jax.errors import UserError
 
 PAD, EOS = 1, 2

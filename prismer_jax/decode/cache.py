@@ -50,3 +50,8 @@ def log_probs_of(logits: Array, column: Array | int, min_new: int, eos: int) -> 
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     ban = (jnp.arange(logits.shape[-1]) == eos) & (column < min_new)
     return log_probs, jnp.where(ban, -jnp.inf, log_probs)
+
+
+def row_keys(rng: Array, batch: int) -> Array:
+    """Returns a key for each row of a batch: row i has fold_in(rng, i), however large the batch is."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, jnp.arange(batch))

@@ -1,13 +1,16 @@
-"""Ranking of given answers."""
+"""Ranking of given answers, of one batch inside jit (`rank`) and of whole batches (`rank_answers`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
+from prismer_jax.decode.batch import run
 from prismer_jax.decode.cache import Batch, Extend, Prefill, reorder
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
@@ -55,6 +58,22 @@ def rank(
     scores = jnp.where(number > 0, -total / jnp.maximum(number, 1), -jnp.inf)
     best = jnp.take_along_axis(candidates, scores.argmax(-1, keepdims=True), axis=1)[:, 0]
     return best, candidates, scores
+
+
+@typed
+def rank_answers(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    answers: Int[Any, "a l"],
+    answer_mask: Bool[Any, "a l"],
+    *,
+    padding: str = "own",
+    **settings: Any,
+) -> tuple[Int[Array, " b"], Int[Array, "b k"], Float[Array, "b k"]]:
+    """Ranks `answers` [A,L], token ids, for a batch laid out as in `generate`; settings are those of `rank` (k=...)."""
+    constants = {"answers": answers, "answer_mask": answer_mask}
+    return run(model, variables, batch, constants, None, rank, settings, padding)
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from prismer_jax.batch import prompts
-from prismer_jax.decode import rank
+from prismer_jax.decode.ranking import rank
 
 PAD, EOS = 1, 2
 

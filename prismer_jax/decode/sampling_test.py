@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax.decode import greedy, narrow, sample
+from prismer_jax.decode.greedy import greedy
+from prismer_jax.decode.sampling import narrow, sample
 from prismer_jax.errors import UserError
 
 PAD, EOS = 1, 2

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prismer_jax import decode
-from prismer_jax.errors import choose
+from prismer_jax import decode, registry
 from prismer_jax.evaluators.common import Record, TextEvaluator
 from prismer_jax.pp.text import caption_said
-from prismer_jax.scores import jars
-from prismer_jax.scores.caption import SCORES, score_captions
+from prismer_jax.scores.caption import FURTHER, SCORES, score_captions
 
 
 class CaptionEvaluator(TextEvaluator):
@@ -26,7 +24,7 @@ class CaptionEvaluator(TextEvaluator):
 
     Args:
       method: of `decode.METHODS`.
-      metrics: more scores of the model's captions, 'meteor' and 'spice'; they need Java (see `jars`).
+      metrics: more scores of the model's captions, 'meteor' and 'spice'; they need Java (scores/jars.py).
       options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method: max_new or max_len,
         min_new or min_len, num_beams ... The pp's prompt is the prefix, which is no part of the prediction.
 
@@ -41,8 +39,9 @@ class CaptionEvaluator(TextEvaluator):
         super().__init__(**options)
         self.method, self.more = method, tuple(metrics)
         self.score_names = (*SCORES, *self.more)
-        jars.check(self.more)  # now, and not after all captions are made
-        self.check_settings(choose("decoding method", method, decode.METHODS), decode.generate)
+        for name in self.more:  # now, and not after all captions are made
+            registry.imported("metric", name, FURTHER).check()
+        self.check_settings(registry.imported("decoding method", method, decode.METHODS), decode.generate)
         if not self.settings.keys() & {"max_len", "max_new"}:
             self.settings["max_new"] = 20
 

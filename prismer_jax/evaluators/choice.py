@@ -9,9 +9,13 @@ import jax
 import numpy as np
 
 from prismer_jax import decode
+from prismer_jax.decode.greedy import greedy
+from prismer_jax.decode.ranking import rank, rank_answers
+from prismer_jax.decode.sampling import sample
 from prismer_jax.errors import choose
 from prismer_jax.evaluators.common import Record, TextEvaluator, local_rows
-from prismer_jax.pp.text import caption_said, choice_tokens
+from prismer_jax.pp.choices import choice_tokens
+from prismer_jax.pp.text import caption_said
 from prismer_jax.scores.choice import LETTERS, first_letter, mentions, score_choices
 
 NEW = 5  # tokens that are written, as in huggingface/nanoVLM's train.py at v0.1
@@ -39,9 +43,9 @@ class ChoiceEvaluator(TextEvaluator):
 
     def __init__(self, *, method: str = "greedy", **options: Any) -> None:
         super().__init__(**options)
-        functions = {"greedy": decode.greedy, "reference": decode.sample, "rank": decode.rank_answers}
+        functions = {"greedy": greedy, "reference": sample, "rank": rank_answers}
         function, self.method = choose("method of choice:", method, functions), method
-        self.check_settings(function, decode.generate if method != "rank" else decode.rank)
+        self.check_settings(function, decode.generate if method != "rank" else rank)
         if method == "rank":
             self.letter_tokens = jax.device_put(choice_tokens(self.tokenizer, LETTERS, "answer"))
         elif not self.settings.keys() & {"max_len", "max_new"}:
@@ -52,7 +56,7 @@ class ChoiceEvaluator(TextEvaluator):
         if self.method != "rank":
             return self.generate(variables, batch, {"reference": "sample"}.get(self.method, self.method), caption_said)
         settings = {"k": len(LETTERS), "label_smoothing": 0.0, **self.settings}
-        _, candidates, scores = decode.rank_answers(self.model, variables, batch, *self.letter_tokens, **settings)
+        _, candidates, scores = rank_answers(self.model, variables, batch, *self.letter_tokens, **settings)
         orders = np.argsort(-local_rows(scores), axis=-1, kind="stable")
         return ["".join(LETTERS[i] for i in row) for row in np.take_along_axis(local_rows(candidates), orders, -1)]
 

@@ -32,7 +32,7 @@ class ClassificationEvaluator(VQAEvaluator):
         if not classes:
             raise UserError("Classification needs `classes`: their names, or a JSON file with a list of them.")
         super().__init__(method="rank", answers=classes, k=k, **options)
-        self._class_names = frozenset(self.choices)
+        self._class_names = frozenset(self.ranking.choices)
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         name = example.get("class_name")

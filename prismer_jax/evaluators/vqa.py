@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import jax
-
-from prismer_jax import decode
-from prismer_jax.errors import UserError, choose
-from prismer_jax.evaluators.common import Record, TextEvaluator, local_rows, scan
-from prismer_jax.pp.text import answer_said, choice_tokens, read_choices
+from prismer_jax import decode, registry
+from prismer_jax.evaluators.common import Record, TextEvaluator
+from prismer_jax.pp.text import answer_said
 from prismer_jax.scores.vqa import score_answers
+
+METHODS = {**decode.METHODS, "rank": "prismer_jax.evaluators.ranking:Ranking"}
 
 
 class VQAEvaluator(TextEvaluator):
@@ -31,7 +29,7 @@ class VQAEvaluator(TextEvaluator):
       method: of `decode.METHODS` to generate answers, or 'rank' to choose among `answers`.
       answers: for 'rank': the answers, or a JSON file with a list, or a number: the most frequent training ones.
       options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method, or of
-        `decode.rank_answers` and `decode.rank`.
+        `decode.ranking`.
 
     Raises:
       UserError: an unknown method or option, or no answers to choose from; in `run`: two questions have one id, or too
@@ -47,23 +45,18 @@ class VQAEvaluator(TextEvaluator):
         self, *, method: str = "greedy", answers: Sequence[str] | str | int | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
-        self.method = method
+        self.method, function = method, registry.imported("method", method, METHODS)
         if method == "rank":
-            self.check_settings(decode.rank, decode.rank_answers)
-            self.settings.setdefault("k", 16)
-            self.choices = self._choices(answers)
-            # int32 [a, l] and bool [a, l]: ids, and which of them are no padding.
-            self.choice_tokens = jax.device_put(choice_tokens(self.tokenizer, self.choices, self.choice, self.style))
-        else:
-            self.check_settings(choose("method", method, {**decode.METHODS, "rank": None}), decode.generate)
-            if not self.settings.keys() & {"max_len", "max_new"}:
-                self.settings["max_new"] = 10
+            self.ranking = function(self, answers)
+            return
+        self.check_settings(function, decode.generate)
+        if not self.settings.keys() & {"max_len", "max_new"}:
+            self.settings["max_new"] = 10
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         if self.method != "rank":
             return self.generate(variables, batch, self.method, answer_said)
-        best, _, _ = decode.rank_answers(self.model, variables, batch, *self.choice_tokens, **self.settings)
-        return [self.choices[index] for index in local_rows(best)]
+        return self.ranking.say(variables, batch)
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("answers") or ()
@@ -76,15 +69,3 @@ class VQAEvaluator(TextEvaluator):
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         yield from score_answers(records, self.most_frequent(records))
-
-    def _choices(self, answers: Sequence[str] | str | int | None) -> list[str]:
-        if isinstance(answers, int):
-            counts: Counter[str] = Counter()
-            for example in scan(self.train_source):
-                counts.update(self.texts_of(example))
-            answers = [text for text, _ in counts.most_common(answers)]
-        if not answers:
-            raise UserError(
-                "method='rank' needs answers: a list, a JSON file with a list, or a number and a train_source."
-            )
-        return read_choices(answers)

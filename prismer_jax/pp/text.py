@@ -7,8 +7,6 @@ text again by `caption_said` and `answer_said`.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ import numpy as np
 
 from prismer_jax.batch import prompts
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import storage
 from prismer_jax.pp.ops import Example, Op, register
 
 Style = Literal["plain", "reference"]
@@ -80,43 +77,6 @@ def answer_said(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], style
     """
     text = tokenizer.decode(ids)
     return text.strip() if style == "plain" else _tidy(text).strip().lower()
-
-
-def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:
-    """Returns texts to choose among, each once, from a list of them or a JSON file with a list.
-
-    Raises:
-      UserError: there is no such list, or not every entry is a text.
-    """
-    where = "the choices"
-    if isinstance(choices, str | os.PathLike):
-        where = os.fspath(choices)
-        try:
-            choices = json.loads(storage.on_disk(choices).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{where}: not a JSON file with a list of texts ({error}).") from None
-    if not isinstance(choices, list | tuple) or not choices:
-        raise UserError(f"{where}: not a list of texts.")
-    if wrong := [text for text in choices if not isinstance(text, str) or not text.strip()]:
-        raise UserError(f"{where}: {wrong[0]!r} is no text to choose.")
-    return list(dict.fromkeys(choices))
-
-
-def choice_tokens(
-    tokenizer: Any, texts: Sequence[str], kind: Literal["answer", "class"], style: Style = "plain"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids int32 [n, l] of texts to choose among after a prompt, each with its end, and bool [n, l]: no padding.
-
-    'reference' begins answers with a capital and writes names of classes in lower case, as the official code does
-    (model/prismer_vqa.py, dataset/classification_dataset.py).
-    """
-    if style == "reference":
-        texts = [text.capitalize() if kind == "answer" else text.lower() for text in texts]
-    rows = [[*tokenizer.encode_after(text), tokenizer.eos] for text in texts]
-    mask = np.arange(max(map(len, rows))) < np.array([[len(ids)] for ids in rows])
-    tokens = np.full(mask.shape, tokenizer.pad, np.int32)
-    tokens[mask] = np.concatenate(rows)
-    return tokens, mask
 
 
 def _tidy(text: str) -> str:

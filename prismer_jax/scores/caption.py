@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+from prismer_jax import registry
 from prismer_jax.errors import UserError
 from prismer_jax.scores import ptb
-from prismer_jax.scores.jars import jar_score
 
 Tokens = Sequence[str]
 ORDERS = 4  # n-grams of one to four words
 SCORES = (*(f"bleu{n}" for n in range(1, ORDERS + 1)), "rouge_l", "cider")
+# Scores of the official Java programs, each with a `check` of whether it can be computed here.
+FURTHER = {"meteor": "prismer_jax.scores.jars:meteor", "spice": "prismer_jax.scores.jars:spice"}
 
 # pycocoevalcap adds these to numerators and denominators; they are visible where nothing matches at all.
 TINY, SMALL = 1e-15, 1e-9
@@ -35,11 +37,11 @@ def caption_metrics(
     Args:
       predictions: {id: caption}.
       references: {id: captions}, of the same ids.
-      metrics: more of them, 'meteor' and 'spice', which need Java (`jars`).
+      metrics: more of them, names of FURTHER, which need Java.
 
     Raises:
       UserError: the two do not hold the same ids, there is none, an image has no reference, a caption is no text, or
-        what `jars.jar_score` raises.
+        what those of FURTHER raise.
     """
     return caption_scores(predictions, references, metrics)[0]
 
@@ -67,7 +69,7 @@ def caption_scores(
     scores = {f"bleu{n}": value for n, value in enumerate(bleu(words, rivals), 1)}
     cider, each = cider_d(words, rivals)
     scores |= {"rouge_l": rouge_l(guesses, targets), "cider": cider}
-    scores |= {name: jar_score(name, guesses, targets) for name in metrics}
+    scores |= {name: registry.imported("metric", name, FURTHER)(guesses, targets) for name in metrics}
     return scores, dict(zip(references, each, strict=True))
 
 

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import UserError
 
 OPENED = ("java.lang", "java.math", "java.net", "java.text", "java.util", "java.util.concurrent")
 
@@ -34,30 +34,33 @@ def _spice() -> Any:
     return Spice()
 
 
-JARS: dict[str, Callable[[], Any]] = {"meteor": _meteor, "spice": _spice}
+class Jar:
+    """A score that one of the programs computes."""
 
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        self._name, self._make = name.upper(), make
 
-def check(names: Sequence[str]) -> None:
-    """Raises a UserError for an unknown metric, and where Java or pycocoevalcap is not installed."""
-    for name in names:
-        choose("metric", name, JARS)
+    def check(self) -> None:
+        """Raises a UserError where Java or pycocoevalcap is not installed."""
         if not shutil.which("java"):
-            raise UserError(f"{name.upper()} needs Java, which is not found: install a Java runtime, or leave it out.")
+            raise UserError(f"{self._name} needs Java, which is not found: install a Java runtime, or leave it out.")
         if importlib.util.find_spec("pycocoevalcap") is None:
-            raise UserError(f"{name.upper()} needs the extra `eval`: pip install pycocoevalcap, or leave it out.")
+            raise UserError(f"{self._name} needs the extra `eval`: pip install pycocoevalcap, or leave it out.")
+
+    def __call__(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
+        """Returns the score of a set in [0, 1], of token lists as `scores` takes them.
+
+        Raises:
+          UserError: what `check` finds, or the program failed.
+        """
+        self.check()
+        guesses = {i: [" ".join(tokens)] for i, tokens in enumerate(predictions)}
+        targets = {i: [" ".join(tokens) for tokens in captions] for i, captions in enumerate(references)}
+        try:
+            return float(self._make().compute_score(targets, guesses)[0])
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            hint = " It fetches Stanford CoreNLP on its first use: is there a network?" if self is spice else ""
+            raise UserError(f"{self._name}: the official program failed ({error}).{hint}") from None
 
 
-def jar_score(name: str, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    """Returns the score of a set in [0, 1], of token lists as `scores` takes them.
-
-    Raises:
-      UserError: what `check` finds, or the program failed.
-    """
-    check([name])
-    guesses = {i: [" ".join(tokens)] for i, tokens in enumerate(predictions)}
-    targets = {i: [" ".join(tokens) for tokens in captions] for i, captions in enumerate(references)}
-    try:
-        return float(JARS[name]().compute_score(targets, guesses)[0])
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        hint = " It fetches Stanford CoreNLP on its first use: is there a network?" if name == "spice" else ""
-        raise UserError(f"{name.upper()}: the official program failed ({error}).{hint}") from None
+meteor, spice = Jar("meteor", _meteor), Jar("spice", _spice)

@@ -22,14 +22,14 @@ def test_without_pycocoevalcap_its_extra_is_named(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: "java")
     monkeypatch.setattr(jars.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="METEOR needs the extra `eval`: pip install pycocoevalcap"):
-        jars.check(["meteor"])
+        jars.meteor.check()
 
 
 def test_a_program_that_fails_is_one_line(monkeypatch):
     def fails():
         raise OSError("no route to host")
 
-    monkeypatch.setattr(jars, "check", lambda names: None)
-    monkeypatch.setitem(jars.JARS, "spice", fails)
+    monkeypatch.setattr(jars.Jar, "check", lambda self: None)
+    monkeypatch.setattr(jars.spice, "_make", fails)
     with pytest.raises(UserError, match=r"SPICE: the official program failed.*no route.*is there a network"):
         caption_metrics({1: "a"}, {1: ["a"]}, ["spice"])

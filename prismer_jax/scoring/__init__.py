@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from prismer_jax import registry
 from prismer_jax.errors import UserError, choose
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.report import evaluation, selection
-from prismer_jax.scores import jars
-from prismer_jax.scores.caption import score_captions
+from prismer_jax.scores.caption import FURTHER, score_captions
 from prismer_jax.scores.vqa import score_answers
 from prismer_jax.scoring.predictions import OFFICIAL, TEXTS, Prediction, Task, read_predictions, task_of
 from prismer_jax.scoring.references import References
@@ -82,7 +82,8 @@ def score(
       UserError: a file is not of these layouts, two predictions are of one reference, more than `max_unmatched` is left
         out, or nothing can be scored.
     """
-    jars.check(metrics)
+    for name in metrics:
+        registry.imported("metric", name, FURTHER).check()
     entries = read_predictions(predictions)
     task = task_of(entries, predictions) if task is None else choose("task", task, dict.fromkeys(TEXTS, task))
     if metrics and task != "caption":

@@ -13,7 +13,8 @@ import optax
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax import decode, losses, models, optim, tree
+from prismer_jax import losses, models, optim, tree
+from prismer_jax.decode.greedy import greedy
 from prismer_jax.decode.sampling import FILTERINGS
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import NanoVLM, config_json
@@ -142,7 +143,7 @@ def _greedy(model: NanoVLM, eos: int, variables: Any, batch: Any, max_new: int) 
     encoded = model.apply(variables, batch, method="encode")
     prefill = functools.partial(model.apply, variables, method="prefill")
     extend = functools.partial(model.apply, variables, method="extend")
-    return decode.greedy(prefill, extend, encoded, batch, eos=eos, pad=eos, max_new=max_new)[0][:, 0]
+    return greedy(prefill, extend, encoded, batch, eos=eos, pad=eos, max_new=max_new)[0][:, 0]
 
 
 def continued(batch: dict[str, Any], tokens: jax.Array) -> dict[str, Any]:

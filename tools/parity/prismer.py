@@ -12,8 +12,11 @@ import numpy as np
 import optax
 from einops import rearrange
 
-from prismer_jax import decode, losses, optim, tree
+from prismer_jax import losses, optim, tree
 from prismer_jax.batch import prompts
+from prismer_jax.decode.beam import beam_search
+from prismer_jax.decode.greedy import greedy
+from prismer_jax.decode.ranking import rank
 from prismer_jax.labels import EXPERTS, FEATURES, MAX_IDS
 from prismer_jax.models import conversion
 from prismer_jax.models.prismer import FREEZE, Prismer, build, table
@@ -217,11 +220,11 @@ def generation(case: Case, model: Prismer, variables: Any, encoded: jax.Array) -
         lengths = {"max_new": settings.pop("max_length") - width, "min_new": settings.pop("min_length") - width}
         lengths |= {"eos": EOS, "pad": PAD}
         beam = tuple(sorted({**lengths, **settings, "prompt_length": width}.items()))
-        tokens, scores = _decode(model, decode.beam_search, beam, variables, encoded, texts(prompt))
+        tokens, scores = _decode(model, beam_search, beam, variables, encoded, texts(prompt))
         yield _sequences(case, f"out/gen_{name}_beam3_sequences", prompt, tokens[:, 0])
         yield f"out/gen_{name}_beam3_scores", scores[:, 0]
         if case.wants(f"out/gen_{name}_greedy"):
-            tokens, _ = _decode(model, decode.greedy, tuple(sorted(lengths.items())), variables, encoded, texts(prompt))
+            tokens, _ = _decode(model, greedy, tuple(sorted(lengths.items())), variables, encoded, texts(prompt))
             yield _sequences(case, f"out/gen_{name}_greedy_sequences", prompt, tokens[:, 0])
 
 
@@ -238,9 +241,7 @@ def ranking(case: Case, model: Prismer, variables: Any, encoded: jax.Array) -> O
         logits = _apply(model, "read", variables, encoded, prompt)[0][:, -1]
         yield f"out/{name}_rank_prob_first", jax.nn.softmax(logits)[:, answers[:, 0]]
         settings = (("k", case.config["k_test"]), ("label_smoothing", case.config["label_smoothing"]))
-        best, candidates, scores = _decode(
-            model, decode.rank, settings, variables, encoded, prompt, answers, answers != PAD
-        )
+        best, candidates, scores = _decode(model, rank, settings, variables, encoded, prompt, answers, answers != PAD)
         yield f"out/{name}_rank_topk_ids", candidates
         yield f"out/{name}_rank_log_probs", scores
         yield f"out/{name}_rank_max_ids", best

@@ -1,0 +1,49 @@
+"""Answers by choice: of given texts the one that a model ranks highest after a prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from prismer_jax.decode.ranking import rank, rank_answers
+from prismer_jax.errors import UserError
+from prismer_jax.evaluators.common import TextEvaluator, local_rows, scan
+from prismer_jax.pp.choices import choice_tokens, read_choices
+
+
+class Ranking:
+    """What an evaluator ranks, with the settings that it was given for `rank` and `rank_answers`.
+
+    Args:
+      evaluator: whose model and tokenizer these are; its `choice` says what the texts are, 'answer' or 'class'.
+      answers: the texts, or a JSON file with a list, or a number: so many of the most frequent training answers.
+
+    Raises:
+      UserError: there is nothing to choose from, or a setting that ranking does not have.
+    """
+
+    def __init__(self, evaluator: TextEvaluator, answers: Sequence[str] | str | int | None) -> None:
+        evaluator.check_settings(rank, rank_answers)
+        evaluator.settings.setdefault("k", 16)
+        if isinstance(answers, int):
+            counts: Counter[str] = Counter()
+            for example in scan(evaluator.train_source):
+                counts.update(evaluator.texts_of(example))
+            answers = [text for text, _ in counts.most_common(answers)]
+        if not answers:
+            raise UserError(
+                "method='rank' needs answers: a list, a JSON file with a list, or a number and a train_source."
+            )
+        self.choices = read_choices(answers)
+        self._model, self._settings = evaluator.model, evaluator.settings
+        # int32 [a, l] and bool [a, l]: ids, and which of them are no padding.
+        tokens = choice_tokens(evaluator.tokenizer, self.choices, evaluator.choice, evaluator.style)
+        self._tokens = jax.device_put(tokens)
+
+    def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
+        """Returns the best text for each row of this process."""
+        best, _, _ = rank_answers(self._model, variables, batch, *self._tokens, **self._settings)
+        return [self.choices[index] for index in local_rows(best)]
