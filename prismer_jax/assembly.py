@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
-from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, runtime, sharding
+from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, runtime
 from prismer_jax.errors import UserError, choose, nearest
 from prismer_jax.report import results
 
@@ -132,23 +128,3 @@ def make_initial(cfg: config.Section) -> Callable[[Mapping[str, Any]], dict[str,
         return checkpoint.load_into(state, path, fresh, resize)
 
     return load
-
-
-def load_variables(cfg: config.Section, model: Any, mesh: jax.sharding.Mesh, path: pathlib.Path) -> Any:
-    """Returns the variables of a checkpoint, whatever `checkpoint.find` accepts, for the config's model on a mesh.
-
-    Raises:
-      UserError: there is no checkpoint, or it is of another model; where it says of which, the message names the keys.
-    """
-    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
-    like = sharding.placed(shapes, config.plain(cfg.get("sharding", ())), mesh)
-    pp.tokenizer.check_ids(checkpoint.description(path), path)
-    try:
-        return checkpoint.load_into(like, path, resize=models.family(cfg.model.get("name", models.DEFAULT)).RESIZE)
-    except UserError as error:
-        theirs, ours = checkpoint.description(path).get("model", {}), json.loads(config.to_json(cfg.model))
-        other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-        if not theirs or not other:
-            raise
-        listed = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in other[:3])
-        raise UserError(f"{path}: is of another model than the config's: {listed}.") from error

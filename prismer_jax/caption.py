@@ -28,11 +28,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime, tree
+from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime
 from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
+from prismer_jax.fingerprint import fingerprint
 from prismer_jax.pp.chat import takes_prompt
 from prismer_jax.pp.choices import choice_tokens, read_choices
 from prismer_jax.pp.text import answer_said, caption_said
@@ -268,7 +269,7 @@ class Captioner:
 
     def _description(self, request: _Request, batch_size: int) -> dict[str, Any]:
         """Returns what results depend on but for the photos themselves."""
-        settings = {**request.settings, "pp": request.how["pp"], "weights": tree.fingerprint(self.variables)}
+        settings = {**request.settings, "pp": request.how["pp"], "weights": fingerprint(self.variables)}
         if settings.get("method") == "sample":  # drawn batch by batch
             settings["batch_size"] = batch_size
         return settings

@@ -75,8 +75,9 @@ def evaluate_on(
     """Does the work of `evaluate` on a mesh, which is set."""
     import jax
 
-    from prismer_jax import assembly, checkpoint, evaluators, pp, sharding, tree
+    from prismer_jax import assembly, checkpoint, evaluators, pp, sharding
     from prismer_jax.evaluators.journal import Journal
+    from prismer_jax.fingerprint import fingerprint
 
     # ------------------------------------------------------------------------------------------ model and evaluators
     sections = {name: choose("evaluator of the config", name, cfg.evals) for name in only or cfg.evals}
@@ -84,10 +85,10 @@ def evaluate_on(
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     model = assembly.make_model(cfg, tokenizer)
     by_name = assembly.make_evaluators(sections, model, tokenizer, mesh)
-    variables = assembly.load_variables(cfg, model, mesh, checkpoint_path)
+    variables = load_variables(cfg, model, mesh, checkpoint_path)
     path = checkpoint.find(checkpoint_path)
     step = int(path.name) if path.name.isdigit() else checkpoint.description(checkpoint_path).get("step")
-    weights = {"path": str(path), "step": step, "fingerprint": tree.fingerprint(variables)}
+    weights = {"path": str(path), "step": step, "fingerprint": fingerprint(variables)}
 
     # --------------------------------------------------------------------------------------------------------- the run
     described = {
@@ -138,6 +139,30 @@ def evaluate_on(
             journal.discard()
     sharding.barrier("written")
     return scores
+
+
+def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Path) -> Any:
+    """Returns the variables of a checkpoint, whatever `checkpoint.find` accepts, for the config's model on a mesh.
+
+    Raises:
+      UserError: there is no checkpoint, or it is of another model; where it says of which, the message names the keys.
+    """
+    import jax
+
+    from prismer_jax import checkpoint, models, pp, sharding
+
+    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
+    like = sharding.placed(shapes, config.plain(cfg.get("sharding", ())), mesh)
+    pp.tokenizer.check_ids(checkpoint.description(path), path)
+    try:
+        return checkpoint.load_into(like, path, resize=models.family(cfg.model.get("name", models.DEFAULT)).RESIZE)
+    except UserError as error:
+        theirs, ours = checkpoint.description(path).get("model", {}), json.loads(config.to_json(cfg.model))
+        other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        if not theirs or not other:
+            raise
+        listed = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in other[:3])
+        raise UserError(f"{path}: is of another model than the config's: {listed}.") from error
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -208,7 +208,7 @@ def test_a_test_set_is_refused_before_the_weights_are_read_unless_only_predictio
 ):
     spoil(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(assembly, "load_variables", None)
+        patch.setattr(evaluate, "load_variables", None)
         with pytest.raises(UserError, match=r"config\.evals\.vqa: no sample has a reference answer.*predict_only=True"):
             run(model[0], tmp_path)
     assert not (tmp_path / "metrics.json").exists()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 from prismer_jax.errors import UserError, nearest
 
@@ -34,30 +31,6 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return nested
-
-
-def fingerprint(tree: Any) -> str:
-    """Returns a digest of names, shapes, types and values of arrays: the same wherever they lie, on any mesh."""
-    flat = flatten(tree)
-    sums = jax.device_get(_sums(flat))
-    lines = [f"{name} {x.shape} {x.dtype} {sums[name]}" for name, x in sorted(flat.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-@jax.jit
-def _sums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Of each array the sum of its elements' bits times odd numbers that tell places apart, modulo 2^32: exact."""
-
-    def total(x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.uint8) if x.dtype == bool else x
-        unsigned = lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-        place, stride = jnp.ones(x.shape, jnp.uint32), 2
-        for axis in reversed(range(x.ndim)):
-            place += lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
-            stride *= x.shape[axis]
-        return (unsigned.astype(jnp.uint32) * place).sum(dtype=jnp.uint32)
-
-    return jax.tree.map(total, flat)
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -15,7 +15,7 @@ import tokenizers
 from prismer_jax import label_files, label_png, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes.world import GROUNDS
-from prismer_jax.files import storage
+from prismer_jax.files import folders
 from prismer_jax.pp import chat, fast_tokenizers
 
 VERSION = "2"  # of what is written here; scenes.VERSION tells the rest
@@ -31,7 +31,7 @@ def folder(data_dir: str | os.PathLike | None = None) -> str:
     """
     final = scenes.data_folder(data_dir) / "miniature" / f"{VERSION}-{scenes.VERSION}"
     if not final.exists():
-        with storage.new_folder(final) as new:
+        with folders.new_folder(final) as new:
             _write(new)
     return str(final)
 
@@ -53,7 +53,7 @@ def talks(extra: int = len(chat.EXTRA_TOKENS), data_dir: str | os.PathLike | Non
     """
     final = scenes.data_folder(data_dir) / "miniature" / f"talks-{extra}-{VERSION}-{scenes.VERSION}"
     if not final.exists():
-        with storage.new_folder(final) as new:
+        with folders.new_folder(final) as new:
             settings = scenes.Settings("train", SIZE, len(TRAIN), 0)
             rows = []
             for number in TRAIN:

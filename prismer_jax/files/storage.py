@@ -15,7 +15,6 @@ import pathlib
 import posixpath
 import re
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -179,31 +178,6 @@ def publish(name: str | os.PathLike, path: str | os.PathLike) -> None:
     _sync(name)
     os.replace(name, path)
     _sync(os.path.dirname(path) or ".")  # the folder's entry, too, must survive a loss of power
-
-
-@contextlib.contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a folder to fill, which is renamed to `path` at the end; where another process was faster, its stays."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY))
-    try:
-        yield folder
-        try:
-            folder.rename(path)
-        except OSError:
-            if not path.exists():
-                raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep(folder: str | os.PathLike) -> None:
-    """Removes what killed processes have left of files that they wrote in a local folder, when none is at work."""
-    for name in names(os.fspath(folder)):
-        if name.startswith(".") and name.endswith(TEMPORARY):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(folder, name))
 
 
 def _sync(path: str | os.PathLike) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.files import storage
+from prismer_jax.files import folders, storage
 
 
 def temporaries(folder: pathlib.Path) -> list[str]:
@@ -63,7 +63,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file_whole(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "whole"
     (half,) = temporaries(tmp_path)
     assert (tmp_path / half).read_text() == "half a fi"
-    storage.sweep(tmp_path)
+    folders.sweep(tmp_path)
     assert storage.names(str(tmp_path)) == ["a.txt"]
 
 
@@ -77,12 +77,12 @@ def test_a_file_that_cannot_be_written_is_named_without_its_temporary_name(tmp_p
 
 def test_a_new_folder_appears_when_it_is_full_and_the_first_of_two_stays(tmp_path):
     final = tmp_path / "deep" / "folder"
-    with storage.new_folder(final) as first, storage.new_folder(final) as second:
+    with folders.new_folder(final) as first, folders.new_folder(final) as second:
         (first / "a").write_text("first")
         (second / "a").write_text("second")
         assert not final.exists()
     assert (final / "a").read_text() == "second"  # the inner block has ended first
-    with pytest.raises(ZeroDivisionError), storage.new_folder(tmp_path / "other"):
+    with pytest.raises(ZeroDivisionError), folders.new_folder(tmp_path / "other"):
         raise ZeroDivisionError
     assert os.listdir(final.parent) == ["folder"]
     assert os.listdir(tmp_path) == ["deep"]

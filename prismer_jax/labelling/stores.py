@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.experts.expert import Label
-from prismer_jax.files import storage
+from prismer_jax.files import folders, storage
 from prismer_jax.labelling import official
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
@@ -151,7 +151,7 @@ class LabelShards:
 
     def sweep(self) -> None:
         """Removes what killed processes have left, when none is at work."""
-        storage.sweep(self.folder)
+        folders.sweep(self.folder)
 
 
 class _Zip:

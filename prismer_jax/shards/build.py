@@ -24,7 +24,7 @@ import numpy as np
 
 from prismer_jax import label_files
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import progress, storage, workers
+from prismer_jax.files import folders, progress, storage, workers
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.leases import Leases
 from prismer_jax.files.work import Item, Report, Work, change
@@ -229,7 +229,7 @@ def finish(plan: Plan) -> manifest.Manifest:
             labels=plan.labels,
         )
         if not storage.is_remote(plan.folder):
-            storage.sweep(plan.folder)
+            folders.sweep(plan.folder)
     return finished
 
 

@@ -1,0 +1,37 @@
+"""Folders that appear when they are full, and what is left in folders by processes that were killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from prismer_jax.files.storage import TEMPORARY, names
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a folder to fill, which is renamed to `path` at the end; where another process was faster, its stays."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY))
+    try:
+        yield folder
+        try:
+            folder.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: str | os.PathLike) -> None:
+    """Removes what killed processes have left of files that they wrote in a local folder, when none is at work."""
+    for name in names(os.fspath(folder)):
+        if name.startswith(".") and name.endswith(TEMPORARY):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
