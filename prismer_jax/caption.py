@@ -29,11 +29,11 @@ import jax
 import numpy as np
 
 from prismer_jax import checkpoint, config, datasets, decode, input, models, pp, runtime
+from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
-from prismer_jax.fingerprint import fingerprint
 from prismer_jax.pp.chat import takes_prompt
 from prismer_jax.pp.choices import choice_tokens, read_choices
 from prismer_jax.pp.text import answer_said, caption_said

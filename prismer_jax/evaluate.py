@@ -76,8 +76,8 @@ def evaluate_on(
     import jax
 
     from prismer_jax import assembly, checkpoint, evaluators, pp, sharding
+    from prismer_jax.checkpoint.fingerprint import fingerprint
     from prismer_jax.evaluators.journal import Journal
-    from prismer_jax.fingerprint import fingerprint
 
     # ------------------------------------------------------------------------------------------ model and evaluators
     sections = {name: choose("evaluator of the config", name, cfg.evals) for name in only or cfg.evals}

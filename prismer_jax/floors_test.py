@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "typing", "registry", "labels", "runtime", "testing"},
     {"batch"},
     {"config", "files", "label_files", "label_png", "metrics", "pp", "scores"},
-    {"tree", "fingerprint", "sharding", "optim", "checkpoint", "losses", "input", "weights", "shards"},
+    {"tree", "sharding", "optim", "checkpoint", "losses", "input", "weights", "shards"},
     {"towers", "datasets"},
     {"models", "decode"},
     {"experts", "evaluators", "report"},

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax.fingerprint import fingerprint
+from prismer_jax.checkpoint.fingerprint import fingerprint
 
 
 def test_fingerprint_is_of_names_places_and_bits_wherever_they_lie():
