@@ -8,13 +8,14 @@ and where they apply `question`, `blank` (said of a blank image), `correct` (acc
 from __future__ import annotations
 
 import functools
-import pathlib
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from prismer_jax.labels import BACKGROUND, EXPERTS
 
@@ -30,9 +31,10 @@ TITLES = {
 NOTHING = (26, 28, 34)  # colour of the background id
 
 PHOTO, GAP, MARGIN, TITLE_HEIGHT = 280, 8, 16, 20  # pixels
-INK, SOFT, PAPER, LINE = (28, 32, 40), (100, 108, 120), (255, 255, 255), (216, 220, 226)
-RIGHT, WRONG, PARTLY = (22, 138, 73), (200, 50, 47), (176, 112, 0)
-LEGEND_ENTRIES = 10
+LINE_HEIGHT, DPI = 20, 100
+INK, SOFT, LINE = "#1c2028", "#646c78", "#d8dce2"
+RIGHT, WRONG, PARTLY = "#168a49", "#c8322f", "#b07000"
+LEGEND_ENTRIES, LEGEND_COLUMNS = 10, 5
 
 
 def colorize(expert: str, label: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
@@ -77,26 +79,12 @@ def id_colors(classes: Sequence[int] | None = None) -> np.ndarray:
 
 @functools.cache
 def _class_colors() -> np.ndarray:
-    """Hues a golden angle apart in seven perceived lightnesses (OKLCH): ids of near hue differ in lightness."""
+    """Hues a golden angle apart in seven perceived lightnesses (CIELAB): ids of near hue differ in lightness."""
     ids = np.arange(256)
     hue = np.deg2rad(ids * 137.508 + 20)
-    lightness = np.array([0.74, 0.54, 0.86, 0.64, 0.80, 0.50, 0.90])[ids % 7]
-    a, b = 0.135 * np.cos(hue), 0.135 * np.sin(hue)
-    # OKLab to linear sRGB (Ottosson 2020)
-    l_, m_, s_ = (
-        (lightness + x * a + y * b) ** 3
-        for x, y in ((0.3963377774, 0.2158037573), (-0.1055613458, -0.0638541728), (-0.0894841775, -1.2914855480))
-    )
-    rows = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    linear = np.clip(rows @ np.stack([l_, m_, s_]), 0, 1).T
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    table = (srgb * 255).round().astype(np.uint8)
+    lightness = np.array([72, 48, 86, 60, 79, 42, 90])[ids % 7]
+    lab = np.stack([lightness, 50 * np.cos(hue), 50 * np.sin(hue)], axis=-1).astype(np.float32)
+    table = (cv2.cvtColor(lab[None], cv2.COLOR_LAB2RGB)[0] * 255).round().astype(np.uint8)
     table[BACKGROUND] = NOTHING
     return table
 
@@ -171,7 +159,7 @@ def _name(sample: Mapping[str, Any], expert: str, i: int) -> str:
     return str(class_names[i]).split(",")[0] if 0 <= i < len(class_names) else ""
 
 
-def verdict(sample: Mapping[str, Any]) -> tuple[str, tuple[int, int, int]]:
+def verdict(sample: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the mark (✓, ✗, ~ or none) and colour of a prediction, from its accuracy."""
     correct = sample.get("correct")
     if correct is None:
@@ -184,42 +172,72 @@ def panel(sample: Mapping[str, Any], size: int = PHOTO) -> Image.Image:
 
     Args:
       sample: see above.
-      size: of the photo; its maps have half of it, with the names of what they show where there is room for them.
+      size: of the photo in pixels; its maps have half of it, with the names of what they show where there is room.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
     (title, photo), *maps = pictures(sample)
-    columns = (len(maps) + 1) // 2
+    columns, tile = max(2, -(-len(maps) // 2)), size // 2
     height = min(size, size * photo.shape[0] // photo.shape[1])  # no empty space around wide photos
-    tile = (size - GAP - TITLE_HEIGHT) // 2, max(1, (height - GAP - TITLE_HEIGHT) // 2)
-    width = 2 * MARGIN + size + max(columns, 2) * (tile[0] + GAP)
-    texts = _texts(sample, width - 2 * MARGIN)
-    keys = _flow(legend(sample), width - 2 * MARGIN)
-    top = MARGIN + TITLE_HEIGHT + height
-    canvas = Image.new("RGB", (width, top + GAP + _height(keys) + _height(texts) + GAP), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    _picture(canvas, draw, title, photo, MARGIN, MARGIN, (size, height))
+    width = 2 * MARGIN + size + columns * (tile + GAP)
+    keys, lines = legend(sample), _lines(sample, width - 2 * MARGIN)
+    rows = -(-len(keys) // LEGEND_COLUMNS)
+    total = 2 * MARGIN + TITLE_HEIGHT + height + LINE_HEIGHT * (rows + len(lines) + 1)
+    figure = Figure(figsize=(width / DPI, total / DPI), dpi=DPI, facecolor="white", edgecolor=LINE, linewidth=1)
+
+    def show(title: str, picture: np.ndarray, left: float, top: float, side: float, high: float) -> Any:
+        axes = figure.add_axes((left / width, 1 - (top + high) / total, side / width, high / total), anchor="NW")
+        axes.set_title(title, loc="left", fontsize=9, color=SOFT, pad=4)
+        # Label maps keep their hard edges; a photo is smoothed.
+        axes.imshow(picture, interpolation="antialiased" if title == "Photo" else "nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color(LINE)
+        return axes
+
+    show(title, photo, MARGIN, MARGIN + TITLE_HEIGHT, size, height)
+    naming = dict(fontsize=8, color="white", ha="center", va="center", parse_math=False)
+    naming["path_effects"] = [withStroke(linewidth=2, foreground="black")]
     shown = [expert for expert in EXPERTS if expert in sample.get("labels", {})]
-    for i, ((title, picture), expert) in enumerate(zip(maps, shown, strict=True)):
-        x = MARGIN + size + GAP + (i % columns) * (tile[0] + GAP)
-        y = MARGIN + (i // columns) * (tile[1] + GAP + TITLE_HEIGHT)
-        box = _picture(canvas, draw, title, picture, x, y, tile)
-        _write_names(draw, regions(sample, expert), box)
-    y = top + GAP
-    for line in keys:
-        x = MARGIN
-        for color, text, font in line:
-            draw.rounded_rectangle((x, y + 4, x + 10, y + 14), 3, fill=color)
-            draw.text((x + 15, y + 1), text, SOFT, font=font)
-            x += 15 + int(font.getlength(text)) + 14
-        y += LINE_HEIGHT
-    y += GAP if keys else 0
-    for line in texts:
-        x = MARGIN
-        for color, text, font in line:
-            draw.text((x, y + 2), text, color, font=font)
-            x += int(font.getlength(text))
-        y += LINE_HEIGHT
-    draw.rounded_rectangle((0, 0, canvas.width - 1, canvas.height - 1), 10, outline=LINE, width=1)
-    return canvas
+    room = max(1, (height - TITLE_HEIGHT) / 2)
+    for number, ((title, picture), expert) in enumerate(zip(maps, shown, strict=True)):
+        left = MARGIN + size + GAP + (number % columns) * (tile + GAP)
+        axes = show(title, picture, left, MARGIN + TITLE_HEIGHT + number // columns * (room + TITLE_HEIGHT), tile, room)
+        for x, y, radius, name in regions(sample, expert):
+            if radius * min(tile, room) > 3 * len(name):
+                axes.annotate(name, (x * picture.shape[1], y * picture.shape[1]), **naming)
+    top = MARGIN + TITLE_HEIGHT + height + GAP
+    for number, (color, name) in enumerate(keys):
+        left = MARGIN + (width - 2 * MARGIN) * (number % LEGEND_COLUMNS) / LEGEND_COLUMNS
+        y = 1 - (top + LINE_HEIGHT * (number // LEGEND_COLUMNS)) / total
+        figure.text(left / width, y, "■", color=np.array(color) / 255, fontsize=9, va="top")
+        name = textwrap.shorten(name, 22, placeholder="…")
+        figure.text((left + 14) / width, y, name, color=SOFT, fontsize=9, va="top", parse_math=False)
+    for number, (text, style) in enumerate(lines):
+        y = 1 - (top + LINE_HEIGHT * (rows + 0.5 + number)) / total
+        figure.text(MARGIN / width, y, text, va="top", parse_math=False, **style)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def _lines(sample: Mapping[str, Any], width: int) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the lines below the pictures, cut to a width in pixels, each with its style."""
+    mark, color = verdict(sample)
+    texts = [(f"{mark} {sample['prediction']}".strip() or "(nothing)", color, 11, "bold")]
+    if sample.get("question"):
+        texts.insert(0, (sample["question"], INK, 10.5, "bold"))
+    if sample.get("blank") is not None:
+        texts.append((f"blank image: {sample['blank'] or '(nothing)'}", SOFT, 9, "normal"))
+    texts += [(f"· {reference}", SOFT, 9.5, "normal") for reference in distinct(sample.get("references", ()))]
+    lines = []
+    for text, color, size, weight in texts:
+        style = {"color": color, "fontsize": size, "fontweight": weight}
+        letters = int(width / (0.62 * size * DPI / 72))  # of a mean width
+        lines += [(line, style) for line in textwrap.wrap(text, letters)]
+    return lines
 
 
 def contact(panels: Sequence[Image.Image], columns: int = 2, margin: int = 14) -> Image.Image:
@@ -237,110 +255,8 @@ def contact(panels: Sequence[Image.Image], columns: int = 2, margin: int = 14) -
     return canvas
 
 
-# ---------------------------------------------------------------- text
-
-LINE_HEIGHT = 20
-Line = list[tuple[tuple[int, int, int], str, ImageFont.FreeTypeFont]]
-
-
-@functools.cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    return ImageFont.truetype(str(path), size)
-
-
-def _height(lines: Sequence[Line]) -> int:
-    return len(lines) * LINE_HEIGHT + (GAP if lines else 0)
-
-
-def _texts(sample: Mapping[str, Any], width: int) -> list[Line]:
-    mark, color = verdict(sample)
-    lines = []
-    if sample.get("question"):
-        lines += _wrap(sample["question"], width, INK, _font(14, bold=True))
-    said = f"{mark} {sample['prediction']}".strip() or "(nothing)"
-    lines += _wrap(said, width, color, _font(15, bold=True))
-    if sample.get("blank") is not None:
-        lines += _wrap(f"blank image: {sample['blank'] or '(nothing)'}", width, SOFT, _font(12))
-    for reference in distinct(sample.get("references", ())):
-        lines += _wrap(f"· {reference}", width, SOFT, _font(13))
-    return lines
-
-
 def distinct(references: Sequence[str], limit: int = 5) -> list[str]:
     """Returns the references without repetitions, which are counted (ten annotators often agree)."""
     counts = {text: references.count(text) for text in dict.fromkeys(references)}
     ordered = sorted(counts, key=lambda text: -counts[text])[:limit]
     return [f"{text}  ×{counts[text]}" if counts[text] > 1 else text for text in ordered]
-
-
-def _wrap(text: str, width: int, color: tuple[int, int, int], font: ImageFont.FreeTypeFont) -> list[Line]:
-    lines, line = [], ""
-    for word in text.split():
-        while font.getlength(word) > width:  # a word wider than the panel is cut
-            cut = next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
-            lines, line, word = [*lines, *([line] if line else []), word[:cut]], "", word[cut:]
-        longer = f"{line} {word}".strip()
-        if font.getlength(longer) > width:
-            lines, line = [*lines, line], word
-        else:
-            line = longer
-    return [[(color, text, font)] for text in [*lines, line] if text]
-
-
-def _flow(entries: Sequence[tuple[tuple[int, int, int], str]], width: int) -> list[Line]:
-    lines: list[Line] = []
-    used, font = width, _font(12)
-    for color, name in entries:
-        needed = 15 + int(font.getlength(name)) + 14
-        if used + needed > width:
-            lines, used = [*lines, []], 0
-        lines[-1].append((color, name, font))
-        used += needed
-    return lines
-
-
-def _picture(
-    canvas: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    title: str,
-    picture: np.ndarray,
-    x: int,
-    y: int,
-    room: tuple[int, int],
-) -> tuple[int, int, int, int]:
-    """Places a picture with its title in a box of (width, height); returns where: left, top, width, height."""
-    draw.text((x, y), title, SOFT, font=_font(12))
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    scale = min(room[0] / image.size[0], room[1] / image.size[1])
-    small = image.size[0] * scale, image.size[1] * scale
-    # Label maps keep their hard edges; a photo is smoothed.
-    method = Image.Resampling.LANCZOS if title == "Photo" else Image.Resampling.NEAREST
-    image = image.resize((max(1, round(small[0])), max(1, round(small[1]))), method)
-    left, upper = x + (room[0] - image.width) // 2, y + TITLE_HEIGHT + (room[1] - image.height) // 2
-    canvas.paste(image, (left, upper))
-    draw.rectangle((left, upper, left + image.width - 1, upper + image.height - 1), outline=LINE)
-    return left, upper, image.width, image.height
-
-
-def _write_names(
-    draw: ImageDraw.ImageDraw, named: Sequence[tuple[float, float, float, str]], box: tuple[int, int, int, int]
-) -> None:
-    """Writes names into what they name, where they are not much wider than it and do not overlap."""
-    left, upper, width, height = box
-    taken: list[tuple[float, float, float, float]] = []
-    for x, y, radius, name in named:
-        wide, radius = _font(11).getlength(name), radius * width
-        if radius < 6 or wide > 3.2 * radius:
-            continue
-        half = wide / 2 + 3
-        middle = min(max(left + x * width, left + half), left + width - half)
-        centre = min(max(upper + y * width, upper + 9), upper + height - 9)
-        spot = (middle - half, centre - 8, middle + half, centre + 8)
-        if any(spot[0] < b[2] and b[0] < spot[2] and spot[1] < b[3] and b[1] < spot[3] for b in taken):
-            continue
-        taken.append(spot)
-        draw.text((middle, centre), name, PAPER, _font(11), anchor="mm", stroke_width=2, stroke_fill=NOTHING)

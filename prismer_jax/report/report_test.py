@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from prismer_jax.labels import EXPERTS, PAPER
 from prismer_jax.report import draw, page
@@ -59,10 +59,11 @@ def test_panel_grows_with_its_texts_and_marks_right_and_wrong():
     short, long = panel(sample()), panel(sample(prediction="a long caption " * 30, references=["word" * 60] * 3))
     assert long.width == short.width
     assert long.height > short.height + 100
-    for correct, color in ((1.0, draw.RIGHT), (0.0, draw.WRONG), (0.6, draw.PARTLY)):
+    right, wrong, partly = map(ImageColor.getrgb, (draw.RIGHT, draw.WRONG, draw.PARTLY))
+    for correct, color in ((1.0, right), (0.0, wrong), (0.6, partly)):
         colors = {c for _, c in panel(sample(question="Which?", correct=correct)).getcolors(1 << 20)}
         assert color in colors
-        assert not (colors & ({draw.RIGHT, draw.WRONG, draw.PARTLY} - {color}))
+        assert not (colors & ({right, wrong, partly} - {color}))
 
 
 def test_panel_without_labels_or_words():
