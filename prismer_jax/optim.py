@@ -25,16 +25,8 @@ Schedule = Callable[[Any], Any]
 Patterns = Sequence[tuple[str, float]]
 
 
-def _adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1, b2, eps)
-
-
 def _sgd(momentum: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
-
-
-def _lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
-    return optax.scale_by_lion(b1, b2)
 
 
 def _adafactor(
@@ -86,9 +78,9 @@ def _matrix_axes(ndim: int) -> optax.contrib.MuonDimensionNumbers:
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": _adamw,
+    "adamw": optax.scale_by_adam,
     "sgd": _sgd,
-    "lion": _lion,
+    "lion": optax.scale_by_lion,
     "adafactor": _adafactor,
     "muon": _muon,
 }
@@ -161,10 +153,6 @@ def make(
     lr: float,
     schedule: str = "cosine",
     warmup_steps: float = 0,
-    start_lr: float = 0.0,
-    end_lr: float = 0.0,
-    stairs: int = 0,
-    warmup_from: int = 0,
     warmup_share: float | None = None,
     weight_decay: float = 0.05,
     clip_norm: float | None = None,
@@ -181,36 +169,25 @@ def make(
       lr: the highest learning rate.
       schedule: 'cosine', 'linear' or 'constant'; see `make_schedule`.
       warmup_steps: steps of linear warm-up.
-      start_lr: where the warm-up begins.
-      end_lr: where the decay ends.
-      stairs: parts of the training in each of which the rate is constant; 0 for a rate that changes with every step.
-      warmup_from: 1 where the first step is one step up the warm-up.
       warmup_share: of the steps, in place of warmup_steps, and not rounded to whole steps.
       weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm.
       lr_mults: [(regex of whole names, factor)]; the first that matches counts, other parameters have 1. The factor
         scales the decay too.
       wd_mults: likewise for weight_decay.
-      **options: of the optimiser itself: b1, b2, eps; momentum, nesterov; ...
+      **options: of `make_schedule` (start_lr, end_lr, stairs, warmup_from) and of the optimiser itself: b1, b2, eps;
+        momentum, nesterov; ...
 
     Raises:
       UserError: an unknown name or option, or a regex that matches no parameter.
     """
+    of_schedule = {key: options.pop(key) for key in ("start_lr", "end_lr", "stairs", "warmup_from") if key in options}
     direction = config.call(choose("optimizer", name, OPTIMIZERS), options, f"optimizer {name!r}")
     if warmup_share is not None:
         if warmup_steps:
             raise UserError("Give the warm-up as steps or as a share of them, not both.")
         warmup_steps = warmup_share * total_steps
-    rate = make_schedule(
-        schedule,
-        lr=lr,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        start_lr=start_lr,
-        end_lr=end_lr,
-        stairs=stairs,
-        warmup_from=warmup_from,
-    )
+    rate = make_schedule(schedule, lr=lr, total_steps=total_steps, warmup_steps=warmup_steps, **of_schedule)
     leaf_names = list(tree.flatten(params))
     lr_mult = _multipliers(lr_mults, leaf_names, "lr_mults")
     wd_mult = _multipliers(wd_mults, leaf_names, "wd_mults")
