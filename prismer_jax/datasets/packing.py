@@ -25,7 +25,7 @@ from prismer_jax.datasets import bins, data_seen
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import progress, storage
 from prismer_jax.files.dropped import Dropped
-from prismer_jax.pp.image import image_size
+from prismer_jax.pp.image_size import image_size
 
 Example = dict[str, Any]
 VERSION = 1  # of what is kept

@@ -1,14 +1,15 @@
-"""Files of data sets, on a local disk or wherever fsspec reaches (gs://, s3://, hf://, memory:// ...).
+"""Files of data sets, on a local disk or, for paths with '://', wherever fsspec reaches: there remote.py does the work.
 
-A path with '://' is remote. Small files are read and written whole; a shard is read where it lies if it can be (local
-disks, and gs:// by array_record itself), and otherwise copied to a local cache when its first record is asked for.
-Whatever is written appears whole or not at all: this is the one place that makes sure of it.
+Small files are read and written whole; a shard is read where it lies if it can be (local disks, and gs:// by
+array_record itself), and otherwise copied to a local cache when its first record is asked for. Whatever is written
+appears whole or not at all: this is the one place that makes sure of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import posixpath
 import re
 import secrets
 import tempfile
+import types
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -75,9 +77,7 @@ def read(path: str) -> bytes:
     """
     if not is_remote(path):
         return pathlib.Path(path).read_bytes()
-    system, inner = _system(path)
-    with _remote_errors(path):
-        return system.cat_file(inner)
+    return remote().read(path)
 
 
 @contextlib.contextmanager
@@ -87,19 +87,14 @@ def open_file(path: str) -> Iterator[BinaryIO]:
         with open(path, "rb") as file:
             yield file
         return
-    system, inner = _system(path)
-    with _remote_errors(path), system.open(inner, "rb") as file:
+    with remote().open_file(path) as file:
         yield file
 
 
 def size(path: str) -> int | None:
     """The bytes that a file has; None where there is no file."""
     try:
-        if not is_remote(path):
-            return os.stat(path).st_size
-        system, inner = _system(path)
-        with _remote_errors(path):
-            return int(system.info(inner)["size"])
+        return remote().size(path) if is_remote(path) else os.stat(path).st_size
     except FileNotFoundError:
         return None
 
@@ -107,11 +102,7 @@ def size(path: str) -> int | None:
 def names(folder: str) -> list[str]:
     """The names of a folder's files, sorted; none if there is no folder."""
     try:
-        if not is_remote(folder):
-            return sorted(os.listdir(folder))
-        system, inner = _system(folder)
-        with _remote_errors(folder):
-            return sorted(posixpath.basename(name.rstrip("/")) for name in system.ls(inner, detail=False))
+        return sorted(remote().names(folder) if is_remote(folder) else os.listdir(folder))
     except FileNotFoundError:
         return []
 
@@ -120,10 +111,7 @@ def write(path: str | os.PathLike, data: bytes | str) -> None:
     """Writes a file, text as UTF-8, whole or not at all; it is on the disk, not in memory, when this returns."""
     data = data.encode() if isinstance(data, str) else data
     if is_remote(path):
-        system, inner = _system(os.fspath(path))
-        with _remote_errors(path):
-            system.pipe_file(inner, data)
-        return
+        return remote().write(os.fspath(path), data)
     with replacing(path) as name, open(name, "wb") as file:
         file.write(data)
 
@@ -171,10 +159,7 @@ def temporary(path: str | os.PathLike) -> Iterator[str]:
 def publish(name: str | os.PathLike, path: str | os.PathLike) -> None:
     """Moves a finished local file to its path: on local disks in one step, after its bytes are on the disk."""
     if is_remote(path):
-        system, inner = _system(os.fspath(path))
-        with _remote_errors(path):
-            system.put_file(os.fspath(name), inner)
-        return
+        return remote().put(os.fspath(name), os.fspath(path))
     _sync(name)
     os.replace(name, path)
     _sync(os.path.dirname(path) or ".")  # the folder's entry, too, must survive a loss of power
@@ -201,30 +186,14 @@ def local(path: str, size: int, sha256: str) -> str:
     copy = folder / f"{posixpath.basename(path)}.{sha256[:16]}"
     if not copy.exists() or copy.stat().st_size != size:
         folder.mkdir(parents=True, exist_ok=True)
-        system, inner = _system(path)
-        with replacing(copy) as name, _remote_errors(path):
-            system.get_file(inner, name)
+        with replacing(copy) as name:
+            remote().get(path, name)
         for other in folder.glob(f"{posixpath.basename(path)}*"):
             if other != copy:
                 other.unlink(missing_ok=True)
     return str(copy)
 
 
-def _system(path: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:  # the protocol's package is not installed; no such protocol
-        raise UserError(f"{path}: cannot be reached ({error}).") from None
-
-
-@contextlib.contextmanager
-def _remote_errors(path: str | os.PathLike) -> Iterator[None]:
-    """What a store's client raises, as one line; that a file is missing stays what it is."""
-    try:
-        yield
-    except (FileNotFoundError, UserError):
-        raise
-    except Exception as error:  # each client has its own
-        raise UserError(f"{path}: cannot be read or written ({type(error).__name__}: {error}).") from None
+def remote() -> types.ModuleType:
+    """Returns the module for paths with '://', which is imported when there is one."""
+    return importlib.import_module("prismer_jax.files.remote")

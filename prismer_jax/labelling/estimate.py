@@ -19,7 +19,7 @@ from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.job import Job
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
-from prismer_jax.pp.image import image_size
+from prismer_jax.pp.image_size import image_size
 
 SAMPLE = 200  # photos whose sizes, and whose labels' bytes, stand for all
 BATCHES = 2  # that a probe times

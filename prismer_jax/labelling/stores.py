@@ -22,7 +22,7 @@ from prismer_jax.files import folders, storage
 from prismer_jax.labelling import official
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
-from prismer_jax.pp.image import image_size
+from prismer_jax.pp.image_size import image_size
 
 SUFFIXES = (".json", ".npz", ".png")  # of the files of a label
 

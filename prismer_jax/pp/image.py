@@ -27,7 +27,6 @@ NEWER = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1", 
 JPEG_XL = (b"\xff\n", b"\0\0\0\x0cJXL ")
 UNREAD = "image of a kind that is not read"  # the reason of all these, and of folders that hold them
 EXIF_ORIENTATION = 0x0112
-TIFF_SIZE = (0x0100, 0x0101)  # the tags of width and height, as stored
 UPRIGHT = {  # EXIF orientation -> what sets the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,7 +36,6 @@ UPRIGHT = {  # EXIF orientation -> what sets the stored pixels upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = (5, 6, 7, 8)  # of these, width becomes height
 
 
 @register
@@ -108,7 +106,7 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
         pixels = _jpeg(image, data)
         if pixels is None:
             pixels = _to_rgb(image, where)
-        turn = _orientation(image)  # of what was loaded: Pillow turns a TIFF itself and takes the tag away
+        turn = orientation(image)  # of what was loaded: Pillow turns a TIFF itself and takes the tag away
         if turn in UPRIGHT:
             pixels = np.array(Image.fromarray(pixels).transpose(UPRIGHT[turn]))
         return pixels
@@ -118,27 +116,6 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
         raise BadSample(f"{where}: not a readable image ({error}).", "damaged image") from None
 
 
-def image_size(
-    source: bytes | str, max_pixels: int = label_png.MAX_PIXELS, where: str | None = None
-) -> tuple[int, int]:
-    """Returns `read_image`'s (height, width), from the header of the file (encoded bytes or a path) alone.
-
-    Only a PNG without EXIF in its header is unpacked, since the block may lie behind the pixels, too. What cannot be
-    opened raises as `read_image` does; `where` is what its message calls bytes.
-    """
-    where = where or (source if isinstance(source, str) else "a photo")
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            width, height = image.size
-            if not label_png.too_large(width, height, max_pixels):
-                if image.format == "TIFF":  # whose `size` is turned already in some versions of Pillow, in others not
-                    width, height = (image.tag_v2[tag] for tag in TIFF_SIZE)
-                return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
-    except Exception:  # whatever is wrong, reading it whole says what
-        pass
-    return read_image(source, max_pixels, where).shape[:2]
-
-
 def _jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     """OpenCV decodes JPEG twice as fast to the same bytes; it is only trusted with whole files of plain colour."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not data.endswith(JPEG_END):
@@ -146,8 +123,8 @@ def _jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def _orientation(image: Image.Image) -> int:
-    """Returns the orientation of the pixels that Pillow gives, now or, if they are not loaded yet, as stored."""
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation of the pixels that Pillow gives, now or, if they are not loaded yet, as stored."""
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # a damaged EXIF block says nothing; the photo itself may be whole

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps, features
 from prismer_jax import label_png, labels, pp
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp import augment, randaugment
-from prismer_jax.pp.image import image_size
+from prismer_jax.pp.image_size import image_size
 from prismer_jax.pp.labels import resample
 
 IDS = ("seg_coco", "obj_detection", "ocr_detection")

@@ -90,7 +90,6 @@ def caption(
     prefix: str | None = "",
     style: Style = "plain",
     max_words: int | None = None,
-    pick: Literal["random", "first"] = "random",
 ) -> Op:
     """Makes the training text of a captioned photo: prompt = prefix, target = one of `captions`.
 
@@ -101,8 +100,6 @@ def caption(
       BadSample: the example has no caption, or an empty one.
     """
     limit = _limit("caption", style, max_words)
-    if pick not in ("random", "first"):
-        raise UserError(f"caption(pick={pick!r}): 'random' or 'first'.")
     if style == "reference" and prefix is not None and clean_caption(prefix, style) != prefix:
         raise UserError(f"caption(prefix={prefix!r}, style='reference'): write it {clean_caption(prefix, style)!r}.")
 
@@ -110,7 +107,7 @@ def caption(
         captions = example.get("captions") or []
         if not captions:
             raise BadSample(f"example {example.get('id', '?')} has no caption. Take it off the list or caption it.")
-        text = captions[int(rng.integers(len(captions))) if pick == "random" else 0]
+        text = captions[int(rng.integers(len(captions)))]
         if style == "reference" and prefix is not None:
             # The leading space, of an empty prefix too, is the reference's: no capital then.
             target = clean_caption(f"{prefix} {text}", style, limit).removeprefix(prefix).removeprefix(" ")

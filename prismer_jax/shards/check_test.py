@@ -110,7 +110,7 @@ def test_a_record_that_does_not_fit_together_is_found(tmp_path, capsys, monkeypa
 
 
 def test_bytes_that_are_no_record_are_found(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(writer.records, "serializer", lambda experts: lambda values: b"\xff\xff no record")
+    monkeypatch.setattr(writer.schema, "serializer", lambda experts: lambda values: b"\xff\xff no record")
     row = writer.write_shard([example(0)], tmp_path, "x-train.array_record-00000-of-00001", experts=EXPERTS)
     metadata.finish(str(tmp_path), name="x", split="train", experts=EXPERTS, rows=[row], made_from={}, labels={})
     assert "unreadable record" in problems(capsys, tmp_path)

@@ -171,7 +171,7 @@ def test_what_cannot_be_used_is_a_bad_sample(change, message):
 
 
 def test_a_bomb_is_refused_by_its_header(monkeypatch):
-    monkeypatch.setattr(label_files, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(label_png, "MAX_PIXELS", 1000)
     bomb = encoded(np.zeros((40, 40), np.uint8), "PNG")
     with pytest.raises(BadSample, match="40x40 pixels are more"):
         prepare(bomb)
