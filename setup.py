@@ -56,6 +56,7 @@ setup(
     packages=find_packages(include=["prismer_jax", "prismer_jax.*"]),
     package_data={"prismer_jax": ["pp/*.model", "experts/*.txt", "report/*.css"]},
     install_requires=CORE,
+    entry_points={"lmms_eval.models": ["prismer_jax = prismer_jax.lmms:manifest"]},
     extras_require={
         "test": TEST,
         "gguf": GGUF,
@@ -65,6 +66,8 @@ setup(
         "beam": ["apache-beam>=2.60"],  # data sets built by clusters; needs Pillow 12, protobuf 6, so no part of `test`
         "wandb": ["wandb"],  # experiment tracking
         "eval": EVAL,
+        # The harness that nanoVLM's authors report with, and PyTorch with it; it imports what filelock 4 has moved.
+        "lmms": ["lmms-eval>=0.7.3", "filelock<4"],
         "bench": ["torch", "transformers==4.26.1"],  # the PyTorch original, to compare with
     },
 )

@@ -23,7 +23,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -155,6 +155,41 @@ class Captioner:
         """
         return list(self._results(self._to_choose(images, choices, question, labels, k), batch_size))
 
+    def ask(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        *,
+        num_answers: int = 1,
+        batch_size: int = 16,
+        seed: int = 0,
+        **settings: Any,
+    ) -> list[dict[str, Any]]:
+        """Answers a question of its own about each example, as `answer` does.
+
+        Args:
+          examples: {"id", "image", "question"}: the image is a path, a file's bytes or uint8 RGB, a list of these for a
+            model that reads several, or None; where there are label maps, "labels/<expert>"; and "begun", what the
+            answer begins with, for a model that is asked in words.
+
+        Returns:
+          [{"image": the example's id, "answers": [text, ...], "scores": [log-probability, ...]}], without those in
+          `left_out`.
+        """
+        request = self._to_write("question", _Examples(examples), "answers", num_answers, seed, settings, {})
+        return list(self._results(request, batch_size))
+
+    def rank(
+        self, examples: Sequence[Mapping[str, Any]], choices: Sequence[str], *, batch_size: int = 16
+    ) -> list[dict[str, Any]]:
+        """Ranks all of the choices as answers to the question of each example of `ask`, as `choose` does.
+
+        The scores are the log-probabilities a token, without the label smoothing of `choose`.
+        """
+        how = choose("task of this checkpoint", "question", self.tasks)
+        settings = {"k": len(choices), "label_smoothing": 0.0}
+        request = self._to_rank(_Examples(examples), how, read_choices(choices), "answer", settings, {})
+        return list(self._results(request, batch_size))
+
     def _to_caption(
         self,
         images: Any,
@@ -188,12 +223,24 @@ class Captioner:
         self, images: Any, choices: Path | Sequence[str], question: str | None, labels: Path | None, k: int | None
     ) -> _Request:
         task, kind = ("caption", "class") if question is None else ("question", "answer")
-        how, texts = choose("task of this checkpoint", task, self.tasks), read_choices(choices)
-        tokens = choice_tokens(self.tokenizer, texts, kind, how.get("style", "plain"))
-        settings = {"k": k or {"class": 32, "answer": 16}[kind], "padding": how["decode"].get("padding", "own")}
+        how = choose("task of this checkpoint", task, self.tasks)
         source, asked = self._photos(images, labels), {}
         if question is not None:
             source, asked = _Asked(source, question=question), {"question": question}
+        settings = {"k": k or {"class": 32, "answer": 16}[kind]}
+        return self._to_rank(source, how, read_choices(choices), kind, settings, asked)
+
+    def _to_rank(
+        self,
+        source: Any,
+        how: Mapping[str, Any],
+        texts: Sequence[str],
+        kind: Literal["answer", "class"],
+        settings: dict[str, Any],
+        asked: Result,
+    ) -> _Request:
+        tokens = choice_tokens(self.tokenizer, texts, kind, how.get("style", "plain"))
+        settings = {**settings, "padding": how["decode"].get("padding", "own")}
 
         def say(batch: Mapping[str, Any], arrays: dict[str, Any], number: int) -> list[Result]:
             ranked = rank_answers(self.model, self.variables, arrays, *tokens, **settings)
@@ -312,6 +359,22 @@ class _NoPhoto:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"id": "", "image": None}
+
+
+class _Examples:
+    """A source of examples that are in memory."""
+
+    def __init__(self, examples: Sequence[Mapping[str, Any]]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def name(self, index: int) -> str:
+        return self.examples[index]["id"]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.examples[index])
 
 
 class _Asked:

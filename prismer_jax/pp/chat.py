@@ -54,10 +54,12 @@ def image_text(grids: Sequence[Grid], tokens: int, whole: bool = True) -> str:
     return "".join(parts)
 
 
-def conversation(turns: Sequence[Turn], tokenizer: Any, system: str = "") -> tuple[list[int], list[bool]]:
+def conversation(
+    turns: Sequence[Turn], tokenizer: Any, system: str = "", begun: str = ""
+) -> tuple[list[int], list[bool]]:
     """Returns the ids of a conversation, and which of them are learnt: what an assistant says, and its end.
 
-    A last turn without an answer ends with the header of one.
+    A last turn without an answer ends with the header of one, and what it has `begun` with.
     """
     roles = [(role, turn[role]) for turn in turns for role in ("user", "assistant") if role in turn]
     header = len(tokenizer.encode("<|im_start|>assistant\n"))
@@ -68,8 +70,8 @@ def conversation(turns: Sequence[Turn], tokenizer: Any, system: str = "") -> tup
         ids += new
         scored += [role == "assistant" and column >= header for column in range(len(new))]
     if roles[-1][0] != "assistant":
-        ids += tokenizer.encode("<|im_start|>assistant\n")
-        scored += [False] * header
+        ids += tokenizer.encode(f"<|im_start|>assistant\n{begun}")
+        scored += [False] * (len(ids) - len(scored))
     return ids, scored
 
 
@@ -144,8 +146,9 @@ def chat(
 
     'chat' is `<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n...<|im_end|>\\n ...`, with the photos' tokens
     before the first user's words and loss on what assistants say and on its end. A last turn without an answer is
-    a prompt, padded on the left. 'answer' is `Question: ... Answer:`, answer and eos of the first turn, as versions 0.1
-    and 0.2 have it: the photo is read in front of the text, or in IMAGE tokens there, where the tokenizer has these.
+    a prompt, padded on the left; an example may say what its answer has `begun` with. 'answer' is `Question: ...
+    Answer:`, answer and eos of the first turn, as versions 0.1 and 0.2 have it: the photo is read in front of the text,
+    or in IMAGE tokens there, where the tokenizer has these.
     'plain' is the same with the first user's words as they are.
 
     Args:
@@ -164,7 +167,7 @@ def chat(
         # Words that spell the token of an image would take the place of one.
         said = [{role: text.replace(IMAGE, "") for role, text in turn.items()} for turn in example["turns"]]
         said[0] = {**said[0], "user": photos + said[0]["user"]}
-        ids, scored = conversation(said, tokenizer, system)
+        ids, scored = conversation(said, tokenizer, system, example.get("begun", ""))
         tiles = int(np.sum(example.get("image_mask", 0)))
         if ids.count(image) != tiles * image_tokens:
             raise BadSample(
