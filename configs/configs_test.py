@@ -63,7 +63,7 @@ def test_every_key_is_read_before_the_first_step(file, monkeypatch, tmp_path):
     def stop(*_):
         raise Stopped
 
-    monkeypatch.setattr(train, "make_update", stop)
+    monkeypatch.setattr(train.input, "to_device", stop)
     cfg = load(file, f"data={miniature.folder()},experts=none", "tokenizer=scenes", "total_epochs=100000")
     with pytest.raises(Stopped):
         train.train(cfg, tmp_path)

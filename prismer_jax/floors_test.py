@@ -18,7 +18,7 @@ FLOORS = [
     {"models", "decode"},
     {"experts", "evaluators", "report"},
     {"labelling"},
-    {"train", "evaluate", "caption", "lmms", "assembly", "compare", "scoring"},
+    {"train", "evaluate", "caption", "lmms", "assembly", "compare", "scoring", "training", "planning"},
 ]
 WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "label_png", "files", "metrics", "pp"]
 WORKER_SIDE += ["shards", "datasets"]

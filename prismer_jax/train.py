@@ -9,42 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import itertools
 import math
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 
-from prismer_jax import (
-    assembly,
-    checkpoint,
-    config,
-    evaluators,
-    input,
-    losses,
-    metrics,
-    models,
-    optim,
-    pp,
-    runtime,
-    sharding,
-)
-from prismer_jax.batch import Batch
+from prismer_jax import assembly, checkpoint, config, evaluators, input, metrics, pp, runtime, sharding
 from prismer_jax.datasets import data_seen
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.report import results
+from prismer_jax.training.step import NO_VARIABLES, make_step
 
-NO_VARIABLES = ("opt", "step")  # of the state; all else are the model's
-PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
 # Keys that may differ between two starts in one workdir: what is watched and kept, not what is learnt.
 MAY_CHANGE = ("(log|evaluate|save)_.*", r"(mesh|evals|checkpoint|report|wandb|profile)\b.*", "num_workers")
 
@@ -101,30 +85,11 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     }
 
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
-    model = assembly.make_model(cfg, tokenizer)
-    loss_fn = assembly.make_loss(cfg.loss)
-    evals = assembly.make_evaluators(cfg.evals, model, tokenizer, mesh, quiet=True)
+    training = make_step(cfg, tokenizer, mesh, durations)
+    evals = assembly.make_evaluators(cfg.evals, training.model, tokenizer, mesh, quiet=True)
     assembly.check_metric(cfg.get("checkpoint", {}).get("best_metric"), evals)
-    frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")))
-    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
-    optimizer = config.call(
-        optim.make,
-        cfg.optim,
-        "config.optim",
-        skip=config.duration_keys("warmup"),
-        params=optim.split(shapes["params"], frozen)[0],
-        total_steps=total_steps,
-        warmup_steps=config.steps(cfg.optim, "warmup", default=0, **durations),
-    )
 
     # ------------------------------------------------------------------------------------------- state and checkpoints
-    def init(rng: jax.Array) -> dict[str, Any]:
-        variables = model.init_variables(rng)
-        trainable, _ = optim.split(variables["params"], frozen)
-        return {**variables, "opt": optimizer.tx.init(trainable), "step": jnp.zeros((), jnp.int32)}
-
-    like = sharding.placed(jax.eval_shape(init, jax.random.key(0)), config.plain(cfg.get("sharding", ())), mesh)
-    places = jax.tree.map(lambda x: x.sharding, like)
     checkpoints = config.call(
         checkpoint.Checkpointer,
         cfg.get("checkpoint", config.Section({})),
@@ -134,7 +99,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     )
     first_step = checkpoints.latest_step() or 0
     load_initial = assembly.make_initial(cfg)
-    watch = Watch(cfg, workdir, evals, optimizer.schedules, checkpoints, total_steps, every["log"], start.time)
+    watch = Watch(cfg, workdir, evals, training.optimizer.schedules, checkpoints, total_steps, every["log"], start.time)
 
     # ------------------------------------------------------------------------------------------------ batches and step
     host_batches = input.train_batches(
@@ -149,26 +114,23 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     )
     report_options, profile = assembly.settings_of_later(cfg)
     config.assert_read(cfg)
-    update = make_update(model, loss_fn, optimizer.tx, frozen, accumulate, cfg.seed)
-    update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
     batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
     first_batches = [next(batches)] if first_step < total_steps else []
 
     def compile_update() -> Any:
-        with jax.set_mesh(mesh):  # every thread has its own
-            return update.lower(like, *first_batches).compile() if first_batches else update
+        return training.compile(*first_batches) if first_batches else training.update
 
     if start.estimate:
         with contextlib.closing(batches):
-            lines = runtime.memory(like, optim.split(like["params"], frozen)[0], first_batches, compile_update())
-        print(*lines, sep="\n")
+            estimate = importlib.import_module("prismer_jax.planning.memory").lines
+            print(*estimate(training.state, training.trainable, first_batches, compile_update()), sep="\n")
         return {}
     with ThreadPoolExecutor(1) as pool:  # the step is compiled while the state is made
         compiling = pool.submit(compile_update)
         if first_step:
-            state = checkpoints.restore(like)
+            state = checkpoints.restore(training.state)
         else:
-            state = jax.jit(init, out_shardings=places)(jax.random.key(cfg.seed, impl=PRNG))
+            state = training.init(cfg.seed)
             state |= load_initial(state)
         update = compiling.result()
     with contextlib.closing(batches):
@@ -304,64 +266,6 @@ class Watch:
             variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
             self.scores.update(evaluators.run(self._evals, variables))
         self._writer.write(step, self.scores)
-
-
-def make_update(
-    model: Any,
-    loss_fn: losses.Loss,
-    tx: optax.GradientTransformation,
-    frozen: Sequence[str] = (),
-    accumulate: int = 1,
-    seed: int = 0,
-) -> Callable[[dict[str, Any], Any], tuple[dict[str, Any], dict[str, jax.Array]]]:
-    """Returns the training step (state, batch) -> (state, measured), to be jitted.
-
-    Args:
-      model, loss_fn, tx: what is trained, towards what (see `losses`), and how.
-      frozen: regexes of the parameters that are not differentiated.
-      accumulate: parts of the batch whose gradients are computed one after the other.
-      seed: of dropout and of what else a model draws; the draws of a step are a function of both.
-    """
-
-    def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        trainable, fixed = optim.split(state["params"], frozen)
-        others = {k: v for k, v in state.items() if k not in ("params", *NO_VARIABLES)}
-        rng = jax.random.fold_in(jax.random.key(seed, impl=PRNG), state["step"])
-
-        def objective(trainable: Any, others: Any, batch: Any, rng: jax.Array) -> Any:
-            forward = Forward(model, {**others, "params": optim.merge(trainable, fixed)}, rng)
-            sums = {name: (c.sum(), w.sum()) for name, (c, w) in loss_fn(forward, Batch(batch)).items()}
-            return sums["loss"][0], ({k: forward.variables[k] for k in others}, sums)
-
-        compute = optim.accumulate_gradients(objective, accumulate)
-        gradient, others, sums = compute(trainable, others, batch, rng)
-        gradient = jax.tree.map(lambda g: (g / sums["loss"][1]).astype(g.dtype), gradient)
-        updates, opt = tx.update(gradient, state["opt"], trainable)
-        params = optim.merge(optax.apply_updates(trainable, updates), fixed)
-        new = {**others, "params": params, "opt": opt, "step": state["step"] + 1}
-        means = {f"train/{name}": cost / weight for name, (cost, weight) in sums.items()}
-        tokens = batch["mask_input"].sum()
-        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
-
-    return update
-
-
-class Forward:
-    """A model in training, as a loss calls it: running statistics go from pass to pass, and each pass draws anew."""
-
-    def __init__(self, model: Any, variables: dict[str, Any], rng: jax.Array) -> None:
-        self.model, self.variables, self.rng, self.passes = model, variables, rng, 0
-
-    def __call__(self, *args: Any, method: str | None = None) -> Any:
-        rng = jax.random.fold_in(self.rng, self.passes) if self.passes else self.rng
-        self.passes += 1
-        rngs = dict(zip(self.model.rngs, jax.random.split(rng, len(self.model.rngs)), strict=True))
-        mutable = [name for name in self.variables if name != "params"]
-        out, new = self.model.apply(
-            self.variables, *args, train=True, rngs=rngs, mutable=mutable, method=method or "__call__"
-        )
-        self.variables |= new
-        return out
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from prismer_jax import assembly, config, decode, input, optim, pp, sharding
 from prismer_jax.batch import TEXT
 from prismer_jax.datasets import scenes
-from prismer_jax.train import make_update
+from prismer_jax.training.step import make_update
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:

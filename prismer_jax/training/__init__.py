@@ -1,0 +1,1 @@
+"""What training repeats: its step."""

@@ -1,0 +1,139 @@
+"""The training step: what follows from a config and a mesh alone, made from shapes, before there is any array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prismer_jax import assembly, config, losses, models, optim, sharding
+from prismer_jax.batch import Batch
+
+NO_VARIABLES = ("opt", "step")  # of the state; all else are the model's
+PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
+
+
+class Step(NamedTuple):
+    """A training step on a mesh.
+
+    Attributes:
+      model, optimizer: what is trained, and how.
+      trainable: {name: shape} of the parameters that are trained.
+      state: {'params', ..., 'opt', 'step'}, shapes that say where each array lies.
+      init: seed -> a fresh state on the mesh.
+      update: (state, batch) -> (state, measured); it donates the state. See `make_update`.
+      mesh: the devices, which need not be of this machine unless something is to run.
+    """
+
+    model: Any
+    optimizer: optim.Optimizer
+    trainable: Mapping[str, jax.ShapeDtypeStruct]
+    state: dict[str, Any]
+    init: Callable[[int], dict[str, Any]]
+    update: Any
+    mesh: jax.sharding.Mesh
+
+    def compile(self, batch: Any) -> Any:
+        """Returns `update`, compiled for a batch of the whole mesh: arrays, or shapes that say where each lies."""
+        with jax.set_mesh(self.mesh):  # every thread has its own
+            return self.update.lower(self.state, batch).compile()
+
+
+def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, durations: Mapping[str, int]) -> Step:
+    """Returns the training step of a config; `durations`, with total_steps, are those that `config.steps` takes.
+
+    Raises:
+      UserError: the sections of model, loss, optimiser or sharding cannot be used.
+    """
+    model, loss_fn = assembly.make_model(cfg, tokenizer), assembly.make_loss(cfg.loss)
+    frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")))
+    params = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
+    optimizer = config.call(
+        optim.make,
+        cfg.optim,
+        "config.optim",
+        skip=config.duration_keys("warmup"),
+        params=optim.split(params, frozen)[0],
+        total_steps=durations["total_steps"],
+        warmup_steps=config.steps(cfg.optim, "warmup", default=0, **durations),
+    )
+
+    def init(rng: jax.Array) -> dict[str, Any]:
+        variables = model.init_variables(rng)
+        trainable, _ = optim.split(variables["params"], frozen)
+        return {**variables, "opt": optimizer.tx.init(trainable), "step": jnp.zeros((), jnp.int32)}
+
+    state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), config.plain(cfg.get("sharding", ())), mesh)
+    places = jax.tree.map(lambda x: x.sharding, state)
+    init = jax.jit(init, out_shardings=places)
+    update = make_update(model, loss_fn, optimizer.tx, frozen, cfg.get("accumulate", 1), cfg.seed)
+    return Step(
+        model=model,
+        optimizer=optimizer,
+        trainable=optim.split(state["params"], frozen)[0],
+        state=state,
+        init=lambda seed: init(jax.random.key(seed, impl=PRNG)),
+        update=jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh))),
+        mesh=mesh,
+    )
+
+
+def make_update(
+    model: Any,
+    loss_fn: losses.Loss,
+    tx: optax.GradientTransformation,
+    frozen: Sequence[str] = (),
+    accumulate: int = 1,
+    seed: int = 0,
+) -> Callable[[dict[str, Any], Any], tuple[dict[str, Any], dict[str, jax.Array]]]:
+    """Returns the training step (state, batch) -> (state, measured), to be jitted.
+
+    Args:
+      model, loss_fn, tx: what is trained, towards what (see `losses`), and how.
+      frozen: regexes of the parameters that are not differentiated.
+      accumulate: parts of the batch whose gradients are computed one after the other.
+      seed: of dropout and of what else a model draws; the draws of a step are a function of both.
+    """
+
+    def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        trainable, fixed = optim.split(state["params"], frozen)
+        others = {k: v for k, v in state.items() if k not in ("params", *NO_VARIABLES)}
+        rng = jax.random.fold_in(jax.random.key(seed, impl=PRNG), state["step"])
+
+        def objective(trainable: Any, others: Any, batch: Any, rng: jax.Array) -> Any:
+            forward = Forward(model, {**others, "params": optim.merge(trainable, fixed)}, rng)
+            sums = {name: (c.sum(), w.sum()) for name, (c, w) in loss_fn(forward, Batch(batch)).items()}
+            return sums["loss"][0], ({k: forward.variables[k] for k in others}, sums)
+
+        compute = optim.accumulate_gradients(objective, accumulate)
+        gradient, others, sums = compute(trainable, others, batch, rng)
+        gradient = jax.tree.map(lambda g: (g / sums["loss"][1]).astype(g.dtype), gradient)
+        updates, opt = tx.update(gradient, state["opt"], trainable)
+        params = optim.merge(optax.apply_updates(trainable, updates), fixed)
+        new = {**others, "params": params, "opt": opt, "step": state["step"] + 1}
+        means = {f"train/{name}": cost / weight for name, (cost, weight) in sums.items()}
+        tokens = batch["mask_input"].sum()
+        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
+
+    return update
+
+
+class Forward:
+    """A model in training, as a loss calls it: running statistics go from pass to pass, and each pass draws anew."""
+
+    def __init__(self, model: Any, variables: dict[str, Any], rng: jax.Array) -> None:
+        self.model, self.variables, self.rng, self.passes = model, variables, rng, 0
+
+    def __call__(self, *args: Any, method: str | None = None) -> Any:
+        rng = jax.random.fold_in(self.rng, self.passes) if self.passes else self.rng
+        self.passes += 1
+        rngs = dict(zip(self.model.rngs, jax.random.split(rng, len(self.model.rngs)), strict=True))
+        mutable = [name for name in self.variables if name != "params"]
+        out, new = self.model.apply(
+            self.variables, *args, train=True, rngs=rngs, mutable=mutable, method=method or "__call__"
+        )
+        self.variables |= new
+        return out
