@@ -62,6 +62,7 @@ setup(
         "gguf": GGUF,
         "data": ["pyarrow>=15"],  # captions in img2dataset's tables; tensorflow-datasets brings it today
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "plan": ["libtpu>=0.0.42"],  # compiles for TPUs that are not there
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "beam": ["apache-beam>=2.60"],  # data sets built by clusters; needs Pillow 12, protobuf 6, so no part of `test`
         "wandb": ["wandb"],  # experiment tracking

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prismer_jax import config, registry, tree
@@ -81,7 +82,16 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
             "and one of them may be -1 for the rest."
         )
     shape = tuple(len(devices) // known if name in rest else axes.get(name, 1) for name in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    if devices[0].platform == "tpu" and (slices := len({getattr(d, "slice_index", 0) for d in devices})) > 1:
+        if shape[0] % slices:
+            raise UserError(
+                f"{slices} slices must share the mesh's axis data, of size {shape[0]}: a multiple of {slices}."
+            )
+        within = shape[0] // slices, *shape[1:]  # the network between slices is slow: gradients alone go over it
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+        return Mesh(grid, AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
 def barrier(name: str) -> None:

@@ -273,9 +273,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:arg; --config.key=value overrides a key")
     parser.add_argument("--workdir", type=storage.on_disk, help="checkpoints, metrics and report go here")
     parser.add_argument("--estimate", action="store_true", help="only say how much memory a step takes")
+    parser.add_argument("--plan", metavar="v5e:4x4,...", help="only say what a step takes on TPUs: docs/scaling.md")
     parser.add_argument("--allow-changed-data", action="store_true", help="go on although the data changed since")
     args, overrides = parser.parse(argv)
     runtime.log_warnings()
+    if args.plan:
+        return importlib.import_module("prismer_jax.planning.plan").main(args.config, overrides, args.plan)
     if args.estimate:
         with tempfile.TemporaryDirectory() as scratch:
             train(config.load(args.config, overrides), pathlib.Path(scratch), estimate=True)

@@ -1,0 +1,235 @@
+"""Plans: what is read in a program, the batch without data, the messages of bad input; with libtpu, a small model's."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from prismer_jax import assembly, config, input, sharding
+from prismer_jax.batch import KEYS
+from prismer_jax.errors import UserError
+from prismer_jax.models import build
+from prismer_jax.planning import model_flops, program, stand_ins, topologies
+from prismer_jax.testing import ROOT
+
+LAYERS, WIDTH, ROWS = 3, 64, 32
+
+
+def loss(stack, x):
+    def layer(x, kernel):
+        return jnp.tanh(x @ kernel), None
+
+    return jnp.sum(jax.lax.scan(layer, x, stack)[0])
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The gradient of scanned layers, whose rows are split over 8 devices and whose kernels are gathered."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    def shape(*dims, axes):
+        return jax.ShapeDtypeStruct(dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    arguments = shape(LAYERS, WIDTH, WIDTH, axes=(None, "data")), shape(ROWS, WIDTH, axes=("data",))
+    step = jax.jit(jax.grad(loss), out_shardings=arguments[0].sharding)
+    with jax.set_mesh(mesh):
+        return step.lower(*arguments).compile(), step.trace(*arguments).jaxpr.jaxpr
+
+
+def test_operations_are_counted_as_often_as_a_loop_runs(compiled):
+    forward = 2 * ROWS * WIDTH * WIDTH * LAYERS
+    assert model_flops.count(compiled[1]) == 3 * forward
+    facts = program.facts(compiled[0].as_text(), 8)
+    assert facts["flops"] * 8 == 3 * forward
+    assert facts["flops_float32"] == facts["flops"]
+    assert compiled[0].cost_analysis()["flops"] < 0.6 * facts["flops"]  # XLA's own takes a loop's body once
+
+
+def test_messages_are_found_with_their_bytes_and_groups(compiled):
+    found = program.collectives(*_read(compiled[0].as_text()), 8)
+    assert found
+    assert all(one.group == tuple(range(8)) for one in found)
+    gathered = sum(one.bytes * one.count for one in found if one.kind == "all-gather")
+    assert gathered >= 4 * LAYERS * WIDTH * WIDTH
+    assert gathered % (4 * WIDTH * WIDTH) == 0
+
+
+def _read(text):
+    parts, entry = program.parse(text)
+    return parts, program.runs(parts, entry)
+
+
+TPU = """HloModule jit_f
+%all-reduce-scatter.1 (input: f32[256,64]) -> f32[64,64] {
+  %input = f32[256,64]{1,0:T(8,128)S(1)} parameter(0)
+  %all-reduce.3 = f32[256,64]{1,0:T(8,128)} all-reduce(%input), channel_id=4, replica_groups={{0,1,2,3}}, to_apply=%add
+  %at = s32[] constant(64)
+  ROOT %part = f32[64,64]{1,0:T(8,128)S(1)} dynamic-slice(%all-reduce.3, %at, %at), dynamic_slice_sizes={64,64}
+}
+%read (stack: f32[5,256,64], at: s32[]) -> f32[1,256,64] {
+  %stack = f32[5,256,64]{2,1,0:T(8,128)} parameter(0)
+  %at.1 = s32[] parameter(1)
+  ROOT %one = f32[1,256,64]{2,1,0:T(8,128)} dynamic-slice(%stack, %at.1, %at.1, %at.1), dynamic_slice_sizes={1,256,64}
+}
+%body (carry: (s32[], f32[5,256,64])) -> (s32[], f32[5,256,64]) {
+  %carry = (s32[]{:T(128)}, f32[5,256,64]{2,1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %all = f32[5,256,64]{2,1,0:T(8,128)} get-tuple-element(%carry), index=1
+  %layer = f32[1,256,64]{2,1,0:T(8,128)} fusion(%all, %i), kind=kLoop, calls=%read
+  %flat = f32[256,64]{1,0:T(8,128)} bitcast(%layer)
+  %sum = f32[64,64]{1,0:T(8,128)S(1)} fusion(%flat), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="up"}
+  ROOT %next = (s32[]{:T(128)}, f32[5,256,64]{2,1,0:T(8,128)}) tuple(%i, %all)
+}
+%condition (carry.1: (s32[], f32[5,256,64])) -> pred[] {
+  %carry.1 = (s32[]{:T(128)}, f32[5,256,64]{2,1,0:T(8,128)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%carry.1), index=0
+  %bound = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[]{:T(512)} compare(%i.1, %bound), direction=LT
+}
+ENTRY %main (stack.1: f32[5,256,64]) -> (s32[], f32[5,256,64]) {
+  %stack.1 = f32[5,256,64]{2,1,0:T(8,128)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, f32[5,256,64]{2,1,0:T(8,128)}) tuple(%zero, %stack.1)
+  ROOT %loop = (s32[]{:T(128)}, f32[5,256,64]{2,1,0:T(8,128)}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_tpus_reduce_scatter_in_a_loop_is_read_as_one_and_slices_as_slices():
+    facts = program.facts(TPU, 4)
+    (one,) = facts["collectives"]
+    assert (one["kind"], one["bytes"], one["count"], one["group"]) == ("reduce-scatter", 4 * 256 * 64, 5, (0, 1, 2, 3))
+    assert program.Collective(**one).sent == 5 * 4 * 256 * 64 * 3 / 4
+    # Each of five layers is read and written as a slice, at a number; a message and what is on the chip are no traffic.
+    assert facts["traffic"] == 5 * (2 * 4 * 256 * 64 + 4)
+
+
+@pytest.mark.parametrize(
+    ("written", "group"),
+    [
+        ("replica_groups={{0,1},{2,3}}", (0, 1)),
+        ("replica_groups=[2,2]<=[4]", (0, 1)),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", (0, 2)),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}", (0, 2)),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", (0, 1, 2, 3)),
+        ("replica_groups={}", (0, 1, 2, 3)),
+        ("source_target_pairs={{0,3},{3,0}}", (0, 3)),
+    ],
+)
+def test_groups_are_read_as_xla_writes_them(written, group):
+    assert program._group(f", channel_id=1, {written}, dimensions={{0}}", 4) == group
+
+
+def test_a_convolutions_operations_are_those_that_meet_a_value():
+    x, kernel = jnp.zeros((2, 9, 9, 3)), jnp.zeros((3, 3, 3, 5))
+
+    def convolve(x):
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    forward = 2 * 2 * 4 * 4 * 9 * 3 * 5
+    assert model_flops.count(jax.make_jaxpr(convolve)(x).jaxpr) == forward
+    backward = jax.make_jaxpr(jax.grad(lambda x: convolve(x).sum()))(x).jaxpr
+    assert model_flops.count(backward) == 2 * forward  # zeros between the steps of the stride are not counted
+
+
+def test_messages_along_more_axes_of_a_torus_use_more_links():
+    topology = topologies.Topology("v5e:4x4", topologies.CHIPS["v5e"], ())
+    place = {(x, y): SimpleNamespace(coords=(x, y, 0), slice_index=y // 2) for x in range(4) for y in range(4)}
+    row = [place[x, 0] for x in range(4)]
+    assert topology.links(row) == 2
+    assert topology.links(row[:2]) == 1
+    assert topology.links(list(place.values())) == 4
+    assert not topologies.crosses_slices(row)
+    assert topologies.crosses_slices(list(place.values()))
+
+
+@pytest.mark.parametrize("name", ["v5x:4x4", "h100", "v5e", "v5e:4by4"])
+def test_an_unknown_topology_is_refused_with_those_that_are_known(name):
+    with pytest.raises(UserError, match=r"Unknown topology.*v4:2x2x1.*v5e:2x2.*v5p:2x2x1.*v6e:2x2"):
+        topologies.describe(name)
+
+
+def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(UserError, match=re.escape("pip install prismer_jax[plan]")):
+        topologies.describe("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "pretrain.py:smoke",
+        "pretrain.py:smoke,experts=none",
+        "nanovlm.py:variant=222m,smoke",
+        "nanovlm.py:variant=460m_8k,smoke",
+    ],
+)
+def test_a_batch_is_planned_in_the_shapes_of_the_real_one(file):
+    cfg = config.strict(config.load(f"{ROOT}/configs/{file}"))
+    tokenizer = stand_ins.tokenizer(cfg.tokenizer)
+    batches = input.train_batches(assembly.load_mixture(cfg.data, tokenizer), batch_size=cfg.batch_size, seed=0)
+    real = next(batches)
+    batches.close()
+    experts = build(**config.plain(cfg.model), tokenizer=tokenizer).experts
+    planned = {key: (x.shape, x.dtype) for key, x in stand_ins.batch(cfg, tokenizer, experts).items()}
+    arrays = {key: (x.shape, x.dtype) for key, x in real.items() if key in KEYS or key.startswith("labels/")}
+    assert planned == arrays
+
+
+def test_a_tokenizer_that_is_not_here_is_stood_in_for(tmp_path):
+    words = stand_ins.tokenizer(f"roberta:{tmp_path}")
+    assert words.encode("any text at all")
+    assert words.id_of("<|image|>") is not None
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e .[plan]"
+)
+
+
+@needs_libtpu
+def test_slices_share_the_axis_data_and_hold_the_others_whole():
+    topology = topologies.describe("2xv5e:2x2")
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 4}, topology.devices)
+    assert mesh.devices.shape == (2, 4, 1)
+    assert [{device.slice_index for device in row.flat} for row in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match="2 slices must share the mesh's axis data, of size 1"):
+        sharding.make_mesh({"data": 1, "fsdp": -1}, topology.devices)
+    with pytest.raises(UserError, match=r"No slice 'v5e:3x3' .* Of v5e there are 2x2, 2x4"):
+        topologies.describe("v5e:3x3")
+    assert len(topologies.describe("v4:2x2x1").devices) == 2 * topologies.describe("v4:2x2x1").chips == 8
+
+
+@needs_libtpu
+def test_a_small_model_is_planned_for_a_slice_of_four_chips(tmp_path):
+    flags = ("--config", f"{ROOT}/configs/pretrain.py:smoke,experts=none", "--plan")
+    done = plan(*flags, "v5e:2x2")
+    assert done.returncode == 0, done.stderr
+    number = {name: float(value) for name, value in re.findall(r"^  ([\w' ,]+?)  +([\d.]+)", done.stdout, re.M)}
+    assert 0 < number["parameters"] + number["optimizer's state"] < number["peak"] < 0.1  # GiB
+    assert "fits" in done.stdout
+    assert "all-reduce" in done.stdout
+    again = float(re.search(r"\(([\d.]+) of the model's", done.stdout)[1])
+    assert again == pytest.approx(1, abs=0.05)  # two counts by two ways, of a model that computes nothing twice
+    assert re.search(r"at most [\d,]+ examples a second, MFU 0\.\d+", done.stdout)
+    wrong = plan(*flags, "v5e:2x2", "--config.mesh.data=3")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "does not fit 4 devices" in wrong.stderr
+
+
+def plan(*flags):
+    code = "from prismer_jax.errors import run_main; from prismer_jax.train import main; run_main(main)"
+    return subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=900)
+
+
+def test_numbers_of_a_shape_are_read_without_its_padding():
+    assert program.size("(bf16[4,8]{1,0:T(8,128)(2,1)}, u8[3]{0:T(128)}, pred[]{:T(512)})") == 4 * 8 * 2 + 3 + 1
+    assert program.size("f32[2,2]{1,0:T(8,128)S(1)}", hbm=True) == 0
+    assert np.prod(program.arrays("s4[10]{0}")[0][1]) == 10
