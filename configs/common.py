@@ -67,9 +67,9 @@ def training(arg, *, batch_size, epochs, freeze, seed=42):
 
     config.loss = dict(name="cross_entropy", label_smoothing=0.1, normalize="none")  # summed over a text's tokens
     config.accumulate = 1  # parts of a batch one after the other; BatchNorm of the stems sees each part alone
-    # Data-parallel; --config.mesh.fsdp=8 shares parameters and optimiser state among 8 devices.
-    config.mesh = dict(data=-1, fsdp=1)
-    config.sharding = [(".*", "fsdp")]
+    # Data-parallel; --config.sharding=zero3 shares parameters and optimiser state among the devices.
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.sharding = "replicated"
 
     config.log_steps = 1 if arg.smoke else 50
     config.checkpoint = dict(keep=1)

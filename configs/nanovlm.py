@@ -115,8 +115,8 @@ def published(arg):
         weight_decay=0.01,  # of everything, norms and embeddings too
         clip_norm=recipe["clip"],
     )
-    config.mesh = dict(data=-1, fsdp=1)
-    config.sharding = [(".*", "fsdp")]
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.sharding = "replicated"
 
     # ---------------------------------------------------------------- use, and what is watched and kept
     one = 1 + (recipe["side"] // tile) ** 2 if packs else 1  # tiles of a photo

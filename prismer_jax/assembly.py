@@ -48,6 +48,12 @@ def make_model(cfg: config.Section, tokenizer: Any) -> Any:
     return config.call(models.build, cfg.model, "config.model", tokenizer=tokenizer)
 
 
+def sharding_of(cfg: config.Section, model: Any) -> tuple[Any, Any]:
+    """Returns the config's preset or rules, and the rules of the model's family for 'tensor' where they are needed."""
+    spec = config.plain(cfg.get("sharding", ()))
+    return spec, models.tensor_rules(cfg.model.get("name", models.DEFAULT), model) if "tensor" in spec else ()
+
+
 def make_loss(section: config.Section) -> losses.Loss:
     """Returns the loss (forward, batch) -> costs with the section's settings; see `losses`."""
     fn = choose("loss", section.name, losses.LOSSES)

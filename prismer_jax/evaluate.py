@@ -149,10 +149,11 @@ def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Pat
     """
     import jax
 
-    from prismer_jax import checkpoint, models, pp, sharding
+    from prismer_jax import assembly, checkpoint, models, pp, sharding
 
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
-    like = sharding.placed(shapes, config.plain(cfg.get("sharding", ())), mesh)
+    spec, tensor = assembly.sharding_of(cfg, model)
+    like = sharding.placed(shapes, spec, mesh, tensor)
     pp.tokenizer.check_ids(checkpoint.description(path), path)
     try:
         return checkpoint.load_into(like, path, resize=models.family(cfg.model.get("name", models.DEFAULT)).RESIZE)

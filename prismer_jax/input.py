@@ -1,8 +1,8 @@
 """The loader: batches of examples, where the batch of step s is a function of (seed, s).
 
-A Grain chain: shuffle, repeat, load with random ops, mix, take this process's part, batch. Random ops stand before the
-slice per process and nothing filters, so any number of processes and workers sees the same global batches, and resuming
-is slicing at the step; no iterator state is saved.
+A Grain chain: shuffle, repeat, load with random ops, mix, take this process's rows, batch. Random ops stand before the
+choice of rows and nothing filters: row r of batch s is the same whatever the number of processes and workers, and
+resuming is slicing at the step; no iterator state is saved.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ def train_batches(
     first_step: int = 0,
     num_workers: int = 0,
     num_threads: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     max_bad_fraction: float = 0.01,
 ) -> TrainBatches:
-    """The endless batches of a training run from `first_step` on: this process's part of each global batch.
+    """The endless batches of a training run from `first_step` on: this process's rows of each global batch.
 
     Args:
       data: the mixture, each {'source': ..., 'pp': ..., 'weight': 1.0}; a source has __len__ and __getitem__.
@@ -51,14 +50,14 @@ def train_batches(
       first_step: of the first batch; a resumed run passes the step of its checkpoint.
       num_workers: worker processes; 0 loads in threads of this one, which is enough where decoding dominates.
       num_threads: threads, of each worker too; by default one a core, or one in a worker.
-      process_index, process_count: which part of each batch.
+      rows: of each batch, those that this process's devices hold (sharding.rows_of); all by default.
       max_bad_fraction: of samples that raise BadSample and are replaced by others, chosen by the same seed.
 
     Raises:
       UserError: nothing to load, or sizes that do not divide. While iterating: too many bad samples, examples of
         different shapes, or whatever an op reports.
     """
-    _check_sizes(batch_size, process_index, process_count)
+    _check_rows(batch_size, rows)
     parts, weights = [], []
     for number, part in enumerate(data):
         if not len(part["source"]):
@@ -74,7 +73,9 @@ def train_batches(
     if not parts:
         raise UserError("The mixture has no data set.")
     chain = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-    chain = chain[process_index::process_count].batch(batch_size // process_count, batch_fn=_collate)
+    rows = range(batch_size) if rows is None else rows
+    chain = grain.MapDataset.source(_Rows(chain, batch_size, rows)) if len(rows) < batch_size else chain
+    chain = chain.batch(len(rows), batch_fn=_collate)
     return TrainBatches(_iterate(chain[first_step:], num_workers, num_threads), max_bad_fraction)
 
 
@@ -125,8 +126,7 @@ def eval_batches(
     pp: Any,
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_workers: int = 0,
     num_threads: int | None = None,
     numbers: Sequence[int] | None = None,
@@ -134,16 +134,17 @@ def eval_batches(
     """Batches that cover each example of a source once, in order, as often as one iterates over them.
 
     The last batch is filled up with rows whose `_mask` is False; every process has the same number of batches. Row r of
-    batch n in process p of P is the example n * batch_size + r * P + p. What is no array comes as `meta`, a list of one
-    dict a row. `pp` may draw random numbers: they depend on the example alone. The row of a bad sample has a `_mask` of
-    False too, and says in its `meta` why it is bad, {"error", "reason"}: whoever leaves it out has to say so.
+    batch n is the example n * batch_size + r; `rows` are those that are wanted, as in `train_batches`. What is no array
+    comes as `meta`, a list of one dict a row. `pp` may draw random numbers: they depend on the example alone. The row
+    of a bad sample has a `_mask` of False too, and says in its `meta` why it is bad, {"error", "reason"}: whoever
+    leaves it out has to say so.
 
     `numbers` names the batches wanted, all by default: a run that goes on leaves out those that it has.
     """
-    _check_sizes(batch_size, process_index, process_count)
+    _check_rows(batch_size, rows)
     if not len(source):
         raise UserError("The data set to evaluate on is empty. Check its split and limit.")
-    return EvalBatches(source, pp, batch_size, process_index, process_count, num_workers, num_threads, numbers)
+    return EvalBatches(source, pp, batch_size, rows, num_workers, num_threads, numbers)
 
 
 class EvalBatches(Iterable[Batch]):
@@ -154,18 +155,17 @@ class EvalBatches(Iterable[Batch]):
         source: Any,
         pp: Any,
         batch_size: int,
-        process_index: int,
-        process_count: int,
+        rows: Sequence[int] | None,
         num_workers: int,
         num_threads: int | None,
         numbers: Sequence[int] | None,
     ) -> None:
         every = np.arange(-(-len(source) // batch_size) * batch_size).reshape(-1, batch_size)
         wanted = every if numbers is None else every[np.asarray(numbers, int)]
+        wanted = wanted if rows is None else wanted[:, np.asarray(rows)]
         self._length = len(wanted)
-        rows = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
-        rows = rows[process_index::process_count]
-        self._chain = rows.batch(batch_size // process_count, batch_fn=functools.partial(_collate, meta=True))
+        examples = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
+        self._chain = examples.batch(wanted.shape[1], batch_fn=functools.partial(_collate, meta=True))
         self._workers = num_workers, num_threads
 
     def __len__(self) -> int:
@@ -211,7 +211,7 @@ def to_device(batches: Iterable[Batch], sharding: Any, size: int = 2) -> Iterato
 def placer(sharding: Any) -> Callable[[Batch], Batch]:
     """Returns a function that moves the arrays of a host batch to devices; what is no array stays on the host.
 
-    Each process hands over its part of the global batch.
+    Each process hands over the rows that its devices hold (sharding.rows_of), in their order.
 
     Args:
       sharding: of the arrays.
@@ -221,28 +221,44 @@ def placer(sharding: Any) -> Callable[[Batch], Batch]:
     """
     import jax  # not at the top: loader processes import this module and have no use for a backend
 
-    def place(batch: Batch) -> Batch:
-        out = {}
-        for key, value in batch.items():
-            if not isinstance(value, np.ndarray):
-                out[key] = value
-                continue
-            rows = len(value) * jax.process_count()
-            try:
-                sharding.shard_shape((rows, *value.shape[1:]))
-            except ValueError:
-                raise UserError(f"A batch of {rows} does not divide over the devices of {sharding}.") from None
-            out[key] = jax.make_array_from_process_local_data(sharding, value)
-        return out
+    from prismer_jax.sharding import rows_of
 
-    return place
+    own, unit = len(rows_of(sharding, sharding.num_devices)), sharding.num_devices
+
+    def put(value: np.ndarray) -> Any:
+        shape = (len(value) * unit // own, *value.shape[1:])
+        try:
+            sharding.shard_shape(shape)
+        except ValueError:
+            raise UserError(f"A batch of {shape[0]} does not divide over the devices of {sharding}.") from None
+        places = {row: place for place, row in enumerate(rows_of(sharding, shape[0]))}
+        spans = [rows.indices(shape[0]) for rows, *_ in sharding.addressable_devices_indices_map(shape).values()]
+        parts = [value[places[start] : places[start] + stop - start] for start, stop, _ in spans]
+        parts = jax.device_put(parts, list(sharding.addressable_devices_indices_map(shape)))
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return lambda batch: {k: put(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
 
 
-def _check_sizes(batch_size: int, process_index: int, process_count: int) -> None:
-    if batch_size <= 0 or batch_size % process_count:
-        raise UserError(f"A batch of {batch_size} does not divide over {process_count} processes.")
-    if not 0 <= process_index < process_count:
-        raise UserError(f"Process {process_index} is not one of {process_count}.")
+def _check_rows(batch_size: int, rows: Sequence[int] | None) -> None:
+    if batch_size <= 0:
+        raise UserError(f"A batch of {batch_size} has no rows; it must have at least 1.")
+    if rows is not None and not (len(rows) and set(rows) <= set(range(batch_size))):
+        raise UserError(f"The rows {list(rows)} are not some of a batch of {batch_size}.")
+
+
+class _Rows:
+    """The examples of a process: these rows of each batch of an endless chain."""
+
+    def __init__(self, chain: grain.MapDataset, batch_size: int, rows: Sequence[int]) -> None:
+        self.chain, self.batch_size, self.rows = chain, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self.chain) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch, row = divmod(int(index), len(self.rows))
+        return self.chain[batch * self.batch_size + self.rows[row]]
 
 
 class _TrainExample:

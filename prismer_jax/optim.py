@@ -240,7 +240,9 @@ def merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return tree.unflatten({name: leaf for part in parts for name, leaf in part.items()})
 
 
-def accumulate_gradients(loss_fn: Callable[..., Any], parts: int = 1) -> Callable[..., Any]:
+def accumulate_gradients(
+    loss_fn: Callable[..., Any], parts: int = 1, places: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """Returns a function for gradients that sees the batch in `parts` equal parts, one after the other.
 
     With a loss that is a sum over examples, gradient and sums are those of the whole batch, at the memory of one part.
@@ -252,6 +254,7 @@ def accumulate_gradients(loss_fn: Callable[..., Any], parts: int = 1) -> Callabl
         statistics; may be an empty dict), `sums` is a tree of floats that is added up.
       parts: how many; it must divide the batch. Each part takes every parts-th example, so that a batch sharded over
         devices needs no communication.
+      places: shardings of the gradient by name, so that no device holds the whole of it (see sharding.gradients).
 
     Returns:
       (params, stats, batch, rng) -> (gradient, stats, sums). Part i gets jax.random.fold_in(rng, i); one part gets rng
@@ -261,7 +264,7 @@ def accumulate_gradients(loss_fn: Callable[..., Any], parts: int = 1) -> Callabl
 
     def whole(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
         gradient, (stats, sums) = gradient_of(params, stats, batch, rng)
-        return gradient, stats, sums
+        return jax.lax.with_sharding_constraint(gradient, places) if places else gradient, stats, sums
 
     def in_parts(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
         def part(x: jax.Array) -> jax.Array:

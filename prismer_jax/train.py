@@ -30,7 +30,7 @@ from prismer_jax.report import results
 from prismer_jax.training.step import NO_VARIABLES, make_step
 
 # Keys that may differ between two starts in one workdir: what is watched and kept, not what is learnt.
-MAY_CHANGE = ("(log|evaluate|save)_.*", r"(mesh|evals|checkpoint|report|wandb|profile)\b.*", "num_workers")
+MAY_CHANGE = ("(log|evaluate|save)_.*", r"(mesh|sharding|evals|checkpoint|report|wandb|profile)\b.*", "num_workers")
 
 
 def train(
@@ -108,8 +108,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         seed=cfg.seed,
         first_step=first_step,
         num_workers=cfg.get("num_workers", 0),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.rows_of(sharding.batch_sharding(mesh), batch_size),
         max_bad_fraction=cfg.get("max_bad_fraction", 0.01),
     )
     report_options, profile = assembly.settings_of_later(cfg)
@@ -133,10 +132,10 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
             state = training.init(cfg.seed)
             state |= load_initial(state)
         update = compiling.result()
+    sharding.barrier("compiled")
     with contextlib.closing(batches):
-        stream = itertools.chain(first_batches, batches)
         profile_step = functools.partial(runtime.profile_step, **profile)
-        state = loop(update, state, stream, watch, checkpoints, every, profile_step)
+        state = loop(update, state, itertools.chain(first_batches, batches), watch, checkpoints, every, profile_step)
 
     # ---------------------------------------------------------------------------------------------- what is left behind
     variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}

@@ -102,7 +102,7 @@ class Evaluator:
         if mesh is not None:
             sharding.check_batch(batch_size, mesh)
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else sharding.batch_sharding(mesh)
-        self._place = loader.placer(place)
+        self._place, self._rows = loader.placer(place), sharding.rows_of(place, batch_size)
 
     # ------------------------------------------------------------------------------- what a kind of evaluator defines
 
@@ -178,7 +178,6 @@ class Evaluator:
 
     def walk(self, variables: Any, journal: Journal | None = None) -> list[Record]:
         """Returns the records of all good examples of all processes, in the source's order; notes what is left out."""
-        processes, process = jax.process_count(), jax.process_index()
         earlier = [] if journal is None else journal.read()
         entries = [entry for entry in earlier if "index" in entry and not self._is_mended(entry)]
         count, size = len(self.source), self.batch_size
@@ -192,7 +191,7 @@ class Evaluator:
                 measured = self.measure(variables, batch)
                 new = []
                 for row, meta in enumerate(batch["meta"]):
-                    index = number * size + row * processes + process
+                    index = number * size + self._rows[row]
                     if batch["_mask"][row]:
                         new.append({"index": index, **self.about(meta, index), **measured[row]})
                     elif "error" in meta:
@@ -222,8 +221,7 @@ class Evaluator:
             self.source,
             self.pp,
             batch_size=self.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=self._rows,
             num_workers=self.num_workers if num_workers is None else num_workers,
             numbers=numbers,
         )
@@ -380,7 +378,7 @@ class TextEvaluator(Evaluator):
         self, variables: Any, questions: list[tuple[int, ...]], earlier: list[Record], journal: Journal | None
     ) -> dict[tuple[int, ...], str]:
         """Returns the model's text for each distinct prompt on a blank image; the processes share each batch."""
-        size, process, processes = self.batch_size, jax.process_index(), jax.process_count()
+        size = self.batch_size
         entries, template = list(earlier), self.template()
         done_prompts = {tuple(entry["prompt"]) for entry in gather(entries)}
         chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
@@ -389,7 +387,7 @@ class TextEvaluator(Evaluator):
             ", blank image", len(questions), len(questions) - sum(map(len, left)), "prompts"
         ) as advance:
             for chunk in left:
-                mine = (chunk + chunk[:1] * (size - len(chunk)))[process::processes]
+                mine = [(chunk + chunk[:1] * (size - len(chunk)))[row] for row in self._rows]
                 text, images = np.array(mine, template["text"].dtype), {}
                 if "image_mask" in template:
                     number, text = text[:, :1], text[:, 1:]
@@ -442,6 +440,7 @@ def gather(records: list[Any]) -> list[Any]:
     """Returns the records of all processes, in their order; each is anything that JSON can write."""
     if jax.process_count() == 1:
         return records
+    sharding.barrier("gather")
     data = np.frombuffer(json.dumps(records).encode(), np.uint8)
     size = np.array([data.size]).view(np.uint8)  # integers of 64 bits would arrive as 32
     sizes = np.ascontiguousarray(multihost_utils.process_allgather(size)).view(np.int64)[:, 0]

@@ -30,6 +30,14 @@ def conversion_of(name: str) -> types.ModuleType:
     return module if hasattr(module, "TABLE") else importlib.import_module(f"{module.__name__}.conversion")
 
 
+def tensor_rules(name: str, model: Any) -> Sequence[tuple[str, Any]]:
+    """Returns a family's rules for sharding='tensor': `tensor_rules` of its module, or of a package's `split`."""
+    module = family(name)
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{module.__name__}.split")
+    return module.tensor_rules(model) if hasattr(module, "tensor_rules") else ()
+
+
 def build(name: str = DEFAULT, *, tokenizer: Any = None, **fields: Any) -> Any:
     """Returns a model of that family; `fields` go to its own build function.
 

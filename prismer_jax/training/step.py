@@ -66,10 +66,12 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
         trainable, _ = optim.split(variables["params"], frozen)
         return {**variables, "opt": optimizer.tx.init(trainable), "step": jnp.zeros((), jnp.int32)}
 
-    state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), config.plain(cfg.get("sharding", ())), mesh)
+    spec, tensor = assembly.sharding_of(cfg, model)
+    state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), spec, mesh, tensor)
+    gradients = sharding.gradients(optim.split(params, frozen)[0], spec, mesh, tensor)
     places = jax.tree.map(lambda x: x.sharding, state)
     init = jax.jit(init, out_shardings=places)
-    update = make_update(model, loss_fn, optimizer.tx, frozen, cfg.get("accumulate", 1), cfg.seed)
+    update = make_update(model, loss_fn, optimizer.tx, frozen, cfg.get("accumulate", 1), cfg.seed, gradients)
     return Step(
         model=model,
         optimizer=optimizer,
@@ -88,6 +90,7 @@ def make_update(
     frozen: Sequence[str] = (),
     accumulate: int = 1,
     seed: int = 0,
+    places: Mapping[str, Any] | None = None,
 ) -> Callable[[dict[str, Any], Any], tuple[dict[str, Any], dict[str, jax.Array]]]:
     """Returns the training step (state, batch) -> (state, measured), to be jitted.
 
@@ -96,6 +99,7 @@ def make_update(
       frozen: regexes of the parameters that are not differentiated.
       accumulate: parts of the batch whose gradients are computed one after the other.
       seed: of dropout and of what else a model draws; the draws of a step are a function of both.
+      places: shardings of the gradient by name, where it is split; see `sharding.gradients`.
     """
 
     def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
@@ -108,7 +112,7 @@ def make_update(
             sums = {name: (c.sum(), w.sum()) for name, (c, w) in loss_fn(forward, Batch(batch)).items()}
             return sums["loss"][0], ({k: forward.variables[k] for k in others}, sums)
 
-        compute = optim.accumulate_gradients(objective, accumulate)
+        compute = optim.accumulate_gradients(objective, accumulate, places)
         gradient, others, sums = compute(trainable, others, batch, rng)
         gradient = jax.tree.map(lambda g: (g / sums["loss"][1]).astype(g.dtype), gradient)
         updates, opt = tx.update(gradient, state["opt"], trainable)

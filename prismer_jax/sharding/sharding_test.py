@@ -9,11 +9,6 @@ from jax.sharding import AxisType, PartitionSpec
 from prismer_jax import sharding
 from prismer_jax.errors import UserError
 
-SHAPES = {
-    "big": {"kernel": jax.ShapeDtypeStruct((512, 256), jnp.float32), "bias": jax.ShapeDtypeStruct((256,), jnp.float32)},
-    "odd": {"kernel": jax.ShapeDtypeStruct((511, 257), jnp.float32)},
-}
-
 
 def test_mesh_takes_the_rest_and_is_auto():
     mesh = sharding.make_mesh({"data": -1, "fsdp": 4})
@@ -51,35 +46,6 @@ def test_batches_that_the_devices_do_not_divide_are_refused():
             sharding.check_batch(args[0], mesh, *args[1:])
 
 
-def test_rules_split_what_is_large_and_divides():
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
-    specs = jax.tree.map(lambda s: s.spec, sharding.param_shardings(SHAPES, [(".*", "fsdp")], mesh))
-    assert specs["big"]["kernel"] == PartitionSpec("fsdp", None)
-    assert specs["big"]["bias"] == specs["odd"]["kernel"] == PartitionSpec()
-    rules = [(".*/bias", "fsdp(min_size=1)"), ("big/.*", (("data", "tensor"), "fsdp")), (".*", "replicate")]
-    specs = jax.tree.map(lambda s: s.spec, sharding.param_shardings(SHAPES, rules, mesh))
-    assert specs["big"] == {"kernel": PartitionSpec(("data", "tensor"), "fsdp"), "bias": PartitionSpec("fsdp")}
-    nothing = sharding.param_shardings(SHAPES, [], mesh)
-    assert all(s.is_fully_replicated for s in jax.tree.leaves(nothing))
-
-
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        (("bg/.*", "fsdp"), "matches no parameter"),
-        ((".*", "fspd"), "Unknown sharding rule 'fspd'. Did you mean 'fsdp'"),
-        ((".*", "fsdp(minsize=3)"), "unknown key 'minsize'. Did you mean 'min_size'"),
-        ((".*", "fsdp(3)"), "named arguments"),
-        ((".*", ("fsdp",)), "has 1 entries, 'big/kernel' has the shape"),
-        (("odd/.*", (None, "fsdp")), "4 devices cannot share 'odd/kernel'"),
-        (("odd/.*", (None, "model")), "unknown mesh axis 'model'"),
-    ],
-)
-def test_rules_that_do_not_fit_are_refused(rule, message):
-    with pytest.raises(UserError, match=message):
-        sharding.param_shardings(SHAPES, [rule], sharding.make_mesh({"data": 2, "fsdp": 4}))
-
-
 class Net(nn.Module):
     """A convolution, because explicit axes would break it, and an activation whose sharding is seen from outside."""
 
@@ -97,23 +63,23 @@ def test_parameters_activations_and_the_optimiser_really_are_split():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
     net, x, tx = Net(), np.ones((16, 8, 8, 3), np.float32), optax.adam(1e-3)
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(net.init, jax.random.key(0), x)
-        shardings = sharding.param_shardings(shapes, [(".*", "fsdp")], mesh)
-        params = jax.jit(net.init, out_shardings=shardings)(jax.random.key(0), x)
-        kernel = params["params"]["Dense_0"]["kernel"]  # [4096, 512]
-        assert {s.data.shape for s in kernel.addressable_shards} == {(1024, 512)}
 
-        opt_shapes = jax.eval_shape(tx.init, shapes)
-        opt_shardings = sharding.shardings_like(opt_shapes, shapes, shardings, mesh)
-        opt = jax.jit(tx.init, out_shardings=opt_shardings)(params)
-        assert opt[0].mu["params"]["Dense_0"]["kernel"].sharding == kernel.sharding
+        def init(rng):
+            variables = net.init(rng, x)
+            return {**variables, "opt": tx.init(variables["params"])}
+
+        like = sharding.placed(jax.eval_shape(init, jax.random.key(0)), [(".*", "fsdp")], mesh)
+        state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(jax.random.key(0))
+        kernel, opt = state["params"]["Dense_0"]["kernel"], state.pop("opt")  # [4096, 512]
+        assert {s.data.shape for s in kernel.addressable_shards} == {(1024, 512)}
+        assert opt[0].mu["Dense_0"]["kernel"].sharding == kernel.sharding
         assert opt[0].count.sharding.is_fully_replicated
 
         batch = jax.device_put(x, sharding.batch_sharding(mesh))
         SEEN.clear()
-        out = jax.jit(net.apply)(params, batch)
+        out = jax.jit(net.apply)(state, batch)
     assert SEEN[0].shard_shape((16, 8, 8, 64)) == (2, 8, 8, 64)
-    np.testing.assert_allclose(out, net.apply(jax.device_get(params), x), rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(out, net.apply(jax.device_get(state), x), rtol=2e-4, atol=2e-5)
 
 
 def test_constrain_is_inert_without_a_mesh_and_inside_shard_map():

@@ -1,16 +1,17 @@
-"""Which device holds what: one mesh with the axes data, fsdp and tensor, and rules by the names of parameters.
+"""Which device holds what: one mesh with the axes data, fsdp and tensor, for any number of processes.
 
     mesh = make_mesh({"data": -1, "fsdp": 4})
     with jax.set_mesh(mesh):
-        shardings = param_shardings(jax.eval_shape(init, rng), [(".*/bias", "replicate"), (".*", "fsdp")], mesh)
-        params = jax.jit(init, out_shardings=shardings)(rng)
+        state = placed(jax.eval_shape(init, rng), "zero3", mesh)
 
 Axes are of type Auto: the compiler places what the program leaves open (jax.make_mesh alone would make them Explicit,
-which Flax's convolutions do not support). Batches are split over data and fsdp, parameters over fsdp and tensor.
+which Flax's convolutions do not support). Batches are split over data and fsdp; how parameters are, presets.py says.
 """
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,14 +21,12 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from prismer_jax import config, registry, tree
-from prismer_jax.errors import UserError, choose, nearest
+from prismer_jax.errors import UserError, choose
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-Spec = str | Sequence[Any]
-Rules = Sequence[tuple[str, Spec]]
+_BARRIERS = itertools.count()  # a name can be waited for once
 
 
 def initialize_distributed(wanted: bool | None = None) -> None:
@@ -94,12 +93,16 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
-def barrier(name: str) -> None:
-    """Waits for the other processes of the run, all of which must call this with the same name."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def barrier(name: str, seconds: float = 3600.0) -> None:
+    """Waits for the other processes of the run, all of which must call this with the same names in the same order.
 
-        multihost_utils.sync_global_devices(name)
+    It asks the coordination service: a collective of devices would not wait for long. On a CPU, Gloo's gives up after
+    30 s, which is less than by what compilations differ, as the cache of compiled programs serves process 0 alone.
+    """
+    from jax._src import distributed  # there is no public way to its barrier (jax 0.10 to 0.12)
+
+    if (service := distributed.global_state.client) is not None:
+        service.wait_at_barrier(f"{name}/{next(_BARRIERS)}", int(1000 * seconds))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -110,6 +113,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis is split over the devices of data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rows_of(sharding: jax.sharding.Sharding, size: int) -> list[int]:
+    """Returns which of `size` rows of an array this process's devices hold, in order: those that it has to read.
+
+    They are all rows where each process has a part of every row, as with an axis `tensor` across processes.
+    """
+    held = sharding.addressable_devices_indices_map((size,)).values()
+    return sorted({row for (rows,) in held for row in range(size)[rows]})
 
 
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
@@ -130,89 +142,15 @@ def constrain(x: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
-def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Returns the tree of NamedShardings for parameters.
-
-    Args:
-      shapes: arrays or ShapeDtypeStructs.
-      rules: [(regex of whole names, spec)], the first that matches counts; what none matches is replicated. A spec is
-        'replicate'; 'fsdp' or 'fsdp(min_size=65536)', which splits the largest dimension that the axis divides, if the
-        array has at least so many elements; or one entry a dimension: None, an axis, or several, as (None, 'tensor').
-      mesh: of `make_mesh`.
-
-    Raises:
-      UserError: a regex matches nothing, or a spec is unknown or does not fit the shape.
-    """
-    flat = tree.flatten(shapes)
-    matches = tree.first_match([pattern for pattern, _ in rules], flat, "sharding rules")
-    specs = {
-        name: _partition(name, x.shape, rules[matches[name]][1], mesh) if name in matches else PartitionSpec()
-        for name, x in flat.items()
-    }
-    return jax.tree.map(lambda name: NamedSharding(mesh, specs[name]), tree.names(shapes))
+def placed(state: Any, spec: Any, mesh: Mesh, tensor: Sequence[Any] = ()) -> Any:
+    """Returns a state's shapes with shardings: as `presets.placed` for a preset or rules, else all replicated."""
+    if spec:
+        return importlib.import_module("prismer_jax.sharding.presets").placed(state, spec, mesh, tensor)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
 
 
-def shardings_like(state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Returns shardings for a state made from parameters, such as an optimiser's.
-
-    A leaf whose name ends with that of a parameter and whose shape equals it lies as that parameter does
-    ('0/mu/a/kernel' as 'a/kernel'); all else is replicated.
-    """
-    places = jax.tree.leaves(shardings)
-    table = {name: (x.shape, s) for (name, x), s in zip(tree.flatten(params).items(), places, strict=True)}
-
-    def place(name: str, leaf: Any) -> NamedSharding:
-        while name:
-            if name in table and table[name][0] == leaf.shape:
-                return table[name][1]
-            name = name.partition("/")[2]
-        return replicated(mesh)
-
-    return jax.tree.map(place, tree.names(state), state)
-
-
-def placed(state: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Returns a state's shapes with shardings: its 'params' by the rules, and what is made from them like them."""
-    places = shardings_like(state, state["params"], param_shardings(state["params"], rules, mesh), mesh)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
-
-
-def _partition(name: str, shape: Sequence[int], spec: Spec, mesh: Mesh) -> PartitionSpec:
+def gradients(params: Any, spec: Any, mesh: Mesh, tensor: Sequence[Any] = ()) -> dict[str, NamedSharding] | None:
+    """Returns the shardings by name of the gradients of parameters, where a preset splits them."""
     if isinstance(spec, str):
-        calls = registry.parse(spec)
-        if len(calls) != 1:
-            raise UserError(f"sharding rules: {spec!r} must be one of {', '.join(RULES)}.")
-        rule, args, kwargs = calls[0]
-        if args:
-            raise UserError(f"sharding rules: write {spec!r} with named arguments, as 'fsdp(min_size=65536)'.")
-        place = choose("sharding rule", rule, RULES)
-        return config.call(place, kwargs, f"sharding rule {rule!r}", shape=shape, mesh=mesh)
-    if len(spec) != len(shape):
-        raise UserError(
-            f"sharding rules: {tuple(spec)} has {len(spec)} entries, {name!r} has the shape {tuple(shape)}."
-        )
-    for entry, size in zip(spec, shape, strict=True):
-        axes = [] if entry is None else [entry] if isinstance(entry, str) else entry
-        for axis in axes:
-            if axis not in mesh.axis_names:
-                raise UserError(f"sharding rules: unknown mesh axis {axis!r}. {nearest(axis, mesh.axis_names)}")
-        if size % (count := math.prod(mesh.shape[axis] for axis in axes)):
-            raise UserError(f"sharding rules: {count} devices cannot share {name!r} of shape {tuple(shape)} by {spec}.")
-    return PartitionSpec(*(tuple(entry) if isinstance(entry, list) else entry for entry in spec))
-
-
-def _replicate(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    return PartitionSpec()
-
-
-def _fsdp(shape: Sequence[int], mesh: Mesh, min_size: int = 2**16) -> PartitionSpec:
-    """As big_vision's 'fsdp' rule: the largest dimension that divides; small arrays are not worth a message."""
-    parts = mesh.shape["fsdp"]
-    fitting = [i for i, size in enumerate(shape) if size and size % parts == 0]
-    if parts == 1 or not fitting or math.prod(shape) < min_size:
-        return PartitionSpec()
-    largest = max(fitting, key=lambda i: shape[i])
-    return PartitionSpec(*("fsdp" if i == largest else None for i in range(len(shape))))
-
-
-RULES = {"replicate": _replicate, "fsdp": _fsdp}
+        return importlib.import_module("prismer_jax.sharding.presets").gradients(params, spec, mesh, tensor)
+    return None
