@@ -36,12 +36,14 @@ CORE = [
 ]
 EVAL = ["pycocoevalcap>=1.2"]  # the official caption metrics, 104 MB of jars: METEOR and SPICE, which need Java
 GGUF = ["gguf>=0.10"]  # language models in llama.cpp's files, for tools.convert nanovlm
+ONNX = ["onnx>=1.16"]  # image encoders in ONNX files, for tools.convert nanovlm
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3",  # two cores test twice as fast
     "ruff>=0.8",
     "hypothesis>=6",  # properties of parsers and metrics
     *GGUF,
+    *ONNX,
     *EVAL,  # without Java only the scores are compared
 ]
 
@@ -60,6 +62,7 @@ setup(
     extras_require={
         "test": TEST,
         "gguf": GGUF,
+        "onnx": ONNX,
         "data": ["pyarrow>=15"],  # captions in img2dataset's tables; tensorflow-datasets brings it today
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "plan": ["libtpu>=0.0.42"],  # compiles for TPUs that are not there

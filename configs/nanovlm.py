@@ -8,6 +8,12 @@ Arguments, as in nanovlm.py:scenes,experts=none:
   experts: whose label maps are added to the image's tokens; 'all' by default, 'none' for nanoVLM as it is.
   smoke: all of it in less than a minute, to see that it works.
 
+On real photos, from weights that `tools.convert nanovlm --vision X.onnx --language Y.gguf --image-size 224 --shuffle 2
+--extra-tokens 0 --match-words` has put together (docs/nanovlm.md), in two stages:
+  photos: learn to caption, the projector alone at first.
+  stage: 'projector', or 'attention', which goes on with the attention of the language model from init=WORKDIR/export.
+  data: a folder of captions_train.json, captions_test.json and images.
+
 The published trainings: variant=222m (the Cauldron), 450m, 230m_8k or 460m_8k (FineVision); and with these:
   data, val: JSON lines or Parquet, files or folders, of conversations (datasets/conversations.py), and held-out ones.
   mmstar: a list of multiple-choice questions (datasets/choices.py), asked while it trains; the best at them is kept.
@@ -21,7 +27,7 @@ Sources: huggingface/nanoVLM, models/config.py, data/datasets.py (MMStar's wordi
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from prismer_jax import checkpoint, registry
+from prismer_jax import checkpoint, models, registry
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature, scenes
 from prismer_jax.errors import UserError, choose
@@ -45,8 +51,8 @@ LONGEST = 512  # tokens of a question with its options, beside those of the phot
 
 def get_config(arg=None):
     defaults = dict(scenes=True, variant="", data="data", val="", mmstar="", init="weights/start", reference=False)
-    arg = parse_arg(arg, **defaults, experts="all", smoke=False)
-    return published(arg) if arg.variant else on_scenes(arg)
+    arg = parse_arg(arg, **defaults, photos=False, stage="projector", experts="all", smoke=False)
+    return published(arg) if arg.variant else on_photos(arg) if arg.photos else on_scenes(arg)
 
 
 def on_scenes(arg):
@@ -62,6 +68,58 @@ def on_scenes(arg):
         stem_width=96,
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )
+    return config
+
+
+# What is trained, at which rates, for how long. Steps of Adam are about as large as the rate, and the kernel of a
+# projector that matches words is a hundred times smaller than the language model's: so are its rates.
+STAGES = {
+    "projector": dict(freeze="freeze_lang_vision", lr=1e-4, lr_mults=(), total_steps=150),
+    "attention": dict(freeze="freeze_all_but_attention", lr=1e-4, lr_mults=(), total_steps=300),
+}
+
+
+def on_photos(arg):
+    stage = choose("stage", arg.stage, STAGES)
+    model = checkpoint.description(arg.init).get("model", {})
+    if model.get("name") != "nanovlm" or (built := models.build(**model)).image_token is not None:
+        raise UserError(f"{arg.init}: no nanoVLM with images in front of texts; convert with --extra-tokens 0.")
+
+    config = ConfigDict()
+    config.seed = 0
+    config.num_workers = 0
+    config.batch_size = 8
+    config.total_steps = 2 if arg.smoke else stage["total_steps"]
+
+    # ---------------------------------------------------------------- data: a photo and all its captions in a row
+    few = dict(limit=8) if arg.smoke else {}
+    train, test = (
+        dict(name="lists", path=f"{arg.data}/captions_{split}.json", task="caption", **few)
+        for split in ("train", "test")
+    )
+    look, texts = f"decode|tiles({built.image_size}, method='bilinear')", "pack(80, of='captions')"
+    config.tokenizer = f"tokenizers:{arg.init}"
+    config.data = dict(captions=dict(**train, features=look, pp=texts))  # what `look` shows the encoder is kept on disk
+
+    # ---------------------------------------------------------------- model and training
+    config.model = model
+    config.init = arg.init
+    config.freeze = stage["freeze"]
+    config.loss = dict(name="cross_entropy", label_smoothing=0.0, normalize="batch")
+    rates = dict(lr=stage["lr"], lr_mults=stage["lr_mults"], warmup_percent=5.0)
+    config.optim = dict(name="adamw", **rates, weight_decay=0.0, clip_norm=1.0)
+    config.mesh = dict(data=-1, fsdp=1)
+
+    # ---------------------------------------------------------------- use, and what is watched and kept
+    decode = dict(method="beam", num_beams=3, max_new=24)
+    config.tasks = dict(caption=dict(pp=f"{look}|caption_prompt()|tokenize(3)", decode=decode))
+    told = dict(type="caption", data=test, train_data=train, pp=config.tasks.caption.pp, batch_size=8, **decode)
+    own = dict(type="own_photo", data=test, pp=f"{look}|{texts}", batch_size=8)
+    config.evals = dict(caption=told, own_photo=own)
+    config.log_steps = 1 if arg.smoke else 10
+    config.save_steps = 25
+    config.checkpoint = dict(keep=1)
+    config.report = dict(samples=12)
     return config
 
 

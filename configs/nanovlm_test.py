@@ -1,16 +1,21 @@
 """The published trainings of nanoVLM: their numbers, their data on a few made-up talks, and whole runs."""
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import configs_test
-from prismer_jax import assembly, config, input, optim
+from prismer_jax import assembly, checkpoint, config, input, metrics, optim, train, tree
 from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError
+from prismer_jax.models.nanovlm import conversion_test
 from prismer_jax.pp import tokenizer
 from prismer_jax.testing import ROOT
+from tools import convert
 
 VARIANTS = ("222m", "450m", "230m_8k", "460m_8k")
 
@@ -90,6 +95,63 @@ def test_mmstar_is_asked_while_it_trains_and_chooses_what_is_kept():
 def test_an_unknown_variant_is_named():
     with pytest.raises(UserError, match="Did you mean '450m'"):
         load("variant=460m")
+
+
+def test_both_stages_on_photos_read_features_and_change_what_they_say(tmp_path, monkeypatch):
+    """On a tiny model, whose files tools.convert put together."""
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
+    onnx_test = pytest.importorskip("prismer_jax.weights.onnx_test", reason="needs the package onnx")
+    onnx_test.written(tmp_path / "vit.onnx")
+    conversion_test.smollm(tmp_path / "language", np.random.default_rng(0))
+    flags = ["--vision", str(tmp_path / "vit.onnx"), "--language", str(tmp_path / "language"), "--image-size", "16"]
+    flags += ["--tokenizer", str(tmp_path / "language"), "--shuffle", "2", "--extra-tokens", "0", "--match-words"]
+    convert.main(["nanovlm", *flags, "--output", str(tmp_path / "start")])
+    photos = coco(tmp_path / "photos")
+    init = tmp_path / "start"
+    for stage in ("projector", "attention"):
+        cfg = load(f"photos,smoke,stage={stage},init={init},data={photos}")
+        assert (cfg.model.image_token, cfg.model.vision.image_size) == (None, 16)
+        cfg = cfg if stage == "attention" else config.Section({**config.plain(cfg), "evals": {}})  # it takes time
+        scores = train.train(cfg, tmp_path / stage)
+        before, after = (tree.flatten(checkpoint.load_export(path)[0]) for path in (init, tmp_path / stage))
+        changed = {name for name in after if not np.array_equal(before[name], after[name])}
+        attention = {name for name in after if re.search(r"language/blocks/(query|key|value|out)/", name)}
+        assert changed == {"params/projector/kernel", *(attention if stage == "attention" else ())}
+        init = tmp_path / stage / "export"
+    assert {"own_photo/gain_low", "own_photo/wins", "caption/cider", "caption/cider_blank"} <= scores.keys()
+    assert len(list((tmp_path / "data" / "features").iterdir())) == 1  # both read the same
+    with pytest.raises(UserError, match="does not exist"):
+        load(f"photos,init={tmp_path / 'none'}")
+
+
+@pytest.mark.slow
+def test_trained_parts_learn_from_photos_by_their_features(weights, shared, tmp_path, monkeypatch):
+    """A piece of the training on real photos: 8 photos, 12 steps; their captions get likelier by a nat a token."""
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
+    parts = ["--vision", weights / "vit_s14.onnx", "--language", weights / "smollm2-135m-instruct.Q4_1.gguf"]
+    flags = ["--image-size", 224, "--shuffle", 2, "--extra-tokens", 0, "--match-words", "--output", tmp_path / "start"]
+    convert.main(["nanovlm", *map(str, [*parts, *flags])])
+    folder = shared / "data" / "captions" / "flickr8k_1k"
+    arg = f"photos,smoke,stage=attention,init={tmp_path / 'start'},data={folder}"
+    cfg = config.load(f"{ROOT}/configs/nanovlm.py:{arg}", ["total_steps=12", "optim.warmup_percent=0.0"])
+    scores = train.train(config.Section({**config.plain(cfg), "evals": {}}), tmp_path / "run")
+    assert scores == {}
+    losses = [row["train/loss"] for row in metrics.read(tmp_path / "run") if "train/loss" in row]
+    assert losses[-1] < losses[0] - 1
+    assert len(list((tmp_path / "data" / "features").rglob("*.npz"))) == 8
+
+
+def coco(folder):
+    """Writes a few photos with captions as COCO lays them out; returns the folder."""
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, ids in (("train", range(8)), ("test", range(8, 12))):
+        photos = [{"id": i, "file_name": f"{i}.png"} for i in ids]
+        said = [{"image_id": i, "id": 2 * i + j, "caption": f"{i} of {j}"} for i in ids for j in range(2)]
+        (folder / f"captions_{split}.json").write_text(json.dumps({"images": photos, "annotations": said}))
+        for i in ids:
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / "images" / f"{i}.png")
+    return folder
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from prismer_jax import checkpoint, config, datasets, evaluators, losses, models
 from prismer_jax.errors import UserError, choose, nearest
 from prismer_jax.report import results
 
-DATA_KEYS = ("name", "pp", "weight", "pack")  # of a data section; the rest goes to the data set
+DATA_KEYS = ("name", "pp", "weight", "pack", "features")  # of a data section; the rest goes to the data set
 
 
 def load_source(section: config.Section, where: str) -> Any:

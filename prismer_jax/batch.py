@@ -2,6 +2,7 @@
 
 image        uint8 [B,(M,)H,W,3]: the photo, or M tiles or frames of it
 image_mask   bool [B,M]: which of these there are
+features     float16 [B,(M,)N,D]: what a frozen encoder made of the image, in place of it (see models.features)
 labels/...   the experts' label maps and the tables that go with them (see prismer_jax.labels)
 text         int32 [B,T]: token ids
 mask_input   bool [B,T]: a token, and no padding
@@ -21,7 +22,7 @@ import numpy as np
 from prismer_jax.errors import UserError
 
 TEXT = ("text", "mask_input", "mask_ar", "segment")
-KEYS = ("image", "image_mask", *TEXT, "mask_loss", "_mask")
+KEYS = ("image", "image_mask", "features", *TEXT, "mask_loss", "_mask")
 
 
 class Batch(dict):

@@ -29,3 +29,13 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("the folder ../shared with golden cases and photos is not part of a clone")
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights() -> pathlib.Path:
+    """The folder of trained weights that slow tests read, $PRISMER_TEST_WEIGHTS or `weights` beside the checkout."""
+    folder = pathlib.Path(os.environ.get("PRISMER_TEST_WEIGHTS") or ROOT.parent / "weights")
+    names = ("vit_s14.onnx", "smollm2-135m-instruct.Q4_1.gguf")
+    if lacking := [name for name in names if not (folder / name).is_file()]:
+        pytest.skip(f"{folder} lacks {' and '.join(lacking)}, trained weights that are not part of a clone")
+    return folder

@@ -103,7 +103,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
 
     # ------------------------------------------------------------------------------------------------ batches and step
     host_batches = input.train_batches(
-        mixture,
+        importlib.import_module("prismer_jax.models.features").cached(mixture, cfg, training),
         batch_size=batch_size,
         seed=cfg.seed,
         first_step=first_step,
@@ -211,13 +211,8 @@ class Watch:
         self._batch_size, self._log_steps = cfg.batch_size, log_steps
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
         self._progress = metrics.Progress(total_steps, first_step, enabled=main_process)
-        self._writer = metrics.Writer(
-            workdir,
-            first_step=first_step,
-            wandb=config.plain(cfg.get("wandb")),
-            config=config.plain(cfg),
-            enabled=main_process,
-        )
+        told = dict(wandb=config.plain(cfg.get("wandb")), config=config.plain(cfg))
+        self._writer = metrics.Writer(workdir, first_step=first_step, enabled=main_process, **told)
 
     def __enter__(self) -> Watch:
         self._writer.__enter__()

@@ -14,6 +14,7 @@ EVALUATORS = {
     "choice": "prismer_jax.evaluators.choice:ChoiceEvaluator",
     "classification": "prismer_jax.evaluators.classification:ClassificationEvaluator",
     "loss": "prismer_jax.evaluators.loss:LossEvaluator",
+    "own_photo": "prismer_jax.evaluators.own_photo:OwnPhotoEvaluator",
     "vqa": "prismer_jax.evaluators.vqa:VQAEvaluator",
 }
 

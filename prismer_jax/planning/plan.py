@@ -89,7 +89,7 @@ def _step(cfg: config.Section, mesh: jax.sharding.Mesh) -> tuple[Step, Any]:
     place = sharding.batch_sharding(mesh)
     batch = {
         key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-        for key, x in stand_ins.batch(cfg, tokenizer, step.model.experts).items()
+        for key, x in stand_ins.batch(cfg, tokenizer, step.model).items()
     }
     return step, batch
 

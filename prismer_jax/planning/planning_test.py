@@ -177,8 +177,8 @@ def test_a_batch_is_planned_in_the_shapes_of_the_real_one(file):
     batches = input.train_batches(assembly.load_mixture(cfg.data, tokenizer), batch_size=cfg.batch_size, seed=0)
     real = next(batches)
     batches.close()
-    experts = build(**config.plain(cfg.model), tokenizer=tokenizer).experts
-    planned = {key: (x.shape, x.dtype) for key, x in stand_ins.batch(cfg, tokenizer, experts).items()}
+    model = build(**config.plain(cfg.model), tokenizer=tokenizer)
+    planned = {key: (x.shape, x.dtype) for key, x in stand_ins.batch(cfg, tokenizer, model).items()}
     arrays = {key: (x.shape, x.dtype) for key, x in real.items() if key in KEYS or key.startswith("labels/")}
     assert planned == arrays
 

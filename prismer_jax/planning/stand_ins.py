@@ -17,6 +17,7 @@ from prismer_jax.batch import inputs
 from prismer_jax.datasets import miniature
 from prismer_jax.datasets.packing import Layout, join
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.models import features
 
 PHOTO = (480, 640, 3)  # COCO's usual; nothing but the number of its tiles could depend on it
 TEXT = "A dog"
@@ -52,14 +53,16 @@ def example(experts: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def batch(cfg: config.Section, tokenizer: Any, experts: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def batch(cfg: config.Section, tokenizer: Any, model: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes [batch_size, ...] of the arrays of a training batch of a config.
 
     Raises:
       UserError: the ops of a data section cannot be built, or need what the made-up example lacks.
     """
     name, part = next(iter(cfg.data.items()))
-    sample = example(() if "pack" in part else experts)  # rows that are packed have no label maps
+    sample = example(() if "pack" in part else model.experts)  # rows that are packed have no label maps
+    if "features" in part:
+        sample = features.stand_in(model, part["features"], sample)
     row = _row(f"config.data.{name}", part, tokenizer, sample)
     arrays = {key: np.asarray(value) for key, value in inputs(row).items()}
     arrays.setdefault("_mask", np.ones((), bool))

@@ -139,6 +139,29 @@ def siglip(key: str, name: str) -> list[Rule]:
     ]
 
 
+def dinov2(name: str) -> list[Rule]:
+    """DINOv2 as towers.vit.ViT with a class token and layer scales (keys of transformers' Dinov2Model)."""
+    embeddings, block = "embeddings", "encoder.layer.{}"
+    projections = (("attention.query", "query"), ("attention.key", "key"), ("attention.value", "value"))
+    return [
+        Rule(f"{embeddings}.cls_token", (f"params/{name}/class_embedding",), "token"),
+        Rule(f"{embeddings}.position_embeddings", (f"params/{name}/position_embedding",), "leading"),
+        Rule(f"{embeddings}.patch_embeddings.projection.weight", (f"params/{name}/patch_embedding",), "conv"),
+        Rule(f"{embeddings}.patch_embeddings.projection.bias", (f"params/{name}/patch_bias",)),
+        *norm(f"{block}.norm1", f"{name}/blocks/norm_attention"),
+        *(
+            rule
+            for theirs, ours in (*projections, ("output.dense", "out"))
+            for rule in dense(f"{block}.attention.{theirs}", f"{name}/blocks/attention/{ours}")
+        ),
+        Rule(f"{block}.layer_scale1.lambda1", (f"params/{name}/blocks/scale_attention",)),
+        *norm(f"{block}.norm2", f"{name}/blocks/norm_mlp"),
+        *mlp(f"{block}.mlp.fc1", f"{block}.mlp.fc2", f"{name}/blocks/mlp"),
+        Rule(f"{block}.layer_scale2.lambda1", (f"params/{name}/blocks/scale_mlp",)),
+        *norm("layernorm", f"{name}/norm"),
+    ]
+
+
 def llama(key: str, name: str) -> list[Rule]:
     """A Llama as towers.causal_lm.CausalLM, without its head (transformers, LlamaModel)."""
     layer = f"{key}.layers.{{}}"

@@ -32,6 +32,7 @@ LAYOUTS: dict[str, tuple[str, str]] = {
     "conv_transpose": ("i o h w", "h w i o"),
     "conv1d": ("o i w", "w i o"),
     "leading": ("1 n d", "n d"),
+    "token": ("1 1 d", "d"),
 }
 State = Mapping[str, np.ndarray]
 Shapes = Mapping[str, Any]  # '/'-joined name -> anything with .shape and .dtype

@@ -17,10 +17,10 @@ from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.nanovlm import config_json
-from prismer_jax.models.nanovlm.model import NanoVLM, build
+from prismer_jax.models.nanovlm.model import RESIZE, NanoVLM, build
 from prismer_jax.pp import chat, fast_tokenizers
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
-from prismer_jax.weights import rows, rules, safe
+from prismer_jax.weights import onnx, rows, rules, safe
 from prismer_jax.weights.gguf import Llama
 from prismer_jax.weights.rules import Rule, Table
 from prismer_jax.weights.write import safetensors_file
@@ -66,6 +66,7 @@ TABLE = Table(
 SIGLIP = Table(
     tuple(rows.siglip("vision_model", "vision")), ignored=(r"text_model\..*", r"vision_model\.head\..*", r"logit_.*")
 )
+DINOV2 = Table(tuple(rows.dinov2("vision")))
 LLAMA = Table(
     tuple(rows.llama("model", "language")), ignored=(r"lm_head\.weight", r"model\.layers\.\d+\.self_attn\.rotary_emb.*")
 )
@@ -124,8 +125,8 @@ def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
 
 
 def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
-    """Returns an untrained nanoVLM that starts from a SigLIP and a SmolLM2, with a fresh projector."""
-    vision, vision_config = safe.load(args.vision), _config_of(args.vision)
+    """Returns an untrained nanoVLM that starts from an image encoder and a SmolLM2, with a fresh projector."""
+    vision, vision_table, vision_fields = encoder(args.vision, args.image_size)
     if args.language.suffix == ".gguf":
         language: rules.State = Llama(args.language)
         language_config = language.config
@@ -134,7 +135,7 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
     tower = config_json.language_fields(language_config, args.language)
     number = tower["vocab_size"]
     fields = {
-        "vision": config_json.vision_fields(vision_config, args.vision / "config.json"),
+        "vision": vision_fields,
         "language": tower | {"vocab_size": number + args.extra_tokens},
         "shuffle": args.shuffle,
         "image_token": number if args.extra_tokens else None,
@@ -145,16 +146,57 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
     rest = np.asarray(fresh["params/language/word_embedding"])[number:]  # normal, 0.02, as in the reference
     words = "model.embed_tokens.weight"
     state = ChainMap({words: _extended(language[words], rest)}, language)
-    flat = {"params/projector/kernel": lambda: np.asarray(fresh["params/projector/kernel"])}
+    flat = {}
     for part, table, own_state, where in (
-        ("vision", SIGLIP, vision, args.vision),
+        ("vision", vision_table, vision, args.vision),
         ("language", LLAMA, state, args.language),
     ):
         own = {name: leaf for name, leaf in shapes.items() if name.startswith(f"params/{part}/")}
         flat |= rules.from_torch(own_state, table, own, str(where), args.allow)
+    projector = np.asarray(fresh["params/projector/kernel"])
+    if args.match_words:
+        norm = [flat[f"params/vision/norm/{name}"]() for name in ("scale", "bias")]
+        projector = matched(projector, *norm, flat["params/language/word_embedding"]())
+    flat["params/projector/kernel"] = lambda: projector
     variables = {"params": tree.unflatten({name: put(make()) for name, make in flat.items()})["params"]}
     files = language.tokenizer_files() if isinstance(language, Llama) else {}
     return _described(args, model, variables, {}, files)
+
+
+def encoder(path: pathlib.Path, size: int | None) -> tuple[rules.State, Table, dict[str, Any]]:
+    """Returns the state dict, table and fields of an image encoder: a SigLIP's folder, or a DINOv2's .onnx.
+
+    Args:
+      size: pixels of a side of its images, its own by default; the positions are interpolated to it.
+    """
+    if path.suffix == ".onnx":
+        state: rules.State = onnx.Dinov2(path)
+        table, fields = DINOV2, config_json.vision_fields(state.config, path)
+        fields |= {"activation": "gelu", "class_token": True, "layer_scale": 1.0}
+        keys = [f"embeddings.patch_embeddings.projection.{name}" for name in ("weight", "bias")]
+        state = ChainMap(dict(zip(keys, onnx.normalized(*map(state.get, keys)), strict=True)), state)
+    else:
+        state, table = safe.load(path), SIGLIP
+        fields = config_json.vision_fields(_config_of(path), path / "config.json")
+    if size is None or size == fields["image_size"]:
+        return state, table, fields
+    if size % fields["patch_size"]:
+        raise UserError(f"--image-size {size}: not a multiple of the {fields['patch_size']} pixels of a patch.")
+    fields["image_size"], name = size, "params/vision/position_embedding"
+    key = next(rule.key for rule in table.rules if rule.names == (name,))
+    old, number = np.asarray(state[key]), (size // fields["patch_size"]) ** 2 + fields.get("class_token", False)
+    new = np.asarray(RESIZE[name](old.reshape(-1, old.shape[-1]), (number, old.shape[-1])))
+    return ChainMap({key: new.reshape(*old.shape[:-2], *new.shape)}, state), table, fields
+
+
+def matched(kernel: np.ndarray, scale: np.ndarray, bias: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Returns a fresh projector's kernel [patches * d, w] with outputs as large as words [v, w] in their mean square.
+
+    Features behind the encoder's last norm have a mean square of about scale² + bias² in each of the d channels.
+    """
+    features = np.mean(np.square(scale) + np.square(bias))
+    size = np.sqrt(np.mean(np.square(words)) / (len(kernel) * features * np.mean(np.square(kernel))))
+    return (kernel * size).astype(kernel.dtype)
 
 
 def _config_of(folder: pathlib.Path) -> dict[str, Any]:
@@ -225,11 +267,15 @@ def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=storage.on_disk, help="folder of nanoVLM's config.json and model.safetensors")
-    parser.add_argument("--vision", type=storage.on_disk, help="folder of a SigLIP, to start from")
+    parser.add_argument("--vision", type=storage.on_disk, help="folder of a SigLIP or a DINOv2's .onnx, to start from")
     parser.add_argument("--language", type=storage.on_disk, help="folder of a SmolLM2, or its .gguf, to start from")
     parser.add_argument("--tokenizer", type=storage.on_disk, help="folder of the language model's tokenizer.json")
     parser.add_argument("--shuffle", type=int, default=4, help="side of the blocks of patches that become one token")
     parser.add_argument("--extra-tokens", type=int, default=66, help="new words behind the language model's own")
+    parser.add_argument("--image-size", type=int, help="pixels of a side of a new model's images; the encoder's own")
+    parser.add_argument(
+        "--match-words", action="store_true", help="make the fresh projector's outputs as large as words are"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
 
 
@@ -246,4 +292,4 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
     raise UserError("Give --input, a nanoVLM, or --vision and --language, what a new one starts from.")
 
 
-COMMANDS = {"nanovlm": Command("Converts a nanoVLM, or makes one from a SigLIP and a SmolLM2.", _flags, run)}
+COMMANDS = {"nanovlm": Command("Converts a nanoVLM, or makes one from an image encoder and a SmolLM2.", _flags, run)}

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,14 +11,16 @@ import safetensors
 from PIL import Image
 from safetensors.numpy import save_file
 
-from prismer_jax import checkpoint, pp
+from prismer_jax import checkpoint, pp, tree
 from prismer_jax.caption import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import build, config_json
-from prismer_jax.models.nanovlm.conversion import FREQUENCIES, HEAD, LLAMA, SIGLIP, TABLE, WORDS
+from prismer_jax.models.nanovlm.conversion import FREQUENCIES, HEAD, LLAMA, SIGLIP, TABLE, WORDS, encoder
 from prismer_jax.pp import chat
 from prismer_jax.pp.chat_test import letters
+from prismer_jax.towers.vit import ViT
+from prismer_jax.weights import onnx as onnx_files
 from prismer_jax.weights import rules, safe
 from tools import convert, export
 
@@ -65,28 +69,62 @@ def test_bfloat16_files_are_read(tmp_path):
     np.testing.assert_array_equal(np.asarray(words), state[HEAD].astype(np.float32))
 
 
-def test_a_new_model_starts_from_both_backbones(tmp_path):
-    rng = np.random.default_rng(0)
-    model = build("tiny", **SIZES)
-    for part, table, extra in (("vision", SIGLIP, ("logit_scale", "text_model.x")), ("language", LLAMA, ())):
-        shapes = {k: v for k, v in conversion.shapes_of(model).items() if k.startswith(f"params/{part}/")}
-        state = {key: rng.standard_normal(shape, np.float32) for key, shape in rules.key_shapes(table, shapes).items()}
-        state |= {key: np.zeros(3, np.float32) for key in extra}
-        if part == "language":
-            state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"][:259]
-            words = state["model.embed_tokens.weight"]
-        (tmp_path / part).mkdir()
-        save_file(state, tmp_path / part / "model.safetensors")
-    (tmp_path / "vision" / "config.json").write_text(
-        json.dumps({"vision_config": dict(image_size=32, patch_size=4, hidden_size=48, num_hidden_layers=2)
-                    | dict(num_attention_heads=4, intermediate_size=96)})
-    )  # fmt: skip
-    (tmp_path / "language" / "config.json").write_text(
+def smollm(folder, rng):
+    """Writes a small SmolLM2's files; returns its table of words."""
+    shapes = {k: v for k, v in conversion.shapes_of(build("tiny", **SIZES)).items() if k.startswith("params/language/")}
+    state = {key: rng.standard_normal(shape, np.float32) for key, shape in rules.key_shapes(LLAMA, shapes).items()}
+    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"][:259]
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(
         json.dumps(dict(hidden_size=72, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2)
                    | dict(intermediate_size=128, vocab_size=259, max_position_embeddings=8192, rope_theta=100000)
                    | dict(rms_norm_eps=1e-5, tie_word_embeddings=True))
     )  # fmt: skip
-    letters(tmp_path / "language", ())
+    letters(folder, ())
+    return state["model.embed_tokens.weight"]
+
+
+def test_a_new_model_starts_from_a_dinov2_and_a_smollm2(tmp_path):
+    onnx_test = pytest.importorskip("prismer_jax.weights.onnx_test", reason="needs the package onnx")
+    state = onnx_test.written(tmp_path / "vit.onnx")
+    words = smollm(tmp_path / "language", np.random.default_rng(0))
+    flags = ["--vision", str(tmp_path / "vit.onnx"), "--language", str(tmp_path / "language")]
+    flags += ["--tokenizer", str(tmp_path / "language"), "--shuffle", "2", "--extra-tokens", "0"]
+    with pytest.raises(UserError, match="--image-size 15: not a multiple of the 4 pixels"):
+        convert.main(["nanovlm", *flags, "--image-size", "15", "--output", str(tmp_path / "model")])
+    convert.main(["nanovlm", *flags, "--image-size", "16", "--match-words", "--output", str(tmp_path / "model")])
+    variables, description = checkpoint.load_export(tmp_path / "model")
+    vision = variables["params"]["vision"]
+    positions = state["embeddings.position_embeddings"][0]
+    assert vision["position_embedding"].shape == (17, 64)
+    np.testing.assert_array_equal(vision["position_embedding"][0], positions[0])
+    grid = np.asarray(vision["position_embedding"][1:]).reshape(4, 4, 64)
+    np.testing.assert_allclose(grid.mean((0, 1)), positions[1:].mean(0), atol=0.25)
+    query = vision["blocks"]["attention"]["query"]["kernel"]
+    np.testing.assert_array_equal(query[1], state["encoder.layer.1.attention.attention.query.weight"].T)
+    np.testing.assert_array_equal(vision["blocks"]["scale_mlp"][1], state["encoder.layer.1.layer_scale2.lambda1"])
+    assert (description["model"]["vision"]["image_size"], description["model"]["image_token"]) == (16, None)
+    model = build(**{key: value for key, value in description["model"].items() if key != "name"})
+    photos = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    tokens = model.apply(variables, {"image": photos}, method="encode")
+    assert tokens.shape == (8, 4, 72)
+    assert np.sqrt(np.mean(np.square(tokens))) == pytest.approx(np.sqrt(np.mean(np.square(words))), rel=0.3)
+
+
+def test_a_new_model_starts_from_both_backbones(tmp_path):
+    rng = np.random.default_rng(0)
+    model = build("tiny", **SIZES)
+    shapes = {k: v for k, v in conversion.shapes_of(model).items() if k.startswith("params/vision/")}
+    state = {key: rng.standard_normal(shape, np.float32) for key, shape in rules.key_shapes(SIGLIP, shapes).items()}
+    state |= {key: np.zeros(3, np.float32) for key in ("logit_scale", "text_model.x")}
+    (tmp_path / "vision").mkdir()
+    save_file(state, tmp_path / "vision" / "model.safetensors")
+    words = smollm(tmp_path / "language", rng)
+    (tmp_path / "vision" / "config.json").write_text(
+        json.dumps({"vision_config": dict(image_size=32, patch_size=4, hidden_size=48, num_hidden_layers=2)
+                    | dict(num_attention_heads=4, intermediate_size=96)})
+    )  # fmt: skip
     flags = ["--vision", str(tmp_path / "vision"), "--language", str(tmp_path / "language")]
     flags += ["--tokenizer", str(tmp_path / "language")]
     convert.main(["nanovlm", *flags, "--output", str(tmp_path / "model")])
@@ -135,3 +173,26 @@ def test_flags_say_what_a_model_is_made_of(tmp_path):
         convert.main(["nanovlm", "--output", str(tmp_path / "model")])
     with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         convert.main(["nanovlm", "--input", str(tmp_path), "--output", str(tmp_path / "model")])
+
+
+@pytest.mark.slow
+def test_the_real_encoder_is_its_graph(weights, shared):
+    """The features of a photo beside a run of the graph by onnx's reference evaluator, which is NumPy alone."""
+    onnx = pytest.importorskip("onnx", reason="needs the package onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    photo = sorted((shared / "data" / "photos").glob("*.jp*g"))[0]
+    image = np.asarray(Image.open(photo).convert("RGB").resize((224, 224)), np.float32)[None] / 255
+    state, table, fields = encoder(weights / "vit_s14.onnx", 224)
+    model = ViT(**fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(image.shape))
+    named = {name.replace("params", "params/vision", 1): leaf for name, leaf in tree.flatten(shapes).items()}
+    flat = {name: make() for name, make in rules.from_torch(state, table, named).items()}
+    features = model.apply({"params": tree.unflatten(flat)["params"]["vision"]}, jnp.asarray(image))
+
+    graph = onnx.load_model(weights / "vit_s14.onnx")
+    last = "/backbone/layernorm/Add_1_output_0"
+    graph = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(graph)).extract_model(["input_image"], [last])
+    pixels = (image - np.float32(onnx_files.PIXEL_MEAN)) / np.float32(onnx_files.PIXEL_STD)
+    (expected,) = ReferenceEvaluator(graph).run(None, {"input_image": pixels.transpose(0, 3, 1, 2)})
+    np.testing.assert_allclose(features, expected[:, 1:], rtol=1e-4, atol=1e-4)

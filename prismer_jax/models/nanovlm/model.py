@@ -62,6 +62,12 @@ FREEZE: dict[str, tuple[str, ...]] = {
     "freeze_vision": ("vision/.*",),
     "freeze_lang": ("language/.*",),
     "freeze_lang_vision": ("vision/.*", "language/.*"),
+    # Layers are stacked, so a name means all depths; of them, attention is a quarter (arXiv 2203.09795, section 4).
+    "freeze_all_but_attention": (
+        "vision/.*",
+        "language/(word_embedding|norm/.*)",
+        "language/blocks/(gate|up|down|norm_mlp|norm_attention)/.*",
+    ),
 }
 
 
@@ -73,6 +79,8 @@ def _resized(table: Array, shape: tuple[int, int]) -> Array:
 
 
 RESIZE = {"params/vision/position_embedding": _resized}
+
+FEATURES = ("vision/.*",)  # the parameters that `features` reads
 
 IMAGE = "<|image|>"  # the word in whose places an image's tokens are read
 
@@ -129,22 +137,28 @@ class NanoVLM(nn.Module):
         """Returns how many tokens of the decoder's one tile takes."""
         return (self.vision["image_size"] // self.vision["patch_size"] // self.shuffle) ** 2
 
+    def features(self, batch: Mapping[str, Any]) -> Float[Array, "b *m n c"]:
+        """Returns the vision transformer's output for `image` [b (m) h w 3], of every tile; see FEATURES."""
+        image = batch["image"]
+        x = self.encoder(jnp.asarray(image.reshape(-1, *image.shape[-3:]), jnp.float32) / 255)
+        self.sow("intermediates", "features", x)
+        return x.reshape(*image.shape[:-3], *x.shape[1:])
+
     @typed
     def encode(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b n d"]:
-        """Returns the tokens of a row's tiles, `image` [b (m) h w 3], one tile after the other; none without images.
+        """Returns the tokens of a row's tiles, one tile after the other; none without `image` or its `features`.
 
         Label maps are laid out as the image is, [b (m) h w c].
         """
-        if "image" not in batch:
+        if "image" not in batch and "features" not in batch:
             return jnp.zeros((len(batch["text"]), 0, self.language["width"]), self.dtype)
-        image = batch["image"]
-        tiles = batch if image.ndim == 4 else _apart(batch)
-        x = self.encoder(jnp.asarray(tiles["image"], jnp.float32) / 255)
-        self.sow("intermediates", "features", x)
+        x = batch["features"] if "features" in batch else self.features(batch)
+        rows, tiles = len(x), _apart(batch, x.shape[1]) if x.ndim == 4 else batch
+        x = jnp.asarray(x.reshape(-1, *x.shape[-2:]), self.dtype)
         x = self.projector(pixel_shuffle(x, self.shuffle))
         if self.experts:
             x = x + self.labels(tiles, train)
-        return rearrange(x, "(b m) n d -> b (m n) d", b=len(image))
+        return rearrange(x, "(b m) n d -> b (m n) d", b=rows)
 
     @typed
     def __call__(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b t v"]:
@@ -241,10 +255,10 @@ class _Sequence(NamedTuple):
     positions: Array
 
 
-def _apart(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a batch whose rows are the tiles of another's."""
-    count, tables = batch["image"].shape[1], [key for key in (CLASSES_KEY, WORDS_KEY) if key in batch]
-    maps = [key for key in batch if key == "image" or (key.startswith("labels/") and key not in tables)]
+def _apart(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Returns the label maps of a batch whose rows are the tiles, `count` a row, of another's."""
+    tables = [key for key in (CLASSES_KEY, WORDS_KEY) if key in batch]
+    maps = [key for key in batch if key.startswith("labels/") and key not in tables]
     tiles = {key: rearrange(batch[key], "b m ... -> (b m) ...") for key in maps}
     return tiles | {key: repeat(batch[key], "b ... -> (b m) ...", m=count) for key in tables}
 

@@ -1,0 +1,185 @@
+"""What a frozen encoder makes of each photo, computed once and kept on disk: training reads it in place of photos.
+
+In a config, `features="decode|tiles(224)"` in a data section names the ops in front of the encoder, and its pp goes on
+behind them, with `features` instead of `image`. A family that can do this has FEATURES, regexes of the parameters that
+the model's method `features(batch)` reads; they have to be frozen, and come from `config.init`.
+
+The files lie below `storage.data_folder()`, in a folder that is named after the encoder's weights and computation and
+the ops, each named after its photo. So they are never stale, and other runs and data sets find what they share.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from prismer_jax import checkpoint, input, models, pp, sharding, tree
+from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files import progress, storage, workers
+
+VERSION = 1  # of the files
+BESIDE = ("image_mask", "grids")  # what ops make beside the image that later ops or the model read
+BATCH = 16  # photos of one pass
+
+Example = dict[str, Any]
+
+
+def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str, Any]]:
+    """Returns a mixture that reads features in place of photos where a data section names them; computes what lacks.
+
+    Args:
+      mixture: of `assembly.load_mixture`.
+      cfg: the config of the run.
+      step: its step of training.step, which has the `model`, the shapes of its `state` and of what is `trainable`.
+
+    Raises:
+      UserError: the family has no FEATURES, they are trained, or there is no config.init.
+    """
+    chains = {name: part["features"] for name, part in cfg.data.items() if "features" in part}
+    if not chains:
+        return mixture
+    name, init, model = cfg.model.get("name", models.DEFAULT), cfg.get("init"), step.model
+    family = models.family(name)
+    if not hasattr(family, "FEATURES"):
+        raise UserError(f"config.data: a model of {name} keeps no features of photos; leave `features` out.")
+    if init is None:
+        raise UserError("config.data: `features` are those of trained weights; name them by config.init.")
+    shapes = tree.flatten(step.state["params"])
+    reads = tree.first_match(family.FEATURES, shapes, "FEATURES")
+    if trained := sorted(set(reads) & set(step.trainable)):
+        raise UserError(f"config.freeze: {trained[0]} is trained, so features cannot be kept; freeze it, or keep none.")
+
+    def encode(params: Any, image: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, {"image": image}, method="features")
+
+    parts, here = list(mixture), jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
+    with jax.set_mesh(here):  # each process computes for itself, on one device
+        weights = encoder_weights(init, {name: shapes[name] for name in reads}, family.RESIZE, here)
+        for number, part in enumerate(mixture):
+            if part["name"] in chains:
+                chain = pp.build(chains[part["name"]])
+                source = Cached(part["source"], chain, folder_of(encode, weights, part["source"], chain))
+                source.fill(functools.partial(jax.jit(encode), weights))
+                parts[number] = {**part, "source": source}
+    return parts
+
+
+def encoder_weights(
+    path: str, shapes: Mapping[str, Any], resize: Mapping[str, Any], mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """Returns the parameters of these names and shapes from a checkpoint, nested, on a mesh."""
+    place = sharding.replicated(mesh)
+    like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
+    saved = checkpoint.saved_shapes(checkpoint.find(path))
+    others = [re.escape(name) for name in saved if name.removeprefix("params/") not in shapes and "params/" in name]
+    others += [re.escape(name) for name in saved if name.startswith(("batch_stats/", "tables/"))]
+    return checkpoint.load_into({"params": tree.unflatten(like)}, path, others, resize)["params"]
+
+
+def folder_of(encode: Callable[..., Any], params: Any, source: Any, chain: Any) -> pathlib.Path:
+    """Returns the folder of features: its name is a hash of weights, computation and ops."""
+    image = next(iter(input.eval_batches(_Photos(source, range(len(source))), chain, batch_size=1)))["image"]
+    digest = hashlib.sha256(f"{VERSION} {chain.spec} {jax.jit(encode).lower(params, image).as_text()}".encode())
+    for name, leaf in sorted(tree.flatten(params).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return storage.data_folder() / "features" / digest.hexdigest()[:32]
+
+
+def stand_in(model: Any, chain: str, example: Example) -> Example:
+    """Returns an example with features of zeros, for those who want a batch's shapes alone."""
+    made = pp.build(chain)(example, np.random.default_rng(0))
+    variables = jax.eval_shape(model.init_variables, jax.random.key(0))
+    image = np.asarray(made.pop("image"))[None]
+    features = jax.eval_shape(lambda *args: model.apply(*args, method="features"), variables, {"image": image})
+    return {**made, "features": np.zeros(features.shape[1:], np.float16)}
+
+
+class _Photos:
+    """The photos of a source alone, or of these examples of it: what features are a function of."""
+
+    def __init__(self, source: Any, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[self._indices[index]]
+        return {key: example[key] for key in ("id", "image") if key in example}
+
+
+class Cached:
+    """A source whose examples have `features` float16 and what else BESIDE the ops made, in place of the photo."""
+
+    def __init__(self, source: Any, chain: Any, folder: pathlib.Path) -> None:
+        self._source, self._chain, self._folder = source, chain, folder
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = dict(self._source[index])
+        path = self._path(example.pop("image"))
+        try:
+            with np.load(path) as stored:
+                made = dict(stored)
+        except FileNotFoundError:
+            input.eval_example(_Photos(self._source, [index]), self._chain, 0)  # raises what is wrong with the photo
+            raise UserError(f"{path}: is gone; start again, and it is computed again.") from None
+        if "grids" in made:
+            made["grids"] = made["grids"].tolist()
+        return example | made
+
+    def fill(self, encode: Callable[[Any], Any]) -> None:
+        """Computes the features that lack. Several processes share the work if they share the folder."""
+        for mine in (slice(jax.process_index(), None, jax.process_count()), slice(None)):
+            sharding.barrier("features")
+            lacking = [i for i in range(len(self)) if not self._path(self._source[i]["image"]).exists()]
+            self._compute(lacking[mine], encode)
+
+    def _compute(self, indices: Sequence[int], encode: Callable[[Any], Any]) -> None:
+        def prepared(index: int) -> Example | None:
+            try:
+                return input.eval_example(_Photos(self._source, [index]), self._chain, 0)
+            except BadSample:
+                return None  # it is reported when the training meets it
+
+        if not indices:
+            return
+        with progress.bar("features of photos", len(indices)) as advance, ThreadPoolExecutor(workers.cores()) as pool:
+            for start in range(0, len(indices), BATCH):
+                some = indices[start : start + BATCH]
+                good = {i: example for i, example in zip(some, pool.map(prepared, some), strict=True) if example}
+                images = [example["image"] for example in good.values()]
+                if images:
+                    rows = np.asarray(encode(np.stack(images + images[:1] * (BATCH - len(images)))))
+                    for (index, example), row in zip(good.items(), rows, strict=False):
+                        self._write(index, row, example)
+                advance(len(some))
+
+    def _write(self, index: int, features: np.ndarray, example: Example) -> None:
+        file, path = io.BytesIO(), self._path(self._source[index]["image"])
+        np.savez(file, features=features.astype(np.float16), **{key: example[key] for key in BESIDE if key in example})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write(path, file.getvalue())
+
+    def _path(self, photo: Any) -> pathlib.Path:
+        """Returns the file of a photo's features, named after its bytes, or its path, size and time of change."""
+        if isinstance(photo, str):
+            found = os.stat(photo) if os.path.exists(photo) else None
+            said = f"{os.path.realpath(photo)} {found and (found.st_size, found.st_mtime_ns)}".encode()
+        else:
+            said = photo if isinstance(photo, bytes) else np.ascontiguousarray(photo).tobytes()
+        name = hashlib.sha256(said).hexdigest()[:32]
+        return self._folder / name[:2] / f"{name}.npz"
