@@ -36,7 +36,7 @@ from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
 from prismer_jax.pp.chat import takes_prompt
 from prismer_jax.pp.choices import choice_tokens, read_choices
-from prismer_jax.pp.text import answer_said, caption_said
+from prismer_jax.pp.text import style_of
 
 Path = str | os.PathLike
 Result = dict[str, Any]
@@ -257,7 +257,8 @@ class Captioner:
         self, task: str, source: Any, key: str, number: int, seed: int, settings: Mapping[str, Any], asked: Result
     ) -> _Request:
         how = choose("task of this checkpoint", task, self.tasks)
-        write, style = {"caption": caption_said, "question": answer_said}[task], how.get("style", "plain")
+        texts = style_of(how.get("style", "plain"))
+        write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
         if number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}:
             length = {k: v for k, v in how["decode"].items() if k in ("max_new", "min_new", "max_len", "min_len")}
             options = {"method": "sample", "num_samples": number, **length, **how.get("sample", {}), **settings}
@@ -272,7 +273,7 @@ class Captioner:
             return [
                 {
                     **asked,
-                    key: [write(self.tokenizer, prompt, ids.tolist(), style) for ids in row],
+                    key: [write(self.tokenizer, prompt, ids.tolist()) for ids in row],
                     "scores": score.tolist(),
                 }
                 for prompt, row, score in zip(prompts, tokens, scores, strict=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -16,7 +15,7 @@ from prismer_jax import registry
 from prismer_jax.batch import Batch, inputs
 from prismer_jax.decode.cache import row_keys
 from prismer_jax.errors import UserError, choose
-from prismer_jax.typing import Array, Bool, Float, Int, typed
+from prismer_jax.typing import Array, Float, Int, typed
 
 # Name -> module and function; imported when it is asked for.
 METHODS = {
@@ -24,6 +23,8 @@ METHODS = {
     "greedy": "prismer_jax.decode.greedy:greedy",
     "sample": "prismer_jax.decode.sampling:sample",
 }
+# Name -> function from prompts, masks and which rows count to prompts, masks and the length of a prompt.
+PADDINGS = {"own": "prismer_jax.decode.batch:as_given", "reference": "prismer_jax.decode.padding:pad_as_reference"}
 # Parameters that are no settings.
 _TAKEN = ("prefill", "extend", "encoded", "batch", "rng", "eos", "pad", "max_new", "min_new", "prompt_length")
 
@@ -59,7 +60,7 @@ def generate(
       prompt_length: what the prompt counts in the length that a beam's score is divided by: its columns by default, as
         in the reference (NVlabs/prismer with transformers 4.26.1); 0 for models whose lengths leave it out.
       padding: 'own' takes every prompt as it is given, so that its continuation depends on it alone; 'reference' as if
-        all were padded on the right to the longest of the batch (see `pad_as_reference`), for official checkpoints.
+        all were padded on the right to the longest of the batch (decode/padding.py), for official checkpoints.
       rng: a typed key (jax.random.key) for method 'sample'; the others draw nothing.
 
     Returns:
@@ -86,30 +87,9 @@ def generate(
     return run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
 
 
-@typed
-def pad_as_reference(
-    text: Int[Array, "b t"], mask_input: Bool[Array, "b t"], counted: Bool[Array, " b"] | None = None
-) -> tuple[Int[Array, "b t"], Bool[Array, "b t"], Int[Array, ""]]:
-    """Lays prompts out so that they continue as if padded on the right to the longest of the batch.
-
-    The reference does that (model/prismer_vqa.py), so that it reads the first token of an answer off a pad wherever a
-    question is not the longest of its batch: answers depend on their neighbours. How many pads there are does not
-    matter, as they are never attended to and positions do not count them. So one of them is kept, behind the prompts
-    that are shorter than the longest, and the rest goes to the left: every batch has the same shape.
-
-    Args:
-      text: token ids with pads anywhere.
-      mask_input: True for what is no pad.
-      counted: the rows that are no filling of a last batch; all by default.
-
-    Returns:
-      The prompts, their masks, and the longest one's number of tokens.
-    """
-    number = mask_input.sum(-1)
-    longest = number.max(initial=0, where=counted)
-    order = jnp.argsort(mask_input, axis=-1, stable=True)
-    order = jnp.where((number < longest)[:, None], jnp.roll(order, -1, axis=-1), order)
-    return jnp.take_along_axis(text, order, -1), jnp.take_along_axis(mask_input, order, -1), longest
+def as_given(text: Array, mask_input: Array, counted: Array | None = None) -> tuple[Array, Array, int]:
+    """Leaves prompts as they are; a prompt's length is their number of columns."""
+    return text, mask_input, text.shape[1]
 
 
 def run(
@@ -123,13 +103,13 @@ def run(
     padding: str,
 ) -> Any:
     """Returns what a function of this package, such as `rank`, makes of a batch, with constants and settings."""
-    choose("padding", padding, {"own": None, "reference": None})
+    lay_out = registry.imported("padding", padding, PADDINGS)
     arrays = inputs(batch)
     sharding, mesh, axes = getattr(arrays.get("image"), "sharding", None), None, None
     if isinstance(sharding, NamedSharding) and sharding.spec and sharding.spec[0] is not None:
         mesh, axes = sharding.mesh, sharding.spec[0]
     static = tuple(sorted(settings.items()))
-    return _compiled(variables, arrays, constants, rng, model, function, static, padding == "reference", mesh, axes)
+    return _compiled(variables, arrays, constants, rng, model, function, static, lay_out, mesh, axes)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9))
@@ -141,14 +121,12 @@ def _compiled(
     model: Any,
     function: Any,
     static: Any,
-    as_reference: bool,
+    lay_out: Any,
     mesh: Any,
     axes: Any,
 ) -> Any:
-    prompt_length = batch["text"].shape[1]
-    if as_reference:
-        text, mask, prompt_length = pad_as_reference(batch["text"], batch["mask_input"], batch.get("_mask"))
-        batch = {**batch, "text": text, "mask_input": mask}
+    text, mask, prompt_length = lay_out(batch["text"], batch["mask_input"], batch.get("_mask"))
+    batch = {**batch, "text": text, "mask_input": mask}
     if "prompt_length" in inspect.signature(function).parameters:
         constants = {"prompt_length": prompt_length, **constants}
 

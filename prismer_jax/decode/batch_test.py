@@ -10,8 +10,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from prismer_jax import decode, models
 from prismer_jax.batch import prompts
 from prismer_jax.decode import ranking
-from prismer_jax.decode.batch import _compiled, pad_as_reference
+from prismer_jax.decode.batch import _compiled
 from prismer_jax.decode.cache import reorder
+from prismer_jax.decode.padding import pad_as_reference
 from prismer_jax.errors import UserError
 
 PAD, EOS, BATCH, WIDTH = 1, 2, 8, 5

@@ -7,7 +7,6 @@ from typing import Any
 
 from prismer_jax import decode, registry
 from prismer_jax.evaluators.common import Record, TextEvaluator
-from prismer_jax.pp.text import caption_said
 from prismer_jax.scores.caption import FURTHER, SCORES, score_captions
 
 
@@ -46,7 +45,7 @@ class CaptionEvaluator(TextEvaluator):
             self.settings["max_new"] = 20
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
-        return self.generate(variables, batch, self.method, caption_said)
+        return self.generate(variables, batch, self.method, self.texts.caption_said)
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         return example.get("captions") or ()

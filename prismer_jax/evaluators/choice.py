@@ -15,7 +15,6 @@ from prismer_jax.decode.sampling import sample
 from prismer_jax.errors import choose
 from prismer_jax.evaluators.common import Record, TextEvaluator, local_rows
 from prismer_jax.pp.choices import choice_tokens
-from prismer_jax.pp.text import caption_said
 from prismer_jax.scores.choice import LETTERS, first_letter, mentions, score_choices
 
 NEW = 5  # tokens that are written, as in huggingface/nanoVLM's train.py at v0.1
@@ -54,7 +53,8 @@ class ChoiceEvaluator(TextEvaluator):
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         """Returns what is written, or for 'rank' all letters, the likeliest first."""
         if self.method != "rank":
-            return self.generate(variables, batch, {"reference": "sample"}.get(self.method, self.method), caption_said)
+            method = {"reference": "sample"}.get(self.method, self.method)
+            return self.generate(variables, batch, method, self.texts.caption_said)
         settings = {"k": len(LETTERS), "label_smoothing": 0.0, **self.settings}
         _, candidates, scores = rank_answers(self.model, variables, batch, *self.letter_tokens, **settings)
         orders = np.argsort(-local_rows(scores), axis=-1, kind="stable")

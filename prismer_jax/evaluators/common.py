@@ -25,6 +25,7 @@ from prismer_jax import input as loader
 from prismer_jax.batch import inputs, prompts
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import progress
+from prismer_jax.pp.text import style_of
 from prismer_jax.report import selection
 
 Batch = Mapping[str, Any]
@@ -302,7 +303,7 @@ class TextEvaluator(Evaluator):
     """Base of evaluators of generated text: one prediction an example, and one a distinct prompt for blank images.
 
     Args:
-      style: 'plain', or 'reference' to write texts as the official code does (`pp.text`).
+      style: of pp.text.STYLES: 'plain', or 'reference' to write texts as the official code does.
       options: those of `Evaluator`; what is left are settings of the decoding.
 
     Raises:
@@ -312,11 +313,10 @@ class TextEvaluator(Evaluator):
     id_key, text_key = "image_id", "caption"  # of the official result format
     method = ""
 
-    def __init__(self, *, style: Literal["plain", "reference"] = "plain", **options: Any) -> None:
+    def __init__(self, *, style: str = "plain", **options: Any) -> None:
         common = {key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options}
         super().__init__(**common)
-        choose("style", style, {"plain": None, "reference": None})
-        self.style, self.settings = style, options
+        self.style, self.texts, self.settings = style, style_of(style), options
         self._rng = jax.random.key(0)
         self._frequent: str | None = None
 
@@ -348,12 +348,12 @@ class TextEvaluator(Evaluator):
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]
     ) -> list[str]:
-        """Returns the model's continuation of each row's prompt; `write`, a `..._said` of pp.text, decodes it."""
+        """Returns the model's continuation of each row's prompt; `write`, a `..._said` of a style, decodes it."""
         rng = {"rng": self._rng} if method == "sample" else {}
         ids = {"eos": self.tokenizer.eos, "pad": self.tokenizer.pad}
         tokens, _ = decode.generate(self.model, variables, batch, method=method, **ids, **rng, **self.settings)
         rows = zip(local_rows(batch["text"]), local_rows(batch["mask_input"]), local_rows(tokens), strict=True)
-        return [write(self.tokenizer, text[real].tolist(), row[0].tolist(), self.style) for text, real, row in rows]
+        return [write(self.tokenizer, text[real].tolist(), row[0].tolist()) for text, real, row in rows]
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         said = self.say(variables, self.put(batch))

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from prismer_jax import decode, registry
 from prismer_jax.evaluators.common import Record, TextEvaluator
-from prismer_jax.pp.text import answer_said
 from prismer_jax.scores.vqa import score_answers
 
 METHODS = {**decode.METHODS, "rank": "prismer_jax.evaluators.ranking:Ranking"}
@@ -55,7 +54,7 @@ class VQAEvaluator(TextEvaluator):
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         if self.method != "rank":
-            return self.generate(variables, batch, self.method, answer_said)
+            return self.generate(variables, batch, self.method, self.texts.answer_said)
         return self.ranking.say(variables, batch)
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:

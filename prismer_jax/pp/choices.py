@@ -11,7 +11,7 @@ import numpy as np
 
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
-from prismer_jax.pp.text import Style
+from prismer_jax.pp.text import style_of
 
 
 def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:
@@ -35,16 +35,13 @@ def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:
 
 
 def choice_tokens(
-    tokenizer: Any, texts: Sequence[str], kind: Literal["answer", "class"], style: Style = "plain"
+    tokenizer: Any, texts: Sequence[str], kind: Literal["answer", "class"], style: str = "plain"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids int32 [n, l] of texts to choose among after a prompt, each with its end, and bool [n, l]: no padding.
 
-    'reference' begins answers with a capital and writes names of classes in lower case, as the official code does
-    (model/prismer_vqa.py, dataset/classification_dataset.py).
+    `kind` says what the texts are, `style` how that is written (`pp.text.STYLES`).
     """
-    if style == "reference":
-        texts = [text.capitalize() if kind == "answer" else text.lower() for text in texts]
-    rows = [[*tokenizer.encode_after(text), tokenizer.eos] for text in texts]
+    rows = [[*tokenizer.encode_after(style_of(style).choice(text, kind)), tokenizer.eos] for text in texts]
     mask = np.arange(max(map(len, rows))) < np.array([[len(ids)] for ids in rows])
     tokens = np.full(mask.shape, tokenizer.pad, np.int32)
     tokens[mask] = np.concatenate(rows)

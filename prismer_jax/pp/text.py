@@ -1,118 +1,92 @@
 """Ops on text: captions and questions become `prompt` and `target`, and these become token ids and masks.
 
 Training text is `<s> prompt target </s>`, contiguous, with loss on the target and `</s>`. A prompt without target, for
-generation, is `<s> prompt`. `<s>` and `</s>` stand for the tokenizer's `bos` and `eos`. What a model then wrote becomes
-text again by `caption_said` and `answer_said`.
+generation, is `<s> prompt`. `<s>` and `</s>` stand for the tokenizer's `bos` and `eos`. How texts are written, and what
+a model wrote is read back, says a style.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from prismer_jax import registry
 from prismer_jax.batch import prompts
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp.ops import Example, Op, register
 
-Style = Literal["plain", "reference"]
-_SPECIAL = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
-REFERENCE_WORDS = 30  # the official data sets cut every text to so many words; 'plain' cuts none by default
+STYLES = {"plain": "prismer_jax.pp.text:Plain", "reference": "prismer_jax.pp.reference:Reference"}
 
 
-def clean_caption(text: str, style: Style = "plain", max_words: int | None = None) -> str:
-    """Collapses white space; 'reference' also drops punctuation and lower-cases all but a first letter.
+class Plain:
+    """How texts are cleaned before training, and read back from what a model wrote: as they are, but for white space.
 
-    'reference' gives what the official models were trained on (dataset/utils.py), odd corners included: a leading
-    space or symbol prevents the capital, a single tab survives.
+    Other styles, such as that of the official code, change more.
+
+    Attributes:
+      max_words: of a text, where an op says nothing; None for all.
     """
-    if style == "plain":
+
+    max_words: int | None = None
+
+    def prefix(self, text: str) -> str:
+        """Returns a prefix of captions as it has to be given."""
+        return text
+
+    def caption(self, text: str, max_words: int | None = None, prefix: str | None = None) -> str:
+        """Returns a caption, which follows a prefix; without one, prefix is None."""
         return " ".join(text.split()[:max_words])
-    text = re.sub(r"\s{2,}", " ", text.capitalize().translate(_SPECIAL))
-    return " ".join(text.rstrip("\n").strip(" ").split(" ")[:max_words])
 
-
-def clean_question(text: str, style: Style = "plain", max_words: int | None = None) -> str:
-    """Cleans a question like a caption; both styles end it with a question mark if it ends without punctuation.
-
-    'reference' puts one after any last character but a question mark, keeps double spaces and counts words by them.
-    """
-    if style == "plain":
+    def question(self, text: str, max_words: int | None = None) -> str:
+        """Returns a question, with a question mark if it ends without punctuation."""
         text = " ".join(text.split()[:max_words])
         return f"{text}?" if text and text[-1].isalnum() else text
-    words = text.capitalize().translate(_SPECIAL).strip().split(" ")
-    text = " ".join(words[:max_words])
-    return text if not text or text.endswith("?") else f"{text}?"
 
+    def choice(self, text: str, kind: Literal["answer", "class"]) -> str:
+        """Returns an answer, or the name of a class, as a model learns it and as it is ranked."""
+        return text
 
-def _limit(op: str, style: str, max_words: int | None) -> int | None:
-    if style not in ("plain", "reference"):
-        raise UserError(f"{op}(style={style!r}): 'plain' or 'reference'.")
-    return REFERENCE_WORDS if max_words is None and style == "reference" else max_words
-
-
-# What transformers 4.26.1 replaces, in this order, in all that it decodes (tokenization_utils_base.py).
-_TIDIED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
-
-
-def caption_said(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], style: Style = "plain") -> str:
-    """Returns the caption that generated `ids` spell, after the ids of a prompt.
-
-    'reference' gives what the official result files hold (model/prismer_caption.py, train_caption.py): the prompt is
-    cut off by its number of characters and a space, and the caption made a sentence with a capital and a full stop.
-    """
-    if style == "plain":
+    def caption_said(self, tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Returns the caption that generated `ids` spell, after the ids of a prompt."""
         return " ".join(tokenizer.decode(ids).split())
-    before = _tidy(tokenizer.decode(prompt))
-    return _tidy(tokenizer.decode([*prompt, *ids]))[len(before) + bool(before) :].capitalize() + "."
+
+    def answer_said(self, tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Returns the answer that generated `ids` spell, as the model wrote it; the question does not matter."""
+        return tokenizer.decode(ids).strip()
 
 
-def answer_said(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], style: Style = "plain") -> str:
-    """Returns the answer that generated `ids` spell, as the model wrote it; the ids of the question do not matter.
-
-    'reference' tidies punctuation and writes in lower case, as the official code does (model/prismer_vqa.py).
-    """
-    text = tokenizer.decode(ids)
-    return text.strip() if style == "plain" else _tidy(text).strip().lower()
-
-
-def _tidy(text: str) -> str:
-    for spaced in _TIDIED:
-        text = text.replace(spaced, spaced.strip())
-    return text
+def style_of(name: str) -> Plain:
+    """Returns the style of a name in STYLES; raises UserError if there is none."""
+    return registry.imported("style", name, STYLES)()
 
 
 @register
 def caption(
     prefix: str | None = "",
-    style: Style = "plain",
+    style: str = "plain",
     max_words: int | None = None,
 ) -> Op:
     """Makes the training text of a captioned photo: prompt = prefix, target = one of `captions`.
 
-    style='reference' cleans prefix and caption as one text, as the official code does: after a prefix, '' included, the
-    caption is all lower case. Only prefix=None leaves its capital, as in the reference's pretraining.
+    With prefix=None a style knows that there is none, as in the reference's pretraining.
 
     Raises (the op):
       BadSample: the example has no caption, or an empty one.
     """
-    limit = _limit("caption", style, max_words)
-    if style == "reference" and prefix is not None and clean_caption(prefix, style) != prefix:
-        raise UserError(f"caption(prefix={prefix!r}, style='reference'): write it {clean_caption(prefix, style)!r}.")
+    texts = style_of(style)
+    limit = texts.max_words if max_words is None else max_words
+    if prefix is not None and texts.prefix(prefix) != prefix:
+        raise UserError(f"caption(prefix={prefix!r}, style={style!r}): write it {texts.prefix(prefix)!r}.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         captions = example.get("captions") or []
         if not captions:
             raise BadSample(f"example {example.get('id', '?')} has no caption. Take it off the list or caption it.")
         text = captions[int(rng.integers(len(captions)))]
-        if style == "reference" and prefix is not None:
-            # The leading space, of an empty prefix too, is the reference's: no capital then.
-            target = clean_caption(f"{prefix} {text}", style, limit).removeprefix(prefix).removeprefix(" ")
-        else:
-            target = clean_caption(text, style, limit)
+        target = texts.caption(text, limit, prefix)
         if not target.strip():
             raise BadSample(f"example {example.get('id', '?')} has an empty caption ({text!r}).")
         return dict(example, prompt=prefix or "", target=target, cut="target")
@@ -132,7 +106,7 @@ def caption_prompt(prefix: str = "") -> Op:
 
 @register
 def question(
-    style: Style = "plain",
+    style: str = "plain",
     max_words: int | None = None,
     answer: Literal["sample", "majority"] = "sample",
 ) -> Op:
@@ -144,7 +118,7 @@ def question(
     Raises (the op):
       BadSample: the question is empty, or there is no answer.
     """
-    limit = _limit("question", style, max_words)
+    texts = style_of(style)
     if answer not in ("sample", "majority"):
         raise UserError(f"question(answer={answer!r}): 'sample' or 'majority'.")
 
@@ -152,20 +126,19 @@ def question(
         target = " ".join(_pick(example, answer, rng).split())
         if not target:
             raise BadSample(f"example {example.get('id', '?')} has an empty answer.")
-        if style == "reference":
-            target = target.capitalize()
-        return dict(example, prompt=_question(example, style, limit), target=target, cut="prompt")
+        asked = _question(example, texts, max_words)
+        return dict(example, prompt=asked, target=texts.choice(target, "answer"), cut="prompt")
 
     return op
 
 
 @register
-def question_prompt(style: Style = "plain", max_words: int | None = None) -> Op:
+def question_prompt(style: str = "plain", max_words: int | None = None) -> Op:
     """Makes the text that an answer is generated from: the question alone."""
-    limit = _limit("question_prompt", style, max_words)
+    texts = style_of(style)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        return {**_without_target(example), "prompt": _question(example, style, limit)}
+        return {**_without_target(example), "prompt": _question(example, texts, max_words)}
 
     return op
 
@@ -174,12 +147,11 @@ def _without_target(example: Example) -> Example:
     return {key: value for key, value in example.items() if key not in ("target", "cut")}
 
 
-def _question(example: Example, style: Style, max_words: int | None) -> str:
-    text = clean_question(example.get("question") or "", style, max_words)
+def _question(example: Example, texts: Plain, max_words: int | None) -> str:
+    text = texts.question(example.get("question") or "", texts.max_words if max_words is None else max_words)
     if not text:
         raise BadSample(f"example {example.get('id', '?')} has an empty question ({example.get('question')!r}).")
-    # The reference capitalises questions once more, which lifts the first letter after a leading symbol.
-    return text.capitalize() if style == "reference" else text
+    return text
 
 
 def _pick(example: Example, how: str, rng: np.random.Generator) -> str:

@@ -12,6 +12,8 @@ import pytest
 from prismer_jax import pp
 from prismer_jax.pp import text, tokenizer
 
+REFERENCE = text.style_of("reference")
+
 
 @pytest.fixture(scope="module")
 def roberta(shared):
@@ -27,16 +29,16 @@ def ids_of(spec, example, roberta):
 
 @pytest.mark.parametrize(
     ("name", "function", "error"),
-    [("pre_caption", text.clean_caption, None), ("pre_question", text.clean_question, "IndexError")],
+    [("pre_caption", REFERENCE.caption, None), ("pre_question", REFERENCE.clean_question, "IndexError")],
 )
 def test_cleaning_agrees_with_every_recorded_case(shared, name, function, error):
     cases = json.loads((shared / "golden/text_cases.json").read_text())[name]
     assert len(cases) > 60
     for case in cases:
         if "error" in case:  # the reference crashes where nothing is left
-            assert (case["error"], function(case["in"], "reference", case["max_words"])) == (error, "")
+            assert (case["error"], function(case["in"], case["max_words"])) == (error, "")
         else:
-            assert function(case["in"], "reference", case["max_words"]) == case["out"], case
+            assert function(case["in"], case["max_words"]) == case["out"], case
 
 
 PICTURE = [0, 250, 2170, 9]  # <s> A picture of
@@ -94,12 +96,12 @@ def test_questions_have_the_references_ids(roberta, question, ids):
 )
 def test_generated_ids_become_the_references_texts(roberta, ids, width, caption, answer):
     parts = (ids[:width], ids[width:])
-    assert text.caption_said(roberta, *parts, "reference") == caption
-    assert text.answer_said(roberta, *parts, "reference") == answer
+    assert REFERENCE.caption_said(roberta, *parts) == caption
+    assert REFERENCE.answer_said(roberta, *parts) == answer
 
 
 def test_plain_captions_only_lose_extra_spaces_and_answers_nothing(roberta):
     ids = [*PICTURE, 10, 1437, 1275, 128, 29, 2156, 3988, 479, 2, 1]
     parts = (ids[:4], ids[4:])
-    assert text.caption_said(roberta, *parts) == "a red 's , hat ."
-    assert text.answer_said(roberta, *parts) == "a  red 's , hat ."  # as it was written: it may have lines
+    assert text.Plain().caption_said(roberta, *parts) == "a red 's , hat ."
+    assert text.Plain().answer_said(roberta, *parts) == "a  red 's , hat ."  # as it was written: it may have lines

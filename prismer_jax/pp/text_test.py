@@ -31,9 +31,10 @@ def run(spec, example, seed=0):
 
 
 def test_plain_style_keeps_case_and_punctuation():
-    assert text.clean_caption("  A red\n box,  left of  TOM. ") == "A red box, left of TOM."
-    assert text.clean_question(" what  is it ") == "what is it?"
-    assert text.clean_question("Describe it.") == "Describe it."
+    style = text.style_of("plain")
+    assert style.caption("  A red\n box,  left of  TOM. ") == "A red box, left of TOM."
+    assert style.question(" what  is it ") == "what is it?"
+    assert style.question("Describe it.") == "Describe it."
 
 
 def test_training_caption_scores_the_caption_and_the_end_but_not_the_prefix():
@@ -137,7 +138,7 @@ def test_examples_without_usable_text_are_bad_samples_with_their_id(spec, exampl
     ("spec", "message"),
     [
         ("captoin", "'caption'"),
-        ("caption(style='old')", "'reference'"),
+        ("caption(style='old')", "plain, reference"),
         ("caption(prefx='a')", r"caption\(prefix"),
         ("caption(prefix='a picture: of', style='reference')", "A picture of"),
         ("question(answer='all')", "majority"),
