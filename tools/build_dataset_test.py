@@ -68,7 +68,7 @@ def test_a_list_becomes_a_data_set(photos, capsys):
 def test_labels_that_were_cut_are_left_out_and_counted_and_missing_ones_are_not(photos):
     for name, share in (("0", 0), ("1", 0.5), ("2", 0.8)):
         png = photos / "labels/depth" / f"{name}.png"
-        data = label_png.encode(np.random.default_rng(0).integers(0, 255, (60, 80, 1), np.uint8))
+        data = label_files.encode(np.random.default_rng(0).integers(0, 255, (60, 80, 1), np.uint8))
         png.write_bytes(data[: int(share * len(data))])
     (photos / "labels/depth/3.png").unlink()
     build_dataset.main(flags(photos))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import posixpath
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 
 
 def read(path: str) -> bytes:
@@ -49,10 +51,18 @@ def put(name: str, path: str) -> None:
         system.put_file(name, inner)
 
 
-def get(path: str, name: str) -> None:
-    """Copies a file of a store to a local one."""
-    with _file(path) as (system, inner):
-        system.get_file(inner, name)
+def cached(path: str, size: int, sha256: str) -> str:
+    """Returns the path of a local copy of a file; see `storage.local`."""
+    folder = storage.data_folder() / "remote" / hashlib.sha256(posixpath.dirname(path).encode()).hexdigest()[:16]
+    copy = folder / f"{posixpath.basename(path)}.{sha256[:16]}"
+    if not copy.exists() or copy.stat().st_size != size:
+        folder.mkdir(parents=True, exist_ok=True)
+        with storage.replacing(copy) as name, _file(path) as (system, inner):
+            system.get_file(inner, name)
+        for other in folder.glob(f"{posixpath.basename(path)}*"):
+            if other != copy:
+                other.unlink(missing_ok=True)
+    return str(copy)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ appears whole or not at all: this is the one place that makes sure of it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -180,18 +179,7 @@ def local(path: str, size: int, sha256: str) -> str:
       path: of a shard.
       size, sha256: of its bytes. A copy of others, of a data set that was built again at the same place, is replaced.
     """
-    if not is_remote(path) or path.startswith(NATIVE):
-        return path
-    folder = data_folder() / "remote" / hashlib.sha256(posixpath.dirname(path).encode()).hexdigest()[:16]
-    copy = folder / f"{posixpath.basename(path)}.{sha256[:16]}"
-    if not copy.exists() or copy.stat().st_size != size:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(copy) as name:
-            remote().get(path, name)
-        for other in folder.glob(f"{posixpath.basename(path)}*"):
-            if other != copy:
-                other.unlink(missing_ok=True)
-    return str(copy)
+    return remote().cached(path, size, sha256) if is_remote(path) and not path.startswith(NATIVE) else path
 
 
 def remote() -> types.ModuleType:

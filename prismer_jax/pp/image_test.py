@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps, features
 
-from prismer_jax import label_png, labels, pp
+from prismer_jax import label_files, labels, pp
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp import augment, randaugment
 from prismer_jax.pp.image_size import image_size
@@ -197,7 +197,7 @@ def test_image_bombs_are_refused_before_they_are_unpacked():
 
 def test_labels_are_decoded_with_their_photo():
     maps = all_labels(40, 60)
-    coded = {key: label_png.encode(label) for key, label in maps.items()}
+    coded = {key: label_files.encode(label) for key, label in maps.items()}
     out = run("decode", {"image": encode(smooth()), **coded, "labels/edge": b""})
     for key, label in maps.items():
         np.testing.assert_array_equal(out[key], 0 * label if key == "labels/edge" else label)
@@ -206,9 +206,9 @@ def test_labels_are_decoded_with_their_photo():
 def test_label_maps_must_have_the_photos_size_or_proportions(tmp_path):
     photo = encode(smooth(40, 60))
     for h, w in [(40, 60), (20, 30), (27, 40), (13, 20), (160, 240)]:
-        out = run("decode", {"image": photo, "labels/depth": label_png.encode(labels.blank("depth", h, w))})
+        out = run("decode", {"image": photo, "labels/depth": label_files.encode(labels.blank("depth", h, w))})
         assert out["labels/depth"].shape == (h, w, 1)
-    (tmp_path / "d.png").write_bytes(label_png.encode(labels.blank("depth", 60, 40)))
+    (tmp_path / "d.png").write_bytes(label_files.encode(labels.blank("depth", 60, 40)))
     with pytest.raises(BadSample, match=r"d\.png \(40x60\) does not fit image of example x \(60x40\).*EXIF"):
         run("decode", {"image": photo, "labels/depth": str(tmp_path / "d.png")})
     with pytest.raises(BadSample, match=r"d\.png .*does not fit"):
@@ -374,7 +374,7 @@ def test_randaugment_is_a_function_of_the_rng_and_of_its_strength():
 def test_labels_for_keeps_the_wanted_and_fills_the_missing():
     example = {
         "image": encode(smooth()),
-        "labels/depth": label_png.encode(labels.blank("depth", 20, 30)),
+        "labels/depth": label_files.encode(labels.blank("depth", 20, 30)),
         "labels/edge": b"",
     }
     for spec in ("labels_for('depth+ocr_detection')|decode", "decode|labels_for('depth+ocr_detection')"):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prismer_jax import label_png
+from prismer_jax import label_files
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import check, metadata, writer
@@ -75,7 +75,7 @@ def test_a_manifest_that_counts_otherwise_is_found(tmp_path, capsys):
 
 def unchecked(monkeypatch, folder, **change) -> None:
     """A data set whose one record was never looked at: what another program, or an older one, may have written."""
-    map = label_png.encode(np.zeros((6, 8, 1), np.uint8))
+    map = label_files.encode(np.zeros((6, 8, 1), np.uint8))
     arguments = {
         "id": "x",
         "image": jpeg(0),
@@ -117,6 +117,6 @@ def test_bytes_that_are_no_record_are_found(tmp_path, capsys, monkeypatch):
 
 
 def test_class_ids_beyond_the_table_are_found():
-    wild = label_png.encode(np.full((6, 8, 1), 200, np.uint8))
+    wild = label_files.encode(np.full((6, 8, 1), 200, np.uint8))
     with pytest.raises(BadSample, match="beyond the 133"):
         check.check_example({"id": "x", "image": jpeg(0), "labels/seg_coco": wild, "questions": []})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from prismer_jax import label_png, labels
+from prismer_jax import label_files, label_png, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.pp import image
 from prismer_jax.pp.labels import resample
@@ -82,16 +82,16 @@ def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_sid
 
 
 def _png(map: np.ndarray, given: str | bytes | np.ndarray | None) -> bytes:
-    """The PNG of a map: the given one, if that decodes as fast as `label_png.encode`'s."""
+    """The PNG of a map: the given one, if that decodes as fast as `label_files.encode`'s."""
     if given is not None and not isinstance(given, np.ndarray):
         png = image.read_bytes(given, "a label")
         if png and decodes_fast(png, map.shape[2]):
             return png
-    return label_png.encode(map)
+    return label_files.encode(map)
 
 
 def decodes_fast(png: bytes, channels: int) -> bool:
-    """Whether a whole PNG has 8 bits, these channels, and in all rows one of the filters of `label_png.encode`.
+    """Whether a whole PNG has 8 bits, these channels, and in all rows one of the filters of `label_files.encode`.
 
     Those are no filter (0) and the difference to the row above (2); the others take twice as long to undo. See the PNG
     specification (ISO/IEC 15948), sections 9 and 11.2.

@@ -120,7 +120,7 @@ def test_a_large_photo_becomes_small_upright_and_its_labels_with_it(orientation)
     photo = turned(orientation)
     height, width = read_image(photo, 10**6, "x").shape[:2]
     map = np.arange(height * width, dtype=np.uint8).reshape(height, width, 1) % 130
-    made = prepare(photo, 20, **{"labels/seg_coco": label_png.encode(map), "labels/depth": map})
+    made = prepare(photo, 20, **{"labels/seg_coco": label_files.encode(map), "labels/depth": map})
     small = read_image(made["image"], 10**6, "x")
     assert small.shape == ((15, 20, 3) if orientation == 1 else (20, 15, 3))
     label = label_png.decode("seg_coco", made["labels"]["seg_coco"])
@@ -159,7 +159,7 @@ def test_an_empty_label_file_becomes_an_empty_map():
         ({"image": "nowhere.jpg"}, "nowhere.jpg: No such file"),
         ({"image": b"<html>"}, "not a readable image"),
         ({"labels/depth": np.zeros((30, 30, 1), np.uint8)}, "does not fit"),
-        ({"labels/seg_coco": label_png.encode(np.full((30, 40, 1), 200, np.uint8))}, "beyond the 133"),
+        ({"labels/seg_coco": label_files.encode(np.full((30, 40, 1), 200, np.uint8))}, "beyond the 133"),
         ({"labels/edge": b"\x89PNG\r\n\x1a\n"}, "cannot be read as an image"),
         ({"captions": ["\ud83d"]}, "no Unicode"),
         ({"questions": [{"question": "q", "answers": ["\ud83d"]}]}, "no Unicode"),
@@ -189,7 +189,7 @@ def test_label_files_of_this_project_stay_and_others_are_encoded_again(tmp_path,
     rng = np.random.default_rng(2)
     smooth = cv2.GaussianBlur(rng.integers(0, 256, (30, 40, 3), np.uint8), (0, 0), 5)
     map = smooth if name == "normal" else smooth[..., :1]
-    ours, theirs = label_png.encode(map), encoded(map.squeeze(), "PNG")
+    ours, theirs = label_files.encode(map), encoded(map.squeeze(), "PNG")
     assert ingest.decodes_fast(ours, map.shape[2])
     assert not ingest.decodes_fast(theirs, map.shape[2])  # Pillow chooses a filter for each row
     (tmp_path / "label.png").write_bytes(ours)

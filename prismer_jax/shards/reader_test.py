@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from prismer_jax import datasets, label_png, labels
+from prismer_jax import datasets, label_files, label_png, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import manifest, metadata, reader, records, writer
@@ -41,7 +41,7 @@ def example(number: int, questions: int = 0) -> dict:
             for i in range(questions)
         ],
         "labels/depth": map,
-        "labels/obj_detection": label_png.encode(map),
+        "labels/obj_detection": label_files.encode(map),
         labels.CLASSES_KEY: classes,
         "labels/ocr_detection": map,
         labels.WORDS_KEY: features,

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from prismer_jax import label_png, labels
+from prismer_jax import label_files, label_png, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.shards import records
 from prismer_jax.shards.reader_test import example
@@ -24,7 +24,7 @@ class Photos:
         photo = example(index)
         if index == 5:  # has no words
             photo = {k: v for k, v in photo.items() if k not in ("labels/ocr_detection", labels.WORDS_KEY, "words")}
-        maps = {f"labels/{name}": label_png.encode(labels.blank(name, 6, 8)) for name in ("depth", "obj_detection")}
+        maps = {f"labels/{name}": label_files.encode(labels.blank(name, 6, 8)) for name in ("depth", "obj_detection")}
         return photo | maps | ({"labels/ocr_detection": maps["labels/depth"]} if index != 5 else {})
 
 
