@@ -276,13 +276,13 @@ def unread(section: Section) -> list[str]:
     return list(visit(section, "", True))
 
 
-def assert_read(section: Section, known: Sequence[str] = ()) -> None:
-    """Raises a UserError that names the keys nobody has read, with the nearest one that was read or is in `known`."""
+def assert_read(section: Section) -> None:
+    """Raises a UserError that names the keys nobody has read, with the nearest one that was read."""
     left = unread(section)
     if left:
         read = [name for name, _ in _leaves(_plain(section)) if name not in left]
         others = f" (and {len(left) - 1} more: {', '.join(left[1:4])})" if len(left) > 1 else ""
-        hint = nearest(left[0], [*read, *known])
+        hint = nearest(left[0], read)
         hint = hint if hint.startswith("Did") else "Remove it, or spell it as the code that should read it does."
         raise UserError(f"Config key '{left[0]}' is never read{others}. {hint}")
 

@@ -31,7 +31,6 @@ class Writer:
         workdir: str | os.PathLike[str],
         *,
         first_step: int = 0,
-        tensorboard: bool = True,
         wandb: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         enabled: bool = True,
@@ -42,7 +41,6 @@ class Writer:
           workdir: a folder, made if need be.
           first_step: the step from which the run resumes; what was logged after it will be logged again and is dropped.
             0 starts anew.
-          tensorboard: write event files into WORKDIR/tensorboard.
           wandb: keyword arguments of wandb.init (project, name, mode ...), or None for no Weights & Biases. A resumed
             run continues the same one.
           config: shown by Weights & Biases.
@@ -62,7 +60,7 @@ class Writer:
             lines = [json.dumps(line) + "\n" for line in read(workdir) if first_step and line["step"] <= first_step]
             storage.write(self._jsonl, "".join(lines))
             self._rewrite_csv()
-            self._events = EventFile(workdir / "tensorboard", first_step) if tensorboard else None
+            self._events = EventFile(workdir / "tensorboard", first_step)
         self._wandb = None if wandb is None else _start_wandb(workdir, wandb, config)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -82,14 +80,13 @@ class Writer:
                     csv.DictWriter(file, self._columns).writerow(line)
             else:
                 self._rewrite_csv()
-            if self._events is not None:
-                self._events.write(step, {name: value for name, value in line.items() if name != "step"})
+            self._events.write(step, {name: value for name, value in line.items() if name != "step"})
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
     def close(self) -> None:
         """Closes the files; the writer is not used after that."""
-        if self._enabled and self._events is not None:
+        if self._enabled:
             self._events.close()
         if self._enabled and self._wandb is not None:
             self._wandb.finish()

@@ -246,14 +246,8 @@ class Evaluator:
 
     def samples(self, n: int, which: Literal["random", "best", "worst"] = "random") -> list[dict[str, Any]]:
         """Returns at most n samples of the last run for `report`, loaded again from the source: always the same."""
-        return [self.sample(record) for record in self.chosen(n, which)]
-
-    def chosen(self, n: int, which: Literal["random", "best", "worst"] = "random") -> list[Record]:
-        """Returns the records of `samples`, in turn of every question type; without scores none is best or worst."""
-        if which == "random":
-            return selection.at_random(self.records, n)
-        scored = [(r["scores"][self.main_score], r) for r in self.records if self.main_score in r.get("scores", ())]
-        return selection.by_score(scored, n, highest=(which == "best") == self.higher_is_better)
+        chosen = selection.chosen(self.records, n, which, self.main_score, self.higher_is_better)
+        return [self.sample(record) for record in chosen]
 
     def sample(self, record: Record) -> dict[str, Any]:
         """Returns what a panel shows (see `report.draw`), with the photo and the labels as the model gets them."""

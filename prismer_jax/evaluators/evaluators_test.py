@@ -585,8 +585,8 @@ def test_the_best_and_the_worst_samples_are_those():
     list(by_loss.run(VARIABLES))
     for place, record in enumerate(by_loss.records):
         record["scores"]["loss"] = float(place)
-    assert [r["id"] for r in by_loss.chosen(2, "best")] == [1, 2]
-    assert [r["id"] for r in by_loss.chosen(2, "worst")] == [11, 10]
+    assert [sample["id"] for sample in by_loss.samples(2, "best")] == [1, 2]
+    assert [sample["id"] for sample in by_loss.samples(2, "worst")] == [11, 10]
 
 
 def test_without_references_there_are_samples_but_no_best_ones():

@@ -5,9 +5,19 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 Record = Mapping[str, Any]
+
+
+def chosen(
+    records: Sequence[Record], n: int, which: Literal["random", "best", "worst"], score: str, higher_is_better: bool
+) -> list[Record]:
+    """Returns at most n records, in turn of every question type; without that score none is best or worst."""
+    if which == "random":
+        return at_random(records, n)
+    scored = [(record["scores"][score], record) for record in records if score in record.get("scores", ())]
+    return by_score(scored, n, highest=(which == "best") == higher_is_better)
 
 
 def at_random(records: Iterable[Record], n: int) -> list[Record]:

@@ -40,11 +40,7 @@ class Scored:
 
     def samples(self, n: int, which: Literal["random", "best", "worst"] = "random") -> list[dict[str, Any]]:
         """Returns at most n samples for the page: the best, the worst, or some at random."""
-        if which == "random":
-            chosen = selection.at_random(self.records, n)
-        else:
-            scored = [(record["scores"][self.main_score], record) for record in self.records]
-            chosen = selection.by_score(scored, n, highest=which == "best")
+        chosen = selection.chosen(self.records, n, which, self.main_score, self.higher_is_better)
         return [self._sample(record) for record in chosen]
 
     def _sample(self, record: dict[str, Any]) -> dict[str, Any]:
