@@ -207,17 +207,13 @@ def make(
         optax.scale_by_learning_rate(rate),
         *([optax.stateless(scale)] if lr_mults else []),
     ]
-    groups = {f"lr/{pattern}": _times(rate, factor) for pattern, factor in lr_mults}
+    groups = {f"lr/{pattern}": lambda step, factor=factor: rate(step) * factor for pattern, factor in lr_mults}
     return Optimizer(optax.chain(*parts), {"lr": rate, **groups})
 
 
 def _multipliers(patterns: Patterns, leaf_names: Sequence[str], where: str) -> dict[str, float]:
     matches = tree.first_match([pattern for pattern, _ in patterns], leaf_names, where)
     return {name: patterns[matches[name]][1] if name in matches else 1.0 for name in leaf_names}
-
-
-def _times(rate: Schedule, factor: float) -> Schedule:
-    return lambda step: rate(step) * factor
 
 
 def split(params: Any, frozen: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:

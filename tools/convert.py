@@ -64,7 +64,7 @@ def by_table(name: str) -> conversion.Command:
     def run(args: argparse.Namespace, put: conversion.Put) -> conversion.Converted:
         tokenizer, fields = pp.tokenizer.load(args.tokenizer), {"name": name, "variant": args.variant}
         model = models.build(**fields, tokenizer=tokenizer)
-        table, state = models.conversion_of(name).TABLE, safe.load(args.input)
+        table, state = conversion.of_family(name).TABLE, safe.load(args.input)
         variables = conversion.from_torch(state, model, table, str(args.input), allow=args.allow, put=put)
         tasks = module.tasks(model) if hasattr(module, "tasks") else {}
         description = {"model": fields, "tokenizer": tokenizer.spec, "tasks": tasks}
@@ -77,7 +77,7 @@ def family_commands() -> dict[str, Callable[[Sequence[str]], None]]:
     """Returns the commands of all families."""
     commands: dict[str, Callable[[Sequence[str]], None]] = {}
     for name in models.FAMILIES:
-        own = getattr(models.conversion_of(name), "COMMANDS", None) or {name: by_table(name)}
+        own = getattr(conversion.of_family(name), "COMMANDS", None) or {name: by_table(name)}
         commands |= {key: functools.partial(family, key, command) for key, command in own.items()}
     return commands
 

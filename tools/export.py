@@ -67,7 +67,7 @@ def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> d
     """Returns the official state dict, by the table of the model's family."""
     if not (name := description.get("model", {}).get("name")):
         raise UserError(f"{description['folder']} does not say which model it is of; use --format orbax or msgpack.")
-    return conversion.to_torch(variables, models.conversion_of(name).TABLE)
+    return conversion.to_torch(variables, conversion.of_family(name).TABLE)
 
 
 def _on_cpu(shapes: Any) -> Any:
@@ -87,7 +87,7 @@ def family_formats() -> dict[str, Writer]:
     """Returns the formats of all families' originals, which are folders."""
     formats: dict[str, Writer] = {}
     for name in models.FAMILIES:
-        formats |= getattr(models.conversion_of(name), "FORMATS", {})
+        formats |= getattr(conversion.of_family(name), "FORMATS", {})
     return formats
 
 

@@ -18,6 +18,7 @@ import jax
 from prismer_jax import checkpoint, config, models
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
+from prismer_jax.models import conversion
 from tools.export import Writer
 
 
@@ -29,7 +30,7 @@ def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib
     """
     variables, description = checkpoint.load_export(path, _on_cpu)
     family = description.get("model", {}).get("name", models.DEFAULT)
-    module = models.conversion_of(family)
+    module = conversion.of_family(family)
     formats: Mapping[str, Writer] = getattr(module, "FORMATS", {})
     if family not in formats:
         raise UserError(

@@ -24,12 +24,6 @@ def family(name: str) -> types.ModuleType:
     return importlib.import_module(choose("model", name, FAMILIES))
 
 
-def conversion_of(name: str) -> types.ModuleType:
-    """Returns the module with a family's conversion TABLE: its own, or `conversion` of a family that is a package."""
-    module = family(name)
-    return module if hasattr(module, "TABLE") else importlib.import_module(f"{module.__name__}.conversion")
-
-
 def tensor_rules(name: str, model: Any) -> Sequence[tuple[str, Any]]:
     """Returns a family's rules for sharding='tensor': `tensor_rules` of its module, or of a package's `split`."""
     module = family(name)

@@ -7,6 +7,8 @@ COMMANDS beside the table, {name: Command}.
 from __future__ import annotations
 
 import argparse
+import importlib
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,9 +17,16 @@ import jax
 import numpy as np
 
 from prismer_jax import tree
+from prismer_jax.models import family
 from prismer_jax.weights import rules
 
 Put = Callable[[Any], Any]
+
+
+def of_family(name: str) -> types.ModuleType:
+    """Returns the module with a family's conversion TABLE: its own, or `conversion` of a family that is a package."""
+    module = family(name)
+    return module if hasattr(module, "TABLE") else importlib.import_module(f"{module.__name__}.conversion")
 
 
 @dataclass(frozen=True)
