@@ -180,7 +180,7 @@ def published(arg):
     one = 1 + (recipe["side"] // tile) ** 2 if packs else 1  # tiles of a photo
     prompt = text.format(length=min(length, one * (recipe["tokens"] + 20) + 128))
     show = look.format(most=one)
-    decode = dict(method="greedy", max_new=4 if arg.smoke else 100)
+    decode = dict(method="greedy", max_new=4 if arg.smoke else 100, prompt_length=0)
     config.tasks = {task: dict(pp=f"{show}|ask()|{prompt}", decode=decode) for task in ("caption", "question")}
     config.evals = {}
     if arg.val:

@@ -9,6 +9,7 @@ mask_input   bool [B,T]: a token, and no padding
 mask_ar      int32 [B,T]: 1 sees what is before it, 0 its whole block of zeros (as in big_vision)
 segment      int32 [B,T]: number of the text in a row that several texts share; they do not see each other
 mask_loss    float32 [B,T]: the weight of each token in the loss
+draw         uint32 [B]: of whom a row is; what is drawn for its text depends on this and not on the row's place
 _mask        bool [B]: False for a row that fills up a last batch
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 from prismer_jax.errors import UserError
 
 TEXT = ("text", "mask_input", "mask_ar", "segment")
-KEYS = ("image", "image_mask", "features", *TEXT, "mask_loss", "_mask")
+KEYS = ("image", "image_mask", "features", *TEXT, "mask_loss", "draw", "_mask")
 
 
 class Batch(dict):

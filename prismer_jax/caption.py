@@ -52,13 +52,13 @@ class _Request:
       source: the photos, with the question about each if there is one.
       how: the checkpoint's section of the task.
       settings: all else that the results depend on, as JSON has it.
-      say: from (host batch, its arrays, its number) to what is said of each row.
+      say: from (host batch, its arrays) to what is said of each row.
     """
 
     source: Any
     how: Mapping[str, Any]
     settings: dict[str, Any]
-    say: Callable[[Mapping[str, Any], dict[str, Any], int], Sequence[Result]]
+    say: Callable[[Mapping[str, Any], dict[str, Any]], Sequence[Result]]
 
 
 class Captioner:
@@ -242,7 +242,7 @@ class Captioner:
         tokens = choice_tokens(self.tokenizer, texts, kind, how.get("style", "plain"))
         settings = {**settings, "padding": how["decode"].get("padding", "own")}
 
-        def say(batch: Mapping[str, Any], arrays: dict[str, Any], number: int) -> list[Result]:
+        def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
             ranked = rank_answers(self.model, self.variables, arrays, *tokens, **settings)
             _, candidates, scores = jax.device_get(ranked)
             orders = np.argsort(-scores, kind="stable")
@@ -266,8 +266,8 @@ class Captioner:
             options = {**how["decode"], **settings}
         options |= {"eos": self.tokenizer.eos, "pad": self.tokenizer.pad}
 
-        def say(batch: Mapping[str, Any], arrays: dict[str, Any], number: int) -> list[Result]:
-            rng = jax.random.fold_in(jax.random.key(seed), number)
+        def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
+            rng = jax.random.key(seed)
             tokens, scores = jax.device_get(decode.generate(self.model, self.variables, arrays, rng=rng, **options))
             prompts = [text[mask].tolist() for text, mask in zip(batch["text"], batch["mask_input"], strict=True)]
             return [
@@ -296,7 +296,7 @@ class Captioner:
         """
         self.left_out, source, count = [], request.source, len(request.source)
         size = min(batch_size, count)
-        kept = None if journal is None else journal(self._description(request, size))
+        kept = None if journal is None else journal(self._description(request))
         results = {} if kept is None else _earlier(kept, source)  # by the photo's place in the source
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         todo = [number for number, places in enumerate(batches) if not results.keys() >= set(places)]
@@ -309,18 +309,15 @@ class Captioner:
                 self._leave_out(source, {place: batch["meta"][row] for row, place in enumerate(places)})
                 if new:
                     arrays = {key: value for key, value in batch.items() if isinstance(value, np.ndarray)}
-                    said = request.say(batch, arrays, number)
+                    said = request.say(batch, arrays)
                     results |= {place: {"image": batch["meta"][row]["id"], **said[row]} for place, row in new.items()}
                     if kept is not None:
                         kept.write({"files": _files(source[place]), "result": results[place]} for place in new)
             yield from (results.pop(place) for place in places if place in results)
 
-    def _description(self, request: _Request, batch_size: int) -> dict[str, Any]:
+    def _description(self, request: _Request) -> dict[str, Any]:
         """Returns what results depend on but for the photos themselves."""
-        settings = {**request.settings, "pp": request.how["pp"], "weights": fingerprint(self.variables)}
-        if settings.get("method") == "sample":  # drawn batch by batch
-            settings["batch_size"] = batch_size
-        return settings
+        return {**request.settings, "pp": request.how["pp"], "weights": fingerprint(self.variables)}
 
     def _leave_out(self, source: Any, meta: Mapping[int, Mapping[str, Any]]) -> None:
         for place, row in meta.items():

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from prismer_jax import caption
+from prismer_jax.decode import batch as decode_batch
 from prismer_jax.errors import UserError
 from prismer_jax.models.nanovlm.conversion_test import official
+from prismer_jax.pp import buckets
 from prismer_jax.pp.chat_test import letters
 from tools import convert
 
@@ -119,3 +121,30 @@ def test_experts_want_photos(captioner, monkeypatch):
     monkeypatch.setattr(captioner, "model", captioner.model.clone(experts=("depth",)))
     with pytest.raises(UserError, match="give photos beside the prompt"):
         captioner.caption(prompt="Who?")
+
+
+def test_photos_of_few_tiles_cost_few_and_few_programs_are_compiled(captioner, tmp_path, monkeypatch):
+    for number, side in enumerate([1, 1, 2, 2, 3, 3, 1, 2]):
+        pixels = np.random.default_rng(number).integers(0, 256, (32 * side, 32 * side, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"p{number}.png")
+    options, programs = dict(batch_size=2, max_new=4), decode_batch._compiled
+    before = programs._cache_size()
+    small = captioner.caption(tmp_path, **options)
+    assert programs._cache_size() - before == 3  # of 1, 5 and 10 tiles; four batches
+    monkeypatch.setattr(buckets, "trimmed", lambda examples: examples)
+    for one, other in zip(small, captioner.caption(tmp_path, **options), strict=True):
+        assert one["captions"] == other["captions"]
+        np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-4)
+
+
+def test_what_is_drawn_depends_on_the_photo_and_not_on_its_place(captioner, photos):
+    options = dict(num_captions=3, max_new=8, temperature=2.0, seed=5)
+    together = captioner.caption(photos, batch_size=3, **options)
+    for alone in (
+        captioner.caption(photos, batch_size=1, **options),
+        captioner.caption(photos, batch_size=2, **options),
+    ):
+        assert [row["captions"] for row in alone] == [row["captions"] for row in together]
+    (photos / "p9.png").write_bytes((photos / "p0.png").read_bytes())
+    same, *_, other = captioner.caption(photos, batch_size=2, **options)
+    assert same["captions"] != other["captions"]  # two photos, though alike

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib
 import logging
 import os
 import signal
+import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 TRIES = 16  # so many bad samples in a row are no accident
 WARNINGS = 10  # bad samples that are named one by one; more are only counted
+BUCKETS = "prismer_jax.pp.buckets"  # imported for photos in tiles alone
 PATIENCE = 1000  # examples over which the fraction of bad ones is judged at first
 
 
@@ -44,7 +48,8 @@ def train_batches(
     """The endless batches of a training run from `first_step` on: this process's rows of each global batch.
 
     Args:
-      data: the mixture, each {'source': ..., 'pp': ..., 'weight': 1.0}; a source has __len__ and __getitem__.
+      data: the mixture, each {'source': ..., 'pp': ..., 'weight': 1.0}; a source has __len__ and __getitem__, and may
+        have order(order, batch_size, seed) -> another function of the place.
       batch_size: of all processes together.
       seed: of the order, of the augmentations and of what replaces bad samples.
       first_step: of the first batch; a resumed run passes the step of its checkpoint.
@@ -68,6 +73,9 @@ def train_batches(
             )
         own_seed = np.random.SeedSequence([seed, number]).generate_state(1)
         indices = grain.MapDataset.range(len(part["source"])).seed(int(own_seed[0])).shuffle().repeat(None)
+        if hasattr(part["source"], "order"):
+            order = part["source"].order(indices, batch_size, int(own_seed[0]))
+            indices = grain.MapDataset.range(sys.maxsize).seed(int(own_seed[0])).map(order)
         parts.append(indices.random_map(_TrainExample(part["source"], part["pp"])))
         weights.append(weight)
     if not parts:
@@ -75,7 +83,7 @@ def train_batches(
     chain = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
     rows = range(batch_size) if rows is None else rows
     chain = grain.MapDataset.source(_Rows(chain, batch_size, rows)) if len(rows) < batch_size else chain
-    chain = chain.batch(len(rows), batch_fn=_collate)
+    chain = chain.batch(len(rows), batch_fn=functools.partial(_collate, trim=len(rows) == batch_size))
     return TrainBatches(_iterate(chain[first_step:], num_workers, num_threads), max_bad_fraction)
 
 
@@ -165,7 +173,8 @@ class EvalBatches(Iterable[Batch]):
         wanted = wanted if rows is None else wanted[:, np.asarray(rows)]
         self._length = len(wanted)
         examples = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
-        self._chain = examples.batch(wanted.shape[1], batch_fn=functools.partial(_collate, meta=True))
+        collate = functools.partial(_collate, trim=wanted.shape[1] == batch_size, meta=True)
+        self._chain = examples.batch(wanted.shape[1], batch_fn=collate)
         self._workers = num_workers, num_threads
 
     def __len__(self) -> int:
@@ -289,7 +298,7 @@ class _EvalExample:
         self.source, self.pp = source, pp
 
     def __call__(self, index: int) -> dict[str, Any]:
-        empty = {"_bad": [], "_cut": 0, "_seen": 1, "_mask": np.bool_(False), "meta": {}}
+        empty = {"_bad": [], "_cut": 0, "_seen": 1, "_mask": np.bool_(False), "draw": np.uint32(0), "meta": {}}
         try:
             if int(index) >= len(self.source):
                 return _arrays(self._filler) | empty
@@ -299,7 +308,8 @@ class _EvalExample:
                 return _arrays(self._filler) | empty | {"meta": {"error": str(error), "reason": error.reason}}
         except UserError as error:
             return {"_error": str(error)}
-        arrays = _arrays(example)
+        name = str(example.get("question_id", example.get("id", index))).encode()
+        arrays = _arrays(example) | {"draw": np.uint32(zlib.crc32(name))}
         meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_") and k != "cut"}
         return empty | arrays | {"meta": meta}
 
@@ -321,7 +331,7 @@ def _arrays(example: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _collate(examples: Sequence[dict[str, Any]], meta: bool = False) -> Batch:
+def _collate(examples: Sequence[dict[str, Any]], trim: bool = False, meta: bool = False) -> Batch:
     """Stacks examples. Errors travel as `_error`, since exceptions of worker processes come with a traceback."""
     for example in examples:
         if "_error" in example:
@@ -342,9 +352,11 @@ def _collate(examples: Sequence[dict[str, Any]], meta: bool = False) -> Batch:
             return {
                 "_error": f"Examples of one batch differ: {seen}. Give all pp chains the same labels_for and sizes."
             }
+    if trim and "image_mask" in shapes[0]:  # `trim` where no other process has a part of the batch
+        examples = importlib.import_module(BUCKETS).trimmed(examples)
     for key in shapes[0]:
         # A third of the time of np.stack, which was a tenth of the loader's.
-        batch[key] = rows = np.empty((len(examples), *shapes[0][key]), examples[0][key].dtype)
+        batch[key] = rows = np.empty((len(examples), *examples[0][key].shape), examples[0][key].dtype)
         for row, example in enumerate(examples):
             rows[row] = example[key]
     return batch

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -37,6 +38,12 @@ def profile_step(step: int, folder: pathlib.Path, first: int = 0, steps: int = 5
         jax.profiler.start_trace(str(folder))
     if first and step == first + steps:
         jax.profiler.stop_trace()
+
+
+def by_shape(jitted: Any, compiled: Any, batches: Sequence[Any]) -> Any:
+    """Returns (state, batch) -> result: `compiled` for batches of the shapes of these, `jitted` when others come."""
+    known = [{key: array.shape for key, array in batch.items()} for batch in batches]
+    return lambda state, batch: (compiled if {k: a.shape for k, a in batch.items()} in known else jitted)(state, batch)
 
 
 class Interrupts:

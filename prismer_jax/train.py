@@ -131,7 +131,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         else:
             state = training.init(cfg.seed)
             state |= load_initial(state)
-        update = compiling.result()
+        update = runtime.by_shape(training.update, compiling.result(), first_batches)
     sharding.barrier("compiled")
     with contextlib.closing(batches):
         profile_step = functools.partial(runtime.profile_step, **profile)

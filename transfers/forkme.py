@@ -108,4 +108,4 @@ def of_nanovlm(config, arg, captions):
     asked = start.tasks["caption" if captions else "question"].pp
     asked = f"labels_for('{config.model.experts}')|{nanovlm.other_ops(asked, labels_for='')}"
     learn = nanovlm.other_ops(asked, ask=f"turns({PROMPT!r})")
-    return learn, nanovlm.other_ops(asked, ask=f"ask({PROMPT!r})"), dict(method="greedy", max_new=40)
+    return learn, nanovlm.other_ops(asked, ask=f"ask({PROMPT!r})"), dict(method="greedy", max_new=40, prompt_length=0)

@@ -21,10 +21,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prismer_jax import labels
 from prismer_jax.datasets import bins, data_seen
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import progress, storage
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.pp.buckets import Neighbours
 from prismer_jax.pp.image_size import image_size
 
 Example = dict[str, Any]
@@ -128,6 +130,7 @@ class Rows:
     ) -> None:
         self._source, self._chain, self._layout, self.dropped = source, chain, layout, dropped
         self._members, self._ends = np.concatenate(plan), np.cumsum([0, *map(len, plan)])
+        self._sizes = np.add.reduceat(sizes[self._members], self._ends[:-1])[:, [1, 0]]  # tiles and tokens of each row
         self.fullness = float(sizes[self._members, 0].sum() / (len(plan) * layout.length))
 
     def __len__(self) -> int:
@@ -140,6 +143,10 @@ class Rows:
         for array in (self._members, self._ends):
             digest.update(np.ascontiguousarray(array, np.int64).tobytes())
         return digest.hexdigest()
+
+    def order(self, order: Any, batch_size: int, seed: int) -> Any:
+        """Returns an order in which rows of like sizes are neighbours; the given one for the reference's rows."""
+        return order.__getitem__ if self._layout.gap else Neighbours(order, self._sizes, batch_size, seed)
 
     def members(self, index: int) -> np.ndarray:
         """Returns the numbers of a row's samples."""
@@ -164,7 +171,7 @@ def join(samples: Sequence[Example], layout: Layout, pad: int) -> Example:
 
     Args:
       samples: with `text`, `mask_input`, `mask_ar` and `mask_loss` [any length], and for photos `image` [m, h, w, 3]
-        and `image_mask` [m].
+        and `image_mask` [m], perhaps label maps [m, h, w, c]; the tables of their ids get an axis of tiles too.
       pad: the id of padding.
 
     Raises:
@@ -195,19 +202,27 @@ def join(samples: Sequence[Example], layout: Layout, pad: int) -> Example:
         if "image" in sample:
             tiles.append(_tiles(sample))
     if tiles:
-        count, first = sum(map(len, tiles)), tiles[0]
+        count = sum(len(tile["image"]) for tile in tiles)
         if count > most:
             raise BadSample(f"a row has {count} tiles, more than when they were counted.", "has changed")
-        row["image"] = np.zeros((most, *first.shape[1:]), first.dtype)
-        row["image"][:count] = np.concatenate(tiles)
+        for key, first in tiles[0].items():
+            row[key] = np.full((most, *first.shape[1:]), _FILLS.get(key, 0), first.dtype)
+            row[key][:count] = np.concatenate([tile[key] for tile in tiles])
         row["image_mask"] = np.arange(most) < count
     return row
 
 
-def _tiles(sample: Example) -> np.ndarray:
-    if "image_mask" not in sample or any(key.startswith("labels/") for key in sample):
-        raise UserError("Rows are packed of tiles without labels: put tiles(...) into pp, and no labels_for.")
-    return sample["image"][sample["image_mask"]]
+_FILLS = {expert.key: expert.fill for expert in labels.EXPERTS.values()}
+
+
+def _tiles(sample: Example) -> Example:
+    """Returns what a sample has of each of its tiles: pixels, label maps, and the tables that go with them."""
+    if "image_mask" not in sample:
+        raise UserError("Rows are packed of photos in tiles: put tiles(...) into pp.")
+    there = sample["image_mask"]
+    tables = {key: sample[key] for key in (labels.CLASSES_KEY, labels.WORDS_KEY) if key in sample}
+    maps = {key: sample[key][there] for key in ("image", *_FILLS) if key in sample}
+    return maps | {key: np.repeat(table[None], there.sum(), axis=0) for key, table in tables.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ import json
 import logging
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from prismer_jax import datasets, input, pp
 from prismer_jax.datasets import data_seen, packing
 from prismer_jax.errors import UserError
+from prismer_jax.labels import CLASSES_KEY
 from prismer_jax.pp.chat_test import letters
 
 PP = "decode|tiles(32, 64, most=9, enlarge=False)|turns()|chat(400, 4)"
@@ -83,6 +85,65 @@ def test_a_row_is_its_samples_one_after_the_other(folder, tokenizer):
         assert row["image_mask"].tolist() == [True] * tiles + [False] * (9 - tiles)
 
 
+def labelled(number, side, said):
+    """An example with a photo of side x side tiles, its label maps and the classes of their instances; or a text."""
+    rng, size = np.random.default_rng(number), 32 * side
+    example = {"id": number, "image": None, "turns": [{"user": "?", "assistant": said}]}
+    if side:
+        image = rng.integers(0, 256, (size, size, 3), np.uint8)
+        maps = {f"labels/{name}": rng.integers(0, 9, (size, size, 1), np.uint8) for name in ("depth", "obj_detection")}
+        example |= {"image": image, CLASSES_KEY: np.full(256, number, np.int32), **maps}
+    return example
+
+
+LABELLED = (
+    "labels_for('depth+obj_detection')|decode|tiles(32, 64, most=9, labels=16, enlarge=False)|turns()|chat(400, 4)"
+)
+
+
+def test_label_maps_and_their_classes_go_with_the_tiles_of_a_row(tokenizer):
+    source = [labelled(0, 1, "a"), labelled(1, 0, "b"), labelled(2, 2, "c")]
+    chain = pp.build(LABELLED, tokenizer=tokenizer)
+    rows, _ = datasets.pack(source, chain, length=256, most=7, how="filled")
+    assert len(rows) == 1
+    row, tiles = rows[0], 0
+    for number in rows.members(0):
+        alone = chain(source[int(number)], np.random.default_rng(0))
+        count = int(alone["image_mask"].sum())
+        for key in ("image", "labels/depth", "labels/obj_detection"):
+            np.testing.assert_array_equal(row[key][tiles : tiles + count], alone[key][:count])
+        assert (row[CLASSES_KEY][tiles : tiles + count] == number).all()
+        tiles += count
+    assert tiles == 6
+    (batch,) = input.eval_batches([row], lambda example, rng: example, batch_size=1)
+    assert batch["image"].shape[1] == batch["labels/depth"].shape[1] == batch[CLASSES_KEY].shape[1] == 7
+
+
+def test_a_model_with_experts_reads_of_a_packed_row_what_it_reads_of_single_ones(tokenizer):
+    from prismer_jax.models.nanovlm import build
+
+    source = [labelled(0, 1, "a"), labelled(1, 0, "b"), labelled(2, 2, "c")]
+    chain = pp.build(LABELLED, tokenizer=tokenizer)
+    model = build("tiny", "depth+obj_detection", stem_width=16, image_token=tokenizer.id_of("<|image|>"))
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    kernel = variables["params"]["labels"]["out"]["kernel"]
+    variables["params"]["labels"]["out"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)  # no longer 0
+    read, logits = jax.jit(model.apply), {}
+    for how in ("filled", "single"):
+        rows, _ = datasets.pack(source, chain, length=256, most=7, how=how)
+        examples = [{k: v for k, v in rows[i].items() if isinstance(v, np.ndarray)} for i in range(len(rows))]
+        batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        out, real = np.asarray(read(variables, batch)), batch["mask_input"]
+        order = np.concatenate([rows.members(i) for i in range(len(rows))])
+        lengths = [int(packing.sizes_of(source, chain)[0][number, 0]) for number in order]
+        parts = np.split(out[real], np.cumsum(lengths)[:-1])
+        logits[how] = dict(zip(order.tolist(), parts, strict=True))
+        changed = np.asarray(read(variables, batch | {"labels/depth": 255 - batch["labels/depth"]}))
+        assert np.abs(changed - out).max() > 1e-3
+    for number in range(3):
+        np.testing.assert_allclose(logits["filled"][number], logits["single"][number], rtol=1e-3, atol=1e-4)
+
+
 def test_what_is_left_out_is_counted_by_reason(folder, tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         _, rows, _ = packed(folder, tokenizer)
@@ -127,8 +188,8 @@ def test_a_resumed_run_sees_the_rows_that_it_would_have_seen(folder, tokenizer):
         ours = next(resumed)
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
-    assert theirs["text"].shape == (2, 300)
-    assert theirs["image"].shape == (2, 9, 32, 32, 3)
+    assert theirs["text"].shape[1] in (256, 300)
+    assert theirs["image"].shape[1:] in [(n, 32, 32, 3) for n in (1, 3, 5, 9)]
     whole.close()
     resumed.close()
 

@@ -61,7 +61,8 @@ def generate(
         in the reference (NVlabs/prismer with transformers 4.26.1); 0 for models whose lengths leave it out.
       padding: 'own' takes every prompt as it is given, so that its continuation depends on it alone; 'reference' as if
         all were padded on the right to the longest of the batch (decode/padding.py), for official checkpoints.
-      rng: a typed key (jax.random.key) for method 'sample'; the others draw nothing.
+      rng: a typed key (jax.random.key) for method 'sample'; the others draw nothing. Each row draws with it and with
+        its `draw` in the batch, by default its place.
 
     Returns:
       The tokens after the prompt, with pads after `eos`, n sequences an image; their scores.
@@ -143,5 +144,5 @@ def _compiled(
         # device loops over its own images, without any communication.
         rows, whole = PartitionSpec(axes), PartitionSpec()
         decode = jax.shard_map(decode, mesh=mesh, in_specs=(whole, rows, whole, rows), out_specs=rows, check_vma=False)
-    by_row = {} if rng is None else {"rng": row_keys(rng, len(batch["text"]))}
+    by_row = {} if rng is None else {"rng": row_keys(rng, batch.get("draw", jnp.arange(len(batch["text"]))))}
     return decode(variables, batch, constants, by_row)

@@ -52,6 +52,6 @@ def log_probs_of(logits: Array, column: Array | int, min_new: int, eos: int) -> 
     return log_probs, jnp.where(ban, -jnp.inf, log_probs)
 
 
-def row_keys(rng: Array, batch: int) -> Array:
-    """Returns a key for each row of a batch: row i has fold_in(rng, i), however large the batch is."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, jnp.arange(batch))
+def row_keys(rng: Array, numbers: Array) -> Array:
+    """Returns a key for each row of a batch, fold_in(rng, its number), however large the batch is."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, numbers)

@@ -52,7 +52,7 @@ def sample(
     if not 0 < top_p <= 1 or top_k < 0 or num_samples < 1:
         raise UserError(f"Need 0 < top_p <= 1, top_k >= 0, num_samples >= 1; got {top_p}, {top_k}, {num_samples}.")
     narrow = choose("filtering", filtering, FILTERINGS)
-    keys = rng if rng.ndim else row_keys(rng, len(batch["text"]))
+    keys = rng if rng.ndim else row_keys(rng, jnp.arange(len(batch["text"])))
 
     def pick(log_probs: Array, column: Array) -> Array:
         drawn = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, column)

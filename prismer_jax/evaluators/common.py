@@ -8,10 +8,12 @@ example, with all that was said of it and its scores.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import json
 import logging
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -352,10 +354,10 @@ class TextEvaluator(Evaluator):
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         said = self.say(variables, self.put(batch))
         # Pads may be ids of text too, where a tokenizer has none of its own: -1 tells them apart.
-        columns = np.where(batch["mask_input"], batch["text"], -1)
-        if "image_mask" in batch:  # a prompt that has tokens of images is of as many as its photo had
-            columns = np.concatenate([batch["image_mask"].sum(1, keepdims=True), columns], axis=1)
-        return [{"prediction": text, "prompt": prompt} for text, prompt in zip(said, columns.tolist(), strict=True)]
+        prompts = np.where(batch["mask_input"], batch["text"], -1).tolist()
+        if "image_mask" in batch:
+            prompts = importlib.import_module(loader.BUCKETS).counted(prompts, batch["image_mask"])
+        return [{"prediction": text, "prompt": prompt} for text, prompt in zip(said, prompts, strict=True)]
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
         return {**super().about(example, index), "references": [str(text) for text in self.texts_of(example)]}
@@ -381,12 +383,13 @@ class TextEvaluator(Evaluator):
             ", blank image", len(questions), len(questions) - sum(map(len, left)), "prompts"
         ) as advance:
             for chunk in left:
-                mine = [(chunk + chunk[:1] * (size - len(chunk)))[row] for row in self._rows]
-                text, images = np.array(mine, template["text"].dtype), {}
+                mine, images = [(chunk + chunk[:1] * (size - len(chunk)))[row] for row in self._rows], {}
                 if "image_mask" in template:
-                    number, text = text[:, :1], text[:, 1:]
-                    images = {"image_mask": np.arange(template["image_mask"].shape[1]) < number}
-                asked = {**images, **prompts(np.where(text < 0, self.tokenizer.pad, text), text >= 0)}
+                    images, text = importlib.import_module(loader.BUCKETS).blank(template, mine, chunk)
+                else:
+                    text = np.array(mine, template["text"].dtype)
+                draw = np.array([zlib.crc32(repr(prompt).encode()) for prompt in mine], np.uint32)
+                asked = {**images, **prompts(np.where(text < 0, self.tokenizer.pad, text), text >= 0), "draw": draw}
                 answers = self.say(variables, self.put({**template, **asked, "_mask": np.ones(len(mine), bool)}))
                 new = [{"prompt": list(p), "blank": answer} for p, answer in zip(mine, answers, strict=True)]
                 if journal is not None:

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import BadSample, UserError, choose
-from prismer_jax.pp.labels import resample
+from prismer_jax.labels import EXPERTS
+from prismer_jax.labels import blank as empty
+from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
 Grid = tuple[int, int]  # rows and columns of tiles
@@ -78,7 +80,8 @@ def tiles(
       max_side: the longest side of a stretched photo; by default `size`, which makes every photo one tile.
       most: tiles that a sample may have; shorter samples are filled up. By default those of one photo.
       enlarge, reference: see `tiled_size`.
-      labels: pixels of a side of the label maps of each tile, where an example has maps: [most, labels, labels, c].
+      labels: pixels of a side of the label maps of each tile, where an example has maps: [most, labels, labels, c]. Of
+        several photos, or none, they are empty.
       method: of the stretching, 'bicubic' or 'bilinear'.
       exact: keep the whole photo's tile as floats, as huggingface/nanoVLM does, four times the bytes for differences of
         at most half a level of 255; by default all tiles are uint8.
@@ -123,7 +126,7 @@ def tiles(
                 first = whole(photo, size)
                 cut.append((first if exact else np.rint(first).astype(np.uint8))[None])
             cut.append(parts)
-        maps = _tiled_labels({**example, "image": photos[0]}, grids[0], labels, room) if len(photos) == 1 else {}
+        maps = _tiled_labels(example, photos, grids, labels, room)
         image = np.zeros((room, size, size, 3), np.float32 if exact else np.uint8)
         if cut:
             image[:number] = np.concatenate(cut)
@@ -138,17 +141,21 @@ def tiles(
     return op
 
 
-def _tiled_labels(example: Example, grid: Grid, size: int, room: int) -> dict[str, np.ndarray]:
-    """Returns an example's label maps cut as its photo is."""
-    (height, width), (rows, columns) = example["image"].shape[:2], grid
+def _tiled_labels(
+    example: Example, photos: list[np.ndarray], grids: list[Grid], size: int, room: int
+) -> dict[str, np.ndarray]:
+    """Returns an example's label maps [room, size, size, c] cut as its one photo is; of several or none, empty ones."""
+    out = {EXPERTS[name].key: np.stack([empty(name, size, size)] * room) for name in maps(example)}
+    if len(photos) != 1:
+        return out
+    (height, width), (rows, columns) = photos[0].shape[:2], grids[0]
     boxes = [
         (width * column / columns, height * row / rows, width * (column + 1) / columns, height * (row + 1) / rows)
         for row in range(rows)
         for column in range(columns)
     ]
     boxes = [(0, 0, width, height), *boxes] if len(boxes) > 1 else boxes
-    out: dict[str, np.ndarray] = {}
     for number, box in enumerate(boxes[:room]):
-        for key, tile in resample(example, (size, size), box).items():
-            out.setdefault(key, np.zeros((room, *tile.shape), np.uint8))[number] = tile
+        for key, tile in resample({**example, "image": photos[0]}, (size, size), box).items():
+            out[key][number] = tile
     return out

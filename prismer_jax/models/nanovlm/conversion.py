@@ -259,7 +259,8 @@ def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
         room = 1 + (longest // size) ** 2 if longest > size else 1
         look = f"tiles({size}, {longest}, enlarge={enlarge}, reference={bool(config)})"
         write = f"chat({room * (tokens + 1) + PROMPT}, {tokens})"
-    decode = dict(method="greedy", max_new=ANSWER)
+    # Beams that count no prompt: it has as many columns as its batch has need of.
+    decode = dict(method="greedy", max_new=ANSWER, prompt_length=0)
     ask = f"labels_for('none')|decode|{look}|ask('What is this?')|{write}"
     sample = dict(top_k=50, top_p=0.9, temperature=0.5, filtering="nanovlm")
     return {task: {"pp": ask, "decode": decode, "sample": sample} for task in ("caption", "question")}

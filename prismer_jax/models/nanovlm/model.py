@@ -256,11 +256,19 @@ class _Sequence(NamedTuple):
 
 
 def _apart(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Returns the label maps of a batch whose rows are the tiles, `count` a row, of another's."""
-    tables = [key for key in (CLASSES_KEY, WORDS_KEY) if key in batch]
-    maps = [key for key in batch if key.startswith("labels/") and key not in tables]
-    tiles = {key: rearrange(batch[key], "b m ... -> (b m) ...") for key in maps}
-    return tiles | {key: repeat(batch[key], "b ... -> (b m) ...", m=count) for key in tables}
+    """Returns the label maps of a batch whose rows are the tiles, `count` a row, of another's.
+
+    Tables of ids are a row's or, in rows of several samples, a tile's.
+    """
+    rows = {key for key, rank in ((CLASSES_KEY, 2), (WORDS_KEY, 3)) if key in batch and batch[key].ndim == rank}
+    tiles = {
+        key: rearrange(x, "b m ... -> (b m) ...") for key, x in batch.items() if _is_label(key) and key not in rows
+    }
+    return tiles | {key: repeat(batch[key], "b ... -> (b m) ...", m=count) for key in rows}
+
+
+def _is_label(key: str) -> bool:
+    return key.startswith("labels/")
 
 
 def build(
