@@ -10,7 +10,6 @@ the ops, each named after its photo. So they are never stale, and other runs and
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import os
@@ -59,19 +58,25 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str,
     if trained := sorted(set(reads) & set(step.trainable)):
         raise UserError(f"config.freeze: {trained[0]} is trained, so features cannot be kept; freeze it, or keep none.")
 
-    def encode(params: Any, image: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, {"image": image}, method="features")
+    if packed := [part for part in chains if "pack" in cfg.data[part]]:
+        raise UserError(f"config.data.{packed[0]}: rows of several samples (`pack`) have no features; use one of both.")
+    here = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))  # each process computes for itself
+    weights = encoder_weights(init, {name: shapes[name] for name in reads}, family.RESIZE, here)
+    encode = jax.jit(lambda params, image: model.apply({"params": params}, {"image": image}, method="features"))
 
-    parts, here = list(mixture), jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
-    with jax.set_mesh(here):  # each process computes for itself, on one device
-        weights = encoder_weights(init, {name: shapes[name] for name in reads}, family.RESIZE, here)
-        for number, part in enumerate(mixture):
-            if part["name"] in chains:
-                chain = pp.build(chains[part["name"]])
-                source = Cached(part["source"], chain, folder_of(encode, weights, part["source"], chain))
-                source.fill(functools.partial(jax.jit(encode), weights))
-                parts[number] = {**part, "source": source}
-    return parts
+    def features(image: np.ndarray) -> np.ndarray:
+        with jax.set_mesh(here):
+            return np.asarray(encode(weights, image))
+
+    def replaced(part: dict[str, Any]) -> dict[str, Any]:
+        chain = pp.build(chains[part["name"]])
+        with jax.set_mesh(here):
+            folder = folder_of(encode, weights, part["source"], chain)
+        source = Cached(part["source"], chain, folder)
+        source.fill(features)
+        return {**part, "source": source}
+
+    return [replaced(part) if part["name"] in chains else part for part in mixture]
 
 
 def encoder_weights(
@@ -86,10 +91,10 @@ def encoder_weights(
     return checkpoint.load_into({"params": tree.unflatten(like)}, path, others, resize)["params"]
 
 
-def folder_of(encode: Callable[..., Any], params: Any, source: Any, chain: Any) -> pathlib.Path:
+def folder_of(encode: Any, params: Any, source: Any, chain: Any) -> pathlib.Path:
     """Returns the folder of features: its name is a hash of weights, computation and ops."""
     image = next(iter(input.eval_batches(_Photos(source, range(len(source))), chain, batch_size=1)))["image"]
-    digest = hashlib.sha256(f"{VERSION} {chain.spec} {jax.jit(encode).lower(params, image).as_text()}".encode())
+    digest = hashlib.sha256(f"{VERSION} {chain.spec} {encode.lower(params, image).as_text()}".encode())
     for name, leaf in sorted(tree.flatten(params).items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(leaf))
@@ -163,7 +168,7 @@ class Cached:
                 good = {i: example for i, example in zip(some, pool.map(prepared, some), strict=True) if example}
                 images = [example["image"] for example in good.values()]
                 if images:
-                    rows = np.asarray(encode(np.stack(images + images[:1] * (BATCH - len(images)))))
+                    rows = encode(np.stack(images + images[:1] * (BATCH - len(images))))
                     for (index, example), row in zip(good.items(), rows, strict=False):
                         self._write(index, row, example)
                 advance(len(some))
@@ -176,6 +181,10 @@ class Cached:
 
     def _path(self, photo: Any) -> pathlib.Path:
         """Returns the file of a photo's features, named after its bytes, or its path, size and time of change."""
+        if not isinstance(photo, str | bytes | np.ndarray):
+            raise UserError(
+                f"{self._folder}: features are of one photo an example, which is {type(photo).__name__} here."
+            )
         if isinstance(photo, str):
             found = os.stat(photo) if os.path.exists(photo) else None
             said = f"{os.path.realpath(photo)} {found and (found.st_size, found.st_mtime_ns)}".encode()

@@ -46,11 +46,11 @@ def source(folder, sizes=((40, 40), (40, 70), (64, 64))):
     return examples
 
 
-def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm"):
+def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm", **more):
     mixture = [{"name": "photos", "source": examples}, {"name": "texts", "source": [1]}]
     params = jax.eval_shape(model().init_variables, jax.random.key(0))["params"]
     step = types.SimpleNamespace(model=model(), state={"params": params}, trainable=optim.split(params, frozen)[0])
-    cfg = {"data": {"photos": {"features": chain}, "texts": {}}, "model": {"name": family}, "init": init}
+    cfg = {"data": {"photos": {"features": chain, **more}, "texts": {}}, "model": {"name": family}, "init": init}
     first, second = features.cached(mixture, config.Section(cfg), step)
     assert second == mixture[1]
     return first["source"]
@@ -115,12 +115,20 @@ def test_a_bad_photo_is_a_bad_sample(tmp_path, init):
     [
         (dict(frozen=("language/.*",)), "vision/.* is trained"),
         (dict(init=None), "name them by config.init"),
+        (dict(pack={"length": 8}), "use one of both"),
         (dict(family="prismer"), "of prismer keeps no features"),
     ],
 )
 def test_features_that_cannot_be_kept_are_refused(tmp_path, init, options, message):
     with pytest.raises(UserError, match=message):
         cached(source(tmp_path), **{"init": init, **options})
+
+
+def test_features_are_of_one_photo_an_example(tmp_path, init):
+    examples = source(tmp_path)
+    examples[1]["image"] = [examples[1]["image"]] * 2
+    with pytest.raises(UserError, match="one photo an example, which is list here"):
+        cached(examples, init)
 
 
 def test_a_stand_in_has_the_shapes_of_features(tmp_path, init):
