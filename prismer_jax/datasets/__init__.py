@@ -20,7 +20,8 @@ DATASETS = {
     "scenes": "prismer_jax.datasets.scenes",
     "tars": "prismer_jax.datasets.tars",
 }
-PATHS = ("path", "images", "labels", "annotations", "names", "indices")  # remote ones are for records alone
+PATHS = ("path", "images", "labels", "annotations", "names", "indices")  # on disks, but for those of REMOTE
+REMOTE = ("records", "conversations")
 
 
 def load(name: str, **kwargs: Any) -> Any:
@@ -34,7 +35,7 @@ def load(name: str, **kwargs: Any) -> Any:
       UserError: there is no data set of this name, or one that is read from disks has a remote path.
     """
     module = choose("data set", name, DATASETS)
-    for value in (kwargs.get(key) for key in PATHS if name != "records"):
+    for value in (kwargs.get(key) for key in PATHS if name not in REMOTE):
         for path in [value] if isinstance(value, str | os.PathLike) else value or ():
             storage.on_disk(path)
     return importlib.import_module(module).load(**kwargs)

@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files import storage
 
 Example = dict[str, Any]
 Path = str | os.PathLike
 ENDS = (".jsonl", ".parquet")
+RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+COLUMNS = ("images", "image", "texts", *(f"{name}_ratings" for name in RATINGS))  # that are read
 NO_TURN = "no user and assistant"
 
 
@@ -41,7 +44,8 @@ def load(
     """Returns a source of examples with `id`, `image` (a list, which may be empty) and `turns`.
 
     Args:
-      path: files of JSON lines or Parquet, or folders of them.
+      path: files of JSON lines or Parquet, or folders of them; of Parquet also where fsspec reaches, such as
+        hf://datasets/USER/NAME: of each file its end, and the row groups and columns that are read, are fetched.
       images: the folder that paths of photos are relative to; by default that of their file.
       limit: take only so many samples, the first ones; what comes after them is not read.
       relevance, image_correspondence, visual_dependency, formatting: the least rating of a text; texts without a rating
@@ -60,8 +64,8 @@ def load(
     for file in _files(path):
         left = None if limit is None else limit - sum(map(len, tables))
         if left is None or left > 0:
-            tables.append((_Parquet if file.suffix == ".parquet" else _Lines)(file, left))
-    source = Source(tables, images, minima)
+            tables.append((_Parquet if str(file).endswith(".parquet") else _Lines)(file, left))
+    source = Source(tables, None if images is None else storage.on_disk(images), minima)
     if not len(source):
         raise UserError(f"{path}: has no samples. Check the path and limit.")
     first = source.row(0)
@@ -81,8 +85,7 @@ class Source:
     def __init__(self, tables: Sequence[Any], images: Path | None, minima: Mapping[str, int]) -> None:
         self._tables, self._images, self._minima = list(tables), images, dict(minima)
         self._ends = np.cumsum([len(table) for table in tables])
-        stats = [(os.path.realpath(table.path), os.stat(table.path)) for table in tables]
-        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        files = [_identity(table.path) for table in tables]
         self.made_of = json.dumps([files, images and os.fspath(images), self._minima])
 
     def __len__(self) -> int:
@@ -94,8 +97,10 @@ class Source:
 
     def __getitem__(self, index: int) -> Example:
         table, row, number = self._find(index)
-        name = f"{table.path.stem}/{number}"
-        folder = table.path.parent if self._images is None else pathlib.Path(self._images)
+        name = f"{pathlib.PurePosixPath(table.path).stem}/{number}"
+        folder = self._images
+        if folder is None and not storage.is_remote(table.path):
+            folder = pathlib.Path(table.path).parent
         photos = row.get("images", row.get("image"))
         photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
         photos = [_photo(photo, folder, f"{table.path}: photo of sample {number}") for photo in photos]
@@ -133,7 +138,15 @@ def _rating(row: Mapping[str, Any], name: str, number: int) -> float:
     return ratings[number]
 
 
-def _photo(photo: Any, folder: pathlib.Path, where: str) -> bytes | str:
+def _identity(path: Path) -> list[Any]:
+    """Returns what tells a file from another, or from what it was: its place, its size, and on a disk its time."""
+    if storage.is_remote(path):
+        return [str(path), storage.size(str(path))]
+    stat = os.stat(path)
+    return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _photo(photo: Any, folder: pathlib.Path | None, where: str) -> bytes | str:
     """Returns encoded bytes or a path."""
     if isinstance(photo, Mapping):
         data = photo.get("bytes")
@@ -144,6 +157,8 @@ def _photo(photo: Any, folder: pathlib.Path, where: str) -> bytes | str:
             except binascii.Error:
                 raise BadSample(f"{where}: its bytes are no base64.", "not an image") from None
     if isinstance(photo, str):
+        if folder is None:
+            raise BadSample(f"{where}: is the path {photo!r}; of remote files photos are read inside.", "missing photo")
         return str(folder / photo)
     if not isinstance(photo, bytes):
         raise BadSample(f"{where}: is {type(photo).__name__}, neither a path nor bytes.", "not an image")
@@ -181,9 +196,9 @@ class _Lines:
 class _Parquet:
     """A Parquet file, of which the last row groups that were read are kept in memory."""
 
-    def __init__(self, path: pathlib.Path, limit: int | None) -> None:
-        self.path = path
-        metadata = _parquet(str(path)).metadata
+    def __init__(self, path: pathlib.Path | str, limit: int | None) -> None:
+        self.path, self._version = path, json.dumps(_identity(path))
+        metadata = _metadata(str(path), self._version)
         ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
         self._ends, count = ends.astype(np.int64), metadata.num_rows
         self._length = count if limit is None else min(count, limit)
@@ -194,15 +209,31 @@ class _Parquet:
     def read(self, index: int) -> dict[str, Any]:
         group = int(np.searchsorted(self._ends, index, "right"))
         start = int(self._ends[group - 1]) if group else 0
-        return _group(str(self.path), group).slice(index - start, 1).to_pylist()[0]
+        return _group(str(self.path), self._version, group).slice(index - start, 1).to_pylist()[0]
 
 
 @functools.lru_cache(maxsize=8)
-def _group(path: str, number: int) -> Any:
+def _group(path: str, version: str, number: int) -> Any:
+    metadata = _metadata(path, version)
+    columns = [name for name in metadata.schema.to_arrow_schema().names if name in COLUMNS]
     try:
-        return _parquet(path).read_row_group(number)
-    except (OSError, ValueError) as error:
+        with _opened(path) as file:
+            return _parquet(path).ParquetFile(file, metadata=metadata).read_row_group(number, columns=columns)
+    except (OSError, ValueError, UserError) as error:
         raise BadSample(f"{path}: cannot be read ({error}).", "damaged Parquet file") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _metadata(path: str, version: str) -> Any:
+    try:
+        with _opened(path) as file:
+            return _parquet(path).ParquetFile(file).metadata
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+
+
+def _opened(path: str) -> Any:
+    return storage.remote().open_ranges(path) if storage.is_remote(path) else open(path, "rb")
 
 
 def _parquet(path: str) -> Any:
@@ -210,19 +241,30 @@ def _parquet(path: str) -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: Parquet needs pyarrow: pip install 'prismer_jax[data]'.") from None
-    try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from None
+    return parquet
 
 
-def _files(path: Path | Sequence[Path]) -> list[pathlib.Path]:
-    files: list[pathlib.Path] = []
-    for one in map(pathlib.Path, [path] if isinstance(path, str | os.PathLike) else path):
-        one = one.expanduser()
-        inside = sorted(p for p in one.rglob("*") if p.suffix in ENDS and p.is_file()) if one.is_dir() else [one]
-        if not inside or not all(p.is_file() and p.suffix in ENDS for p in inside):
-            what = "has no file of" if one.is_dir() else "is no file of" if one.exists() else "no such file; it takes"
-            raise UserError(f"{one}: {what} JSON lines (.jsonl) or Parquet (.parquet).")
-        files += inside
+def _files(path: Path | Sequence[Path]) -> list[pathlib.Path | str]:
+    files: list[pathlib.Path | str] = []
+    for one in [path] if isinstance(path, str | os.PathLike) else path:
+        files += _remote_files(str(one)) if storage.is_remote(storage.plain(one)) else _files_on_disk(one)
     return files
+
+
+def _remote_files(path: str) -> list[str]:
+    try:
+        found = [name for name in storage.remote().find(path) if name.endswith(".parquet")]
+    except FileNotFoundError:
+        found = []
+    if not found:
+        raise UserError(f"{path}: has no Parquet file (.parquet), the only kind that is read where it lies.")
+    return found
+
+
+def _files_on_disk(path: Path) -> list[pathlib.Path]:
+    one = storage.on_disk(path)
+    inside = sorted(p for p in one.rglob("*") if p.suffix in ENDS and p.is_file()) if one.is_dir() else [one]
+    if not inside or not all(p.is_file() and p.suffix in ENDS for p in inside):
+        what = "has no file of" if one.is_dir() else "is no file of" if one.exists() else "no such file; it takes"
+        raise UserError(f"{one}: {what} JSON lines (.jsonl) or Parquet (.parquet).")
+    return inside

@@ -135,3 +135,55 @@ def test_what_it_is_made_of_changes_with_files_and_settings(tmp_path):
     assert load(path, images=tmp_path).made_of != first
     lines(tmp_path, {"texts": SAID}, {"texts": SAID})
     assert load(path).made_of != first
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """Two remote files of eight row groups each, and how many bytes are read of which."""
+    import io
+
+    from fsspec.implementations import memory
+
+    system, read = memory.MemoryFileSystem(), {}
+    rng, rows = np.random.default_rng(0), []
+    for number in range(32):
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(out, "png")
+        said = [{"user": f"{number}?", "assistant": "a", "source": "x" * 1000}]
+        rows.append({"images": [{"bytes": out.getvalue(), "path": None}], "texts": said, "junk": rng.bytes(9000)})
+    for part in range(2):
+        table, out = pyarrow.Table.from_pylist(rows[16 * part : 16 * part + 16]), io.BytesIO()
+        parquet.write_table(table, out, row_group_size=2, compression="none")
+        system.pipe_file(f"/hub/a/b/train-{part}.parquet", out.getvalue())
+    system.pipe_file("/hub/a/README.md", b"none")
+
+    def counting(self, size=-1, plain=memory.MemoryFile.read):
+        data = plain(self, size)
+        read[self.path] = read.get(self.path, 0) + len(data)
+        return data
+
+    monkeypatch.setattr(memory.MemoryFile, "read", counting)
+    yield read
+    system.rm("/hub", recursive=True)
+
+
+def test_of_remote_files_only_what_is_needed_is_read(store):
+    size = 16 * (64 * 64 * 3 + 9000 + 1000)  # about, of a file
+    source = load("memory://hub/a", limit=3)
+    assert len(source) == 3
+    assert set(store) == {"/hub/a/b/train-0.parquet"}
+    assert [source[i]["turns"][0]["user"] for i in range(3)] == ["0?", "1?", "2?"]
+    assert decoded(source[0])[0].shape == (64, 64, 3)
+    assert source[2]["id"] == "train-0/2"
+    footer = store["/hub/a/b/train-0.parquet"] - 2 * 2 * 64 * 64 * 3
+    assert 0 < footer < 2 * 65536 + 10_000  # the end of a file is read in 64 KiB; two of eight groups, without `junk`
+    store.clear()
+    whole = load("memory://hub/a")
+    assert (len(whole), whole[31]["turns"][0]["user"]) == (32, "31?")
+    assert store["/hub/a/b/train-1.parquet"] < 0.55 * size
+    assert whole.made_of != source.made_of
+
+
+def test_remote_folders_without_parquet_are_named():
+    with pytest.raises(UserError, match=r"memory://nowhere: has no Parquet file"):
+        load("memory://nowhere")

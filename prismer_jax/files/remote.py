@@ -39,6 +39,20 @@ def names(folder: str) -> list[str]:
         return [posixpath.basename(name.rstrip("/")) for name in system.ls(inner, detail=False)]
 
 
+def find(folder: str) -> dict[str, int]:
+    """Returns the bytes of each file below a folder, or of a file itself, by its path, sorted."""
+    with _file(folder) as (system, inner):
+        found = system.find(inner, detail=True)
+        return {str(system.unstrip_protocol(name)): int(found[name]["size"]) for name in sorted(found)}
+
+
+@contextlib.contextmanager
+def open_ranges(path: str) -> Iterator[BinaryIO]:
+    """Yields a file of which nothing is fetched but the bytes that are read."""
+    with _file(path) as (system, inner), system.open(inner, "rb", cache_type="none") as file:
+        yield file
+
+
 def write(path: str, data: bytes) -> None:
     """Writes a file; a store has it whole or not at all."""
     with _file(path) as (system, inner):
