@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -80,6 +81,7 @@ class Source:
 
     Attributes:
       made_of: what its examples depend on: files, their sizes and times, and settings.
+      fingerprint: of remote files, a digest of that, so that none is read to tell whether they changed; else None.
     """
 
     def __init__(self, tables: Sequence[Any], images: Path | None, minima: Mapping[str, int]) -> None:
@@ -87,6 +89,8 @@ class Source:
         self._ends = np.cumsum([len(table) for table in tables])
         files = [_identity(table.path) for table in tables]
         self.made_of = json.dumps([files, images and os.fspath(images), self._minima])
+        remote = any(storage.is_remote(table.path) for table in tables)
+        self.fingerprint = hashlib.sha256(self.made_of.encode()).hexdigest()[:16] if remote else None
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -10,6 +10,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from prismer_jax import datasets, pp
+from prismer_jax.datasets import data_seen
 from prismer_jax.errors import BadSample, UserError
 
 SAID = [{"user": "What?", "assistant": "A dog.", "source": "here"}, {"user": "Why?", "assistant": "So."}]
@@ -182,6 +183,9 @@ def test_of_remote_files_only_what_is_needed_is_read(store):
     assert (len(whole), whole[31]["turns"][0]["user"]) == (32, "31?")
     assert store["/hub/a/b/train-1.parquet"] < 0.55 * size
     assert whole.made_of != source.made_of
+    store.clear()
+    assert data_seen.fingerprint(whole) != data_seen.fingerprint(source)
+    assert not store
 
 
 def test_remote_folders_without_parquet_are_named():
