@@ -2,6 +2,8 @@
 
 import ast
 import collections
+import subprocess
+import sys
 
 import pytest
 
@@ -60,6 +62,20 @@ def test_a_run_of_the_quickstart_is_read_in_few_lines(left_out, limit):
     total = sum(lines.values())
     print(f"\nconfigs/quickstart.py without {', '.join(left_out) or 'nothing'}: {total} lines in {len(lines)} files")
     assert total <= limit
+
+
+@pytest.mark.slow
+def test_what_a_run_imports_is_counted(tmp_path):
+    """Also what is imported by name: a module that every run needs is not hidden from the count above."""
+    code = (
+        "import sys\nfrom prismer_jax import train\n"
+        f"train.main(['--config', 'configs/quickstart.py:smoke', '--workdir', {str(tmp_path)!r}])\n"
+        "print('MODULES', *(name for name in sys.modules if name.partition('.')[0] == 'prismer_jax'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = set(run.stdout.partition("MODULES")[2].split())
+    assert "prismer_jax.train" in modules
+    assert modules <= lines_behind(*RUN).keys()
 
 
 def test_functions_are_short():

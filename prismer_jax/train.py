@@ -102,8 +102,10 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     watch = Watch(cfg, workdir, evals, training.optimizer.schedules, checkpoints, total_steps, every["log"], start.time)
 
     # ------------------------------------------------------------------------------------------------ batches and step
+    if any("features" in part for part in cfg.data.values()):
+        mixture = importlib.import_module("prismer_jax.models.features").cached(mixture, cfg, training)
     host_batches = input.train_batches(
-        importlib.import_module("prismer_jax.models.features").cached(mixture, cfg, training),
+        mixture,
         batch_size=batch_size,
         seed=cfg.seed,
         first_step=first_step,

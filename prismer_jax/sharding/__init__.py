@@ -144,13 +144,13 @@ def constrain(x: Any) -> Any:
 
 def placed(state: Any, spec: Any, mesh: Mesh, tensor: Sequence[Any] = ()) -> Any:
     """Returns a state's shapes with shardings: as `presets.placed` for a preset or rules, else all replicated."""
-    if spec:
+    if spec and spec != "replicated":
         return importlib.import_module("prismer_jax.sharding.presets").placed(state, spec, mesh, tensor)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
 
 
 def gradients(params: Any, spec: Any, mesh: Mesh, tensor: Sequence[Any] = ()) -> dict[str, NamedSharding] | None:
     """Returns the shardings by name of the gradients of parameters, where a preset splits them."""
-    if isinstance(spec, str):
+    if isinstance(spec, str) and spec != "replicated":
         return importlib.import_module("prismer_jax.sharding.presets").gradients(params, spec, mesh, tensor)
     return None
