@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -60,7 +61,8 @@ class Block(nn.Module):
 
     Takes x [b k t d], the layer's part of a cache (`prompt`, keys and values [b s g h] that all k sequences of a row
     read, and `own` [b k room g h]; {} for what there is not), cosines and sines, and masks of the new columns, of the
-    prompt and of `own`. Returns x and the keys and values of the new columns.
+    prompt and of `own`. Returns x and the keys and values of the new columns. Attention's weights and output drop out
+    where there is a random stream 'dropout', as there is in training.
     """
 
     heads: int
@@ -68,6 +70,7 @@ class Block(nn.Module):
     mlp_dim: int
     epsilon: float
     initializer_range: float
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -81,14 +84,15 @@ class Block(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         width = x.shape[-1]
         size = width // self.heads
+        drop = functools.partial(nn.Dropout(self.dropout), deterministic=not self.has_rng("dropout"))
         h = RMSNorm(self.epsilon, name="norm_attention")(x)
         project = lambda name, heads: rearrange(self._dense(name, heads * size)(h), "... (h d) -> ... h d", d=size)  # noqa: E731
         queries, keys = rotate(project("query", self.heads), turn), rotate(project("key", self.kv_heads), turn)
         new = Keys(keys, project("value", self.kv_heads), masks["new"])
         parts = [Keys(**prompt, mask=masks["prompt"])] if prompt else []
         parts += [Keys(**own, mask=masks["own"])] if own else []
-        mixed = rearrange(layers.attend(queries, *parts, new), "... h d -> ... (h d)")
-        attention = self._dense("out", width)(mixed)
+        mixed = rearrange(layers.attend(queries, *parts, new, dropout=drop), "... h d -> ... (h d)")
+        attention = drop(self._dense("out", width)(mixed))
         self.sow("intermediates", "attention_out", attention)
         x = x + attention
         h = RMSNorm(self.epsilon, name="norm_mlp")(x)
@@ -111,6 +115,7 @@ class CausalLM(nn.Module):
       kv_heads: heads of keys and values; each serves heads / kv_heads neighbouring heads of queries.
       rope_base: of the rotary positions.
       max_positions: beyond it the rotary frequencies are stretched, see `rotary`.
+      dropout: of training, within attention, as in huggingface/nanoVLM (models/language_model.py).
     """
 
     width: int
@@ -123,6 +128,7 @@ class CausalLM(nn.Module):
     rope_base: float = 100000.0
     epsilon: float = 1e-5
     initializer_range: float = 0.02
+    dropout: float = 0.0
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -130,7 +136,7 @@ class CausalLM(nn.Module):
         init = nn.initializers.normal(self.initializer_range)
         self.words = self.param("word_embedding", init, (self.vocab_size, self.width))
         self.norm = RMSNorm(self.epsilon)
-        options = (self.heads, self.kv_heads, self.mlp_dim, self.epsilon, self.initializer_range)
+        options = (self.heads, self.kv_heads, self.mlp_dim, self.epsilon, self.initializer_range, self.dropout)
         self.blocks = layers.stack(Block, self.layers, self.remat, broadcast=2, cached=2)(*options, dtype=self.dtype)
 
     def embed(self, ids: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:

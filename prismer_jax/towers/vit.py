@@ -24,25 +24,31 @@ _NORMAL = nn.initializers.normal(0.02)
 
 
 class Block(nn.Module):
-    """Pre-norm block: attention, then MLP, each with a learned scale of its output where `layer_scale` is above 0."""
+    """Pre-norm block: attention, then MLP, each with a learned scale of its output where `layer_scale` is above 0.
+
+    Attention's weights and both outputs drop out where there is a random stream 'dropout', as there is in training.
+    """
 
     heads: int
     mlp_dim: int
     activation: str
     epsilon: float
     layer_scale: float
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], None]:
         width, norm = x.shape[-1], functools.partial(layers.LayerNorm, self.epsilon)
         init = dict(dtype=self.dtype, kernel_init=_NORMAL)
-        attention = layers.Attention(width, self.heads, out_init=_NORMAL, name="attention", **init)
+        drop = functools.partial(nn.Dropout(self.dropout), deterministic=not self.has_rng("dropout"))
+        rates = (self.dropout, not self.has_rng("dropout"))
+        attention = layers.Attention(width, self.heads, *rates, out_init=_NORMAL, name="attention", **init)
         h = norm(name="norm_attention")(x)
-        x = x + self._scaled("scale_attention", attention(h, attention.keys(h)))
+        x = x + self._scaled("scale_attention", drop(attention(h, attention.keys(h))))
         activation = choose("activation", self.activation, ACTIVATIONS)
         mlp = layers.MLP(self.mlp_dim, activation, bias_init=nn.initializers.zeros, name="mlp", **init)
-        x = x + self._scaled("scale_mlp", mlp(norm(name="norm_mlp")(x)))
+        x = x + self._scaled("scale_mlp", drop(mlp(norm(name="norm_mlp")(x))))
         self.sow("intermediates", "after_mlp", x)
         return x, None
 
@@ -62,6 +68,7 @@ class ViT(nn.Module):
       image_size: side of the square images; `positions` are learned for its grid.
       class_token: put a learned token before the patches; it takes part in attention and is not returned.
       layer_scale: initial value of DINOv2's scales of each block's two branches; 0 for a model without.
+      dropout: of embeddings and within blocks in training, as in huggingface/nanoVLM, models/vision_transformer.py.
       remat: what the backward pass keeps, a name of towers.layers.REMAT.
     """
 
@@ -75,6 +82,7 @@ class ViT(nn.Module):
     epsilon: float = 1e-6
     class_token: bool = False
     layer_scale: float = 0.0
+    dropout: float = 0.0
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -93,7 +101,8 @@ class ViT(nn.Module):
             x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
         x = (x + positions).astype(self.dtype)  # gradients of tables are sums over a batch, in float32
         self.sow("intermediates", "embeddings", x)
-        options = (self.heads, self.mlp_dim, self.activation, self.epsilon, self.layer_scale)
+        x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
+        options = (self.heads, self.mlp_dim, self.activation, self.epsilon, self.layer_scale, self.dropout)
         blocks = layers.stack(Block, self.layers, self.remat, broadcast=0)
         x, _ = blocks(*options, dtype=self.dtype, name="blocks")(x)
         return layers.LayerNorm(self.epsilon, name="norm")(x)[:, int(self.class_token) :]

@@ -20,6 +20,7 @@ VISION = {
     "heads": "vit_n_heads",
     "mlp_dim": "vit_inter_dim",
     "epsilon": "vit_ln_eps",
+    "dropout": "vit_dropout",
 }
 LANGUAGE = {
     "width": "lm_hidden_dim",
@@ -31,11 +32,12 @@ LANGUAGE = {
     "max_positions": "lm_max_position_embeddings",
     "rope_base": "lm_re_base",
     "epsilon": "lm_rms_eps",
+    "dropout": "lm_dropout",
 }
 _COMMON = {
     *VISION.values(),
     *LANGUAGE.values(),
-    *("vit_dropout", "vit_cls_flag", "vit_model_type", "lm_dropout", "lm_attn_scaling", "lm_max_length"),
+    *("vit_cls_flag", "vit_model_type", "lm_attn_scaling", "lm_max_length"),
     *("lm_use_tokens", "lm_tie_weights", "lm_model_type", "lm_tokenizer", "mp_pixel_shuffle_factor"),
     *("vlm_load_backbone_weights", "vlm_checkpoint_path"),
 }
@@ -101,10 +103,8 @@ def of(model: Any) -> dict[str, Any]:
         **vision,
         **language,
         "lm_re_base": int(language["lm_re_base"]),
-        "vit_dropout": 0.0,
         "vit_cls_flag": False,
         "vit_model_type": "google/siglip2-base-patch16-512",
-        "lm_dropout": 0.0,
         "lm_attn_scaling": 1.0,
         "lm_max_length": 4096 if model.image_token is not None else 128 - model.image_tokens,
         "lm_use_tokens": False,

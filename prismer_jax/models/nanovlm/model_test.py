@@ -152,3 +152,20 @@ def test_positions_of_another_grid_keep_a_class_tokens_row():
     np.testing.assert_array_equal(larger[0], table[0])
     np.testing.assert_allclose(larger[1:].mean(0), table[1:].mean(0), rtol=0.05)
     np.testing.assert_array_equal(resize(table[1:], (9, 3)), table[1:])
+
+
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_dropout_is_of_training_alone_and_of_each_step_its_own(part):
+    plain, variables = tiny()
+    model, rows = build("tiny", **{part: {"dropout": 0.3}}), batch((1,), (3,), 8)
+    assert jax.tree.map(jnp.shape, jax.eval_shape(model.init_variables, jax.random.key(0))) == tree_shapes(variables)
+    asked = functools.partial(jax.jit(model.apply, static_argnames="train"), variables, rows)
+    np.testing.assert_array_equal(asked(), jax.jit(plain.apply)(variables, rows))
+    one, again, other = (asked(train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert jnp.abs(one - other).max() > 1e-3
+    assert jnp.abs(one - asked()).max() > 1e-3
+
+
+def tree_shapes(variables):
+    return jax.tree.map(jnp.shape, variables)
