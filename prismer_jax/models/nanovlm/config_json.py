@@ -84,6 +84,10 @@ def fields_of(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
     for key, value in (("vit_cls_flag", False), ("lm_tie_weights", True), ("lm_use_tokens", False)):
         if config[key] != value:
             raise UserError(f"{where}: {key} is {config[key]}; only models with {value} are converted.")
+    for key in ("mp_pixel_shuffle_factor", *VISION.values(), *LANGUAGE.values()):
+        number = config[key] if isinstance(config[key], int | float) else -1
+        if not (number > 0 or (number == 0 and key.endswith("dropout"))):
+            raise UserError(f"{where}: {key} is {config[key]!r}, which is no size. Fetch the file again.")
     vision = {ours: config[theirs] for ours, theirs in VISION.items()}
     language = {ours: config[theirs] for ours, theirs in LANGUAGE.items()}
     language["rope_base"] = float(language["rope_base"])

@@ -159,6 +159,8 @@ def test_the_generation_is_told_by_the_keys(tmp_path, generation):
         (dict(lm_n_heads=...), "lacks lm_n_heads"),
         (dict(vit_registers=4), "has vit_registers"),
         (dict(lm_hidden_dim=84), "of shape"),
+        ({"lm_n_heads": "six"}, "lm_n_heads is 'six', which is no size"),
+        ({"mp_pixel_shuffle_factor": 0}, "mp_pixel_shuffle_factor is 0, which is no size"),
     ],
 )
 def test_other_folders_are_refused_in_one_line(tmp_path, changes, message):
