@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -37,19 +36,13 @@ def tiled_size(height: int, width: int, tile: int, max_side: int, enlarge: bool,
     return (other, target) if width >= height else (target, other)
 
 
-@functools.cache
-def _triangle(old: int, new: int) -> np.ndarray:
-    """Returns float32 [new, old]: bilinear interpolation of one axis, antialiased as in PyTorch's `interpolate`."""
-    scale = max(old / new, 1.0)
-    centres = (np.arange(new)[:, None] + 0.5) * (old / new)
-    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(old) + 0.5 - centres) / scale)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
 def whole(image: np.ndarray, tile: int) -> np.ndarray:
-    """Returns the photo squeezed into one tile, float32 [tile, tile, 3] between 0 and 255, not rounded."""
-    rows, columns = _triangle(image.shape[0], tile), _triangle(image.shape[1], tile)
-    return np.einsum("ia,jb,abc->ijc", rows, columns, image.astype(np.float32), optimize=True)
+    """Returns the photo squeezed into one tile, float32 [tile, tile, 3] between 0 and 255, not rounded.
+
+    Bilinear and antialiased as PyTorch's `interpolate`: Pillow's filter on floats, one channel at a time.
+    """
+    channels = (Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3))
+    return np.stack([channel.resize((tile, tile), Image.Resampling.BILINEAR) for channel in channels], axis=-1)
 
 
 def split(image: np.ndarray, tile: int) -> tuple[np.ndarray, Grid]:

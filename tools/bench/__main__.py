@@ -10,6 +10,9 @@
     loader   with --reference: our loader beside the official Dataset, at 480 px with six labels, on one core; python -m
              tools.bench loader --reference CHECKOUT --reference-python PYTHON --list FILE --images DIR --labels DIR, or
              other flags that name photos (by default 64 rendered scenes)
+    nanovlm  nanoVLM of the 222M size, beside the original's code: answers, training, photos, packing, memory; python -m
+             tools.bench nanovlm [--rows answers_head ...] [--reference CLONE --reference-python PYTHON], a clone of
+             huggingface/nanoVLM
     loader/step   how many times faster the loader is than what it feeds
 
 All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
@@ -29,14 +32,16 @@ from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
-from tools.bench import experts, loader
+from tools.bench import experts, loader, nanovlm
 from tools.bench.run import BENCHES, Bench
+
+ALONE = ("experts", "nanovlm")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}, experts; default: the first four"
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}, {', '.join(ALONE)}; default: the first four"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same as the names alone")
     parser.add_argument("--config", default="configs/quickstart.py", help="FILE.py or FILE.py:arg")
@@ -45,20 +50,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
     parser.add_argument(
-        "--reference", type=storage.on_disk, help="checkout of NVlabs/prismer, to compare experts or loader with"
+        "--reference",
+        type=storage.on_disk,
+        help="clone of NVlabs/prismer, to compare experts or loader with, or of nanoVLM",
     )
     parser.add_argument(
         "--reference-python", type=storage.on_disk, default=sys.executable, help="a Python that has PyTorch, for it"
     )
+    parser.add_argument("--rows", nargs="+", default=[], help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing")
+    parser.add_argument("--one-core", action="store_true", help="of nanovlm: on one core, in the processor's time")
     flags.add_arguments(parser)
     args, overrides = parser.parse(argv)
     names = args.names + args.only or list(BENCHES)
-    benches = [choose("benchmark", name, BENCHES | {"experts": None}) for name in names]
+    benches = [choose("benchmark", name, BENCHES | dict.fromkeys(ALONE)) for name in names]
     runtime.use_compilation_cache()
     if names == ["experts"]:
         networks = [name for name in args.experts if choose("expert", name, EXPERTS)]
         settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
         experts.measure(networks, args.reference, args.reference_python, **settings)
+        print(_machine())
+        return
+    if names == ["nanovlm"]:
+        rows = [name for name in args.rows if choose("row", name, nanovlm.ROWS | {"packing": None}) or True]
+        nanovlm.measure(args.reference, args.reference_python, seconds=args.seconds, rows=rows, alone=args.one_core)
         print(_machine())
         return
     if names == ["loader"] and args.reference is not None:
@@ -67,8 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         loader.measure(source, args.reference, args.reference_python, seconds=args.seconds)
         print(_machine())
         return
-    if "experts" in names:
-        raise UserError("'experts' goes alone: what else is measured would be in memory beside it.")
+    if alone := [name for name in names if name in ALONE]:
+        raise UserError(f"{alone[0]!r} goes alone: what else is measured would be in memory beside it.")
     bench = Bench(config.load(args.config, overrides), args.seconds)
     results: dict[str, float] = {}
     with jax.set_mesh(bench.mesh):

@@ -18,6 +18,8 @@ def test_a_benchmark_is_named_alone_or_by_only(words, capsys):
     [
         (["scene"], "Unknown benchmark 'scene'. Did you mean 'scenes'"),
         (["experts", "loader"], "'experts' goes alone"),
+        (["nanovlm", "loader"], "'nanovlm' goes alone"),
+        (["nanovlm", "--rows", "trainin"], "Unknown row 'trainin'. Did you mean 'training'"),
         (["experts", "--experts", "deph"], "Unknown expert 'deph'. Did you mean 'depth'"),
     ],
 )
