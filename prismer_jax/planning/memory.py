@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,9 @@ import jax
 
 
 def lines(state: Any, trainable: Iterable[Any], batch: Any, compiled: Any) -> list[str]:
-    """Lines that say how much memory a training step takes.
+    """Lines that say how much memory a training step takes, gradients as if all of them were there at once.
+
+    Activations are what the compiler keeps beside these: also what is computed on the way.
 
     Args:
       state: arrays or shapes; 'params' and 'opt' are told apart from the rest.
@@ -25,9 +28,15 @@ def lines(state: Any, trainable: Iterable[Any], batch: Any, compiled: Any) -> li
     def count(tree: Any) -> int:
         return sum(x.size for x in jax.tree.leaves(tree))
 
+    def local(x: Any) -> int:
+        """Returns the bytes of an array on one device."""
+        shape = x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
+        return math.prod(shape) * x.dtype.itemsize
+
     lines = [
         f"parameters         {count(state['params']):>15,}  {size(state['params']):>10}",
         f"  of them trained  {count(trainable):>15,}  {size(trainable):>10}",
+        f"gradients          {count(trainable):>15,}  {size(trainable):>10}",
         f"optimizer's state  {count(state['opt']):>15,}  {size(state['opt']):>10}",
         f"batch              {count(batch):>15,}  {size(batch):>10}",
     ]
@@ -35,9 +44,10 @@ def lines(state: Any, trainable: Iterable[Any], batch: Any, compiled: Any) -> li
     if used is None:  # not every backend tells
         return lines
     peak = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes - used.alias_size_in_bytes
-    device = jax.devices()[0]
+    device, gradients = jax.devices()[0], sum(map(local, jax.tree.leaves(trainable)))
     return [
         *lines,
+        f"activations, on each device          {max(0, used.temp_size_in_bytes - gradients) / 2**30:>8.2f} GiB",
         f"a step takes {peak / 2**30:.2f} GiB of each of {jax.device_count()} devices ({device.device_kind}), "
         f"{used.temp_size_in_bytes / 2**30:.2f} GiB of it for activations and gradients",
     ]

@@ -277,9 +277,8 @@ def _ending(tokens: np.ndarray) -> int:
 
 def training(*, frozen: str = "none") -> Callable[[], Any]:
     """The step of configs/nanovlm.py:variant=222m, in float32 and with everything kept for the backward pass."""
-    cfg = config.load("configs/nanovlm.py:variant=222m")
-    cfg.model.update(dtype="float32", remat="none")
-    cfg.freeze = frozen
+    changes = ["model.dtype=float32", "model.remat=none", f"freeze={frozen}"]
+    cfg = config.load("configs/nanovlm.py:variant=222m", changes)
     mesh = sharding.make_mesh()
     made = make_step(cfg, None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=1000))
     draw, size = np.random.default_rng(0), made.model.image_size
