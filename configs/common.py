@@ -69,6 +69,7 @@ def training(arg, *, batch_size, epochs, freeze, seed=42):
     config.accumulate = 1  # parts of a batch one after the other; BatchNorm of the stems sees each part alone
     # Data-parallel; --config.sharding=zero3 shares parameters and optimiser state among the devices.
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.distributed = None  # True: several processes, found through the cluster
     config.sharding = "replicated"
 
     config.log_steps = 1 if arg.smoke else 50

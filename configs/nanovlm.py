@@ -174,6 +174,7 @@ def published(arg):
         clip_norm=recipe["clip"],
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.distributed = None  # True: several processes, found through the cluster
     config.sharding = "replicated"
 
     # ---------------------------------------------------------------- use, and what is watched and kept

@@ -51,6 +51,7 @@ def get_config(arg=None):
     config.optim = dict(name="muon", lr=0.008, adam_ratio=0.25, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
     config.accumulate = 1  # parts of a batch, one after the other, where memory is short
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.distributed = None  # True: several processes, found through the cluster
     config.sharding = "replicated"  # or zero1, zero2, zero3, tensor: docs/scaling.md
 
     # ---------------------------------------------------------------- what it is used for, carried by its checkpoints

@@ -30,6 +30,12 @@ class BadSample(UserError):
         self.reason = reason
 
 
+class Preempted(KeyboardInterrupt):
+    """SIGTERM came, and what was done is saved: the same command goes on from there."""
+
+    STATUS = 75  # of the process, the EX_TEMPFAIL of sysexits.h: start it again
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns ' Did you mean ...?' for the closest valid name, or the list of all valid names."""
     choices = sorted(map(str, choices))
@@ -47,11 +53,17 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Runs a command-line main: a UserError, a full disk or Ctrl-C becomes one line on stderr and exit status 2."""
+    """Runs a command-line main: a UserError, a full disk or Ctrl-C becomes one line on stderr and exit status 2.
+
+    The status of one that was preempted, and saved, is Preempted.STATUS.
+    """
     try:
         main(*args, **kwargs)
     except UserError as error:
         sys.exit(_fail(f"error: {error}"))
+    except Preempted as error:
+        _fail(f"preempted: {error}")
+        sys.exit(Preempted.STATUS)
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted: stopped by Ctrl-C; what was saved before stays valid."))
     except OSError as error:

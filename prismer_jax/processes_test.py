@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import pytest
 
 from prismer_jax import sharding
 from prismer_jax.checkpoint import Checkpointer
+from prismer_jax.checkpoint.fingerprint import fingerprint
+from prismer_jax.errors import Preempted
 from prismer_jax.sharding import presets_test
 from prismer_jax.testing import ROOT
 
@@ -23,22 +24,60 @@ from prismer_jax import sharding
 sharding.initialize_distributed()
 from prismer_jax.sharding import presets_test as toys
 from prismer_jax.checkpoint import Checkpointer
+from prismer_jax.checkpoint.fingerprint import fingerprint
 folder, found = pathlib.Path(sys.argv[1]), {}
 for name, (spec, axes) in json.loads(sys.argv[2]).items():
     mesh = sharding.make_mesh(axes)
-    losses, state = toys.run(spec, mesh, steps=3)
     like = toys.toy(spec, mesh)[2]
-    with Checkpointer(folder / name, keep=2) as saver, jax.set_mesh(mesh):
+    with jax.set_mesh(mesh):
+        read = fingerprint(Checkpointer(folder / "one").restore(like))
+    losses, state = toys.run(spec, mesh, steps=3)
+    with Checkpointer(folder / name) as saver, jax.set_mesh(mesh):
         saver.save(3, state)
-        saver.wait()
-        state = saver.restore(like)
-    found[name] = losses
-    sharding.barrier("next")
+        found[name] = losses, read, fingerprint(state)
 print(json.dumps(found))
 """
 
+# Says what differs among the processes, then trains until the second process gets SIGTERM.
+STOPPED = """
+import contextlib, itertools, json, os, pathlib, signal, sys
+import jax
+from prismer_jax import input, sharding
+sharding.initialize_distributed()
+from prismer_jax import train
+from prismer_jax.sharding import processes
+from prismer_jax.checkpoint import Checkpointer
+from prismer_jax.errors import UserError, run_main
+from prismer_jax.sharding import presets_test as toys
+from prismer_jax.training.pace import Pace
+processes.check_same("settings", {"lr": 0.1})
+try:
+    processes.check_same("config", {"seed": 0, "lr": jax.process_index()})
+except UserError as error:
+    print(json.dumps(str(error)), flush=True)
+mesh = sharding.make_mesh()
+init, update, state = toys.toy("zero3", mesh)
+place = sharding.batch_sharding(mesh)
+data = [{"source": toys.Sentences(), "pp": toys.with_text}]
+batches = input.train_batches(data, batch_size=16, seed=0, rows=sharding.rows_of(place, 16))
 
-def start(count, folder, cases, devices=1, program=PROGRAM):
+class Watch(contextlib.nullcontext):
+    pace = Pace(pathlib.Path(sys.argv[1]), 0)
+    first_step, total_steps, scores, workdir = 0, 10_000, {}, pathlib.Path()
+    def note(self, step, measured):
+        if step == 5 and jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+    def settle(self):
+        pass
+
+with jax.set_mesh(mesh):
+    options = Checkpointer(sys.argv[1]), {"evaluate": 10**6, "save": 10**6}, lambda *_: None
+    with contextlib.closing(input.to_device(batches, place)) as batches:
+        run_main(train.loop, update, init(jax.random.key(0)), batches, Watch(), *options)
+"""
+
+
+def start(count, folder, cases, devices=1, program=PROGRAM, status=0):
     """Returns what each of `count` processes of so many devices each printed last."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -57,30 +96,36 @@ def start(count, folder, cases, devices=1, program=PROGRAM):
         for process in processes:
             process.kill()
     for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+        assert process.returncode == status, errors[-3000:]
+    lines = [[line for line in out.splitlines() if line[:1] in ('"', "{")] for out, _ in outputs]  # Gloo writes, too
+    return [json.loads(written[-1]) for written in lines]
 
 
-def check(found, folder, cases):
-    """Compares losses with those of one device, and reads the last checkpoint of each case by this one process."""
+def check(count, folder, cases, devices=1):
+    """Lets processes read what this one wrote, to the bit, and train; then reads what they wrote, to the bit."""
     mesh = sharding.make_mesh()
-    expected, state = presets_test.run((), mesh, steps=3)
-    for losses in found:
-        for name in cases:
-            np.testing.assert_allclose(losses[name], expected, rtol=1e-5, err_msg=name)
-    for name, (spec, _) in cases.items():
-        like = presets_test.toy(spec if "tensor" not in spec else "zero3", mesh)[2]
-        restored = Checkpointer(pathlib.Path(folder, name)).restore(like)
-        words = [np.asarray(part["params"]["word_embedding"]) for part in (restored, state)]
-        np.testing.assert_allclose(*words, atol=1e-3)
+    expected, state = presets_test.run("zero3", mesh, steps=3)
+    with Checkpointer(folder / "one") as saver:
+        saver.save(3, state)
+    for found in start(count, folder, cases, devices):
+        for name, (losses, read, written) in found.items():
+            np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=name)
+            assert read == fingerprint(state), name
+            like = presets_test.toy("zero1", mesh)[2]
+            assert fingerprint(Checkpointer(folder / name).restore(like)) == written, name
 
 
 def test_two_processes_have_the_losses_of_one_with_tensor_across_them_too(tmp_path):
-    cases = {"data": ("zero2", {"data": 2}), "tensor": ("tensor", {"data": 1, "tensor": 2})}
-    check(start(2, tmp_path, cases), tmp_path, cases)
+    check(2, tmp_path, {"data": ("zero2", {"data": 2}), "tensor": ("tensor", {"data": 1, "tensor": 2})})
 
 
 @pytest.mark.slow
 def test_four_processes_have_the_losses_of_one_with_every_preset(tmp_path):
-    cases = {spec: (spec, axes) for spec, axes in presets_test.PRESETS}
-    check(start(4, tmp_path, cases, devices=2), tmp_path, cases)
+    check(4, tmp_path, {spec: (spec, axes) for spec, axes in presets_test.PRESETS}, devices=2)
+
+
+def test_a_preemption_of_one_process_stops_all_after_the_same_step(tmp_path):
+    for error in start(2, tmp_path, {}, program=STOPPED, status=Preempted.STATUS):
+        assert error.startswith("The config differs among processes: lr is 0 in 0, 1 in 1.")
+    (step,) = Checkpointer(tmp_path).all_steps()
+    assert step >= 5

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import itertools
+import json
 import math
 import os
 import pathlib
@@ -24,13 +25,18 @@ import jax
 
 from prismer_jax import assembly, checkpoint, config, evaluators, input, metrics, pp, runtime, sharding
 from prismer_jax.datasets import data_seen
-from prismer_jax.errors import UserError, run_main
+from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.report import results
 from prismer_jax.training.step import NO_VARIABLES, make_step
 
 # Keys that may differ between two starts in one workdir: what is watched and kept, not what is learnt.
-MAY_CHANGE = ("(log|evaluate|save)_.*", r"(mesh|sharding|evals|checkpoint|report|wandb|profile)\b.*", "num_workers")
+MAY_CHANGE = (
+    "(log|evaluate|save)_.*",
+    r"(mesh|sharding|evals|checkpoint|report|wandb|profile)\b.*",
+    "num_workers",
+    "distributed",
+)
 
 
 def train(
@@ -49,7 +55,8 @@ def train(
 
     Raises:
       UserError: the config, the data or the workdir cannot be used, or the loss is no longer finite.
-      KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and, by a single process, saved first.
+      KeyboardInterrupt: SIGINT came; the step was finished and, by a single process, saved first.
+      Preempted: SIGTERM came, to one process at least; all of them finished the same step and saved it.
     """
     started, cfg = time.monotonic(), config.strict(cfg)
     runtime.use_compilation_cache()
@@ -72,6 +79,9 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     # -------------------------------------------------------------------------------------------------------- workdir
     batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
     sharding.check_batch(batch_size, mesh, accumulate)
+    if jax.process_count() > 1:
+        processes = importlib.import_module("prismer_jax.sharding.processes")
+        processes.check_same("config", json.loads(config.to_json(cfg)))
     config.save_resolved(workdir, cfg, MAY_CHANGE)
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -165,16 +175,20 @@ def loop(
       profile_step: (step of this start, folder), see `runtime.profile_step`.
     """
     total_steps = watch.total_steps
-    with runtime.Interrupts() as interrupts, watch, checkpoints:
-        for step, batch in zip(range(watch.first_step + 1, total_steps + 1), batches, strict=False):
+    stops = importlib.import_module("prismer_jax.training.interrupts").Interrupts(jax.process_count())
+    with stops as interrupts, watch, checkpoints:
+        for step, batch in zip(range(watch.first_step + 1, total_steps + 1), watch.pace.timed(batches), strict=False):
             profile_step(step - watch.first_step, watch.workdir / "profile")
             with jax.transfer_guard("disallow"):
                 state, measured = update(state, batch)
             watch.note(step, measured)
-            if interrupts.asked:
+            if interrupts.after(step):
                 watch.settle()
-                if jax.process_count() == 1:  # of several processes, all would have to save
+                if interrupts.preempted or jax.process_count() == 1:  # all processes have to save
                     checkpoints.save(step, state)
+                    checkpoints.wait()  # an error here is one to report
+                if interrupts.preempted:
+                    raise Preempted(f"step {step} is saved; the same command goes on from it.")
                 raise KeyboardInterrupt
             evaluates = step % every["evaluate"] == 0 and step < total_steps
             if evaluates:
@@ -192,6 +206,7 @@ class Watch:
 
     Attributes:
       scores: of the last evaluation, {'evaluator/metric': value}.
+      pace: of the steps.
     """
 
     def __init__(
@@ -212,6 +227,8 @@ class Watch:
         self._evals, self._schedules, self._started = evals, schedules, started
         self._batch_size, self._log_steps = cfg.batch_size, log_steps
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
+        pace = importlib.import_module("prismer_jax.training.pace")
+        self.pace = pace.Pace(workdir, first_step, writes=main_process)
         self._progress = metrics.Progress(total_steps, first_step, enabled=main_process)
         told = dict(wandb=config.plain(cfg.get("wandb")), config=config.plain(cfg))
         self._writer = metrics.Writer(workdir, first_step=first_step, enabled=main_process, **told)
@@ -229,7 +246,9 @@ class Watch:
         """Takes what a step measured, which may still be computed; waits for it where it is to be shown."""
         self._pending.append((step, measured))
         if step == self.first_step + 1:
+            self.pace.restart(step)  # the first step compiled: it is no measure
             self.settle()
+            self.pace.restart(step)
             self._progress.say(f"first step after {time.monotonic() - self._started:.1f} s")
         elif step % self._log_steps == 0:
             self.settle()
@@ -250,7 +269,7 @@ class Watch:
             self._progress.step(images=self._batch_size, tokens=int(measured.pop("tokens")))
             if step % self._log_steps == 0 or step == self.total_steps:
                 rates = self._progress.show(loss=measured["train/loss"])
-                rates = {f"time/{name}": rate for name, rate in rates.items()}
+                rates = {f"time/{name}": rate for name, rate in {**rates, **self.pace.measure(step)}.items()}
                 lr = {f"train/{name}": float(schedule(step - 1)) for name, schedule in self._schedules.items()}
                 self._writer.write(step, {**measured, **lr, **rates})
         self._pending.clear()
@@ -262,6 +281,7 @@ class Watch:
             variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
             self.scores.update(evaluators.run(self._evals, variables))
         self._writer.write(step, self.scores)
+        self.pace.restart(step)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from prismer_jax import config, metrics
-from prismer_jax.errors import UserError
+from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.testing import ROOT
 from prismer_jax.train import Watch, train
 
@@ -89,10 +89,21 @@ def test_an_interrupt_saves_the_step_and_gives_the_handlers_back(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Watch, "note", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Preempted, match="step 2 is saved"):
             train(load(), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["2"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_preempted_program_has_a_status_of_its_own(capsys):
+    def main(error):
+        raise error
+
+    for error, status in ((Preempted("step 3 is saved."), 75), (KeyboardInterrupt(), 2)):
+        with pytest.raises(SystemExit) as left:
+            run_main(main, error)
+        assert left.value.code == status
+    assert capsys.readouterr().err.splitlines()[0] == "preempted: step 3 is saved."
 
 
 def test_a_dict_a_text_for_the_workdir_a_thread_and_a_running_event_loop_do(tmp_path):

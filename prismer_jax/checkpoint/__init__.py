@@ -9,6 +9,7 @@ are stored as bytes with shape and type, and not where they lay: reading execute
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import math
@@ -75,17 +76,28 @@ class Checkpointer:
         self._keep, self._best_metric, self._best_mode, self._async = keep, best_metric, best_mode, async_
         self._description = None if config is None else (config, files or {})
         self._writer: Any = None
+        self._torn: dict[int, str] = {}  # of the steps that were there at first: what is wrong with them, or ""
 
     def all_steps(self) -> list[int]:
-        """Returns the steps of all complete checkpoints, in order."""
+        """Returns the steps of all complete checkpoints, in order; one that was torn later is said, and left out."""
         if not self.directory.is_dir():
             return []
         complete = (p for p in self.directory.iterdir() if p.name.isdigit() and (p / _COMMITTED).exists())
-        return sorted(int(p.name) for p in complete)
+        return sorted(int(p.name) for p in complete if not self._is_torn(int(p.name)))
 
     def latest_step(self) -> int | None:
-        """Returns the newest complete checkpoint's step, or None."""
-        return max(self.all_steps(), default=None)
+        """Returns the newest complete checkpoint's step, or None if there never was one.
+
+        Raises:
+          UserError: there are some, and all are torn: a run must not begin anew in silence.
+        """
+        steps, torn = self.all_steps(), [reason for reason in self._torn.values() if reason]
+        if torn and not steps:
+            raise UserError(
+                f"All checkpoints in {self.directory} are torn: {torn[0]}. Delete them to begin anew, and keep more of "
+                "them: config.checkpoint.keep=2."
+            )
+        return max(steps, default=None)
 
     def best_step(self) -> int | None:
         """Returns the step that is best by the metric (the later of equals), or None if none has a finite one."""
@@ -136,11 +148,11 @@ class Checkpointer:
         Raises:
           UserError: there is no such checkpoint, it cannot be read, or it does not fit `like`; the message lists how.
         """
+        self.wait()
         step = self.latest_step() if step is None else step
         if step is None or step not in self.all_steps():
             which = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise UserError(f"No {which} in {self.directory}; complete ones: {self.all_steps() or 'none'}.")
-        self.wait()
         folder = self.directory / str(step)
         expected = {name: arrays.abstract(leaf) for name, leaf in tree.flatten(like).items()}
         arrays.compare(folder, saved_shapes(folder), expected, partial)
@@ -154,6 +166,8 @@ class Checkpointer:
         with self._writing():
             self._writer.wait_until_finished()
             self._prune()
+            if jax.process_index() == 0:
+                _sizes().note(self.directory, self.all_steps())
 
     def close(self) -> None:
         """Calls `wait` and gives threads back."""
@@ -179,8 +193,13 @@ class Checkpointer:
         self.directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             self._sweep()
+            _sizes().note(self.directory, self.all_steps())  # a step that was torn is written again
+            for step in (step for step, reason in self._torn.items() if reason):
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
             if self._description is not None:
                 _describe(self.directory, *self._description)
+        sharding.barrier("opened")
+        self._torn = {step: reason for step, reason in self._torn.items() if not reason}
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{ITEM: arrays.handler()}))
 
     def _sweep(self) -> None:
@@ -198,11 +217,15 @@ class Checkpointer:
                 os.rename(self.directory / str(step), trash)  # so that a kill leaves no half of a checkpoint
                 shutil.rmtree(trash)
 
+    def _is_torn(self, step: int) -> bool:
+        if step not in self._torn:
+            self._torn[step] = _sizes().what_is_torn(self.directory, step)
+            if self._torn[step]:
+                logger.warning("%s is torn and left out: %s.", self.directory / str(step), self._torn[step])
+        return bool(self._torn[step])
+
     def _metrics(self) -> dict[str, float]:
-        try:
-            return json.loads((self.directory / _METRICS).read_text())
-        except FileNotFoundError:
-            return {}
+        return _sizes().read_json(self.directory / _METRICS)
 
     def _note(self, step: int, value: float) -> None:
         if jax.process_index() == 0 and math.isfinite(value):
@@ -218,6 +241,10 @@ class Checkpointer:
             if self.directory.is_dir() and jax.process_index() == 0:
                 self._sweep()
             raise
+
+
+def _sizes() -> Any:
+    return importlib.import_module("prismer_jax.checkpoint.sizes")
 
 
 def export(

@@ -229,12 +229,44 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 def test_a_damaged_checkpoint_is_one_line(tmp_path):
     with Checkpointer(tmp_path) as saver:
         saver.save(1, {"x": jnp.zeros(2)})
+    (tmp_path / "sizes.json").unlink()  # as of a version that did not note sizes
     data = [path for path in (tmp_path / "1").rglob("d/*") if path.is_file()]
     for damaged in (data, [tmp_path / "1" / "default" / "_METADATA"]):
         for path in damaged:
             path.write_bytes(b"")
         with pytest.raises(UserError, match=r"Cannot read .*/1: .*damaged"):
             Checkpointer(tmp_path).restore({"x": jnp.zeros(2)})
+
+
+def test_a_torn_checkpoint_is_named_and_the_previous_one_used(tmp_path, caplog):
+    with Checkpointer(tmp_path, keep=2) as saver:
+        for step in (1, 2):
+            saver.save(step, {"x": jnp.full(1000, step)})
+    data = max((path for path in (tmp_path / "2").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-1])
+    with Checkpointer(tmp_path, keep=2) as resumed:
+        assert resumed.latest_step() == 1
+        assert f"{tmp_path / '2'} is torn and left out: {data.relative_to(tmp_path / '2')} has" in caplog.text
+        np.testing.assert_array_equal(resumed.restore({"x": jnp.zeros(1000, int)})["x"], np.full(1000, 1))
+        resumed.save(2, {"x": jnp.full(1000, 3)})
+    assert Checkpointer(tmp_path).restore({"x": jnp.zeros(1000, int)})["x"][0] == 3
+    for path in tmp_path.rglob("d/*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"All checkpoints in .* are torn: .* is missing\. Delete them to begin anew"):
+        Checkpointer(tmp_path).latest_step()
+
+
+def test_the_best_survives_retention_a_restart_and_a_damaged_list_of_metrics(tmp_path):
+    options = dict(keep=1, best_metric="m")
+    for steps in (range(1, 4), range(4, 7)):
+        with Checkpointer(tmp_path, **options) as saver:
+            for step in steps:
+                saver.save(step, {"x": jnp.full(3, step)}, {"m": 9.0 if step == 2 else 1.0})
+    assert Checkpointer(tmp_path, **options).all_steps() == [2, 6]
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"), Checkpointer(tmp_path, **options) as saver:
+        saver.save(7, {"x": jnp.full(3, 7)}, {"m": 1.0})
+    assert 2 in Checkpointer(tmp_path, **options).all_steps()
 
 
 @pytest.mark.slow

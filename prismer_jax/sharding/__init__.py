@@ -30,30 +30,9 @@ _BARRIERS = itertools.count()  # a name can be waited for once
 
 
 def initialize_distributed(wanted: bool | None = None) -> None:
-    """Joins the other processes of a multi-host run; to be called before any array is made.
-
-    Args:
-      wanted: True or False; None looks whether JAX_COORDINATOR_ADDRESS is set. Where and how many the others are, JAX
-        finds out from the cluster (Cloud TPU, Slurm, Open MPI) or from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-        JAX_PROCESS_ID.
-
-    Raises:
-      UserError: the others cannot be found.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if not (wanted if wanted is not None else address):
-        return
-
-    def number(name: str) -> int | None:
-        text = os.environ.get(name)
-        if text is not None and not text.isdigit():
-            raise UserError(f"{name} is {text!r}; it must be a number.")
-        return None if text is None else int(text)
-
-    try:
-        jax.distributed.initialize(address, number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID"))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"Cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS or run one.") from error
+    """Joins the other processes of a run, before any array is made; None: if JAX_COORDINATOR_ADDRESS is set."""
+    if "JAX_COORDINATOR_ADDRESS" in os.environ if wanted is None else wanted:
+        importlib.import_module("prismer_jax.sharding.processes").join()
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from prismer_jax import input, losses, optim, sharding
+from prismer_jax.checkpoint import Checkpointer
 from prismer_jax.errors import UserError
 from prismer_jax.sharding import presets
 from prismer_jax.towers import layers
@@ -122,6 +123,25 @@ def test_a_preset_has_the_losses_of_one_device(spec, axes, expected):
     np.testing.assert_allclose(measured, expected[0], rtol=1e-5)
     statistics = [part["batch_stats"]["norm"]["mean"] for part in (state, expected[1])]
     np.testing.assert_allclose(*statistics, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "axes", "count"), [("replicated", {}, 1), ("tensor", {"data": 1, "tensor": 2}, 2), ("zero1", {}, 4)]
+)
+def test_a_checkpoint_is_restored_by_other_devices_and_presets_and_back_to_the_bit(spec, axes, count, tmp_path):
+    whole = sharding.make_mesh({"data": 2, "fsdp": 4})
+    init, _, like = toy("zero3", whole)
+    state = init(jax.random.key(0))
+    mesh = sharding.make_mesh(axes or None, jax.devices()[:count])
+    for number, (one, other) in enumerate([(state, toy(spec, mesh)[2]), (None, like)]):
+        state = state if one is None else one
+        with Checkpointer(tmp_path / str(number)) as saver:
+            saver.save(1, state)
+            restored = saver.restore(other)
+        for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+            assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
+        state = restored
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
 
 
 GATHERED = re.compile(r"= f32\[([0-9,]+)\]\S* all-gather\(")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from prismer_jax.runtime import Interrupts
+from prismer_jax.training.interrupts import Interrupts
 
 
 @pytest.mark.parametrize("number", Interrupts.SIGNALS)
