@@ -7,6 +7,7 @@ overlaps.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import json
@@ -18,7 +19,7 @@ from typing import Any
 
 import jax
 
-from prismer_jax import config, runtime, sharding
+from prismer_jax import assembly, config, runtime, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.planning import model_flops, program, stand_ins, topologies
@@ -65,14 +66,14 @@ def plan(cfg: config.Section, topology: topologies.Topology, mesh: jax.sharding.
     step, batch = _step(cfg, mesh)
     with jax.set_mesh(mesh):
         lowered = step.update.lower(step.state, batch)
-    facts = _cached(lowered, topology, mesh)
+    facts = _facts(lowered, topology, mesh)
     return Plan(
         topology=topology,
         mesh=mesh,
         sharding=preset,
         batch_size=cfg.batch_size,
         parameters=_share(step.state["params"]),
-        gradients=_share(step.trainable),
+        gradients=_share(_gradients(cfg, step)),
         optimizer=_share(step.state["opt"]),
         batch=_share(batch),
         others=_share({key: part for key, part in step.state.items() if key not in ("params", "opt")}),
@@ -94,6 +95,16 @@ def _step(cfg: config.Section, mesh: jax.sharding.Mesh) -> tuple[Step, Any]:
     return step, batch
 
 
+def _gradients(cfg: config.Section, step: Step) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the gradients, which lie as the parameters do unless the preset splits them."""
+    spec, tensor = assembly.sharding_of(cfg, step.model)
+    places = sharding.gradients(step.trainable, spec, step.mesh, tensor)
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, x.sharding))
+        for name, x in step.trainable.items()
+    }
+
+
 def _share(tree: Any) -> int:
     """Returns the bytes of a tree of shapes that one device holds."""
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
@@ -109,34 +120,39 @@ def _model_flops(cfg: config.Section, mesh: jax.sharding.Mesh) -> float:
         return model_flops.count(step.update.trace(step.state, batch).jaxpr.jaxpr)
 
 
-def _cached(lowered: Any, topology: topologies.Topology, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Returns what `_compile` does, from the cache of programs that were compiled before, if it is there."""
+def _facts(lowered: Any, topology: topologies.Topology, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Returns {'fits', 'peak', ...} of the compiled program, see `Plan`; compiled if it is not in the cache."""
     versions = [VERSION, jax.__version__, metadata.version("libtpu"), topology.name, [d.id for d in mesh.devices.flat]]
     digest = hashlib.sha256(json.dumps(versions).encode())
     digest.update(lowered.as_text().encode())
     file = runtime.cache_dir() / "plans" / f"{digest.hexdigest()[:32]}.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    facts = _compile(lowered, mesh)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_json(file, facts)
+    text = file.with_suffix(".hlo.gz")  # beside it, for a closer look
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        memory, program_text = _compile(lowered)
+        storage.write(text, gzip.compress(program_text.encode()))
+        storage.write_json(file, memory)
+    facts = json.loads(file.read_text())
+    if facts["fits"]:
+        facts |= program.facts(gzip.decompress(text.read_bytes()).decode(), mesh.size)
     return facts
 
 
-def _compile(lowered: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Returns the memory of the compiled program, and what `program.facts` reads in it; {'used'} if it does not fit."""
+def _compile(lowered: Any) -> tuple[dict[str, Any], str]:
+    """Returns the memory that a program takes, and its text; of one that does not fit, what it would take, and ''."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
         if used is None:
             raise
-        return {"peak": _bytes(used[1], used[2]), "usable": _bytes(used[3], used[4]), "fits": False}
+        return {"fits": False, "peak": _bytes(used[1], used[2]), "usable": _bytes(used[3], used[4])}, ""
     memory = compiled.memory_analysis()
+    # `peak_memory_in_bytes` is no use: it counts what lies in the memory on the chip, too.
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    own = program.facts(compiled.as_text(), mesh.size)
-    return {"fits": True, "peak": peak, "arguments": arguments, "temporaries": temporaries, **own}
+    peak += memory.generated_code_size_in_bytes
+    return {"fits": True, "peak": peak, "arguments": arguments, "temporaries": temporaries}, compiled.as_text()
 
 
 def _bytes(number: str, unit: str) -> float:

@@ -105,7 +105,13 @@ ENTRY %main (stack.1: f32[5,256,64]) -> (s32[], f32[5,256,64]) {
 def test_a_tpus_reduce_scatter_in_a_loop_is_read_as_one_and_slices_as_slices():
     facts = program.facts(TPU, 4)
     (one,) = facts["collectives"]
-    assert (one["kind"], one["bytes"], one["count"], one["group"]) == ("reduce-scatter", 4 * 256 * 64, 5, (0, 1, 2, 3))
+    assert one == {
+        "kind": "reduce-scatter",
+        "bytes": 4 * 256 * 64,
+        "group": (0, 1, 2, 3),
+        "count": 5,
+        "op_name": "up",
+    }
     assert program.Collective(**one).sent == 5 * 4 * 256 * 64 * 3 / 4
     # Each of five layers is read and written as a slice, at a number; a message and what is on the chip are no traffic.
     assert facts["traffic"] == 5 * (2 * 4 * 256 * 64 + 4)
@@ -180,6 +186,15 @@ def test_a_batch_is_planned_in_the_shapes_of_the_real_one(file):
     model = build(**config.plain(cfg.model), tokenizer=tokenizer)
     planned = {key: (x.shape, x.dtype) for key, x in stand_ins.batch(cfg, tokenizer, model).items()}
     arrays = {key: (x.shape, x.dtype) for key, x in real.items() if key in KEYS or key.startswith("labels/")}
+    if any(
+        "pack" in part for part in cfg.data.values()
+    ):  # rows are cut to what the batch needs; planned are whole ones
+        assert planned.keys() == arrays.keys()
+        for key, (shape, kind) in arrays.items():
+            assert planned[key][1] == kind
+            assert len(planned[key][0]) == len(shape)
+            assert all(full >= cut for full, cut in zip(planned[key][0], shape, strict=True)), key
+        return
     assert planned == arrays
 
 
@@ -210,12 +225,14 @@ def test_slices_share_the_axis_data_and_hold_the_others_whole():
 @needs_libtpu
 def test_a_small_model_is_planned_for_a_slice_of_four_chips(tmp_path):
     flags = ("--config", f"{ROOT}/configs/pretrain.py:smoke,experts=none", "--plan")
-    done = plan(*flags, "v5e:2x2")
+    done = plan(*flags, "v5e:2x2,zero3")
     assert done.returncode == 0, done.stderr
-    number = {name: float(value) for name, value in re.findall(r"^  ([\w' ,]+?)  +([\d.]+)", done.stdout, re.M)}
-    assert 0 < number["parameters"] + number["optimizer's state"] < number["peak"] < 0.1  # GiB
+    size = {name: float(value) for name, value in re.findall(r"^  ([\w' ]+?)  +([\d.]+) MiB", done.stdout, re.M)}
+    assert 0 < size["gradients"] <= size["parameters"] < size["parameters"] + size["optimizer's state"] < size["peak"]
     assert "fits" in done.stdout
-    assert "all-reduce" in done.stdout
+    kinds = set(re.findall(r"^  (\S+) .* received$", done.stdout, re.M))
+    # Weights are gathered and gradients scattered; activations stay where they are (see sharding.constrain).
+    assert {"all-gather", "reduce-scatter"} <= kinds <= {"all-gather", "reduce-scatter", "all-reduce"}
     again = float(re.search(r"\(([\d.]+) of the model's", done.stdout)[1])
     assert again == pytest.approx(1, abs=0.05)  # two counts by two ways, of a model that computes nothing twice
     assert re.search(r"at most [\d,]+ examples a second, MFU 0\.\d+", done.stdout)

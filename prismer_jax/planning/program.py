@@ -271,6 +271,7 @@ def _written(program: Program, name: str) -> float:
 def collectives(program: Program, counts: dict[str, int], devices: int) -> list[Collective]:
     """Returns the messages between devices in a step, the largest first."""
     unique: dict[tuple[str, str], Collective] = {}
+    callers = {name: one.op_name for body in program.values() for one in body for name in _called(one)}
     for name, body in program.items():
         if not counts[name]:
             continue
@@ -283,9 +284,9 @@ def collectives(program: Program, counts: dict[str, int], devices: int) -> list[
             group = _group(one.rest, devices)
             given = sum(size(shapes[operand]) for operand in one.operands if operand in shapes)
             kind = "reduce-scatter" if scatters and kind == "all-reduce" else kind
-            made = Collective(
-                kind, given * (len(group) if kind == "all-gather" else 1), group, counts[name], one.op_name
-            )
+            given *= len(group) if kind == "all-gather" else 1
+            op_name = callers.get(name, one.op_name) if scatters else one.op_name
+            made = Collective(kind, given, group, counts[name], op_name)
             # A message that is hidden behind computation is cut into several fusions of one channel.
             channel = re.search(r"channel_id=(\d+)", one.rest)
             key = (kind, channel[1] if channel else f"{name}/{one.name}")

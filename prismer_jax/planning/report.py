@@ -95,16 +95,16 @@ class Plan:
         memory = chip.memory / chip.devices
         rows = [
             f"{head}, batch {self.batch_size}; per {per}:",
-            f"  parameters            {_gib(self.parameters)}",
-            f"  gradients             {_gib(self.gradients)}  (at most; among the temporaries)",
-            f"  optimizer's state     {_gib(self.optimizer)}",
-            f"  batch                 {_gib(self.batch)}",
+            f"  parameters            {_size(self.parameters)}",
+            f"  gradients             {_size(self.gradients)}  (at most; among the temporaries)",
+            f"  optimizer's state     {_size(self.optimizer)}",
+            f"  batch                 {_size(self.batch)}",
         ]
         if not self.fits:
             usable = self.facts["usable"] / 2**30
             return [
                 *rows,
-                f"  peak                  {_gib(self.facts['peak'])}  does not fit: {usable:.2f} GiB are usable",
+                f"  peak                  {_size(self.facts['peak'])}  does not fit: {usable:.2f} GiB are usable",
             ]
         padding = self.facts["arguments"] / (self.parameters + self.optimizer + self.batch + self.others) - 1
         sums = collections.Counter[str]()
@@ -115,14 +115,14 @@ class Plan:
         share = self.facts["flops_float32"] / self.facts["flops"]
         return [
             *rows,
-            f"  activations and other temporaries {_gib(self.facts['temporaries'])}",
-            f"  peak                  {_gib(self.facts['peak'])}  of {memory / 2**30:.0f}: fits "
-            f"({100 * padding:.0f}% of what lies there between steps is padding)",
+            f"  temporaries           {_size(self.facts['temporaries'])}  (activations, gradients and the rest)",
+            f"  peak                  {_size(self.facts['peak'])}  of {memory / 2**30:.0f} GiB: fits "
+            f"(what lies there between steps is {100 * padding:.0f}% larger by padding)",
             f"  model FLOPs           {self.model_flops / self.mesh.size / 1e12:10.3f} T",
             f"  XLA's FLOPs           {self.facts['flops'] / 1e12:10.3f} T  ({again:.2f} of the model's: done again, or"
             f" by several; {100 * share:.0f}% of it on float32)",
-            f"  memory traffic        {_gib(self.facts['traffic'])}",
-            *(f"  {kind:<21} {_gib(size)}  received" for kind, size in sums.most_common()),
+            f"  memory traffic        {_size(self.facts['traffic'])}",
+            *(f"  {kind:<21} {_size(size)}  received" for kind, size in sums.most_common()),
             *(
                 f"    largest: {one.sent / 2**20:.1f} MiB {one.kind}, {one.count} x, {one.op_name}"
                 for one in self.collectives[:3]
@@ -132,8 +132,8 @@ class Plan:
         ]
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:8.3f} GiB"
+def _size(size: float) -> str:
+    return f"{size / 2**30:8.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:8.2f} MiB"
 
 
 def table(plans: Sequence[Plan]) -> list[str]:

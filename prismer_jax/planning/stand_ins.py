@@ -20,7 +20,7 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.models import features
 
 PHOTO = (480, 640, 3)  # COCO's usual; nothing but the number of its tiles could depend on it
-TEXT = "A dog"
+QUESTION, ANSWER = "?", "a"  # short: of the tokenizer that stands in, each byte is a token
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ def example(experts: tuple[str, ...]) -> dict[str, Any]:
         maps[labels.CLASSES_KEY] = labels.no_classes()
     if "ocr_detection" in experts:
         maps[labels.WORDS_KEY] = labels.no_words()
-    asked = {"question": "What is it?", "answers": [TEXT], "weights": [1.0]}
+    asked = {"question": QUESTION, "answers": [ANSWER], "weights": [1.0]}
     return {
         "id": "made up",
         "image": np.full(PHOTO, 128, np.uint8),
-        "captions": [TEXT],
+        "captions": [ANSWER],
         "questions": [asked],
         **asked,
-        "turns": [{"user": "What is it?", "assistant": TEXT}],
+        "turns": [{"user": QUESTION, "assistant": ANSWER}],
         **maps,
     }
 
@@ -60,7 +60,7 @@ def batch(cfg: config.Section, tokenizer: Any, model: Any) -> dict[str, jax.Shap
       UserError: the ops of a data section cannot be built, or need what the made-up example lacks.
     """
     name, part = next(iter(cfg.data.items()))
-    sample = example(() if "pack" in part else model.experts)  # rows that are packed have no label maps
+    sample = example(model.experts)
     if "features" in part:
         sample = features.stand_in(model, part["features"], sample)
     row = _row(f"config.data.{name}", part, tokenizer, sample)
@@ -74,7 +74,7 @@ def _row(where: str, part: Mapping[str, Any], tokenizer: Any, sample: dict[str, 
     try:
         row = chain(sample, np.random.default_rng(0))
     except (BadSample, KeyError, TypeError) as error:
-        raise UserError(f"{where}.pp cannot be planned without its data: {type(error).__name__}: {error}.") from None
+        raise UserError(f"{where}.pp cannot be planned without its data: {type(error).__name__}: {error}") from None
     if "pack" not in part:
         return row
     options = config.plain(part["pack"])

@@ -113,12 +113,17 @@ def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
         raise UserError(f"A batch of {batch_size}{each} cannot be shared by {unit // parts} devices; use {sizes}.")
 
 
-def constrain(x: Any) -> Any:
-    """Splits the leading axis of every array over the devices; does nothing where no mesh is set (jax.set_mesh)."""
+def constrain(x: jax.Array) -> jax.Array:
+    """Keeps an array split along its leading axis, as batches are; its other axes, and all without a mesh, stay free.
+
+    Where weights are split over that axis, the compiler may else split what is made with them so, and send activations.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     auto = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
     axes = tuple(axis for axis in BATCH_AXES if axis in auto)  # none without a mesh; inside shard_map they are Manual
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+    if (parts := math.prod(mesh.shape[axis] for axis in axes)) == 1 or x.shape[0] % parts:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
 
 
 def placed(state: Any, spec: Any, mesh: Mesh, tensor: Sequence[Any] = ()) -> Any:

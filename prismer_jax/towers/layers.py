@@ -13,6 +13,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax import errors
+from prismer_jax.sharding import constrain
 from prismer_jax.typing import Array, Float, typed
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
@@ -73,7 +74,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.features}"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        return (x.astype(self.dtype) @ kernel.astype(self.dtype) + bias).astype(self.dtype)
+        return constrain((x.astype(self.dtype) @ kernel.astype(self.dtype) + bias).astype(self.dtype))
 
 
 class Keys(NamedTuple):
