@@ -21,6 +21,7 @@ from prismer_jax.typing import Array, Float, Int, typed
 # Name -> module and function; imported when it is asked for.
 METHODS = {
     "beam": "prismer_jax.decode.beam:beam_search",
+    "big_vision_beam": "prismer_jax.decode.big_vision_beam:beam_search",
     "greedy": "prismer_jax.decode.greedy:greedy",
     "sample": "prismer_jax.decode.sampling:sample",
 }
@@ -110,7 +111,7 @@ def run(
     sharding, mesh, axes = getattr(arrays.get("image"), "sharding", None), None, None
     if isinstance(sharding, NamedSharding) and sharding.spec and sharding.spec[0] is not None:
         mesh, axes = sharding.mesh, sharding.spec[0]
-    static = tuple(sorted(settings.items()))
+    static = tuple(sorted((key, tuple(x) if isinstance(x, list) else x) for key, x in settings.items()))
     return _compiled(variables, arrays, constants, rng, model, function, static, lay_out, mesh, axes)
 
 

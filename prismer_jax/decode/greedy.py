@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -32,11 +32,14 @@ def fill(
     pad: int,
     max_new: int,
     min_new: int,
+    forbidden: Sequence[int],
 ) -> tuple[Array, Array]:
     """Fills column after column with `pick(log_probs [B,K,V], column) -> [B,K]`; a score sums the log-probabilities."""
+    banned = jnp.asarray(forbidden, jnp.int32)
 
     def append(state: _Running, logits: Array) -> _Running:
         log_probs, allowed = log_probs_of(logits, state.column, min_new, eos)
+        allowed = allowed.at[..., banned].set(-jnp.inf)
         token = jnp.where(state.done, pad, pick(allowed, state.column)).astype(jnp.int32)
         gain = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
         return _Running(
@@ -69,8 +72,12 @@ def greedy(
     pad: int,
     max_new: int,
     min_new: int = 0,
+    forbidden: Sequence[int] = (),
 ) -> tuple[Int[Array, "b 1 {max_new}"], Float[Array, "b 1"]]:
     """Takes the likeliest token in every column, until `eos` or max_new of them.
+
+    Args:
+      forbidden: ids that are never taken.
 
     Returns:
       The tokens after the prompt, `pad` after `eos`; the sum of the log-probabilities of what was generated.
@@ -82,4 +89,5 @@ def greedy(
     def pick(log_probs: Array, column: Array) -> Array:
         return log_probs.argmax(-1)
 
-    return fill(prefill, extend, encoded, batch, 1, pick, eos=eos, pad=pad, max_new=max_new, min_new=min_new)
+    lengths = dict(max_new=max_new, min_new=min_new)
+    return fill(prefill, extend, encoded, batch, 1, pick, eos=eos, pad=pad, forbidden=forbidden, **lengths)

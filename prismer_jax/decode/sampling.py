@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,11 +32,15 @@ def sample(
     top_p: float = 1.0,
     top_k: int = 0,
     filtering: str = "huggingface",
+    num_return: int = 0,
+    forbidden: Sequence[int] = (),
 ) -> tuple[Int[Array, "b n {max_new}"], Float[Array, "b n"]]:
     """Draws `num_samples` sequences an image, from the tokens that temperature, top_k and top_p leave.
 
     Args:
       filtering: in which order these act, a name of FILTERINGS.
+      num_return: returns so many of the sequences with the best scores, best first; 0 returns all as they were drawn.
+      forbidden: ids that are never drawn.
       rng: one typed key (jax.random.key), or one for each row of the batch. Of one key, row i draws with
         fold_in(rng, i), so that the size of the batch does not matter.
 
@@ -51,6 +55,8 @@ def sample(
         raise UserError(f"temperature={temperature} must be positive; method 'greedy' is the limit at 0.")
     if not 0 < top_p <= 1 or top_k < 0 or num_samples < 1:
         raise UserError(f"Need 0 < top_p <= 1, top_k >= 0, num_samples >= 1; got {top_p}, {top_k}, {num_samples}.")
+    if num_return > num_samples:
+        raise UserError(f"num_return={num_return} must be at most num_samples={num_samples}.")
     narrow = choose("filtering", filtering, FILTERINGS)
     keys = rng if rng.ndim else row_keys(rng, jnp.arange(len(batch["text"])))
 
@@ -60,7 +66,16 @@ def sample(
         return jax.vmap(jax.random.categorical)(drawn, logits)
 
     lengths = dict(max_new=max_new, min_new=min_new)
-    return fill(prefill, extend, encoded, batch, num_samples, pick, eos=eos, pad=pad, **lengths)
+    result = fill(prefill, extend, encoded, batch, num_samples, pick, eos=eos, pad=pad, forbidden=forbidden, **lengths)
+    return best_first(*result, num_return) if num_return else result
+
+
+def best_first(
+    tokens: Int[Array, "b n s"], scores: Float[Array, "b n"], number: int
+) -> tuple[Int[Array, "b m s"], Float[Array, "b m"]]:
+    """Returns the `number` sequences of each image with the best scores; of equal ones the first."""
+    scores, order = lax.top_k(scores, number)
+    return jnp.take_along_axis(tokens, order[..., None], axis=1), scores
 
 
 @typed

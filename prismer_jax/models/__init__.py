@@ -12,7 +12,7 @@ from prismer_jax.models import vlm
 
 DEFAULT = "prismer"  # of configs that name none
 # Name -> module, which is imported when a model of the family is asked for.
-FAMILIES = {"nanovlm": "prismer_jax.models.nanovlm", "prismer": "prismer_jax.models.prismer"}
+FAMILIES = {name: f"prismer_jax.models.{name}" for name in ("nanovlm", "paligemma", "prismer")}
 
 
 def family(name: str) -> types.ModuleType:

@@ -74,9 +74,10 @@ def check(model: Any, family: types.ModuleType) -> None:
 @typed
 def text_mask(batch: Mapping[str, Any]) -> Bool[Array, "b t t"]:
     """Returns which columns of a batch's text each column sees: see `mask_ar` and `segment` in prismer_jax.batch."""
-    blocks, segment = jnp.cumsum(batch["mask_ar"], axis=1, dtype=jnp.int32), batch["segment"]
+    real, segment = batch["mask_input"], batch["segment"]
+    blocks = jnp.cumsum(batch["mask_ar"] * real, axis=1, dtype=jnp.int32)  # padding before a text begins no block
     seen = blocks[:, None, :] <= blocks[:, :, None]
-    return seen & (segment[:, None, :] == segment[:, :, None]) & batch["mask_input"][:, None, :]
+    return seen & (segment[:, None, :] == segment[:, :, None]) & real[:, None, :]
 
 
 @typed

@@ -80,6 +80,7 @@ def turns(
     prompt: str = "Describe the image.",
     of: Literal["one", "questions", "captions"] = "one",
     most: int = 100,
+    wording: str = "{question}",
 ) -> Op:
     """Makes `turns`, what is said about a photo, of an example's texts; of one that has `turns`, takes these.
 
@@ -88,6 +89,7 @@ def turns(
       of: 'one' question with its most frequent answer, or one caption, drawn; 'questions' or 'captions', all of an
         example (task='all' of a data set) in random order, one turn each.
       most: takes so many turns.
+      wording: what a user says to ask a question, which stands for '{question}' in it.
 
     Raises (the op):
       BadSample: there is no such text.
@@ -98,9 +100,9 @@ def turns(
         if "turns" in example:
             return {**example, "turns": example["turns"][:most]}
         if of == "questions":
-            said = [_answered(example, asked) for asked in example.get("questions") or ()]
+            said = [_answered(example, asked, wording) for asked in example.get("questions") or ()]
         elif of == "one" and example.get("question"):
-            said = [_answered(example, example)]
+            said = [_answered(example, example, wording)]
         else:
             said = [{"user": prompt, "assistant": text} for text in example.get("captions") or ()]
         if not said:
@@ -204,11 +206,12 @@ def chat(
     return op
 
 
-def _answered(example: Example, asked: Example) -> Turn:
+def _answered(example: Example, asked: Example, wording: str) -> Turn:
     answers = asked.get("answers") or ()
     if not answers:
         raise BadSample(f"example {example.get('id', '?')}: {asked.get('question')!r} has no answer to learn from.")
-    return {"user": asked["question"], "assistant": Counter(answers).most_common(1)[0][0]}
+    words = wording.replace("{question}", asked["question"])
+    return {"user": words, "assistant": Counter(answers).most_common(1)[0][0]}
 
 
 def _id(tokenizer: Any, token: str) -> int:

@@ -22,7 +22,9 @@ Op = Callable[[Example, np.random.Generator], Example]
 OPS: dict[str, Callable[..., Op]] = {}
 # Ops of modules that are imported when a chain names one of them.
 FURTHER = {
+    "prefix_lm": "prismer_jax.pp.prefix_lm",
     "randaugment": "prismer_jax.pp.randaugment",
+    "stretch": "prismer_jax.pp.bilinear",
     "tiles": "prismer_jax.pp.tiles",
     **dict.fromkeys(("flip", "noise_labels", "random_resized_crop"), "prismer_jax.pp.augment"),
     **dict.fromkeys(("ask", "chat", "turns"), "prismer_jax.pp.chat"),

@@ -10,6 +10,7 @@ from PIL import Image
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.labels import EXPERTS
 from prismer_jax.labels import blank as empty
+from prismer_jax.pp.bilinear import squeezed
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -34,15 +35,6 @@ def tiled_size(height: int, width: int, tile: int, max_side: int, enlarge: bool,
         other = -(-short * target // (long * tile)) * tile
     other = max(other, tile)
     return (other, target) if width >= height else (target, other)
-
-
-def whole(image: np.ndarray, tile: int) -> np.ndarray:
-    """Returns the photo squeezed into one tile, float32 [tile, tile, 3] between 0 and 255, not rounded.
-
-    Bilinear and antialiased as PyTorch's `interpolate`: Pillow's filter on floats, one channel at a time.
-    """
-    channels = (Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3))
-    return np.stack([channel.resize((tile, tile), Image.Resampling.BILINEAR) for channel in channels], axis=-1)
 
 
 def split(image: np.ndarray, tile: int) -> tuple[np.ndarray, Grid]:
@@ -116,7 +108,7 @@ def tiles(
                 photo = np.asarray(Image.fromarray(photo).resize((columns * size, rows * size), resampling))
             parts, _ = split(photo, size)
             if len(parts) > 1:
-                first = whole(photo, size)
+                first = squeezed(photo, size)
                 cut.append((first if exact else np.rint(first).astype(np.uint8))[None])
             cut.append(parts)
         maps = _tiled_labels(example, photos, grids, labels, room)

@@ -97,12 +97,15 @@ def attend(
     *parts: Keys,
     dropout: Callable[[Array], Array] = lambda probs: probs,
     bias: Float[Array, "*n h t s"] | None = None,
+    cap: float = 0.0,
 ) -> Float[Array, "*b t h d"]:
     """Multi-head attention over all parts under one softmax, in float32; only logits are ever joined.
 
-    A query that no mask lets look anywhere attends to everything alike (never NaN). `bias` is added to the logits.
+    A query that no mask lets look anywhere attends to everything alike (never NaN). `bias` is added to the logits,
+    which before that `soft_cap` bounds by `cap`.
     """
     logits = jnp.concatenate([_logits(q, part) for part in parts], axis=-1) if parts[1:] else _logits(q, parts[0])
+    logits = soft_cap(logits, cap)
     if bias is not None:
         logits = logits + bias
     masks = [part.mask for part in parts]
@@ -113,6 +116,11 @@ def attend(
     ends = np.cumsum([part.k.shape[-3] for part in parts])[:-1]
     mixed = (_mixed(p, part, q.ndim) for p, part in zip(jnp.split(probs, ends, axis=-1), parts, strict=True))
     return functools.reduce(jnp.add, mixed)
+
+
+def soft_cap(logits: Array, cap: float) -> Array:
+    """Returns cap·tanh(logits / cap), as Gemma 2 bounds its logits (arXiv 2408.00118); 0 leaves them as they are."""
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def _logits(q: Array, part: Keys) -> Array:

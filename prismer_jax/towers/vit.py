@@ -46,6 +46,7 @@ class Block(nn.Module):
         attention = layers.Attention(width, self.heads, *rates, out_init=_NORMAL, name="attention", **init)
         h = norm(name="norm_attention")(x)
         x = x + self._scaled("scale_attention", drop(attention(h, attention.keys(h))))
+        self.sow("intermediates", "after_attention", x)
         activation = choose("activation", self.activation, ACTIVATIONS)
         mlp = layers.MLP(self.mlp_dim, activation, bias_init=nn.initializers.zeros, name="mlp", **init)
         x = x + self._scaled("scale_mlp", drop(mlp(norm(name="norm_mlp")(x))))

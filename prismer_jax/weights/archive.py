@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax.weights.classes import (
+    DTYPES,
     TORCH_NAMES,
     TORCHSCRIPT_NAMES,
     UNPACKED,
@@ -218,6 +219,9 @@ def _array(member: memoryview) -> np.ndarray:
     if header is None:
         raise Malformed("the header of an array makes no sense")
     shape = [int(length) for length in re.findall(rb"\d+", header[3])]
-    dtype, fortran = Dtype(header[1].decode("latin1")).dtype, header[2] == b"True"
+    # NumPy knows no bfloat16 and says that its numbers are two bytes of something.
+    bfloat16 = header[1] in (b"|V2", b"<V2")
+    dtype = DTYPES["bfloat16"] if bfloat16 else Dtype(header[1].decode("latin1")).dtype
+    fortran = header[2] == b"True"
     array = view(member[header.end() :], dtype, shape[::-1] if fortran else shape)
     return array.T if fortran else array

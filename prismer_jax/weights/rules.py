@@ -33,6 +33,13 @@ LAYOUTS: dict[str, tuple[str, str]] = {
     "conv1d": ("o i w", "w i o"),
     "leading": ("1 n d", "n d"),
     "token": ("1 1 d", "d"),
+    # Of Flax files, whose stacks of layers are one array and whose heads have an axis: see Rule.sizes.
+    "heads_in": ("l d n h", "l d (n h)"),
+    "heads_out": ("l n h d", "l (n h) d"),
+    "heads_bias": ("l n h", "l (n h)"),
+    "einsum_in": ("l n d h", "l d (n h)"),
+    "packed_einsum_in": ("l 1 n d h", "l d (n h)"),
+    "packed": ("l 1 d f", "l d f"),
 }
 State = Mapping[str, np.ndarray]
 Shapes = Mapping[str, Any]  # '/'-joined name -> anything with .shape and .dtype
@@ -52,6 +59,8 @@ class Rule:
       derived: the key repeats what another row holds (a tied parameter): checked when read, made again when written.
       default: the value where a file lacks the key, for keys that old versions of PyTorch did not save.
       first: number of the first of the stacked layers, where those before it differ in shape.
+      sizes: (axis, its size) of the axes that are one in our array.
+      axis: along which parameters are packed.
     """
 
     key: str
@@ -61,6 +70,8 @@ class Rule:
     derived: bool = False
     default: float | None = None
     first: int = 0
+    sizes: tuple[tuple[str, int], ...] = ()
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,9 +155,8 @@ def _entries(table: Table, shapes: Shapes) -> Iterator[_Entry]:
         stacked = "{}" in rule.key
         shape = shapes[rule.names[0]].shape
         layers = range(shape[0]) if stacked else (None,)
-        shape = _their_shape(tuple(shape[1:]) if stacked else tuple(shape), rule.layout)
-        if len(rule.names) > 1:
-            shape = (shape[0] * len(rule.names), *shape[1:])
+        shape = _their_shape(tuple(shape[1:]) if stacked else tuple(shape), rule)
+        shape = (*shape[: rule.axis], shape[rule.axis] * len(rule.names), *shape[rule.axis + 1 :]) if shape else shape
         for layer in layers:
             key = rule.key if layer is None else rule.key.format(rule.first + layer)
             yield _Entry(key, tuple((name, layer) for name in rule.names), rule, shape)
@@ -154,15 +164,14 @@ def _entries(table: Table, shapes: Shapes) -> Iterator[_Entry]:
         raise ValueError(f"no conversion rule for {left}")
 
 
-def _laid_out(array: np.ndarray, axes: str, target: str) -> np.ndarray:
-    """Returns a view of an array with its axes as `target` names them."""
-    return rearrange(array, f"{axes} -> {target}") if axes else array
+def _laid_out(array: np.ndarray, axes: str, target: str, sizes: Sequence[tuple[str, int]] = ()) -> np.ndarray:
+    """Returns a view, where one can be, of an array with its axes as `target` names them."""
+    return rearrange(array, f"{axes} -> {target}", **dict(sizes)) if axes else array
 
 
-def _their_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    theirs, ours = (axes.split() for axes in LAYOUTS[layout])
-    sizes = dict(zip(ours, shape, strict=True)) if ours else {}
-    return tuple(sizes.get(axis, 1) for axis in theirs) if theirs else shape
+def _their_shape(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
+    theirs, ours = LAYOUTS[rule.layout]
+    return _laid_out(np.broadcast_to(np.float32(0), shape), ours, theirs, rule.sizes).shape
 
 
 def key_shapes(table: Table, shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -221,7 +230,7 @@ def from_torch(
             out[...] = initial
         for entry, part, layer in sources[name]:
             array = np.asarray(state[entry.key])
-            piece = np.split(array, len(entry.parts))[part] if len(entry.parts) > 1 else array
+            piece = np.split(array, len(entry.parts), entry.rule.axis)[part] if len(entry.parts) > 1 else array
             _fill(out[...] if layer is None else out[layer, ...], _laid_out(piece, *LAYOUTS[entry.rule.layout]))
             _unmap(array)
         return out
@@ -294,8 +303,9 @@ def to_torch(params: State, table: Table) -> dict[str, np.ndarray]:
     state = table.buffers(arrays)
     for entry in _entries(table, arrays):
         theirs, ours = LAYOUTS[entry.rule.layout]
-        parts = [_laid_out(arrays[name][... if layer is None else layer], ours, theirs) for name, layer in entry.parts]
-        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        ours_of = [arrays[name][... if layer is None else layer] for name, layer in entry.parts]
+        parts = [_laid_out(array, ours, theirs, entry.rule.sizes) for array in ours_of]
+        array = np.concatenate(parts, entry.rule.axis) if len(parts) > 1 else parts[0]
         state[entry.key] = array.astype(entry.rule.dtype or array.dtype, copy=False)
     return state
 

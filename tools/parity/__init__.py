@@ -17,7 +17,20 @@ import numpy as np
 from prismer_jax import config, runtime
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
-from tools.parity import depth, detection, edge, labels, nanovlm, nanovlm_data, normal, ocr, prismer, segmentation
+from tools.parity import (
+    depth,
+    detection,
+    edge,
+    labels,
+    nanovlm,
+    nanovlm_data,
+    normal,
+    ocr,
+    paligemma,
+    paligemma_data,
+    prismer,
+    segmentation,
+)
 from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
 
 # The first pattern that fits a case's name says what runs it.
@@ -39,6 +52,10 @@ RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("nanovlm_backbone_*", nanovlm.backbones),
     ("nanovlm_*_manifest", nanovlm.keys),
     ("nanovlm_v01_tiny", nanovlm.v01),
+    ("paligemma_pt_*_manifest", paligemma.keys),
+    ("paligemma_pp_image", paligemma_data.images),
+    ("paligemma_pp_text", paligemma_data.texts),
+    ("paligemma*_tiny", paligemma.tiny),
     ("prismer*_train", prismer.prismer_train),
     ("prismer*", prismer.prismer),
 ]

@@ -111,7 +111,7 @@ def apply(model: NanoVLM, variables: Any, batch: Any) -> Any:
 
     def read(model: NanoVLM, batch: Any) -> Any:
         encoded = model.encode(batch)
-        hidden, _, _ = model._read(encoded, batch)
+        hidden, _, _ = model.read(encoded, batch)
         return model.decoder.logits(hidden), encoded, hidden
 
     (logits, encoded, hidden), state = model.apply(variables, batch, method=read, mutable=["intermediates"])

@@ -19,6 +19,7 @@ from prismer_jax.batch import prompts
 from prismer_jax.datasets import bins, packing
 from prismer_jax.errors import BadSample
 from prismer_jax.pp import chat, fast_tokenizers, tiles
+from prismer_jax.pp.bilinear import squeezed
 from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
 
 
@@ -108,7 +109,7 @@ def preprocessing(case: Case) -> Outputs:
             cut, grid = tiles.split(resized, tile)
             if list(grid) != case.manifest["grids"][f"{name}_max{int(enlarge)}"]["grid"]:
                 raise Mismatch(f"{key}: a grid of {grid}")
-            parts = [tiles.whole(resized, tile)[None], cut] if len(cut) > 1 else [cut]
+            parts = [squeezed(resized, tile)[None], cut] if len(cut) > 1 else [cut]
             subimages = rearrange(np.concatenate(parts) / np.float32(255), "n h w c -> n c h w")
             yield f"{key}_resized_u8", resized, _either(case, f"{key}_resized_u8")
             yield f"{key}_subimages", subimages, _either(case, f"{key}_subimages")

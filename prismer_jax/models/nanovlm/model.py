@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import linen as nn
@@ -17,12 +16,13 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import CLASSES_KEY, WORDS_KEY, select
-from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
+from prismer_jax.models.decoder_only import Columns, DecoderOnly
+from prismer_jax.models.vlm import ordinals, text_mask
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.towers.vit import ViT, pixel_shuffle
-from prismer_jax.typing import Array, Float, Int, typed
+from prismer_jax.typing import Array, Float, typed
 
 _SIGLIP_B = dict(patch_size=16, width=768, layers=12, heads=12, mlp_dim=3072)
 _SMOLLM2_135M = dict(width=576, layers=30, heads=9, kv_heads=3, mlp_dim=1536)
@@ -85,7 +85,7 @@ FEATURES = ("vision/.*",)  # the parameters that `features` reads
 IMAGE = "<|image|>"  # the word in whose places an image's tokens are read
 
 
-class NanoVLM(nn.Module):
+class NanoVLM(DecoderOnly):
     """The model. All fields are hashable, so is the module.
 
     Attributes:
@@ -125,14 +125,6 @@ class NanoVLM(nn.Module):
             self.labels = LabelTokens(self.experts, grid, self.stem_width, width, self.classes, dtype)
 
     @property
-    def image_size(self) -> int:
-        return self.vision["image_size"]
-
-    @property
-    def vocab_size(self) -> int:
-        return self.language["vocab_size"]
-
-    @property
     def image_tokens(self) -> int:
         """Returns how many tokens of the decoder's one tile takes."""
         return (self.vision["image_size"] // self.vision["patch_size"] // self.shuffle) ** 2
@@ -160,62 +152,7 @@ class NanoVLM(nn.Module):
             x = x + self.labels(tiles, train)
         return rearrange(x, "(b m) n d -> b (m n) d", b=rows)
 
-    @typed
-    def __call__(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b t v"]:
-        """Returns float32 logits of the next token at every position of `text`."""
-        hidden, _, _ = self._read(self.encode(batch, train), batch)
-        return self.decoder.logits(hidden[:, -batch["text"].shape[1] :])
-
-    @typed
-    def prefill(
-        self, encoded: Float[Array, "b n d"], batch: Mapping[str, Any], room: int
-    ) -> tuple[Float[Array, "b 1 v"], dict[str, Any]]:
-        """Reads the prompt. The cache's `shared` has the keys and values of image and prompt, and the real columns."""
-        hidden, keys, sequence = self._read(encoded, batch)
-        own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), keys)
-        shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys), "mask": sequence.real}
-        rows = {"count": sequence.positions.max(-1, keepdims=True) + 1}
-        logits = self.decoder.logits(hidden[:, -1:])
-        return logits, {"shared": shared, "own": own, "rows": rows, "index": jnp.zeros((), jnp.int32)}
-
-    @typed
-    def extend(
-        self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
-    ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
-        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns."""
-        index, count, length = cache["index"], cache["rows"]["count"], tokens.shape[2]
-        room = cache["own"]["k"].shape[3]
-        masks = {
-            "new": jnp.tri(length, dtype=bool),
-            "own": (jnp.arange(room) < index)[None],
-            "prompt": cache["shared"]["mask"][:, None, None],
-        }
-        positions = count[..., None] + jnp.arange(length)
-        hidden, news = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
-
-        def put(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
-
-        own = jax.tree.map(put, cache["own"], news)
-        rows = {"count": count + length}
-        return self.decoder.logits(hidden), {**cache, "own": own, "rows": rows, "index": index + length}
-
-    def init_variables(self, rng: Array) -> dict[str, Any]:
-        """Returns {'params'}, with experts also {'batch_stats', 'tables'}; no shape of theirs depends on a batch."""
-        return init_from_shapes(self, rng, self.image_size)
-
-    def _read(self, encoded: Array, batch: Mapping[str, Any]) -> tuple[Array, Any, _Sequence]:
-        """Returns the hidden states [b t d] of image and text, keys and values, and the sequence that was read."""
-        sequence = self._sequence(encoded, batch)
-        x = self.decoder.embed(sequence.text)
-        if encoded.shape[1]:
-            which = jnp.clip(jnp.cumsum(sequence.image, axis=1) - 1, 0, encoded.shape[1] - 1)
-            x = jnp.where(sequence.image[..., None], jnp.take_along_axis(encoded, which[..., None], axis=1), x)
-        self.sow("intermediates", "spliced", x)
-        hidden, keys = self.decoder(x[:, None], sequence.positions[:, None], {"new": sequence.seen[:, None]})
-        return hidden[:, 0], keys, sequence
-
-    def _sequence(self, encoded: Array, batch: Mapping[str, Any]) -> _Sequence:
+    def columns(self, encoded: Array, batch: Mapping[str, Any]) -> Columns:
         """Returns what the decoder reads: the text with an image's tokens in it, or with those in front of it."""
         text, real, seen, positions = batch["text"], batch["mask_input"], text_mask(batch), ordinals(batch) - 1
         image = (text == self.image_token) & real if self.image_token is not None else jnp.zeros_like(real)
@@ -234,25 +171,12 @@ class NanoVLM(nn.Module):
             real = jnp.concatenate([there, real], axis=1)
         if self.positions == "column":
             positions = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-        return _Sequence(text, real, image, seen, jnp.maximum(positions, 0))
-
-
-class _Sequence(NamedTuple):
-    """The columns [b t] that the decoder reads.
-
-    Attributes:
-      text: ids; those of an image's columns do not matter.
-      real: no padding.
-      image: of an image.
-      seen: bool [b t t], which columns each column sees.
-      positions: of the rotary embedding.
-    """
-
-    text: Array
-    real: Array
-    image: Array
-    seen: Array
-    positions: Array
+        x = self.decoder.embed(text)
+        if encoded.shape[1]:
+            which = jnp.clip(jnp.cumsum(image, axis=1) - 1, 0, encoded.shape[1] - 1)
+            x = jnp.where(image[..., None], jnp.take_along_axis(encoded, which[..., None], axis=1), x)
+        self.sow("intermediates", "spliced", x)
+        return Columns(x, real, seen, jnp.maximum(positions, 0))
 
 
 def _apart(batch: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""What families share whose language model reads the image's tokens and the text as one sequence.
+
+The cache of such a model has in `shared` the keys and values of image and prompt, which are read once, and in `own`
+those of what is generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from prismer_jax.models.vlm import init_from_shapes
+from prismer_jax.typing import Array, Float, Int, typed
+
+
+class Columns(NamedTuple):
+    """The columns that the language model reads.
+
+    Attributes:
+      x: embeddings [b s d].
+      real: bool [b s], no padding.
+      seen: bool [b s s], which columns each column sees.
+      positions: int32 [b s], of the rotary embedding.
+    """
+
+    x: Array
+    real: Array
+    seen: Array
+    positions: Array
+
+
+class DecoderOnly(nn.Module):
+    """A model whose `decoder` is a towers.causal_lm.CausalLM; families say what stands in its `columns`."""
+
+    @property
+    def image_size(self) -> int:
+        return self.vision["image_size"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.language["vocab_size"]
+
+    def encode(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b n d"]:
+        """Returns the image's tokens."""
+        raise NotImplementedError
+
+    def columns(self, encoded: Array, batch: Mapping[str, Any]) -> Columns:
+        """Returns what the decoder reads of an image and a text."""
+        raise NotImplementedError
+
+    def first_logits(self, hidden: Array) -> Array:
+        """Returns the logits of a text that is given, and of what follows a prompt."""
+        return self.decoder.logits(hidden)
+
+    @typed
+    def __call__(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b t v"]:
+        """Returns float32 logits of the next token at every position of `text`."""
+        hidden, _, _ = self.read(self.encode(batch, train), batch)
+        return self.first_logits(hidden[:, -batch["text"].shape[1] :])
+
+    @typed
+    def prefill(
+        self, encoded: Float[Array, "b n d"], batch: Mapping[str, Any], room: int
+    ) -> tuple[Float[Array, "b 1 v"], dict[str, Any]]:
+        """Reads the prompt. The cache's `shared` has the keys and values of image and prompt, and the real columns."""
+        hidden, keys, columns = self.read(encoded, batch)
+        own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), keys)
+        shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys), "mask": columns.real}
+        rows = {"count": columns.positions.max(-1, keepdims=True) + 1}
+        logits = self.first_logits(hidden[:, -1:])
+        return logits, {"shared": shared, "own": own, "rows": rows, "index": jnp.zeros((), jnp.int32)}
+
+    @typed
+    def extend(
+        self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
+    ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
+        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns."""
+        index, count, length = cache["index"], cache["rows"]["count"], tokens.shape[2]
+        room = cache["own"]["k"].shape[3]
+        masks = {
+            "new": jnp.tri(length, dtype=bool),
+            "own": (jnp.arange(room) < index)[None],
+            "prompt": cache["shared"]["mask"][:, None, None],
+        }
+        positions = count[..., None] + jnp.arange(length)
+        hidden, news = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
+
+        def put(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
+
+        own = jax.tree.map(put, cache["own"], news)
+        rows = {"count": count + length}
+        return self.decoder.logits(hidden), {**cache, "own": own, "rows": rows, "index": index + length}
+
+    def init_variables(self, rng: Array) -> dict[str, Any]:
+        """Returns {'params'}, with experts also {'batch_stats', 'tables'}; no shape of theirs depends on a batch."""
+        return init_from_shapes(self, rng, self.image_size)
+
+    def read(self, encoded: Array, batch: Mapping[str, Any]) -> tuple[Array, Any, Columns]:
+        """Returns the hidden states [b s d] of image and text, keys and values, and the columns that were read."""
+        columns = self.columns(encoded, batch)
+        hidden, keys = self.decoder(columns.x[:, None], columns.positions[:, None], {"new": columns.seen[:, None]})
+        return hidden[:, 0], keys, columns

@@ -1,0 +1,69 @@
+"""Prefix and suffix as PaliGemma reads them: the prefix sees itself and the image whole, the suffix is learnt.
+
+Source: google-research/big_vision, configs/proj/paligemma/transfers/common.py and pp/proj/paligemma/ops.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from prismer_jax.errors import BadSample
+from prismer_jax.pp.ops import Example, Op, register
+
+
+@register
+def prefix_lm(length: int, sep: str = "\n", sticky: bool = False, learn: bool = True, *, tokenizer: Any) -> Op:
+    """Writes `text`, `mask_input`, `mask_ar`, `segment` and `mask_loss` [length] of the first of an example's `turns`.
+
+    What a user says is the prefix, what an assistant says the suffix (see the ops `turns` and `ask`). The text is
+    `bos`, prefix, separator, suffix, `eos`, each tokenised for itself, so that no word reaches over a boundary; what is
+    too long is cut on the right. Without a suffix it is a prompt, padded on the left.
+
+    Args:
+      sep: between prefix and suffix.
+      sticky: keep the end of a suffix that is cut, `eos`.
+      learn: False makes a prompt also of a turn with a suffix, with which its continuation begins.
+
+    Raises (the op):
+      BadSample: there is no turn, or the prefix leaves no room for a suffix.
+    """
+    between = tokenizer.encode(sep)
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        name = example.get("id", "?")
+        if not example.get("turns"):
+            raise BadSample(f"example {name} has nothing to say: put turns() or ask() before prefix_lm.")
+        turn = example["turns"][0]
+        prefix = [tokenizer.bos, *tokenizer.encode(turn["user"]), *between]
+        suffix = tokenizer.encode(turn["assistant"]) if "assistant" in turn else []
+        learnt = learn and "assistant" in turn
+        if learnt:
+            suffix.append(tokenizer.eos)
+        if len(prefix) > length - learnt:
+            raise BadSample(
+                f"example {name}: its prefix of {len(prefix)} tokens leaves no room in prefix_lm({length}).",
+                "too many tokens",
+            )
+        ids = cut(prefix + suffix, length, sticky and learnt)
+        start = 0 if learnt else length - len(ids)
+        text, columns = np.full(length, tokenizer.pad, np.int32), np.arange(length) - start
+        text[start : start + len(ids)] = ids
+        behind = columns >= len(prefix)
+        return {
+            **example,
+            "text": text,
+            "mask_input": (columns >= 0) & (columns < len(ids)),
+            "mask_ar": behind.astype(np.int32),
+            "segment": np.zeros(length, np.int32),
+            "mask_loss": (behind & (columns < len(ids)) & learnt) * np.float32(example.get("weight", 1.0)),
+            "_cut": example.get("_cut", 0) + (len(prefix) + len(suffix) > length),
+        }
+
+    return op
+
+
+def cut(ids: list[int], length: int, sticky: bool) -> list[int]:
+    """Returns at most `length` ids; where some are cut, `sticky` keeps the last of all."""
+    return [*ids[: length - 1], ids[-1]] if sticky and len(ids) > length else ids[:length]
