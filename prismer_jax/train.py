@@ -28,6 +28,8 @@ from prismer_jax.datasets import data_seen
 from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.report import results
+from prismer_jax.training.interrupts import Interrupts
+from prismer_jax.training.pace import Pace
 from prismer_jax.training.step import NO_VARIABLES, make_step
 
 # Keys that may differ between two starts in one workdir: what is watched and kept, not what is learnt.
@@ -175,8 +177,7 @@ def loop(
       profile_step: (step of this start, folder), see `runtime.profile_step`.
     """
     total_steps = watch.total_steps
-    stops = importlib.import_module("prismer_jax.training.interrupts").Interrupts(jax.process_count())
-    with stops as interrupts, watch, checkpoints:
+    with Interrupts(jax.process_count()) as interrupts, watch, checkpoints:
         for step, batch in zip(range(watch.first_step + 1, total_steps + 1), watch.pace.timed(batches), strict=False):
             profile_step(step - watch.first_step, watch.workdir / "profile")
             with jax.transfer_guard("disallow"):
@@ -227,8 +228,7 @@ class Watch:
         self._evals, self._schedules, self._started = evals, schedules, started
         self._batch_size, self._log_steps = cfg.batch_size, log_steps
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
-        pace = importlib.import_module("prismer_jax.training.pace")
-        self.pace = pace.Pace(workdir, first_step, writes=main_process)
+        self.pace = Pace(workdir, first_step, writes=main_process)
         self._progress = metrics.Progress(total_steps, first_step, enabled=main_process)
         told = dict(wandb=config.plain(cfg.get("wandb")), config=config.plain(cfg))
         self._writer = metrics.Writer(workdir, first_step=first_step, enabled=main_process, **told)

@@ -9,7 +9,6 @@ are stored as bytes with shape and type, and not where they lay: reading execute
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import math
@@ -24,7 +23,7 @@ import numpy as np
 
 from prismer_jax import config as configs
 from prismer_jax import sharding, tree
-from prismer_jax.checkpoint import arrays
+from prismer_jax.checkpoint import arrays, sizes
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 
@@ -167,7 +166,7 @@ class Checkpointer:
             self._writer.wait_until_finished()
             self._prune()
             if jax.process_index() == 0:
-                _sizes().note(self.directory, self.all_steps())
+                sizes.note(self.directory, self.all_steps())
 
     def close(self) -> None:
         """Calls `wait` and gives threads back."""
@@ -193,7 +192,7 @@ class Checkpointer:
         self.directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             self._sweep()
-            _sizes().note(self.directory, self.all_steps())  # a step that was torn is written again
+            sizes.note(self.directory, self.all_steps())  # a step that was torn is written again
             for step in (step for step, reason in self._torn.items() if reason):
                 shutil.rmtree(self.directory / str(step), ignore_errors=True)
             if self._description is not None:
@@ -219,13 +218,13 @@ class Checkpointer:
 
     def _is_torn(self, step: int) -> bool:
         if step not in self._torn:
-            self._torn[step] = _sizes().what_is_torn(self.directory, step)
+            self._torn[step] = sizes.what_is_torn(self.directory, step)
             if self._torn[step]:
                 logger.warning("%s is torn and left out: %s.", self.directory / str(step), self._torn[step])
         return bool(self._torn[step])
 
     def _metrics(self) -> dict[str, float]:
-        return _sizes().read_json(self.directory / _METRICS)
+        return sizes.read_json(self.directory / _METRICS)
 
     def _note(self, step: int, value: float) -> None:
         if jax.process_index() == 0 and math.isfinite(value):
@@ -241,10 +240,6 @@ class Checkpointer:
             if self.directory.is_dir() and jax.process_index() == 0:
                 self._sweep()
             raise
-
-
-def _sizes() -> Any:
-    return importlib.import_module("prismer_jax.checkpoint.sizes")
 
 
 def export(
