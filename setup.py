@@ -35,7 +35,7 @@ CORE = [
     "rich>=13",  # progress bars
 ]
 EVAL = ["pycocoevalcap>=1.2"]  # the official caption metrics, 104 MB of jars: METEOR and SPICE, which need Java
-GGUF = ["gguf>=0.10"]  # language models in llama.cpp's files, for tools.convert nanovlm
+GGUF = ["gguf>=0.17"]  # language models in llama.cpp's files, for tools.convert nanovlm
 ONNX = ["onnx>=1.16"]  # image encoders in ONNX files, for tools.convert nanovlm
 TEST = [
     "pytest>=8",

@@ -3,7 +3,8 @@
 Sources, read in November 2026: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p-training and /v6e for peaks, memories and
 the bandwidth of the interconnect, which these pages give for all ports and both directions of a chip together (v4 and
 v5e at 50 GB/s a port and direction, v5p and v6e at 100); the network between slices from the same pages (v5e 2 x 100
-Gbit/s for 8 chips, v5p 50 Gbit/s a chip). No figure is published for the network of v4 and v6e.
+Gbit/s for 8 chips, v5p 50 Gbit/s a chip). v4 also stands in arXiv 2304.01433, table 4. No figure is published for the
+network of v4 and v6e.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 50e9, 3, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"), devices=2),
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 50e9, 3, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"), devices=2),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, 2, ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"), 3.125e9),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, 3, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"), 6.25e9),
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 100e9, 2, ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),

@@ -22,8 +22,9 @@ from tools.parity.case import Case, Check, Mismatch, Outputs, relative
 
 FORWARD = Check(relative, 2e-5)  # a wrong GELU shows at 1.5e-4 only
 TRAINING = Check(relative, 1e-3)  # Adam makes rounding large
-# What big_vision decays, by the official names' default '.*/kernel$', is the image encoder and the projector.
-BIG_VISION = dict(clip_norm=1.0, wd_mults=[("vision/.*(kernel|patch_embedding)|projector/kernel", 1.0), (".*", 0.0)])
+# By the official names' default '.*/kernel$', big_vision decays the kernels of image encoder and projector.
+_NOT_DECAYED = "language/.*|.*/(norm.*|bias)|vision/(position_embedding|patch_bias)"
+BIG_VISION = dict(clip_norm=1.0, wd_mults=[(_NOT_DECAYED, 0.0)])
 
 
 def model_of(case: Case) -> PaliGemma:
@@ -186,6 +187,16 @@ def decoding(case: Case) -> Outputs:
     )
     batch, config = prompts_of(case), case.config
     generate = functools.partial(decode.generate, model, variables, batch, pad=0)
+    as_given = {key: jnp.asarray(case[f"decode_{key}"]) for key in ("text", "mask_ar", "mask_input")}
+    as_given |= {"mask_input": as_given["mask_input"] > 0, "image": batch["image"], "segment": batch["segment"]}
+    *_, seen, _ = apply(model, variables, as_given)
+    real = np.pad(
+        case["decode_mask_input"] > 0, ((0, 0), (seen.shape[1] - batch["text"].shape[1], 0)), constant_values=1
+    )
+    yield (
+        "out/decode_attn_mask",
+        (seen & real[:, :, None]).astype(np.uint8),
+    )  # what pads see there, nothing, is no matter
     greedy = functools.partial(generate, eos=-1, method="greedy", max_new=config["max_decode_len"])
     tokens = greedy()[0][:, 0]
     logits, cache = steps(model, variables, batch, tokens)
