@@ -190,13 +190,9 @@ def decoding(case: Case) -> Outputs:
     as_given = {key: jnp.asarray(case[f"decode_{key}"]) for key in ("text", "mask_ar", "mask_input")}
     as_given |= {"mask_input": as_given["mask_input"] > 0, "image": batch["image"], "segment": batch["segment"]}
     *_, seen, _ = apply(model, variables, as_given)
-    real = np.pad(
-        case["decode_mask_input"] > 0, ((0, 0), (seen.shape[1] - batch["text"].shape[1], 0)), constant_values=1
-    )
-    yield (
-        "out/decode_attn_mask",
-        (seen & real[:, :, None]).astype(np.uint8),
-    )  # what pads see there, nothing, is no matter
+    front = ((0, 0), (seen.shape[1] - batch["text"].shape[1], 0))
+    real = np.pad(case["decode_mask_input"] > 0, front, constant_values=True)
+    yield "out/decode_attn_mask", (seen & real[:, :, None]).astype(np.uint8)  # there, pads see nothing
     greedy = functools.partial(generate, eos=-1, method="greedy", max_new=config["max_decode_len"])
     tokens = greedy()[0][:, 0]
     logits, cache = steps(model, variables, batch, tokens)

@@ -33,6 +33,10 @@ def run(folder, *flags):
         "nanovlm_backbone_tiny",
         "nanovlm_222m_manifest",
         "nanovlm_backbone_smollm2_135m_manifest",
+        "paligemma_mha_tiny",
+        "paligemma_pp_text",
+        "paligemma_pp_image",
+        "paligemma_pt_3b_224_manifest",
     ],
 )
 def test_agrees_with_the_reference(shared, capsys, case):
@@ -43,7 +47,9 @@ def test_agrees_with_the_reference(shared, capsys, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["prismer_tiny", "nanovlm_tiny", "nanovlm_*manifest"])
+@pytest.mark.parametrize(
+    "case", ["prismer_tiny", "nanovlm_tiny", "nanovlm_*manifest", "paligemma*_tiny", "paligemma*_manifest"]
+)
 def test_the_whole_tiny_model_agrees_with_the_reference(shared, case):
     assert run(shared / "golden", "--case", case) == 0
 
