@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from prismer_jax import assembly, checkpoint, config, models, runtime, train
+from prismer_jax import assembly, checkpoint, config, models, train
 from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError
 from prismer_jax.input import train_batches
@@ -186,12 +186,3 @@ def leaves(section, prefix=""):
         yield from (
             leaves(value, f"{prefix}{key}.") if isinstance(value, config.Section) else [(f"{prefix}{key}", value)]
         )
-
-
-def test_the_memory_of_a_step_can_be_told():
-    step = jax.jit(lambda state, batch: jax.tree.map(lambda x: x + batch["x"].sum(), state))
-    state = {"params": {"a": jax.numpy.ones((2, 512)), "b": jax.numpy.ones(4)}, "opt": {"mu": jax.numpy.ones(4)}}
-    batch = {"x": jax.numpy.ones(8)}
-    lines = runtime.memory(state, [state["params"]["b"]], batch, step.lower(state, batch).compile())
-    assert [line.split()[-3] for line in lines[:4]] == ["1,028", "4", "4", "8"]
-    assert "GiB of each of" in lines[4]

@@ -98,6 +98,7 @@ def test_an_unknown_variant_is_named():
         load("variant=460m")
 
 
+@pytest.mark.slow
 def test_both_stages_on_photos_read_features_and_change_what_they_say(tmp_path, monkeypatch):
     """On a tiny model, whose files tools.convert put together."""
     monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))

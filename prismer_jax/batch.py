@@ -2,7 +2,7 @@
 
 image        uint8 [B,(M,)H,W,3]: the photo, or M tiles or frames of it
 image_mask   bool [B,M]: which of these there are
-features     float16 [B,(M,)N,D]: what a frozen encoder made of the image, in place of it (see models.features)
+features     float16 [B,(M,)N,D]: what a frozen encoder made of the image, in place of it (see training.features)
 labels/...   the experts' label maps and the tables that go with them (see prismer_jax.labels)
 text         int32 [B,T]: token ids
 mask_input   bool [B,T]: a token, and no padding

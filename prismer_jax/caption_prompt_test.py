@@ -137,6 +137,7 @@ def test_photos_of_few_tiles_cost_few_and_few_programs_are_compiled(captioner, t
         np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_the_photo_and_not_on_its_place(captioner, photos):
     options = dict(num_captions=3, max_new=8, temperature=2.0, seed=5)
     together = captioner.caption(photos, batch_size=3, **options)

@@ -115,7 +115,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
 
     # ------------------------------------------------------------------------------------------------ batches and step
     if any("features" in part for part in cfg.data.values()):
-        mixture = importlib.import_module("prismer_jax.models.features").cached(mixture, cfg, training)
+        mixture = importlib.import_module("prismer_jax.training.features").cached(mixture, cfg, training)
     host_batches = input.train_batches(
         mixture,
         batch_size=batch_size,

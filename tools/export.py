@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from prismer_jax import checkpoint, config, models
+from prismer_jax.checkpoint import sizes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
@@ -37,7 +38,7 @@ def safetensors(output: pathlib.Path, variables: Mapping[str, Any], description:
 def orbax(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Writes a self-contained folder, with what lies beside the weights."""
     folder = pathlib.Path(description["folder"])
-    own = (checkpoint.DESCRIPTION, "metrics.json")  # of this folder, or of the run it lies in
+    own = (checkpoint.DESCRIPTION, "metrics.json", sizes.FILE)  # of this folder, or of the run it lies in
     files = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in own}
     what = {key: value for key, value in description.items() if key not in ("folder", "versions")}
     checkpoint.export(output, variables, what, files)

@@ -23,7 +23,7 @@ COUNT = 40
 # The command with the toy experts, made slow; what it writes is logged: FOLDER/<expert>/<photo> by which process.
 PROGRAM = """
 import os, pathlib, sys, time
-from prismer_jax import label_png
+from prismer_jax import label_files
 from prismer_jax.experts import testing, weights
 from tools import make_labels
 make_labels.EXPERTS = weights.EXPERTS = testing.TOYS

@@ -28,7 +28,7 @@ PROGRAMS = {
 TEXTS = {
     *("--arms", "--baselines", "--case", "--choices", "--dataset", "--dtype", "--experts", "--format", "--metrics"),
     *("--name", "--only", "--prefix", "--question", "--shard-size", "--source-name", "--split", "--tfds-name"),
-    *("--tfds-split", "--variant", "--allow", "--score", "--prompt", "--repo", "names", "what"),
+    *("--tfds-split", "--variant", "--allow", "--score", "--prompt", "--repo", "--plan", "--rows", "names", "what"),
 }
 LATER = {"--config", "--tokenizer"}  # paths in a text of their own form: see the next test
 

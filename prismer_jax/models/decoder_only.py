@@ -12,9 +12,48 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 
+from prismer_jax.errors import UserError, choose
 from prismer_jax.models.vlm import init_from_shapes
+from prismer_jax.towers.causal_lm import CausalLM
+from prismer_jax.towers.vit import ViT
 from prismer_jax.typing import Array, Float, Int, typed
+
+
+def fields_of(
+    cls: type[nn.Module], variants: Mapping[str, Mapping[str, Any]], variant: str, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the fields of a model: those of a variant, with `vision` and `language` merged into it.
+
+    Raises:
+      UserError: an unknown variant or field, or towers whose sizes do not fit.
+    """
+    fields = dict(choose("variant", variant, variants))
+    own = dict.fromkeys(name for name in cls.__dataclass_fields__ if name not in ("parent", "name"))
+    for key in overrides:
+        choose("field of the model", key, own)
+    fields |= overrides
+    for name, tower in {"vision": ViT, "language": CausalLM}.items():
+        part = dict(overrides.get(name, {}))
+        for key in part:
+            choose(f"field of {name}", key, tower.__dataclass_fields__)
+        fields[name] = FrozenDict({**variants[variant][name], **part})
+    names = {name: tuple(classes) for name, classes in dict(fields.get("classes", {})).items()}
+    vision, language = fields["vision"], fields["language"]
+    check_multiples(
+        ("vision.width", vision["width"], vision["heads"]),
+        ("language.heads", language["heads"], language["kv_heads"]),
+        ("vision.image_size", vision["image_size"], vision["patch_size"]),
+    )
+    return fields | {"classes": FrozenDict(names)}
+
+
+def check_multiples(*sizes: tuple[str, int, int]) -> None:
+    """Raises a UserError unless each (name, whole, part) is a whole number of parts."""
+    for what, whole, part in sizes:
+        if whole % part:
+            raise UserError(f"{what} {whole} is not a multiple of {part}.")
 
 
 class Columns(NamedTuple):

@@ -17,7 +17,7 @@ from prismer_jax.batch import inputs
 from prismer_jax.datasets import miniature
 from prismer_jax.datasets.packing import Layout, join
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.models import features
+from prismer_jax.training import features
 
 PHOTO = (480, 640, 3)  # COCO's usual; nothing but the number of its tiles could depend on it
 QUESTION, ANSWER = "?", "a"  # short: of the tokenizer that stands in, each byte is a token

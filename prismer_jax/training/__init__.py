@@ -1,1 +1,1 @@
-"""What training repeats: its step."""
+"""What training repeats, its step, and what goes with it: kept features, the pace of a run, signals."""

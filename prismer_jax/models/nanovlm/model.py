@@ -14,9 +14,9 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import choose
 from prismer_jax.labels import CLASSES_KEY, WORDS_KEY, select
-from prismer_jax.models.decoder_only import Columns, DecoderOnly
+from prismer_jax.models.decoder_only import Columns, DecoderOnly, check_multiples, fields_of
 from prismer_jax.models.vlm import ordinals, text_mask
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
@@ -208,30 +208,13 @@ def build(
     Raises:
       UserError: an unknown variant or field, or sizes that do not fit together.
     """
-    fields = dict(choose("variant", variant, VARIANTS))
-    if fields.get("image_token") is not None and tokenizer is not None:
-        overrides.setdefault("image_token", tokenizer.id_of(IMAGE))
-    towers = {"vision": ViT, "language": CausalLM}
-    for key in overrides:
-        choose(
-            "field of the model", key, {k: None for k in NanoVLM.__dataclass_fields__ if k not in ("parent", "name")}
-        )
-    for name, tower in towers.items():
-        part = dict(overrides.pop(name, {}))
-        for key in part:
-            choose(f"field of {name}", key, tower.__dataclass_fields__)
-        fields[name] = FrozenDict({**fields[name], **part})
-    names = {name: tuple(classes) for name, classes in dict(overrides.pop("classes", {})).items()}
-    model = NanoVLM(**{**fields, **overrides, "experts": select(experts), "classes": FrozenDict(names)})
+    fields = fields_of(NanoVLM, VARIANTS, variant, overrides)
+    if fields.get("image_token") is not None and tokenizer is not None and "image_token" not in overrides:
+        fields["image_token"] = tokenizer.id_of(IMAGE)
+    model = NanoVLM(**fields | {"experts": select(experts)})
     choose("positions", model.positions, dict.fromkeys(("token", "column")))
-    vision, language = model.vision, model.language
-    for what, whole, part in (
-        ("vision.width", vision["width"], vision["heads"]),
-        ("language.width", language["width"], 2 * language["heads"]),
-        ("language.heads", language["heads"], language["kv_heads"]),
-        ("vision.image_size", vision["image_size"], vision["patch_size"]),
-        ("patches on a side", vision["image_size"] // vision["patch_size"], model.shuffle),
-    ):
-        if whole % part:
-            raise UserError(f"{what} {whole} is not a multiple of {part}.")
+    check_multiples(
+        ("language.width", model.language["width"], 2 * model.language["heads"]),
+        ("patches on a side", model.image_size // model.vision["patch_size"], model.shuffle),
+    )
     return model

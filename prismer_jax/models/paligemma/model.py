@@ -15,9 +15,9 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import choose
 from prismer_jax.labels import select
-from prismer_jax.models.decoder_only import Columns, DecoderOnly
+from prismer_jax.models.decoder_only import Columns, DecoderOnly, fields_of
 from prismer_jax.models.vlm import ordinals, text_mask
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
@@ -172,24 +172,6 @@ def build(
     Raises:
       UserError: an unknown variant or field, or sizes that do not fit together.
     """
-    fields = dict(choose("variant", variant, VARIANTS))
-    own = [name for name in PaliGemma.__dataclass_fields__ if name not in ("parent", "name")]
-    for key in overrides:
-        choose("field of the model", key, dict.fromkeys(own))
-    for name, tower in {"vision": ViT, "language": CausalLM}.items():
-        part = dict(overrides.pop(name, {}))
-        for key in part:
-            choose(f"field of {name}", key, tower.__dataclass_fields__)
-        fields[name] = FrozenDict({**fields[name], **part})
-    names = {name: tuple(classes) for name, classes in dict(overrides.pop("classes", {})).items()}
-    model = PaliGemma(**{**fields, **overrides, "experts": select(experts), "classes": FrozenDict(names)})
+    model = PaliGemma(**fields_of(PaliGemma, VARIANTS, variant, overrides) | {"experts": select(experts)})
     choose("cap", model.cap, dict.fromkeys(("reference", "always")))
-    vision, language = model.vision, model.language
-    for what, whole, part in (
-        ("vision.width", vision["width"], vision["heads"]),
-        ("language.heads", language["heads"], language["kv_heads"]),
-        ("vision.image_size", vision["image_size"], vision["patch_size"]),
-    ):
-        if whole % part:
-            raise UserError(f"{what} {whole} is not a multiple of {part}.")
     return model

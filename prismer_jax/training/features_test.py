@@ -11,7 +11,8 @@ from PIL import Image
 from prismer_jax import checkpoint, config, input, models, optim, pp
 from prismer_jax.batch import inputs, prompts
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.models import features, nanovlm
+from prismer_jax.models import nanovlm
+from prismer_jax.training import features
 
 FROZEN = ("vision/.*",)
 TILES = "decode|tiles(32, 64, 5)"
