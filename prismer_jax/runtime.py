@@ -45,4 +45,5 @@ def by_shape(jitted: Any, compiled: Any, batches: Sequence[Any]) -> Any:
 
 def log_warnings() -> None:
     """Sends warnings of the loader and of libraries to stderr, one plain line each."""
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    # Some of the libraries configure logging when they are imported.
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", force=True)
