@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,5 +46,8 @@ def by_shape(jitted: Any, compiled: Any, batches: Sequence[Any]) -> Any:
 
 def log_warnings() -> None:
     """Sends warnings of the loader and of libraries to stderr, one plain line each."""
-    # Some of the libraries configure logging when they are imported.
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING)
+    # Some of the libraries add their handler when they are imported; one that collects records is left as it is.
+    for handler in logging.getLogger().handlers:
+        if getattr(handler, "stream", None) is sys.stderr:
+            handler.setFormatter(logging.Formatter("warning: %(message)s"))
