@@ -15,13 +15,14 @@ DATASETS = {
     "conversations": "prismer_jax.datasets.conversations",
     "fewshot": "prismer_jax.datasets.fewshot",
     "lists": "prismer_jax.datasets.lists",
+    "pairs": "prismer_jax.datasets.pairs",
     "photos": "prismer_jax.datasets.photos",
     "records": "prismer_jax.shards.records",
     "scenes": "prismer_jax.datasets.scenes",
     "tars": "prismer_jax.datasets.tars",
 }
 PATHS = ("path", "images", "labels", "annotations", "names", "indices")  # on disks, but for those of REMOTE
-REMOTE = ("records", "conversations")
+REMOTE = ("records", "conversations", "pairs")
 
 
 def load(name: str, **kwargs: Any) -> Any:

@@ -41,6 +41,7 @@ def load(
     image_correspondence: int = 1,
     visual_dependency: int = 1,
     formatting: int = 1,
+    kind: type[Source] | None = None,
 ) -> Source:
     """Returns a source of examples with `id`, `image` (a list, which may be empty) and `turns`.
 
@@ -51,6 +52,7 @@ def load(
       limit: take only so many samples, the first ones; what comes after them is not read.
       relevance, image_correspondence, visual_dependency, formatting: the least rating of a text; texts without a rating
         stay. A sample that keeps none is bad (reason: low ratings).
+      kind: of the source, where samples are something else; see datasets/pairs.py.
 
     Raises:
       UserError: a file is missing or no such table, or its samples lack ratings that are asked for.
@@ -61,17 +63,18 @@ def load(
         visual_dependency=visual_dependency,
         formatting=formatting,
     )
+    kind = kind or Source
     tables: list[Any] = []
     for file in _files(path):
         left = None if limit is None else limit - sum(map(len, tables))
         if left is None or left > 0:
-            tables.append((_Parquet if str(file).endswith(".parquet") else _Lines)(file, left))
-    source = Source(tables, None if images is None else storage.on_disk(images), minima)
+            is_parquet = str(file).endswith(".parquet")
+            tables.append(_Parquet(file, left, kind.columns) if is_parquet else _Lines(file, left))
+    source = kind(tables, None if images is None else storage.on_disk(images), minima)
     if not len(source):
         raise UserError(f"{path}: has no samples. Check the path and limit.")
-    first = source.row(0)
     for name, least in minima.items():
-        if least > 1 and first.get(f"{name}_ratings") is None:
+        if least > 1 and source.row(0).get(f"{name}_ratings") is None:
             raise UserError(f"{tables[0].path}: the first sample has no {name}_ratings. Leave {name} out.")
     return source
 
@@ -82,7 +85,10 @@ class Source:
     Attributes:
       made_of: what its examples depend on: files, their sizes and times, and settings.
       fingerprint: of remote files, a digest of that, so that none is read to tell whether they changed; else None.
+      columns: those of Parquet that are read; None for all.
     """
+
+    columns: tuple[str, ...] | None = COLUMNS
 
     def __init__(self, tables: Sequence[Any], images: Path | None, minima: Mapping[str, int]) -> None:
         self._tables, self._images, self._minima = list(tables), images, dict(minima)
@@ -100,6 +106,11 @@ class Source:
         return self._find(index)[1]
 
     def __getitem__(self, index: int) -> Example:
+        where, name, row, photos = self.found(index)
+        return {"id": name, "image": photos, "turns": self._turns(row, where)}
+
+    def found(self, index: int) -> tuple[str, str, dict[str, Any], list[bytes | str]]:
+        """Returns (what messages call it, FILE/NUMBER, the row, its photos) of a sample."""
         table, row, number = self._find(index)
         name = f"{pathlib.PurePosixPath(table.path).stem}/{number}"
         folder = self._images
@@ -108,7 +119,7 @@ class Source:
         photos = row.get("images", row.get("image"))
         photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
         photos = [_photo(photo, folder, f"{table.path}: photo of sample {number}") for photo in photos]
-        return {"id": name, "image": photos, "turns": self._turns(row, f"{table.path}: sample {number}")}
+        return f"{table.path}: sample {number}", name, row, photos
 
     def _find(self, index: int) -> tuple[Any, dict[str, Any], int]:
         if not 0 <= index < len(self):
@@ -200,8 +211,8 @@ class _Lines:
 class _Parquet:
     """A Parquet file, of which the last row groups that were read are kept in memory."""
 
-    def __init__(self, path: pathlib.Path | str, limit: int | None) -> None:
-        self.path, self._version = path, json.dumps(_identity(path))
+    def __init__(self, path: pathlib.Path | str, limit: int | None, columns: tuple[str, ...] | None = COLUMNS) -> None:
+        self.path, self._columns, self._version = path, columns, json.dumps(_identity(path))
         metadata = _metadata(str(path), self._version)
         ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
         self._ends, count = ends.astype(np.int64), metadata.num_rows
@@ -213,13 +224,13 @@ class _Parquet:
     def read(self, index: int) -> dict[str, Any]:
         group = int(np.searchsorted(self._ends, index, "right"))
         start = int(self._ends[group - 1]) if group else 0
-        return _group(str(self.path), self._version, group).slice(index - start, 1).to_pylist()[0]
+        return _group(str(self.path), self._version, group, self._columns).slice(index - start, 1).to_pylist()[0]
 
 
 @functools.lru_cache(maxsize=8)
-def _group(path: str, version: str, number: int) -> Any:
+def _group(path: str, version: str, number: int, wanted: tuple[str, ...] | None) -> Any:
     metadata = _metadata(path, version)
-    columns = [name for name in metadata.schema.to_arrow_schema().names if name in COLUMNS]
+    columns = [name for name in metadata.schema.to_arrow_schema().names if wanted is None or name in wanted]
     try:
         with _opened(path) as file:
             return _parquet(path).ParquetFile(file, metadata=metadata).read_row_group(number, columns=columns)

@@ -67,6 +67,35 @@ def talks(extra: int = len(chat.EXTRA_TOKENS), data_dir: str | os.PathLike | Non
     return str(final / "talks.jsonl"), str(final)
 
 
+def pairs(frames: int | None = None, captions: bool = False, data_dir: str | os.PathLike | None = None) -> str:
+    """Returns a folder of train.jsonl and val.jsonl, rows of datasets/pairs.py about scenes, written first if need be.
+
+    Args:
+      frames: photos of a row, the same again and again; None for one photo that is no list.
+      captions: rows have captions to say, otherwise a question with choices and its answer.
+      data_dir: as of scenes.load.
+    """
+    name = f"pairs-{frames}-{captions}-{VERSION}-{scenes.VERSION}"
+    final = scenes.data_folder(data_dir) / "miniature" / name
+    if not final.exists():
+        with folders.new_folder(final) as new:
+            settings = scenes.Settings("train", SIZE, len(TRAIN) + len(HELD_OUT), 0)
+            for part, numbers in (("train", TRAIN), ("val", HELD_OUT)):
+                rows = []
+                for number in numbers:
+                    example = scenes.example(settings, number)
+                    (new / f"{number}.jpg").write_bytes(example["image"])
+                    photo = {"image": f"{number}.jpg"} if frames is None else {"images": [f"{number}.jpg"] * frames}
+                    asked = example["questions"][number % len(example["questions"])]
+                    answer = asked["answers"][0]
+                    said = {"captions": example["captions"]} if captions else {"answers": [answer]}
+                    choices = list(dict.fromkeys(["no", answer, "yes"]))
+                    texts = {"question": asked["question"], "choices": choices, "hint": "", "language": "en"}
+                    rows.append({**photo, "id": number, **texts, **said})
+                (new / f"{part}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(final)
+
+
 def _letters(folder: pathlib.Path, extra: int) -> None:
     """Writes a tokenizer of single bytes, which knows SmolLM2's marks of a conversation."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -10,11 +10,13 @@ from prismer_jax.evaluators.common import Evaluator, Journal
 
 # Type -> module and class; imported when an evaluator of it is asked for.
 EVALUATORS = {
+    "answers": "prismer_jax.evaluators.answers:AnswersEvaluator",
     "caption": "prismer_jax.evaluators.caption:CaptionEvaluator",
     "choice": "prismer_jax.evaluators.choice:ChoiceEvaluator",
     "classification": "prismer_jax.evaluators.classification:ClassificationEvaluator",
     "loss": "prismer_jax.evaluators.loss:LossEvaluator",
     "own_photo": "prismer_jax.evaluators.own_photo:OwnPhotoEvaluator",
+    "perplexity": "prismer_jax.evaluators.perplexity:PerplexityEvaluator",
     "vqa": "prismer_jax.evaluators.vqa:VQAEvaluator",
 }
 

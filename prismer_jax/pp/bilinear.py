@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from prismer_jax.errors import BadSample
 from prismer_jax.pp.labels import resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -37,20 +38,35 @@ def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @register
-def stretch(size: int, antialias: bool = False, label_size: int | None = None) -> Op:
+def stretch(size: int, antialias: bool = False, label_size: int | None = None, frames: int | None = None) -> Op:
     """Makes the photo uint8 [size, size, 3] whatever its proportions, labels by nearest.
+
+    Several photos, or the frames of a video, become [frames, size, size, 3].
 
     What lies between two grey levels is cut off, not rounded, as in google-research/big_vision (pp/ops_image.py).
 
     Args:
       antialias: average what becomes one pixel; PaliGemma was trained without.
       label_size: of the label maps, by default `size`.
+      frames: how many of several photos, evenly spaced from the first to the last; some more than once if need be.
+
+    Raises (the op):
+      BadSample: several photos, and `frames` is not given, or one or none where it is.
     """
     shape = (label_size or size,) * 2
     make = squeezed if antialias else interpolated
 
+    def squared(image: np.ndarray) -> np.ndarray:
+        return make(image, size).clip(0, 255).astype(np.uint8)
+
     def op(example: Example, rng: np.random.Generator) -> Example:
-        image = make(example["image"], size).clip(0, 255).astype(np.uint8)
-        return dict(example, image=image) | resample(example, shape)
+        image = example["image"]
+        if isinstance(image, list) != (frames is not None) or not len(image):
+            number = len(image) if isinstance(image, list) else "one"
+            raise BadSample(f"example {example.get('id', '?')} has {number} photos; frames={frames}.", "frames")
+        if frames is None:
+            return dict(example, image=squared(image)) | resample(example, shape)
+        chosen = np.linspace(0, len(image) - 1, frames).round().astype(int)
+        return dict(example, image=np.stack([squared(image[number]) for number in chosen]))
 
     return op

@@ -61,9 +61,14 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
         warmup_steps=config.steps(cfg.optim, "warmup", default=0, **durations),
     )
 
+    kept_as = cfg.get("frozen_dtype")
+
     def init(rng: jax.Array) -> dict[str, Any]:
         variables = model.init_variables(rng)
-        trainable, _ = optim.split(variables["params"], frozen)
+        trainable, fixed = optim.split(variables["params"], frozen)
+        if kept_as:  # half of the memory of what is not trained
+            fixed = {name: leaf.astype(kept_as) for name, leaf in fixed.items()}
+            variables["params"] = optim.merge(trainable, fixed)
         return {**variables, "opt": optimizer.tx.init(trainable), "step": jnp.zeros((), jnp.int32)}
 
     spec, tensor = assembly.sharding_of(cfg, model)

@@ -15,16 +15,14 @@ import optax
 from prismer_jax import decode, losses, optim, tree
 from prismer_jax.decode.sampling import best_first, narrow
 from prismer_jax.models import conversion
-from prismer_jax.models.paligemma import FREEZE, PaliGemma, build
+from prismer_jax.models.paligemma import FREEZE, NOT_DECAYED, PaliGemma, build
 from prismer_jax.models.paligemma.conversion import TABLE, official_table
 from prismer_jax.weights import rules
 from tools.parity.case import Case, Check, Mismatch, Outputs, relative
 
 FORWARD = Check(relative, 2e-5)  # a wrong GELU shows at 1.5e-4 only
 TRAINING = Check(relative, 1e-3)  # Adam makes rounding large
-# By the official names' default '.*/kernel$', big_vision decays the kernels of image encoder and projector.
-_NOT_DECAYED = "language/.*|.*/(norm.*|bias)|vision/(position_embedding|patch_bias)"
-BIG_VISION = dict(clip_norm=1.0, wd_mults=[(_NOT_DECAYED, 0.0)])
+BIG_VISION = dict(clip_norm=1.0, wd_mults=[(NOT_DECAYED, 0.0)])
 
 
 def model_of(case: Case) -> PaliGemma:

@@ -73,6 +73,9 @@ FREEZE: dict[str, tuple[str, ...]] = {
     "attention_only": (r"(?!language/blocks/(query|key|value|out)/).*",),
 }
 
+# What big_vision's weight decay leaves alone: it decays what its files call kernel, which Gemma's parameters are not.
+NOT_DECAYED = "language/.*|.*/(norm.*|bias)|vision/(position_embedding|patch_bias)"
+
 
 def _resized(table: Array, shape: tuple[int, int]) -> Array:
     """Returns positions [n d] for another square grid: linear between aligned corners.
@@ -96,7 +99,7 @@ class PaliGemma(DecoderOnly):
     """The model. All fields are hashable, so is the module.
 
     Attributes:
-      vision: fields of towers.vit.ViT.
+      vision: fields of towers.vit.ViT; a `dtype` among them is that of the image encoder alone.
       language: fields of towers.causal_lm.CausalLM.
       cap: 'reference' leaves the logits of a given text, and of the first word after a prompt, without language's
         logit_cap, as big_vision does, and bounds those of the words after it; 'always' bounds all.
@@ -119,7 +122,7 @@ class PaliGemma(DecoderOnly):
 
     def setup(self) -> None:
         dtype, width = jnp.dtype(self.dtype), self.language["width"]
-        self.encoder = ViT(**self.vision, remat=self.remat, dtype=dtype, name="vision")
+        self.encoder = ViT(**{"dtype": dtype, **self.vision}, remat=self.remat, name="vision")
         self.projector = nn.Dense(width, dtype=dtype)
         language = {"word_scale": width**0.5, **self.language}
         self.decoder = CausalLM(**language, remat=self.remat, dtype=dtype, name="language")

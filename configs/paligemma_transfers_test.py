@@ -1,0 +1,172 @@
+"""transfers/paligemma.py: the published settings, what becomes of rows, wrong arguments, and whole runs."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import configs_test
+from configs.configs_test import load
+from prismer_jax import assembly, config, input, optim, registry, sharding, tree
+from prismer_jax.errors import UserError
+from prismer_jax.pp import tokenizer
+from prismer_jax.training.step import make_step
+
+FILE = "transfers/paligemma.py"
+OTHER_NAMES = {"ansstr": "choices", "question_text": "question", "sentence": "question", "indexed_choices": "choices"}
+TASKS = [
+    *("activitynet_cap", "activitynet_qa", "ai2d", "aokvqa_da", "aokvqa_mc", "chartqa", "coco35l", "cococap"),
+    *("docvqa", "gqa", "infovqa", "msrvtt_cap", "msrvtt_qa", "msvd_qa", "nlvr2", "ocrvqa", "okvqa", "refcoco_seg"),
+    *("rsvqa_hr", "rsvqa_lr", "scicap", "science_qa", "screen2words", "stvqa", "tallyqa", "textcaps", "textvqa"),
+    *("vatex_cap", "vizwizvqa", "vqav2", "widgetcap", "t4", "l4", "mmvp", "pope"),
+]
+
+
+@pytest.fixture(scope="module")
+def published(shared):
+    return json.loads((shared / "golden/paligemma_transfers.json").read_text())["transfers"]
+
+
+def test_all_settings_are_the_published_ones(published):
+    found = 0
+    for task, entry in published.items():
+        if task in ("forkme", "vertexai_l4"):
+            continue
+        sweep = entry["sweeps"][entry["active_sweep"]] if entry["active_sweep"] else [{"effective": entry["default"]}]
+        for setting in sweep:
+            wanted = setting["effective"]
+            same(load(FILE, f"task={task},res={wanted['res']}"), wanted, entry["default"])
+            found += 1
+    assert found == 63 + 1  # pope trains nothing
+    same(load(FILE, "l4"), published["vertexai_l4"]["default"], published["vertexai_l4"]["default"])
+
+
+def same(cfg, wanted, default):
+    """Compares a config with the effective values of one setting, and with the texts of its task."""
+    for unit in ("total_epochs", "total_examples", "total_steps"):
+        assert cfg.get(unit) == wanted[unit]
+    assert (cfg.batch_size, cfg.optim.lr) == (wanted["batch_size"], wanted["lr"])
+    assert cfg.optim.weight_decay * cfg.optim.lr == pytest.approx(wanted["wd"] or 0.0)
+    assert cfg.loss.label_smoothing == pytest.approx(wanted["label_smoothing"] or 0.0, rel=1e-5)
+    assert cfg.model.language.branch_dropout == wanted["llm_dropout"]
+    assert cfg.model.vision.image_size == wanted["res"]
+    assert cfg.freeze == ("freeze_vision" if wanted["frozen"] else "none")
+    assert cfg.model.variant == wanted["model_init"]
+    (data,) = cfg.data.values()
+    ops = {name: (args, options) for name, args, options in registry.parse(data.pp)}
+    assert ops["prefix_lm"][0] == (wanted["text_len"] + 1,)
+    (template,), options = ops["affix"]
+    if default["prefix_template"]:
+        there = default["prefix_template"].strip('"').replace("\\n", "\n")
+        for old, new in OTHER_NAMES.items():
+            there = there.replace(f"{{{old}}}", f"{{{new}}}")
+        assert template == there
+    assert ops["stretch"][1]["antialias"] == ("antialias=True" in default["pp_train"])
+    assert options["lower"] == ("lower(key=" in default["pp_train"])
+    if default["schedule"]:
+        schedules = default["schedule"] if isinstance(default["schedule"], list) else [["", default["schedule"]]]
+        assert {s["warmup_percent"] * 100 for _, s in schedules if s} == {cfg.optim.warmup_percent}
+        assert cfg.optim.schedule == "cosine"
+        assert cfg.optim.clip_norm == default["grad_clip_norm"]
+    assert cfg.optim.name == {"scale_by_adam": "adamw", "big_vision.sgd": "sgd"}.get(default["optax_name"], "adamw")
+
+
+def test_the_decay_is_multiplied_by_the_schedule_and_only_kernels_of_the_image_encoder_have_it():
+    cfg = load(FILE, "task=cococap,res=448")
+    names = ["vision/blocks/mlp/up/kernel", "vision/patch_embedding", "projector/kernel"]
+    others = ["vision/blocks/mlp/up/bias", "vision/position_embedding", "vision/norm/scale", "vision/patch_bias"]
+    others += ["projector/bias", "language/blocks/query/kernel", "language/word_embedding", "language/norm/scale"]
+    params = dict.fromkeys([*names, *others], jnp.full(3, 2.0))
+    options = {key: value for key, value in config.plain(cfg.optim).items() if key != "warmup_percent"}
+    made = optim.make(
+        params, 100, **options, warmup_steps=config.steps(cfg.optim, "warmup", batch_size=1, total_steps=100)
+    )
+    state, zeros = made.tx.init(params), jax.tree.map(jnp.zeros_like, params)
+    for step in range(8):
+        updates, state = made.tx.update(zeros, state, params)
+        share = step / 5 if step < 5 else 0.5 * (1 + math.cos(math.pi * (step - 5) / 95))
+        for name in params:
+            wanted = -1e-6 * share * 2.0 if name in names else 0.0
+            assert float(updates[name][0]) == pytest.approx(wanted, rel=1e-5), (step, name)
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("task=cocap", "Unknown task 'cocap'. Did you mean 'cococap'"),
+        ("res=225", "res=225: patches of 14 pixels do not divide it"),
+        ("size=2b", "Unknown size '2b'. Did you mean '28b'"),
+        ("taks=cococap", "Unknown config argument 'taks'"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(arg, message):
+    with pytest.raises(UserError) as error:
+        load(FILE, arg)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_sizes_and_resolutions_name_the_files_to_start_from():
+    cfg = load(FILE, "task=docvqa,res=896,size=10b")
+    assert (cfg.model.variant, cfg.init) == ("10b_pt_896", "models/10b_pt_896")
+    assert cfg.model.language.logit_cap == 0.0
+    between = load(FILE, "task=docvqa,res=672")
+    assert (between.model.variant, between.model.vision.image_size) == ("pt_448", 672)
+
+
+@pytest.mark.parametrize("task", ["cococap", "ai2d", "science_qa"])
+def test_texts_are_what_the_task_says(task):
+    cfg = load(FILE, f"task={task},smoke")
+    words = tokenizer.load(cfg.tokenizer)
+    batches = input.train_batches(assembly.load_mixture(cfg.data, words), batch_size=8, seed=0)
+    batch = next(batches)
+    batches.close()
+    for row in range(8):
+        text, real, prefixed = (batch[key][row] for key in ("text", "mask_input", "mask_ar"))
+        ids = text[real & (prefixed == 0)], text[batch["mask_loss"][row] > 0]
+        prefix, suffix = (" ".join(words.decode(part.tolist()).split()) for part in ids)
+        if task == "cococap":
+            assert prefix == "caption en"
+        if task == "ai2d":
+            assert suffix in prefix.partition(" choose from: ")[2]
+        if task == "science_qa":
+            assert "Options: (A) " in prefix
+            assert suffix in ("The answer is A.", "The answer is B.", "The answer is C.")
+
+
+def test_the_t4_recipe_keeps_what_it_does_not_train_in_half_the_bytes():
+    cfg = load(FILE, "t4,smoke")
+    mesh = sharding.make_mesh({"data": -1})
+    made = make_step(cfg, tokenizer.load(cfg.tokenizer), mesh, dict(batch_size=8, total_steps=2))
+    attention = {f"language/blocks/{part}/kernel" for part in ("query", "key", "value", "out")}
+    assert made.trainable.keys() == attention
+    for name, leaf in tree.flatten(made.state["params"]).items():
+        assert leaf.dtype == ("float32" if name in attention else "float16"), name
+    assert all(leaf.size == 1 for leaf in jax.tree.leaves(made.state["opt"]))  # nothing but the step is remembered
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_data_and_is_evaluated(task):
+    cfg = load(FILE, f"task={task},smoke")
+    words = tokenizer.load(cfg.tokenizer)
+    (part,) = assembly.load_mixture(cfg.data, words)
+    row = part["pp"](part["source"][0], np.random.default_rng(0))
+    videos = ("activitynet_cap", "activitynet_qa", "msrvtt_cap", "msrvtt_qa", "vatex_cap")
+    frames = {"nlvr2": (2,), "msvd_qa": (8,), **dict.fromkeys(videos, (16,))}.get(task, ())
+    assert row["image"].shape == (*frames, 56, 56, 3)
+    assert row["mask_loss"].sum() > 0
+    evals = assembly.make_evaluators(cfg.evals, assembly.make_model(cfg, words), words, None, quiet=True)
+    assert len(evals) == (1 if task == "refcoco_seg" else 2)
+
+
+def test_a_task_runs_whole(tmp_path):
+    configs_test.check(FILE, tmp_path, "smoke,task=tallyqa")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_runs_whole(task, tmp_path):
+    configs_test.check(FILE, tmp_path, f"smoke,task={task}")

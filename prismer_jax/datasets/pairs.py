@@ -1,0 +1,99 @@
+"""Photos with what is asked of them and what is to be said: JSON lines or Parquet of {image, prefix, suffix}.
+
+A row has `image`, a path or encoded bytes, or `images`, the frames of a video in their order; `suffix`, `answers`,
+`answer` or `captions`, a text or several, of which training draws one; and `prefix`, the whole prompt, or what a config
+makes one of: `question`, `choices`, `hint`, `language` ... An `answer` that is a number is that of one of the
+`choices`. Any other file is a list of a layout in datasets/formats/.
+
+Source: google-research/big_vision, datasets/jsonl.py, and the fields that configs/proj/paligemma/transfers/ name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prismer_jax.datasets import conversations, lists
+from prismer_jax.errors import BadSample, UserError
+
+Example = dict[str, Any]
+Path = str | os.PathLike
+SUFFIXES = ("suffix", "answers", "answer", "captions", "caption")  # the first that a row has
+
+
+def load(
+    path: Path | Sequence[Path], *, images: Path | None = None, limit: int | None = None, **options: Any
+) -> conversations.Source | Once:
+    """Returns a source of examples, which are read when they are asked for; a wrong line is a bad sample that is named.
+
+    Args:
+      path: files, or a folder of such tables.
+      images: the folder that paths of photos are relative to; by default that of their file.
+      limit: take only so many rows, the first ones.
+      options: of lists.load, where the file is such a list.
+
+    An example has `id`, `image`, `answers` (the suffixes), the same as `captions`, and what else the row has.
+
+    Raises:
+      UserError: a file is missing, or has no rows.
+    """
+    one = isinstance(path, str | os.PathLike)
+    if one and not os.fspath(path).endswith(conversations.ENDS) and os.path.isfile(path):
+        return Once(lists.load(path, images=images, limit=limit, **options))
+    if options:
+        raise UserError(f"{path}: {', '.join(options)}: of lists alone; leave them out.")
+    return conversations.load(path, images=images, limit=limit, kind=Pairs)
+
+
+class Pairs(conversations.Source):
+    """Rows of tables: `len(source)`, `source[i]`."""
+
+    columns = None  # whatever a row has
+
+    def __getitem__(self, index: int) -> Example:
+        where, name, row, photos = self.found(index)
+        if not photos:
+            raise BadSample(f"{where}: has no image.", "no image")
+        said = _suffixes(row, where)
+        if (prefix := row.get("prefix")) is not None and not isinstance(prefix, str):
+            raise BadSample(f"{where}: its prefix is {prefix!r} instead of a text.", "no text")
+        own = {key: value for key, value in row.items() if key not in ("images", "answer", *SUFFIXES)}
+        if "question" not in own and prefix is not None:
+            own["question"] = prefix
+        id = row.get("question_id", row.get("id", name))
+        photo = photos[0] if isinstance(photos[0], str) else name
+        image = photos if "images" in row else photos[0]
+        return {"photo": photo, **own, "id": str(id), "image": image, "answers": said, "captions": said}
+
+
+class Once:
+    """A list whose photos, or questions, an epoch has once each, whatever the number of their texts."""
+
+    def __init__(self, source: lists.Source) -> None:
+        self._source, self.dropped, self.fingerprint = source, source.dropped, source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[index]
+
+
+def _suffixes(row: Mapping[str, Any], where: str) -> list[str]:
+    """Returns what may be said; [] of a row of a test set.
+
+    Raises:
+      BadSample: it is no text, or no choice.
+    """
+    said = next((row[key] for key in SUFFIXES if row.get(key) is not None), [])
+    choices = row.get("choices")
+    if isinstance(said, int) and not isinstance(said, bool) and isinstance(choices, list):
+        if not 0 <= said < len(choices):
+            raise BadSample(f"{where}: its answer is choice {said} of {len(choices)}.", "answer that is no choice")
+        said = choices[said]
+    texts = said if isinstance(said, list) else [said]
+    texts = [str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text for text in texts]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise BadSample(f"{where}: its suffix is {wrong[0]!r} instead of a text.", "no text")
+    return texts

@@ -1,0 +1,105 @@
+"""Rows of {image, prefix, suffix}: what is read of them, what is drawn, and which lines are wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import pp
+from prismer_jax.datasets import load
+from prismer_jax.errors import BadSample, UserError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    return tmp_path
+
+
+def write(folder, *rows, name="rows.jsonl"):
+    (folder / name).write_text("".join(row if isinstance(row, str) else f"{json.dumps(row)}\n" for row in rows))
+    return load("pairs", path=folder / name)
+
+
+def turns(example, op):
+    return pp.build(op)(example, RNG)["turns"]
+
+
+def test_a_prefix_is_asked_as_it_is_and_a_suffix_is_drawn(folder):
+    source = write(
+        folder,
+        {"image": "a.jpg", "prefix": "caption en", "suffix": "a cat"},
+        {"image": "b.jpg", "prefix": "detect cat", "suffix": ["<loc0001>", "<loc0002>"]},
+        {"image": "a.jpg", "suffix": "A Dog"},
+    )
+    assert [source[i]["image"] for i in range(3)] == [str(folder / name) for name in ("a.jpg", "b.jpg", "a.jpg")]
+    assert turns(source[0], "affix('never')") == [{"user": "caption en", "assistant": "a cat"}]
+    assert turns(source[2], "affix('caption en', lower=True)") == [{"user": "caption en", "assistant": "a dog"}]
+    assert {turns(source[1], "affix('')")[0]["assistant"] for _ in range(30)} == {"<loc0001>", "<loc0002>"}
+    assert turns(source[1], "affix('', learn=False)") == [{"user": "detect cat"}]
+
+
+def test_fields_make_a_prefix(folder):
+    row = {"image": "a.jpg", "question": "Which {x}?", "choices": ["iron", "wood"], "answer": 1, "hint": "Look."}
+    example = write(folder, row)[0]
+    assert turns(example, "affix('answer en  {question} choose from: {choices}')") == [
+        {"user": "answer en  Which {x}? choose from: iron \t wood", "assistant": "wood"}
+    ]
+    op = "affix('{question} {hint} {choices}', lettered=True)"
+    both = {(turn["user"], turn["assistant"]) for turn in (turns(example, op)[0] for _ in range(30))}
+    assert both == {
+        ("Which {x}? Look. (A) iron, (B) wood", "The answer is B."),
+        ("Which {x}? Look. (A) wood, (B) iron", "The answer is A."),
+    }
+    asked = turns(example, "affix('{question} {choices}', lettered=True, learn=False)")
+    assert asked == [{"user": "Which {x}? (A) iron, (B) wood"}]
+    with pytest.raises(BadSample, match="has no text 'language'"):
+        turns(example, "affix('caption {language}')")
+
+
+def test_frames_are_spread_evenly_and_repeated(folder):
+    for number in range(5):
+        Image.new("RGB", (4, 4), (number * 50,) * 3).save(folder / f"{number}.png")
+    source = write(folder, {"images": [f"{number}.png" for number in range(5)], "suffix": "x"})
+
+    def levels(frames):
+        return pp.build(f"decode|stretch(4, frames={frames})")(source[0], RNG)["image"][:, 0, 0, 0].tolist()
+
+    assert levels(3) == [0, 100, 200]
+    assert levels(8) == [0, 50, 50, 100, 100, 150, 150, 200]
+    with pytest.raises(BadSample, match="has 5 photos"):
+        pp.build("decode|stretch(4)")(source[0], RNG)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{not json\n", "sample 0: Expecting"),
+        ("[1]\n", "sample 0: is list, not an object"),
+        ({"suffix": "x"}, "sample 0: has no image"),
+        ({"image": "a.jpg", "suffix": {"text": "x"}}, "its suffix is {'text': 'x'} instead of a text"),
+        ({"image": "a.jpg", "prefix": 3, "suffix": "x"}, "its prefix is 3 instead of a text"),
+        ({"image": "a.jpg", "choices": ["x"], "answer": 1}, "its answer is choice 1 of 1"),
+    ],
+)
+def test_wrong_lines_are_bad_samples_that_name_file_and_line(folder, row, message):
+    source = write(folder, row)
+    with pytest.raises(BadSample) as error:
+        source[0]
+    assert message in str(error.value)
+    assert "rows.jsonl" in str(error.value)
+
+
+def test_of_a_list_each_photo_counts_once_whatever_its_captions(folder):
+    (folder / "list.json").write_text(
+        json.dumps([{"image": "a.jpg", "caption": ["x", "y"]}, {"image": "b.jpg", "caption": "z"}])
+    )
+    source = load("pairs", path=folder / "list.json", images=folder, task="caption")
+    assert (len(source), getattr(source, "texts", None)) == (2, None)
+    assert turns(source[1], "affix('caption en')") == [{"user": "caption en", "assistant": "z"}]
+    with pytest.raises(UserError, match="no such file"):
+        load("pairs", path=folder / "absent.jsonl")

@@ -1,0 +1,31 @@
+"""How surprised a model is by the right texts: its loss a token, and the exponential of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from prismer_jax.evaluators.common import Record
+from prismer_jax.evaluators.loss import LossEvaluator
+
+
+class PerplexityEvaluator(LossEvaluator):
+    """Yields `loss`, the mean over examples of the mean over an example's tokens, in nats, and exp(loss), `perplexity`.
+
+    The loss is what google-research/big_vision's evaluators/proj/paligemma/perplexity.py calls `avg`. Each of both
+    also with blank images, as `loss_blank` and `perplexity_blank`.
+
+    Args:
+      common: of `common.Evaluator`.
+    """
+
+    score_names = ("loss", "perplexity")
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(loss_options=dict(label_smoothing=0.0, normalize="example"), **common)
+
+    def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
+        for name, value in super().metrics(records):
+            yield name, value
+            yield name.replace("loss", "perplexity"), math.exp(value)
