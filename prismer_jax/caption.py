@@ -6,6 +6,7 @@
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --choices "a cone" "a sphere"
     python -m prismer_jax.caption --checkpoint models/nanovlm_222m --images a.jpg --prompt "What is this?"
     python -m prismer_jax.caption --checkpoint models/nanovlm_450m --prompt "What is the capital of France?"
+    python -m prismer_jax.caption --checkpoint models/paligemma --images a.jpg --prompt "detect cat ; dog" --draw boxes/
 
 Results come as they are found. A photo that cannot be used is named and left out; the exit status is then 1. What goes
 to `--output` is kept beside it until all is there: a run that was stopped, even killed, goes on where it was.
@@ -15,6 +16,7 @@ From Python: `Captioner("runs/quickstart").caption(["a.jpg"])`.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -34,9 +36,13 @@ from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
+from prismer_jax.label_png import MAX_PIXELS
+from prismer_jax.objects import codec as codecs
 from prismer_jax.pp.chat import takes_prompt
 from prismer_jax.pp.choices import choice_tokens, read_choices
+from prismer_jax.pp.image import read_image
 from prismer_jax.pp.text import style_of
+from prismer_jax.report import objects
 
 Path = str | os.PathLike
 Result = dict[str, Any]
@@ -82,6 +88,7 @@ class Captioner:
         self.tokenizer = pp.tokenizer.load_from(cfg["folder"], cfg["tokenizer"])
         self.model = models.build(**cfg["model"], tokenizer=self.tokenizer)
         self.tasks = cfg["tasks"]
+        self.folder = pathlib.Path(cfg["folder"])
         self.left_out: list[Result] = []
 
     def caption(
@@ -411,6 +418,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--output", type=storage.on_disk, help="a JSON file for the results")
+    parser.add_argument("--mask-codec", type=storage.on_disk, help="vae-oid.npz, for the masks that a model writes")
+    parser.add_argument("--divide-by", type=int, default=1024, help="1024 or 1023, of the places that a model writes")
+    parser.add_argument("--draw", type=storage.on_disk, help="a folder for photos with the boxes and masks in them")
+    parser.add_argument("--save-labels", type=storage.on_disk, help="a folder for them as labels of objects, classes")
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
@@ -422,6 +433,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("Give --images, photos or folders of them, or --prompt.")
     if args.num_captions < 1 or args.batch_size < 1:
         raise UserError("--num-captions and --batch-size must be at least 1.")
+    if args.divide_by not in (1023, 1024):
+        raise UserError(
+            f"--divide-by {args.divide_by}: 1024, as in PaliGemma's announcement, or 1023, as in big_vision."
+        )
     runtime.use_compilation_cache()
     runtime.log_warnings()
     captioner = Captioner(args.checkpoint)
@@ -434,20 +449,50 @@ def main(argv: list[str] | None = None) -> None:
         request = captioner._to_caption(args.images, args.labels, *how_many, args.prompt)
     else:
         request = captioner._to_answer(args.images, args.question, args.labels, args.num_captions, args.seed, settings)
+    see = _reader(captioner, request.source, args)
     if args.output is None:
-        for _ in _shown(captioner._results(request, args.batch_size)):
+        for _ in _shown(map(see, captioner._results(request, args.batch_size))):
             pass
     else:
-        write_results(args.output, captioner, request, args.batch_size)
+        write_results(args.output, captioner, request, args.batch_size, see)
+    for problem in see.problems():
+        print(problem, file=sys.stderr)
     if captioner.left_out:
         print(f"{len(captioner.left_out)} of {len(request.source)} photos were left out.", file=sys.stderr)
         sys.exit(1)
 
 
-def write_results(path: pathlib.Path, captioner: Captioner, request: _Request, batch_size: int) -> None:
+def _reader(captioner: Captioner, source: Any, args: argparse.Namespace) -> objects.Reader:
+    """Returns what reads boxes and masks off the captions of a source's photos, draws and saves them."""
+    own = captioner.folder / codecs.FILE
+    path = args.mask_codec or (own if own.exists() else None)
+    places: dict[str, int] = {}
+
+    def place(image: str) -> int:
+        if not places:
+            places.update((source[index]["id"], index) for index in range(len(source)))
+        return places[image]
+
+    def read(image: str) -> np.ndarray:
+        return read_image(source[place(image)]["image"], MAX_PIXELS, image)
+
+    labels = None
+    if args.save_labels is not None:
+        from prismer_jax.experts.class_names import class_names  # with all experts, which nothing else here needs
+
+        classes = {expert: captioner.model.classes.get(expert) or class_names(expert) for expert in objects.DRAWN}
+        made_with = f"caption, weights {fingerprint(captioner.variables)}"
+        labels = objects.Labels(args.save_labels, lambda image: source.name(place(image)), classes, made_with)
+    codec = None if path is None else codecs.load(os.fspath(path))
+    return objects.Reader(read, codec, args.divide_by, args.draw, labels)
+
+
+def write_results(
+    path: pathlib.Path, captioner: Captioner, request: _Request, batch_size: int, see: Callable[[Result], Result]
+) -> None:
     """Writes the results to a JSON file, or as JSON lines (.jsonl), and shows them; goes on where an earlier start was.
 
-    Until all is there, PATH.partial holds what was found.
+    Until all is there, PATH.partial holds what was found. `see` adds to a result what is read off its texts.
     """
     journals: list[Journal] = []
 
@@ -455,7 +500,7 @@ def write_results(path: pathlib.Path, captioner: Captioner, request: _Request, b
         journals.append(Journal(path.with_name(f"{path.name}.partial"), "results", description))
         return journals[0]
 
-    results = list(_shown(captioner._results(request, batch_size, journal)))
+    results = list(_shown(map(see, captioner._results(request, batch_size, journal))))
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
     else:
@@ -468,7 +513,8 @@ def write_results(path: pathlib.Path, captioner: Captioner, request: _Request, b
 def _shown(results: Iterable[Result]) -> Iterator[Result]:
     """Passes results on and prints them as they come."""
     for result in results:
-        for text in result.get("captions") or result.get("answers") or result["choices"][:1]:
+        texts = result.get("captions") or result.get("answers") or result["choices"][:1]
+        for text in map(objects.line_of, result["objects"]) if result.get("objects") else texts:
             print(f"{result['image']}: {text}" if result["image"] else text, flush=True)
         yield result
 

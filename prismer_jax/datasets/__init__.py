@@ -15,6 +15,7 @@ DATASETS = {
     "conversations": "prismer_jax.datasets.conversations",
     "fewshot": "prismer_jax.datasets.fewshot",
     "lists": "prismer_jax.datasets.lists",
+    "objects": "prismer_jax.datasets.formats.objects",
     "pairs": "prismer_jax.datasets.pairs",
     "photos": "prismer_jax.datasets.photos",
     "records": "prismer_jax.shards.records",

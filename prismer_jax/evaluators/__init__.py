@@ -14,9 +14,11 @@ EVALUATORS = {
     "caption": "prismer_jax.evaluators.caption:CaptionEvaluator",
     "choice": "prismer_jax.evaluators.choice:ChoiceEvaluator",
     "classification": "prismer_jax.evaluators.classification:ClassificationEvaluator",
+    "detection": "prismer_jax.evaluators.objects:DetectionEvaluator",
     "loss": "prismer_jax.evaluators.loss:LossEvaluator",
     "own_photo": "prismer_jax.evaluators.own_photo:OwnPhotoEvaluator",
     "perplexity": "prismer_jax.evaluators.perplexity:PerplexityEvaluator",
+    "refcoco": "prismer_jax.evaluators.objects:RefCOCOEvaluator",
     "vqa": "prismer_jax.evaluators.vqa:VQAEvaluator",
 }
 

@@ -29,6 +29,7 @@ FURTHER = {
     "tiles": "prismer_jax.pp.tiles",
     **dict.fromkeys(("flip", "noise_labels", "random_resized_crop"), "prismer_jax.pp.augment"),
     **dict.fromkeys(("ask", "chat", "turns"), "prismer_jax.pp.chat"),
+    **dict.fromkeys(("detect", "label_objects", "segment"), "prismer_jax.pp.objects"),
 }
 
 

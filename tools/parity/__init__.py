@@ -55,6 +55,7 @@ RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("paligemma_pt_*_manifest", paligemma.keys),
     ("paligemma_pp_image", paligemma_data.images),
     ("paligemma_pp_text", paligemma_data.texts),
+    ("paligemma_segmentation", paligemma_data.masks),
     ("paligemma*_tiny", paligemma.tiny),
     ("prismer*_train", prismer.prismer_train),
     ("prismer*", prismer.prismer),

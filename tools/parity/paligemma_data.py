@@ -9,9 +9,12 @@ import numpy as np
 
 from prismer_jax import pp
 from prismer_jax.models.paligemma import RESIZE
+from prismer_jax.objects import codec as codecs
+from prismer_jax.objects import shapes, words
 from prismer_jax.pp import places
 from prismer_jax.pp.bilinear import stretch
 from prismer_jax.pp.prefix_lm import cut
+from prismer_jax.scores.objects import segmented
 from tools.parity.case import Case, Check, Mismatch, Outputs
 
 RNG = np.random.default_rng(0)  # these ops draw nothing
@@ -87,3 +90,38 @@ def images(case: Case) -> Outputs:
         table = case[f"posemb_{old}_{new}"][0]
         resized = RESIZE["params/vision/position_embedding"](table, (new * new, table.shape[1]))
         yield f"out/posemb_{old}_{new}", np.asarray(resized)[None]
+
+
+def masks(case: Case) -> Outputs:
+    """Encodes and decodes masks, spells boxes and masks, and scores what a model might have said of some."""
+    codec, config = codecs.MaskCodec(case.state()), case.config
+    small = case["masks64"].astype(np.float32) / 255
+    inside = {key: codec.weights[f"encoder.0.{key}"] for key in ("weight", "bias")}
+    yield "tap/encoder_down0", codecs.convolution(2 * (small[..., None] - 0.5), *inside.values(), 2, 1).clip(0)
+    yield "tap/encoder_out", codecs.features(codec.weights, small[:2])
+    yield "out/codes", codec.encode(small)
+    yield "out/decoded_masks64", codec.decode(case["decode_codes"])[..., None]
+    yield "out/loc_bins", words.bins(case["boxes"])
+    crops = []
+    for number, said in enumerate(case.manifest["mask2str_strings"]):
+        mask, box = case[f"mask2str_mask_{number}"] > 0, case["mask2str_bbox"][number]
+        crops.append(shapes.crop(mask, box))
+        if (own := words.spell(box, codes=codec.encode(crops[-1][None])[0])) != said:
+            raise Mismatch(f"mask {number} is {own} instead of {said}")
+    yield "out/mask2str_resized64", np.stack(crops)
+    sizes = np.array([case[f"mask2str_mask_{number}"].shape * 2 for number in range(len(crops))])
+    yield "out/mask2str_crop_y1x1y2x2", shapes.rounded(case["mask2str_bbox"], sizes)
+
+    def spelt(token: int) -> str:
+        place, code = token - config["loc0"], token - config["seg0"]
+        return f"<loc{place:04d}>" if 0 <= place <= words.LAST else f"<seg{code:03d}>" if code >= 0 else f" {token}"
+
+    said = ["".join(map(spelt, row.tolist())) for row in case["eval_decoded_tokens"]]
+    truth = np.unpackbits(case["eval_gt_masks"], axis=-1).astype(bool)
+    rows = segmented(said, case["eval_gt_bbox"], truth, codec)
+    yield "out/eval_per_example_miou_acc50_acc75_invalid", rows.astype(np.float32)
+    real, result = rows[case["eval_mask"] > 0], case.manifest["evaluator_result"]
+    own = dict(zip(("miou", "boxacc/0.5", "boxacc/0.75"), real[:, :3].mean(0), strict=True))
+    own |= {"invalid": real[:, 3].sum(), "total": len(real)}
+    if wrong := [key for key, value in result.items() if abs(own[key] - value) > 1e-12]:
+        raise Mismatch(f"{wrong[0]} is {own[wrong[0]]} instead of {result[wrong[0]]}")

@@ -36,6 +36,7 @@ def run(folder, *flags):
         "paligemma_mha_tiny",
         "paligemma_pp_text",
         "paligemma_pt_3b_224_manifest",
+        "paligemma_segmentation",
     ],
 )
 def test_agrees_with_the_reference(shared, capsys, case):

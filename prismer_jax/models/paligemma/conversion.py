@@ -17,6 +17,7 @@ from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.paligemma.model import RESIZE, VARIANTS, PaliGemma, build
+from prismer_jax.objects import codec as codecs
 from prismer_jax.pp import places
 from prismer_jax.weights import rows, rules, safe
 from prismer_jax.weights.rules import Rule, Table
@@ -164,7 +165,10 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
         arrays[positions] = put(np.asarray(RESIZE[positions](arrays[positions], asked), dtype))
     description = {"model": fields, "tokenizer": f"sentencepiece:{TOKENIZER}", "tasks": tasks(model)}
     note = note if tokenizer else f"{note} Convert again with --tokenizer, a SentencePiece model, to use it."
-    files = {TOKENIZER: tokenizer} if tokenizer else {}
+    files: dict[str, Any] = {TOKENIZER: tokenizer} if tokenizer else {}
+    if args.mask_codec:
+        codecs.load(str(args.mask_codec))
+        files[codecs.FILE] = args.mask_codec
     return Converted(model, tree.unflatten(arrays), description, files, note)
 
 
@@ -211,6 +215,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--variant", required=True, help="such as pt_224, 3b_pt_448, 10b_pt_896")
     parser.add_argument("--tokenizer", type=storage.on_disk, help="PaliGemma's SentencePiece model, or Gemma's")
+    parser.add_argument("--mask-codec", type=storage.on_disk, help="vae-oid.npz, for the masks that the model writes")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16, of what is written")
 
 

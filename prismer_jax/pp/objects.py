@@ -1,0 +1,125 @@
+"""Ops that turn the objects of a photo into what PaliGemma is asked and says: `detect A ; B`, `segment A`.
+
+An example's `objects` is a list of {"name", "box", "segmentation", "size"}: the box y1, x1, y2, x2 as fractions of the
+photo's height and width; the segmentation, where there is one, in a form of `objects.shapes.mask_of`, of height and
+width `size`. They are where the photo was before any op moved it: those that cut or mirror it do not go with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from prismer_jax import labels
+from prismer_jax.errors import BadSample
+from prismer_jax.objects import codec as codecs
+from prismer_jax.objects import shapes, words
+from prismer_jax.pp.ops import Example, Op, register
+
+
+@register
+def label_objects(names: Sequence[str], least: int = 1) -> Op:
+    """Makes `objects` of an example's map of instances, `labels/obj_detection`, where it has one; after `decode`.
+
+    Args:
+      names: of the classes, by their ids.
+      least: pixels of an object; smaller ones are left out.
+    """
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        if (key := labels.EXPERTS["obj_detection"].key) not in example:
+            return {**example, "objects": []}
+        ids, classes, found = example[key][..., 0], example[labels.CLASSES_KEY], []
+        for instance in np.unique(ids[ids != labels.BACKGROUND]).tolist():
+            mask, kind = ids == instance, int(classes[instance])
+            if mask.sum() >= least and 0 <= kind < len(names):
+                box = shapes.box_of(mask)
+                found.append({"name": names[kind], "box": box, "segmentation": mask, "size": mask.shape})
+        return {**example, "objects": found}
+
+    return op
+
+
+@register
+def detect(names: Sequence[str] = (), answer: bool = True) -> Op:
+    """Makes `turns` of an example's objects: 'detect A ; B', and their boxes and names in random order.
+
+    Args:
+      names: what is asked for, whatever is there; by default the names of the objects that are there, shuffled.
+      answer: False leaves the answer out, for what a model is to say itself.
+
+    Raises (the op):
+      BadSample: there is no such object.
+    """
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        wanted = list(names) or _shuffled(rng, sorted({one["name"] for one in _objects(example)}))
+        chosen = _shuffled(rng, [one for one in _objects(example) if one["name"] in set(wanted)])
+        asked = {"user": f"detect {words.JOINED.join(wanted)}"}
+        if answer:
+            _check(example, chosen)
+            asked["assistant"] = words.JOINED.join(words.spell(one["box"], one["name"]) for one in chosen)
+        return {**example, "turns": [asked]}
+
+    return op
+
+
+@register
+def segment(codec: str, prompt: str = "segment {name}", named: bool = True, answer: bool = True) -> Op:
+    """Makes `turns` of an example's objects of one name, which is drawn: 'segment A', and their boxes and masks.
+
+    Args:
+      codec: a file of the codec of masks, such as PaliGemma's vae-oid.npz.
+      prompt: what is asked; '{name}' alone is how big_vision asks for RefCOCO's objects.
+      named: whether the name follows a mask; big_vision's RefCOCO has none.
+      answer: as of `detect`.
+
+    Raises (the op):
+      BadSample: there is no object, one has no mask, or a box without pixels.
+    """
+    masks = codecs.load(codec)
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        names = sorted({one["name"] for one in _objects(example)})
+        _check(example, names)
+        name = names[int(rng.integers(len(names)))]
+        asked = {"user": prompt.replace("{name}", name)}
+        if answer:
+            chosen = _shuffled(rng, [one for one in _objects(example) if one["name"] == name])
+            inside = [_inside(example, one) for one in chosen]
+            spelt = zip(chosen, masks.encode(np.stack(inside)).tolist(), strict=True)
+            said = (words.spell(one["box"], name if named else "", codes) for one, codes in spelt)
+            asked["assistant"] = words.JOINED.join(said)
+        return {**example, "turns": [asked], "asked": name}
+
+    return op
+
+
+def _objects(example: Example) -> list[dict[str, Any]]:
+    if "objects" not in example:
+        raise BadSample(
+            f"example {example.get('id', '?')} says nothing of objects: take the data set 'objects', or put "
+            "label_objects(names) before this op.",
+            "no objects",
+        )
+    return example["objects"]
+
+
+def _check(example: Example, chosen: Sequence[Any]) -> None:
+    if not chosen:
+        raise BadSample(f"example {example.get('id', '?')} has no object that is asked for.", "no objects")
+
+
+def _inside(example: Example, one: dict[str, Any]) -> np.ndarray:
+    if one.get("segmentation") is None:
+        raise BadSample(f"example {example.get('id', '?')}: its {one['name']} has a box but no mask.", "no mask")
+    try:
+        return shapes.crop(shapes.mask_of(one["segmentation"], one["size"]), one["box"])
+    except BadSample as error:
+        raise BadSample(f"example {example.get('id', '?')}: {one['name']}: {error}", error.reason) from None
+
+
+def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
+    return [items[place] for place in rng.permutation(len(items))]
