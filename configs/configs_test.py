@@ -164,6 +164,8 @@ def test_every_config_runs_whole(file, tmp_path):
         ("transfers/nocaps.py", "split=test,experts=depth+edge"),
         ("transfers/forkme.py", "task=questions"),
         ("transfers/forkme.py", "model=nanovlm"),
+        ("transfers/forkme.py", "model=paligemma"),
+        ("configs/paligemma.py", "experts=none"),
         ("configs/pretrain.py", "sets=coco,experts=none"),
     ],
 )

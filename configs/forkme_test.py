@@ -100,3 +100,47 @@ def test_it_runs_whole_and_its_result_is_used(model, mine, tmp_path):
     assert again["caption/cider"] == scores["caption/cider"]
     photo = read(mine / "captions_val.json")[0]["image"]
     assert len(Captioner(tmp_path / "run").caption(photo)[0]["captions"]) == 1
+
+
+def test_a_paligemma_is_trained_as_big_visions_forkme_does_it(shared, tmp_path):
+    published = json.loads((shared / "golden/paligemma_transfers.json").read_text())["transfers"]["forkme"]["default"]
+    describe_paligemma(tmp_path)
+    cfg = config.load(f"{ROOT}/transfers/forkme.py:model=paligemma,init={tmp_path}")
+    assert (cfg.total_epochs, cfg.batch_size) == (published["total_epochs"], published["batch_size"])
+    assert "total_steps" not in cfg
+    assert cfg.optim.lr == published["lr"]
+    assert cfg.optim.weight_decay * cfg.optim.lr == pytest.approx(published["wd"])
+    assert (cfg.optim.clip_norm, cfg.loss.label_smoothing) == (
+        published["grad_clip_norm"],
+        published["label_smoothing"],
+    )
+    assert cfg.model.language.logit_cap == published["llm"]["final_logits_softcap"]
+    assert f"affix({published['prefix_template']})".replace('"', "'") in cfg.data.mine.pp
+    assert f"prefix_lm({published['text_len'] + 1})" in cfg.data.mine.pp
+    assert "stretch(224, antialias=True" in cfg.data.mine.pp
+
+
+def describe_paligemma(folder):
+    """Writes what tools.convert says of a model, without its weights."""
+    model = {"name": "paligemma", "variant": "3b_pt_224"}
+    task = {"pp": "decode|stretch(224)|ask()|prefix_lm(64)", "decode": {"method": "greedy"}}
+    description = {"model": model, "tokenizer": "sentencepiece:tokenizer.model", "tasks": {"caption": task}}
+    (folder / "weights").mkdir()
+    (folder / "config.json").write_text(json.dumps(description))
+
+
+def test_a_paligemma_reads_lines_of_image_prefix_and_suffix(tmp_path):
+    describe_paligemma(tmp_path)
+    photo = next(row["image"] for row in read(miniature.own("captions")[0]))
+    for part in ("train", "val"):
+        row = {"image": f"{miniature.folder()}/vqav2/{photo}", "prefix": "detect cat", "suffix": ["a", "b"]}
+        (tmp_path / f"captions_{part}.jsonl").write_text(json.dumps(row))
+    cfg = config.load(
+        f"{ROOT}/transfers/forkme.py:model=paligemma,init={tmp_path},data={tmp_path}", ["tokenizer=scenes"]
+    )
+    words = tokenizer.load(cfg.tokenizer)
+    batch = first_batch(cfg, words)
+    said = {words.decode(text[loss > 0].tolist()) for text, loss in zip(batch["text"], batch["mask_loss"], strict=True)}
+    assert said <= {"a", "b"}
+    prefix = batch["text"][0][batch["mask_input"][0] & (batch["mask_ar"][0] == 0)]
+    assert words.decode(prefix.tolist()).strip() == "detect cat"

@@ -2,23 +2,26 @@
 
     python -m prismer_jax.train --config transfers/forkme.py:data=my_photos --workdir runs/mine
     python -m prismer_jax.train --config transfers/forkme.py:data=my_photos,model=nanovlm,init=DIR --workdir runs/mine
+    python -m prismer_jax.train --config transfers/forkme.py:data=my_photos,model=paligemma,init=DIR --workdir runs/mine
 
-start from the quickstart's checkpoint, or a converted nanoVLM, and learn to caption the photos of a folder. Arguments,
-as in forkme.py:data=my_photos,task=questions,init=runs/other:
+start from the quickstart's checkpoint, or a converted nanoVLM or PaliGemma, and learn to caption photos of a folder.
+Arguments, as in forkme.py:data=my_photos,task=questions,init=runs/other:
   data: folder with captions_train.json, captions_val.json and images/.
   task: captions, or questions: then of questions_train.json and questions_val.json.
-  model: prismer or nanovlm, the family of what is named in `init`.
+  model: prismer, nanovlm or paligemma, the family of what is named in `init`.
   init: what to start from: a workdir, an export or what tools.convert has written.
-  experts: whose label maps the model sees; by default all of Prismer's, and none of nanoVLM's, to which they are new.
+  experts: whose label maps the model sees; by default all of Prismer's, and none of the others', to which they are new.
   smoke: a few steps from scratch on rendered scenes, to see that it works.
 """
 
 from ml_collections import ConfigDict
 
 from configs import nanovlm
+from prismer_jax import models
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature, scenes
 from prismer_jax.errors import choose
+from transfers import paligemma
 
 SIZE, LABEL_SIZE, LENGTH = 96, 64, 48  # those of the Prismer that you start from
 PROMPT = "Describe the image."  # what nanoVLM is asked for a caption
@@ -40,11 +43,13 @@ def get_config(arg=None):
     # empty map.
     train = dict(name="lists", path=f"{arg.data}/{arg.task}_train.json")
     held_out = dict(name="lists", path=f"{arg.data}/{arg.task}_val.json")
+    if arg.model == "paligemma":  # or JSON lines of {image, prefix, suffix}, captions_train.jsonl
+        train, held_out = (paligemma.listed(arg, arg.task, split, captions) for split in ("train", "val"))
     if arg.smoke:
         train["path"], held_out["path"] = miniature.own(arg.task)
 
     # What the model is, what it learns of an example (`learn`) and how it is asked (`pp`), how fast it learns.
-    family = choose("model", arg.model, dict(prismer=of_prismer, nanovlm=of_nanovlm))
+    family = choose("model", arg.model, dict(prismer=of_prismer, nanovlm=of_nanovlm, paligemma=of_paligemma))
     learn, pp, decode = family(config, arg, captions)
     config.data = dict(mine=dict(**train, pp=learn))
 
@@ -109,3 +114,28 @@ def of_nanovlm(config, arg, captions):
     asked = f"labels_for('{config.model.experts}')|{nanovlm.other_ops(asked, labels_for='')}"
     learn = nanovlm.other_ops(asked, ask=f"turns({PROMPT!r})")
     return learn, nanovlm.other_ops(asked, ask=f"ask({PROMPT!r})"), dict(method="greedy", max_new=40, prompt_length=0)
+
+
+def of_paligemma(config, arg, captions):
+    # Model, tokenizer and the way to look at a photo are those of the checkpoint; the settings are big_vision's for it.
+    config.init = None if arg.smoke else arg.init or "models/3b_pt_224"
+    start = paligemma.get_config("task=forkme,smoke") if arg.smoke else nanovlm.converted(config.init)
+    config.model, config.tokenizer = start.model, start.tokenizer
+    config.model.language = {**config.model.get("language", {}), "logit_cap": 0.0}
+    config.model.remat = "full"
+    config.model.experts = arg.experts or config.model.get("experts", "none")
+    if arg.experts and not arg.smoke:
+        config.init_fresh = ("(params|batch_stats|tables)/labels/.*",)  # at first they add nothing
+    row = paligemma.settings("forkme", 224)
+    paligemma.reference(config, row)
+    if not arg.smoke:
+        del config.total_steps
+        config.total_epochs, config.batch_size = int(row["epochs"]), row["batch"]
+    config.accumulate = 1  # parts of a batch one after the other, where memory is short
+
+    size = models.build(**config.model.to_dict()).image_size
+    look = f"labels_for('{config.model.experts}')|decode|stretch({size}, antialias=True, label_size={LABEL_SIZE})"
+    affix = f"affix({paligemma.PREFIXES['caption' if captions else 'answer']!r}"  # a row's own prefix goes before it
+    learn = f"{look}|{affix})|prefix_lm({row['tokens'] + 1})"
+    asked = f"{look}|{affix}, learn=False)|prefix_lm({row['tokens']})"
+    return learn, asked, dict(method="greedy", max_new=row["tokens"])

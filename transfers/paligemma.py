@@ -82,6 +82,7 @@ vizwizvqa       224+448     1e-5 0     10       256   0         0       none   4
 vqav2           224         1e-5 1e-6  10       256   0         0       none   32     answer   smooth vqa
 vqav2           448         1e-5 0     10       256   0         0       none   32     answer   smooth vqa
 widgetcap       224+448     3e-6 3e-7  4        64    0.1       0.1     none   32     caption  smooth caption
+forkme          224         1e-5 3e-7  15       32    0         0       none   128    caption  smooth caption
 t4              224         3e-2 0     64s      8     0         0       attend 127    caption  smooth caption
 l4              224         1e-1 0     1        4     0         0       none   128    caption  smooth caption
 mmvp            224         0    0     0s       256   0         0       none   128    answer   smooth pairs
@@ -139,9 +140,7 @@ def get_config(arg=None):
     size = choose("size", arg.size, SIZES)
     released = max((side for side in RELEASED if side <= arg.res), default=RELEASED[0])
     variant = "tiny" if arg.smoke else f"{size}pt_{released}"
-    language = dict(branch_dropout=row["dropout"])
-    if size:
-        language["logit_cap"] = 0.0  # better for transfer, says big_vision's forkme.py
+    language = dict(branch_dropout=row["dropout"], logit_cap=0.0)  # better for transfer, says big_vision's forkme.py
     config.model = dict(name="paligemma", variant=variant, vision=dict(image_size=arg.res), language=language)
     config.model.remat = "none" if arg.smoke else "full"
     config.init = None if arg.smoke else arg.init or f"models/{variant}"
@@ -170,9 +169,7 @@ def get_config(arg=None):
     # ---------------------------------------------------------------- use, and what is watched and kept
     beams = dict(method="big_vision_beam", num_beams=BEAMS[arg.task]) if arg.task in BEAMS else dict(method="greedy")
     decode = dict(**beams, max_new=4 if arg.smoke else row["tokens"])
-    words = f"ask({PREFIXES['caption']!r}, wording={prefix if '{question}' in prefix else PREFIXES['answer']!r})"
-    task = dict(pp=f"{look}|{words}|prefix_lm({row['tokens']})", decode=decode)
-    config.tasks = dict(caption=task) if captions else dict(question=task)
+    config.tasks = {"caption" if captions else "question": dict(pp=prompt, decode=decode)}
     held_out = listed(arg, arg.on or data, arg.split, captions)
     shared = dict(data=held_out, batch_size=config.batch_size)
     scored = dict(**shared, train_data=train, pp=prompt, **decode)

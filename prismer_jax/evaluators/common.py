@@ -390,6 +390,7 @@ class TextEvaluator(Evaluator):
                     text = np.array(mine, template["text"].dtype)
                 draw = np.array([zlib.crc32(repr(prompt).encode()) for prompt in mine], np.uint32)
                 asked = {**images, **prompts(np.where(text < 0, self.tokenizer.pad, text), text >= 0), "draw": draw}
+                asked["mask_ar"] *= template["mask_ar"].max(initial=0)  # 0 of prompts that see themselves whole
                 answers = self.say(variables, self.put({**template, **asked, "_mask": np.ones(len(mine), bool)}))
                 new = [{"prompt": list(p), "blank": answer} for p, answer in zip(mine, answers, strict=True)]
                 if journal is not None:

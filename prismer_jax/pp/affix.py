@@ -24,7 +24,7 @@ def affix(template: str, lettered: bool = False, lower: bool = False, learn: boo
 
     Args:
       template: of the prefix, in which '{question}', '{choices}' or another field stands for what an example has; one
-        that has a `prefix` is asked that.
+        that has a `prefix` is asked that, and one with a `prompt`, what a user says, that.
       lettered: write choices as '(A) one, (B) two', in training in random order, and say 'The answer is B.'.
       lower: say the suffix in lower case.
       learn: False asks only.
@@ -47,10 +47,11 @@ def affix(template: str, lettered: bool = False, lower: bool = False, learn: boo
             suffix = f"The answer is {LETTERS[choices.index(suffix)]}."
         joined = ", ".join(f"({i}) {text}" for i, text in zip(LETTERS, choices, strict=False)) if lettered else None
         values = {**example, "choices": SEPARATOR.join(choices) if joined is None else joined}
-        lacking = [key for key in fields if not isinstance(values.get(key), str)]
-        if lacking and example.get("prefix") is None:
-            raise BadSample(f"example {name} has no text {lacking[0]!r}, which is asked for.", "no prompt")
-        prefix = example.get("prefix") or _FIELD.sub(lambda match: values[match[1]], template)
+        prefix = example.get("prompt") or example.get("prefix")
+        if prefix is None:
+            if lacking := [key for key in fields if not isinstance(values.get(key), str)]:
+                raise BadSample(f"example {name} has no text {lacking[0]!r}, which is asked for.", "no prompt")
+            prefix = _FIELD.sub(lambda match: values[match[1]], template)
         turn = {"user": prefix}
         if learn:
             turn["assistant"] = suffix.lower() if lower else suffix

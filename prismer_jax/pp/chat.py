@@ -132,7 +132,7 @@ def ask(prompt: str = "Describe the image.", wording: str = "{question}") -> Op:
 
 def takes_prompt(spec: str) -> bool:
     """Returns whether a chain of ops asks in words, which the `prompt` of an example can replace."""
-    return any(name == ask.__name__ for name, _, _ in registry.parse(spec))
+    return any(name in (ask.__name__, "affix") for name, _, _ in registry.parse(spec))
 
 
 @register

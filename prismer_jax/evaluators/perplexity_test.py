@@ -1,0 +1,43 @@
+"""Perplexity is that of the right texts, a token of them: of a model that finds all words alike, their number."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prismer_jax.evaluators.perplexity import PerplexityEvaluator
+
+WORDS = 7
+
+
+class Model:
+    """Gives word 0 a score of its own where it sees something, and else all words the same."""
+
+    def apply(self, variables, batch, method="__call__"):
+        seen = (batch["image"] != 128).any((1, 2, 3)).astype(jnp.float32)
+        shape = (*batch["text"].shape, WORDS)
+        return jnp.zeros(shape).at[..., 0].add(variables["score"] * seen[:, None])
+
+
+def example(number):
+    """Returns a text of 4 zeros, of which `number` are learnt."""
+    learnt = (np.arange(4) >= 4 - number).astype(np.float32)
+    text = np.zeros(4, np.int32)
+    return {
+        "id": str(number),
+        "image": np.zeros((2, 2, 3), np.uint8),
+        "text": text,
+        "mask_input": text == 0,
+        "mask_ar": text,
+        "segment": text,
+        "mask_loss": learnt,
+    }
+
+
+def test_of_a_model_that_finds_all_words_alike_it_is_their_number():
+    options = dict(model=Model(), tokenizer=None, source=[example(1), example(3)], batch_size=2, quiet=True)
+    evaluator = PerplexityEvaluator(**options, pp=lambda example, rng: example)
+    found = dict(evaluator.run({"score": np.log(3.0)}))
+    # Seen, the right word has 3 parts of 9, unseen 1 of 7, whatever the number of tokens that are learnt.
+    assert found["perplexity"] == pytest.approx(3.0, rel=1e-5)
+    assert found["perplexity_blank"] == pytest.approx(WORDS, rel=1e-5)
+    assert found["loss"] == pytest.approx(np.log(3.0), rel=1e-5)
