@@ -7,6 +7,7 @@ from typing import Any
 
 from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, runtime
 from prismer_jax.errors import UserError, choose, nearest
+from prismer_jax.files import storage
 from prismer_jax.report import results
 
 DATA_KEYS = ("name", "pp", "weight", "pack", "features")  # of a data section; the rest goes to the data set
@@ -117,9 +118,13 @@ def settings_of_later(cfg: config.Section) -> tuple[dict[str, Any], dict[str, An
 
 
 def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, Any]:
-    """What a checkpoint carries beside its arrays, so that it can be used without the config file."""
+    """What a checkpoint carries beside its arrays, so that it can be used without the config file.
+
+    Those of `config.files` go with it, too, such as a codec of masks.
+    """
     what = {"model": config.plain(cfg.model), "tokenizer": tokenizer.spec, "tasks": config.plain(cfg.tasks), **more}
-    return {"config": what, "files": {path.name: path for path in tokenizer.files()}}
+    files = [*tokenizer.files(), *map(storage.on_disk, cfg.get("files", ()))]
+    return {"config": what, "files": {path.name: path for path in files}}
 
 
 def make_initial(cfg: config.Section) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

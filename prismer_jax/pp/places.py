@@ -5,6 +5,9 @@ Source: google-research/big_vision, pp/proj/paligemma/ops.py (get_extra_tokens).
 
 from __future__ import annotations
 
+from prismer_jax.files import storage
+from prismer_jax.pp.tokenizer import SCENES
+
 PIECES = (*(f"<loc{number:04d}>" for number in range(1024)), *(f"<seg{number:03d}>" for number in range(128)))
 
 
@@ -23,3 +26,12 @@ def extended(model: bytes) -> bytes:
     for piece in new:
         proto.pieces.add(piece=piece, score=0.0, type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED)
     return proto.SerializeToString()
+
+
+def of_scenes() -> str:
+    """Returns the spec of the scenes' tokenizer with PIECES, a file beside the scenes that is written if need be."""
+    path = storage.data_folder(None) / "scenes" / "places.model"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write(path, extended(SCENES.read_bytes()))
+    return f"sentencepiece:{path}"

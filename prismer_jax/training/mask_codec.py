@@ -24,7 +24,7 @@ from prismer_jax.datasets import scenes
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage
 from prismer_jax.objects import shapes
-from prismer_jax.objects.codec import EMBEDDING, MaskCodec, features, nearest, painted
+from prismer_jax.objects.codec import EMBEDDING, FILE, MaskCodec, features, nearest, painted
 from prismer_jax.objects.codec import shapes as layer_shapes
 from prismer_jax.objects.words import CODES
 
@@ -111,7 +111,8 @@ def of_scenes(path: str | pathlib.Path | None = None, *, size: int = 96, count: 
       size, count: of the scenes, as of `datasets.load("scenes")`.
       steps: of the training.
     """
-    default = storage.data_folder(None) / "scenes" / f"mask_codec-{size}px-{count}-{steps}-{scenes.VERSION}.npz"
+    name = f"masks-{count}-{size}px-{steps}steps"
+    default = storage.data_folder(None) / "scenes" / name / scenes.VERSION / FILE
     path = default if path is None else storage.on_disk(path)
     if not path.exists():
         masks = masks_in(scenes.load("train", size=size, count=count), pp.build(chain_of_scenes()), 6000)
