@@ -58,7 +58,10 @@ def same(cfg, wanted, default):
     (data,) = cfg.data.values()
     ops = {name: (args, options) for name, args, options in registry.parse(data.pp)}
     assert ops["prefix_lm"][0] == (wanted["text_len"] + 1,)
-    (template,), options = ops["affix"]
+    if "segment" in ops:
+        assert ops["segment"][1] == dict(prompt="{name}", named=False)
+        assert default["prefix_template"] is None
+    (template,), options = ops.get("affix", ((None,), dict(lower=False)))
     if default["prefix_template"]:
         there = default["prefix_template"].strip('"').replace("\\n", "\n")
         for old, new in OTHER_NAMES.items():
@@ -159,7 +162,7 @@ def test_every_task_has_data_and_is_evaluated(task):
     assert row["image"].shape == (*frames, 56, 56, 3)
     assert row["mask_loss"].sum() > 0
     evals = assembly.make_evaluators(cfg.evals, assembly.make_model(cfg, words), words, None, quiet=True)
-    assert len(evals) == (1 if task == "refcoco_seg" else 2)
+    assert len(evals) == 2
 
 
 def test_a_task_runs_whole(tmp_path):

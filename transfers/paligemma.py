@@ -10,11 +10,13 @@ Arguments:
   res: pixels of a photo's side: 224, 448, 896, or another multiple of 14, to which positions are interpolated.
   size: '1' is PaliGemma 1; '3b', '10b' and '28b' are PaliGemma 2, for which no settings are published.
   data: the folder of TASK_train.jsonl and TASK_val.jsonl, rows of {image, prefix, suffix} or what the prefix is made
-    of, or of TASK_train.json and TASK_val.json, lists of any layout (prismer_jax/datasets/pairs.py).
+    of, or of TASK_train.json and TASK_val.json, lists of any layout (prismer_jax/datasets/pairs.py); of refcoco_seg
+    these are lists of objects (prismer_jax/datasets/formats/objects.py).
   on: another NAME of files NAME_SPLIT to evaluate on, as on=nocaps with task=cococap.
   split: which of them, 'val' by default.
   prefix: another template than the table's.
-  init: what tools.convert paligemma has written, models/pt_448 or models/3b_pt_448 by default; its tokenizer, too.
+  init: what tools.convert paligemma has written, models/pt_448 or models/3b_pt_448 by default; its tokenizer, too,
+    and for refcoco_seg the codec of masks, mask_codec.npz.
   t4: captions on a GPU of 16 GB: the attention of Gemma alone is trained, in float32, all else is float16.
   l4: captions on a GPU of 24 GB: everything is trained, by gradient descent without a memory.
   smoke: two steps of a tiny model on rendered scenes, to see that it works.
@@ -59,9 +61,9 @@ nlvr2           448         3e-6 3e-7  10       256   0         0       none   6
 ocrvqa          224+448     3e-6 0     3        128   0         0       none   32     answer   smooth exact
 ocrvqa          896         1e-5 0     3        128   0         0       none   32     answer   smooth exact
 okvqa           224+448     5e-6 0     10       128   0         0       none   32     answer   smooth agreed
-refcoco_seg     224         3e-5 0     100      256   0.3       0.1     none   48     plain    sharp  none
-refcoco_seg     448         1e-5 0     100      256   0.3       0       none   48     plain    sharp  none
-refcoco_seg     896         1e-5 0     100      64    0.3       0       none   48     plain    sharp  none
+refcoco_seg     224         3e-5 0     100      256   0.3       0.1     none   48     plain    sharp  masks
+refcoco_seg     448         1e-5 0     100      256   0.3       0       none   48     plain    sharp  masks
+refcoco_seg     896         1e-5 0     100      64    0.3       0       none   48     plain    sharp  masks
 rsvqa_hr        224+448     1e-5 0     1        256   0         0       none   32     answer   smooth exact
 rsvqa_lr        224+448     3e-6 0     3        256   0.2       0       none   32     answer   smooth exact
 scicap          224+448     3e-5 0     80       256   0.1       0.1     none   96     caption  sharp  caption
@@ -175,7 +177,9 @@ def get_config(arg=None):
     scored = dict(**shared, train_data=train, pp=prompt, **decode)
     how = dict(type="answers", score=row["score"], lower=arg.task in SCORE_LOWER)
     config.evals = dict(perplexity=dict(type="perplexity", **shared, pp=f"{look}|{asked}"))
-    if row["score"] != "none":  # a mask is scored by its codec: evaluators of `detect` and `segment`
+    if row["score"] == "masks":
+        segment(config, arg, look, row)
+    else:
         config.evals[arg.on or data] = dict(**(dict(type="caption") if captions else how), **scored)
     config.log_steps = 1 if arg.smoke else 50
     config.evaluate_percent = config.save_percent = 50.0 if arg.smoke else 10.0
@@ -203,6 +207,27 @@ def reference(config, row):
         wd_mults=[(NOT_DECAYED, 0.0)],
         clip_norm=None if row["task"] == "t4" else 1.0,
     )
+
+
+def segment(config, arg, look, row):
+    """Writes data and evaluator of masks, whose words are those of a codec, over those of texts."""
+    codec = f"{config.init}/mask_codec.npz"
+    if arg.smoke:
+        arg.data, codec = miniature.masks()
+    asked = f"segment({codec!r}, prompt='{{name}}', named=False"
+
+    def part(name, split):
+        listed = f"{arg.data}/{split}.json" if arg.smoke else f"{arg.data}/{name}_{split}.json"
+        return dict(name="objects", path=listed, task="name")
+
+    learn = f"{look}|{asked})|prefix_lm({row['tokens'] + 1})"
+    prompt = f"{look}|{asked}, answer=False)|prefix_lm({row['tokens']})"
+    shared = dict(data=part(arg.on or arg.task, arg.split), batch_size=config.batch_size)
+    config.files = [codec]
+    config.data = {arg.task: dict(**part(arg.task, "train"), pp=learn)}
+    config.evals = dict(perplexity=dict(type="perplexity", **shared, pp=learn))
+    decode = config.tasks.question.decode
+    config.evals[arg.on or arg.task] = dict(type="refcoco", codec=codec, **shared, pp=prompt, **decode)
 
 
 def frames_of(row):

@@ -10,12 +10,14 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from prismer_jax import label_files, label_png, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes.world import GROUNDS
 from prismer_jax.files import folders
+from prismer_jax.objects import codec, shapes
 from prismer_jax.pp import chat, fast_tokenizers
 
 VERSION = "2"  # of what is written here; scenes.VERSION tells the rest
@@ -94,6 +96,36 @@ def pairs(frames: int | None = None, captions: bool = False, data_dir: str | os.
                     rows.append({**photo, "id": number, **texts, **said})
                 (new / f"{part}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(final)
+
+
+def masks(data_dir: str | os.PathLike | None = None) -> tuple[str, str]:
+    """Returns (a folder of train.json and val.json, lists of a scene's objects; a codec of masks that has learnt
+    nothing), written first if need be.
+
+    Args:
+      data_dir: as of scenes.load.
+    """
+    final = scenes.data_folder(data_dir) / "miniature" / f"masks-{VERSION}-{scenes.VERSION}"
+    if not final.exists():
+        with folders.new_folder(final) as new:
+            settings = scenes.Settings("train", SIZE, len(TRAIN) + len(HELD_OUT), 0)
+            for part, numbers in (("train", TRAIN), ("val", HELD_OUT)):
+                rows = []
+                for number in numbers:
+                    example = scenes.example(settings, number)
+                    (new / f"{number}.jpg").write_bytes(example["image"])
+                    ids = label_png.decode("obj_detection", example["labels"]["obj_detection"])[..., 0]
+                    objects = [
+                        {"name": scenes.CLASSES[kind], "segmentation": shapes.run_lengths(ids == instance)}
+                        for instance, kind in enumerate(example["classes"])
+                        if (ids == instance).sum() > 12
+                    ]
+                    rows.append({"image": f"{number}.jpg", "height": SIZE, "width": SIZE, "objects": objects})
+                _json(new / f"{part}.json", rows)
+            rng = np.random.default_rng(0)
+            weights = {key: rng.standard_normal(shape) for key, shape in codec.shapes(8, 4).items()}
+            codec.MaskCodec(weights).save(new / codec.FILE)
+    return str(final), str(final / codec.FILE)
 
 
 def _letters(folder: pathlib.Path, extra: int) -> None:
