@@ -127,7 +127,7 @@ def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, A
     return {"config": what, "files": {path.name: path for path in files}}
 
 
-def make_initial(cfg: config.Section) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def make_initial(cfg: config.Section, model: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Returns a function from a fresh state to the variables that `config.init` names, if it names any."""
     path, fresh = cfg.get("init"), config.plain(cfg.get("init_fresh", ()))
     resize = models.family(cfg.model.get("name", models.DEFAULT)).RESIZE
@@ -136,6 +136,6 @@ def make_initial(cfg: config.Section) -> Callable[[Mapping[str, Any]], dict[str,
         if path is None:
             return {}
         pp.tokenizer.check_ids(checkpoint.description(path), path)
-        return checkpoint.load_into(state, path, fresh, resize)
+        return checkpoint.load_into(state, path, fresh, resize, **getattr(model, "loading", {}))
 
     return load

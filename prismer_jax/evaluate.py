@@ -156,7 +156,8 @@ def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Pat
     like = sharding.placed(shapes, spec, mesh, tensor)
     pp.tokenizer.check_ids(checkpoint.description(path), path)
     try:
-        return checkpoint.load_into(like, path, resize=models.family(cfg.model.get("name", models.DEFAULT)).RESIZE)
+        resize = models.family(cfg.model.get("name", models.DEFAULT)).RESIZE
+        return checkpoint.load_into(like, path, resize=resize, **getattr(model, "loading", {}))
     except UserError as error:
         theirs, ours = checkpoint.description(path).get("model", {}), json.loads(config.to_json(cfg.model))
         other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

@@ -222,13 +222,18 @@ def split(params: Any, frozen: Sequence[str] = ()) -> tuple[dict[str, Any], dict
     Only the first is differentiated and given to the optimiser, so that frozen parameters cost neither.
 
     Raises:
-      UserError: a regex matches no parameter, or nothing is left to train.
+      UserError: a regex matches no parameter, nothing is left to train, or something that is packed.
     """
     flat = tree.flatten(params)
     matches = tree.first_match(frozen, flat, "freeze")
     if len(matches) == len(flat):
         raise UserError(f"freeze: {list(frozen)} freezes every parameter; nothing is left to train.")
-    return {k: v for k, v in flat.items() if k not in matches}, {k: v for k, v in flat.items() if k in matches}
+    trainable = {k: v for k, v in flat.items() if k not in matches}
+    if packed := [k for k, v in trainable.items() if not jnp.issubdtype(v.dtype, jnp.floating)]:
+        raise UserError(
+            f"freeze: {packed[0]!r} is packed by config.model.quantize, but trains. Freeze it, or pack it not."
+        )
+    return trainable, {k: v for k, v in flat.items() if k in matches}
 
 
 def merge(*parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         **assembly.description(cfg, tokenizer),
     )
     first_step = checkpoints.latest_step() or 0
-    load_initial = assembly.make_initial(cfg)
+    load_initial = assembly.make_initial(cfg, training.model)
     watch = Watch(cfg, workdir, evals, training.optimizer.schedules, checkpoints, total_steps, every["log"], start.time)
 
     # ------------------------------------------------------------------------------------------------ batches and step

@@ -12,6 +12,7 @@
   expert        the weights of an expert model
   label-tables  the vectors of class names that label maps are looked up in
   ocr-labels    the .pt files beside the label maps of the official ocr_detection
+  adapter       a converted model and an adapter for it, of the library PEFT
 
 Every family of models has a command: its own ones, or its name. They write a folder that captioning (--checkpoint),
 training (config.init) and tools.export take; `expert` writes one that tools.make_labels takes.
@@ -28,12 +29,13 @@ from typing import Any
 
 import jax
 
-from prismer_jax import checkpoint, config, experts, models, pp, runtime
+from prismer_jax import checkpoint, config, experts, models, pp, runtime, tree
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import weights
 from prismer_jax.files import storage
-from prismer_jax.models import conversion
+from prismer_jax.models import conversion, peft
 from prismer_jax.weights import label_tables, safe, words
+from tools import export
 
 
 def family(name: str, command: conversion.Command, argv: Sequence[str]) -> None:
@@ -121,6 +123,25 @@ def ocr_labels(argv: Sequence[str]) -> None:
     print(f"{args.input}: converted {words.convert(args.input)} files.")
 
 
+def adapter(argv: Sequence[str]) -> None:
+    """Puts an adapter of PEFT beside the kernels of a model; tools.export --merge adds it to them."""
+    parser = config.ArgumentParser(prog="python -m tools.convert adapter", description=adapter.__doc__)
+    parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="the model, as exported or converted")
+    parser.add_argument("--input", required=True, type=storage.on_disk, help="folder of adapter_model.safetensors")
+    parser.add_argument("--output", required=True, type=storage.on_disk, help="the folder to write")
+    args = _flags(parser, argv)
+    variables, description = checkpoint.load_export(args.checkpoint)
+    fields = description.get("model", {})
+    if fields.get("lora"):
+        raise UserError(f"{args.checkpoint} has adapters already: merge them first, by tools.export --merge.")
+    base = {key: value for key, value in fields.items() if key != "quantize"}
+    section, arrays = peft.read(args.input, models.build(**base), fields.get("name", models.DEFAULT))
+    params = tree.unflatten({**tree.flatten(variables["params"]), **arrays})
+    described = {**description, "model": {**fields, "lora": section}}
+    export.orbax(args.output, {**variables, "params": params}, described)
+    print(f"{args.output}: {sum(x.size for x in arrays.values()):,} parameters of rank {section['rank']} were added.")
+
+
 def _allow(parser: config.ArgumentParser) -> None:
     parser.add_argument(
         "--allow", nargs="+", default=[], metavar="REGEX", help="keys that may be missing or unexpected"
@@ -139,6 +160,7 @@ def _on_cpu(array: Any) -> jax.Array:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "adapter": adapter,
     "expert": expert,
     "label-tables": tables,
     "ocr-labels": ocr_labels,

@@ -5,6 +5,9 @@
   orbax        a self-contained folder (weights, config, tokenizer) out of a run or one of its checkpoints
   msgpack      the nested variables, as flax.serialization.msgpack_restore reads them
   nanovlm      a folder that the original nanoVLM's from_pretrained reads
+  adapter      a folder of the LoRA adapters alone, which the library PEFT reads
+
+A model with adapters or packed kernels (docs/lora.md) goes into the originals' formats as one without, by --merge.
 
 The first two hold what the official model has: not the label tables, which the official code keeps in files of its own.
 """
@@ -21,7 +24,7 @@ from prismer_jax import checkpoint, config, models
 from prismer_jax.checkpoint import sizes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
-from prismer_jax.models import conversion
+from prismer_jax.models import conversion, lora, peft
 from prismer_jax.weights import write
 
 
@@ -64,6 +67,24 @@ def msgpack(output: pathlib.Path, variables: Mapping[str, Any], description: Map
         file.writelines(pieces(variables))
 
 
+def adapter(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Writes the adapters of LoRA as PEFT does."""
+    fields = description.get("model", {})
+    if not fields.get("lora"):
+        raise UserError(f"{description['folder']} has no adapters: config.model.lora was not set.")
+    peft.write(output, variables["params"], models.build(**fields), fields.get("name", models.DEFAULT))
+
+
+def merged(variables: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the variables and the description of a model whose adapters are in its kernels, none of them packed."""
+    fields = description.get("model", {})
+    own = {key: value for key, value in fields.items() if key not in ADAPTED}
+    if not any(map(fields.get, ADAPTED)):
+        raise UserError(f"{description['folder']} has neither adapters nor packed kernels: leave out --merge.")
+    params = lora.merged(models.build(**fields), variables["params"])
+    return {**variables, "params": params}, {**description, "model": own}
+
+
 def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the official state dict, by the table of the model's family."""
     if not (name := description.get("model", {}).get("name")):
@@ -75,11 +96,14 @@ def _on_cpu(shapes: Any) -> Any:
     return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0]), shapes)
 
 
+ADAPTED = ("lora", "quantize")  # keys of a model's description
+AS_IT_IS = ("orbax", "msgpack", "adapter")  # formats for what these make of it
 Writer = Callable[[pathlib.Path, Mapping[str, Any], Mapping[str, Any]], None]
 FORMATS: dict[str, Writer] = {
     "torch": torch,
     "safetensors": safetensors,
     "orbax": orbax,
+    "adapter": adapter,
     "msgpack": msgpack,
 }
 
@@ -99,17 +123,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--format", required=True, help=", ".join({**FORMATS, **family_formats()}))
     parser.add_argument("--output", required=True, type=storage.on_disk, help="a file; for orbax a folder")
+    parser.add_argument("--merge", action="store_true", help="add adapters to their kernels, and unpack these")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
-    folders = {"orbax": orbax, **family_formats()}
+    folders = {"orbax": orbax, "adapter": adapter, **family_formats()}
     writer = choose("format", args.format, {**FORMATS, **folders})
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
     if args.output.is_dir() and args.format not in folders:
         raise UserError(f"{args.output} is a folder; {args.format} is one file.")
+    what = checkpoint.description(args.checkpoint).get("model", {})
+    if args.format not in AS_IT_IS and not args.merge and any(map(what.get, ADAPTED)):
+        raise UserError(f"{args.checkpoint} has adapters or packed kernels, which {args.format} lacks: add --merge.")
     variables, description = checkpoint.load_export(args.checkpoint, _on_cpu)
+    if args.merge:
+        variables, description = merged(variables, description)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     writer(args.output, variables, description)
     print(f"{args.output}: written from {checkpoint.find(args.checkpoint)}.")

@@ -78,11 +78,12 @@ def read(folder: pathlib.Path, expected: Shapes) -> dict[str, Any]:
         return tree.flatten(reader.restore(folder, args=args))
 
 
-def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool = False) -> None:
+def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool = False, exact: bool = True) -> None:
     """Raises a UserError that lists what of the expected arrays a folder lacks or has otherwise.
 
     Args:
       partial: it may hold more than is expected.
+      exact: it may not hold numbers with a fraction in another type.
     """
 
     def listed(names: list[str]) -> str:
@@ -91,12 +92,16 @@ def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool
     def kind(x: Any) -> str:
         return f"{np.dtype(x.dtype).name}{list(x.shape)}"
 
+    def same(a: Any, b: Any) -> bool:
+        fractions = all(jax.numpy.issubdtype(x.dtype, np.inexact) for x in (a, b))
+        return a.shape == b.shape and (np.dtype(a.dtype) == np.dtype(b.dtype) or (fractions and not exact))
+
     missing = [name for name in expected if name not in saved]
     extra = [] if partial else [name for name in saved if name not in expected]
     other = [
         f"{name} ({kind(saved[name])} instead of {kind(expected[name])})"
         for name in expected
-        if name in saved and kind(saved[name]) != kind(expected[name])
+        if name in saved and not same(saved[name], expected[name])
     ]
     differences = [
         f"{len(names)} {what}: {listed(names)}"

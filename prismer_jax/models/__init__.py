@@ -29,14 +29,16 @@ def tensor_rules(name: str, model: Any) -> Sequence[tuple[str, Any]]:
     module = family(name)
     if hasattr(module, "__path__"):
         module = importlib.import_module(f"{module.__name__}.split")
-    return module.tensor_rules(model) if hasattr(module, "tensor_rules") else ()
+    rules = module.tensor_rules(model) if hasattr(module, "tensor_rules") else ()
+    return model.tensor_rules(rules) if hasattr(model, "tensor_rules") else rules
 
 
-def build(name: str = DEFAULT, *, tokenizer: Any = None, **fields: Any) -> Any:
+def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quantize: Any = None, **fields: Any) -> Any:
     """Returns a model of that family; `fields` go to its own build function.
 
     Args:
       tokenizer: whose ids the model takes; the family's own (the official checkpoints') by default.
+      lora, quantize: adapters beside its kernels, and kernels in few bits; see models.lora.
 
     Raises:
       UserError: an unknown family, variant or field, a family that lacks a part of the interface, or a tokenizer with
@@ -50,13 +52,19 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, **fields: Any) -> Any:
             f"The model has embeddings for {model.vocab_size} ids, the tokenizer {tokenizer.spec!r} has "
             f"{tokenizer.vocab_size}: take the tokenizer that it was trained with, or raise its vocab_size to that."
         )
+    if lora or quantize:
+        return importlib.import_module("prismer_jax.models.lora").adapt(model, lora, quantize)
     return model
 
 
-def frozen(name: str, freeze: str | Sequence[str]) -> tuple[str, ...]:
+def frozen(name: str, freeze: str | Sequence[str], model: Any = None) -> tuple[str, ...]:
     """Returns regexes of the parameters that are not trained: those of a family's freezing mode, or the given ones.
+
+    Of a model with adapters, mode 'none' freezes all else.
 
     Raises:
       UserError: an unknown family or mode.
     """
-    return choose("freezing mode", freeze, family(name).FREEZE) if isinstance(freeze, str) else tuple(freeze)
+    if not isinstance(freeze, str):
+        return tuple(freeze)
+    return choose("freezing mode", freeze, family(name).FREEZE) or getattr(model, "frozen", ())

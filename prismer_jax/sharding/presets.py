@@ -197,7 +197,7 @@ def _tensor(name: str, shape: Sequence[int], mesh: Mesh, axis: int = -1, units: 
     """Splits one axis; heads stay whole, which is why `units` may be fewer than the axis is long."""
     if not -len(shape) <= axis < len(shape):
         raise UserError(f"sharding rules: {name!r} of shape {tuple(shape)} has no axis {axis}.")
-    if (units or shape[axis]) % mesh.shape["tensor"]:
+    if (units or shape[axis]) % mesh.shape["tensor"] or shape[axis] % mesh.shape["tensor"]:
         what = f"{units} heads" if units else f"{shape[axis]} rows"
         logger.warning("%s %s is not split: %s, tensor=%d.", name, [*shape], what, mesh.shape["tensor"])
         return WHOLE

@@ -36,7 +36,11 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), x.shape[-1:])
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * (self.offset + scale)
+        y = (
+            y
+            * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+            * (self.offset + scale.astype(jnp.float32))
+        )
         return y.astype(x.dtype)
 
 

@@ -11,8 +11,10 @@ import optax
 
 from prismer_jax import assembly, config, losses, models, optim, sharding
 from prismer_jax.batch import Batch
+from prismer_jax.errors import choose
 
 NO_VARIABLES = ("opt", "step")  # of the state; all else are the model's
+KEPT_AS = {name: name for name in ("float32", "bfloat16", "float16")}  # types of what is not trained
 PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
 
 
@@ -49,7 +51,8 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
       UserError: the sections of model, loss, optimiser or sharding cannot be used.
     """
     model, loss_fn = assembly.make_model(cfg, tokenizer), assembly.make_loss(cfg.loss)
-    frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")))
+    frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")), model)
+    kept_as = jnp.dtype(choose("frozen_dtype", cfg.get("frozen_dtype") or "float32", KEPT_AS))
     params = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
     optimizer = config.call(
         optim.make,
@@ -61,14 +64,11 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
         warmup_steps=config.steps(cfg.optim, "warmup", default=0, **durations),
     )
 
-    kept_as = cfg.get("frozen_dtype")
-
     def init(rng: jax.Array) -> dict[str, Any]:
         variables = model.init_variables(rng)
         trainable, fixed = optim.split(variables["params"], frozen)
-        if kept_as:  # half of the memory of what is not trained
-            fixed = {name: leaf.astype(kept_as) for name, leaf in fixed.items()}
-            variables["params"] = optim.merge(trainable, fixed)
+        fixed = {name: x.astype(kept_as) if x.dtype == jnp.float32 else x for name, x in fixed.items()}
+        variables["params"] = optim.merge(trainable, fixed)
         return {**variables, "opt": optimizer.tx.init(trainable), "step": jnp.zeros((), jnp.int32)}
 
     spec, tensor = assembly.sharding_of(cfg, model)

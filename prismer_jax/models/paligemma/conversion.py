@@ -43,11 +43,17 @@ TABLE = Table(
         Rule("language_model.lm_head.weight", ("params/language/word_embedding",), derived=True),
     ),
     spellings=(
-        (r"^model\.vision_tower\.", "vision_tower.vision_model."),
+        (r"^(model\.)?vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
         (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
     ),
+)
+
+PEFT = (  # the names of transformers 5, which an adapter's keys have
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^vision_tower\.vision_model\.", "model.vision_tower."),
+    (r"^multi_modal_projector\.", "model.multi_modal_projector."),
 )
 
 

@@ -1,0 +1,75 @@
+"""Kernels of dense layers in four or eight bits a weight, for those that are only read.
+
+Weights are codes times the largest size in their block, of rows of one column: what a dense layer sums over, as in
+Dettmers et al., QLoRA (arXiv 2305.14314). These sizes are kept in bfloat16 and codes are chosen by the rounded ones,
+which costs no more than quantising them once more does, and needs no second kind of block.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prismer_jax.typing import Array, Float, typed
+
+# NormalFloat4: equally likely values of a normal distribution, 0 among them (arXiv 2305.14314, appendix E).
+NF4 = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+    np.float32,
+)
+BLOCK = {"nf4": 64, "int8": 128}  # rows that share a scale: 0.531 and 1.016 bytes a weight
+LARGEST = 127  # code of int8
+
+
+@typed
+def pack(kernel: Float[Array, "*layers i o"], kind: str) -> dict[str, Array]:
+    """Returns {'codes', 'scales'} of kernels.
+
+    Codes are uint8 [*layers i/2 o] for 'nf4', two rows a byte, the first in its lower half, and int8 [*layers i o] for
+    'int8'; scales are bfloat16 [*layers i/block o].
+    """
+    rows, block = kernel.shape[-2], BLOCK[kind]
+    blocks = _padded(jnp.abs(kernel), block)
+    blocks = blocks.reshape(*kernel.shape[:-2], -1, block, kernel.shape[-1])
+    scales = blocks.max(-2).astype(jnp.bfloat16)
+    x = kernel / jnp.maximum(_spread(scales, block, rows), jnp.finfo(jnp.float32).tiny)
+    if kind == "int8":
+        return {"codes": jnp.round(LARGEST * x).clip(-LARGEST, LARGEST).astype(jnp.int8), "scales": scales}
+    codes = functools.reduce(operator.add, (jnp.uint8(x > middle) for middle in (NF4[1:] + NF4[:-1]) / 2))
+    first, second = jnp.moveaxis(_padded(codes, 2).reshape(*codes.shape[:-2], -1, 2, codes.shape[-1]), -2, 0)
+    return {"codes": first | second << 4, "scales": scales}
+
+
+@typed
+def unpack(packed: dict[str, Array], rows: int) -> Float[Array, "*layers i o"]:
+    """Returns the kernels of so many rows, float32."""
+    codes, scales = packed["codes"], packed["scales"]
+    if codes.dtype == jnp.int8:
+        return codes * _spread(scales, BLOCK["int8"], rows) / LARGEST
+    codes = jnp.stack([codes & 15, codes >> 4], axis=-2).reshape(*codes.shape[:-2], -1, codes.shape[-1])
+    return jnp.asarray(NF4)[codes[..., :rows, :]] * _spread(scales, BLOCK["nf4"], rows)
+
+
+def _padded(x: Array, multiple: int) -> Array:
+    """Returns an array with rows of zeros behind its own, up to a multiple."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % multiple), (0, 0)])
+
+
+def _spread(scales: Array, block: int, rows: int) -> Array:
+    """Returns the scale of each weight, float32."""
+    return jnp.repeat(scales.astype(jnp.float32), block, axis=-2)[..., :rows, :]
+
+
+def pack_stacked(kernel: Array, kind: str) -> dict[str, jax.Array]:
+    """`pack`, one layer after the other: the arrays on the way are as large as a layer in float32."""
+    whole = functools.partial(pack, kind=kind)
+    return jax.lax.map(whole, kernel) if kernel.ndim > 2 else whole(kernel)
