@@ -1,10 +1,14 @@
 """The loop end to end on the quickstart's smoke config: learning, resuming, stopping; slow: kill -9, whole runs."""
 
 import asyncio
+import collections
+import contextlib
+import itertools
 import json
 import math
 import os
 import pathlib
+import random
 import re
 import signal
 import subprocess
@@ -15,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from ml_collections import ConfigDict
 
-from prismer_jax import config, metrics
+from prismer_jax import checkpoint, config, metrics
+from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import Preempted, UserError, run_main
+from prismer_jax.sharding import presets_test
 from prismer_jax.testing import ROOT
 from prismer_jax.train import Watch, train
 
@@ -160,6 +166,14 @@ def test_bad_configs_say_what_is_wrong(overrides, message, tmp_path):
         train(load(*overrides), tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("spec", "axes"), presets_test.PRESETS)
+def test_prismer_with_its_experts_has_the_same_losses_by_every_preset(spec, axes, finished, tmp_path):
+    mesh = [f"mesh.{axis}={axes.get(axis, 1)}" for axis in ("data", "fsdp", "tensor")]
+    train(load(f"sharding={spec}", *mesh, "evals={}"), tmp_path)
+    assert losses(tmp_path) == pytest.approx(losses(finished[0]), rel=1e-4)
+
+
 def test_a_workdir_belongs_to_one_config(finished):
     with pytest.raises(UserError, match="belongs to another config"):
         train(load("optim.lr=0.5"), finished[0])
@@ -182,16 +196,31 @@ def wait_for(condition, process):
 
 
 @pytest.mark.slow
-def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait() == 0
-    for steps in (2, 4):  # the second kill hits the resumed run
-        process = start(killed)
-        wait_for(lambda steps=steps: len(losses(killed)) > steps, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start(killed).wait() == 0
-    assert losses(killed) == losses(whole)
+def test_kill_9_at_any_moment_ends_in_the_same_parameters(tmp_path):
+    def outcome(workdir):
+        return fingerprint(checkpoint.load_export(workdir / "export")[0]), losses(workdir)
+
+    assert start(tmp_path / "first").wait() == 0  # fills the caches
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    seconds, draw = time.monotonic() - began, random.Random(0)
+    reached = collections.Counter()  # kills by the number of steps that had been logged
+    for run in itertools.count():
+        workdir = tmp_path / str(run)
+        while reached.total() < 30:
+            process = start(workdir)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert process.wait(timeout=draw.uniform(0.2, 1.1) * seconds) == 0, process.stderr.read()
+                break  # it had ended before
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            reached[len(losses(workdir))] += 1
+        else:
+            assert start(workdir).wait() == 0
+        assert outcome(workdir) == outcome(tmp_path / "whole"), reached
+        if reached.total() == 30:
+            break
+    print("kills by steps that had been logged:", sorted(reached.items()))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models.vlm import init_from_shapes
-from prismer_jax.towers.causal_lm import CausalLM
+from prismer_jax.towers.causal_lm import CausalLM, windowed
 from prismer_jax.towers.vit import ViT
 from prismer_jax.typing import Array, Float, Int, typed
 
@@ -108,7 +108,8 @@ class DecoderOnly(nn.Module):
         """Reads the prompt. The cache's `shared` has the keys and values of image and prompt, and the real columns."""
         hidden, keys, columns = self.read(encoded, batch)
         own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), keys)
-        shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys), "mask": columns.real}
+        shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys)}
+        shared |= {"mask": columns.real, "positions": columns.positions}
         rows = {"count": columns.positions.max(-1, keepdims=True) + 1}
         logits = self.first_logits(hidden[:, -1:])
         return logits, {"shared": shared, "own": own, "rows": rows, "index": jnp.zeros((), jnp.int32)}
@@ -126,6 +127,9 @@ class DecoderOnly(nn.Module):
             "prompt": cache["shared"]["mask"][:, None, None],
         }
         positions = count[..., None] + jnp.arange(length)
+        places = {"new": positions, "prompt": cache["shared"]["positions"][:, None]}
+        places["own"] = (count - index)[..., None] + jnp.arange(room)
+        masks = self._masks(masks, positions, places)
         hidden, news = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
 
         def put(old: Array, new: Array) -> Array:
@@ -142,5 +146,14 @@ class DecoderOnly(nn.Module):
     def read(self, encoded: Array, batch: Mapping[str, Any]) -> tuple[Array, Any, Columns]:
         """Returns the hidden states [b s d] of image and text, keys and values, and the columns that were read."""
         columns = self.columns(encoded, batch)
-        hidden, keys = self.decoder(columns.x[:, None], columns.positions[:, None], {"new": columns.seen[:, None]})
+        positions = columns.positions[:, None]
+        masks = self._masks({"new": columns.seen[:, None]}, positions, {"new": positions})
+        hidden, keys = self.decoder(columns.x[:, None], positions, masks)
         return hidden[:, 0], keys, columns
+
+    def _masks(self, masks: dict[str, Array], positions: Array, places: dict[str, Array]) -> dict[str, Any]:
+        """Returns the decoder's masks of columns [b k t] at `positions`, of the keys [b k s] at `places`."""
+        if not self.decoder.window:
+            return masks
+        back = {name: positions[..., None] - places[name][..., None, :] for name in masks}
+        return {name: windowed(mask, back[name], self.decoder.window, name == "new") for name, mask in masks.items()}

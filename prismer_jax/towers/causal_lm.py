@@ -71,6 +71,18 @@ def rotate(x: Float[Array, "*b t h d"], turn: tuple[Array, Array]) -> Float[Arra
     return (jnp.concatenate([first, second], -1) * cos + jnp.concatenate([-second, first], -1) * sin).astype(x.dtype)
 
 
+def windowed(mask: Bool[Array, "*b t s"], back: Int[Array, "*b t s"], window: int, mutual: bool) -> tuple[Array, Array]:
+    """Returns the masks of layers with a window and of those without.
+
+    Args:
+      mask: where columns may look.
+      back: by how many positions what they look at is before them.
+      mutual: t and s are the same columns; those that see each other do so however far they are apart.
+    """
+    near = back < window
+    return mask & (near | mask.swapaxes(-1, -2) if mutual else near), mask
+
+
 class Settings(NamedTuple):
     """Those fields of CausalLM that its blocks read."""
 
@@ -86,6 +98,7 @@ class Settings(NamedTuple):
     query_scale: float | None
     attention_cap: float
     keys_dtype: str | None
+    window: int
     dropout: float
     branch_dropout: float
 
@@ -94,9 +107,10 @@ class Block(nn.Module):
     """Pre-norm block: attention with rotary positions, then a gated MLP; no biases.
 
     Takes x [b k t d], the layer's part of a cache (`prompt`, keys and values [b s g h] that all k sequences of a row
-    read, and `own` [b k room g h]; {} for what there is not), cosines and sines, and masks of the new columns, of the
-    prompt and of `own`. Returns x and the keys and values of the new columns. Where there is a random stream
-    'dropout', as there is in training, what `model` says drops out.
+    read, and `own` [b k room g h]; {} for what there is not), whether its masks are those of the window, cosines and
+    sines, and masks of the new columns, of the prompt and of `own`, with a window for each pair of them. Returns x and
+    the keys and values of the new columns. Where there is a random stream 'dropout', as there is in training, what
+    `model` says drops out.
 
     Attributes:
       model: whose fields say the rest.
@@ -111,10 +125,13 @@ class Block(nn.Module):
         x: Array,
         prompt: dict[str, Array],
         own: dict[str, Array],
+        near: Array,
         turn: tuple[Array, Array],
-        masks: dict[str, Array],
+        masks: dict[str, Any],
     ) -> tuple[Array, dict[str, Array]]:
         m, width = self.model, x.shape[-1]
+        if m.window:
+            masks = {name: jnp.where(near, *pair) for name, pair in masks.items()}
         within, branch = (
             functools.partial(nn.Dropout(rate), deterministic=not self.has_rng("dropout"))
             for rate in (m.dropout, m.branch_dropout)
@@ -172,6 +189,8 @@ class CausalLM(nn.Module):
       attention_cap: bounds attention's logits, see layers.soft_cap.
       keys_dtype: what keys and values are rounded to, and kept in; 'bfloat16' halves a float32 model's cache.
       logit_cap: bounds the words' logits, where a model asks for it.
+      window: how many columns back, its own counted, a column of the layers 0, 2, ... sees where it is not seen in turn
+        (Gemma 2, arXiv 2408.00118; transformers, create_sliding_window_causal_mask); 0 for all there are.
       dropout: of training, within attention, as in huggingface/nanoVLM (models/language_model.py).
       branch_dropout: of training, of what attention, behind its norm, and MLP, before its norm, give, as in big_vision.
     """
@@ -195,6 +214,7 @@ class CausalLM(nn.Module):
     attention_cap: float = 0.0
     keys_dtype: str | None = None
     logit_cap: float = 0.0
+    window: int = 0
     dropout: float = 0.0
     branch_dropout: float = 0.0
     remat: str = "none"
@@ -206,7 +226,7 @@ class CausalLM(nn.Module):
         self.norm = RMSNorm(self.epsilon, self.norm_offset)
         fields = {field: getattr(self, field) for field in Settings._fields}
         settings = Settings(**fields | {"head_dim": self._head_dim})
-        self.blocks = layers.stack(Block, self.layers, self.remat, broadcast=2, cached=2)(settings, dtype=self.dtype)
+        self.blocks = layers.stack(Block, self.layers, self.remat, broadcast=2, cached=3)(settings, dtype=self.dtype)
 
     @property
     def _head_dim(self) -> int:
@@ -222,19 +242,20 @@ class CausalLM(nn.Module):
         self,
         x: Float[Array, "b k t d"],
         positions: Int[Array, "b k t"],
-        masks: dict[str, Bool[Array, ...]],
+        masks: dict[str, Any],
         cache: dict[str, Any] | None = None,
     ) -> tuple[Float[Array, "b k t d"], dict[str, Array]]:
         """Returns the states after the last norm, and the keys and values of the columns, [layers b k t g h].
 
         Args:
           masks: where each column may look, of 'new' columns and, with a cache, of its 'prompt' and its 'own' columns;
-            each broadcasts to [b k t s].
+            each broadcasts to [b k t s]. With a `window` they are pairs, see `windowed`.
           cache: {'shared': {'keys'}, 'own'}, as models.vlm describes it.
         """
         turn = rotary(positions, self._head_dim, self.rope_base, self.max_positions)
         prompt, own = (cache["shared"]["keys"], cache["own"]) if cache else ({}, {})
-        x, keys = self.blocks(x, prompt, own, turn, masks)
+        near = jnp.arange(self.layers) % 2 == 0
+        x, keys = self.blocks(x, prompt, own, near, turn, masks)
         return self.norm(x), keys
 
     @typed

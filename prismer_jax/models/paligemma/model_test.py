@@ -13,6 +13,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.paligemma import FREEZE, VARIANTS, build
 from prismer_jax.optim import split
+from prismer_jax.towers.causal_lm import windowed
 
 SMALL = dict(logit_cap=0.5, attention_cap=5.0, post_norms=True)
 
@@ -50,15 +51,26 @@ def test_a_text_depends_neither_on_its_neighbours_nor_on_padding():
     np.testing.assert_array_equal(run(both)[0][:1], run(one)[0])
 
 
-def test_what_is_generated_has_the_scores_that_the_whole_text_has():
-    model, variables = tiny(cap="always")
-    batch = batch_of([4, 5], 5)
+def test_a_window_hides_what_is_far_in_every_second_layer_but_not_what_sees_each_other():
+    mask = np.tri(6, dtype=bool)
+    mask[:3, :3] = True  # a prompt
+    near, far = windowed(mask, np.arange(6)[:, None] - np.arange(6), 2, mutual=True)
+    np.testing.assert_array_equal(far, mask)
+    np.testing.assert_array_equal(near[:3], mask[:3])
+    np.testing.assert_array_equal(near[3:].nonzero()[1], [2, 3, 3, 4, 4, 5])
+
+
+@pytest.mark.parametrize("window", [0, 3, 100])
+def test_what_is_generated_has_the_scores_that_the_whole_text_has(window):
+    model, variables = build("tiny", cap="always", language=dict(window=window)), tiny(cap="always")[1]
+    batch, plain = batch_of([4, 5], 5), tiny(cap="always")[0]
     tokens = decode.generate(model, variables, batch, eos=-1, pad=0, method="greedy", max_new=4)[0][:, 0]
     ones = np.ones((2, 4), np.int32)
     behind = {"text": tokens, "mask_input": ones > 0, "mask_ar": ones, "segment": 0 * ones}
     grown = batch | {key: np.concatenate([batch[key], part], axis=1) for key, part in behind.items()}
     logits = model.apply(variables, grown)
     np.testing.assert_array_equal(logits[:, 4:-1].argmax(-1), tokens)
+    assert np.allclose(logits, plain.apply(variables, grown), atol=1e-6) == (window != 3)
 
 
 @pytest.mark.parametrize("cap", ["reference", "always"])
