@@ -23,7 +23,8 @@ import numpy as np
 from prismer_jax.errors import UserError
 
 TEXT = ("text", "mask_input", "mask_ar", "segment")
-KEYS = ("image", "image_mask", "features", *TEXT, "mask_loss", "draw", "_mask")
+BY_TEXT = (*TEXT, "mask_loss", "draw", "_mask")  # a row of these is of a text, of which an image may have several
+KEYS = ("image", "image_mask", "features", *BY_TEXT)
 
 
 class Batch(dict):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import caption, checkpoint, datasets, evaluators, label_files, models, pp
+from prismer_jax import caption, checkpoint, datasets, decode, evaluators, label_files, models, pp
+from prismer_jax.captioner import Asked
 from prismer_jax.decode.batch import _compiled
 from prismer_jax.errors import UserError
 
@@ -114,6 +115,27 @@ def test_questions_are_answered_and_written_as_their_style_says(captioner, photo
     assert all(r["answers"][0] == r["answers"][0].lower().strip() for r in answers)
 
 
+def test_several_questions_have_the_answers_of_each_and_encode_a_photo_once(captioner, photos, monkeypatch):
+    asked, seen = ["what is it", "what color is the big sphere"], []
+    ask = functools.partial(captioner.answer, photos / "photos", labels=photos / "labels", padding="own")
+    alone = [ask(question, batch_size=2) for question in asked]
+    monkeypatch.setattr(decode, "generate", lambda *a, f=decode.generate, **k: seen.append(a[2]) or f(*a, **k))
+    both = ask(asked, batch_size=4)
+    assert [{k: v for k, v in r.items() if k != "scores"} for r in both] == [
+        {k: v for k, v in r.items() if k != "scores"} for pair in zip(*alone, strict=True) for r in pair
+    ]
+    for one, other in zip(both, (r for pair in zip(*alone, strict=True) for r in pair), strict=True):
+        np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-4)
+    assert {(len(arrays["image"]), len(arrays["labels/depth"]), len(arrays["text"])) for arrays in seen} == {(2, 2, 4)}
+
+
+def test_a_photo_that_cannot_be_used_is_left_out_once_for_all_questions(captioner, photos, capsys):
+    (photos / "photos/p1.png").write_bytes(b"no photo")
+    found = captioner.answer(photos / "photos", ["what is it", "is it red"], batch_size=4)
+    assert [r["image"] for r in found] == [f"p{i}.png" for i in (0, 0, 2, 2, 3, 3, 4, 4)]
+    assert [r["image"] for r in captioner.left_out] == ["p1.png"]
+
+
 @pytest.mark.parametrize("question", ["what is it", None])
 def test_given_answers_and_classes_are_ranked(captioner, photos, question):
     texts, where = ["a cone", "red", "two spheres", "Red"], photos / "labels"
@@ -134,7 +156,7 @@ def test_the_command_chooses_as_the_evaluator_does(export, captioner, photos, ca
     flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--batch-size", "4"]
     caption.main([*flags, "--question", "what is it", "--choices", str(photos / "texts.json")])
     said = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
-    source = caption._Asked(datasets.load("lists", images=photos / "photos"), question="what is it")
+    source = Asked(datasets.load("lists", images=photos / "photos"), [{"question": "what is it"}])
     evaluator = evaluators.build(
         "vqa",
         model=captioner.model,
@@ -220,7 +242,7 @@ class Stop(Exception):
 
 def stop_after(monkeypatch, captioner, calls):
     """Lets the model be asked so often, then stops the program, as it were; returns where calls are counted."""
-    counted, generate = [], caption.decode.generate
+    counted, generate = [], decode.generate
 
     def counting(*args, **options):
         if len(counted) == calls:
@@ -228,7 +250,7 @@ def stop_after(monkeypatch, captioner, calls):
         counted.append(1)
         return generate(*args, **options)
 
-    monkeypatch.setattr(caption.decode, "generate", counting)
+    monkeypatch.setattr(decode, "generate", counting)
     monkeypatch.setattr(caption, "Captioner", lambda path: captioner)
     return counted
 

@@ -53,8 +53,9 @@ def generate(
 
     Args:
       model: has `encode`, `prefill` and `extend` (see models.vlm), and is hashable.
-      batch: `image`, `labels/...` and the prompts as `text` with its masks; what models do not read is ignored. A batch
-        that is sharded over a mesh is decoded where it lies, each device at its own pace.
+      batch: `image`, `labels/...` and the prompts as `text` with its masks; what models do not read is ignored. Of `k`
+        times as many texts as images each image has k, one after the other; it is encoded once. A batch that is sharded
+        over a mesh is decoded where it lies, each device at its own pace.
       eos, pad: ids of the tokenizer.
       method: a name of METHODS; its own settings (num_beams=3, top_p=0.9 ...) follow as keywords.
       max_new: most tokens of the continuation; or max_len, which counts the prompt's columns too (the reference's way).
@@ -135,7 +136,10 @@ def _compiled(
 
     def decode(variables: Any, batch: Any, constants: Any, by_row: Any) -> Any:
         batch = Batch(batch)
-        encoded = model.apply(variables, batch, method="encode")
+        repeat = functools.partial(_for_each_text, count=len(batch["text"]))
+        encoded = jax.tree.map(repeat, model.apply(variables, batch, method="encode"))
+        if "image_mask" in batch:
+            batch["image_mask"] = repeat(batch["image_mask"])
         prefill = functools.partial(model.apply, variables, method="prefill")
         extend = functools.partial(model.apply, variables, method="extend")
         return function(prefill, extend, encoded, batch, **{**constants, **dict(static)}, **by_row)
@@ -148,3 +152,8 @@ def _compiled(
         decode = jax.shard_map(decode, mesh=mesh, in_specs=(whole, rows, whole, rows), out_specs=rows, check_vma=False)
     by_row = {} if rng is None else {"rng": row_keys(rng, batch.get("draw", jnp.arange(len(batch["text"]))))}
     return decode(variables, batch, constants, by_row)
+
+
+def _for_each_text(x: Array, count: int) -> Array:
+    """Repeats the rows of images, each of which has count / len(x) texts that follow one another."""
+    return jnp.repeat(x, count // len(x), axis=0) if len(x) < count else x
