@@ -10,8 +10,8 @@ import pytest
 from configs import configs_test
 from prismer_jax import assembly, config, evaluate, input
 from prismer_jax.batch import inputs
-from prismer_jax.caption import Captioner
 from prismer_jax.caption_prompt_test import converted
+from prismer_jax.captioner import Captioner
 from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError
 from prismer_jax.pp import tokenizer

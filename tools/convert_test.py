@@ -14,7 +14,7 @@ from PIL import Image
 
 import prismer_jax
 from prismer_jax import checkpoint, models, tree
-from prismer_jax.caption import Captioner
+from prismer_jax.captioner import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
 from prismer_jax.models import conversion

@@ -13,7 +13,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from prismer_jax import runtime
-from prismer_jax.caption import Captioner
+from prismer_jax.captioner import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.lmms.wording import worded
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from prismer_jax import checkpoint, config, models
 from prismer_jax.batch import Batch, prompts
-from prismer_jax.caption import Captioner
+from prismer_jax.captioner import Captioner
 from prismer_jax.decode import generate
 from prismer_jax.errors import UserError
 from prismer_jax.testing import ROOT

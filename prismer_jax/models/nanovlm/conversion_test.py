@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from prismer_jax import checkpoint, pp, tree
-from prismer_jax.caption import Captioner
+from prismer_jax.captioner import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import build, config_json
