@@ -166,6 +166,7 @@ def test_every_config_runs_whole(file, tmp_path):
         ("transfers/forkme.py", "model=nanovlm"),
         ("transfers/forkme.py", "model=paligemma"),
         ("configs/paligemma.py", "experts=none"),
+        ("configs/paligemma.py", "objects"),
         ("configs/pretrain.py", "sets=coco,experts=none"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from configs import configs_test
 from configs.configs_test import load
 from prismer_jax import assembly, config, input, optim, registry, sharding, tree
+from prismer_jax.batch import inputs
 from prismer_jax.errors import UserError
 from prismer_jax.pp import tokenizer
 from prismer_jax.training.step import make_step
@@ -163,6 +164,20 @@ def test_every_task_has_data_and_is_evaluated(task):
     assert row["mask_loss"].sum() > 0
     evals = assembly.make_evaluators(cfg.evals, assembly.make_model(cfg, words), words, None, quiet=True)
     assert len(evals) == 2
+
+
+@pytest.mark.parametrize("experts", ["all", "none"])
+def test_the_small_one_reads_the_texts_of_scenes(experts):
+    cfg = load("configs/paligemma.py", f"scenes,smoke,experts={experts}")
+    words = tokenizer.load(cfg.tokenizer)
+    batches = input.train_batches(assembly.load_mixture(cfg.data, words), batch_size=4, seed=0)
+    batch = inputs(next(batches))
+    batches.close()
+    assert ("labels/depth" in batch) == (experts == "all")
+    model = assembly.make_model(cfg, words)
+    variables = jax.eval_shape(model.init_variables, jax.random.key(0))
+    logits = jax.eval_shape(model.apply, variables, batch)
+    assert logits.shape == (*batch["text"].shape, 640)
 
 
 def test_a_task_runs_whole(tmp_path):
