@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import configs_test
 from configs.configs_test import load
-from prismer_jax import assembly, config, input, optim, registry, sharding, tree
+from prismer_jax import assembly, config, input, models, optim, registry, sharding, tree
 from prismer_jax.batch import inputs
 from prismer_jax.errors import UserError
 from prismer_jax.pp import tokenizer
@@ -164,6 +165,28 @@ def test_every_task_has_data_and_is_evaluated(task):
     assert row["mask_loss"].sum() > 0
     evals = assembly.make_evaluators(cfg.evals, assembly.make_model(cfg, words), words, None, quiet=True)
     assert len(evals) == 2
+
+
+def test_experts_are_trained_alone_and_their_labels_read(tmp_path):
+    for folder in ("labels/depth", "photos"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos/a.jpg")
+    Image.new("L", (8, 8), 9).save(tmp_path / "labels/depth/a.png")
+    for split in ("train", "val"):
+        (tmp_path / f"photos/cococap_{split}.jsonl").write_text('{"image": "a.jpg", "suffix": "x"}')
+    folders = f"data={tmp_path}/photos,labels={tmp_path}/labels"
+    cfg = load(FILE, f"task=cococap,experts=depth+edge,freeze=experts_only,{folders}", "tokenizer=scenes")
+    assert config.plain(cfg.init_fresh) == ("(params|batch_stats|tables)/labels/.*",)
+    words = tokenizer.load(cfg.tokenizer)
+    (part,) = assembly.load_mixture(cfg.data, words)
+    row = part["pp"](part["source"][0], np.random.default_rng(0))
+    assert row["labels/depth"].shape == (64, 64, 1)
+    assert (row["labels/depth"] == 9).all()
+    names = tree.flatten(jax.eval_shape(assembly.make_model(cfg, words).init_variables, jax.random.key(0))["params"])
+    trained, _ = optim.split(names, models.frozen("paligemma", cfg.freeze))
+    assert trained
+    assert all(name.startswith("labels/") for name in trained)
+    assert row["image"].shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize("experts", ["all", "none"])

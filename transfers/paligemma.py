@@ -17,6 +17,9 @@ Arguments:
   prefix: another template than the table's.
   init: what tools.convert paligemma has written, models/pt_448 or models/3b_pt_448 by default; its tokenizer, too,
     and for refcoco_seg the codec of masks, mask_codec.npz.
+  experts: whose label maps are added to the image's tokens, 'none' by default; they change nothing at first.
+  labels: the folder of these maps, LABELS/<expert>/<photo>.png.
+  freeze: what is not trained, instead of the table's: 'experts_only' trains what reads the maps alone.
   t4: captions on a GPU of 16 GB: the attention of Gemma alone is trained, in float32, all else is float16.
   l4: captions on a GPU of 24 GB: everything is trained, by gradient descent without a memory.
   smoke: two steps of a tiny model on rendered scenes, to see that it works.
@@ -101,10 +104,12 @@ PREFIXES = dict(
 FROZEN = dict(none="none", vision="freeze_vision", attend="attention_only")
 FRAMES = dict(nlvr2=2, msvd_qa=8)  # those of other videos are 16
 BEAMS = dict(cococap=2, textcaps=3)  # other texts are written greedily
+OUTLINED = ("widgetcap",)  # `bbox` of a row is drawn on the photo
 LEARN_LOWER = ("infovqa", "rsvqa_hr", "rsvqa_lr", "stvqa", "t4", "textcaps")
 SCORE_LOWER = ("chartqa", "docvqa", "infovqa", "ocrvqa", "rsvqa_hr", "rsvqa_lr", "stvqa")
 SIZES = {"1": "", "3b": "3b_", "10b": "10b_", "28b": "28b_"}
 RELEASED = (224, 448, 896)
+LABELS = 64  # pixels of a label map's side
 
 
 def settings(task, res):
@@ -121,6 +126,7 @@ def settings(task, res):
 
 def get_config(arg=None):
     own = dict(task="cococap", res=224, size="1", data="datasets", on="", split="val", prefix="", init="")
+    own |= dict(experts="none", labels="", freeze="")
     arg = parse_arg(arg, **own, t4=False, l4=False, smoke=False)
     if recipe := [name for name in ("t4", "l4") if getattr(arg, name)]:
         arg.task = recipe[0]
@@ -149,19 +155,26 @@ def get_config(arg=None):
     config.tokenizer = "scenes" if arg.smoke else f"sentencepiece:{config.init}/tokenizer.model"
     if arg.smoke:
         config.model.language.vocab_size = 640
+    config.model.experts = arg.experts
+    if arg.experts != "none" and not arg.smoke:
+        config.init_fresh = ("(params|batch_stats|tables)/labels/.*",)  # those that start with zeros
 
     # ---------------------------------------------------------------- data
     lettered = row["score"] == "letter"
     prefix = arg.prefix or PREFIXES[row["prefix"]]
-    look = f"decode|stretch({arg.res}, antialias={row['photos'] == 'smooth'}, frames={frames_of(row)})"
+    stretch = f"stretch({arg.res}, antialias={row['photos'] == 'smooth'}, frames={frames_of(row)}, label_size={LABELS})"
+    look = f"labels_for('{arg.experts}')|decode|{stretch}"
+    look += "|outline()" if arg.task in OUTLINED else ""
     asked = f"affix({prefix!r}, lettered={lettered}, lower={arg.task in LEARN_LOWER})|prefix_lm({row['tokens'] + 1})"
     prompt = f"{look}|affix({prefix!r}, lettered={lettered}, learn=False)|prefix_lm({row['tokens']})"
     data = "captions" if row["task"] in ("t4", "l4") else arg.task
-    train = listed(arg, data, "train", captions)
+    labels = dict(labels=arg.labels) if arg.labels else {}
+    train = dict(**listed(arg, data, "train", captions), **labels)
     config.data = {data: dict(**train, pp=f"{look}|{asked}")}
 
     # ---------------------------------------------------------------- training
     reference(config, row)
+    config.freeze = arg.freeze or config.freeze
     if arg.t4:
         config.frozen_dtype = config.model.vision.dtype = "float16"  # which a T4 has units for, and none for bfloat16
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
@@ -172,7 +185,7 @@ def get_config(arg=None):
     beams = dict(method="big_vision_beam", num_beams=BEAMS[arg.task]) if arg.task in BEAMS else dict(method="greedy")
     decode = dict(**beams, max_new=4 if arg.smoke else row["tokens"])
     config.tasks = {"caption" if captions else "question": dict(pp=prompt, decode=decode)}
-    held_out = listed(arg, arg.on or data, arg.split, captions)
+    held_out = dict(**listed(arg, arg.on or data, arg.split, captions), **labels)
     shared = dict(data=held_out, batch_size=config.batch_size)
     scored = dict(**shared, train_data=train, pp=prompt, **decode)
     how = dict(type="answers", score=row["score"], lower=arg.task in SCORE_LOWER)

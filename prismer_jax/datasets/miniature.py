@@ -20,7 +20,7 @@ from prismer_jax.files import folders
 from prismer_jax.objects import codec, shapes
 from prismer_jax.pp import chat, fast_tokenizers
 
-VERSION = "2"  # of what is written here; scenes.VERSION tells the rest
+VERSION = "3"  # of what is written here; scenes.VERSION tells the rest
 SIZE = 64  # pixels
 TRAIN, HELD_OUT = range(12), range(12, 18)  # scenes
 
@@ -93,7 +93,7 @@ def pairs(frames: int | None = None, captions: bool = False, data_dir: str | os.
                     said = {"captions": example["captions"]} if captions else {"answers": [answer]}
                     choices = list(dict.fromkeys(["no", answer, "yes"]))
                     texts = {"question": asked["question"], "choices": choices, "hint": "", "language": "en"}
-                    rows.append({**photo, "id": number, **texts, **said})
+                    rows.append({**photo, "id": number, **texts, **said, "bbox": [0.2, 0.2, 0.8, 0.8]})
                 (new / f"{part}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(final)
 

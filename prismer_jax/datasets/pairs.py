@@ -14,8 +14,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prismer_jax import label_files
 from prismer_jax.datasets import conversations, lists
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.labels import EXPERTS
 
 Example = dict[str, Any]
 Path = str | os.PathLike
@@ -23,13 +25,19 @@ SUFFIXES = ("suffix", "answers", "answer", "captions", "caption")  # the first t
 
 
 def load(
-    path: Path | Sequence[Path], *, images: Path | None = None, limit: int | None = None, **options: Any
+    path: Path | Sequence[Path],
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    limit: int | None = None,
+    **options: Any,
 ) -> conversations.Source | Once:
     """Returns a source of examples, which are read when they are asked for; a wrong line is a bad sample that is named.
 
     Args:
       path: files, or a folder of such tables.
       images: the folder that paths of photos are relative to; by default that of their file.
+      labels: the folder of label files, labels/<expert>/<photo>.png, of rows that name one photo by its path.
       limit: take only so many rows, the first ones.
       options: of lists.load, where the file is such a list.
 
@@ -40,16 +48,21 @@ def load(
     """
     one = isinstance(path, str | os.PathLike)
     if one and not os.fspath(path).endswith(conversations.ENDS) and os.path.isfile(path):
-        return Once(lists.load(path, images=images, limit=limit, **options))
+        return Once(lists.load(path, images=images, labels=labels, limit=limit, **options))
     if options:
         raise UserError(f"{path}: {', '.join(options)}: of lists alone; leave them out.")
-    return conversations.load(path, images=images, limit=limit, kind=Pairs)
+    if labels is not None and not os.path.isdir(labels):
+        raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
+    source = conversations.load(path, images=images, limit=limit, kind=Pairs)
+    source.labels = labels
+    return source
 
 
 class Pairs(conversations.Source):
     """Rows of tables: `len(source)`, `source[i]`."""
 
     columns = None  # whatever a row has
+    labels: Path | None = None  # folder of label files
 
     def __getitem__(self, index: int) -> Example:
         where, name, row, photos = self.found(index)
@@ -64,6 +77,8 @@ class Pairs(conversations.Source):
         id = row.get("question_id", row.get("id", name))
         photo = photos[0] if isinstance(photos[0], str) else name
         image = photos if "images" in row else photos[0]
+        if self.labels is not None and isinstance(row.get("image"), str):
+            own |= label_files.locate(self.labels, tuple(EXPERTS), row["image"])
         return {"photo": photo, **own, "id": str(id), "image": image, "answers": said, "captions": said}
 
 

@@ -103,3 +103,15 @@ def test_of_a_list_each_photo_counts_once_whatever_its_captions(folder):
     assert turns(source[1], "affix('caption en')") == [{"user": "caption en", "assistant": "z"}]
     with pytest.raises(UserError, match="no such file"):
         load("pairs", path=folder / "absent.jsonl")
+
+
+def test_labels_lie_in_a_folder_under_the_names_of_photos(folder):
+    (folder / "labels/depth").mkdir(parents=True)
+    Image.new("L", (8, 6), 7).save(folder / "labels/depth/a.png")
+    write(folder, {"image": "a.jpg", "suffix": "x"}, {"image": "b.jpg", "suffix": "x"})
+    source = load("pairs", path=folder / "rows.jsonl", labels=folder / "labels")
+    maps = [pp.build("labels_for('depth')|decode")(source[i], RNG)["labels/depth"] for i in range(2)]
+    assert (maps[0] == 7).all()
+    assert (maps[1] != 7).all()  # the background
+    with pytest.raises(UserError, match="no such folder of labels"):
+        load("pairs", path=folder / "rows.jsonl", labels=folder / "nowhere")

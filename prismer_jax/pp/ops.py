@@ -23,6 +23,7 @@ OPS: dict[str, Callable[..., Op]] = {}
 # Ops of modules that are imported when a chain names one of them.
 FURTHER = {
     "affix": "prismer_jax.pp.affix",
+    "outline": "prismer_jax.pp.outline",
     "prefix_lm": "prismer_jax.pp.prefix_lm",
     "randaugment": "prismer_jax.pp.randaugment",
     "stretch": "prismer_jax.pp.bilinear",

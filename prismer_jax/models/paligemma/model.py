@@ -70,6 +70,7 @@ FREEZE: dict[str, tuple[str, ...]] = {
     "none": (),
     "freeze_vision": ("vision/.*", "projector/.*"),  # img/.* of the original, whose head the projector is
     "freeze_lang": ("language/.*",),
+    "experts_only": (r"(?!labels/).*",),  # trains what reads the experts' label maps
     "attention_only": (r"(?!language/blocks/(query|key|value|out)/).*",),
 }
 
