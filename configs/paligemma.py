@@ -47,7 +47,7 @@ def with_objects(config, arg):
     config.model.language.vocab_size = WORDS + len(places.PIECES)
     codec = mask_codec.of_scenes(count=60, steps=20) if arg.smoke else mask_codec.of_scenes()
     config.files = [codec]  # its checkpoints carry it
-    find = f"{mask_codec.chain_of_scenes()}|labels_for('{arg.experts}')"
+    find = f"{mask_codec.chain_of_scenes('all')}|labels_for('{arg.experts}')"
     look = f"{find}|stretch({quickstart.SIZE}, label_size={quickstart.LABEL_SIZE})"
     detect, segment = (f"{look}|{op}|prefix_lm({quickstart.LENGTH})" for op in ("detect()", f"segment({codec!r})"))
     train, held_out = config.data.captions, config.evals.caption.data

@@ -37,6 +37,7 @@ from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models.paligemma import NOT_DECAYED
 from prismer_jax.models.paligemma.model import VOCABULARY
+from prismer_jax.pp import places
 
 # `decay` is not multiplied by the rate; `epochs` may be examples (x) or steps (s); `tokens` are those of a text. Photos
 # that are not `smooth` are made smaller without averaging. What a `score` counts, prismer_jax/scores/answers.py says.
@@ -227,6 +228,8 @@ def segment(config, arg, look, row):
     codec = f"{config.init}/mask_codec.npz"
     if arg.smoke:
         arg.data, codec = miniature.masks()
+        config.tokenizer = places.of_scenes()
+        config.model.language.vocab_size += len(places.PIECES)
     asked = f"segment({codec!r}, prompt='{{name}}', named=False"
 
     def part(name, split):

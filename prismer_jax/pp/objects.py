@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import labels
-from prismer_jax.errors import BadSample
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.objects import codec as codecs
 from prismer_jax.objects import shapes, words
 from prismer_jax.pp.ops import Example, Op, register
+from prismer_jax.pp.places import PIECES
 
 
 @register
@@ -43,16 +44,20 @@ def label_objects(names: Sequence[str], least: int = 1) -> Op:
 
 
 @register
-def detect(names: Sequence[str] = (), answer: bool = True) -> Op:
+def detect(names: Sequence[str] = (), answer: bool = True, *, tokenizer: Any) -> Op:
     """Makes `turns` of an example's objects: 'detect A ; B', and their boxes and names in random order.
 
     Args:
       names: what is asked for, whatever is there; by default the names of the objects that are there, shuffled.
       answer: False leaves the answer out, for what a model is to say itself.
 
+    Raises:
+      UserError: the tokenizer has no words of places.
+
     Raises (the op):
       BadSample: there is no such object.
     """
+    _check_words(tokenizer)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         wanted = list(names) or _shuffled(rng, sorted({one["name"] for one in _objects(example)}))
@@ -67,7 +72,9 @@ def detect(names: Sequence[str] = (), answer: bool = True) -> Op:
 
 
 @register
-def segment(codec: str, prompt: str = "segment {name}", named: bool = True, answer: bool = True) -> Op:
+def segment(
+    codec: str, prompt: str = "segment {name}", named: bool = True, answer: bool = True, *, tokenizer: Any
+) -> Op:
     """Makes `turns` of an example's objects of one name, which is drawn: 'segment A', and their boxes and masks.
 
     Args:
@@ -76,9 +83,13 @@ def segment(codec: str, prompt: str = "segment {name}", named: bool = True, answ
       named: whether the name follows a mask; big_vision's RefCOCO has none.
       answer: as of `detect`.
 
+    Raises:
+      UserError: there is no such codec, or the tokenizer has no words of masks.
+
     Raises (the op):
       BadSample: there is no object, one has no mask, or a box without pixels.
     """
+    _check_words(tokenizer)
     masks = codecs.load(codec)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
@@ -95,6 +106,15 @@ def segment(codec: str, prompt: str = "segment {name}", named: bool = True, answ
         return {**example, "turns": [asked], "asked": name}
 
     return op
+
+
+def _check_words(tokenizer: Any) -> None:
+    for word in (PIECES[0], PIECES[-1]):
+        if tokenizer.id_of(word) is None:
+            raise UserError(
+                f"The tokenizer {tokenizer.spec!r} has no {word}: take that of a PaliGemma from tools.convert, or with "
+                "scenes that of pp.places.of_scenes()."
+            )
 
 
 def _objects(example: Example) -> list[dict[str, Any]]:

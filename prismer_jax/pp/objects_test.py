@@ -5,6 +5,7 @@ from prismer_jax import labels, pp
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.objects import codec as codecs
 from prismer_jax.objects import words
+from prismer_jax.pp import places, tokenizer
 
 MASK = {"size": [10, 20], "counts": [0, 50, 150]}  # the five columns on the left
 
@@ -27,11 +28,22 @@ def example():
     return {"id": "a", "objects": objects}
 
 
-def turn(spec, seed=0, given=None):
-    return pp.build(spec)(given or example(), np.random.default_rng(seed))["turns"]
+@pytest.fixture(scope="module")
+def words_of_places(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRISMER_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        return tokenizer.load(places.of_scenes())
 
 
-def test_detect_asks_for_what_is_there_in_random_order():
+@pytest.fixture
+def turn(words_of_places):
+    def turn(spec, seed=0, given=None):
+        return pp.build(spec, words_of_places)(given or example(), np.random.default_rng(seed))["turns"]
+
+    return turn
+
+
+def test_detect_asks_for_what_is_there_in_random_order(turn):
     asked, said = set(), set()
     for seed in range(30):
         (turns,) = turn("detect()", seed)
@@ -44,7 +56,7 @@ def test_detect_asks_for_what_is_there_in_random_order():
     assert turn("detect()", 3) == turn("detect()", 3)
 
 
-def test_detect_may_ask_for_what_is_not_there():
+def test_detect_may_ask_for_what_is_not_there(turn):
     (turns,) = turn("detect(names=('dog', 'horse'))")
     assert turns == {"user": "detect dog ; horse", "assistant": "<loc0512><loc0512><loc1023><loc1023> dog"}
     assert turn("detect(names=('horse',), answer=False)") == [{"user": "detect horse"}]
@@ -54,7 +66,7 @@ def test_detect_may_ask_for_what_is_not_there():
         turn("detect()", given={"id": "b"})
 
 
-def test_segment_writes_the_codes_of_masks(codec):
+def test_segment_writes_the_codes_of_masks(turn, codec):
     cats = example()["objects"]
     given = {"id": "a", "objects": [cats[0], cats[1]]}
     texts = {
@@ -72,7 +84,7 @@ def test_segment_writes_the_codes_of_masks(codec):
     assert turns["assistant"].endswith(">")
 
 
-def test_what_cannot_be_segmented_is_a_bad_sample(codec):
+def test_what_cannot_be_segmented_is_a_bad_sample(turn, codec):
     one = example()["objects"][0]
     for change, problem in (
         ({"segmentation": None}, "its cat has a box but no mask"),
@@ -82,7 +94,9 @@ def test_what_cannot_be_segmented_is_a_bad_sample(codec):
         with pytest.raises(BadSample, match=problem):
             turn(f"segment({codec!r})", given={"id": "a", "objects": [one | change]})
     with pytest.raises(UserError, match="no such file"):
-        pp.build("segment('none.npz')")
+        turn("segment('none.npz')")
+    with pytest.raises(UserError, match="tokenizer 'scenes' has no <loc0000>"):
+        pp.build("detect()", tokenizer.load("scenes"))
 
 
 def test_objects_of_a_map_of_instances():

@@ -31,6 +31,7 @@ from prismer_jax.objects.words import CODES
 COMMITMENT = 0.25  # how much an encoder is drawn to its codes
 REVIVAL = 50  # steps after which codes that nothing was nearest to begin anew
 ROUNDS = 10  # of k-means
+LEAST = 12  # pixels of an object of scenes
 
 
 def masks_in(source: Any, chain: Any, most: int, seed: int = 0) -> np.ndarray:
@@ -121,9 +122,9 @@ def of_scenes(path: str | pathlib.Path | None = None, *, size: int = 96, count: 
     return str(path)
 
 
-def chain_of_scenes() -> str:
-    """Returns the ops that make the objects of scenes."""
-    return f"labels_for('obj_detection')|decode|label_objects({scenes.CLASSES!r}, 12)"
+def chain_of_scenes(experts: str = "obj_detection") -> str:
+    """Returns the ops that make the objects of scenes, and keep the maps of these experts, one of which is detection."""
+    return f"labels_for({experts!r})|decode|label_objects({scenes.CLASSES!r}, {LEAST})"
 
 
 def of_list(path: str, images: str | None, most: int) -> np.ndarray:

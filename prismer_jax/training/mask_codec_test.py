@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,7 +25,7 @@ def test_layers_are_the_same_in_numpy_and_xla():
     weights = {key: rng.standard_normal(shape).astype(np.float32) / 4 for key, shape in codecs.shapes(8, 4).items()}
     masks = discs(2)
     for function, x in ((codecs.features, masks), (codecs.painted, rng.standard_normal((2, 4, 4, 4), np.float32))):
-        xla = function(weights, x, mask_codec._convolution)
+        xla = jax.jit(function, static_argnums=2)(weights, x, mask_codec._convolution)
         np.testing.assert_allclose(function(weights, x), xla, rtol=1e-4, atol=1e-4)
 
 
