@@ -19,7 +19,6 @@ from prismer_jax.pp import places
 from prismer_jax.training import mask_codec
 
 WORDS = 640  # of the scenes' own tokenizer
-OBJECT = 12  # pixels of the smallest object
 
 
 def get_config(arg=None):

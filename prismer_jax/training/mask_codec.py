@@ -123,7 +123,7 @@ def of_scenes(path: str | pathlib.Path | None = None, *, size: int = 96, count: 
 
 
 def chain_of_scenes(experts: str = "obj_detection") -> str:
-    """Returns the ops that make the objects of scenes, and keep the maps of these experts, one of which is detection."""
+    """Returns the ops that make the objects of scenes, with the maps of these experts; obj_detection is one."""
     return f"labels_for({experts!r})|decode|label_objects({scenes.CLASSES!r}, {LEAST})"
 
 

@@ -59,6 +59,9 @@ def test_the_command_trains_on_a_list(tmp_path, capsys):
 
 def test_the_masks_of_scenes():
     source = datasets.load("scenes", count=64)
+    whole = pp.build(mask_codec.chain_of_scenes("all"))(source[0], np.random.default_rng(0))
+    assert whole["objects"]
+    assert all(whole[f"labels/{expert}"].std() > 0 for expert in ("depth", "normal", "edge", "obj_detection"))
     masks = mask_codec.masks_in(source, pp.build(mask_codec.chain_of_scenes()), 130)
     assert masks.shape == (130, 64, 64)
     assert 0.3 < masks.mean() < 0.95
