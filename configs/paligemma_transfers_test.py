@@ -153,6 +153,19 @@ def test_the_t4_recipe_keeps_what_it_does_not_train_in_half_the_bytes():
     assert all(leaf.size == 1 for leaf in jax.tree.leaves(made.state["opt"]))  # nothing but the step is remembered
 
 
+@pytest.mark.parametrize("experts", ["none", "depth"])
+def test_adapters_alone_are_trained_beside_kernels_in_four_bits(experts):
+    cfg = load(FILE, f"qlora,smoke,experts={experts}")
+    mesh = sharding.make_mesh({"data": -1})
+    made = make_step(cfg, tokenizer.load(cfg.tokenizer), mesh, dict(batch_size=8, total_steps=2))
+    assert any("/lora/" in name for name in made.trainable)
+    assert any("labels/" in name for name in made.trainable) == (experts != "none")
+    for name, leaf in tree.flatten(made.state["params"]).items():
+        trained = "/lora/" in name or name.startswith("labels/")
+        assert (name in made.trainable) == trained
+        assert leaf.dtype == ("float32" if trained else "uint8" if name.endswith("codes") else "bfloat16"), name
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_data_and_is_evaluated(task):
     cfg = load(FILE, f"task={task},smoke")

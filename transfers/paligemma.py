@@ -22,6 +22,8 @@ Arguments:
   freeze: what is not trained, instead of the table's: 'experts_only' trains what reads the maps alone.
   t4: captions on a GPU of 16 GB: the attention of Gemma alone is trained, in float32, all else is float16.
   l4: captions on a GPU of 24 GB: everything is trained, by gradient descent without a memory.
+  lora: adapters of Gemma and of SigLIP's queries, keys and values alone are trained, beside bfloat16 (docs/lora.md).
+  qlora: the same beside kernels in four bits.
   smoke: two steps of a tiny model on rendered scenes, to see that it works.
 
 Sources: google-research/big_vision at 0127fb6, configs/proj/paligemma/transfers/*.py (`sweep_best`, what the released
@@ -103,6 +105,7 @@ PREFIXES = dict(
     science="Question: {question}\nContext: {hint}\nOptions: {choices}\nAnswer:",
 )
 FROZEN = dict(none="none", vision="freeze_vision", attend="attention_only")
+ADAPTED = "language/blocks/.*|vision/blocks/attention/(query|key|value)/.*"
 FRAMES = dict(nlvr2=2, msvd_qa=8)  # those of other videos are 16
 BEAMS = dict(cococap=2, textcaps=3)  # other texts are written greedily
 OUTLINED = ("widgetcap",)  # `bbox` of a row is drawn on the photo
@@ -128,7 +131,7 @@ def settings(task, res):
 def get_config(arg=None):
     own = dict(task="cococap", res=224, size="1", data="datasets", on="", split="val", prefix="", init="")
     own |= dict(experts="none", labels="", freeze="")
-    arg = parse_arg(arg, **own, t4=False, l4=False, smoke=False)
+    arg = parse_arg(arg, **own, t4=False, l4=False, lora=False, qlora=False, smoke=False)
     if recipe := [name for name in ("t4", "l4") if getattr(arg, name)]:
         arg.task = recipe[0]
     if arg.res % 14:
@@ -176,6 +179,8 @@ def get_config(arg=None):
     # ---------------------------------------------------------------- training
     reference(config, row)
     config.freeze = arg.freeze or config.freeze
+    if arg.lora or arg.qlora:
+        adapters(config, arg)
     if arg.t4:
         config.frozen_dtype = config.model.vision.dtype = "float16"  # which a T4 has units for, and none for bfloat16
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
@@ -221,6 +226,21 @@ def reference(config, row):
         wd_mults=[(NOT_DECAYED, 0.0)],
         clip_norm=None if row["task"] == "t4" else 1.0,
     )
+
+
+def adapters(config, arg):
+    """Writes the sections of LoRA or QLoRA over those of full tuning; what reads experts' labels is trained, too.
+
+    The rate is that of arXiv 2305.14314, table 9; names and rank are those of PaliGemma's announcement.
+    """
+    config.model.lora = dict(match=ADAPTED, rank=8, alpha=16.0, dropout=0.0)
+    if arg.qlora:
+        config.model.quantize = dict(match="(language|vision)/blocks/.*", kind="nf4")
+    config.model.dtype = config.frozen_dtype = "bfloat16"
+    if not arg.freeze:
+        del config.freeze  # of another type
+        config.freeze = "none" if arg.experts == "none" else (r"(?!labels/|.*/lora/).*",)
+    config.optim.lr, config.optim.weight_decay = 2e-4, 0.0
 
 
 def segment(config, arg, look, row):

@@ -15,6 +15,8 @@ from prismer_jax.errors import choose
 
 NO_VARIABLES = ("opt", "step")  # of the state; all else are the model's
 KEPT_AS = {name: name for name in ("float32", "bfloat16", "float16")}  # types of what is not trained
+# A CPU multiplies no bfloat16: XLA would make float32 of whole stacks of kernels ahead of the loop over their layers.
+ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
 
 
@@ -41,7 +43,9 @@ class Step(NamedTuple):
     def compile(self, batch: Any) -> Any:
         """Returns `update`, compiled for a batch of the whole mesh: arrays, or shapes that say where each lies."""
         with jax.set_mesh(self.mesh):  # every thread has its own
-            return self.update.lower(self.state, batch).compile()
+            lowered = self.update.lower(self.state, batch)
+        halves = any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(self.state["params"]))
+        return lowered.compile(ON_CPU if halves and self.mesh.devices.flat[0].platform == "cpu" else None)
 
 
 def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, durations: Mapping[str, int]) -> Step:
