@@ -295,6 +295,7 @@ def smoke(init=None, **sections):
     return cfg | {"model": cfg["model"] | dict(vision=vision, language=language) | sections}
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_adapters_of_a_packed_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
     base, rng = smoke()["model"], np.random.default_rng(0)
