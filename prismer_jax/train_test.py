@@ -41,6 +41,11 @@ def load(*overrides, arg="smoke"):
     return config.load(f"{ROOT / 'configs/quickstart.py'}:{arg}", [*small, *overrides])
 
 
+def unwatched(*overrides, arg="smoke"):
+    """The same without evaluations, which take the most time to compile."""
+    return config.plain(load("checkpoint.best_metric=None", *overrides, arg=arg)) | {"evals": {}}
+
+
 def losses(workdir):
     return {line["step"]: line["train/loss"] for line in metrics.read(workdir) if "train/loss" in line}
 
@@ -96,7 +101,7 @@ def test_an_interrupt_saves_the_step_and_gives_the_handlers_back(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Watch, "note", interrupted)
         with pytest.raises(Preempted, match="step 2 is saved"):
-            train(load(), tmp_path)
+            train(unwatched(), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["2"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
@@ -114,14 +119,14 @@ def test_a_preempted_program_has_a_status_of_its_own(capsys):
 
 def test_a_dict_a_text_for_the_workdir_a_thread_and_a_running_event_loop_do(tmp_path):
     """As in a notebook, whose kernel runs an event loop; a web application would train in a thread."""
-    cfg = ConfigDict(config.plain(load("total_steps=1")))
+    cfg = ConfigDict(unwatched("total_steps=1"))
 
     async def cell():
         return train(cfg, str(tmp_path / "run"))
 
     with ThreadPoolExecutor(1) as pool:
-        scores = pool.submit(asyncio.run, cell()).result()
-    assert math.isfinite(scores["vqa/accuracy"])
+        pool.submit(asyncio.run, cell()).result()
+    assert math.isfinite(losses(tmp_path / "run")[1])
     assert (tmp_path / "run" / "export" / "config.json").exists()
 
 
@@ -138,13 +143,13 @@ def test_settings_of_the_end_are_checked_before_the_first_step(tmp_path):
 
 def test_accumulated_and_frozen_training_runs(tmp_path):
     overrides = ("accumulate=2", "freeze=freeze_lang_vision", "total_steps=1", "mesh.data=4", "mesh.fsdp=2")
-    results = train(load(*overrides, arg="smoke,experts=depth+obj_detection"), tmp_path)
-    assert math.isfinite(results["vqa/accuracy"])
+    train(unwatched(*overrides, arg="smoke,experts=depth+obj_detection"), tmp_path)
+    assert math.isfinite(losses(tmp_path)[1])
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"loss is nan at step \d"):
-        train(load("optim.lr=1e38", "optim.clip_norm=None", "optim.warmup_percent=0.0"), tmp_path)
+        train(unwatched("optim.lr=1e38", "optim.clip_norm=None", "optim.warmup_percent=0.0"), tmp_path)
     steps = [int(p.name) for p in (tmp_path / "checkpoints").glob("[0-9]*")]
     assert all(math.isfinite(losses(tmp_path)[step]) for step in steps)
 
@@ -170,7 +175,7 @@ def test_bad_configs_say_what_is_wrong(overrides, message, tmp_path):
 @pytest.mark.parametrize(("spec", "axes"), presets_test.PRESETS)
 def test_prismer_with_its_experts_has_the_same_losses_by_every_preset(spec, axes, finished, tmp_path):
     mesh = [f"mesh.{axis}={axes.get(axis, 1)}" for axis in ("data", "fsdp", "tensor")]
-    train(load(f"sharding={spec}", *mesh, "evals={}"), tmp_path)
+    train(unwatched(f"sharding={spec}", *mesh), tmp_path)
     assert losses(tmp_path) == pytest.approx(losses(finished[0]), rel=1e-4)
 
 
