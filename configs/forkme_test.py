@@ -75,7 +75,7 @@ def test_new_experts_say_nothing_at_first(model, mine):
         words = tokenizer.load(cfg.tokenizer)
         batch, made = first_batch(cfg, words), assembly.make_model(cfg, words)
         variables = jax.jit(made.init_variables)(jax.random.key(0))
-        variables |= assembly.make_initial(cfg)(variables)
+        variables |= assembly.make_initial(cfg, made)(variables)
         row = {key: value[:1] for key, value in inputs(batch).items()}
         encoded.append(np.asarray(jax.jit(functools.partial(made.apply, method="encode"))(variables, row)))
     assert "labels/depth" in batch

@@ -7,7 +7,7 @@ Arguments, as in paligemma.py:scenes,experts=none:
   scenes: on rendered scenes, in minutes on a laptop, with the data and the evaluators of the quickstart.
   objects: also learns to `detect` and to `segment`, with a codec of masks that is trained first, in a minute or two.
   experts: whose label maps are added to the image's tokens; 'all' by default, 'none' for PaliGemma as it is.
-  smoke: all of it in less than a minute, to see that it works.
+  smoke: all of it in a minute or two, to see that it works.
 
 The published models are fine-tuned by transfers/paligemma.py.
 """

@@ -84,9 +84,9 @@ def test_resumed_run_has_bitwise_the_losses_of_an_uninterrupted_one(finished, tm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics.Writer, "write", interrupt)
         with pytest.raises(Stop):
-            train(load(), tmp_path)
+            train(unwatched(), tmp_path)
     assert list(losses(tmp_path)) == [1, 2, 3, 4, 5]
-    train(load("num_workers=0"), tmp_path)
+    train(unwatched("num_workers=0"), tmp_path)
     assert losses(tmp_path) == losses(finished[0])
 
 
