@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -81,12 +82,9 @@ def pairs(frames: int | None = None, captions: bool = False, data_dir: str | os.
     final = scenes.data_folder(data_dir) / "miniature" / name
     if not final.exists():
         with folders.new_folder(final) as new:
-            settings = scenes.Settings("train", SIZE, len(TRAIN) + len(HELD_OUT), 0)
-            for part, numbers in (("train", TRAIN), ("val", HELD_OUT)):
+            for part, examples in _photographed(new):
                 rows = []
-                for number in numbers:
-                    example = scenes.example(settings, number)
-                    (new / f"{number}.jpg").write_bytes(example["image"])
+                for number, example in examples.items():
                     photo = {"image": f"{number}.jpg"} if frames is None else {"images": [f"{number}.jpg"] * frames}
                     asked = example["questions"][number % len(example["questions"])]
                     answer = asked["answers"][0]
@@ -108,12 +106,9 @@ def masks(data_dir: str | os.PathLike | None = None) -> tuple[str, str]:
     final = scenes.data_folder(data_dir) / "miniature" / f"masks-{VERSION}-{scenes.VERSION}"
     if not final.exists():
         with folders.new_folder(final) as new:
-            settings = scenes.Settings("train", SIZE, len(TRAIN) + len(HELD_OUT), 0)
-            for part, numbers in (("train", TRAIN), ("val", HELD_OUT)):
+            for part, examples in _photographed(new):
                 rows = []
-                for number in numbers:
-                    example = scenes.example(settings, number)
-                    (new / f"{number}.jpg").write_bytes(example["image"])
+                for number, example in examples.items():
                     ids = label_png.decode("obj_detection", example["labels"]["obj_detection"])[..., 0]
                     objects = [
                         {"name": scenes.CLASSES[kind], "segmentation": shapes.run_lengths(ids == instance)}
@@ -126,6 +121,16 @@ def masks(data_dir: str | os.PathLike | None = None) -> tuple[str, str]:
             weights = {key: rng.standard_normal(shape) for key, shape in codec.shapes(8, 4).items()}
             codec.MaskCodec(weights).save(new / codec.FILE)
     return str(final), str(final / codec.FILE)
+
+
+def _photographed(folder: pathlib.Path) -> Iterator[tuple[str, dict[int, dict[str, Any]]]]:
+    """Yields 'train' and 'val', each with its scenes by number, whose photos it writes to the folder as NUMBER.jpg."""
+    settings = scenes.Settings("train", SIZE, len(TRAIN) + len(HELD_OUT), 0)
+    for part, numbers in (("train", TRAIN), ("val", HELD_OUT)):
+        examples = {number: scenes.example(settings, number) for number in numbers}
+        for number, example in examples.items():
+            (folder / f"{number}.jpg").write_bytes(example["image"])
+        yield part, examples
 
 
 def _letters(folder: pathlib.Path, extra: int) -> None:
