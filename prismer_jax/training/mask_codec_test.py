@@ -38,6 +38,7 @@ def test_a_codec_learns_shapes():
     assert len(np.unique(codec.encode(test))) > 4
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_a_list(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = []
