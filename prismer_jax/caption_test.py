@@ -129,6 +129,11 @@ def test_several_questions_have_the_answers_of_each_and_encode_a_photo_once(capt
     assert {(len(arrays["image"]), len(arrays["labels/depth"]), len(arrays["text"])) for arrays in seen} == {(2, 2, 4)}
 
 
+def test_no_question_is_no_answer(captioner, photos):
+    with pytest.raises(UserError, match="no question to answer"):
+        captioner.answer(photos / "photos", [])
+
+
 def test_a_photo_that_cannot_be_used_is_left_out_once_for_all_questions(captioner, photos, capsys):
     (photos / "photos/p1.png").write_bytes(b"no photo")
     found = captioner.answer(photos / "photos", ["what is it", "is it red"], batch_size=4)

@@ -406,7 +406,15 @@ class Asked:
 
 
 def _questions(question: str | Sequence[str]) -> list[Result]:
-    return [{"question": text} for text in ([question] if isinstance(question, str) else question)]
+    """Returns what is asked about each photo.
+
+    Raises:
+      UserError: there is no question.
+    """
+    asked = [{"question": text} for text in ([question] if isinstance(question, str) else question)]
+    if not asked:
+        raise UserError("There is no question to answer: give one, or several.")
+    return asked
 
 
 def _once(batch: Mapping[str, Any], times: int) -> dict[str, Any]:

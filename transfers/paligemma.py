@@ -21,7 +21,8 @@ Arguments:
   labels: the folder of these maps, LABELS/<expert>/<photo>.png.
   freeze: what is not trained, instead of the table's: 'experts_only' trains what reads the maps alone.
   t4: captions on a GPU of 16 GB: the attention of Gemma alone is trained, in float32, all else is float16.
-  l4: captions on a GPU of 24 GB: everything is trained, by gradient descent without a memory.
+  l4: captions, the published recipe for a GPU of 24 GB: everything is trained, by gradient descent without a memory. It
+    takes 29 GiB by XLA's count on a CPU; t4 and lora fit.
   lora: adapters of Gemma and of SigLIP's queries, keys and values alone are trained, beside bfloat16 (docs/lora.md).
   qlora: the same beside kernels in four bits.
   smoke: two steps of a tiny model on rendered scenes, to see that it works.
