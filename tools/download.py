@@ -10,12 +10,14 @@
   nanovlm       nanoVLM-222M, nanoVLM-450M, nanoVLM-230M-8k, nanoVLM-460M-8k
   siglip        google/siglip-base-patch16-224, google/siglip2-base-patch16-256, google/siglip2-base-patch16-512
   smollm2       HuggingFaceTB/SmolLM2-135M, -360M-Instruct and others, each with its tokenizer
+  paligemma     google/paligemma-3b-pt-224, google/paligemma2-3b-mix-448 and others, each with its tokenizer; whoever
+                fetches them accepts Gemma's licence on the page of each, and has a token in HF_TOKEN
   tokenizer     RoBERTa's vocab.json and merges.txt
   label-tables  vectors of class names, and the PCA of words (NVIDIA's non-commercial licence)
   words         CLIP's tokenizer and a list of known words (for research only); ocr_detection needs them, ViT-L/14 of
                 clip, and the PCA of label-tables
 
-Without names, all of them (of prismer, nanovlm, siglip and smollm2, name some). What is there is compared, what broke
+Without names, all of them (of those with names of models, name some). What is there is compared, what broke
 off goes on; every file is compared with its checksum. Without a network it says which file to put where.
 """
 
@@ -24,13 +26,13 @@ from __future__ import annotations
 import argparse
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prismer_jax import config
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
-from prismer_jax.files.published import Facts, HubFile, Unreachable, WebFile
+from prismer_jax.files.published import Facts, HubFile, Repository, Unreachable, WebFile
 from prismer_jax.pp import tokenizer
 
 # Names of files and repositories: NVlabs/prismer at 4f27ab3, download_checkpoints.py, experts/model_bank.py,
@@ -61,7 +63,14 @@ SIGLIP = [
 SMOLLM2 = [f"HuggingFaceTB/SmolLM2-{size}{kind}" for size in ("135M", "360M", "1.7B") for kind in ("", "-Instruct")]
 MODEL = ("config.json", "model.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-NAMED = ("prismer", "nanovlm", "siglip", "smollm2")  # groups that are not fetched as a whole
+# Names of repositories: the announcements of PaliGemma and PaliGemma 2. Which shards each has, the hub says.
+PALIGEMMA = [
+    f"google/{model}-{kind}-{size}"
+    for model in ("paligemma-3b", "paligemma2-3b", "paligemma2-10b", "paligemma2-28b")
+    for kind, sizes in (("pt", (224, 448, 896)), ("mix", (224, 448)))
+    for size in sizes
+]
+NAMED = ("prismer", "nanovlm", "siglip", "smollm2", "paligemma")  # groups that are not fetched as a whole
 OFFICIAL = "https://github.com/NVlabs/prismer/raw/4f27ab37e8ff5436707c5badd0ec744980608edd"
 TABLES = f"{OFFICIAL}/dataset"
 TABLE_FACTS = {  # SHA-256 and bytes, of that commit
@@ -109,7 +118,7 @@ def _repositories(names: Sequence[str], files: Sequence[str], owner: str = "") -
     }
 
 
-GROUPS: dict[str, dict[str, Item] | dict[str, list[Item]]] = {
+GROUPS: dict[str, Mapping[str, Item | list[Item] | Repository]] = {
     "prismer": {
         name: Item(HubFile(PRISMER, f"{name}/pytorch_model.bin"), f"{name}/pytorch_model.bin")
         for stage in ("pretrain", "caption", "vqa")
@@ -124,6 +133,7 @@ GROUPS: dict[str, dict[str, Item] | dict[str, list[Item]]] = {
     "nanovlm": _repositories(NANOVLM, MODEL, "lusxvr/"),
     "siglip": _repositories(SIGLIP, MODEL),
     "smollm2": _repositories(SMOLLM2, (*MODEL, *TOKENIZER)),
+    "paligemma": {name: Repository(name) for name in PALIGEMMA},
     "tokenizer": {name: Item(HubFile(f"{ROBERTA}-base", name), name) for name in ("vocab.json", "merges.txt")},
     "words": {name: Item(WebFile(f"{where}/{name}", *facts), name) for name, (where, *facts) in WORDS.items()},
     "label-tables": {name: Item(WebFile(f"{TABLES}/{name}", *facts), name) for name, facts in TABLE_FACTS.items()},
@@ -134,13 +144,27 @@ def select(group: str, names: Sequence[str]) -> list[Item]:
     """Returns the files of a group that are named, or all.
 
     Raises:
-      UserError: an unknown group or name, or no name of a group that is not fetched as a whole.
+      UserError: an unknown group or name, no name of a group that is not fetched as a whole, or a repository whose
+        files only the hub knows, which does not answer.
     """
     items = choose("kind of file", group, GROUPS)
     if group in NAMED and not names:
         raise UserError(f"Name the checkpoints to fetch: {', '.join(items)}.")
     chosen = [choose(f"name of {group}", name, items) for name in names] if names else list(items.values())
-    return [item for entry in chosen for item in (entry if isinstance(entry, list) else [entry])]
+    return [item for entry in chosen for item in _items(entry)]
+
+
+def _items(entry: Item | list[Item] | Repository) -> list[Item]:
+    if not isinstance(entry, Repository):
+        return entry if isinstance(entry, list) else [entry]
+    try:
+        files = entry.files(".json", ".safetensors", ".model")
+    except Unreachable as error:
+        page = f"https://huggingface.co/{entry.name}"
+        raise UserError(
+            f"{page} does not answer ({error}). Fetch its files elsewhere, and convert that folder."
+        ) from None
+    return [Item(file, f"{entry.name.rpartition('/')[2]}/{file.path}") for file in files]
 
 
 def plan(items: Sequence[Item], folder: pathlib.Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from prismer_jax import labels
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts.ocr import expert as ocr
-from prismer_jax.files.published import Facts, HubFile, Unreachable, WebFile
+from prismer_jax.files.published import Facts, HubFile, Repository, Unreachable, WebFile
 from prismer_jax.models.prismer import VARIANTS
 from prismer_jax.weights import label_tables
 from tools import download
@@ -84,6 +84,27 @@ def test_a_model_is_fetched_as_a_folder_that_conversion_reads():
     assert [item.target.partition("/")[2] for item in language] == [*download.MODEL, *download.TOKENIZER]
     vision = download.select("siglip", ["google/siglip2-base-patch16-512"])
     assert {item.source.repository for item in vision} == {"google/siglip2-base-patch16-512"}
+
+
+def test_the_files_of_a_model_in_shards_are_those_that_the_hub_lists(monkeypatch):
+    name = "google/paligemma2-28b-pt-896"
+    listed = [HubFile(name, f"model-{i}.safetensors") for i in range(2)]
+    monkeypatch.setattr(Repository, "files", lambda repository, *suffixes: listed if repository.name == name else [])
+    assert [item.target for item in download.select("paligemma", [name])] == [
+        f"paligemma2-28b-pt-896/model-{i}.safetensors" for i in range(2)
+    ]
+
+
+def test_offline_a_repository_that_only_the_hub_can_list_is_named(monkeypatch, capsys):
+    def offline(*_):
+        raise Unreachable("no network")
+
+    monkeypatch.setattr(Repository, "files", offline)
+    with pytest.raises(SystemExit):
+        run_main(download.main, ["paligemma", "google/paligemma-3b-pt-224"])
+    assert capsys.readouterr().err.startswith(
+        "error: https://huggingface.co/google/paligemma-3b-pt-224 does not answer"
+    )
 
 
 def test_the_known_checksums_of_the_tables_are_right(shared, capsys):
@@ -174,7 +195,8 @@ def test_wrong_flags_are_explained(flags, message):
 
 
 def test_every_source_has_an_address():
-    sources = [item.source for group, items in download.GROUPS.items() for item in download.select(group, list(items))]
+    groups = {name: items for name, items in download.GROUPS.items() if name != "paligemma"}  # the hub knows those
+    sources = [item.source for group, items in groups.items() for item in download.select(group, list(items))]
     assert len({source.address for source in sources}) == len(sources) == 34 + 4 * 2 + 3 * 2 + 6 * 4
     assert all(source.address.startswith("https://") for source in sources)
     assert all(len(source.sha256) == 64 for source in sources if isinstance(source, WebFile))

@@ -73,54 +73,54 @@ class HubFile:
 
         Raises:
           Unreachable: no answer.
-          UserError: there is no such file, or it is not public.
+          UserError: there is no such file, or it is behind a licence and the environment has no token (HF_TOKEN).
         """
-        metadata = self._ask(lambda hub: hub.get_hf_file_metadata(self.address))
-        etag = metadata.etag or ""
-        return Facts(
-            size=metadata.size,
-            sha256=etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None,
-            git_sha1=etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None,
-            commit=metadata.commit_hash,
-        )
+        return _facts(self._metadata())
 
     def fetch(self, target: pathlib.Path) -> None:
         """Fetches it, or takes it out of the cache; raises as `facts`, or UserError for other contents."""
         try:
-            facts = self.facts()
+            metadata = self._metadata()
         except Unreachable as offline:
             try:
-                cached = self._ask(lambda hub: hub.hf_hub_download(self.repository, self.path, local_files_only=True))
+                cached = _ask(
+                    lambda hub: hub.hf_hub_download(self.repository, self.path, local_files_only=True), self.address
+                )
             except Unreachable:
                 raise offline from None
             return _place(pathlib.Path(cached), target)  # files in the cache are whole
-        if (blob := self._blob(facts)) is not None and not blob.exists():
-            # huggingface_hub (2.4) itself throws away what a process that was stopped had fetched.
-            _fetch(_hub().hf_hub_url(self.repository, self.path, revision=facts.commit), blob, facts)
-        cached = self._ask(lambda hub: hub.hf_hub_download(self.repository, self.path, revision=facts.commit))
+        facts = _facts(metadata)
+        if facts.sha256 and not (blob := self._blob(facts)).exists():
+            # huggingface_hub (2.4) itself throws away what a process that was stopped had fetched. Large files lie
+            # elsewhere, at an address that is good for a while and asks for no token.
+            _fetch(self.address, blob, facts, metadata.location)
+        cached = _ask(lambda hub: hub.hf_hub_download(self.repository, self.path, revision=facts.commit), self.address)
         whole = pathlib.Path(cached).resolve()
         if problem := facts.problem(whole):
             whole.unlink()
             raise UserError(f"{self.address}: what arrived {problem}. It is deleted; run the same again.")
         _place(whole, target)
 
-    def _blob(self, facts: Facts) -> pathlib.Path | None:
+    def _blob(self, facts: Facts) -> pathlib.Path:
         """Where huggingface_hub looks for the contents (its documentation, 'Understand caching')."""
-        name, folder = facts.sha256 or facts.git_sha1, f"models--{self.repository.replace('/', '--')}"
-        return pathlib.Path(_hub().constants.HF_HUB_CACHE, folder, "blobs", name) if name else None
+        folder = f"models--{self.repository.replace('/', '--')}"
+        return pathlib.Path(_hub().constants.HF_HUB_CACHE, folder, "blobs", str(facts.sha256))
 
-    def _ask(self, question: Callable[[Any], T]) -> T:
-        hub = _hub()
-        try:
-            return question(hub)
-        except Exception as error:  # of whatever HTTP library this version of huggingface_hub uses
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or getattr(error, "filename", None):
-                raise  # the disk, not the network
-            if (response := getattr(error, "response", None)) is not None:
-                raise UserError(
-                    f"{self.address}: the hub answers {response.status_code}. Is the file still there, and public?"
-                ) from None
-            raise Unreachable(_reason(error)) from None
+    def _metadata(self) -> Any:
+        return _ask(lambda hub: hub.get_hf_file_metadata(self.address), self.address)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the Hugging Face Hub with as many files as the hub says, such as weights in shards."""
+
+    name: str
+
+    def files(self, *suffixes: str) -> list[HubFile]:
+        """Asks the hub for its files with these suffixes; raises as `HubFile.facts`."""
+        address = f"https://huggingface.co/{self.name}"
+        names = _ask(lambda hub: hub.HfApi().list_repo_files(self.name), address)
+        return [HubFile(self.name, name) for name in sorted(names) if name.endswith(suffixes)]
 
 
 @dataclass(frozen=True)
@@ -153,21 +153,26 @@ class WebFile:
         _fetch(self.address, target, self.stated)
 
 
-def _fetch(address: str, target: pathlib.Path, facts: Facts) -> None:
-    """Writes NAME.part beside the target until all is there and as the facts say; raises as `fetch` does."""
+def _fetch(address: str, target: pathlib.Path, facts: Facts, location: str | None = None) -> None:
+    """Writes NAME.part beside the target until all is there and as the facts say; raises as `fetch` does.
+
+    Args:
+      address: of the file, in what is said.
+      location: where it lies, if that is another place.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     start = part.stat().st_size if part.exists() else 0
     if start == 0 or facts.problem(part):
-        _receive(address, part, start if facts.size is None or start < facts.size else 0)
+        _receive(address, part, start if facts.size is None or start < facts.size else 0, location or address)
     if problem := facts.problem(part):
         part.unlink()
         raise UserError(f"{address}: what arrived {problem}. It is deleted; run the same again.")
     storage.publish(part, target)
 
 
-def _receive(address: str, part: pathlib.Path, start: int) -> None:
-    with _open(address, Range=f"bytes={start}-") if start else _open(address) as answer:
+def _receive(address: str, part: pathlib.Path, start: int, location: str) -> None:
+    with _open(location, Range=f"bytes={start}-") if start else _open(location) as answer:
         if answer.status == 416:  # it is not longer than what came before
             return
         start = start if answer.status == 206 else 0  # else the server sends the whole file again
@@ -206,6 +211,33 @@ def _read(answer: Any) -> bytes:
         return answer.read(_CHUNK)
     except (OSError, http.client.HTTPException):
         return b""  # what has arrived stays
+
+
+def _ask(question: Callable[[Any], T], address: str) -> T:
+    """Asks huggingface_hub; raises as `HubFile.facts`."""
+    try:
+        return question(_hub())
+    except Exception as error:  # of whatever HTTP library this version of huggingface_hub uses
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or getattr(error, "filename", None):
+            raise  # the disk, not the network
+        if (response := getattr(error, "response", None)) is None:
+            raise Unreachable(_reason(error)) from None
+        if response.status_code in (401, 403):
+            raise UserError(
+                f"{address}: not for everyone (the hub answers {response.status_code}). Accept its licence on the page "
+                "of the repository, and put a token with the right to read it into the environment, as HF_TOKEN."
+            ) from None
+        raise UserError(f"{address}: the hub answers {response.status_code}. Is the file still there?") from None
+
+
+def _facts(metadata: Any) -> Facts:
+    etag = metadata.etag or ""
+    return Facts(
+        size=metadata.size,
+        sha256=etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None,
+        git_sha1=etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None,
+        commit=metadata.commit_hash,
+    )
 
 
 def _hub() -> Any:

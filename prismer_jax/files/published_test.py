@@ -14,7 +14,7 @@ import pytest
 
 from prismer_jax.errors import UserError
 from prismer_jax.files import published
-from prismer_jax.files.published import Facts, HubFile, Unreachable, WebFile
+from prismer_jax.files.published import Facts, HubFile, Repository, Unreachable, WebFile
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -162,7 +162,7 @@ class Hub:
     def __init__(self, cache):
         self.constants = SimpleNamespace(HF_HUB_CACHE=str(cache))
         self.cache, self.content, self.etag, self.online = cache / "cached", CONTENT, SHA256, True
-        self.calls = []
+        self.calls, self.location = [], None
         for repository in ("a/b", "a"):  # its contents are there already: how they come, the test above shows
             blob = cache / f"models--{repository.replace('/', '--')}" / "blobs" / SHA256
             blob.parent.mkdir(parents=True)
@@ -178,7 +178,11 @@ class Hub:
             error = RuntimeError("404 Client Error")
             error.response = SimpleNamespace(status_code=404)
             raise error
-        return SimpleNamespace(etag=self.etag, size=len(CONTENT), commit_hash="c0ffee")
+        if "gated" in url:
+            error = RuntimeError("401 Client Error")
+            error.response = SimpleNamespace(status_code=401)
+            raise error
+        return SimpleNamespace(etag=self.etag, size=len(CONTENT), commit_hash="c0ffee", location=self.location)
 
     def hf_hub_download(self, repository, path, revision=None, local_files_only=False):
         self.calls.append((repository, path, revision, local_files_only))
@@ -248,6 +252,27 @@ def test_a_refusal_is_no_missing_network(hub, tmp_path):
         HubFile("a", "missing").fetch(tmp_path / "x")
 
 
+def test_a_file_behind_a_licence_says_where_to_accept_it(hub, tmp_path):
+    with pytest.raises(UserError, match=r"hub:a/gated: not for everyone .* licence .* HF_TOKEN"):
+        HubFile("a", "gated").fetch(tmp_path / "x")
+
+
+def test_a_large_file_comes_from_where_the_hub_says_that_it_lies(hub, server, tmp_path):
+    """Behind a licence, only that place gives it without a token (huggingface_hub 2.4)."""
+    hub.location = f"{server.url}/elsewhere?signed=1"
+    HubFile("c/d", "model.bin").fetch(tmp_path / "model.bin")
+    assert server.asked == [None]
+    assert (tmp_path / "cache/models--c--d/blobs" / SHA256).read_bytes() == CONTENT
+
+
+def test_a_repository_is_fetched_as_the_hub_lists_it(hub):
+    listed = ["b.safetensors", "README.md", "a.safetensors", "config.json"]
+    hub.HfApi = lambda: SimpleNamespace(list_repo_files=lambda repository: listed if repository == "a/b" else [])
+    assert Repository("a/b").files(".safetensors", ".json") == [
+        HubFile("a/b", name) for name in ("a.safetensors", "b.safetensors", "config.json")
+    ]
+
+
 def test_a_full_disk_is_no_missing_network(hub, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -265,6 +290,7 @@ def test_the_hubs_library_has_what_is_asked_of_it():
 
     assert {"revision", "local_files_only"} <= inspect.signature(huggingface_hub.hf_hub_download).parameters.keys()
     fields = huggingface_hub.HfFileMetadata.__dataclass_fields__
-    assert {"etag", "size", "commit_hash"} <= fields.keys()
+    assert {"etag", "size", "commit_hash", "location"} <= fields.keys()
+    assert callable(huggingface_hub.HfApi.list_repo_files)
     assert callable(huggingface_hub.get_hf_file_metadata)
     assert pathlib.PurePosixPath(HubFile("a/b", "c/d.bin").address).parts[-4:] == ("resolve", "main", "c", "d.bin")
