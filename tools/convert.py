@@ -15,19 +15,23 @@
   adapter       a converted model and an adapter for it, of the library PEFT
 
 Every family of models has a command: its own ones, or its name. They write a folder that captioning (--checkpoint),
-training (config.init) and tools.export take; `expert` writes one that tools.make_labels takes.
+training (config.init) and tools.export take; `expert` writes one that tools.make_labels takes. Of a model's arrays one
+is in memory at a time; the disk of --output holds them twice for a while.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from prismer_jax import checkpoint, config, experts, models, pp, runtime, tree
 from prismer_jax.errors import UserError, choose, run_main
@@ -37,6 +41,8 @@ from prismer_jax.models import conversion, peft
 from prismer_jax.weights import label_tables, safe, words
 from tools import export
 
+SMALL = 1 << 20  # bytes; arrays below stay in memory
+
 
 def family(name: str, command: conversion.Command, argv: Sequence[str]) -> None:
     """Converts files of a family of models."""
@@ -45,7 +51,8 @@ def family(name: str, command: conversion.Command, argv: Sequence[str]) -> None:
     command.flags(parser)
     _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv)
-    result = command.run(args, _on_cpu)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    result = command.run(args, functools.partial(_on_disk, folder=args.output.parent))
     checkpoint.export(args.output, result.variables, result.description, result.files)
     number = sum(leaf.size for leaf in jax.tree.leaves(result.variables["params"]))
     print(
@@ -155,8 +162,15 @@ def _flags(parser: config.ArgumentParser, argv: Sequence[str]) -> argparse.Names
     return args
 
 
-def _on_cpu(array: Any) -> jax.Array:
-    return jax.block_until_ready(jax.device_put(array, jax.local_devices(backend="cpu")[0]))
+def _on_disk(array: Any, folder: pathlib.Path) -> np.ndarray:
+    """Returns the same array, in a file without a name where it is large: a model need not fit in memory."""
+    array = np.asarray(array)
+    if array.nbytes < SMALL:
+        return array
+    with tempfile.TemporaryFile(dir=folder) as file:
+        mapped = np.memmap(file, array.dtype, "w+", shape=array.shape)
+    mapped[...] = array
+    return mapped
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -5,6 +5,7 @@ import json
 import string
 import subprocess
 import sys
+import tracemalloc
 
 import jax
 import numpy as np
@@ -54,6 +55,20 @@ def photos(tmp_path):
         pixels = np.random.RandomState(i).randint(0, 256, (40, 50, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
     return tmp_path / "photos"
+
+
+def test_a_model_larger_than_the_memory_is_written_without_copies(tmp_path):
+    """Orbax (0.12.8) by itself copies all arrays of NumPy before it writes the first."""
+    arrays = {name: convert._on_disk(np.full((4, 1 << 20), i, np.float32), tmp_path) for i, name in enumerate("abc")}
+    assert all(isinstance(array, np.memmap) for array in arrays.values())
+    tracemalloc.start()
+    checkpoint.export(tmp_path / "out", {"params": arrays}, {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < arrays["a"].nbytes
+    back, _ = checkpoint.load_export(tmp_path / "out")
+    assert jax.tree.map(np.unique, back["params"]) == {"a": 0, "b": 1, "c": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # what the arrays lay in had no name
 
 
 def run(state, tmp_path, *flags, output="out"):

@@ -31,10 +31,14 @@ def orbax() -> ModuleType:
     return orbax.checkpoint
 
 
-def handler(**options: Any) -> Any:
+def handler(copies: bool = True, **options: Any) -> Any:
     """Returns Orbax's writer of nested dicts, for which every array is NumPy's.
 
     Of an array of JAX's, Orbax also notes the devices, and a reader who names no others can have it only on these.
+
+    Args:
+      copies: NumPy's arrays are copied before they are written; False where they do not change meanwhile, and a model
+        that is larger than the memory lies in files.
     """
     ocp = orbax()
 
@@ -42,7 +46,13 @@ def handler(**options: Any) -> Any:
         def typestr(self) -> str:
             return "np.ndarray"
 
-    types = (jax.Array, ArrayHandler(enable_write_sharding_file=False)), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    types = (
+        (jax.Array, ArrayHandler(enable_write_sharding_file=False)),
+        (
+            np.ndarray,
+            ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=copies),
+        ),
+    )
     registry = ocp.type_handlers.create_type_handler_registry(*types)
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options)
 
