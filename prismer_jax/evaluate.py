@@ -226,6 +226,7 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--split", help="of lists that hold several, as Karpathy's")
     flags.add_argument("--task", choices=scoring.TEXTS, help="default: what the predictions' keys say")
     flags.add_argument("--metrics", nargs="+", default=(), help="of captions: meteor and spice, which need Java")
+    flags.add_argument("--answers", choices=scoring.ANSWERS, help="how answers are scored (default: as VQA's)")
     flags.add_argument(
         "--max-unmatched",
         type=float,
@@ -239,7 +240,9 @@ def score(args: argparse.Namespace) -> None:
     if not args.references:
         raise UserError("--score needs --references, lists with the captions, answers or classes to score by.")
     folder = args.output or args.score.with_name(f"{args.score.stem}_scores")
-    options = {name: getattr(args, name) for name in ("annotations", "split", "task", "metrics", "max_unmatched")}
+    options = {
+        name: getattr(args, name) for name in ("annotations", "split", "task", "metrics", "answers", "max_unmatched")
+    }
     results.show(scoring.score(args.score, args.references, folder, **options))
     print(f"Scores and report are in {folder}.")
 

@@ -35,25 +35,17 @@ def handler(copies: bool = True, **options: Any) -> Any:
     """Returns Orbax's writer of nested dicts, for which every array is NumPy's.
 
     Of an array of JAX's, Orbax also notes the devices, and a reader who names no others can have it only on these.
-
-    Args:
-      copies: NumPy's arrays are copied before they are written; False where they do not change meanwhile, and a model
-        that is larger than the memory lies in files.
+    NumPy's are copied before the first is written, unless `copies` is False: so a model of mapped files can be written.
     """
     ocp = orbax()
+    handlers = ocp.type_handlers
 
-    class ArrayHandler(ocp.type_handlers.ArrayHandler):
+    class ArrayHandler(handlers.ArrayHandler):
         def typestr(self) -> str:
             return "np.ndarray"
 
-    types = (
-        (jax.Array, ArrayHandler(enable_write_sharding_file=False)),
-        (
-            np.ndarray,
-            ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=copies),
-        ),
-    )
-    registry = ocp.type_handlers.create_type_handler_registry(*types)
+    arrays, host = ArrayHandler(enable_write_sharding_file=False), handlers.NumpyHandler(deepcopy_host_arrays=copies)
+    registry = handlers.create_type_handler_registry((jax.Array, arrays), (np.ndarray, host))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **options)
 
 

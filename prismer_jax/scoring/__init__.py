@@ -19,12 +19,14 @@ from prismer_jax import registry
 from prismer_jax.errors import UserError, choose
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.report import evaluation, selection
+from prismer_jax.scores.answers import SCORES, score_records
 from prismer_jax.scores.caption import FURTHER, score_captions
 from prismer_jax.scores.vqa import score_answers
 from prismer_jax.scoring.predictions import OFFICIAL, TEXTS, Prediction, Task, read_predictions, task_of
 from prismer_jax.scoring.references import References
 
 MAX_UNMATCHED = 0.01
+ANSWERS = [name for name in SCORES if name != "letter"]  # whose choices no list of references has
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +36,8 @@ class Scored:
 
     higher_is_better = True
 
-    def __init__(self, task: Task, records: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> None:
-        self.main_score = "cider" if task == "caption" else "accuracy"
-        self.records, self.predictions = records, predictions
+    def __init__(self, main_score: str, records: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> None:
+        self.main_score, self.records, self.predictions = main_score, records, predictions
 
     def samples(self, n: int, which: Literal["random", "best", "worst"] = "random") -> list[dict[str, Any]]:
         """Returns at most n samples for the page: the best, the worst, or some at random."""
@@ -45,7 +46,7 @@ class Scored:
 
     def _sample(self, record: dict[str, Any]) -> dict[str, Any]:
         score = record["scores"][self.main_score]
-        correct = score / 100 if self.main_score == "accuracy" else None
+        correct = None if self.main_score == "cider" else score / 100
         return {**record, "correct": correct, "score": (self.main_score, score)}
 
 
@@ -58,6 +59,7 @@ def score(
     split: str | None = None,
     task: Task | None = None,
     metrics: Sequence[str] = (),
+    answers: str | None = None,
     max_unmatched: float = MAX_UNMATCHED,
 ) -> dict[str, float]:
     """Scores predictions and writes metrics.json, samples and report.html, as an evaluation does; returns the metrics.
@@ -69,6 +71,7 @@ def score(
       folder: of the results, made if need be.
       task: 'caption', 'vqa' or 'choice'; by default what the predictions' keys say.
       metrics: more of captions', 'meteor' and 'spice', which need Java.
+      answers: how answers are scored, of ANSWERS; by default as VQA's are.
       max_unmatched: the fraction of the predictions, and of the references, that may be left out.
 
     Returns:
@@ -84,17 +87,25 @@ def score(
     task = task_of(entries, predictions) if task is None else choose("task", task, dict.fromkeys(TEXTS, task))
     if metrics and task != "caption":
         raise UserError("meteor and spice are scores of captions.")
+    if answers and task == "caption":
+        raise UserError(f"{answers} is a score of answers, and {predictions} has captions.")
     table, dropped = References(references, annotations, split, task), Dropped()
     records = _join(predictions, entries, table, task, dropped, max_unmatched)
     for line in dropped.lines():
         logger.warning("not scored: %s", line.strip())
     constant = Counter(text for record in records for text in record["references"]).most_common(1)[0][0]
-    named = score_captions(records, constant, metrics) if task == "caption" else score_answers(records, constant)
+    if task == "caption":
+        main, named = "cider", score_captions(records, constant, metrics)
+    elif answers:
+        how = SCORES[choose("score of answers:", answers, dict.fromkeys(ANSWERS, answers))]
+        main, named = how.name, score_records(records, how, constant)
+    else:
+        main, named = "accuracy", score_answers(records, constant)
     scores = {f"{task}/{name}": value for name, value in named}
     if len(records) < len(table.entries):
         scores[f"{task}/unscored"] = float(len(table.entries) - len(records))
     id_key, text_key = OFFICIAL["vqa" if table.has_questions else task]
-    scored = Scored(task, records, [{id_key: r["id"], text_key: r["prediction"]} for r in records])
+    scored = Scored(main, records, [{id_key: r["id"], text_key: r["prediction"]} for r in records])
     described = {
         "type": "scored file",
         "samples": len(records),

@@ -181,6 +181,18 @@ def test_classes_and_choices(tmp_path):
     assert score(tmp_path, said, rows, "--task", "choice")["metrics"]["choice/accuracy"] == 100.0
 
 
+def test_answers_are_scored_as_their_benchmark_does(tmp_path):
+    """ANLS of 'kitte' beside 'kitten' is 5/6; relaxed accuracy lets a number be wrong by 5 %."""
+    rows = [{"image": f"{i}.jpg", "question": "q", "answers": [text], "question_id": i} for i, text in enumerate("ab")]
+    rows[0]["answers"], rows[1]["answers"] = ["kitten"], ["100"]
+    said = [{"question_id": 0, "answer": "kitte"}, {"question_id": 1, "answer": "104"}]
+    found = score(tmp_path, said, rows, "--answers", "anls")["metrics"]
+    assert found["vqa/anls"] == pytest.approx(100 * (5 / 6 + 2 / 3) / 2)
+    assert score(tmp_path, said, rows, "--answers", "relaxed")["metrics"]["vqa/relaxed_accuracy"] == 50.0
+    with pytest.raises(UserError, match=r"anls is a score of answers, and .*p\.json has captions"):
+        score(tmp_path, OFFICIAL, COCO, "--answers", "anls")
+
+
 def test_what_finds_no_partner_is_named_and_counted(tmp_path, caplog):
     said = [*OFFICIAL[:2], {"image_id": 5, "caption": "who"}, {"image_id": 100, "caption": None}]
     record = score(tmp_path, said, COCO, "--max-unmatched", 0.5)
