@@ -22,13 +22,13 @@ Op = Callable[[Example, np.random.Generator], Example]
 OPS: dict[str, Callable[..., Op]] = {}
 # Ops of modules that are imported when a chain names one of them.
 FURTHER = {
-    "affix": "prismer_jax.pp.affix",
     "outline": "prismer_jax.pp.outline",
-    "prefix_lm": "prismer_jax.pp.prefix_lm",
     "randaugment": "prismer_jax.pp.randaugment",
     "stretch": "prismer_jax.pp.bilinear",
     "tiles": "prismer_jax.pp.tiles",
     **dict.fromkeys(("flip", "noise_labels", "random_resized_crop"), "prismer_jax.pp.augment"),
+    **dict.fromkeys(("blip_randaugment", "prompt_template"), "prismer_jax.pp.blip"),
+    **dict.fromkeys(("affix", "prefix_lm"), "prismer_jax.pp.prefix_lm"),
     **dict.fromkeys(("ask", "chat", "turns"), "prismer_jax.pp.chat"),
     **dict.fromkeys(("detect", "label_objects", "segment"), "prismer_jax.pp.objects"),
 }

@@ -64,7 +64,7 @@ def apply(example: Example, move: str, m: float, sign: int) -> Example:
     # The reference rotates photos by the nearest pixel, though it shears and shifts them bilinearly.
     moved = _rotated(image, affine) if move == "rotate" else slide(image, affine)
     out = dict(example, image=moved)
-    out.update({f"labels/{name}": _move(name, label, affine, size) for name, label in maps(example).items()})
+    out.update({f"labels/{name}": move_label(name, label, affine, size) for name, label in maps(example).items()})
     return out
 
 
@@ -139,7 +139,7 @@ def _affine(move: str, value: float, width: int, height: int) -> Affine:
             raise ValueError(move)
 
 
-def _move(name: str, label: np.ndarray, affine: Affine, photo: tuple[int, int]) -> np.ndarray:
+def move_label(name: str, label: np.ndarray, affine: Affine, photo: tuple[int, int]) -> np.ndarray:
     """Applies to a label map the affine map of the photo's pixels, expressed in the label's own."""
     height, width, channels = label.shape
     sx, sy = width / photo[0], height / photo[1]

@@ -18,7 +18,11 @@ from prismer_jax.batch import prompts
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp.ops import Example, Op, register
 
-STYLES = {"plain": "prismer_jax.pp.text:Plain", "reference": "prismer_jax.pp.reference:Reference"}
+STYLES = {
+    "plain": "prismer_jax.pp.text:Plain",
+    "reference": "prismer_jax.pp.reference:Reference",
+    "blip": "prismer_jax.pp.blip:Blip",
+}
 
 
 class Plain:

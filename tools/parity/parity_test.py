@@ -33,6 +33,7 @@ def run(folder, *flags):
         "nanovlm_backbone_tiny",
         "nanovlm_222m_manifest",
         "nanovlm_backbone_smollm2_135m_manifest",
+        "blip2_preprocess",
         "paligemma_mha_tiny",
         "paligemma_pp_text",
         "paligemma_pt_3b_224_manifest",
