@@ -13,6 +13,8 @@
     nanovlm  nanoVLM of the 222M size, beside the original's code: answers, training, photos, packing, memory; python -m
              tools.bench nanovlm [--rows answers_head ...] [--reference CLONE --reference-python PYTHON], a clone of
              huggingface/nanoVLM
+    paligemma  PaliGemma with four layers of Gemma, beside transformers: decoding, training, memory; python -m
+             tools.bench paligemma [--rows decode] [--reference-python PYTHON], one that has PyTorch and transformers
     loader/step   how many times faster the loader is than what it feeds
 
 All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
@@ -32,10 +34,10 @@ from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
-from tools.bench import experts, loader, nanovlm
+from tools.bench import experts, loader, nanovlm, paligemma
 from tools.bench.run import BENCHES, Bench
 
-ALONE = ("experts", "nanovlm")
+ALONE = ("experts", "nanovlm", "paligemma")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,30 +57,41 @@ def main(argv: list[str] | None = None) -> None:
         help="clone of NVlabs/prismer, to compare experts or loader with, or of nanoVLM",
     )
     parser.add_argument(
-        "--reference-python", type=storage.on_disk, default=sys.executable, help="a Python that has PyTorch, for it"
+        "--reference-python", type=storage.on_disk, help="a Python that has PyTorch, for it (default: this one)"
     )
-    parser.add_argument("--rows", nargs="+", default=[], help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing")
-    parser.add_argument("--one-core", action="store_true", help="of nanovlm: on one core, in the processor's time")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=[],
+        help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing; of paligemma: decode, training",
+    )
+    parser.add_argument("--one-core", action="store_true", help="of nanovlm, paligemma: one core, the processor's time")
     flags.add_arguments(parser)
     args, overrides = parser.parse(argv)
     names = args.names + args.only or list(BENCHES)
     benches = [choose("benchmark", name, BENCHES | dict.fromkeys(ALONE)) for name in names]
     runtime.use_compilation_cache()
+    python = args.reference_python or sys.executable
     if names == ["experts"]:
         networks = [name for name in args.experts if choose("expert", name, EXPERTS)]
         settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
-        experts.measure(networks, args.reference, args.reference_python, **settings)
+        experts.measure(networks, args.reference, python, **settings)
         print(_machine())
         return
     if names == ["nanovlm"]:
         rows = [name for name in args.rows if choose("row", name, nanovlm.ROWS | {"packing": None}) or True]
-        nanovlm.measure(args.reference, args.reference_python, seconds=args.seconds, rows=rows, alone=args.one_core)
+        nanovlm.measure(args.reference, python, seconds=args.seconds, rows=rows, alone=args.one_core)
+        print(_machine())
+        return
+    if names == ["paligemma"]:
+        rows = [name for name in args.rows if choose("row", name, paligemma.ROWS)]
+        paligemma.measure(args.reference_python, seconds=args.seconds, rows=rows, alone=args.one_core)
         print(_machine())
         return
     if names == ["loader"] and args.reference is not None:
         named = any(getattr(args, kind) is not None for kind in flags.KINDS)
         source = flags.open_source(args) if named else scenes.load(task="all", size=480, count=64)
-        loader.measure(source, args.reference, args.reference_python, seconds=args.seconds)
+        loader.measure(source, args.reference, python, seconds=args.seconds)
         print(_machine())
         return
     if alone := [name for name in names if name in ALONE]:

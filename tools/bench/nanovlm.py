@@ -15,18 +15,14 @@ others use, too.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import json
-import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +37,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.models.nanovlm.model import VARIANTS
 from prismer_jax.pp.tiles import tiled_size
 from prismer_jax.training.step import make_step
-from tools.bench.worker import worker
+from tools.bench.worker import in_turn, one_core, serve, show
 
 V01 = "6ba9082"  # the tag v0.1 of huggingface/nanoVLM
 PROMPT, ANSWER, MAX_NEW, BATCH, TEXT = 8, 40, 300, 8, 79  # tokens, and photos at a time
@@ -83,14 +79,6 @@ def our_command(row: str, folder: pathlib.Path) -> list[str]:
     return [sys.executable, "-m", "tools.bench.nanovlm", row, str(folder)]
 
 
-def one_core(command: Sequence[str]) -> list[str]:
-    """Returns a command that runs on the first core alone; libraries start no more threads than that."""
-    code = (
-        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    return [sys.executable, "-c", code, *command]
-
-
 def their_command(python: str | pathlib.Path, source: pathlib.Path, row: str, folder: pathlib.Path) -> list[str]:
     script = pathlib.Path(__file__).with_name("reference") / "run_nanovlm.py"
     return [str(python), str(script), str(source), row, str(folder)]
@@ -129,11 +117,11 @@ def measure(
                 commands.append(their_command(python, sources[ROWS[row].head], row, folder))
             if alone or row.startswith("images"):
                 commands = [one_core(command) for command in commands]
-            rounds, lasts = _run(commands, seconds)
+            rounds, lasts = in_turn(commands, seconds)
             rates = [ROWS[row].count / min(times) for times in rounds]
-            _print(ROWS[row].title, rates, ROWS[row].target)
+            show(ROWS[row].title, rates, ROWS[row].target)
             if row == "training":
-                _print("peak memory of training, GB", [last / 1e9 for last in lasts], 1.0, less=True)
+                show("peak memory of training, GB", [last / 1e9 for last in lasts], 1.0, less=True)
         if not rows or "packing" in rows:
             shares = [packing(folder)]
             if sources:
@@ -143,32 +131,7 @@ def measure(
                 if ran.returncode:
                     raise UserError(f"The reference's packing failed: {ran.stderr.strip().splitlines()[-1]}")
                 shares.append(float(ran.stdout.split()[-1]))
-            _print("share of tokens in packed rows, %", [100 * share for share in shares], 1.0)
-
-
-def _run(commands: Sequence[Sequence[str]], seconds: float) -> tuple[list[list[float]], list[float]]:
-    """Runs workers in turn. Returns the seconds of each one's rounds, and what each says at its end."""
-    with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(worker(command)) for command in commands]
-        for one in workers:
-            if not one.ready:
-                raise UserError(f"{' '.join(one.process.args)}: ended before its first round; see above.")
-            one.step()  # compiles, or fills caches
-            one.seconds.clear()
-        start = time.monotonic()
-        while len(workers[0].seconds) < 3 or time.monotonic() - start < seconds:
-            for one in workers:
-                one.step()
-    return [one.seconds for one in workers], [one.last for one in workers]
-
-
-def _print(title: str, values: Sequence[float], target: float, less: bool = False) -> None:
-    line = f"{title:<54}{values[0]:>9.2f}"
-    if len(values) == 1:
-        print(line, flush=True)
-        return
-    ratio = values[0] / values[1]
-    print(f"{line}{values[1]:>10.2f}{ratio:>7.2f}{'<' if less else '>':>4}{target:>4.1f}", flush=True)
+            show("share of tokens in packed rows, %", [100 * share for share in shares], 1.0)
 
 
 def _source(reference: pathlib.Path, folder: pathlib.Path, head: bool) -> pathlib.Path:
@@ -325,14 +288,7 @@ OURS: dict[str, Callable[[pathlib.Path], Callable[[], Any]]] = {
 def main(row: str, folder: str) -> None:
     """Our worker: 'ready'; the seconds of a round for each line on stdin; the process's peak memory in bytes."""
     runtime.use_compilation_cache()
-    clock = time.perf_counter if len(os.sched_getaffinity(0)) > 1 else time.process_time
-    work = OURS[row](pathlib.Path(folder))
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = clock()
-        work()
-        print(clock() - start, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    serve(lambda: OURS[row](pathlib.Path(folder)))
 
 
 if __name__ == "__main__":

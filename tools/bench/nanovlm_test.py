@@ -10,6 +10,7 @@ from PIL import Image
 from prismer_jax.errors import UserError
 from tools.bench import nanovlm
 from tools.bench.experts_test import fake
+from tools.bench.worker import one_core
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_an_answer_ends_with_its_last_new_token():
 
 
 def test_our_worker_prepares_photos_on_one_core(folder):
-    command = nanovlm.one_core(nanovlm.our_command("images_v01", folder))
+    command = one_core(nanovlm.our_command("images_v01", folder))
     ran = subprocess.run(command, input="\n\n", capture_output=True, text=True, check=True)
     ready, *seconds, memory = ran.stdout.split()
     assert ready == "ready"

@@ -7,8 +7,13 @@ that are compared work in turn, one round each, so that a noisy machine is as no
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from prismer_jax.errors import UserError
 
@@ -48,3 +53,48 @@ def worker(command: Sequence[str]) -> Iterator[Worker]:
         yield process
     finally:
         process.close()
+
+
+def one_core(command: Sequence[str]) -> list[str]:
+    """Returns a command that runs on the first core alone; libraries start no more threads than that."""
+    code = (
+        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-c", code, *command]
+
+
+def in_turn(commands: Sequence[Sequence[str]], seconds: float) -> tuple[list[list[float]], list[float]]:
+    """Runs workers in turn. Returns the seconds of each one's rounds, and what each says at its end."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(worker(command)) for command in commands]
+        for one in workers:
+            if not one.ready:
+                raise UserError(f"{' '.join(one.process.args)}: ended before its first round; see above.")
+            one.step()  # compiles, or fills caches
+            one.seconds.clear()
+        start = time.monotonic()
+        while len(workers[0].seconds) < 3 or time.monotonic() - start < seconds:
+            for one in workers:
+                one.step()
+    return [one.seconds for one in workers], [one.last for one in workers]
+
+
+def show(title: str, values: Sequence[float], target: float, less: bool = False) -> None:
+    line = f"{title:<54}{values[0]:>9.2f}"
+    if len(values) == 1:
+        print(line, flush=True)
+        return
+    ratio = values[0] / values[1]
+    print(f"{line}{values[1]:>10.2f}{ratio:>7.2f}{'<' if less else '>':>4}{target:>4.1f}", flush=True)
+
+
+def serve(prepare: Callable[[], Callable[[], Any]]) -> None:
+    """Is a worker, on one core alone in the processor's time; its last number is the process's peak memory in bytes."""
+    clock = time.perf_counter if len(os.sched_getaffinity(0)) > 1 else time.process_time
+    work = prepare()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = clock()
+        work()
+        print(clock() - start, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)

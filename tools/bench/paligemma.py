@@ -1,0 +1,151 @@
+"""PaliGemma beside transformers' PyTorch code: a part of tools.bench.
+
+    decode     prompts of 4, 8, 12 and 16 tokens, each with a photo: 32 tokens each, greedily
+    training   a step on 2 photos and texts of 64 tokens that trains the attention of Gemma, by gradient descent
+
+The model is SigLIP So400m/14 whole, the first four layers of Gemma 2B, and its whole vocabulary; float32, fresh
+weights, all cores (with --one-core one, in the processor's time). Ours and theirs are worker processes
+(reference/run_paligemma.py), one round of each in turn; the fastest round of each counts. Each holds 5.5 GB of weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from prismer_jax import config, decode, models, runtime, sharding
+from prismer_jax.batch import prompts
+from prismer_jax.models.paligemma.model import VARIANTS
+from prismer_jax.training.step import make_step
+from tools.bench.worker import in_turn, one_core, serve, show
+
+LAYERS, PROMPTS, MAX_NEW, BATCH, TEXT, PREFIX = 4, (4, 8, 12, 16), 32, 2, 64, 8
+
+
+class Row(NamedTuple):
+    """A line of the table: what is measured, how many of these a round does, and the least ratio of ours to theirs."""
+
+    title: str
+    count: int
+    target: float
+
+
+ROWS = {
+    "decode": Row("greedy decoding, 4 photos, tokens/s", len(PROMPTS) * MAX_NEW, 1.3),
+    "training": Row("training step, attention of Gemma alone, photos/s", BATCH, 1.1),
+}
+
+
+def our_command(row: str) -> list[str]:
+    return [sys.executable, "-m", "tools.bench.paligemma", row]
+
+
+def their_command(python: str | pathlib.Path, row: str, settings: pathlib.Path) -> list[str]:
+    return [str(python), str(pathlib.Path(__file__).with_name("reference") / "run_paligemma.py"), row, str(settings)]
+
+
+def measure(
+    python: str | pathlib.Path | None, *, seconds: float = 10, rows: Sequence[str] = (), alone: bool = False
+) -> None:
+    """Prints the table.
+
+    Args:
+      python: an interpreter with PyTorch and transformers; without it ours alone is measured.
+      seconds: how long each row is measured at least; three rounds of each code in any case.
+      rows: names of ROWS, all by default.
+      alone: give each code one core, and count the processor's time.
+
+    Raises:
+      UserError: a worker ends early.
+    """
+    with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
+        path = pathlib.Path(folder, "settings.json")
+        path.write_text(json.dumps(settings()))
+        print(f"{'PaliGemma, 4 layers of Gemma, float32':<54}{'ours':>9}{'original':>10}{'ratio':>7}{'target':>8}")
+        for row in rows or ROWS:
+            commands = [our_command(row)] + ([their_command(python, row, path)] if python else [])
+            rounds, lasts = in_turn([one_core(command) if alone else command for command in commands], seconds)
+            show(ROWS[row].title, [ROWS[row].count / min(times) for times in rounds], ROWS[row].target)
+            show(f"peak memory of {row}, GB", [last / 1e9 for last in lasts], 1.0, less=True)
+
+
+def settings() -> dict[str, Any]:
+    """Returns what the other side has to know: sizes by transformers' names, and what is done."""
+    vision, language = VARIANTS["pt_224"]["vision"], VARIANTS["pt_224"]["language"]
+    names = dict(width="hidden_size", mlp_dim="intermediate_size", heads="num_attention_heads")
+    sides = {
+        side: {theirs: fields[ours] for ours, theirs in names.items()}
+        for side, fields in (("vision", vision), ("language", language))
+    }
+    sides["vision"] |= dict(
+        num_hidden_layers=vision["layers"],
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        projection_dim=language["width"],
+    )
+    sides["language"] |= dict(
+        num_hidden_layers=LAYERS,
+        num_key_value_heads=language["kv_heads"],
+        head_dim=language["head_dim"],
+        vocab_size=language["vocab_size"],
+    )
+    return dict(sides, prompts=PROMPTS, max_new=MAX_NEW, batch=BATCH, text=TEXT, prefix=PREFIX)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our worker
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def photos_and(ids: np.ndarray, valid: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """Returns a batch of photos with these prompts [B,T], which see all of themselves, as PaliGemma's do."""
+    image = np.random.default_rng(0).integers(0, 256, (len(ids), size, size, 3), np.uint8)
+    return {"image": image, **prompts(ids, valid), "mask_ar": np.zeros(ids.shape, np.int32)}
+
+
+def decoding() -> Callable[[], Any]:
+    model = models.build("paligemma", variant="pt_224", language=dict(layers=LAYERS))
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    ids = np.random.default_rng(0).integers(3, 256_000, (len(PROMPTS), max(PROMPTS)), np.int32)
+    valid = np.arange(max(PROMPTS)) < np.array(PROMPTS)[:, None]
+    batch = photos_and(np.where(valid, ids, 0), valid, model.image_size)
+    say = functools.partial(decode.generate, model, variables, batch, method="greedy", pad=0, eos=-1, max_new=MAX_NEW)
+    return lambda: np.asarray(say()[0])
+
+
+def training() -> Callable[[], Any]:
+    """The step of transfers/paligemma.py:t4, in float32 throughout and with everything kept for the backward pass."""
+    changes = ["model.vision.dtype=float32", "model.remat=none", "frozen_dtype=float32"]
+    recipe = config.plain(config.load("transfers/paligemma.py:t4", changes))
+    recipe["model"]["language"]["layers"] = LAYERS
+    cfg = config.Section(recipe)
+    mesh = sharding.make_mesh()
+    made = make_step(cfg, None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=1000))
+    ids = np.random.default_rng(0).integers(3, 256_000, (BATCH, TEXT), np.int32)
+    batch = photos_and(ids, ids >= 0, made.model.image_size)
+    said = np.broadcast_to(np.arange(TEXT) >= PREFIX, ids.shape)
+    batch |= {"mask_ar": said.astype(np.int32), "mask_loss": said.astype(np.float32)}
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    update, state = made.compile(batch), made.init(0)
+
+    def step() -> None:
+        nonlocal state
+        state, measured = update(state, batch)
+        jax.block_until_ready(measured)
+
+    return step
+
+
+OURS: dict[str, Callable[[], Callable[[], Any]]] = {"decode": decoding, "training": training}
+
+if __name__ == "__main__":
+    runtime.use_compilation_cache()
+    serve(OURS[sys.argv[1]])

@@ -1,0 +1,106 @@
+"""transformers' PaliGemma as a worker of tools.bench.paligemma, run by a Python that has PyTorch and transformers.
+
+    PYTHON tools/bench/reference/run_paligemma.py ROW SETTINGS
+
+SETTINGS is the JSON of both sides. The worker prints 'ready'; for every line on stdin it does what the row says once
+and prints the seconds (on one core alone, the processor's); at the end of stdin it prints the process's peak memory in
+bytes. Imports nothing of this project.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+RATE = 3e-2  # of big_vision's recipe for a T4
+
+
+def model_of(settings: dict[str, Any]) -> Any:
+    """Returns the model with fresh weights."""
+    words = settings["language"]["vocab_size"]
+    vision = {**settings["vision"], "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
+    language = {**settings["language"], "model_type": "gemma", "hidden_activation": "gelu_pytorch_tanh"}
+    config = PaliGemmaConfig(
+        vision_config=vision,
+        text_config={**language, "vocab_size": words + 64},
+        projection_dim=settings["language"]["hidden_size"],
+        image_token_index=words,
+    )
+    return PaliGemmaForConditionalGeneration(config).float()
+
+
+def batch_of(settings: dict[str, Any], lengths: list[int]) -> dict[str, torch.Tensor]:
+    """Returns ids with an image's in front, padded on the left, and photos."""
+    draw, size = torch.Generator().manual_seed(0), settings["vision"]["image_size"]
+    tokens = (size // settings["vision"]["patch_size"]) ** 2
+    longest = tokens + max(lengths)
+    ids, mask = torch.zeros((len(lengths), longest), dtype=torch.long), torch.zeros((len(lengths), longest))
+    for row, length in enumerate(lengths):
+        text = torch.randint(3, 256_000, (length,), generator=draw)
+        ids[row, -length - tokens :] = torch.cat([torch.full((tokens,), settings["language"]["vocab_size"]), text])
+        mask[row, -length - tokens :] = 1
+    photos = torch.rand((len(lengths), 3, size, size), generator=draw)
+    return {"input_ids": ids, "attention_mask": mask.long(), "pixel_values": photos}
+
+
+def decoding(settings: dict[str, Any]) -> Callable[[], Any]:
+    model, batch = model_of(settings).eval(), batch_of(settings, settings["prompts"])
+    how = dict(max_new_tokens=settings["max_new"], min_new_tokens=settings["max_new"], do_sample=False)
+
+    def say() -> Any:
+        with torch.inference_mode():
+            return model.generate(**batch, **how)
+
+    return say
+
+
+def training(settings: dict[str, Any]) -> Callable[[], Any]:
+    model, batch = model_of(settings).train(), batch_of(settings, [settings["text"]] * settings["batch"])
+    trained = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "language_model" in name and ".self_attn." in name
+        trained += [parameter] if parameter.requires_grad else []
+    optimizer = torch.optim.SGD(trained, RATE)
+    said = batch["input_ids"].shape[1] - settings["text"] + settings["prefix"]
+    labels = torch.where(torch.arange(batch["input_ids"].shape[1]) < said, -100, batch["input_ids"])
+    kinds = (torch.arange(labels.shape[1]) >= said).long().expand(labels.shape)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model(**batch, labels=labels, token_type_ids=kinds).loss
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+ROWS = {"decode": decoding, "training": training}
+
+
+def main(row: str, path: str) -> None:
+    settings = json.loads(pathlib.Path(path).read_text())
+    torch.manual_seed(0)
+    clock = time.perf_counter if len(os.sched_getaffinity(0)) > 1 else time.process_time
+    with contextlib.redirect_stdout(sys.stderr):
+        work = ROWS[row](settings)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = clock()
+        work()
+        print(clock() - start, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
