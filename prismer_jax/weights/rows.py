@@ -174,3 +174,35 @@ def llama(key: str, name: str) -> list[Rule]:
         *(kernel(f"{layer}.mlp.{part}_proj", f"{name}/blocks/{part}") for part in ("gate", "up", "down")),
         Rule(f"{key}.norm.weight", (f"params/{name}/norm/scale",)),
     ]
+
+
+def t5(prefix: str, name: str) -> list[Rule]:
+    """T5 1.1 or FlanT5 as towers.t5.T5 (transformers, T5ForConditionalGeneration); `prefix` stands before every key.
+
+    One table of words is under three keys.
+    """
+    attention = (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))
+    rules = [Rule(f"{prefix}shared.weight", (f"params/{name}/word_embedding",))]
+    for stack, parts in (("encoder", ("SelfAttention",)), ("decoder", ("SelfAttention", "EncDecAttention"))):
+        layer, block = f"{prefix}{stack}.block.{{}}.layer", f"{name}/{stack}"
+        first = f"{prefix}{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        mlp, number = f"{layer}.{len(parts)}", len(parts)
+        rules += [
+            Rule(f"{prefix}{stack}.embed_tokens.weight", (f"params/{name}/word_embedding",), derived=True),
+            Rule(first, (f"params/{name}/{stack}_bias",)),
+            *(
+                kernel(f"{layer}.{i}.{part}.{theirs}", f"{block}/{kind}_{ours}")
+                for i, (part, kind) in enumerate(zip(parts, ("self", "cross"), strict=False))
+                for theirs, ours in attention
+            ),
+            *(
+                Rule(f"{layer}.{i}.layer_norm.weight", (f"params/{block}/norm_{kind}/scale",))
+                for i, kind in enumerate([*("self", "cross")[:number], "mlp"])
+            ),
+            *(
+                kernel(f"{mlp}.DenseReluDense.{theirs}", f"{block}/{ours}")
+                for theirs, ours in (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down"))
+            ),
+            Rule(f"{prefix}{stack}.final_layer_norm.weight", (f"params/{name}/{stack}_norm/scale",)),
+        ]
+    return [*rules, kernel(f"{prefix}lm_head", f"{name}/head")]
