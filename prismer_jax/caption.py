@@ -8,9 +8,12 @@
     python -m prismer_jax.caption --checkpoint models/nanovlm_222m --images a.jpg --prompt "What is this?"
     python -m prismer_jax.caption --checkpoint models/nanovlm_450m --prompt "What is the capital of France?"
     python -m prismer_jax.caption --checkpoint models/paligemma --images a.jpg --prompt "detect cat ; dog" --draw boxes/
+    python -m prismer_jax.caption --checkpoint models/blip2 --images photos/ --num-beams 3 --output captions.json \
+        --embed all-MiniLM-L6-v2
 
 Results come as they are found. A photo that cannot be used is named and left out; the exit status is then 1. What goes
-to `--output` is kept beside it until all is there: a run that was stopped, even killed, goes on where it was.
+to `--output` is kept beside it until all is there: a run that was stopped, even killed, goes on where it was. With
+`--embed` the captions' vectors are written to submission.csv beside it, when the captioner has left the memory.
 
 From Python: `Captioner("runs/quickstart").caption(["a.jpg"])`.
 """
@@ -37,6 +40,7 @@ from prismer_jax.label_png import MAX_PIXELS
 from prismer_jax.objects import codec as codecs
 from prismer_jax.pp.image import read_image
 from prismer_jax.report import objects
+from prismer_jax.sentences import SentenceEmbedder, submission
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,12 +55,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--prompt", help="say this instead of the checkpoint's own prompt; needs no photos")
     parser.add_argument("--choices", nargs="+", help="choose among these texts, or those of a JSON file")
+    parser.add_argument("--num-beams", type=int, help="search with so many beams")
     parser.add_argument("--num-captions", type=int, default=1, help="how many, sampled, of each photo")
     parser.add_argument("--top-p", type=float, help="sample from the smallest set of tokens of this probability")
     parser.add_argument("--temperature", type=float, help="of sampling")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--output", type=storage.on_disk, help="a JSON file for the results")
+    parser.add_argument(
+        "--embed", type=storage.on_disk, help="folder or name of a model of sentence-transformers, for submission.csv"
+    )
     parser.add_argument("--mask-codec", type=storage.on_disk, help="vae-oid.npz, for the masks that a model writes")
     parser.add_argument("--divide-by", type=int, default=1024, help="1024 or 1023, of the places that a model writes")
     parser.add_argument("--draw", type=storage.on_disk, help="a folder for photos with the boxes and masks in them")
@@ -76,10 +84,17 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--divide-by {args.divide_by}: 1024, as in PaliGemma's announcement, or 1023, as in big_vision."
         )
+    if args.num_beams is not None and (args.choices is not None or args.num_captions > 1 or args.top_p is not None):
+        raise UserError("--num-beams searches: leave --choices, --num-captions and --top-p out.")
+    if args.embed is not None and (args.output is None or args.images is None or args.question or args.choices):
+        raise UserError("--embed is for captions: give --images and --output, and leave --question and --choices out.")
     runtime.use_compilation_cache()
     runtime.log_warnings()
+    embedder = None if args.embed is None else SentenceEmbedder(args.embed)
     captioner = Captioner(args.checkpoint)
     settings = {k: v for k, v in (("top_p", args.top_p), ("temperature", args.temperature)) if v is not None}
+    if args.num_beams is not None:
+        settings |= {"method": "beam", "num_beams": args.num_beams}
     if args.choices is not None:
         choices = args.choices[0] if len(args.choices) == 1 else args.choices
         request = captioner.to_choose(args.images, choices, args.question, args.labels, None)
@@ -92,8 +107,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.output is None:
         for _ in _shown(request, map(see, captioner.results(request, args.batch_size))):
             pass
-    else:
+    elif embedder is None:
         writeresults(args.output, captioner, request, args.batch_size, see)
+    else:
+        submission.check(request.source.name(index) for index in range(len(request.source)))
+
+        def embed(results: list[Result]) -> None:
+            captioner.variables = {}  # only one of the two models is in memory
+            submission.write(args.output.with_name("submission.csv"), results, embedder)
+
+        writeresults(args.output, captioner, request, args.batch_size, see, embed)
     for problem in see.problems():
         print(problem, file=sys.stderr)
     if captioner.left_out:
@@ -127,11 +150,17 @@ def _reader(captioner: Captioner, source: Any, args: argparse.Namespace) -> obje
 
 
 def writeresults(
-    path: pathlib.Path, captioner: Captioner, request: Request, batch_size: int, see: Callable[[Result], Result]
+    path: pathlib.Path,
+    captioner: Captioner,
+    request: Request,
+    batch_size: int,
+    see: Callable[[Result], Result],
+    then: Callable[[list[Result]], None] = lambda results: None,
 ) -> None:
     """Writes the results to a JSON file, or as JSON lines (.jsonl), and shows them; goes on where an earlier start was.
 
-    Until all is there, PATH.partial holds what was found. `see` adds to a result what is read off its texts.
+    Until all is there, PATH.partial holds what was found. `see` adds to a result what is read off its texts; `then` is
+    what else all results are needed for.
     """
     journals: list[Journal] = []
 
@@ -146,6 +175,7 @@ def writeresults(
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write(path, text)
+    then(results)
     journals[0].discard()
 
 

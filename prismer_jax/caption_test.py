@@ -13,6 +13,8 @@ from prismer_jax import caption, checkpoint, datasets, decode, evaluators, label
 from prismer_jax.captioner import Asked
 from prismer_jax.decode.batch import _compiled
 from prismer_jax.errors import UserError
+from prismer_jax.sentences import SentenceEmbedder, submission
+from prismer_jax.sentences.testing import write_model
 
 EXPERTS = ["depth", "obj_detection", "ocr_detection"]
 LOOK = f"labels_for({'+'.join(EXPERTS)!r})|decode|resize(32, 48)"
@@ -288,6 +290,37 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_captions(captione
     assert [path.name for path in output.parent.iterdir()] == ["captions.jsonl"]
 
 
+def test_a_stop_before_the_submission_costs_no_caption(export, photos, monkeypatch):
+    model, output = write_model(photos / "tiny"), photos / "out/captions.json"
+    flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--num-beams", "2"]
+    flags += ["--labels", str(photos / "labels"), "--batch-size", "4", "--output", str(output), "--embed", str(model)]
+    captioners = []
+
+    class Noted(caption.Captioner):
+        def __init__(self, *args):
+            super().__init__(*args)
+            captioners.append(self)
+
+    def stop(*_):
+        raise Stop
+
+    monkeypatch.setattr(caption, "Captioner", Noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(submission, "write", stop)
+        with pytest.raises(Stop):
+            caption.main(flags)
+    assert captioners[0].variables == {}  # the captioner has left the memory before the other model comes
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "generate", stop)
+        caption.main(flags)
+    assert sorted(path.name for path in output.parent.iterdir()) == ["captions.json", "submission.csv"]
+    _, *lines = (output.parent / "submission.csv").read_text().splitlines()
+    texts = [result["captions"][0] for result in json.loads(output.read_text())]
+    vectors = np.array([line.split(",")[1] for line in lines], np.float32).reshape(5, -1)
+    np.testing.assert_array_equal(vectors, SentenceEmbedder(model).embed(texts))
+    assert lines[0].startswith("p0_0,")
+
+
 def test_a_photo_that_changed_meanwhile_is_captioned_again(captioner, photos, monkeypatch):
     flags = ["--checkpoint", ".", "--images", str(photos / "photos"), "--batch-size", "2"]
     flags += ["--output", str(photos / "captions.json")]
@@ -322,6 +355,9 @@ def test_a_photo_that_changed_meanwhile_is_captioned_again(captioner, photos, mo
         ("", ["--choices", "nowhere.json"], r"nowhere\.json: not a JSON file with a list of texts"),
         ("", ["--choices", "a", ""], r"the choices: '' is no text to choose"),
         ("", ["--choices", "a", "b", "--top-p", "0.9"], "--choices are ranked, not sampled"),
+        ("", ["--num-beams", "3", "--top-p", "0.9"], "--num-beams searches"),
+        ("", ["--embed", "all-MiniLM-L6-v2"], "--embed is for captions: give --images and --output"),
+        ("", ["--output", "x.json", "--embed", "all-MiniLM-L6-v2"], "Fetch it with python -m tools"),
         ("", ["--qestion", "who"], "Did you mean '--question'"),
         ("", ["--question", "..."], "empty question"),
     ],

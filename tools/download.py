@@ -12,6 +12,7 @@
   smollm2       HuggingFaceTB/SmolLM2-135M, -360M-Instruct and others, each with its tokenizer
   paligemma     google/paligemma-3b-pt-224, google/paligemma2-3b-mix-448 and others, each with its tokenizer; whoever
                 fetches them accepts Gemma's licence on the page of each, and has a token in HF_TOKEN
+  sentences     all-MiniLM-L6-v2, which makes vectors of captions
   tokenizer     RoBERTa's vocab.json and merges.txt
   label-tables  vectors of class names, and the PCA of words (NVIDIA's non-commercial licence)
   words         CLIP's tokenizer and a list of known words (for research only); ocr_detection needs them, ViT-L/14 of
@@ -63,6 +64,7 @@ SIGLIP = [
 SMOLLM2 = [f"HuggingFaceTB/SmolLM2-{size}{kind}" for size in ("135M", "360M", "1.7B") for kind in ("", "-Instruct")]
 MODEL = ("config.json", "model.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+SENTENCES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
 # Names of repositories: the announcements of PaliGemma and PaliGemma 2. Which shards each has, the hub says.
 PALIGEMMA = [
     f"google/{model}-{kind}-{size}"
@@ -134,6 +136,7 @@ GROUPS: dict[str, Mapping[str, Item | list[Item] | Repository]] = {
     "siglip": _repositories(SIGLIP, MODEL),
     "smollm2": _repositories(SMOLLM2, (*MODEL, *TOKENIZER)),
     "paligemma": {name: Repository(name) for name in PALIGEMMA},
+    "sentences": _repositories(["all-MiniLM-L6-v2"], (*MODEL, *TOKENIZER, *SENTENCES), "sentence-transformers/"),
     "tokenizer": {name: Item(HubFile(f"{ROBERTA}-base", name), name) for name in ("vocab.json", "merges.txt")},
     "words": {name: Item(WebFile(f"{where}/{name}", *facts), name) for name, (where, *facts) in WORDS.items()},
     "label-tables": {name: Item(WebFile(f"{TABLES}/{name}", *facts), name) for name, facts in TABLE_FACTS.items()},

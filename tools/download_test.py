@@ -197,6 +197,6 @@ def test_wrong_flags_are_explained(flags, message):
 def test_every_source_has_an_address():
     groups = {name: items for name, items in download.GROUPS.items() if name != "paligemma"}  # the hub knows those
     sources = [item.source for group, items in groups.items() for item in download.select(group, list(items))]
-    assert len({source.address for source in sources}) == len(sources) == 34 + 4 * 2 + 3 * 2 + 6 * 4
+    assert len({source.address for source in sources}) == len(sources) == 34 + 4 * 2 + 3 * 2 + 6 * 4 + 7
     assert all(source.address.startswith("https://") for source in sources)
     assert all(len(source.sha256) == 64 for source in sources if isinstance(source, WebFile))

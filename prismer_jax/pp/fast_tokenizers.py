@@ -58,7 +58,8 @@ class TokenizersJson(_Fast):
         if len(self._paths) > 1:
             config = self._paths[1]
             try:
-                token = json.loads(config.read_text(encoding="utf-8")).get(f"{kind}_token")
+                named = json.loads(config.read_text(encoding="utf-8"))
+                token = named.get(f"{kind}_token") or named.get({"bos": "cls_token", "eos": "sep_token"}.get(kind))
             except (ValueError, AttributeError) as error:
                 raise UserError(f"{config}: not a tokenizer's configuration ({error}).") from None
             token = token.get("content") if isinstance(token, dict) else token

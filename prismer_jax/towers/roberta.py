@@ -40,30 +40,28 @@ class Layer(nn.Module):
     collect: bool  # return keys and values
     initializer_range: float
     dtype: Any = jnp.float32
+    epsilon: float = layers.EPSILON
 
     @nn.compact
     def __call__(
-        self,
-        x: Array,
-        shared: dict[str, Any],
-        own: dict[str, Array],
-        encoded: Array | None,
-        masks: dict[str, Array],
+        self, x: Array, shared: dict[str, Any], own: dict[str, Array], encoded: Array | None, masks: dict[str, Array]
     ) -> tuple[Array, dict[str, Any] | None]:
         attention = self._attention("self", x.shape[-1])
         new = attention.keys(x, mask=masks["new"])
         parts = [Keys(**shared["prompt"], mask=masks["prompt"])] if "prompt" in shared else []
         parts += [Keys(**own, mask=masks["own"])] if own else []
-        x = layers.LayerNorm(name="norm_self")(self._drop(attention(x, *parts, new)) + x)
+        x = layers.LayerNorm(self.epsilon, name="norm_self")(self._drop(attention(x, *parts, new)) + x)
         cache = {"new": {"k": new.k, "v": new.v}}
         if self.cross:
             attention = self._attention("cross", x.shape[-1])
             image = attention.keys(encoded) if encoded is not None else Keys(**shared["image"])
             cache["image"] = {"k": image.k, "v": image.v}
-            x = layers.LayerNorm(name="norm_cross")(self._drop(attention(x, image)) + x)
-            x = layers.LayerNorm(name="norm_adaptor")(self._mlp("adaptor", x.shape[-1], layers.squared_relu)(x) + x)
+            x = layers.LayerNorm(self.epsilon, name="norm_cross")(self._drop(attention(x, image)) + x)
+            x = layers.LayerNorm(self.epsilon, name="norm_adaptor")(
+                self._mlp("adaptor", x.shape[-1], layers.squared_relu)(x) + x
+            )
             self.sow("intermediates", "after_adaptor", x)
-        x = layers.LayerNorm(name="norm_mlp")(self._drop(self._mlp("mlp", self.mlp_dim, gelu)(x)) + x)
+        x = layers.LayerNorm(self.epsilon, name="norm_mlp")(self._drop(self._mlp("mlp", self.mlp_dim, gelu)(x)) + x)
         return x, cache if self.collect else None
 
     def _attention(self, name: str, width: int) -> layers.Attention:
