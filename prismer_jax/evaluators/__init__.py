@@ -19,6 +19,7 @@ EVALUATORS = {
     "own_photo": "prismer_jax.evaluators.own_photo:OwnPhotoEvaluator",
     "perplexity": "prismer_jax.evaluators.perplexity:PerplexityEvaluator",
     "refcoco": "prismer_jax.evaluators.objects:RefCOCOEvaluator",
+    "retrieval": "prismer_jax.evaluators.retrieval:RetrievalEvaluator",
     "vqa": "prismer_jax.evaluators.vqa:VQAEvaluator",
 }
 
