@@ -1,5 +1,7 @@
 """Ops that turn the objects of a photo into what PaliGemma is asked and says: `detect A ; B`, `segment A`.
 
+`outline` draws the box of what is spoken of on the photo itself.
+
 An example's `objects` is a list of {"name", "box", "segmentation", "size"}: the box y1, x1, y2, x2 as fractions of the
 photo's height and width; the segmentation, where there is one, in a form of `objects.shapes.mask_of`, of height and
 width `size`. They are where the photo was before any op moved it: those that cut or mirror it do not go with them.
@@ -18,6 +20,8 @@ from prismer_jax.objects import codec as codecs
 from prismer_jax.objects import shapes, words
 from prismer_jax.pp.ops import Example, Op, register
 from prismer_jax.pp.places import PIECES
+
+RED = (255, 0, 0)
 
 
 @register
@@ -143,3 +147,33 @@ def _inside(example: Example, one: dict[str, Any]) -> np.ndarray:
 
 def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
     return [items[place] for place in rng.permutation(len(items))]
+
+
+@register
+def outline() -> Op:
+    """Draws an example's `bbox`, y1, x1, y2, x2 as fractions of height and width, in red, one pixel wide.
+
+    Sources: google-research/big_vision, pp/proj/paligemma/widgetcap.py; pixels are those of TensorFlow's
+    draw_bounding_box_op.cc.
+
+    Raises (the op):
+      BadSample: there is no such box.
+    """
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        box, image = example.get("bbox"), example["image"].copy()
+        if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4:
+            raise BadSample(f"example {example.get('id', '?')} has no bbox of y1, x1, y2, x2 to outline.", "no box")
+        last = np.array(image.shape[:2]) - 1
+        ends = (np.array(box, np.float64).reshape(2, 2) * last).astype(int)  # cut off, not rounded
+        (top, left), (bottom, right) = ends
+        if bottom < top or right < left:
+            raise BadSample(f"example {example.get('id', '?')}: its bbox {list(box)} has no pixels.", "no box")
+        rows, columns = (slice(max(low, 0), high + 1) for low, high in ((top, bottom), (left, right)))
+        for row in {top, bottom} & set(range(image.shape[0])):
+            image[row, columns] = RED
+        for column in {left, right} & set(range(image.shape[1])):
+            image[rows, column] = RED
+        return {**example, "image": image}
+
+    return op

@@ -22,15 +22,15 @@ Op = Callable[[Example, np.random.Generator], Example]
 OPS: dict[str, Callable[..., Op]] = {}
 # Ops of modules that are imported when a chain names one of them.
 FURTHER = {
-    "outline": "prismer_jax.pp.outline",
     "randaugment": "prismer_jax.pp.randaugment",
     "stretch": "prismer_jax.pp.bilinear",
     "tiles": "prismer_jax.pp.tiles",
     **dict.fromkeys(("flip", "noise_labels", "random_resized_crop"), "prismer_jax.pp.augment"),
     **dict.fromkeys(("blip_randaugment", "prompt_template"), "prismer_jax.pp.blip"),
     **dict.fromkeys(("affix", "prefix_lm"), "prismer_jax.pp.prefix_lm"),
+    **dict.fromkeys(("prefix_suffix", "seq2seq"), "prismer_jax.pp.seq2seq"),
     **dict.fromkeys(("ask", "chat", "turns"), "prismer_jax.pp.chat"),
-    **dict.fromkeys(("detect", "label_objects", "segment"), "prismer_jax.pp.objects"),
+    **dict.fromkeys(("detect", "label_objects", "outline", "segment"), "prismer_jax.pp.objects"),
 }
 
 
