@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, runtime
-from prismer_jax.errors import UserError, choose, nearest
+from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, registry, runtime
+from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 from prismer_jax.report import results
 
@@ -52,12 +53,13 @@ def make_model(cfg: config.Section, tokenizer: Any) -> Any:
 def sharding_of(cfg: config.Section, model: Any) -> tuple[Any, Any]:
     """Returns the config's preset or rules, and the rules of the model's family for 'tensor' where they are needed."""
     spec = config.plain(cfg.get("sharding", ()))
-    return spec, models.tensor_rules(cfg.model.get("name", models.DEFAULT), model) if "tensor" in spec else ()
+    split = importlib.import_module("prismer_jax.models.split") if "tensor" in spec else None
+    return spec, split.tensor_rules(cfg.model.get("name", models.DEFAULT), model) if split else ()
 
 
 def make_loss(section: config.Section) -> losses.Loss:
     """Returns the loss (forward, batch) -> costs with the section's settings; see `losses`."""
-    fn = choose("loss", section.name, losses.LOSSES)
+    fn = registry.imported("loss", section.name, losses.LOSSES)
     return lambda *args: config.call(
         lambda **options: fn(*args, **options), {k: section[k] for k in section if k != "name"}, "config.loss"
     )

@@ -1,4 +1,4 @@
-"""Objectives that a config names.
+"""Objectives that a config names, by a row of LOSSES; families of models have some of their own.
 
 A loss is a function (forward, batch, **settings) -> {"loss": (costs [B], weights [B]), ...}. `forward(batch)` gives the
 model's logits, and `forward(..., method="encode")` calls another of its methods; a loss may do so as often as it likes.
@@ -66,4 +66,8 @@ def token_costs(
     return jnp.where(weights != 0, weights * costs, 0.0).sum(-1)
 
 
-LOSSES: dict[str, Callable[..., Costs]] = {"cross_entropy": cross_entropy}
+LOSSES = {
+    "cross_entropy": "prismer_jax.losses:cross_entropy",
+    "blip2_stage1": "prismer_jax.models.blip2.losses:stage1",
+    "blip2_stage2": "prismer_jax.models.blip2.losses:stage2",
+}

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
+import importlib
 import json
 import os
 import pathlib
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -61,7 +61,8 @@ class Writer:
             storage.write(self._jsonl, "".join(lines))
             self._rewrite_csv()
             self._events = EventFile(workdir / "tensorboard", first_step)
-        self._wandb = None if wandb is None else _start_wandb(workdir, wandb, config)
+        start = wandb is not None and importlib.import_module("prismer_jax.files.wandb").start
+        self._wandb = start(workdir, wandb, config) if start else None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes {name: number} of a step; numbers may be NumPy's or JAX's scalars.
@@ -127,18 +128,6 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Value]]:
 
 def _number(value: Any) -> Value:
     return value if type(value) is int else float(value)
-
-
-def _start_wandb(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("Weights & Biases is not installed: pip install wandb, or set wandb=None.") from None
-    file = workdir / "wandb_id"
-    if not file.exists():
-        storage.write(file, uuid.uuid4().hex[:8])
-    start = {"id": file.read_text(), "resume": "allow", "dir": str(workdir), "config": dict(config or {}), **options}
-    return wandb.init(**start)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -87,9 +87,10 @@ def merged(variables: Mapping[str, Any], description: Mapping[str, Any]) -> tupl
 
 def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the official state dict, by the table of the model's family."""
-    if not (name := description.get("model", {}).get("name")):
+    fields = dict(description.get("model", {}))
+    if not (name := fields.get("name")):
         raise UserError(f"{description['folder']} does not say which model it is of; use --format orbax or msgpack.")
-    return conversion.to_torch(variables, conversion.of_family(name).TABLE)
+    return conversion.to_torch(variables, conversion.table_of(name, models.build(**fields)))
 
 
 def _on_cpu(shapes: Any) -> Any:

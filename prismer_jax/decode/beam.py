@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -71,6 +72,9 @@ def beam_search(
     early_stopping: bool = False,
     num_return: int = 1,
     prompt_length: Int[Array, ""] | int = 0,
+    counts_end: bool = False,
+    ahead: int = 0,
+    repetition_penalty: float = 1.0,
 ) -> tuple[Int[Array, "b {num_return} {max_new}"], Float[Array, "b {num_return}"]]:
     """Searches with beams by the rules of transformers 4.26.1, which made the published Prismer results.
 
@@ -84,7 +88,7 @@ def beam_search(
     Args:
       eos, pad: ids of the tokenizer, which ends a sequence and which fills it up.
       max_new, min_new: most and fewest tokens of a continuation, without `eos`.
-      prompt_length: what the prompt counts in a score's length; families differ in that.
+      prompt_length, counts_end, ahead, repetition_penalty: what counts as a text's length and as said; decode.lengths.
 
     Returns:
       The num_return best sequences of each image, best first: the tokens after the prompt, `pad` after `eos`; scores.
@@ -100,6 +104,9 @@ def beam_search(
     def advance(state: _Beams, logits: Array) -> _Beams:
         column, vocab = state.column, logits.shape[-1]
         _, log_probs = log_probs_of(logits, column, min_new, eos)
+        if repetition_penalty != 1:
+            rules = importlib.import_module("prismer_jax.decode.lengths")
+            log_probs = rules.penalized(log_probs, batch, prompt_length, state.tokens, column, repetition_penalty)
         totals = (state.sums[..., None] + log_probs).reshape(-1, num_beams * vocab)
         totals, best = lax.top_k(totals, 2 * num_beams)
         parents, token = best // vocab, (best % vocab).astype(jnp.int32)
@@ -111,10 +118,10 @@ def beam_search(
             return lax.dynamic_update_slice_in_dim(old, last[..., None], column, axis=2)
 
         ranks = jnp.broadcast_to(jnp.arange(num_beams), state.sums.shape)
-        scores = totals[:, :num_beams] / norm[column]
+        scores = totals[:, :num_beams] / norm[column + counts_end]
         pool = state.pool.add(grow(ranks), scores, ends[:, :num_beams] & ~state.done[:, None], column)
         full, worst = (pool.born >= 0).all(-1), pool.scores.min(-1)
-        done = state.done | (full & (early_stopping | (worst >= totals[:, 0] / norm[column])))
+        done = state.done | (full & (early_stopping | (worst >= totals[:, 0] / norm[column + ahead])))
 
         going = jnp.argsort(ends, axis=1, stable=True)[:, :num_beams]  # at most one end a beam: num_beams are left
         sums, origins = jnp.take_along_axis(totals, going, 1), jnp.take_along_axis(parents, going, 1)

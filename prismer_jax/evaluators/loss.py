@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from prismer_jax import batch as inputs
-from prismer_jax import losses, sharding
-from prismer_jax.errors import choose
+from prismer_jax import losses, registry, sharding
 from prismer_jax.evaluators.common import Batch, Evaluator, Record, blank, local_rows
 
 
@@ -31,11 +30,11 @@ class LossEvaluator(Evaluator):
         self, *, loss: str = "cross_entropy", loss_options: dict[str, Any] | None = None, **common: Any
     ) -> None:
         super().__init__(**common)
-        function, options = choose("loss", loss, losses.LOSSES), loss_options or {}
+        function, options = registry.imported("loss", loss, losses.LOSSES), loss_options or {}
 
         def costs(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            def forward(*args: Any, method: str | None = None) -> Any:
-                return self.model.apply(variables, *args, method=method or "__call__")
+            def forward(*args: Any, method: str | None = None, **settings: Any) -> Any:
+                return self.model.apply(variables, *args, method=method or "__call__", **settings)
 
             return function(forward, inputs.Batch(batch), **options)["loss"]
 

@@ -12,7 +12,7 @@ from prismer_jax.models import vlm
 
 DEFAULT = "prismer"  # of configs that name none
 # Name -> module, which is imported when a model of the family is asked for.
-FAMILIES = {name: f"prismer_jax.models.{name}" for name in ("nanovlm", "paligemma", "prismer")}
+FAMILIES = {name: f"prismer_jax.models.{name}" for name in ("blip2", "nanovlm", "paligemma", "prismer")}
 
 
 def family(name: str) -> types.ModuleType:
@@ -22,15 +22,6 @@ def family(name: str) -> types.ModuleType:
       UserError: an unknown family.
     """
     return importlib.import_module(choose("model", name, FAMILIES))
-
-
-def tensor_rules(name: str, model: Any) -> Sequence[tuple[str, Any]]:
-    """Returns a family's rules for sharding='tensor': `tensor_rules` of its module, or of a package's `split`."""
-    module = family(name)
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"{module.__name__}.split")
-    rules = module.tensor_rules(model) if hasattr(module, "tensor_rules") else ()
-    return model.tensor_rules(rules) if hasattr(model, "tensor_rules") else rules
 
 
 def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quantize: Any = None, **fields: Any) -> Any:

@@ -29,6 +29,12 @@ def of_family(name: str) -> types.ModuleType:
     return module if hasattr(module, "TABLE") else importlib.import_module(f"{module.__name__}.conversion")
 
 
+def table_of(name: str, model: Any) -> rules.Table:
+    """Returns the table of a family's model: TABLE, or what `table_of` makes where parts of models differ in kind."""
+    module = of_family(name)
+    return module.table_of(model) if hasattr(module, "table_of") else module.TABLE
+
+
 @dataclass(frozen=True)
 class Converted:
     """A model with the weights of other files, and what an export says of it.

@@ -7,6 +7,7 @@ those of what is generated.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +16,20 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
-from prismer_jax.models.vlm import init_from_shapes
+from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.causal_lm import CausalLM, windowed
 from prismer_jax.towers.vit import ViT
 from prismer_jax.typing import Array, Float, Int, typed
 
 
 def fields_of(
-    cls: type[nn.Module], variants: Mapping[str, Mapping[str, Any]], variant: str, overrides: Mapping[str, Any]
+    cls: type[nn.Module],
+    variants: Mapping[str, Mapping[str, Any]],
+    variant: str,
+    overrides: Mapping[str, Any],
+    towers: Mapping[str, type[nn.Module]] = MappingProxyType({"vision": ViT, "language": CausalLM}),
 ) -> dict[str, Any]:
-    """Returns the fields of a model: those of a variant, with `vision` and `language` merged into it.
+    """Returns the fields of a model: those of a variant, with those of its `towers` merged into the variant's.
 
     Raises:
       UserError: an unknown variant or field, or towers whose sizes do not fit.
@@ -34,16 +39,16 @@ def fields_of(
     for key in overrides:
         choose("field of the model", key, own)
     fields |= overrides
-    for name, tower in {"vision": ViT, "language": CausalLM}.items():
+    for name, tower in towers.items():
         part = dict(overrides.get(name, {}))
         for key in part:
             choose(f"field of {name}", key, tower.__dataclass_fields__)
-        fields[name] = FrozenDict({**variants[variant][name], **part})
+        fields[name] = FrozenDict({**variants[variant].get(name, {}), **part})
     names = {name: tuple(classes) for name, classes in dict(fields.get("classes", {})).items()}
-    vision, language = fields["vision"], fields["language"]
+    vision, language = fields["vision"], fields.get("language", {})
     check_multiples(
         ("vision.width", vision["width"], vision["heads"]),
-        ("language.heads", language["heads"], language["kv_heads"]),
+        ("language.heads", language.get("heads", 1), language.get("kv_heads", 1)),
         ("vision.image_size", vision["image_size"], vision["patch_size"]),
     )
     return fields | {"classes": FrozenDict(names)}
@@ -72,8 +77,31 @@ class Columns(NamedTuple):
     positions: Array
 
 
+def behind(encoded: Array, there: Array, words: Array, batch: Mapping[str, Any], mutual: bool) -> Columns:
+    """Returns the columns of an image's tokens [b n d] and of the texts behind them, all of which see the image.
+
+    Args:
+      there: bool [b n], which of the image's tokens there are.
+      words: embeddings [b t d] of a batch's text.
+      mutual: the image's tokens all see each other, and a text without a causal token; else what is before them.
+    """
+    size = encoded.shape[:2]
+    front = {"mask_input": there, "mask_ar": jnp.full(size, not mutual, jnp.int32)}
+    front["segment"] = jnp.zeros(size, jnp.int32)
+    joined = {key: jnp.concatenate([part, batch[key]], axis=1) for key, part in front.items()}
+    seen = text_mask(joined)
+    # Texts of further segments see the image, too.
+    image = seen[:, :, : size[1]] | (there[:, None, :] & (mutual | (jnp.arange(seen.shape[1]) >= size[1])[:, None]))
+    seen = seen.at[:, :, : size[1]].set(image)
+    x = jnp.concatenate([encoded.astype(words.dtype), words], axis=1)
+    # Padding stands at -1, of which only a table of learned positions may take notice.
+    positions = jnp.where(batch["mask_input"], there.sum(1, keepdims=True) + ordinals(batch), 0) - 1
+    places = jnp.where(there, jnp.cumsum(there, axis=1), 0) - 1
+    return Columns(x, joined["mask_input"], seen, jnp.concatenate([places, positions], axis=1))
+
+
 class DecoderOnly(nn.Module):
-    """A model whose `decoder` is a towers.causal_lm.CausalLM; families say what stands in its `columns`."""
+    """A model whose `decoder` is a towers.causal_lm.CausalLM, or like one; families say what is in its `columns`."""
 
     @property
     def image_size(self) -> int:

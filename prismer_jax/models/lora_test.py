@@ -14,6 +14,7 @@ from prismer_jax import checkpoint, config, models, optim, pp, sharding, tree
 from prismer_jax.batch import prompts
 from prismer_jax.errors import UserError
 from prismer_jax.models import lora, peft
+from prismer_jax.models.split import tensor_rules
 from prismer_jax.testing import ROOT
 from prismer_jax.towers import layers, quantized
 from prismer_jax.train import train
@@ -190,7 +191,7 @@ def test_the_announcements_adapters_are_as_many_as_peft_prints():
 def test_rules_of_sharding_hold_for_what_is_packed_and_adapted(family):
     model, variables = made(family, True)
     mesh = sharding.make_mesh({"data": 4, "tensor": 2})
-    rules = models.tensor_rules(family, model)
+    rules = tensor_rules(family, model)
     shapes = {"params": variables["params"]}
     placed = tree.flatten(sharding.placed(shapes, "tensor", mesh, rules))
     split = [name for name, x in placed.items() if x.sharding.spec and "tensor" in x.sharding.spec]

@@ -39,7 +39,7 @@ def _linears(table: Table) -> Iterator[tuple[str, tuple[str, ...], Rule]]:
 
 
 def _layers(module: str, rule: Rule, number: int) -> list[str]:
-    return [module.format(rule.first + layer) for layer in range(number)] if "{}" in module else [module]
+    return [module.format(rule.first + rule.step * layer) for layer in range(number)] if "{}" in module else [module]
 
 
 def write(output: pathlib.Path, params: Mapping[str, Any], model: Adapted, family: str) -> None:
@@ -51,7 +51,7 @@ def write(output: pathlib.Path, params: Mapping[str, Any], model: Adapted, famil
     known = conversion.of_family(family)
     flat = {name: np.asarray(x, np.float32) for name, x in tree.flatten(params).items() if "/lora/" in name}
     state, modules, packs, left = {}, [], {}, set(model.adapters)
-    for module, names, rule in _linears(known.TABLE):
+    for module, names, rule in _linears(conversion.table_of(family, model)):
         if not left.intersection(names):
             continue
         left.difference_update(names)
@@ -99,7 +99,7 @@ def read(folder: pathlib.Path, model: Any, family: str) -> tuple[dict[str, Any],
     Raises:
       UserError: it is no adapter of LoRA, is of another model, or has several ranks.
     """
-    config, table = _config(folder), conversion.of_family(family).TABLE
+    config, table = _config(folder), conversion.table_of(family, model)
     shapes = tree.flatten(jax.eval_shape(model.init_variables, jax.random.key(0))["params"])
     state = _matrices(folder / WEIGHTS)
     spelled = table.spell({f"{module}.weight": module for module, _ in state}, str(folder))

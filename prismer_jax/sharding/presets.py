@@ -40,7 +40,7 @@ def placed(state: Mapping[str, Any], spec: str | Rules, mesh: Mesh, tensor: Rule
       state: {'params', ...} of arrays or shapes; without 'opt' where only variables are wanted.
       mesh: of `sharding.make_mesh`.
       spec: the name of a preset, or rules as `param_shardings` takes them, which hold for the optimiser's state too.
-      tensor: the family's rules for the preset 'tensor' (models.tensor_rules).
+      tensor: the family's rules for the preset 'tensor' (models.split.tensor_rules).
 
     Raises:
       UserError: an unknown preset, a mesh without the axis that it splits over, or a rule that does not fit.

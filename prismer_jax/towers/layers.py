@@ -68,12 +68,13 @@ class Dense(nn.Module):
     dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
+    use_bias: bool = True
 
     @nn.compact
     @typed
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.features}"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
+        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else 0
         return constrain((x.astype(self.dtype) @ kernel.astype(self.dtype) + bias).astype(self.dtype))
 
 
@@ -165,12 +166,13 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     kernel_init: Initializer | None = None  # default: as PyTorch's MultiheadAttention
     out_init: Initializer | None = None
+    key_bias: bool = True
 
     def setup(self) -> None:
         # PyTorch initialises query, key and value as one [3·width, width] matrix: Xavier over a fan of 4·width.
         xavier = torch_uniform(self.width * 4 / 6)
         dense = functools.partial(Dense, self.width, dtype=self.dtype, kernel_init=self.kernel_init or xavier)
-        self.query, self.key, self.value = dense(), dense(), dense()
+        self.query, self.key, self.value = dense(), dense(use_bias=self.key_bias), dense()
         self.out = dense(kernel_init=self.out_init or torch_uniform(self.width))
         self.drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
 

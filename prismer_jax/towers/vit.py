@@ -1,4 +1,4 @@
-"""Vision transformer without a head: SigLIP and SigLIP 2, and DINOv2 with a class token and layer scales."""
+"""Vision transformer without a head: SigLIP and SigLIP 2, DINOv2 with a class token and layer scales, EVA's ViT-g."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Block(nn.Module):
     epsilon: float
     layer_scale: float
     dropout: float = 0.0
+    key_bias: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -43,7 +44,8 @@ class Block(nn.Module):
         init = dict(dtype=self.dtype, kernel_init=_NORMAL)
         drop = functools.partial(nn.Dropout(self.dropout), deterministic=not self.has_rng("dropout"))
         rates = (self.dropout, not self.has_rng("dropout"))
-        attention = layers.Attention(width, self.heads, *rates, out_init=_NORMAL, name="attention", **init)
+        own = dict(out_init=_NORMAL, key_bias=self.key_bias)
+        attention = layers.Attention(width, self.heads, *rates, name="attention", **own, **init)
         h = norm(name="norm_attention")(x)
         x = x + self._scaled("scale_attention", drop(attention(h, attention.keys(h))))
         self.sow("intermediates", "after_attention", x)
@@ -63,12 +65,16 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Pixels -> a token a patch, row by row, after the last norm.
 
-    Sources: google-research/big_vision, models/vit.py (SigLIP); facebookresearch/dinov2, models/vision_transformer.py.
+    Sources: google-research/big_vision, models/vit.py (SigLIP); facebookresearch/dinov2, models/vision_transformer.py;
+    salesforce/LAVIS, models/eva_vit.py.
 
     Attributes:
       image_size: side of the square images; `positions` are learned for its grid.
-      class_token: put a learned token before the patches; it takes part in attention and is not returned.
+      class_token: put a learned token before the patches; it takes part in attention and is not returned, unless
+        `keep_class` says so.
       layer_scale: initial value of DINOv2's scales of each block's two branches; 0 for a model without.
+      final_norm: normalise what the blocks give.
+      key_bias: attention's keys have a bias, as queries and values have.
       dropout: of embeddings and within blocks in training, as in huggingface/nanoVLM, models/vision_transformer.py.
       remat: what the backward pass keeps, a name of towers.layers.REMAT.
     """
@@ -83,6 +89,9 @@ class ViT(nn.Module):
     epsilon: float = 1e-6
     class_token: bool = False
     layer_scale: float = 0.0
+    keep_class: bool = False
+    final_norm: bool = True
+    key_bias: bool = True
     dropout: float = 0.0
     remat: str = "none"
     dtype: Any = jnp.float32
@@ -97,6 +106,7 @@ class ViT(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n {self.width}"]:
         positions = self.param("position_embedding", _NORMAL, (self.grid**2 + self.class_token, self.width))
         x = self._patches(image)
+        self.sow("intermediates", "patches", x)
         if self.class_token:
             token = jnp.broadcast_to(self.param("class_embedding", _NORMAL, (self.width,)), (len(x), 1, self.width))
             x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
@@ -105,8 +115,9 @@ class ViT(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
         options = (self.heads, self.mlp_dim, self.activation, self.epsilon, self.layer_scale, self.dropout)
         blocks = layers.stack(Block, self.layers, self.remat, broadcast=0)
-        x, _ = blocks(*options, dtype=self.dtype, name="blocks")(x)
-        return layers.LayerNorm(self.epsilon, name="norm")(x)[:, int(self.class_token) :]
+        x, _ = blocks(*options, key_bias=self.key_bias, dtype=self.dtype, name="blocks")(x)
+        x = layers.LayerNorm(self.epsilon, name="norm")(x) if self.final_norm else x
+        return x[:, int(self.class_token and not self.keep_class) :]
 
     def _patches(self, image: Array) -> Array:
         """A convolution whose stride is its size, as one matrix product."""

@@ -140,13 +140,13 @@ class Forward:
     def __init__(self, model: Any, variables: dict[str, Any], rng: jax.Array) -> None:
         self.model, self.variables, self.rng, self.passes = model, variables, rng, 0
 
-    def __call__(self, *args: Any, method: str | None = None) -> Any:
+    def __call__(self, *args: Any, method: str | None = None, **settings: Any) -> Any:
         rng = jax.random.fold_in(self.rng, self.passes) if self.passes else self.rng
         self.passes += 1
         rngs = dict(zip(self.model.rngs, jax.random.split(rng, len(self.model.rngs)), strict=True))
         mutable = [name for name in self.variables if name != "params"]
         out, new = self.model.apply(
-            self.variables, *args, train=True, rngs=rngs, mutable=mutable, method=method or "__call__"
+            self.variables, *args, train=True, rngs=rngs, mutable=mutable, method=method or "__call__", **settings
         )
         self.variables |= new
         return out

@@ -206,3 +206,26 @@ def t5(prefix: str, name: str) -> list[Rule]:
             Rule(f"{prefix}{stack}.final_layer_norm.weight", (f"params/{name}/{stack}_norm/scale",)),
         ]
     return [*rules, kernel(f"{prefix}lm_head", f"{name}/head")]
+
+
+def opt(key: str, name: str) -> list[Rule]:
+    """An OPT as towers.opt.OPT (transformers, OPTForCausalLM); of the 350M's layers, `project` has the words' width."""
+    decoder, blocks = f"{key}.model.decoder", f"{name}/blocks"
+    layer = f"{decoder}.layers.{{}}"
+    projections = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
+    return [
+        Rule(f"{decoder}.embed_tokens.weight", (f"params/{name}/word_embedding",)),
+        Rule(f"{decoder}.embed_positions.weight", (f"params/{name}/position_embedding",)),
+        kernel(f"{decoder}.project_in", f"{name}/widen"),
+        kernel(f"{decoder}.project_out", f"{name}/narrow"),
+        *norm(f"{decoder}.final_layer_norm", f"{name}/norm"),
+        *(
+            rule
+            for theirs, ours in projections
+            for rule in dense(f"{layer}.self_attn.{theirs}", f"{blocks}/attention/{ours}")
+        ),
+        *norm(f"{layer}.self_attn_layer_norm", f"{blocks}/norm_attention"),
+        *mlp(f"{layer}.fc1", f"{layer}.fc2", f"{blocks}/mlp"),
+        *norm(f"{layer}.final_layer_norm", f"{blocks}/norm_mlp"),
+        Rule(f"{key}.lm_head.weight", (f"params/{name}/word_embedding",), derived=True),
+    ]

@@ -59,6 +59,7 @@ class Rule:
       derived: the key repeats what another row holds (a tied parameter): checked when read, made again when written.
       default: the value where a file lacks the key, for keys that old versions of PyTorch did not save.
       first: number of the first of the stacked layers, where those before it differ in shape.
+      step: from one of the stacked layers to the next, where those between them differ in shape.
       sizes: (axis, its size) of the axes that are one in our array.
       axis: along which parameters are packed.
     """
@@ -70,6 +71,7 @@ class Rule:
     derived: bool = False
     default: float | None = None
     first: int = 0
+    step: int = 1
     sizes: tuple[tuple[str, int], ...] = ()
     axis: int = 0
 
@@ -158,7 +160,7 @@ def _entries(table: Table, shapes: Shapes) -> Iterator[_Entry]:
         shape = _their_shape(tuple(shape[1:]) if stacked else tuple(shape), rule)
         shape = (*shape[: rule.axis], shape[rule.axis] * len(rule.names), *shape[rule.axis + 1 :]) if shape else shape
         for layer in layers:
-            key = rule.key if layer is None else rule.key.format(rule.first + layer)
+            key = rule.key if layer is None else rule.key.format(rule.first + rule.step * layer)
             yield _Entry(key, tuple((name, layer) for name in rule.names), rule, shape)
     if left := sorted(set(shapes) - covered):
         raise ValueError(f"no conversion rule for {left}")

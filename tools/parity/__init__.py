@@ -18,6 +18,7 @@ from prismer_jax import config, runtime
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 from tools.parity import (
+    blip2,
     blip2_data,
     depth,
     detection,
@@ -36,6 +37,12 @@ from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
 
 # The first pattern that fits a case's name says what runs it.
 RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
+    ("blip2_opt_tiny", blip2.stage2),
+    ("blip2_stage1_tiny", blip2.stage1),
+    ("blip2_pos_embed_interp", blip2.positions),
+    ("eva_vit_g_manifest", blip2.vision_keys),
+    ("blip2_hf_*_manifest", blip2.hugging_face_keys),
+    ("blip2_*_manifest", blip2.lavis_keys),
     ("pos_embed_interp", prismer.positions),
     ("post_label_process", labels.label_process),
     ("expert_depth*", depth.depth),

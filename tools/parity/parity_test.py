@@ -34,6 +34,9 @@ def run(folder, *flags):
         "nanovlm_222m_manifest",
         "nanovlm_backbone_smollm2_135m_manifest",
         "blip2_preprocess",
+        "blip2_pos_embed_interp",
+        "blip2_hf_opt2_7b_manifest",
+        "eva_vit_g_manifest",
         "paligemma_mha_tiny",
         "paligemma_pp_text",
         "paligemma_pt_3b_224_manifest",
@@ -49,7 +52,7 @@ def test_agrees_with_the_reference(shared, capsys, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["prismer_tiny", "nanovlm_tiny", "nanovlm_*manifest", "paligemma*_tiny", "paligemma_p*"]
+    "case", ["prismer_tiny", "nanovlm_tiny", "nanovlm_*manifest", "paligemma*_tiny", "paligemma_p*", "blip2_[os]*"]
 )
 def test_the_whole_tiny_model_agrees_with_the_reference(shared, case):
     assert run(shared / "golden", "--case", case) == 0

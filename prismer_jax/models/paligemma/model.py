@@ -17,8 +17,7 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import choose
 from prismer_jax.labels import select
-from prismer_jax.models.decoder_only import Columns, DecoderOnly, fields_of
-from prismer_jax.models.vlm import ordinals, text_mask
+from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind, fields_of
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
 from prismer_jax.towers.vit import ViT
@@ -151,17 +150,10 @@ class PaliGemma(DecoderOnly):
         there = jnp.ones(size, bool)
         if "image_mask" in batch:
             there = repeat(batch["image_mask"], "b m -> b (m n)", n=size[1] // batch["image_mask"].shape[1])
-        front = {"mask_input": there, "mask_ar": jnp.zeros(size, jnp.int32), "segment": jnp.zeros(size, jnp.int32)}
-        joined = {key: jnp.concatenate([part, batch[key]], axis=1) for key, part in front.items()}
-        seen = text_mask(joined)
-        # Texts of further segments see the image, too.
-        seen = seen.at[:, :, : size[1]].set(seen[:, :, : size[1]] | there[:, None, :])
         words = self.decoder.embed(batch["text"])
         self.sow("intermediates", "words", words)
-        x = jnp.concatenate([encoded.astype(words.dtype), words], axis=1)
-        positions = there.sum(1, keepdims=True) * batch["mask_input"] + ordinals(batch) - 1
-        positions = jnp.concatenate([jnp.cumsum(there, axis=1) - 1, positions], axis=1)
-        return Columns(x, joined["mask_input"], seen, jnp.maximum(positions, 0))
+        columns = behind(encoded, there, words, batch, mutual=True)
+        return columns._replace(positions=jnp.maximum(columns.positions, 0))
 
 
 def build(

@@ -1,0 +1,28 @@
+"""Runs of Weights & Biases, which a resumed training goes on with: their id lies in its workdir."""
+
+from __future__ import annotations
+
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from prismer_jax.errors import UserError
+from prismer_jax.files import storage
+
+
+def start(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
+    """Returns a run of wandb.init with these options; one in the same workdir goes on in it.
+
+    Raises:
+      UserError: wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("Weights & Biases is not installed: pip install wandb, or set wandb=None.") from None
+    file = workdir / "wandb_id"
+    if not file.exists():
+        storage.write(file, uuid.uuid4().hex[:8])
+    start = {"id": file.read_text(), "resume": "allow", "dir": str(workdir), "config": dict(config or {}), **options}
+    return wandb.init(**start)

@@ -1,0 +1,50 @@
+"""Stage 2: a causal language model, which need not be trained, reads the queries in front of its text."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from prismer_jax.models.blip2.front import Front
+from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind
+from prismer_jax.typing import Array, Float, typed
+
+CAUSAL = {"llama": "prismer_jax.towers.causal_lm:CausalLM", "opt": "prismer_jax.towers.opt:OPT"}
+
+
+def tower(name: str) -> type[nn.Module]:
+    """Returns the class of a causal language model: see CAUSAL."""
+    module, _, attribute = CAUSAL[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+class Captioner(Front, DecoderOnly):
+    """The model of stage 2 with any causal language model of the project."""
+
+    def setup(self) -> None:
+        super().setup()
+        dtype, fields = jnp.dtype(self.dtype), dict(self.language)
+        self.projector = nn.Dense(fields["width"], dtype=dtype, kernel_init=nn.initializers.normal(0.02))
+        self.decoder = tower(fields.pop("tower"))(**fields, remat=self.remat, dtype=dtype, name="language")
+
+    @typed
+    def encode(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b q d"]:
+        """Returns the queries as the language model reads them."""
+        hidden, _ = self.queried(self.image_tokens(batch, train))
+        self.sow("intermediates", "queried", hidden)
+        return self.projector(hidden)
+
+    def columns(self, encoded: Array, batch: Mapping[str, Any]) -> Columns:
+        """Returns the queries and the text behind them, each of which sees what is before it."""
+        there = jnp.ones(encoded.shape[:2], bool)
+        return behind(encoded, there, self.decoder.embed(batch["text"]), batch, mutual=False)
+
+    @typed
+    def predictions(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b t v"]:
+        """Returns float32 logits *of* every token of `text`, of the first one too, which the last query gives."""
+        hidden, _, _ = self.read(self.encode(batch, train), batch)
+        return self.first_logits(hidden[:, -batch["text"].shape[1] - 1 : -1])

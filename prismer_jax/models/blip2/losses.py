@@ -1,0 +1,68 @@
+"""The losses of both stages: see prismer_jax.losses, which names them, for what a loss is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from prismer_jax.errors import choose
+from prismer_jax.losses import Costs, Forward, token_costs
+from prismer_jax.typing import Array, Bool, Float, typed
+
+
+def stage1(
+    forward: Forward,
+    batch: Mapping[str, Array],
+    label_smoothing: float = 0.1,
+    gather: str = "through",
+    clamp: bool = False,
+) -> Costs:
+    """The sum of three losses: contrast of images and texts (itc), matching (itm), text from an image (itg).
+
+    Source: salesforce/LAVIS, models/blip2_models/blip2_qformer.py.
+
+    Args:
+      label_smoothing: of contrast and of text.
+      gather, clamp: see models.blip2.matcher.Matcher.compared.
+
+    Returns:
+      'loss', 'itc', 'itm', 'itg', and how often it is right: 'itm_accuracy', 'i2t_r1' and 't2i_r1' within the batch.
+    """
+    choose("gather of stage1", gather, dict.fromkeys(("through", "reference")))
+    out = forward(batch, gather=gather, clamp=clamp, method="compared")
+    ones = jnp.ones(len(batch["text"]))
+    itc = (contrast(out["i2t"], out["same"], label_smoothing) + contrast(out["t2i"], out["same"], label_smoothing)) / 2
+    yes = jnp.array([1, 0, 0])[:, None]  # a text and its image; another image; another text
+    weights = jnp.stack([jnp.ones_like(out["counts"]), out["counts"], out["counts"]])
+    costs = jax.nn.logsumexp(out["match"], -1) - jnp.take_along_axis(out["match"], yes[..., None], -1)[..., 0]
+    number = weights.sum()
+    itm = (weights * costs).sum(0) * len(ones) / number
+    right = (weights * (out["match"].argmax(-1) == yes)).sum(0)
+    real = batch["mask_input"].astype(jnp.float32)
+    itg = token_costs(out["logits"], batch["text"], real, label_smoothing)
+    itg = itg * len(ones) / jnp.maximum(real[:, 1:].sum(), 1)
+    costs = {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
+    found = {name: jnp.take_along_axis(out["same"], out[name[:3]].argmax(-1)[:, None], 1)[:, 0] for name in RECALLS}
+    measured = {name: (x.astype(jnp.float32), ones) for name, x in found.items()}
+    return {k: (x, ones) for k, x in costs.items()} | measured | {"itm_accuracy": (right, weights.sum(0))}
+
+
+RECALLS = ("i2t_r1", "t2i_r1")
+
+
+@typed
+def contrast(similarities: Float[Array, "b n"], same: Bool[Array, "b n"], smoothing: float) -> Float[Array, " b"]:
+    """Returns the cross-entropy of each row with targets (1-ε)·(the right ones alike) + ε·(all alike)."""
+    targets = (1 - smoothing) * same / same.sum(1, keepdims=True) + smoothing / same.shape[1]
+    return -(targets * jax.nn.log_softmax(similarities)).sum(1)
+
+
+def stage2(forward: Forward, batch: Mapping[str, Array]) -> Costs:
+    """Cross-entropy of the tokens with `mask_loss`, all alike; the last query predicts the first one, as in LAVIS."""
+    logits = forward(batch, method="predictions").astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, batch["text"][..., None], axis=-1)[..., 0]
+    weights = batch["mask_loss"]
+    costs = jnp.where(weights != 0, weights * (jax.nn.logsumexp(logits, axis=-1) - chosen), 0.0)
+    return {"loss": (costs.sum(-1), weights.sum(-1))}

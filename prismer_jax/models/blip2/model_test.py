@@ -1,0 +1,105 @@
+"""BLIP-2: any causal language model behind the queries, the losses, bad input; golden cases are in tools.parity."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prismer_jax import decode, models
+from prismer_jax.batch import prompts
+from prismer_jax.decode import lengths
+from prismer_jax.errors import UserError
+from prismer_jax.models.blip2 import FREEZE, losses
+from prismer_jax.optim import merge, split
+
+LLAMA = dict(tower="llama", width=24, layers=1, heads=4, kv_heads=2, mlp_dim=48, vocab_size=50)
+
+
+def batch_of(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    text = rng.integers(3, 50, (rows, 5)).astype(np.int32)
+    batch = {"image": rng.integers(0, 256, (rows, 42, 42, 3), np.uint8), **prompts(text, text > 0)}
+    return jax.tree.map(jnp.asarray, batch)
+
+
+@functools.cache
+def stage1():
+    model = models.build("blip2", variant="tiny_stage1")
+    return model, jax.jit(model.init_variables)(jax.random.key(0))
+
+
+def test_a_llama_in_the_language_models_place_writes_what_it_scores():
+    model = models.build("blip2", variant="tiny", language=LLAMA)
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    batch = batch_of(2)
+    settings = dict(eos=-1, pad=0, method="beam", num_beams=3, max_new=4, length="new")
+    tokens, scores = decode.generate(model, variables, batch, **settings)
+    whole = np.concatenate([batch["text"], tokens[:, 0]], axis=1)
+    read = jax.jit(functools.partial(model.apply, method="predictions"))
+    log_probs = jax.nn.log_softmax(read(variables, {**batch, **prompts(whole, whole > -1)}))
+    sums = jnp.take_along_axis(log_probs, whole[..., None], axis=2)[:, 5:].sum((1, 2))
+    np.testing.assert_allclose(scores[:, 0], sums / 4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_stage_1_trains_all_but_the_vision_transformer_also_with_one_example(rows):
+    model, variables = stage1()
+    trained, frozen = split(variables["params"], FREEZE["freeze_vision"])
+    rngs = {"negatives": jax.random.key(1)}
+
+    def loss(trained):
+        forward = functools.partial(model.apply, {"params": merge(trained, frozen)}, rngs=rngs)
+        costs = losses.stage1(forward, batch_of(rows))
+        return costs["loss"][0].sum(), costs
+
+    (_, costs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    assert rows == 1 or all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads))
+    assert costs["itm_accuracy"][1].sum() == (3 * rows if rows > 1 else 1)
+
+
+def test_negatives_are_of_other_images():
+    model, variables = stage1()
+    same, alike = np.equal.outer([3, 3, 5, 5], [3, 3, 5, 5]), jnp.zeros((4, 4))
+
+    def draw(seed):
+        return model.apply(variables, alike, alike, same, method="drawn", rngs={"negatives": jax.random.key(seed)})
+
+    drawn = [draw(seed) for seed in range(8)]
+    assert all((np.asarray(part)[:2] > 1).all() and (np.asarray(part)[2:] < 2).all() for one in drawn for part in one)
+    assert len({tuple(np.asarray(one.image)) for one in drawn}) > 1
+
+
+def test_lengths_count_what_their_transformers_counted():
+    assert lengths.settled("new", 4, 30, 8, "beam") == dict(
+        max_new=30, min_new=8, prompt_length=0, ahead=1, counts_end=True
+    )
+    assert lengths.settled("lavis", 4, 30, 8, "beam") == dict(max_new=29, min_new=7, prompt_length=1, ahead=1)
+    assert lengths.settled("lavis_4.26", 4, 30, 8, "beam") == dict(max_new=30, min_new=4, prompt_length=4)
+    assert lengths.settled("lavis", 4, 30, 8, "greedy") == dict(max_new=29, min_new=7)
+    with pytest.raises(UserError, match="lavis"):
+        lengths.settled("lavi", 4, 30, 8, "beam")
+
+
+def test_what_was_said_is_penalised():
+    prompt = {"text": jnp.array([[0, 5, 6]]), "mask_input": jnp.array([[False, True, True]])}
+    after = lengths.penalized(jnp.full((1, 1, 8), -1.0), prompt, 1, jnp.array([[[7, 3]]]), 1, 1.5)
+    assert np.flatnonzero(after[0, 0] < -1).tolist() == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(variant="pretrained_opt2.8b"), "pretrained_opt2.7b"),
+        (dict(variant="tiny", language=dict(tower="bert")), "language.tower"),
+        (dict(variant="tiny", qformer=dict(vocab_size=9)), "reads no text"),
+        (dict(variant="tiny_stage1", qformer=dict(layers=3)), "not a multiple of 2"),
+        (dict(variant="tiny_stage1", language=dict(width=3)), "language.tower"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        models.build("blip2", **fields)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,22 @@
+"""How BLIP-2 is split over the axis tensor of a mesh: by heads, by columns of MLPs and by the words."""
+
+from __future__ import annotations
+
+from prismer_jax.models.blip2.front import Front
+
+
+def tensor_rules(model: Front) -> list[tuple[str, str]]:
+    """Returns rules of `sharding.presets`. ViT-g's 16 heads and OPT's 32 are even in number, the Q-Former's 12 too."""
+    rules = []
+    for part, tower in (("vision", model.vision), ("qformer", model.qformer), ("language", model.language)):
+        if not tower:
+            continue
+        heads, groups = tower["heads"], tower.get("kv_heads", tower["heads"])
+        rules += [
+            (rf"{part}/blocks/(.*attention/)?query/(kernel|bias)", f"tensor(axis=-1, units={heads})"),
+            (rf"{part}/blocks/(.*attention/)?(key|value)/(kernel|bias)", f"tensor(axis=-1, units={groups})"),
+            (rf"{part}/blocks/(.*attention/)?out/kernel", f"tensor(axis=-2, units={heads})"),
+            (rf"{part}/blocks/(.*mlp\w*/up|gate|up)/(kernel|bias)", "tensor(axis=-1)"),
+            (rf"{part}/blocks/(.*mlp\w*/)?down/kernel", "tensor(axis=-2)"),
+        ]
+    return [*rules, ("language/word_embedding", "tensor(axis=-2)")]
