@@ -75,6 +75,7 @@ def beam_search(
     counts_end: bool = False,
     ahead: int = 0,
     repetition_penalty: float = 1.0,
+    starts: bool = False,
 ) -> tuple[Int[Array, "b {num_return} {max_new}"], Float[Array, "b {num_return}"]]:
     """Searches with beams by the rules of transformers 4.26.1, which made the published Prismer results.
 
@@ -88,7 +89,7 @@ def beam_search(
     Args:
       eos, pad: ids of the tokenizer, which ends a sequence and which fills it up.
       max_new, min_new: most and fewest tokens of a continuation, without `eos`.
-      prompt_length, counts_end, ahead, repetition_penalty: what counts as a text's length and as said; decode.lengths.
+      prompt_length, counts_end, ahead, repetition_penalty, starts: what counts as length and as said; decode.lengths.
 
     Returns:
       The num_return best sequences of each image, best first: the tokens after the prompt, `pad` after `eos`; scores.
@@ -106,7 +107,8 @@ def beam_search(
         _, log_probs = log_probs_of(logits, column, min_new, eos)
         if repetition_penalty != 1:
             rules = importlib.import_module("prismer_jax.decode.lengths")
-            log_probs = rules.penalized(log_probs, batch, prompt_length, state.tokens, column, repetition_penalty)
+            prompt = rules.started(batch, pad) if starts else batch
+            log_probs = rules.penalized(log_probs, prompt, prompt_length, state.tokens, column, repetition_penalty)
         totals = (state.sums[..., None] + log_probs).reshape(-1, num_beams * vocab)
         totals, best = lax.top_k(totals, 2 * num_beams)
         parents, token = best // vocab, (best % vocab).astype(jnp.int32)

@@ -2,7 +2,8 @@
 
 BLIP-2's captions come from three: as LAVIS was published, with transformers 4.26.1, a sequence is prompt and
 continuation; as it is since May 2023, with 4.33.2, it is a start token, which the model never reads, and the
-continuation; in today's transformers (5.23) it is the continuation alone, whose end counts. max_new and min_new count,
+continuation; in today's transformers (5.23) it is the continuation alone, whose end counts. Of T5, in all three, it is
+the start, which is the tokenizer's padding, and the continuation. max_new and min_new count,
 scores are divided by, and a repetition penalty looks at, what a sequence is. An image's search also ends at other
 times: when no open beam, were it to end as long as it is, or with its next token, could score better.
 """
@@ -17,14 +18,16 @@ import jax.numpy as jnp
 from prismer_jax.errors import choose
 from prismer_jax.typing import Array, Float, Int, typed
 
-# Name -> tokens of the prompt that a sequence has (None: all of them), and further settings of beam_search.
-LENGTHS: dict[str, tuple[int | None, dict[str, Any]]] = {
-    "new": (0, dict(ahead=1, counts_end=True)),
-    "lavis_4.26": (None, {}),
-    "lavis": (1, dict(ahead=1)),
+# Name -> tokens in front of a continuation that a sequence has (None: the whole prompt), how many of them max_new
+# counts, and further settings of beam_search. LAVIS gave 4.26.1 its max_length as max_new_tokens, which counts none.
+LENGTHS: dict[str, tuple[int | None, int, dict[str, Any]]] = {
+    "new": (0, 0, dict(ahead=1, counts_end=True)),
+    "lavis_4.26": (None, 0, {}),
+    "lavis": (1, 1, dict(ahead=1)),
+    "start": (1, 0, dict(starts=True)),
 }
 # counts_end: a score's length counts `eos`, too. ahead: by how many tokens longer than it is the best continuation is
-# taken to be when an image may be done.
+# taken to be when an image may be done. starts: what is in front of a continuation is no prompt, but the start of T5.
 
 
 def settled(name: str, columns: int, max_new: int, min_new: int, method: str) -> dict[str, Any]:
@@ -36,11 +39,16 @@ def settled(name: str, columns: int, max_new: int, min_new: int, method: str) ->
     Raises:
       UserError: there is no such rule.
     """
-    counted, beams = choose("length of decoding", name, LENGTHS)
-    front = columns if counted is None else counted
-    # LAVIS gave 4.26.1 its max_length as max_new_tokens, where no prompt counts.
-    settings = dict(max_new=max_new - (counted or 0), min_new=max(0, min_new - front))
+    front, counted, beams = choose("length of decoding", name, LENGTHS)
+    front = columns if front is None else front
+    settings = dict(max_new=max_new - counted, min_new=max(0, min_new - front))
     return settings | (dict(prompt_length=front, **beams) if method == "beam" else {})
+
+
+def started(prompt: Mapping[str, Any], start: int) -> dict[str, Array]:
+    """Returns the keys that `penalized` reads of prompts, of a start in their place."""
+    text = jnp.full((len(prompt["text"]), 1), start)
+    return {"text": text, "mask_input": text == start}
 
 
 @typed

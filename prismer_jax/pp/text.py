@@ -68,11 +68,7 @@ def style_of(name: str) -> Plain:
 
 
 @register
-def caption(
-    prefix: str | None = "",
-    style: str = "plain",
-    max_words: int | None = None,
-) -> Op:
+def caption(prefix: str | None = "", style: str = "plain", max_words: int | None = None) -> Op:
     """Makes the training text of a captioned photo: prompt = prefix, target = one of `captions`.
 
     With prefix=None a style knows that there is none, as in the reference's pretraining.

@@ -20,6 +20,7 @@ from prismer_jax.files import storage
 from tools.parity import (
     blip2,
     blip2_data,
+    blip2_t5,
     depth,
     detection,
     edge,
@@ -38,6 +39,7 @@ from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
 # The first pattern that fits a case's name says what runs it.
 RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [
     ("blip2_opt_tiny", blip2.stage2),
+    ("blip2_t5_tiny", blip2_t5.stage2),
     ("blip2_stage1_tiny", blip2.stage1),
     ("blip2_pos_embed_interp", blip2.positions),
     ("eva_vit_g_manifest", blip2.vision_keys),

@@ -52,6 +52,11 @@ def model_of(case: Case) -> Any:
     reader = dict(width=q["hidden_size"], layers=q["num_hidden_layers"], heads=q["num_attention_heads"])
     reader |= dict(mlp_dim=q["intermediate_size"], queries=q["query_length"], cross_every=q["cross_attention_freq"])
     fields = dict(vision=vision_of(config["vit"]), qformer=reader | dict(max_positions=q["max_position_embeddings"]))
+    if "t5" in config:
+        names = dict(vocab_size="vocab_size", width="d_model", mlp_dim="d_ff", head_dim="d_kv", heads="num_heads")
+        names |= dict(layers="num_layers", decoder_layers="num_decoder_layers")
+        fields["language"] = {ours: config["t5"][theirs] for ours, theirs in names.items()}
+        return models.build("blip2", variant="tiny_t5", **fields)
     if "opt" not in config:
         fields["qformer"]["vocab_size"] = q["vocab_size_after_resize"]
         return models.build("blip2", variant="tiny_stage1", embed_dim=config["embed_dim"], **fields)

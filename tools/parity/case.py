@@ -78,6 +78,8 @@ def fill(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
 def index_of(name: str) -> tuple[str, tuple[slice, ...]]:
     """Splits 'out/x[:,::4]' into the array's name and the index that was applied to it before storing."""
     base, _, index = name.partition("[")
+    if ".." in index:  # what an axis counts, as in 'table[-5..5]'
+        return name, ()
     parts = index.rstrip("]").split(",") if index else []
     return base, tuple(slice(*(int(n) if n else None for n in part.split(":"))) for part in parts)
 

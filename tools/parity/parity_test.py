@@ -52,7 +52,7 @@ def test_agrees_with_the_reference(shared, capsys, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["prismer_tiny", "nanovlm_tiny", "nanovlm_*manifest", "paligemma*_tiny", "paligemma_p*", "blip2_[os]*"]
+    "case", ["prismer_tiny", "nanovlm_tiny", "nanovlm_*manifest", "paligemma*_tiny", "paligemma_p*", "blip2_[ost]*"]
 )
 def test_the_whole_tiny_model_agrees_with_the_reference(shared, case):
     assert run(shared / "golden", "--case", case) == 0

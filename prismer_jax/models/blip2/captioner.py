@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from prismer_jax import registry
 from prismer_jax.models.blip2.front import Front
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind
 from prismer_jax.typing import Array, Float, typed
 
-CAUSAL = {"llama": "prismer_jax.towers.causal_lm:CausalLM", "opt": "prismer_jax.towers.opt:OPT"}
+TOWERS = {
+    "llama": "prismer_jax.towers.causal_lm:CausalLM",
+    "opt": "prismer_jax.towers.opt:OPT",
+    "t5": "prismer_jax.towers.t5:T5",  # which is not causal: see models.blip2.seq2seq
+}
 
 
 def tower(name: str) -> type[nn.Module]:
-    """Returns the class of a causal language model: see CAUSAL."""
-    module, _, attribute = CAUSAL[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """Returns the class of a language model.
+
+    Raises:
+      UserError: it is no name of TOWERS.
+    """
+    return registry.imported("language.tower", name, TOWERS)
 
 
 class Captioner(Front, DecoderOnly):

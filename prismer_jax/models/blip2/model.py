@@ -14,9 +14,10 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import select
-from prismer_jax.models.blip2.captioner import CAUSAL, Captioner, tower
+from prismer_jax.models.blip2.captioner import TOWERS, Captioner, tower
 from prismer_jax.models.blip2.front import Front
 from prismer_jax.models.blip2.matcher import Matcher
+from prismer_jax.models.blip2.seq2seq import Writer
 from prismer_jax.models.decoder_only import check_multiples, fields_of
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.towers.qformer import QFormer
@@ -36,6 +37,14 @@ OPT = {
     "opt2.7b": dict(_OPT, width=2560, layers=32, heads=32, mlp_dim=10240),
     "opt6.7b": dict(_OPT, width=4096, layers=32, heads=32, mlp_dim=16384),
 }
+_T5 = dict(tower="t5", head_dim=64, vocab_size=32128)
+FLAN_T5 = {
+    "flant5small": dict(_T5, width=512, layers=8, decoder_layers=8, heads=6, mlp_dim=1024),
+    "flant5base": dict(_T5, width=768, layers=12, decoder_layers=12, heads=12, mlp_dim=2048),
+    "flant5large": dict(_T5, width=1024, layers=24, decoder_layers=24, heads=16, mlp_dim=2816),
+    "flant5xl": dict(_T5, width=2048, layers=24, decoder_layers=24, heads=32, mlp_dim=5120),
+    "flant5xxl": dict(_T5, width=4096, layers=24, decoder_layers=24, heads=64, mlp_dim=10240),
+}
 _TINY_VIT = dict(_EVA, image_size=42, width=48, layers=2, heads=3, mlp_dim=209)
 _TINY = dict(width=32, layers=2, heads=4, mlp_dim=64, queries=8, max_positions=40)
 # Named after LAVIS's files: blip2_pretrained.pth is of stage 1, blip2_pretrained_opt2.7b.pth of stage 2.
@@ -46,6 +55,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         qformer=_TINY,
         language=dict(tower="opt", width=40, layers=2, heads=4, mlp_dim=80, vocab_size=96, max_positions=128),
     ),
+    "tiny_t5": dict(
+        vision=_TINY_VIT,
+        qformer=_TINY,
+        language=dict(_T5, width=40, layers=2, decoder_layers=2, heads=6, head_dim=8, mlp_dim=72, vocab_size=96),
+    ),
     **{
         name: dict(vision=dict(_VIT_G, image_size=size), qformer=dict(_BERT, **_TEXT))
         for name, size in (("pretrained", 224), ("finetune_coco", 364))
@@ -53,7 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{
         f"{kind}_{name}": dict(vision=dict(_VIT_G, image_size=size), qformer=_BERT, language=dict(language))
         for kind, size in (("pretrained", 224), ("caption", 364))
-        for name, language in OPT.items()
+        for name, language in {**OPT, **FLAN_T5}.items()
     },
 }
 
@@ -85,6 +99,7 @@ def build(
 
     Args:
       experts: as in labels.select: 'none', 'all', 'depth+edge' or a sequence.
+      tokenizer: whose padding T5 starts its texts with; 0 without.
       overrides: fields of Front; `vision`, `qformer` and `language` are merged into the variant's. A `language` with
         another `tower` than the variant's stands instead of it.
 
@@ -96,9 +111,11 @@ def build(
     if language.get("tower") in (None, known.get("language", {}).get("tower")):
         language = {**known.get("language", {}), **language}
     kind = language.pop("tower", None)
-    cls = Matcher if kind is None else choose("language.tower", kind, dict.fromkeys(CAUSAL, Captioner))
+    cls = choose("language.tower", kind, {None: Matcher, **dict.fromkeys(TOWERS, Captioner), "t5": Writer})
+    if cls is Writer and tokenizer is not None:
+        overrides["start"] = tokenizer.pad
     if kind is None and language:
-        raise UserError(f"language.{min(language)}: say of which tower it is, language.tower: {', '.join(CAUSAL)}.")
+        raise UserError(f"language.{min(language)}: say of which tower it is, language.tower: {', '.join(TOWERS)}.")
     towers: dict[str, Any] = {"vision": ViT, "qformer": QFormer}
     plain = {variant: {**known, "language": FrozenDict()}}
     if kind is not None:

@@ -12,11 +12,15 @@ def tensor_rules(model: Front) -> list[tuple[str, str]]:
         if not tower:
             continue
         heads, groups = tower["heads"], tower.get("kv_heads", tower["heads"])
+        # T5 has two stacks of blocks, whose layers are called self_query, cross_query ...
+        blocks = f"{part}/(blocks|encoder|decoder)/"
+        attention = f"{blocks}(.*attention/|self_|cross_)?"
         rules += [
-            (rf"{part}/blocks/(.*attention/)?query/(kernel|bias)", f"tensor(axis=-1, units={heads})"),
-            (rf"{part}/blocks/(.*attention/)?(key|value)/(kernel|bias)", f"tensor(axis=-1, units={groups})"),
-            (rf"{part}/blocks/(.*attention/)?out/kernel", f"tensor(axis=-2, units={heads})"),
-            (rf"{part}/blocks/(.*mlp\w*/up|gate|up)/(kernel|bias)", "tensor(axis=-1)"),
-            (rf"{part}/blocks/(.*mlp\w*/)?down/kernel", "tensor(axis=-2)"),
+            (f"{attention}query/(kernel|bias)", f"tensor(axis=-1, units={heads})"),
+            (f"{attention}(key|value)/(kernel|bias)", f"tensor(axis=-1, units={groups})"),
+            (f"{attention}out/kernel", f"tensor(axis=-2, units={heads})"),
+            (rf"{blocks}(.*mlp\w*/up|gate|up)/(kernel|bias)", "tensor(axis=-1)"),
+            (rf"{blocks}(.*mlp\w*/)?down/kernel", "tensor(axis=-2)"),
         ]
-    return [*rules, ("language/word_embedding", "tensor(axis=-2)")]
+    head = [("language/head/kernel", "tensor(axis=-1)")] if "decoder_layers" in model.language else []
+    return [*rules, *head, ("language/word_embedding", "tensor(axis=-2)")]

@@ -78,6 +78,7 @@ def _qformer(every: int) -> list[Rule]:
 # Of each language model: what LAVIS calls it and the layer in front of it, its rows, and keys without use here.
 LANGUAGE: dict[str, tuple[str, tuple[Rule, ...]]] = {
     "opt": ("opt", tuple(rows.opt("opt_model", "language"))),
+    "t5": ("t5", tuple(rows.t5("t5_model.", "language"))),
     "llama": ("llm", (*rows.llama("llm_model.model", "language"),)),
 }
 
