@@ -9,6 +9,7 @@ import pytest
 
 from prismer_jax import decode, models, pp, tree
 from prismer_jax.models.blip2 import FREEZE, losses
+from prismer_jax.models.blip2.split import tensor_rules
 from prismer_jax.optim import merge, split
 
 
@@ -81,7 +82,7 @@ def test_stage_2_trains_the_q_former_and_the_projection_alone(tiny):
 def test_every_rule_of_the_axis_tensor_splits_something(tiny):
     model, variables, _ = tiny
     names = tree.flatten(variables["params"])
-    patterns = [pattern for pattern, _ in models.tensor_rules("blip2", model)]
+    patterns = [pattern for pattern, _ in tensor_rules(model)]
     places = tree.first_match(patterns, names, "tensor rules")
     assert set(places.values()) == set(range(len(patterns)))
     kernels = {name for name in names if name.startswith("language/") and name.endswith("kernel")}
