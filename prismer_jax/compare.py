@@ -90,6 +90,17 @@ def compare(folders: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, 
     Raises:
       UserError: fewer than two runs, one without results, no evaluator in common, or results on different data sets.
     """
+    table, runs, samples = tabulate(folders)
+    output.mkdir(parents=True, exist_ok=True)
+    comparison.write(output / "report.html", [run.record for run in runs], samples, table, SHOWN)
+    storage.write_json(output / "comparison.json", table)
+    show(table)
+    print(f"Page: {output / 'report.html'}   table: {output / 'comparison.json'}")
+    return table
+
+
+def tabulate(folders: Sequence[pathlib.Path]) -> tuple[dict[str, Any], list[Run], dict[str, list[list[dict]]]]:
+    """Returns the table of `compare`, the runs, and each evaluator's samples by run; raises as that does."""
     if len(folders) < 2:
         raise UserError("--compare needs at least two results.")
     runs = [read(folder) for folder in folders]
@@ -124,12 +135,7 @@ def compare(folders: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, 
         "seed": SEED,
         "metrics": metrics,
     }
-    output.mkdir(parents=True, exist_ok=True)
-    comparison.write(output / "report.html", [run.record for run in runs], samples, table, SHOWN)
-    storage.write_json(output / "comparison.json", table)
-    show(table)
-    print(f"Page: {output / 'report.html'}   table: {output / 'comparison.json'}")
-    return table
+    return table, runs, samples
 
 
 def check_same_data(name: str, a: Run, ours: Sequence[Mapping], b: Run, theirs: Sequence[Mapping]) -> None:

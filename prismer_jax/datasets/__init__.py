@@ -11,6 +11,7 @@ from prismer_jax.files import storage
 
 # Name -> module with a function `load`; a module is imported when its data set is asked for.
 DATASETS = {
+    "altered": "prismer_jax.datasets.altered",
     "choices": "prismer_jax.datasets.choices",
     "conversations": "prismer_jax.datasets.conversations",
     "fewshot": "prismer_jax.datasets.fewshot",

@@ -19,7 +19,7 @@ import numpy as np
 
 from prismer_jax import label_files
 from prismer_jax.datasets import label_names
-from prismer_jax.datasets.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
+from prismer_jax.datasets.formats.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prismer_jax.datasets import captions, img2dataset
+from prismer_jax.datasets.formats.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.datasets.places import identity
-from prismer_jax.datasets.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 

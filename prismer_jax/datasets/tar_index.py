@@ -21,7 +21,7 @@ import numpy as np
 
 from prismer_jax.datasets import captions
 from prismer_jax.datasets.captions import SIDES
-from prismer_jax.datasets.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
+from prismer_jax.datasets.formats.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped

@@ -1,0 +1,73 @@
+"""The audit of experts (tools/audit.py) as a table and as a plot: what a model loses when labels tell nothing."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from prismer_jax.files import storage
+
+LOSS, OTHER, LINE = "#b42318", "#475467", "#98a2b3"
+
+
+def chosen(metrics: Mapping[str, Any], scores: Mapping[str, str]) -> dict[str, Any]:
+    """Returns of all metrics each evaluator's score, {evaluator: its name}, over all and then by type of question."""
+    names = [f"{evaluator}/{score}" for evaluator, score in scores.items()]
+    return {
+        **{name: metrics[name] for name in names if name in metrics},
+        **{name: row for name, row in metrics.items() if name.rpartition("/")[0] in names},
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Returns the audit as Markdown: a row an arm, its differences to the model as it is, with their intervals."""
+    metrics = found["metrics"]
+    rows = [["", *metrics], ["---"] * (1 + len(metrics))]
+    rows.append([found["arms"][0], *(f"{row['values'][0]:.4g}" for row in metrics.values())])
+    for number, arm in enumerate(found["arms"][1:]):
+        rows.append([arm, *(_cell(row, number) for row in metrics.values())])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", f"Differences to the first row; in brackets {found['level']} % intervals, paired, over photos.", ""]
+    for what in ("reading", "making"):
+        if spent := found[f"{what}_ms"]:
+            each = ", ".join(f"{name} {value:.3g}" for name, value in spent.items())
+            lines += [f"Milliseconds a photo of {what} labels: {each}.", ""]
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any], number: int) -> str:
+    ends = row["intervals"][number]
+    interval = "" if ends is None else f" [{ends[0]:+.3g}, {ends[1]:+.3g}]"
+    return f"{row['differences'][number]:+.3g}{interval}"
+
+
+def plot(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Writes a PNG: a panel a metric, in it a bar an arm with its interval; red where that is below zero."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    arms, metrics = found["arms"][1:], found["metrics"]
+    columns = min(len(metrics), 4)
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(2.2 + 2.3 * columns, rows * (0.24 * len(arms) + 0.8)), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for panel, (name, row) in zip(axes.flat, metrics.items(), strict=False):
+        for place, (value, ends) in enumerate(zip(row["differences"], row["intervals"], strict=True)):
+            colour = LOSS if ends is not None and ends[1] < 0 else OTHER
+            panel.barh(place, value, color=colour, height=0.6, alpha=0.75)
+            if ends is not None:
+                panel.plot(ends, [place, place], color="black", linewidth=1)
+        panel.axvline(0, color=LINE, linewidth=1)
+        panel.set_title(f"{name}\nas it is: {row['values'][0]:.4g}", fontsize=8)
+        panel.set_yticks(range(len(arms)), arms, fontsize=7)
+        panel.set_ylim(len(arms) - 0.5, -0.5)
+        panel.tick_params(axis="x", labelsize=7)
+        for side in ("top", "right", "left"):
+            panel.spines[side].set_visible(False)
+    for panel in list(axes.flat)[len(metrics) :]:
+        panel.remove()
+    figure.tight_layout()
+    with storage.replacing(path) as name:
+        figure.savefig(name, format="png")

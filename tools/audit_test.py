@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pytest
+
+from prismer_jax import config, datasets, labels
+from prismer_jax.datasets.altered import Altered, keys_of
+from prismer_jax.errors import UserError, run_main
+from prismer_jax.evaluate_test import SPEC, data_dir, model  # noqa: F401 - fixtures
+from prismer_jax.report import audit as report
+from tools import audit
+
+KEYS = [key for name in ("depth", "obj_detection") for key in keys_of(name)]
+
+
+class Questions:
+    """Two questions about each of five photos; labels say whose they are."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        photo = index // 2
+        return {"id": str(index), "image": b"%d" % photo, "question": f"{index}?", **dict.fromkeys(KEYS, photo)} | {
+            "labels/edge": photo
+        }
+
+
+def test_shuffled_labels_are_those_of_another_photo_and_always_the_same():
+    altered = Altered(Questions(), KEYS, "shuffled", seed=0)
+    examples = [altered[index] for index in range(10)]
+    for index, example in enumerate(examples):
+        own = Questions()[index]
+        assert {key: example[key] for key in ("id", "image", "question", "labels/edge")} == {
+            key: own[key] for key in ("id", "image", "question", "labels/edge")
+        }
+        assert example["labels/depth"] == example[labels.CLASSES_KEY] != index // 2  # of one photo, which is another
+    assert examples == [Altered(Questions(), KEYS, "shuffled", seed=0)[index] for index in range(10)]
+    assert examples != [Altered(Questions(), KEYS, "shuffled", seed=1)[index] for index in range(10)]
+
+
+def test_blank_labels_are_not_there_and_one_photo_cannot_be_shuffled():
+    assert set(Questions()[3]) - set(Altered(Questions(), KEYS, "blank", 0)[3]) == set(KEYS)
+    one = [{"image": b"a", "labels/depth": 1}] * 2
+    with pytest.raises(UserError, match="a data set that has one"):
+        Altered(one, ["labels/depth"], "shuffled", 0)[0]
+    with pytest.raises(UserError, match="Did you mean 'shuffled'"):
+        datasets.load("altered", of=dict(name="scenes", count=1), experts="depth", how="shufled")
+
+
+def test_an_arm_changes_the_labels_of_its_experts_and_nothing_else():
+    assert [arm.name(("depth", "edge")) for arm in audit.arms(("depth", "edge"), ("blank", "noise"))] == [
+        "as it is",
+        *("depth blank", "depth noise", "edge blank", "edge noise"),
+        *("all experts blank", "all experts noise"),
+    ]
+    assert [arm.name(("depth",)) for arm in audit.arms(("depth",), ("blank",))] == ["as it is", "depth blank"]
+    section = dict(type="vqa", data=dict(name="scenes"), pp="labels_for('all')|decode|resize(8)", blank=True)
+    assert audit.altered(section, audit.Arm(), {}) == {**section, "blank": False}
+    assert audit.altered(section, audit.Arm(("depth",), "shuffled"), {})["data"] == dict(
+        name="altered", of=dict(name="scenes"), experts=["depth"], how="shuffled"
+    )
+    changed = audit.altered(section, audit.Arm(("depth", "seg_coco"), "noise"), {"seg_coco": ["a", "b"]})
+    noise = "noise_labels('depth', num_classes=None)|noise_labels('seg_coco', num_classes=2)"
+    assert changed["pp"] == f"labels_for('all')|decode|{noise}|resize(8)"
+    with pytest.raises(UserError, match="has no op `decode`"):
+        audit.altered({**section, "pp": "my.decode()|resize(8)"}, audit.Arm(("depth",), "noise"), {})
+
+
+FOUND = {
+    "arms": ["as it is", "depth blank", "all experts blank"],
+    "level": 95,
+    "metrics": {
+        "vqa/accuracy": {"values": [80.0, 78.0, 40.0], "differences": [-2.0, -40.0], "intervals": [[-4, 0.5], None]},
+        "vqa/accuracy/color": {"values": [90.0, 90, 60], "differences": [0.0, -30.0], "intervals": [None, [-35, -25]]},
+    },
+    "reading_ms": {"depth": 1.25},
+    "making_ms": None,
+}
+
+
+def test_the_table_has_differences_with_their_intervals_and_the_plot_a_panel_a_metric(tmp_path):
+    lines = report.table(FOUND).splitlines()
+    assert lines[0] == "|  | vqa/accuracy | vqa/accuracy/color |"
+    assert lines[2] == "| as it is | 80 | 90 |"
+    assert lines[3] == "| depth blank | -2 [-4, +0.5] | +0 |"
+    assert "Milliseconds a photo of reading labels: depth 1.25." in lines
+    report.plot(tmp_path / "audit.png", FOUND)
+    assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
+    metrics = {**FOUND["metrics"], "vqa/unscored": {}, "vqa/accuracy_blank": {}}
+    assert report.chosen(metrics, {"vqa": "accuracy"}) == FOUND["metrics"]
+
+
+def test_a_model_without_experts_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        run_main(audit.main, ["--checkpoint", "x", "--config", SPEC.replace(":", ":z,"), "--output", "y"])
+    assert capsys.readouterr().err == "error: The config's model has no experts: there is nothing to audit.\n"
+
+
+@pytest.mark.slow
+def test_an_audit_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch, capsys):  # noqa: F811
+    folder, _ = model
+    flags = ["--checkpoint", str(folder), "--config", SPEC, "--output", str(tmp_path), "--only", "vqa"]
+    audit.main([*flags, "--kinds", "blank"])
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert len(found["arms"]) == 8
+    assert set(found["reading_ms"]) == set(audit.experts_of(config.load(SPEC)))
+    told = json.loads((tmp_path / "all_experts_blank/metrics.json").read_text())["evaluators"]["vqa"]["config"]["data"]
+    assert (told["name"], told["how"], told["experts"]) == (
+        "altered",
+        "blank",
+        list(audit.experts_of(config.load(SPEC))),
+    )
+    capsys.readouterr()
+    monkeypatch.setattr(audit.evaluate, "evaluate", None)
+    audit.main([*flags, "--kinds", "blank"])
+    assert capsys.readouterr().out.count("there already") == 8
+    assert np.isfinite(json.loads((tmp_path / "audit.json").read_text())["metrics"]["vqa/accuracy"]["values"]).all()
