@@ -273,9 +273,7 @@ def export(
             new.mkdir(parents=True)
             _describe(new, config, files or {})
         sharding.barrier("export")
-        # Weights compress by a tenth, in ten times the time and with all that is compressed in memory once more.
-        handler = arrays.handler(copies=False, use_compression=False)
-        with ocp.Checkpointer(handler) as writer, jax.transfer_guard("allow"):
+        with ocp.Checkpointer(arrays.handler(alone=True)) as writer, jax.transfer_guard("allow"):
             writer.save(new / WEIGHTS, args=ocp.args.PyTreeSave(arrays.nested(variables)))
         if main:
             if final.exists():
