@@ -38,6 +38,7 @@ from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
 from prismer_jax.label_png import MAX_PIXELS
 from prismer_jax.objects import codec as codecs
+from prismer_jax.objects.class_names import class_names
 from prismer_jax.pp.image import read_image
 from prismer_jax.report import objects
 from prismer_jax.sentences import SentenceEmbedder, submission
@@ -140,8 +141,6 @@ def _reader(captioner: Captioner, source: Any, args: argparse.Namespace) -> obje
 
     labels = None
     if args.save_labels is not None:
-        from prismer_jax.experts.class_names import class_names  # with all experts, which nothing else here needs
-
         classes = {expert: captioner.model.classes.get(expert) or class_names(expert) for expert in objects.DRAWN}
         made_with = f"caption, weights {fingerprint(captioner.variables)}"
         labels = objects.Labels(args.save_labels, lambda image: source.name(place(image)), classes, made_with)

@@ -26,9 +26,10 @@ from rich.table import Table
 from prismer_jax import config, datasets, label_png, labels
 from prismer_jax.datasets import flags
 from prismer_jax.errors import BadSample, UserError, choose, run_main
-from prismer_jax.experts.class_names import class_names
 from prismer_jax.files import progress, storage
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.objects import description
+from prismer_jax.objects.class_names import class_names
 from prismer_jax.pp import build
 from prismer_jax.report import draw, overview, statistics
 
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num", type=int, default=12, help="panels on the sheet, default 12; 0 draws none")
     parser.add_argument("--num-statistics", type=int, default=2000, help="photos counted, default 2000; -1: all")
     parser.add_argument("--experts", help="such as depth+edge; default: all that have labels")
+    parser.add_argument("--describe", action="store_true", help="also what the op `describe` says of the labels")
     parser.add_argument("--columns", type=int, default=2)
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that count; default: one a core")
     parser.add_argument("--output", type=storage.plain, default="labels.png", help="the sheet, local or remote")
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     experts = tuple(labels.EXPERTS) if args.experts is None else labels.select(args.experts)
     source, names = open_source(args)
     if args.num:
-        panels = draw_panels(source, experts, names, args.num)
+        panels = draw_panels(source, experts, names, args.num, args.describe)
         _save(draw.contact(panels, args.columns), args.output)
         print(f"{args.output}: {len(panels)} panels")
     if args.num_statistics:
@@ -94,8 +96,13 @@ def spaced(length: int, count: int) -> list[int]:
 # ---------------------------------------------------------------- the sheet
 
 
-def draw_panels(source: Any, experts: Sequence[str], names: dict[str, Sequence[str]], num: int) -> list[Any]:
+def draw_panels(
+    source: Any, experts: Sequence[str], names: dict[str, Sequence[str]], num: int, described: bool = False
+) -> list[Any]:
     """Returns panels of evenly spaced samples; what cannot be used is left out.
+
+    Args:
+      described: with what the op `describe` says of their labels.
 
     Raises:
       UserError: none of the samples can be used.
@@ -103,7 +110,7 @@ def draw_panels(source: Any, experts: Sequence[str], names: dict[str, Sequence[s
     panels, last = [], None
     for index in spaced(len(source), num):
         try:
-            panels.append(draw.panel(sample(source[index], experts, names), PHOTO))
+            panels.append(draw.panel(sample(source[index], experts, names, described), PHOTO))
         except BadSample as error:
             last = error
     if not panels:
@@ -111,11 +118,14 @@ def draw_panels(source: Any, experts: Sequence[str], names: dict[str, Sequence[s
     return panels
 
 
-def sample(example: dict[str, Any], experts: Sequence[str], names: dict[str, Sequence[str]]) -> dict[str, Any]:
+def sample(
+    example: dict[str, Any], experts: Sequence[str], names: dict[str, Sequence[str]], described: bool = False
+) -> dict[str, Any]:
     """Returns an example as `draw.panel` draws it; labels keep their own size."""
     present = [name for name in experts if f"labels/{name}" in example]
     decoded = build("decode")(example, np.random.default_rng(0))
     asked = [f"{q['question']}  {', '.join(dict.fromkeys(q['answers']))}" for q in decoded.get("questions", ())]
+    told = [" ".join(description.sentences(decoded, names))] if described else []
     return {
         "image": decoded["image"],
         "labels": {name: decoded[f"labels/{name}"] for name in present},
@@ -123,7 +133,7 @@ def sample(example: dict[str, Any], experts: Sequence[str], names: dict[str, Seq
         "instances": decoded.get(labels.CLASSES_KEY),
         "words": decoded.get("words", ()),
         "prediction": str(decoded.get("id", "")),
-        "references": [*decoded.get("captions", ()), *asked],
+        "references": [*told, *decoded.get("captions", ()), *asked],
     }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from prismer_jax import labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.objects import codec as codecs
-from prismer_jax.objects import shapes, words
+from prismer_jax.objects import description, shapes, words
 from prismer_jax.pp.ops import Example, Op, register
 from prismer_jax.pp.places import PIECES
 
@@ -175,5 +175,39 @@ def outline() -> Op:
         for column in {left, right} & set(range(image.shape[1])):
             image[rows, column] = RED
         return {**example, "image": image}
+
+    return op
+
+
+@register
+def describe(names: Any = None, most: int = 8, length: int = 150, *, tokenizer: Any) -> Op:
+    """Says what the label maps show in front of what a model is asked, for a model that reads no maps.
+
+    Behind `decode` and the ops that ask (`prompt` or `turns`). `described` is what is said: whole sentences, of at most
+    so many tokens, always the same for the same labels; see `objects.description`.
+
+    Args:
+      names: {expert: names of its classes} where a data set has its own.
+      most: kinds of things, and words, that are named.
+      length: tokens of all sentences.
+
+    Raises (the op):
+      BadSample: nothing is asked.
+    """
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        said = ""
+        for sentence in description.sentences(example, names, most):
+            longer = f"{said} {sentence}".strip()
+            if len(tokenizer.encode(longer)) > length:
+                break
+            said = longer
+        if example.get("turns"):
+            first, *rest = example["turns"]
+            turns = [{**first, "user": f"{said} {first['user']}".strip()}, *rest]
+            return {**example, "described": said, "turns": turns}
+        if "prompt" not in example:
+            raise BadSample("describe stands behind an op that asks: question_prompt, caption_prompt, ask, turns ...")
+        return {**example, "described": said, "prompt": f"{said} {example['prompt'] or ''}".strip()}
 
     return op

@@ -30,7 +30,7 @@ FURTHER = {
     **dict.fromkeys(("affix", "prefix_lm"), "prismer_jax.pp.prefix_lm"),
     **dict.fromkeys(("prefix_suffix", "seq2seq"), "prismer_jax.pp.seq2seq"),
     **dict.fromkeys(("ask", "chat", "turns"), "prismer_jax.pp.chat"),
-    **dict.fromkeys(("detect", "label_objects", "outline", "segment"), "prismer_jax.pp.objects"),
+    **dict.fromkeys(("describe", "detect", "label_objects", "outline", "segment"), "prismer_jax.pp.objects"),
 }
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from prismer_jax import labels
-from prismer_jax.experts.class_names import class_names
+from prismer_jax.objects.class_names import class_names
 
 
 @pytest.mark.parametrize(
