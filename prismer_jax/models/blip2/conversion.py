@@ -1,7 +1,261 @@
-"""What becomes of BLIP-2's files: `tools.convert blip2`."""
+"""What becomes of BLIP-2's files, each alone or several together: `tools.convert blip2`, `tools.export`."""
 
 from __future__ import annotations
 
-from prismer_jax.models.blip2.table import table as table_of
+import argparse
+import functools
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["table_of"]
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prismer_jax import models, pp, tree
+from prismer_jax.errors import UserError, choose
+from prismer_jax.files import storage
+from prismer_jax.models import conversion
+from prismer_jax.models.blip2 import parts
+from prismer_jax.models.blip2.model import RESIZE, VARIANTS
+from prismer_jax.models.blip2.table import table as table_of
+from prismer_jax.models.blip2.table import to_hugging_face
+from prismer_jax.models.conversion import Command, Converted, Put
+from prismer_jax.weights import rules, write
+
+__all__ = ["COMMANDS", "FORMATS", "table_of"]
+
+PACKED = ("int8", "nf4")
+DTYPES = dict.fromkeys(("float32", "bfloat16", "float16", *PACKED))
+QUANTIZED = "(language|vision)/.*/kernel"  # what int8 and nf4 pack: what is not trained
+PROMPT, ANSWER = 32, 30  # tokens of what is asked and said at most
+POSITIONS = "params/vision/position_embedding"
+# The language model that a width in front of it means.
+MODELS = {
+    ("opt", 2560): "facebook/opt-2.7b",
+    ("opt", 4096): "facebook/opt-6.7b",
+    ("t5", 2048): "google/flan-t5-xl",
+    ("t5", 4096): "google/flan-t5-xxl",
+}
+
+
+def run(args: argparse.Namespace, put: Put) -> Converted:
+    """Converts what --input has, or --qformer with --vision and --language.
+
+    A file of stage 1 with a --language makes a model to begin stage 2 with: its heads are left out, and the layer in
+    front of the language model is fresh.
+
+    Raises:
+      UserError: a part is missing, or one does not fit; the message says which, and what to give.
+    """
+    choose("dtype", args.dtype, DTYPES)
+    if (args.input is None) == (args.qformer is None):
+        raise UserError("Give --input, a repository of Hugging Face's, or --qformer with --vision and --language.")
+    main = args.input or args.qformer
+    where = " with ".join(str(path) for path in (main, args.vision, args.language) if path is not None)
+    state, fields = parts.queries(main)
+    if args.vision is not None:
+        if any(key.startswith("visual_encoder.") for key in state):
+            raise UserError(f"{main}: has a vision transformer, which was trained with it: leave out --vision.")
+        state |= parts.vision(args.vision)
+    language: dict[str, Any] = {}
+    if args.language is not None:
+        read = parts.language(args.language)
+        language = read.fields
+        state = {k: x for k, x in state.items() if not parts.is_language(k) and not re.fullmatch(parts.STAGE1, k)}
+        state |= read.state
+    fields = _fields(args, state, fields, language)
+    model = models.build("blip2", **fields)
+    _check(where, state, model)
+    fresh = bool(model.language) and _layer_in_front(state) is None
+    flat = _arrays(args, state, model, where, "params/projector/" if fresh else "-")
+    packs: Mapping[str, Any] = {}
+    if args.dtype in PACKED:
+        fields["quantize"] = dict(match=QUANTIZED, kind=args.dtype)
+        packs = models.build("blip2", **fields).loading["pack"]
+    variables: dict[str, Any] = {}
+    for name, make in flat.items():
+        if pack := packs.get(name):
+            variables |= {f"{name}/{key}": put(np.asarray(x)) for key, x in jax.jit(pack)(make()).items()}
+        else:
+            variables[name] = put(make())
+    return _described(args, model, {"name": "blip2", **fields}, tree.unflatten(variables), fresh)
+
+
+def _fields(
+    args: argparse.Namespace, state: Mapping[str, Any], known: Mapping[str, Any], language: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the arguments of models.build: a model's own where it was made here, else those of a variant."""
+    if known:
+        model = models.build(**known)
+        own = {name: dict(getattr(model, name)) for name in ("vision", "qformer", "language")}
+        fields = {"variant": known["variant"], "embed_dim": model.embed_dim, **{k: x for k, x in own.items() if x}}
+    else:
+        usual = "pretrained" if "temp" in state else f"pretrained_{_language_of(state)}"
+        fields = {"variant": args.variant or usual}
+    choose("variant", fields["variant"], VARIANTS)
+    if language:
+        fields["language"] = dict(language)
+        if fields.get("qformer", {}).pop("vocab_size", 0) or "language" not in VARIANTS[fields["variant"]]:
+            fields["variant"] = "pretrained_opt2.7b"  # of stage 2, whatever its language model
+    table = state.get("visual_encoder.pos_embed")
+    size = args.image_size
+    if size is None and table is not None:
+        vision = {**VARIANTS[fields["variant"]]["vision"], **fields.get("vision", {})}
+        size = vision["patch_size"] * math.isqrt(table.shape[1])
+    if size is not None:
+        fields["vision"] = {**fields.get("vision", {}), "image_size": size}
+    words = next((x for k, x in state.items() if parts.is_language(k) and k.endswith(_WORDS)), None)
+    if words is not None:
+        fields["language"] = {**fields.get("language", {}), "vocab_size": words.shape[0]}
+    return fields
+
+
+_WORDS = ("model.decoder.embed_tokens.weight", "model.shared.weight", "model.model.embed_tokens.weight")
+
+
+def _language_of(state: Mapping[str, Any]) -> str:
+    """Returns the language model's name in VARIANTS that a file's layer in front of it was made for."""
+    for kind in ("opt", "t5"):
+        if (layer := state.get(f"{kind}_proj.weight")) is not None:
+            name = MODELS.get((kind, layer.shape[0]), "").rpartition("/")[2].replace("-", "")
+            return name or ("opt2.7b" if kind == "opt" else "flant5xl")
+    return "opt2.7b"
+
+
+def _layer_in_front(state: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Returns the kernel of the layer between queries and language model."""
+    return next((x for key, x in state.items() if re.fullmatch(r"(opt|t5|llm)_proj\.weight", key)), None)
+
+
+def _check(where: str, state: Mapping[str, np.ndarray], model: Any) -> None:
+    """Raises a UserError that names a part that is missing, and what to give."""
+    if not any(key.startswith("visual_encoder.") for key in state):
+        raise UserError(
+            f"{where}: holds no vision transformer, as files without a trained one do: give --vision eva_vit_g.pth."
+        )
+    if not model.language:
+        return
+    layer = _layer_in_front(state)
+    if not any(map(parts.is_language, state)):
+        name = MODELS.get((model.language["tower"], model.language["width"]), "such as facebook/opt-2.7b")
+        raise UserError(f"{where}: holds no language model: give --language, a folder of {name}.")
+    if layer is not None and layer.shape[0] != model.language["width"]:
+        raise UserError(
+            f"{where}: its queries were trained for a language model of width {layer.shape[0]}, and this one has "
+            f"{model.language['width']}. Give the one that it was trained with, or a file of stage 1."
+        )
+
+
+def _arrays(
+    args: argparse.Namespace, state: Mapping[str, np.ndarray], model: Any, where: str, fresh: str
+) -> dict[str, Any]:
+    """Returns {name: function that makes its array}, of the type that is asked for; what `fresh` begins is new."""
+    kept = jnp.dtype("bfloat16" if args.dtype in PACKED else args.dtype)
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, kept) for name, leaf in conversion.shapes_of(model).items()}
+    asked, theirs = shapes[POSITIONS].shape, state["visual_encoder.pos_embed"].shape[1]
+    shapes[POSITIONS] = jax.ShapeDtypeStruct((theirs, asked[1]), kept)
+    read = {name: leaf for name, leaf in shapes.items() if not name.startswith(fresh)}
+    flat: dict[str, Any] = dict(rules.from_torch(state, table_of(model), read, where, args.allow))
+    if names := [name for name in shapes if name not in read]:
+        values = conversion.initial_values(model, names, args.seed)
+        flat |= {name: functools.partial(np.asarray, values[name], kept) for name in names}
+    if theirs != asked[0]:
+        make = flat[POSITIONS]
+        flat[POSITIONS] = lambda: np.asarray(RESIZE[POSITIONS](jnp.asarray(make(), jnp.float32), asked), kept)
+    return flat
+
+
+def _described(
+    args: argparse.Namespace, model: Any, fields: dict[str, Any], variables: dict[str, Any], fresh: bool
+) -> Converted:
+    tokenizer = pp.tokenizer.load(args.tokenizer) if args.tokenizer else None
+    spec = f"{args.tokenizer.partition(':')[0]}:." if tokenizer and tokenizer.files() else args.tokenizer
+    files = {path.name: path for path in tokenizer.files()} if tokenizer else {}
+    description = {"model": fields, "tasks": tasks(model), **({"tokenizer": spec} if spec else {})}
+    note = " The layer in front of the language model is fresh: train stage 2." if fresh else ""
+    if not tokenizer:
+        note += " Convert again with --tokenizer, such as tokenizers:FOLDER, to use it."
+    return Converted(model, variables, description, files, note)
+
+
+def tasks(model: Any) -> dict[str, Any]:
+    """Returns how a converted model is asked: captions as LAVIS's COCO evaluation, questions as its VQA."""
+    look = f"labels_for('none')|decode|resize({model.image_size})"
+    t5 = model.language.get("tower") == "t5"
+    read = f"seq2seq({PROMPT})" if t5 else f"tokenize({PROMPT})"
+    beams = dict(method="beam", num_beams=5, length="start" if t5 else "new")
+    caption = dict(pp=f"{look}|caption_prompt('a photo of')|{read}", decode=beams | dict(max_new=ANSWER, min_new=8))
+    ask = f"{look}|question_prompt(style='blip')|prompt_template('Question: {{}} Short answer:')|{read}"
+    question = dict(
+        pp=ask.replace("{{}}", "{}"), decode=beams | dict(max_new=10, min_new=1, length_penalty=-1.0 if t5 else 0.0)
+    )
+    return dict(caption=caption, question=question) if model.language else dict(caption=caption)
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    disk = storage.on_disk
+    parser.add_argument("--input", type=disk, help="folder of a repository of Hugging Face's, such as blip2-opt-2.7b")
+    parser.add_argument("--qformer", type=disk, help="LAVIS's file, or the workdir of a stage 1 that was trained here")
+    parser.add_argument("--vision", type=disk, help="eva_vit_g.pth, where the other file holds no vision transformer")
+    parser.add_argument("--language", type=disk, help="folder of an OPT, a T5, a Llama, or of a model trained here")
+    parser.add_argument("--variant", help="such as pretrained_opt2.7b; the files say which by default")
+    parser.add_argument("--image-size", type=int, help="pixels of a side; positions are interpolated to it")
+    parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
+    parser.add_argument("--tokenizer", help="the language model's, such as tokenizers:FOLDER")
+    parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
+
+
+COMMANDS = {"blip2": Command("Converts a BLIP-2, of one file or several.", _flags, run)}
+
+
+# Our fields by the names of transformers' configurations, of the image encoder and of the Q-Former.
+_VISION = dict(hidden_size="width", intermediate_size="mlp_dim", num_hidden_layers="layers")
+_VISION |= dict(num_attention_heads="heads", image_size="image_size", patch_size="patch_size")
+_QFORMER = dict(
+    hidden_size="width", num_hidden_layers="layers", num_attention_heads="heads", intermediate_size="mlp_dim"
+)
+
+
+def hugging_face_config(model: Any) -> dict[str, Any]:
+    """Returns the config.json of transformers' Blip2ForConditionalGeneration.
+
+    Its one epsilon of the image encoder is that of the blocks, 1e-6; LAVIS's norm behind them has 1e-5.
+    """
+    vision, reader, language = model.vision, model.qformer, dict(model.language)
+    kind = language["tower"]
+    text = {theirs: language[ours] for ours, theirs in parts.CONFIGS[kind].items() if ours in language}
+    if kind == "opt":
+        text |= dict(word_embed_proj_dim=language.get("word_width") or language["width"])
+    if kind == "t5":
+        text |= dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    cross = dict(cross_attention_frequency=reader.get("cross_every", 2), encoder_hidden_size=vision["width"])
+    sizes = {theirs: reader[ours] for theirs, ours in _QFORMER.items()}
+    return dict(
+        model_type="blip-2",
+        architectures=["Blip2ForConditionalGeneration"],
+        num_query_tokens=reader["queries"],
+        vision_config={theirs: vision[ours] for theirs, ours in _VISION.items()} | dict(layer_norm_eps=1e-6),
+        qformer_config=sizes | cross,
+        text_config=text | dict(model_type=kind),
+        use_decoder_only_language_model=kind != "t5",
+    )
+
+
+def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Writes model.safetensors under the names of transformers' Blip2ForConditionalGeneration."""
+    fields = {key: value for key, value in description["model"].items() if key != "name"}
+    model = models.build("blip2", **fields)
+    if not model.language or model.experts:
+        raise UserError(
+            f"{output}: transformers' BLIP-2 has a language model and no experts; use --format safetensors."
+        )
+    state = to_hugging_face(conversion.to_torch({"params": variables["params"]}, table_of(model)))
+    output.mkdir(parents=True, exist_ok=True)
+    write.safetensors_file(output / "model.safetensors", state)
+    storage.write_json(output / "config.json", hugging_face_config(model))
+
+
+FORMATS = {"blip2_hf": write_hugging_face}  # of tools.export

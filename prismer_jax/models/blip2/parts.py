@@ -1,0 +1,119 @@
+"""The files that a BLIP-2 is made of, whoever wrote them, under LAVIS's names: queries, vision and language models."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prismer_jax import checkpoint, models, tree
+from prismer_jax.errors import UserError
+from prismer_jax.models import conversion
+from prismer_jax.models.blip2.table import LANGUAGE, UNUSED, of_hugging_face
+from prismer_jax.weights import rules, safe
+
+# Of stage 1 alone: what reads and writes texts, and what compares them with images.
+STAGE1 = (
+    r"Qformer\.cls\..*|Qformer\.bert\.embeddings\.(word|position)_embeddings\..*|itm_head\..*|temp|(vision|text)_proj\..*"
+    r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*"
+)
+# What each of OPT's fields is called in its config.json, and T5's.
+_OPT = dict(width="hidden_size", layers="num_hidden_layers", heads="num_attention_heads", mlp_dim="ffn_dim")
+_OPT |= dict(vocab_size="vocab_size", max_positions="max_position_embeddings", pre_norm="do_layer_norm_before")
+_T5 = dict(width="d_model", layers="num_layers", decoder_layers="num_decoder_layers", heads="num_heads")
+_T5 |= dict(head_dim="d_kv", mlp_dim="d_ff", vocab_size="vocab_size")
+_LLAMA = dict(width="hidden_size", layers="num_hidden_layers", heads="num_attention_heads", mlp_dim="intermediate_size")
+_LLAMA |= dict(kv_heads="num_key_value_heads", vocab_size="vocab_size", max_positions="max_position_embeddings")
+_LLAMA |= dict(rope_base="rope_theta", epsilon="rms_norm_eps")
+CONFIGS = {"opt": _OPT, "t5": _T5, "llama": _LLAMA}
+
+
+class Part(NamedTuple):
+    """A state dict under LAVIS's names, and what is known of the model: arguments of models.build, or {}."""
+
+    state: dict[str, np.ndarray]
+    fields: dict[str, Any]
+
+
+def queries(path: pathlib.Path) -> Part:
+    """Reads a file of LAVIS's, a repository of Hugging Face's, or a BLIP-2 that was trained or converted here.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    if _is_ours(path):
+        variables, description = checkpoint.load_export(path)
+        fields = description.get("model", {})
+        if fields.get("name") != "blip2":
+            raise UserError(f"{path}: holds no BLIP-2, but {fields.get('name', 'a model without a name')}.")
+        table = conversion.table_of("blip2", models.build(**fields))
+        return Part(conversion.to_torch({"params": variables["params"]}, table), fields)
+    state = safe.load(path)
+    if any(key.endswith("language_projection.weight") for key in state):
+        t5 = any(key.endswith("language_model.shared.weight") for key in state)
+        state = of_hugging_face(state, "t5" if t5 else "opt")
+    if "query_tokens" not in state:
+        raise UserError(f"{path}: holds no queries: it is no file of BLIP-2's. Give one such as blip2_pretrained.pth.")
+    return Part(dict(state), {})
+
+
+def vision(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads eva_vit_g.pth, without what BLIP-2 does not use of it."""
+    used = {key: array for key, array in safe.load(path).items() if not re.fullmatch(UNUSED, key)}
+    return {f"visual_encoder.{key.removeprefix('visual_encoder.')}": array for key, array in used.items()}
+
+
+def language(path: pathlib.Path) -> Part:
+    """Reads a folder of an OPT, a T5 or a Llama, or the language model of a model that was trained here.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    if _is_ours(path):
+        variables, description = checkpoint.load_export(path)
+        fields = {"tower": "llama", **dict(models.build(**description["model"]).language)}
+        flat = {k: x for k, x in tree.flatten({"params": variables["params"]}).items() if "/language/" in k}
+        return Part(rules.to_torch(flat, rules.Table(LANGUAGE[fields["tower"]][1])), fields)
+    config = _config(path)
+    kind = config.get("model_type")
+    if kind not in CONFIGS:
+        raise UserError(f"{path}: holds a model of type {kind!r}; one of {', '.join(CONFIGS)} may be used.")
+    try:
+        fields = {
+            "tower": kind,
+            **{ours: config[theirs] for ours, theirs in CONFIGS[kind].items() if theirs in config},
+        }
+        if kind == "opt" and config["word_embed_proj_dim"] != config["hidden_size"]:
+            fields["word_width"] = config["word_embed_proj_dim"]
+    except KeyError as error:
+        raise UserError(f"{path}/config.json: lacks {error}. Fetch it again.") from None
+    name = LANGUAGE[kind][0]
+    state = {
+        re.sub(r"^decoder\.", "model.decoder.", key) if kind == "opt" else key: x for key, x in safe.load(path).items()
+    }
+    return Part({f"{name}_model.{key}": array for key, array in state.items()}, fields)
+
+
+def is_language(key: str) -> bool:
+    """Whether a key is of a language model."""
+    return key.startswith(tuple(f"{name}_model." for name, _ in LANGUAGE.values()))
+
+
+def _config(folder: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder}/config.json: cannot be read ({error.strerror}). Give the folder with it.") from None
+    except ValueError as error:
+        raise UserError(f"{folder}/config.json: is not JSON ({error}). Fetch it again.") from None
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    try:
+        return bool(checkpoint.find(path)) and "model" in checkpoint.description(path)
+    except UserError:
+        return False
