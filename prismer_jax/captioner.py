@@ -186,6 +186,48 @@ class Captioner:
         request = self._to_rank(_Examples(examples), how, read_choices(choices), "answer", settings, [{}])
         return list(self.results(request, batch_size))
 
+    def features(
+        self,
+        images: Path | Sequence[Path] | None = None,
+        texts: Sequence[str] | None = None,
+        *,
+        labels: Path | None = None,
+        batch_size: int = 16,
+    ) -> dict[str, Any]:
+        """Returns what a model of stage 1 of BLIP-2 makes of photos, of texts, and of photos with a text each.
+
+        Args:
+          images, labels, batch_size: as in `caption`.
+          texts: with photos, the text of each.
+
+        Returns:
+          {"images": paths of those that could be used, "image": unit vectors [photos q e], "text": unit vectors
+          [texts e], "multimodal": states of the queries [photos q d]}, as far as there are photos and texts.
+        """
+        source = None if images is None else self._photos(images, labels)
+        return self.comparer().features(source, texts, min(batch_size, len(source or ())))
+
+    def match(
+        self, images: Path | Sequence[Path], texts: Sequence[str], *, labels: Path | None = None, batch_size: int = 16
+    ) -> list[dict[str, Any]]:
+        """Compares each photo with each text.
+
+        Returns:
+          [{"image": path, "texts": texts, "itc": cosine of each text and the photo's nearest query, "itm": probability
+          that they match, "score": what LAVIS ranks by, the cosine and the logit of 'yes' in sum}], without those in
+          `left_out`. Of a text that fits, "itm" is near 1, whereas "itc" of 0.3 to 0.4 is much.
+        """
+        source = self._photos(images, labels)
+        return list(self.comparer().match(source, texts, min(batch_size, len(source))))
+
+    def comparer(self) -> Any:
+        """Returns the matching.Comparer of the model; raises UserError if it compares nothing."""
+        from prismer_jax.matching import Comparer  # which captions need not
+
+        self.left_out = []
+        how = choose("task of this checkpoint", "match", self.tasks)
+        return Comparer(self.model, self.variables, self.tokenizer, how, self._leave_out)
+
     # What is asked about photos, for `results`: the arguments are those of the methods above.
 
     def to_caption(

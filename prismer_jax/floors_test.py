@@ -17,8 +17,8 @@ FLOORS = [
     {"towers", "datasets"},
     {"models", "decode"},
     {"experts", "evaluators", "report"},
-    {"captioner", "labelling", "sentences"},
-    {"train", "evaluate", "caption", "lmms", "assembly", "compare", "scoring", "training", "planning"},
+    {"captioner", "labelling", "matching", "sentences"},
+    {"train", "evaluate", "caption", "retrieve", "lmms", "assembly", "compare", "scoring", "training", "planning"},
 ]
 WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "label_png", "files", "metrics", "objects"]
 WORKER_SIDE += ["pp", "shards", "datasets"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from prismer_jax.evaluators.common import Batch, Evaluator, Journal, Record, gat
 from prismer_jax.scores import retrieval
 
 IMAGES_AT_ONCE = 64  # of which likenesses are computed together
+
+logger = logging.getLogger(__name__)
 
 
 class RetrievalEvaluator(Evaluator):
@@ -69,6 +72,8 @@ class RetrievalEvaluator(Evaluator):
         vectors = self._embed(variables, ids, real)
         likeness = self._likeness(np.stack(photos).reshape(len(records), -1, vectors.shape[1]), vectors)
         k = self.k_test or max(likeness.shape)
+        if self.k_test > min(likeness.shape):
+            logger.warning("k_test=%d, but %d photos and %d texts: all are ranked again.", k, *likeness.shape)
         i2t, t2i = ([retrieval.best(row, k) for row in matrix] for matrix in (likeness, likeness.T))
         wanted = [set(row.tolist()) for row in i2t]
         for text, row in enumerate(t2i):

@@ -1,0 +1,186 @@
+"""Finds photos by what is in them: python -m prismer_jax.retrieve --checkpoint DIR --images DIR --query "..."
+
+    python -m prismer_jax.retrieve --checkpoint models/blip2 --images photos/ --query "a red bus" "two cats"
+    python -m prismer_jax.retrieve --checkpoint models/blip2 --images photos/ --texts captions.json --output found.json
+
+Photos are encoded once, into --index, and again only where they changed; a run that was stopped goes on. The photos
+most like a text are ranked again by the model that reads both. The checkpoint is a model of stage 1 of BLIP-2.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prismer_jax import config, datasets, runtime
+from prismer_jax.captioner import Captioner
+from prismer_jax.checkpoint.fingerprint import fingerprint
+from prismer_jax.errors import UserError, run_main
+from prismer_jax.files import progress, storage
+from prismer_jax.matching import Comparer, compared
+from prismer_jax.retrieve.index import Index
+
+PART = 1024  # photos in a part of the index
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = config.ArgumentParser(prog="python -m prismer_jax.retrieve", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="a workdir or an export")
+    parser.add_argument("--images", nargs="+", required=True, type=storage.on_disk, help="photos, or folders of them")
+    parser.add_argument("--labels", type=storage.on_disk, help="folder of expert labels")
+    parser.add_argument("--query", nargs="+", default=[], help="texts to find photos by")
+    parser.add_argument("--texts", type=storage.on_disk, help="a JSON list of texts, or a file with one a line")
+    parser.add_argument("--index", type=storage.on_disk, help="folder of the photos' vectors; default IMAGES.index")
+    parser.add_argument("--top", type=int, default=5, help="photos to find for each text")
+    parser.add_argument("--rerank", type=int, default=16, help="so many, the most alike, are ranked again; 0 for none")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--output", type=storage.on_disk, help="a JSON file for what is found")
+    args, overrides = parser.parse(argv)
+    if overrides:
+        raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
+    if args.top < 1 or args.batch_size < 1 or args.rerank < 0:
+        raise UserError("--top and --batch-size must be at least 1, --rerank at least 0.")
+    texts = _texts(args.query, args.texts)
+    runtime.use_compilation_cache()
+    runtime.log_warnings()
+    captioner = Captioner(args.checkpoint)
+    comparer = captioner.comparer()
+    source = datasets.load("photos", images=args.images, labels=args.labels, experts=captioner.model.experts)
+    header = {"how": dict(comparer.how), "weights": fingerprint(captioner.variables)}
+    first = args.images[0]
+    index = Index(args.index or first.with_name(f"{first.name}.index"), json.loads(json.dumps(header)))
+    size = min(args.batch_size, len(source))
+    places = encode(comparer, source, index, size)
+    found = find(comparer, source, index, places, texts, args.top, args.rerank, size)
+    for text, photos in zip(texts, found, strict=True):
+        for photo in photos:
+            print(f"{text}: {photo['image']} ({', '.join(f'{k} {v:.3f}' for k, v in photo.items() if k != 'image')})")
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_json(args.output, [{"text": t, "photos": p} for t, p in zip(texts, found, strict=True)])
+    if captioner.left_out:
+        print(f"{len(captioner.left_out)} of {len(source)} photos were left out.", file=sys.stderr)
+        sys.exit(1)
+
+
+def encode(comparer: Comparer, source: Any, index: Index, batch_size: int) -> dict[str, int]:
+    """Encodes the photos that the index does not have as they are now; returns {id: place in the source} of all."""
+    places = {source[place]["id"]: place for place in range(len(source))}
+    known = {
+        image
+        for images, files, _ in index.parts()
+        for image, file in zip(images, files, strict=True)
+        if image in places and file == _file(source[places[image]])
+    }
+    todo = [place for image, place in places.items() if image not in known]
+    with progress.bar("encoding", len(todo)) as advance:
+        for start in range(0, len(todo), PART):
+            some = todo[start : start + PART]
+            rows = list(comparer.read(_Some(source, some), batch_size))
+            if rows:
+                chosen = [some[row.place] for row in rows]
+                files = [_file(source[place]) for place in chosen]
+                index.add([row.image for row in rows], files, np.stack([row.vectors for row in rows]))
+            advance(len(some))
+    return places
+
+
+def find(
+    comparer: Comparer,
+    source: Any,
+    index: Index,
+    places: Mapping[str, int],
+    texts: Sequence[str],
+    top: int,
+    rerank: int,
+    batch_size: int,
+) -> list[list[dict[str, Any]]]:
+    """Returns for each text [{"image", "itc"[, "itm", "score"]}] of the best photos, the best first."""
+    if not texts:
+        return []
+    vectors, best = comparer.texts(texts), [[] for _ in texts]
+    for images, files, photos in index.parts():
+        current = [
+            row for row, image in enumerate(images) if image in places and files[row] == _file(source[places[image]])
+        ]
+        likeness = np.einsum("nqe,te->ntq", photos[current].astype(np.float32), vectors).max(2)
+        for text, column in enumerate(likeness.T):
+            some = zip(column.tolist(), (images[row] for row in current), strict=True)
+            best[text] = heapq.nlargest(max(top, rerank), [*best[text], *some])
+    found = [[{"image": image, "itc": value} for value, image in rows] for rows in best]
+    if rerank:
+        again = rank_again(comparer, source, places, texts, vectors, [rows[:rerank] for rows in found], batch_size)
+        found = [first + rows[rerank:] for first, rows in zip(again, found, strict=True)]
+    return [rows[:top] for rows in found]
+
+
+def rank_again(
+    comparer: Comparer,
+    source: Any,
+    places: Mapping[str, int],
+    texts: Sequence[str],
+    vectors: np.ndarray,
+    found: Sequence[Sequence[Mapping[str, Any]]],
+    batch_size: int,
+) -> list[list[dict[str, Any]]]:
+    """Returns the photos that were found by each text, by the score of the model that reads both."""
+    wanted: dict[int, list[int]] = {}
+    for text, rows in enumerate(found):
+        for row in rows:
+            wanted.setdefault(places[row["image"]], []).append(text)
+    again: list[list[dict[str, Any]]] = [[] for _ in texts]
+    for row in comparer.read(_Some(source, list(wanted)), batch_size, texts, list(wanted.values())):
+        numbers = list(wanted.values())[row.place]
+        columns = compared(row, vectors[numbers])
+        for place, number in enumerate(numbers):
+            again[number].append({"image": row.image} | {name: values[place] for name, values in columns.items()})
+    return [sorted(rows, key=lambda row: -row["score"]) for rows in again]
+
+
+def _texts(query: Sequence[str], path: pathlib.Path | None) -> list[str]:
+    """Returns the texts to find photos by, each once."""
+    texts = list(query)
+    if path is not None:
+        try:
+            content = path.read_text(encoding="utf-8")
+            texts += json.loads(content) if path.suffix == ".json" else content.splitlines()
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: not a file of texts, a JSON list or one a line ({error}).") from None
+    if wrong := [text for text in texts if not isinstance(text, str) or not text.strip()]:
+        raise UserError(f"{path or '--query'}: {wrong[0]!r} is no text to find photos by.")
+    once = list(dict.fromkeys(text.strip() for text in texts))
+    if len(once) < len(texts):
+        print(f"{len(texts) - len(once)} texts are there more than once; each is asked once.", file=sys.stderr)
+    return once
+
+
+def _file(example: Mapping[str, Any]) -> list[int]:
+    stat = os.stat(example["image"])
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+class _Some:
+    """Some of the photos of a source."""
+
+    def __init__(self, source: Any, places: Sequence[int]) -> None:
+        self.source, self.places = source, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, place: int) -> str:
+        return self.source.name(self.places[place])
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.source[self.places[place]]
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,114 @@
+"""A model of stage 1 from Python and as a command: features, matching, and photos found by texts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismer_jax import checkpoint, models
+from prismer_jax.captioner import Captioner
+from prismer_jax.decode import matching
+from prismer_jax.errors import UserError
+from prismer_jax.retrieve import __main__ as retrieve
+from prismer_jax.sentences.testing import WORDS, write_model
+
+MODEL = dict(name="blip2", variant="tiny_stage1", qformer=dict(vocab_size=len(WORDS) + 1))
+TEXTS = ["a cat on the sofa", "red dogs", "the cafe"]
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("retrieve")
+    words = write_model(folder / "words")
+    model = models.build(**MODEL)
+    shapes, rng = jax.eval_shape(model.init_variables, jax.random.key(0)), np.random.RandomState(0)
+
+    def fill(path, x):
+        fan = x.shape[-2] if x.ndim > 1 else 100
+        return (rng.standard_normal(x.shape) * fan**-0.5 + path[-1].key.endswith("scale")).astype(np.float32)
+
+    files = {name: words / name for name in ("tokenizer.json", "tokenizer_config.json")}
+    tasks = {"match": dict(pp="decode|resize(42)", style="blip", max_tokens=8)}
+    what = {"model": MODEL, "tokenizer": "tokenizers:.", "tasks": tasks}
+    checkpoint.export(folder / "model", jax.tree.map_with_path(fill, shapes), what, files)
+    return Captioner(folder / "model")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(5):
+        pixels = np.random.RandomState(i).randint(0, 256, (3, 4, 3), np.uint8)
+        Image.fromarray(pixels).resize((60, 45)).save(tmp_path / f"photos/p{i}.png")
+    return tmp_path / "photos"
+
+
+def test_features_and_matches_say_what_the_model_does(captioner, photos):
+    (photos / "p1.png").write_bytes(b"no photo")
+    with pytest.raises(UserError, match="5 photos and 3 texts"):
+        captioner.features(photos, TEXTS)
+    found = captioner.features(photos, [*TEXTS, "a", "a cat"], batch_size=3)
+    kept = [0, 2, 3, 4]
+    assert found["images"] == [f"p{i}.png" for i in kept]
+    assert [found[name].shape for name in ("image", "text", "multimodal")] == [(4, 8, 16), (5, 16), (4, 8, 32)]
+    np.testing.assert_allclose(np.linalg.norm(found["image"], axis=-1), 1, rtol=1e-5)
+    rows = captioner.match(photos, TEXTS, batch_size=3)
+    assert [row["image"] for row in rows] == found["images"]
+    assert len(captioner.left_out) == 1
+    likeness = np.einsum("nqe,me->nqm", found["image"], found["text"][:3]).max(1)
+    np.testing.assert_allclose([row["itc"] for row in rows], likeness, atol=1e-5)
+    head = captioner.variables["params"]["match_head"]
+    # The first photo was read with the first text, the third with the third.
+    for row, text in ((0, 0), (1, 2)):
+        no, yes = (found["multimodal"][row] @ np.asarray(head["kernel"]) + np.asarray(head["bias"])).mean(0)
+        assert rows[row]["itm"][text] == pytest.approx(1 / (1 + np.exp(no - yes)), rel=1e-4)
+        assert rows[row]["score"][text] == pytest.approx(likeness[row, text] + yes, rel=1e-4)
+
+
+def test_the_command_finds_photos_and_encodes_only_what_is_new(captioner, photos, monkeypatch, capsys):
+    seen, read = [], matching.read_images
+
+    def counting(model, variables, batch):
+        seen.append(len(batch["image"]))
+        return read(model, variables, batch)
+
+    monkeypatch.setattr(matching, "read_images", counting)
+    monkeypatch.setattr(retrieve, "PART", 3)
+    flags = ["--checkpoint", str(captioner.folder), "--images", str(photos), "--batch-size", "3", "--top", "4"]
+    (photos.parent / "texts.txt").write_text("red dogs\nred dogs\nthe cafe\n")
+    texts = ["--query", TEXTS[0], "--texts", str(photos.parent / "texts.txt")]
+    retrieve.main([*flags, *texts, "--rerank", "2", "--output", str(photos.parent / "found.json")])
+    assert "1 texts are there more than once" in capsys.readouterr().err
+    found = json.loads((photos.parent / "found.json").read_text())
+    assert [one["text"] for one in found] == TEXTS
+    by_photo = {row["image"]: row for row in captioner.match(photos, TEXTS, batch_size=3)}
+    for number, one in enumerate(found):
+        order = sorted(by_photo, key=lambda image: -by_photo[image]["itc"][number])
+        again = sorted(order[:2], key=lambda image: -by_photo[image]["score"][number])
+        assert [photo["image"] for photo in one["photos"]] == (again + order[2:])[:4]
+        assert one["photos"][0]["itm"] == pytest.approx(by_photo[again[0]]["itm"][number], rel=1e-3)
+    assert len(list(photos.with_name("photos.index").iterdir())) == 2
+    seen.clear()
+    retrieve.main([*flags, "--query", "a cat", "--rerank", "0"])
+    assert seen == []
+    Image.new("RGB", (50, 50), "red").save(photos / "p3.png")
+    (photos / "p0.png").unlink()
+    retrieve.main([*flags, "--query", "a cat", "--rerank", "0"])
+    assert seen == [3]  # a batch of one photo
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert sorted(line.split()[2] for line in lines) == ["p1.png", "p2.png", "p3.png", "p4.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--query", " "], "' ' is no text to find photos by"),
+        (["--texts", "nowhere.txt"], r"nowhere\.txt: not a file of texts"),
+        (["--top", "0"], "--top and --batch-size must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(captioner, photos, flags, message):
+    with pytest.raises(UserError, match=message):
+        retrieve.main(["--checkpoint", str(captioner.folder), "--images", str(photos), *flags])
