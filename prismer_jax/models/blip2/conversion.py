@@ -192,7 +192,11 @@ def tasks(model: Any) -> dict[str, Any]:
     question = dict(
         pp=ask.replace("{{}}", "{}"), decode=beams | dict(max_new=10, min_new=1, length_penalty=-1.0 if t5 else 0.0)
     )
-    return dict(caption=caption, question=question) if model.language else dict(caption=caption)
+    if model.language:
+        return dict(caption=caption, question=question)
+    # LAVIS's `generate` of stage 1: no prompt, 3 beams; the image text retrieval reads 32 tokens.
+    caption = dict(pp=f"{look}|caption_prompt()|tokenize(3)", decode=dict(method="beam", num_beams=3, max_new=ANSWER))
+    return dict(caption=caption, match=dict(pp=look, style="blip", max_tokens=PROMPT))
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ class Negatives(NamedTuple):
 
 
 class Matcher(Front):
-    """The model of stage 1. Its text is `[CLS] words [SEP]`; one that it writes begins with `[DEC]`, the last word.
+    """The model of stage 1. Its text is `[CLS] words [SEP]`; what it writes stands behind `[DEC]`, the last word.
 
     Source: salesforce/LAVIS, models/blip2_models/blip2_qformer.py.
     """
@@ -100,7 +100,8 @@ class Matcher(Front):
 
     def _write(self, past: dict[str, Any], batch: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Returns the states [b t d] of a text that sees the queries and what is before it, and its keys."""
-        x = self.queries.embedded_text(batch["text"][:, None], _positions(batch))
+        text = jnp.where(ordinals(batch) == 1, self.begin, batch["text"])
+        x = self.queries.embedded_text(text[:, None], _positions(batch))
         parts, keys = self.queries({"text": x}, masks={"text": text_mask(batch)[:, None]}, past=past)
         return parts["text"][:, 0], keys
 
@@ -179,8 +180,7 @@ class Matcher(Front):
         pair = jnp.stack([text, text[negatives.text]], axis=1), jnp.stack([real, real[negatives.text]], axis=1)
         own = self.matched(*pair, keys=keys)[1].mean(2)
         other = self.matched(text[:, None], real[:, None], tokens[negatives.image])[1].mean(2)
-        written = {**batch, "text": text.at[:, 0].set(self.begin)}
-        hidden, _ = self._write(for_all(selected(keys, "query")), written)
+        hidden, _ = self._write(for_all(selected(keys, "query")), batch)
         match = jnp.stack([own[:, 0], other[:, 0], own[:, 1]])
         counts = (~same).any(1).astype(jnp.float32)
         logits = self.queries.logits(hidden)

@@ -60,6 +60,21 @@ def test_stage_1_trains_all_but_the_vision_transformer_also_with_one_example(row
     assert costs["itm_accuracy"][1].sum() == (3 * rows if rows > 1 else 1)
 
 
+@pytest.mark.slow
+def test_a_text_is_written_behind_dec_whatever_its_first_token_is():
+    model, variables = stage1()
+    batch = batch_of(2)
+
+    @jax.jit
+    def write(text):
+        keys = model.apply(variables, batch, method="encode")
+        return model.apply(variables, keys, {**batch, "text": text}, 2, method="prefill")[0]
+
+    text = jnp.asarray(batch["text"])
+    np.testing.assert_array_equal(write(text), write(text.at[:, 0].set(model.begin)))
+    assert not np.array_equal(write(text), write(text.at[:, 1].set(model.begin)))
+
+
 def test_negatives_are_of_other_images():
     model, variables = stage1()
     same, alike = np.equal.outer([3, 3, 5, 5], [3, 3, 5, 5]), jnp.zeros((4, 4))
