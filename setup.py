@@ -56,7 +56,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["prismer_jax", "prismer_jax.*"]),
-    package_data={"prismer_jax": ["pp/*.model", "objects/*.txt", "report/*.css"]},
+    package_data={"prismer_jax": ["*.pyi", "pp/*.model", "objects/*.txt", "report/*.css"]},
     install_requires=CORE,
     entry_points={"lmms_eval.models": ["prismer_jax = prismer_jax.lmms:manifest"]},
     extras_require={

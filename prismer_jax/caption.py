@@ -3,6 +3,8 @@
     python -m prismer_jax.caption --checkpoint runs/quickstart --images photos/
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --question "What color is the sphere?"
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --question "Is it red?" "Is it big?"
+    python -m prismer_jax.caption --checkpoint models/prismer --images a.jpg --experts weights/experts \
+        --save-labels labels/ --picture a.png
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --num-captions 3 --top-p 0.9
     python -m prismer_jax.caption --checkpoint runs/quickstart --images a.jpg --choices "a cone" "a sphere"
     python -m prismer_jax.caption --checkpoint models/nanovlm_222m --images a.jpg --prompt "What is this?"
@@ -11,21 +13,25 @@
     python -m prismer_jax.caption --checkpoint models/blip2 --images photos/ --num-beams 3 --output captions.json \
         --embed all-MiniLM-L6-v2
 
+With `--experts`, a folder of their weights, the model's experts label each photo first; what they said is kept in the
+cache folder. `--save-labels` copies it, and `--picture` draws it, with what the model said.
+
 Results come as they are found. A photo that cannot be used is named and left out; the exit status is then 1. What goes
 to `--output` is kept beside it until all is there: a run that was stopped, even killed, goes on where it was. With
 `--embed` the captions' vectors are written to submission.csv beside it, when the captioner has left the memory.
 
-From Python: `Captioner("runs/quickstart").caption(["a.jpg"])`.
+From Python: `prismer_jax.load("runs/quickstart").caption("a.jpg")`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +46,7 @@ from prismer_jax.label_png import MAX_PIXELS
 from prismer_jax.objects import codec as codecs
 from prismer_jax.objects.class_names import class_names
 from prismer_jax.pp.image import read_image
-from prismer_jax.report import objects
+from prismer_jax.report import objects, photos
 from prismer_jax.sentences import SentenceEmbedder, submission
 
 
@@ -51,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--images", nargs="+", type=storage.on_disk, help="photos, or folders of them")
     parser.add_argument("--labels", type=storage.on_disk, help="folder of expert labels, labels/<expert>/<photo>.png")
+    parser.add_argument("--experts", type=storage.on_disk, help="or folder of the experts' weights, which label now")
     parser.add_argument(
         "--question", nargs="+", help="answer this, or these, about each photo instead of captioning it"
     )
@@ -69,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mask-codec", type=storage.on_disk, help="vae-oid.npz, for the masks that a model writes")
     parser.add_argument("--divide-by", type=int, default=1024, help="1024 or 1023, of the places that a model writes")
     parser.add_argument("--draw", type=storage.on_disk, help="a folder for photos with the boxes and masks in them")
-    parser.add_argument("--save-labels", type=storage.on_disk, help="a folder for them as labels of objects, classes")
+    parser.add_argument("--save-labels", type=storage.on_disk, help="a folder for them, or for --experts' labels")
+    parser.add_argument("--picture", type=storage.plain, help="a picture of photos, label maps and what was said")
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
@@ -79,6 +87,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--prompt is said instead of asking: leave --question and --choices out.")
     if args.images is None and args.prompt is None:
         raise UserError("Give --images, photos or folders of them, or --prompt.")
+    if args.experts is not None and args.labels is not None:
+        raise UserError("Give --labels, which were made before, or --experts, which make them now.")
+    if args.images is None and (args.experts is not None or args.picture is not None):
+        raise UserError("--experts and --picture are about photos: give --images.")
     if args.num_captions < 1 or args.batch_size < 1:
         raise UserError("--num-captions and --batch-size must be at least 1.")
     if args.divide_by not in (1023, 1024):
@@ -92,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.use_compilation_cache()
     runtime.log_warnings()
     embedder = None if args.embed is None else SentenceEmbedder(args.embed)
-    captioner = Captioner(args.checkpoint)
+    captioner = Captioner(args.checkpoint, args.experts)
     settings = {k: v for k, v in (("top_p", args.top_p), ("temperature", args.temperature)) if v is not None}
     if args.num_beams is not None:
         settings |= {"method": "beam", "num_beams": args.num_beams}
@@ -104,7 +116,16 @@ def main(argv: list[str] | None = None) -> None:
         request = captioner.to_caption(args.images, args.labels, *how_many, args.prompt)
     else:
         request = captioner.to_answer(args.images, args.question, args.labels, args.num_captions, args.seed, settings)
-    see = _reader(captioner, request.source, args)
+    reader = _reader(captioner, request.source, args)
+    sheet = None if args.picture is None else _sheet(captioner, request.source, args.picture)
+    if captioner.experts is not None and args.save_labels is not None:
+        request.source.source.save(args.save_labels)
+
+    def see(result: Result) -> Result:
+        if sheet is not None:
+            sheet.add(result)
+        return reader(result)
+
     if args.output is None:
         for _ in _shown(request, map(see, captioner.results(request, args.batch_size))):
             pass
@@ -118,7 +139,9 @@ def main(argv: list[str] | None = None) -> None:
             submission.write(args.output.with_name("submission.csv"), results, embedder)
 
         writeresults(args.output, captioner, request, args.batch_size, see, embed)
-    for problem in see.problems():
+    if sheet is not None:
+        print(sheet.save(), file=sys.stderr)
+    for problem in reader.problems():
         print(problem, file=sys.stderr)
     if captioner.left_out:
         print(f"{len(captioner.left_out)} of {request.photos} photos were left out.", file=sys.stderr)
@@ -129,23 +152,34 @@ def _reader(captioner: Captioner, source: Any, args: argparse.Namespace) -> obje
     """Returns what reads boxes and masks off the captions of a source's photos, draws and saves them."""
     own = captioner.folder / codecs.FILE
     path = args.mask_codec or (own if own.exists() else None)
-    places: dict[str, int] = {}
-
-    def place(image: str) -> int:
-        if not places:
-            places.update((source[index]["id"], index) for index in range(len(source)))
-        return places[image]
+    place = _finder(source)
 
     def read(image: str) -> np.ndarray:
         return read_image(source[place(image)]["image"], MAX_PIXELS, image)
 
     labels = None
-    if args.save_labels is not None:
-        classes = {expert: captioner.model.classes.get(expert) or class_names(expert) for expert in objects.DRAWN}
+    if args.save_labels is not None and captioner.experts is None:
         made_with = f"caption, weights {fingerprint(captioner.variables)}"
-        labels = objects.Labels(args.save_labels, lambda image: source.name(place(image)), classes, made_with)
+        names = _class_names(captioner, objects.DRAWN)
+        labels = objects.Labels(args.save_labels, lambda image: source.name(place(image)), names, made_with)
     codec = None if path is None else codecs.load(os.fspath(path))
     return objects.Reader(read, codec, args.divide_by, args.draw, labels)
+
+
+def _finder(source: Any) -> Callable[[str], int]:
+    """Returns what finds the place of a photo in a source by its id; it looks at all when it is first asked."""
+    places = functools.cache(lambda: {source[index]["id"]: index for index in range(len(source))})
+    return lambda image: places()[image]
+
+
+def _class_names(captioner: Captioner, experts: Iterable[str]) -> dict[str, Sequence[str]]:
+    return {expert: captioner.model.classes.get(expert) or class_names(expert) for expert in experts}
+
+
+def _sheet(captioner: Captioner, source: Any, path: str) -> photos.Sheet:
+    """Returns what draws the results of photos with the label maps that the model sees."""
+    place, experts = _finder(source), captioner.model.experts
+    return photos.Sheet(path, lambda image: source[place(image)], experts, _class_names(captioner, experts))
 
 
 def writeresults(

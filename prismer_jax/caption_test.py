@@ -14,7 +14,7 @@ from prismer_jax.captioner import Asked
 from prismer_jax.decode.batch import _compiled
 from prismer_jax.errors import UserError
 from prismer_jax.sentences import SentenceEmbedder, submission
-from prismer_jax.sentences.testing import write_model
+from prismer_jax.sentences import testing as sentences
 
 EXPERTS = ["depth", "obj_detection", "ocr_detection"]
 LOOK = f"labels_for({'+'.join(EXPERTS)!r})|decode|resize(32, 48)"
@@ -31,27 +31,30 @@ TASKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory):
-    """A small model whose words depend on all that it sees."""
-    folder = tmp_path_factory.mktemp("export") / "model"
-    model = models.build(**MODEL)
+def write_model(folder, tasks=TASKS, **changes):
+    """Exports a small model whose words depend on all that it sees; returns the folder."""
+    model = models.build(**MODEL | changes)
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     rng = np.random.RandomState(0)
 
     def fill(path, x):
         noise, leaf = rng.standard_normal(x.shape), path[-1].key
-        if leaf in ("scale", "var", "mean", "count"):
+        if leaf in ("scale", "var", "count"):
             return 1 + 0.1 * np.abs(noise)
         if leaf.endswith("embedding") or path[0].key == "tables":
             return noise
-        return 0.1 * noise if "bias" in leaf else noise * x.shape[-2] ** -0.5
+        return 0.1 * noise if "bias" in leaf or leaf == "mean" else noise * x.shape[-2] ** -0.5
 
     variables = jax.tree.map_with_path(lambda path, x: fill(path, x).astype(x.dtype), shapes)
     tokenizer = pp.tokenizer.load("scenes")
     files = {path.name: path for path in tokenizer.files()}
-    checkpoint.export(folder, variables, {"model": MODEL, "tokenizer": "scenes", "tasks": TASKS}, files)
+    checkpoint.export(folder, variables, {"model": MODEL | changes, "tokenizer": "scenes", "tasks": tasks}, files)
     return folder
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("export") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +261,7 @@ def stop_after(monkeypatch, captioner, calls):
         return generate(*args, **options)
 
     monkeypatch.setattr(decode, "generate", counting)
-    monkeypatch.setattr(caption, "Captioner", lambda path: captioner)
+    monkeypatch.setattr(caption, "Captioner", lambda path, experts=None: captioner)
     return counted
 
 
@@ -291,7 +294,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_captions(captione
 
 
 def test_a_stop_before_the_submission_costs_no_caption(export, photos, monkeypatch):
-    model, output = write_model(photos / "tiny"), photos / "out/captions.json"
+    model, output = sentences.write_model(photos / "tiny"), photos / "out/captions.json"
     flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--num-beams", "2"]
     flags += ["--labels", str(photos / "labels"), "--batch-size", "4", "--output", str(output), "--embed", str(model)]
     captioners = []

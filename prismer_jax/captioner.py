@@ -16,6 +16,7 @@ import numpy as np
 from prismer_jax import checkpoint, datasets, decode, input, models, pp
 from prismer_jax.batch import BY_TEXT
 from prismer_jax.checkpoint.fingerprint import fingerprint
+from prismer_jax.datasets.photos import NO_PHOTO, Asked, Examples, Photo, Photos, are_files
 from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.evaluators.journal import Journal
@@ -52,16 +53,35 @@ class Request:
         return len(self.source) // len(self.asked)
 
 
+def load(checkpoint: Path, experts: Path | None = None) -> Captioner:
+    """Loads a trained model, to caption photos, answer questions about them, choose, or label them.
+
+        model = prismer_jax.load("runs/quickstart", experts="weights/experts")
+        model.caption("photo.jpg")
+        model.answer([photo, other], ["What is it?", "What color is it?"])  # images of Pillow, arrays, or files' bytes
+
+    Args:
+      checkpoint: an export, or a workdir, of which the latest checkpoint is taken.
+      experts: folder of the experts' weights, official files or converted ones. With it the model's experts label each
+        photo when it is asked about, once: labels are kept in the cache folder ($PRISMER_CACHE_DIR).
+
+    Raises:
+      UserError: there is no such checkpoint or folder, or the checkpoint does not say how it is used.
+    """
+    return Captioner(checkpoint, experts)
+
+
 class Captioner:
     """A trained model with all that it needs to be used: tokenizer, preprocessing and decoding of each of its tasks.
 
     Attributes:
+      experts: what labels photos, a labelling.cached.Cached; None where labels come from files, or there are none.
       left_out: of the last call, {"image": path, "error": why} of each photo that could not be used: a damaged photo or
         label. It is not among the results, and a warning names it. If no photo can be used, the call is a UserError.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Loads an export, or the latest checkpoint of a workdir.
+    def __init__(self, path: Path, experts: Path | None = None) -> None:
+        """Loads an export, or the latest checkpoint of a workdir; `experts` as in `load`.
 
         Raises:
           UserError: there is no such thing, or it does not say how it is used.
@@ -75,10 +95,11 @@ class Captioner:
         self.tasks = cfg["tasks"]
         self.folder = pathlib.Path(cfg["folder"])
         self.left_out: list[Result] = []
+        self.experts = None if experts is None else _open(experts, self.model, path)
 
     def caption(
         self,
-        images: Path | Sequence[Path] | None = None,
+        images: Photo | Sequence[Photo] | None = None,
         *,
         prompt: str | None = None,
         labels: Path | None = None,
@@ -90,10 +111,12 @@ class Captioner:
         """Captions photos.
 
         Args:
-          images: a folder (recursively), a file, or several of either; None for a prompt alone, whose result has the
-            image "".
+          images: a folder (recursively), a file, or several of either; or photos in memory, the bytes of a file, an
+            image of Pillow or an array uint8 [h, w, 3], or several, called '0', '1' ...; None for a prompt alone, whose
+            result has the image "".
           prompt: what is said instead of the checkpoint's own prompt, if it is one that is asked in words.
-          labels: folder of expert labels in the official layout; experts without a label see the background.
+          labels: folder of expert labels in the official layout; experts without a label see the background. By
+            default the experts label the photos, if their weights were given to `load`.
           num_captions: of each photo; several are sampled.
           batch_size: photos at a time; the result does not depend on it.
           seed: of the sampling.
@@ -110,7 +133,7 @@ class Captioner:
 
     def answer(
         self,
-        images: Path | Sequence[Path],
+        images: Photo | Sequence[Photo],
         question: str | Sequence[str],
         *,
         labels: Path | None = None,
@@ -129,7 +152,7 @@ class Captioner:
 
     def choose(
         self,
-        images: Path | Sequence[Path],
+        images: Photo | Sequence[Photo],
         choices: Path | Sequence[str],
         question: str | Sequence[str] | None = None,
         *,
@@ -151,6 +174,33 @@ class Captioner:
         """
         return list(self.results(self.to_choose(images, choices, question, labels, k), batch_size))
 
+    def label(self, images: Photo | Sequence[Photo]) -> list[dict[str, Any]]:
+        """Labels photos with the model's experts, or looks up in the cache what they said.
+
+        Args:
+          images: as in `caption`.
+
+        Returns:
+          [{"image": path, "labels": {expert: uint8 [h, w, 1 or 3], as large as the photo}}], with "objects", the class
+          id of each instance in the map of obj_detection, and "words", of each id in that of ocr_detection, if these
+          are among the experts; without those in `left_out`.
+
+        Raises:
+          UserError: the model has no experts, or their weights were not given to `load`.
+        """
+        if self.experts is None:
+            remedy = "Load it with their weights: experts=FOLDER" if self.model.experts else "It has none"
+            raise UserError(f"Photos are labelled by the model's experts. {remedy}.")
+        source, self.left_out, results = self._photos(images, None), [], []
+        for place in range(len(source)):
+            try:
+                results.append(self.experts.said(source[place]))
+            except BadSample as error:
+                self._leave_out(source, {place: {"error": str(error)}})
+        if not results:
+            raise UserError(f"None of the {len(source)} photos can be used. The first: {self.left_out[0]['error']}")
+        return results
+
     def ask(
         self,
         examples: Sequence[Mapping[str, Any]],
@@ -171,7 +221,7 @@ class Captioner:
           [{"image": the example's id, "answers": [text, ...], "scores": [log-probability, ...]}], without those in
           `left_out`.
         """
-        request = self._to_write("question", _Examples(examples), "answers", num_answers, seed, settings, [{}])
+        request = self._to_write("question", Examples(examples), "answers", num_answers, seed, settings, [{}])
         return list(self.results(request, batch_size))
 
     def rank(
@@ -183,7 +233,7 @@ class Captioner:
         """
         how = choose("task of this checkpoint", "question", self.tasks)
         settings = {"k": len(choices), "label_smoothing": 0.0}
-        request = self._to_rank(_Examples(examples), how, read_choices(choices), "answer", settings, [{}])
+        request = self._to_rank(Examples(examples), how, read_choices(choices), "answer", settings, [{}])
         return list(self.results(request, batch_size))
 
     def features(
@@ -248,7 +298,7 @@ class Captioner:
             )
         if images is None and self.model.experts:
             raise UserError("This checkpoint sees its photos through experts too: give photos beside the prompt.")
-        source = _NoPhoto() if images is None else self._photos(images, labels)
+        source = NO_PHOTO if images is None else self._photos(images, labels)
         asked = [{}] if prompt is None else [{"prompt": prompt}]
         return self._to_write("caption", source, "captions", number, seed, settings, asked)
 
@@ -335,7 +385,22 @@ class Captioner:
         return Request(Asked(source, asked), how, described, say, asked)
 
     def _photos(self, images: Any, labels: Path | None) -> Any:
-        return datasets.load("photos", images=images, labels=labels, experts=self.model.experts)
+        """Returns a source of photos, with the labels of a folder or, without one, with those of the experts."""
+        if are_files(images):
+            source = datasets.load("photos", images=images, labels=labels, experts=self.model.experts)
+        elif labels is not None:
+            raise UserError(f"{labels}: label files are found by the names of photos, which those in memory lack.")
+        else:
+            source = Photos(images)
+        if labels is not None or not self.model.experts:
+            return source
+        if self.experts is None:
+            names = ", ".join(self.model.experts)
+            logger.warning("The model does without its experts, %s: give their weights, or labels.", names)
+            return source
+        if line := self.experts.line():
+            logger.warning("%s", line)
+        return self.experts.label(source)
 
     def results(
         self, request: Request, batch_size: int, journal: Callable[[Mapping[str, Any]], Journal] | None = None
@@ -401,52 +466,6 @@ def _files(example: Mapping[str, Any]) -> dict[str, list[int]]:
     return {key: [stat.st_size, stat.st_mtime_ns] for key, stat in stats.items()}
 
 
-class _NoPhoto:
-    """A source of one example that has no photo."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def name(self, index: int) -> str:
-        return ""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"id": "", "image": None}
-
-
-class _Examples:
-    """A source of examples that are in memory."""
-
-    def __init__(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def name(self, index: int) -> str:
-        return self.examples[index]["id"]
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(self.examples[index])
-
-
-class Asked:
-    """A source of photos, each with one thing after the other that is asked about it."""
-
-    def __init__(self, source: Any, asked: Sequence[Result]) -> None:
-        self.source, self.asked = source, asked
-
-    def __len__(self) -> int:
-        return len(self.source) * len(self.asked)
-
-    def name(self, index: int) -> str:
-        return self.source.name(index // len(self.asked))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        photo, number = divmod(index, len(self.asked))
-        return {**self.source[photo], **self.asked[number]}
-
-
 def _questions(question: str | Sequence[str]) -> list[Result]:
     """Returns what is asked about each photo.
 
@@ -464,6 +483,16 @@ def _once(batch: Mapping[str, Any], times: int) -> dict[str, Any]:
     first = batch["_mask"].reshape(-1, times).argmax(1) + np.arange(0, len(batch["_mask"]), times)  # that can be used
     arrays = {key: value for key, value in batch.items() if isinstance(value, np.ndarray)}
     return {key: value if key in BY_TEXT else value[first] for key, value in arrays.items()}
+
+
+def _open(experts: Path, model: Any, path: Path) -> Any:
+    """Returns what labels photos with those of a model's experts whose weights are there; None if it has no experts."""
+    if not model.experts:
+        logger.warning("%s: the model has no experts, and does not use %s.", path, experts)
+        return None
+    from prismer_jax.labelling.cached import Cached  # with all experts, which nothing else here needs
+
+    return Cached(model.experts, experts, model.classes)
 
 
 def _on_one_device(shapes: Any) -> Any:

@@ -37,7 +37,7 @@ from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.estimate import estimate
 from prismer_jax.labelling.job import Job, Stage, finish, settings
 from prismer_jax.labelling.ledger import Ledger, past_speeds
-from prismer_jax.labelling.outputs import Dataset, Files, Output, check_folder
+from prismer_jax.labelling.outputs import TRAINED, Dataset, Files, Output, check_folder
 from prismer_jax.labelling.stage import Labelling
 
 Loads = dict[str, Callable[[], Any]]  # the weights of each expert
@@ -46,7 +46,7 @@ WORK = ".make_labels"  # what processes know in common
 SKIPPED = "skipped.json"
 # The flags that say what a data set is made from.
 SOURCE = ("list", "images", "annotations", "split", "tars", "dataset_dir", "labels", "limit", "source_name")
-TRAINED, RANDOM = "trained weights", "random weights"
+RANDOM = "random weights"
 DTYPES = ("float32", "bfloat16")
 SAMPLE = 1000  # photos that are asked for labels that should be there
 THREADS = max(pipeline.THREADS, (os.cpu_count() or 1) // 2)

@@ -19,23 +19,19 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from prismer_jax import config, datasets, label_png, labels
 from prismer_jax.datasets import flags
-from prismer_jax.errors import BadSample, UserError, choose, run_main
+from prismer_jax.errors import BadSample, UserError, run_main
 from prismer_jax.files import progress, storage
 from prismer_jax.files.dropped import Dropped
-from prismer_jax.objects import description
 from prismer_jax.objects.class_names import class_names
-from prismer_jax.pp import build
-from prismer_jax.report import draw, overview, statistics
+from prismer_jax.report import draw, overview, photos, statistics
 
 ByExpert = dict[str, statistics.Statistics]
 CHUNK = 16  # photos that a worker counts at a time
-PHOTO = 400  # pixels of a photo on the sheet
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source, names = open_source(args)
     if args.num:
         panels = draw_panels(source, experts, names, args.num, args.describe)
-        _save(draw.contact(panels, args.columns), args.output)
+        photos.save(draw.contact(panels, args.columns), args.output)
         print(f"{args.output}: {len(panels)} panels")
     if args.num_statistics:
         by_expert, dropped = count(source, experts, args.num_statistics, args.processes)
@@ -110,31 +106,12 @@ def draw_panels(
     panels, last = [], None
     for index in spaced(len(source), num):
         try:
-            panels.append(draw.panel(sample(source[index], experts, names, described), PHOTO))
+            panels.append(draw.panel(photos.sample(source[index], experts, names, described), photos.PHOTO))
         except BadSample as error:
             last = error
     if not panels:
         raise UserError(f"Not one of {min(num, len(source))} samples can be drawn. The last: {last}")
     return panels
-
-
-def sample(
-    example: dict[str, Any], experts: Sequence[str], names: dict[str, Sequence[str]], described: bool = False
-) -> dict[str, Any]:
-    """Returns an example as `draw.panel` draws it; labels keep their own size."""
-    present = [name for name in experts if f"labels/{name}" in example]
-    decoded = build("decode")(example, np.random.default_rng(0))
-    asked = [f"{q['question']}  {', '.join(dict.fromkeys(q['answers']))}" for q in decoded.get("questions", ())]
-    told = [" ".join(description.sentences(decoded, names))] if described else []
-    return {
-        "image": decoded["image"],
-        "labels": {name: decoded[f"labels/{name}"] for name in present},
-        "classes": names,
-        "instances": decoded.get(labels.CLASSES_KEY),
-        "words": decoded.get("words", ()),
-        "prediction": str(decoded.get("id", "")),
-        "references": [*told, *decoded.get("captions", ()), *asked],
-    }
 
 
 # ---------------------------------------------------------------- the statistics
@@ -226,16 +203,6 @@ def _title(args: argparse.Namespace) -> str:
     given = args.dataset or args.dataset_dir or args.tars or args.list or args.images
     given = given[0] if isinstance(given, list) and given else given
     return pathlib.PurePath(str(given)).name or str(given)
-
-
-def _save(picture: Any, path: str) -> None:
-    kind = choose("kind of picture", os.path.splitext(path)[1].lower(), Image.registered_extensions())
-    try:
-        storage.make_folder(os.path.dirname(path) or ".")
-        with storage.replacing(path) as name:
-            picture.save(name, kind)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from prismer_jax import datasets, label_files
 from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError
 from prismer_jax.labels import BACKGROUND
+from prismer_jax.report.photos import sample
 from tools import visualize
 
 
@@ -116,7 +117,7 @@ def test_turned_photos_are_drawn_upright(kind, tmp_path):
     exif[0x0112] = 6  # shown turned by 90 degrees to the right: what is above goes there
     Image.fromarray(pixels).save(tmp_path / f"photo.{kind}", exif=exif)
     source = datasets.load("lists", images=tmp_path / f"photo.{kind}", task="all")
-    image = visualize.sample(source[0], (), {})["image"]
+    image = sample(source[0], (), {})["image"]
     assert image.shape == (60, 40, 3)
     assert image[:, 20:].min() == 255
     assert image[:, :20].max() == 0

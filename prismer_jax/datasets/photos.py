@@ -1,18 +1,25 @@
-"""Photos alone: files and folders to be captioned. Of what lies beside them only expert labels are read."""
+"""Photos alone: files and folders, or photos in memory. Of what lies beside files only expert labels are read."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
 
 from prismer_jax.datasets import folders
 from prismer_jax.datasets.lists import Source
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select
+from prismer_jax.pp.image import to_rgb
 
 Path = str | os.PathLike
+Photo = Path | bytes | Image.Image | np.ndarray
+Example = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -41,3 +48,93 @@ def load(
 
 def _alone(photo: dict[str, str]) -> dict[str, str | list[str]]:
     return {"id": photo["id"], "name": photo["name"], "image": photo["image"], "captions": []}
+
+
+def are_files(images: Photo | Sequence[Photo]) -> bool:
+    """Whether these are files and folders, for `load`, and none is a photo in memory, for `Photos`."""
+    photos = _several(images)
+    return bool(photos) and all(isinstance(photo, str | os.PathLike) for photo in photos)
+
+
+def _several(images: Photo | Sequence[Photo]) -> Sequence[Photo]:
+    one = isinstance(images, str | os.PathLike | bytes | Image.Image) or getattr(images, "ndim", 4) < 4
+    return [images] if one else list(images)
+
+
+class Examples:
+    """A source of examples that are in memory."""
+
+    def __init__(self, examples: Sequence[Mapping[str, Any]]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def name(self, index: int) -> str:
+        return self.examples[index]["id"]
+
+    def __getitem__(self, index: int) -> Example:
+        return dict(self.examples[index])
+
+
+NO_PHOTO = Examples([{"id": "", "image": None}])  # of a prompt alone
+
+
+class Photos(Examples):
+    """A source of photos in memory: bytes of files, Pillow's images, and arrays, of any number of channels.
+
+    Each is called by its place, '0', '1' ...; a path among them is called as it is, and read when it is its turn.
+
+    Raises:
+      UserError: there is none.
+    """
+
+    def __init__(self, images: Photo | Sequence[Photo]) -> None:
+        photos = _several(images)
+        if not photos:
+            raise UserError("There is no photo: give files, folders, bytes, Pillow's images or arrays.")
+        files = [os.fspath(photo) if isinstance(photo, str | os.PathLike) else None for photo in photos]
+        super().__init__([{"id": files[i] or str(i), "image": files[i] or photo} for i, photo in enumerate(photos)])
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadSample for an array that is no photo, or an image of Pillow that cannot be loaded."""
+        example = super().__getitem__(index)
+        if isinstance(example["image"], str | bytes):
+            return example
+        return example | {"image": _pixels(example["image"], f"image {example['id']}")}
+
+
+def _pixels(image: Image.Image | np.ndarray, where: str) -> np.ndarray:
+    """Returns upright uint8 RGB [h, w, 3]; transparency on white, as of files."""
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or not 2 <= array.ndim <= 3 or array.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise BadSample(
+                f"{where}: an array of {array.dtype} {list(array.shape)} is no photo. Give uint8 [height, width, 3], "
+                "from 0 to 255.",
+                "array that is no photo",
+            )
+        if not array.size:
+            raise BadSample(f"{where}: an array of no pixels.", "array that is no photo")
+        image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    try:
+        return to_rgb(ImageOps.exif_transpose(image), where)
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises where it loads a broken file
+        raise BadSample(f"{where}: not a readable image ({error}).", "damaged image") from None
+
+
+class Asked:
+    """A source of photos, each with one thing after the other that is asked about it."""
+
+    def __init__(self, source: Any, asked: Sequence[Mapping[str, Any]]) -> None:
+        self.source, self.asked = source, asked
+
+    def __len__(self) -> int:
+        return len(self.source) * len(self.asked)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index // len(self.asked))
+
+    def __getitem__(self, index: int) -> Example:
+        photo, number = divmod(index, len(self.asked))
+        return {**self.source[photo], **self.asked[number]}

@@ -104,6 +104,10 @@ class Expert(abc.ABC):
           path: of its official checkpoint, or of the folder converted from it; the rest lies beside it.
         """
 
+    def beside(self, path: str | os.PathLike[str]) -> Sequence[str | os.PathLike[str]]:
+        """Returns the files beside the weights that its labels depend on, as far as they are there; see `open`."""
+        return ()
+
     def init(self, rng: jax.Array) -> Any:
         """Returns initial variables. A network that takes more than an image, or several networks, override this."""
         return self.module.init(rng, jnp.zeros((1, *self.shape(64, 64), 3)))

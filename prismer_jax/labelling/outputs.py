@@ -18,12 +18,28 @@ from prismer_jax.labelling.recording import Recording
 from prismer_jax.labelling.stores import LabelFiles, LabelShards
 from prismer_jax.shards import build, metadata
 
+TRAINED = "trained weights"  # how labels are made that mean something
+
 
 def check_folder(folder: pathlib.Path) -> None:
     """Raises UserError for a folder of img2dataset, whose resume takes every .json in it for its own."""
     home = label_files.home(folder)
     if any(home.glob("*_stats.json")):
         raise UserError(f"{home}: holds what img2dataset has fetched. Give --output a folder beside it.")
+
+
+def record(folder: pathlib.Path, made_with: Mapping[str, str]) -> None:
+    """Notes in a folder of label files how those of experts are made; raises UserError if others were otherwise."""
+    path = folder / label_files.RECORD
+    before = json.loads(path.read_text()) if path.exists() else {}
+    for expert, how in made_with.items():
+        if before.get(expert, how) != how:
+            raise UserError(
+                f"{folder}: holds labels of {expert} made with {before[expert]}, not with {how}. Choose another "
+                f"--output, or delete {folder / expert} and {path}."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_json(path, before | dict(made_with))
 
 
 class Output(Protocol):
@@ -78,17 +94,8 @@ class Files:
         self.job = Job(source, store, ledger, shards, marks, distinct=distinct, empty=empty)
 
     def claim(self) -> None:
-        self._path.mkdir(parents=True, exist_ok=True)
-        path = self._path / label_files.RECORD
         with self._ledger.leases.wait("record"):
-            record = json.loads(path.read_text()) if path.exists() else {}
-            for expert, how in self._made_with.items():
-                if record.get(expert, how) != how:
-                    raise UserError(
-                        f"{self.folder}: holds labels of {expert} made with {record[expert]}, not with {how}. Choose "
-                        f"another --output, or delete {self._path / expert} and {path}."
-                    )
-            storage.write_json(path, record | self._made_with)
+            record(self._path, self._made_with)
 
     def stages(self) -> list[Stage]:
         return []

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from prismer_jax import sharding
@@ -36,13 +37,13 @@ class Photo:
 
     Attributes:
       name: of its label files, and what messages call it.
-      source: a path, or encoded bytes.
+      source: a path, encoded bytes, or upright uint8 RGB [h, w, 3].
       id: unique in its data set.
       labels: what the data set has of it already: `labels/<expert>` as a path or encoded bytes.
     """
 
     name: str
-    source: str | bytes
+    source: str | bytes | np.ndarray
     id: str = ""
     labels: Mapping[str, str | bytes] = field(default_factory=dict)
 

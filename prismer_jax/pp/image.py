@@ -27,15 +27,8 @@ NEWER = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1", 
 JPEG_XL = (b"\xff\n", b"\0\0\0\x0cJXL ")
 UNREAD = "image of a kind that is not read"  # the reason of all these, and of folders that hold them
 EXIF_ORIENTATION = 0x0112
-UPRIGHT = {  # EXIF orientation -> what sets the stored pixels upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+UPRIGHT = {2 + i: Image.Transpose[turn] for i, turn in enumerate(TURNS)}  # EXIF orientation -> what sets pixels upright
 
 
 @register
@@ -105,7 +98,7 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
             )
         pixels = _jpeg(image, data)
         if pixels is None:
-            pixels = _to_rgb(image, where)
+            pixels = to_rgb(image, where)
         turn = orientation(image)  # of what was loaded: Pillow turns a TIFF itself and takes the tag away
         if turn in UPRIGHT:
             pixels = np.array(Image.fromarray(pixels).transpose(UPRIGHT[turn]))
@@ -142,7 +135,8 @@ def read_bytes(source: bytes | str, where: str) -> bytes:
         raise BadSample(f"{where}: {error.strerror}.", reason) from None
 
 
-def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
+def to_rgb(image: Image.Image, where: str) -> np.ndarray:
+    """Returns the pixels as uint8 RGB [h, w, 3], as `decode` says; raises BadSample of those without a range."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow before 11 says I
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)

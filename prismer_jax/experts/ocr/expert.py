@@ -143,6 +143,10 @@ class OcrDetection(SquareExpert):
         else:
             self.lexicon = Lexicon.read(lexicon)
 
+    def beside(self, path: str | os.PathLike[str]) -> Sequence[str | os.PathLike[str]]:
+        folder = pathlib.Path(path).parent
+        return [file for name in FILES for place in PLACES if (file := folder / place / name).is_file()]
+
     @staticmethod
     @typed
     def normalize(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:

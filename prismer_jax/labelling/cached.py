@@ -1,0 +1,230 @@
+"""Labels that are made when a model is asked about photos, and kept in the cache folder.
+
+    labelled = Cached(model.experts, "weights/experts").label(source)
+
+A label depends on the pixels' bytes and on the expert's weights alone, and lies where both say:
+FOLDER/<expert>/<weights>/<photo>.png, with the side files of label_files.py. Many photos are better labelled before, by
+tools.make_labels, whose processes share the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import prismer_jax
+from prismer_jax import label_files, label_png, labels, pp, runtime, sharding
+from prismer_jax.errors import BadSample, UserError
+from prismer_jax.experts import EXPERTS, Expert, Label, weights
+from prismer_jax.files import progress, storage
+from prismer_jax.labelling import pipeline
+from prismer_jax.labelling.outputs import TRAINED, record
+from prismer_jax.labelling.pipeline import Photo
+from prismer_jax.labelling.stores import SUFFIXES
+from prismer_jax.pp.image import read_bytes
+
+Path = str | os.PathLike
+
+logger = logging.getLogger(__name__)
+
+
+class Cached:
+    """Those experts of a model whose weights are there.
+
+    Attributes:
+      experts: in the order in which they label.
+      without: {expert: why it labels nothing}.
+      folder: of the labels, with '{expert}' for what is the expert's, see label_files.path_of.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        checkpoints: Path,
+        classes: Mapping[str, Sequence[str]] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Args:
+        names: the model's experts; those that they need are used too.
+        checkpoints: folder of the experts' weights, as of `tools.make_labels --checkpoints`.
+        classes: of the model where a data set has its own, whose ids no expert writes.
+        folder: of the cache.
+
+        Raises:
+          UserError: there is no such folder of weights.
+        """
+        checkpoints = storage.on_disk(checkpoints)
+        if not checkpoints.is_dir():
+            raise UserError(f"{checkpoints}: no such folder of experts' weights. Run python -m tools.download experts.")
+        self.names, self.checkpoints = tuple(names), checkpoints
+        self.folder = pathlib.Path(folder or runtime.cache_dir() / "labels")
+        self.experts: list[Expert] = []
+        self.without: dict[str, str] = {}
+        self._versions: dict[str, str] = {}
+        wanted = {need for name in names for need in (*EXPERTS[name].needs, name)}
+        for name in (name for name in EXPERTS if name in wanted):
+            try:
+                self._add(EXPERTS[name](), (classes or {}).get(name, ()))
+            except UserError as error:
+                self.without[name] = str(error).rstrip(".")
+
+    def _add(self, expert: Expert, own: Sequence[str]) -> None:
+        if own:
+            raise UserError("its classes are this model's own")
+        if lacking := [name for name in expert.needs if name in self.without]:
+            raise UserError(f"it needs {' and '.join(lacking)}")
+        try:
+            path = weights.find(expert, self.checkpoints)
+        except UserError:
+            raise UserError(f"no weights in {self.checkpoints}: python -m tools.download experts") from None
+        expert.open(path)
+        self._versions[expert.name] = _version(
+            [path, *expert.beside(path)], [prismer_jax.__version__, *map(self._versions.get, expert.needs)]
+        )
+        self.experts.append(expert)
+
+    def line(self) -> str:
+        """Says without which of the model's experts it has to do; '' where all are there."""
+        reasons: dict[str, list[str]] = {}
+        for name in self.names:
+            if name in self.without:
+                reasons.setdefault(self.without[name], []).append(name)
+        missing = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+        return f"The model does without the experts {missing}." if missing else ""
+
+    def label(self, source: Any, batch_size: int = 4) -> Labelled:
+        """Returns the source's photos with their labels; those that are not in the cache are made now.
+
+        A photo that an expert cannot label is a warning, and has the background in the place of its label.
+        """
+        keys, photos = [_key(source, index) for index in range(len(source))], {}
+        for index, key in enumerate(keys):
+            if key is not None:
+                photos.setdefault(key, index)
+        problems: dict[str, list[str]] = {}  # a photo that cannot be read is one line, not one an expert
+        for expert in self.experts:
+            for problem in self._run(expert, source, photos, batch_size):
+                problems.setdefault(str(problem), []).append(expert.name)
+        for problem, names in problems.items():
+            logger.warning("No label of %s: %s", ", ".join(names), problem)
+        seen = [expert.name for expert in self.experts if expert.name in self.names]
+        return Labelled(source, keys, {name: self._path(name) for name in seen})
+
+    def said(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what is in the labels of an example of `Labelled`, as `Captioner.label` has it; raises BadSample."""
+        example = pp.build("decode")(example, np.random.default_rng(0))
+        found = {name: example[key] for name in self.names if (key := labels.EXPERTS[name].key) in example}
+        result = {"image": example["id"], "labels": found}
+        if labels.CLASSES_KEY in example:
+            result["objects"] = [int(kind) for kind in example[labels.CLASSES_KEY] if kind >= 0]
+        return result | ({"words": list(example["words"])} if "words" in example else {})
+
+    def _path(self, expert: str) -> str:
+        return str(self.folder / "{expert}" / self._versions[expert])
+
+    def _run(self, expert: Expert, source: Any, photos: Mapping[str, int], batch_size: int) -> Iterator[BadSample]:
+        """Labels photos {key: number in the source} with one expert; yields what went wrong."""
+        folder = self._path(expert.name)
+        missing = [key for key in photos if not label_files.is_whole(folder, expert.name, key)]
+        if not missing:
+            return
+
+        def read(key: str) -> Photo:
+            example = source[photos[key]]
+            return Photo(_called(example), example["image"])
+
+        def write(key: str, photo: Photo, label: Label) -> None:
+            sides = dict(classes=label.classes, features=label.features, words=label.words)
+            label_files.write(folder, expert.name, key, label.map, **sides)
+
+        def needed(key: str, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
+            return {name: Label(self._read(name, key, size)) for name in expert.needs}
+
+        load = functools.partial(weights.load, expert, self.checkpoints)
+        mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+        results = pipeline.run(expert, load, missing, read, write, needed, mesh=mesh, batch_size=batch_size)
+        with progress.bar(expert.name, len(missing)) as advance:
+            for result in results:
+                advance()
+                if result.problem is not None:
+                    yield result.problem
+
+    def _read(self, expert: str, key: str, size: tuple[int, int]) -> np.ndarray:
+        png = label_files.path_of(self._path(expert), expert, key)
+        if not png.exists():
+            raise BadSample(f"has no label of {expert}, which it needs.", f"no label of {expert}")
+        map = label_png.decode(expert, png.read_bytes(), str(png))
+        return labels.blank(expert, *size) if map is None else map
+
+
+class Labelled:
+    """A source's photos with what experts have said of them: label files, and the tables that go with them."""
+
+    def __init__(self, source: Any, keys: Sequence[str | None], folders: Mapping[str, str]) -> None:
+        """Args:
+        keys: what each photo's labels are called; None for one that cannot be read.
+        folders: {expert: folder of its labels}.
+        """
+        self._source, self._keys, self._folders = source, keys, dict(folders)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._source[index]
+        for name, folder in self._folders.items() if self._keys[index] else ():
+            example |= label_files.locate(folder, [name], self._keys[index])
+        return example
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Copies the labels to a folder in the official layout, as tools.make_labels leaves it.
+
+        Raises:
+          UserError: the folder holds labels that were made otherwise.
+        """
+        record(folder, dict.fromkeys(self._folders, TRAINED))
+        for index, key in enumerate(self._keys):
+            for name in self._folders if key else ():
+                source = label_files.path_of(self._folders[name], name, key)
+                target = label_files.path_of(folder, name, self.name(index))
+                for suffix in SUFFIXES:  # the map comes last: it says that all is there
+                    if source.with_suffix(suffix).exists():
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        storage.write(target.with_suffix(suffix), source.with_suffix(suffix).read_bytes())
+
+
+def _called(example: Mapping[str, Any]) -> str:
+    """Returns what messages call a photo: the number of one in memory alone says little."""
+    return example["image"] if isinstance(example["image"], str) else f"image {example['id']}"
+
+
+def _key(source: Any, index: int) -> str | None:
+    """Returns a digest of a photo's bytes; None if there are none, which is said by whoever reads the photo."""
+    try:
+        example = source[index]
+        image = example["image"]
+        if isinstance(image, np.ndarray):
+            data = f"{image.shape}".encode() + image.tobytes()
+        else:
+            data = read_bytes(image, _called(example))
+    except BadSample:
+        return None
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _version(paths: Sequence[pathlib.Path], more: Sequence[str]) -> str:
+    """Returns a digest of which files weights are, by name, size and time: to read gigabytes takes longer."""
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    stats = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files if (stat := file.stat()) and file.is_file()]
+    return hashlib.sha256(repr([stats, *more]).encode()).hexdigest()[:16]
