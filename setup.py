@@ -42,6 +42,9 @@ TEST = [
     "pytest-xdist>=3",  # two cores test twice as fast
     "ruff>=0.8",
     "hypothesis>=6",  # properties of parsers and metrics
+    "nbclient>=0.10",  # runs the notebooks
+    "nbformat>=5.7",  # checks that they are valid
+    "ipykernel>=6.29",  # the Python that they run in
     *GGUF,
     *ONNX,
     *EVAL,  # without Java only the scores are compared

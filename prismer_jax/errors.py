@@ -13,6 +13,9 @@ T = TypeVar("T")
 class UserError(Exception):
     """Bad usage or bad input: the message is one line that names the file or value and the remedy."""
 
+    def _render_traceback_(self) -> list[str]:  # what a notebook shows, without the code that it came through
+        return [f"{type(self).__name__}: {self}"]
+
 
 class BadSample(UserError):
     """One sample cannot be used (unreadable image, label map of another size, empty caption ...).
@@ -30,7 +33,13 @@ class BadSample(UserError):
         self.reason = reason
 
 
-class Preempted(KeyboardInterrupt):
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C came, or a notebook's "interrupt"; the message says what is saved."""
+
+    _render_traceback_ = UserError._render_traceback_
+
+
+class Preempted(Stopped):
     """SIGTERM came, and what was done is saved: the same command goes on from there."""
 
     STATUS = 75  # of the process, the EX_TEMPFAIL of sysexits.h: start it again

@@ -23,7 +23,7 @@ from prismer_jax.files import progress, storage
 Value = float | int
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager):
     """Writes scalars to a workdir, each `write` at once, so that a kill loses nothing but a line half written."""
 
     def __init__(
@@ -91,9 +91,6 @@ class Writer:
             self._events.close()
         if self._enabled and self._wandb is not None:
             self._wandb.finish()
-
-    def __enter__(self) -> Writer:
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()

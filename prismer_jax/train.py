@@ -25,7 +25,7 @@ import jax
 
 from prismer_jax import assembly, checkpoint, config, evaluators, input, metrics, pp, runtime, sharding
 from prismer_jax.datasets import data_seen
-from prismer_jax.errors import Preempted, UserError, run_main
+from prismer_jax.errors import Preempted, Stopped, UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.report import results
 from prismer_jax.training.interrupts import Interrupts
@@ -57,15 +57,18 @@ def train(
 
     Raises:
       UserError: the config, the data or the workdir cannot be used, or the loss is no longer finite.
-      KeyboardInterrupt: SIGINT came; the step was finished and, by a single process, saved first.
+      Stopped: SIGINT came; the step was finished and, by a single process, saved first.
       Preempted: SIGTERM came, to one process at least; all of them finished the same step and saved it.
     """
     started, cfg = time.monotonic(), config.strict(cfg)
     runtime.use_compilation_cache()
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
-    with jax.set_mesh(mesh):
-        return train_on(mesh, cfg, storage.on_disk(workdir), Start(estimate, allow_changed_data, started))
+    try:
+        with jax.set_mesh(mesh):
+            return train_on(mesh, cfg, storage.on_disk(workdir), Start(estimate, allow_changed_data, started))
+    except KeyboardInterrupt as error:  # it says nothing if it came before the first step
+        raise error if error.args else Stopped("what was saved before stays; the same call goes on.") from None
 
 
 class Start(NamedTuple):
@@ -185,12 +188,11 @@ def loop(
             watch.note(step, measured)
             if interrupts.after(step):
                 watch.settle()
-                if interrupts.preempted or jax.process_count() == 1:  # all processes have to save
+                if saves := interrupts.preempted or jax.process_count() == 1:  # all processes have to
                     checkpoints.save(step, state)
                     checkpoints.wait()  # an error here is one to report
-                if interrupts.preempted:
-                    raise Preempted(f"step {step} is saved; the same command goes on from it.")
-                raise KeyboardInterrupt
+                said = f"step {step} is saved" if saves else "nothing is saved since the last checkpoint"
+                raise (Preempted if interrupts.preempted else Stopped)(f"{said}; the same command goes on from it.")
             evaluates = step % every["evaluate"] == 0 and step < total_steps
             if evaluates:
                 watch.evaluate(step, state)
@@ -234,7 +236,6 @@ class Watch:
         self._writer = metrics.Writer(workdir, first_step=first_step, enabled=main_process, **told)
 
     def __enter__(self) -> Watch:
-        self._writer.__enter__()
         self._progress.__enter__()
         return self
 

@@ -11,24 +11,28 @@ Arguments, as in forkme.py:data=my_photos,task=questions,init=runs/other:
   model: prismer, nanovlm or paligemma, the family of what is named in `init`.
   init: what to start from: a workdir, an export or what tools.convert has written.
   experts: whose label maps the model sees; by default all of Prismer's, and none of the others', to which they are new.
+  labels: folder of their label maps, LABELS/<expert>/<photo>.png; without them the experts see an empty map.
   smoke: a few steps from scratch on rendered scenes, to see that it works.
 """
 
+import os
+
 from ml_collections import ConfigDict
 
-from configs import nanovlm
-from prismer_jax import models
+from configs import nanovlm, quickstart
+from prismer_jax import models, registry
 from prismer_jax.config import parse_arg
-from prismer_jax.datasets import miniature, scenes
+from prismer_jax.datasets import miniature
 from prismer_jax.errors import choose
 from transfers import paligemma
 
-SIZE, LABEL_SIZE, LENGTH = 96, 64, 48  # those of the Prismer that you start from
+LENGTH, LABEL_SIZE = 48, 64  # tokens of a text that Prismer learns; pixels of a label map that PaliGemma sees
 PROMPT = "Describe the image."  # what nanoVLM is asked for a caption
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, data="my_photos", task="captions", model="prismer", init="", experts="", smoke=False)
+    known = dict(data="my_photos", task="captions", model="prismer", init="", experts="", labels="")
+    arg = parse_arg(arg, **known, smoke=False)
     captions = choose("task", arg.task, dict(captions=True, questions=False))
 
     config = ConfigDict()
@@ -38,19 +42,19 @@ def get_config(arg=None):
 
     # The data. `lists` reads COCO captions, the official Prismer lists (captions or questions), VQAv2's files (with
     # annotations="...": their answers), JSON lines, and folders of photos with a .txt beside each: see
-    # prismer_jax/datasets/lists.py; `tars` and `records` are for more photos than a folder holds. Expert labels that
-    # lie in LABELS/<expert>/<photo>.png are used if you add labels="LABELS" to both; without them the experts see an
-    # empty map.
+    # prismer_jax/datasets/lists.py; `tars` and `records` are for more photos than a folder holds.
     train = dict(name="lists", path=f"{arg.data}/{arg.task}_train.json")
     held_out = dict(name="lists", path=f"{arg.data}/{arg.task}_val.json")
     if arg.model == "paligemma":  # or JSON lines of {image, prefix, suffix}, captions_train.jsonl
         train, held_out = (paligemma.listed(arg, arg.task, split, captions) for split in ("train", "val"))
+    if arg.labels:
+        train["labels"] = held_out["labels"] = arg.labels
     if arg.smoke:
         train["path"], held_out["path"] = miniature.own(arg.task)
 
     # What the model is, what it learns of an example (`learn`) and how it is asked (`pp`), how fast it learns.
     family = choose("model", arg.model, dict(prismer=of_prismer, nanovlm=of_nanovlm, paligemma=of_paligemma))
-    learn, pp, decode = family(config, arg, captions)
+    learn, how = family(config, arg, captions)
     config.data = dict(mine=dict(**train, pp=learn))
 
     # 'freeze_vision' keeps the vision transformer, but for the adaptors of Prismer's, 'freeze_lang' the language model,
@@ -59,8 +63,9 @@ def get_config(arg=None):
 
     # How the result is used, by `python -m prismer_jax.caption` and by the evaluation.
     task, evaluator, metric = ("caption", "caption", "cider") if captions else ("question", "vqa", "accuracy")
-    config.tasks = {task: dict(pp=pp, decode=decode)}
-    config.evals = {evaluator: dict(type=evaluator, data=held_out, train_data=train, pp=pp, batch_size=16, **decode)}
+    config.tasks = {task: dict(how)}
+    shared = dict(data=held_out, train_data=train, batch_size=16)
+    config.evals = {evaluator: dict(type=evaluator, **shared, **how.pop("decode"), **how)}
     config.log_steps = 1 if arg.smoke else 10
     config.save_steps = 50
     config.checkpoint = dict(keep=1, best_metric=f"{evaluator}/{metric}")
@@ -69,33 +74,27 @@ def get_config(arg=None):
 
 
 def of_prismer(config, arg, captions):
-    # The model must be that of the checkpoint, which is named in `init`; only its resolution may differ. What differs
-    # else (another number of classes, say) is listed in the error; name it in `init_fresh`, as regexes over parameter
-    # names, to start it from scratch.
+    # Model, tokenizer and the way to look and to ask are those of the checkpoint. Experts that it does not know are
+    # named in the error; name them in `init_fresh`, as regexes over parameter names, to start them from scratch.
     config.init = None if arg.smoke else arg.init or "runs/quickstart"
-    config.model = dict(
-        name="prismer",
-        variant="small",
-        experts=arg.experts or "all",
-        image_size=SIZE,
-        classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
-    )
-    config.tokenizer = "scenes"  # writes any text; a model from a RoBERTa checkpoint needs "roberta:DIR"
+    trained = config.init is not None and os.path.exists(config.init)
+    start = nanovlm.converted(config.init) if trained else quickstart.get_config()
+    config.model, config.tokenizer = start.model, start.tokenizer
     config.loss = dict(name="cross_entropy", label_smoothing=0.1, normalize="example")
     config.optim = dict(lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup_percent=10.0)
     config.accumulate = 1  # parts of a batch one after the other, where memory is short
 
-    if captions:
-        text, prompt = "caption()", "caption_prompt()|tokenize(3)"
-        decode = dict(method="beam", num_beams=3, max_new=20)
-    else:
-        text, prompt = "question()", "question_prompt()|tokenize(24)"
-        decode = dict(method="greedy", max_new=8)
-    look = f"labels_for('{config.model.experts}')|decode"
+    how = choose("task of this checkpoint", "caption" if captions else "question", start.tasks.to_dict())
+    if arg.experts:
+        config.model.experts = arg.experts
+        how["pp"] = nanovlm.other_ops(how["pp"], labels_for=f"labels_for({arg.experts!r})")
+    ops = {name: args for name, args, _ in registry.parse(how["pp"])}
+    prefix, style = (*ops.get("caption_prompt", ()), "")[0], how.get("style", "plain")
+    text = f"caption({prefix!r}, style={style!r})" if captions else f"question(style={style!r})"
     # Augmentation sees the labels too. Leave `flip` out where texts say left or right.
-    augment = f"{look}|random_resized_crop({SIZE}, {LABEL_SIZE})|flip()"
-    pp = f"{look}|resize({SIZE}, {LABEL_SIZE})|{prompt}"
-    return f"{augment}|{text}|tokenize({LENGTH})", pp, decode
+    crop = "random_resized_crop({}, {})|flip()".format(*ops["resize"])
+    learn = dict(resize=crop, caption_prompt=text, question_prompt=text, tokenize=f"tokenize({LENGTH})")
+    return nanovlm.other_ops(how["pp"], **learn), how
 
 
 def of_nanovlm(config, arg, captions):
@@ -113,7 +112,8 @@ def of_nanovlm(config, arg, captions):
     asked = start.tasks["caption" if captions else "question"].pp
     asked = f"labels_for('{config.model.experts}')|{nanovlm.other_ops(asked, labels_for='')}"
     learn = nanovlm.other_ops(asked, ask=f"turns({PROMPT!r})")
-    return learn, nanovlm.other_ops(asked, ask=f"ask({PROMPT!r})"), dict(method="greedy", max_new=40, prompt_length=0)
+    decode = dict(method="greedy", max_new=40, prompt_length=0)
+    return learn, dict(pp=nanovlm.other_ops(asked, ask=f"ask({PROMPT!r})"), decode=decode)
 
 
 def of_paligemma(config, arg, captions):
@@ -138,4 +138,4 @@ def of_paligemma(config, arg, captions):
     affix = f"affix({paligemma.PREFIXES['caption' if captions else 'answer']!r}"  # a row's own prefix goes before it
     learn = f"{look}|{affix})|prefix_lm({row['tokens'] + 1})"
     asked = f"{look}|{affix}, learn=False)|prefix_lm({row['tokens']})"
-    return learn, asked, dict(method="greedy", max_new=row["tokens"])
+    return learn, dict(pp=asked, decode=dict(method="greedy", max_new=row["tokens"]))

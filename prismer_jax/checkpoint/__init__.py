@@ -39,7 +39,7 @@ _METRICS = "metrics.json"
 _TRASH = ".deleting-"
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """The checkpoints of a run: the newest ones, and the best by a metric.
 
     Files are written in the background; an error there is raised by the next `save`, `wait` or `close`. Opening a
@@ -176,9 +176,6 @@ class Checkpointer:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
-
-    def __enter__(self) -> Checkpointer:
-        return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if error is None:

@@ -5,6 +5,7 @@ The `smoke` variant of each of the paper's configs runs on it: the same code rea
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import pathlib
@@ -45,6 +46,31 @@ def own(task: str) -> tuple[str, str]:
     if task == "captions":
         return f"{root}/coco_karpathy_train.json", f"{root}/coco_karpathy_val.json"
     return f"{root}/vqav2_train_val.json", f"{root}/vg_qa.json"
+
+
+def my_photos(folder: str | os.PathLike, train: int = 64, held_out: int = 16, size: int = 96) -> None:
+    """Writes scenes as the photos of a user, as transfers/forkme.py reads them: an example for one's own.
+
+    In `folder` are images/NUMBER.jpg, labels/EXPERT/NUMBER.png, captions_train.json and captions_val.json, whose
+    captions count what is there ("2 box, 1 sign"), and questions_train.json and questions_val.json.
+
+    Args:
+      folder: where to write, made if need be.
+      train, held_out: how many photos.
+      size: pixels of a photo's side.
+    """
+    root = pathlib.Path(folder)
+    for split, scenes_of, count in (("train", "train", train), ("val", "val", held_out)):
+        settings, captions, questions = scenes.Settings(scenes_of, size, count, 0), [], []
+        for number in range(count):
+            example, name = scenes.example(settings, number), f"{split}_{number}.jpg"
+            _save(root / "images" / name, root / "labels", example)
+            kinds = collections.Counter(scenes.CLASSES[kind] for kind in example["classes"])
+            captions.append({"image": name, "caption": ", ".join(f"{n} {kind}" for kind, n in kinds.items())})
+            asked = example["questions"][:4]
+            questions += [{"image": name, "question": q["question"], "answer": q["answers"][0]} for q in asked]
+        _json(root / f"captions_{split}.json", captions)
+        _json(root / f"questions_{split}.json", questions)
 
 
 def talks(extra: int = len(chat.EXTRA_TOKENS), data_dir: str | os.PathLike | None = None) -> tuple[str, str]:
@@ -252,7 +278,12 @@ def _questions(root: pathlib.Path, examples: list[dict[str, Any]]) -> None:
 
 def _put(root: pathlib.Path, photos: str, name: str, example: dict[str, Any]) -> str:
     """Writes a scene and its labels as the photo root/photos/name; returns the name."""
-    path = root / photos / name
+    _save(root / photos / name, root / "labels" / "{expert}" / photos, example, name)
+    return name
+
+
+def _save(path: pathlib.Path, folder: pathlib.Path, example: dict[str, Any], name: str = "") -> None:
+    """Writes a scene as a photo, and its labels, under its own name unless another is given, into `folder`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(example["image"])
     for expert, data in example["labels"].items():
@@ -260,8 +291,7 @@ def _put(root: pathlib.Path, photos: str, name: str, example: dict[str, Any]) ->
         more = {"classes": example["classes"]} if kind == "instances" else {}
         if kind == "words":
             more = {"features": example["word_features"], "words": example["words"]}
-        label_files.write(root / "labels" / "{expert}" / photos, expert, name, label_png.decode(expert, data), **more)
-    return name
+        label_files.write(folder, expert, name or path.name, label_png.decode(expert, data), **more)
 
 
 def _json(path: pathlib.Path, content: Any) -> None:

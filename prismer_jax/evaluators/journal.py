@@ -24,7 +24,7 @@ SYNC_EVERY = 10.0  # seconds: a crash of the machine loses no more than that, a 
 logger = logging.getLogger(__name__)
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager):
     """The entries of one evaluator: `read` those of earlier starts, then `write`, as a context.
 
     Args:
@@ -88,9 +88,6 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    def __enter__(self) -> Journal:
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +66,8 @@ class Bar:
         self.total, self.done = total, done
         self._title, self._enabled, self._clock, self._ends = title, enabled, clock, ends
         self._stream = sys.stderr if stream is None else stream
-        self._live = enabled and (self._stream.isatty() if live is None else live)
+        self._cell = type(self._stream).__module__ == "ipykernel.iostream"  # of a notebook
+        self._live = enabled and (self._cell or self._stream.isatty() if live is None else live)
         self._every = EVERY if every is None else every
         self._said = None if ends else clock()
         self._started: float | None = None
@@ -74,15 +76,9 @@ class Bar:
 
     def __enter__(self) -> Bar:
         if self._live:
-            from rich import console, progress
-
-            text = [progress.TextColumn(f"{{task.fields[{name}]}}") for name in ("what", "words")]
-            columns = [text[0], progress.BarColumn(), progress.MofNCompleteColumn(), text[1]]
-            terminal = console.Console(file=self._stream, force_terminal=True)
-            self._bar = progress.Progress(*columns, console=terminal, transient=not self._ends, refresh_per_second=4)
-            fields = {"what": self._title, "words": "starting"}
-            self._task = self._bar.add_task("", total=self.total, completed=self.done, **fields)
-            self._bar.start()
+            bars = importlib.import_module("prismer_jax.files.bars")  # which have rich, or IPython, behind them
+            shown = {"total": self.total, "completed": self.done, "what": self._title, "words": "starting"}
+            self._bar, self._task = bars.start(self._cell, self._stream, not self._ends, shown)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -1,6 +1,7 @@
 import io
 
 import pytest
+from IPython import display
 
 from prismer_jax.files import progress
 
@@ -62,3 +63,26 @@ def test_work_of_unknown_size_has_a_rate_and_no_time_left(clock):
             clock.now = seconds
             advance(60.4)
     assert stream.getvalue() == "weights.pt: 121, 1.51 MB/s\n"
+
+
+def test_below_a_notebooks_cell_it_is_one_line_that_is_drawn_anew(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, shown_now):
+            shown.append(shown_now.data)
+
+    class Cell(io.StringIO):
+        pass
+
+    Cell.__module__ = "ipykernel.iostream"
+    monkeypatch.setattr(display, "display", lambda first, display_id: shown.append(first.data) or Handle())
+    with progress.Bar("training <a>", 4, ends=True, stream=Cell()) as bar:
+        bar.advance(3)
+        bar.show(["2 photos/s"], "a line")
+        bar.say("said beside it")
+    assert 'value="0" max="4"' in shown[0]
+    assert 'value="3" max="4"></progress> training &lt;a&gt; 3/4 &ensp; 2 photos/s' in shown[-1]
+    with progress.Bar("looking", None, stream=Cell()) as bar:
+        bar.advance()
+    assert shown[-1] == ""  # it is over
