@@ -17,6 +17,8 @@ from prismer_jax.experts import testing, weights
 from prismer_jax.labelling import cached
 from prismer_jax.report import photos as report_photos
 
+QUESTIONS = ["what is it", "is it red"]  # of two photos each, everywhere: one program is compiled
+
 
 def export(folder, experts, **changes):
     """Writes a small model with these experts; returns the folder."""
@@ -72,7 +74,7 @@ def test_the_package_is_light():
 
 def test_photos_are_files_bytes_images_or_arrays(exported, experts, photos, caplog):
     model = prismer_jax.load(exported, experts)
-    expected = model.caption(photos)
+    expected = model.answer(photos, QUESTIONS)
     files = [photos / "p0.png", photos / "p1.png"]
     images = [Image.open(file) for file in files]
     for given in (
@@ -80,11 +82,9 @@ def test_photos_are_files_bytes_images_or_arrays(exported, experts, photos, capl
         [files[0].read_bytes(), images[1]],
         [np.asarray(image) for image in images],
     ):
-        assert without_names(model.caption(given)) == without_names(expected)
-    assert [row["image"] for row in model.caption([files[0], images[1]])] == [str(files[0]), "1"]
-    answers = model.answer(images, ["what is it", "is it red"])
-    assert without_names(answers) == without_names(model.answer(photos, ["what is it", "is it red"]))
-    assert [row["question"] for row in answers] == ["what is it", "is it red"] * 2
+        assert without_names(model.answer(given, QUESTIONS)) == without_names(expected)
+    mixed = model.answer([files[0], images[1]], QUESTIONS)
+    assert [row["image"] for row in mixed] == [*[str(files[0])] * 2, *["1"] * 2]
     assert model.left_out == []
     assert "does without" not in caplog.text
 
@@ -99,13 +99,13 @@ def test_labels_are_the_experts_and_are_kept(exported, experts, photos, monkeypa
         np.testing.assert_array_equal(row["labels"]["depth"], depth.map)
         np.testing.assert_array_equal(row["labels"]["obj_detection"] == 0, depth.map > 127)
         assert row["objects"] == [7]
-    blind = prismer_jax.load(exported).caption(photos)
-    said = model.caption(photos)
+    blind = prismer_jax.load(exported).answer(photos, QUESTIONS)
+    said = model.answer(photos, QUESTIONS)
     assert all(a["scores"] != b["scores"] for a, b in zip(said, blind, strict=True))
     with monkeypatch.context() as patch:
         patch.setattr(testing.ToyDepth, "run", None)  # all is in the cache: no network runs
         again = prismer_jax.load(exported, experts)
-        assert again.caption(photos) == said
+        assert again.answer(photos, QUESTIONS) == said
         (one,) = again.label((photos / "p1.png").read_bytes())
         np.testing.assert_array_equal(one["labels"]["depth"], found[1]["labels"]["depth"])
     other = testing.ToyDepth()
@@ -119,7 +119,7 @@ def test_labels_are_the_experts_and_are_kept(exported, experts, photos, monkeypa
 
 
 def test_one_line_says_which_experts_are_missing(exported, experts, photos, caplog):
-    prismer_jax.load(exported).caption(photos)
+    prismer_jax.load(exported).answer(photos, QUESTIONS)
     assert [record.message for record in caplog.records] == [
         "The model does without its experts, depth, obj_detection: give their weights, or labels."
     ]
@@ -191,7 +191,7 @@ def test_what_cannot_be_labelled_is_one_line(exported, experts, tmp_path, photos
     with pytest.raises(UserError, match="nowhere: no such folder of experts' weights"):
         prismer_jax.load(exported, tmp_path / "nowhere")
     with pytest.raises(UserError, match="found by the names of photos, which those in memory lack"):
-        prismer_jax.load(exported).caption(b"x", labels=tmp_path)
+        prismer_jax.load(exported).answer(b"x", QUESTIONS, labels=tmp_path)
     bare = prismer_jax.load(export(tmp_path / "bare", []), experts)
     assert "the model has no experts, and does not use" in caplog.text
     with pytest.raises(UserError, match="It has none"):
@@ -200,12 +200,11 @@ def test_what_cannot_be_labelled_is_one_line(exported, experts, tmp_path, photos
 
 def test_the_command_labels_answers_saves_and_draws(exported, experts, photos, tmp_path, capsys):
     flags = ["--checkpoint", str(exported), "--images", str(photos), "--experts", str(experts)]
-    flags += ["--question", "what is it", "is it red", "--save-labels", str(tmp_path / "labels")]
+    flags += ["--question", *QUESTIONS, "--save-labels", str(tmp_path / "labels")]
     caption.main([*flags, "--picture", str(tmp_path / "out/sheet.png"), "--output", str(tmp_path / "out.json")])
     said = json.loads((tmp_path / "out.json").read_text())
     model = prismer_jax.load(exported, experts)
-    questions = ["what is it", "is it red"]
-    assert said == model.answer(photos, questions) == model.answer(photos, questions, labels=tmp_path / "labels")
+    assert said == model.answer(photos, QUESTIONS) == model.answer(photos, QUESTIONS, labels=tmp_path / "labels")
     record = json.loads((tmp_path / "labels/make_labels.json").read_text())
     assert record == {"depth": "trained weights", "obj_detection": "trained weights"}
     for row in model.label(photos):
