@@ -99,6 +99,20 @@ class Roberta(_Fast):
         self.set_ids(vocab, bos, eos, pad)
 
 
+class Opt(Roberta):
+    """OPT's vocab.json and merges.txt as BLIP-2 uses them: a text begins with </s> and ends with a line break.
+
+    Source: salesforce/LAVIS, models/blip2_models/blip2_opt.py.
+    """
+
+    def read(self) -> None:
+        super().read()
+        line_break = self.id_of("\u010a")  # as byte-level BPE spells it
+        if line_break is None:
+            raise UserError(f"{self._paths[0]}: has no line break among its tokens; it is not OPT's. Fetch it again.")
+        self.bos, self.eos = self.eos, line_break
+
+
 def extended(text: str, tokens: Sequence[str]) -> str:
     """Returns the text of a tokenizer.json with further special tokens, numbered behind its own."""
     model = tokenizers.Tokenizer.from_str(text)

@@ -123,8 +123,8 @@ class SentencePiece(Tokenizer):
 
 # Kind -> module and class; imported when a tokenizer of it is asked for.
 KINDS = {
-    "scenes": "prismer_jax.pp.tokenizer:SentencePiece",
-    "sentencepiece": "prismer_jax.pp.tokenizer:SentencePiece",
+    **dict.fromkeys(("scenes", "sentencepiece"), "prismer_jax.pp.tokenizer:SentencePiece"),
+    "opt": "prismer_jax.pp.fast_tokenizers:Opt",
     "roberta": "prismer_jax.pp.fast_tokenizers:Roberta",
     "tokenizers": "prismer_jax.pp.fast_tokenizers:TokenizersJson",
 }
@@ -134,7 +134,7 @@ def load(spec: str) -> Tokenizer:
     """Returns the tokenizer of a spec.
 
     Args:
-      spec: 'scenes' (shipped with the package), 'sentencepiece:FILE', 'roberta:DIR' (vocab.json and merges.txt), or
+      spec: 'scenes' (shipped here), 'sentencepiece:FILE', 'roberta:DIR', 'opt:DIR' (vocab.json and merges.txt), or
         'tokenizers:PATH' (tokenizer.json or its folder, with tokenizer_config.json if it is there).
 
     Raises:
@@ -143,7 +143,9 @@ def load(spec: str) -> Tokenizer:
     kind, _, where = spec.partition(":")
     cls = registry.imported("tokenizer", kind, KINDS)
     if kind != "scenes" and not where:
-        raise UserError(f"The tokenizer {spec!r} names no {'folder' if kind == 'roberta' else 'file'}: {kind}:PATH.")
+        raise UserError(
+            f"The tokenizer {spec!r} names no {'folder' if kind in ('opt', 'roberta') else 'file'}: {kind}:PATH."
+        )
     return cls(spec, *cls.paths(SCENES if kind == "scenes" else storage.on_disk(where)))
 
 
@@ -154,7 +156,7 @@ def load_from(folder: str | os.PathLike, spec: str) -> Tokenizer:
       UserError: as `load`.
     """
     kind, _, where = spec.partition(":")
-    if kind in ("roberta", "tokenizers"):
+    if kind in ("opt", "roberta", "tokenizers"):
         return load(f"{kind}:{folder}")
     return load(f"sentencepiece:{pathlib.Path(folder) / (pathlib.Path(where).name or SCENES.name)}")
 

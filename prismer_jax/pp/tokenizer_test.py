@@ -171,3 +171,12 @@ def test_other_wrong_tokenizers_are_named(tmp_path):
         tokenizer.load("robert:x")
     with pytest.raises(UserError, match="names no folder"):
         tokenizer.load("roberta")
+
+
+def test_opt_begins_with_its_end_and_ends_with_a_line_break(tmp_path):
+    words = ["<s>", "<pad>", "</s>", "<unk>", "a", "Ġ", "Ċ"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    opt = tokenizer.load(f"opt:{tmp_path}")
+    assert (opt.bos, opt.eos, opt.pad, opt.encode("a\n")) == (2, 6, 1, [4, 6])
+    assert opt.decode([4, 6, 4]) == "a"

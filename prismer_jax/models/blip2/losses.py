@@ -59,10 +59,16 @@ def contrast(similarities: Float[Array, "b n"], same: Bool[Array, "b n"], smooth
     return -(targets * jax.nn.log_softmax(similarities)).sum(1)
 
 
-def stage2(forward: Forward, batch: Mapping[str, Array]) -> Costs:
-    """Cross-entropy of the tokens with `mask_loss`, all alike; the last query predicts the first one, as in LAVIS."""
+def stage2(forward: Forward, batch: Mapping[str, Array], start: bool = False) -> Costs:
+    """Cross-entropy of the tokens with `mask_loss`, all alike.
+
+    Args:
+      start: the first token of a text counts, too, which the last query predicts, as in LAVIS with OPT and no prompt.
+    """
     logits = forward(batch, method="predictions").astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, batch["text"][..., None], axis=-1)[..., 0]
     weights = batch["mask_loss"]
+    if start:
+        weights = weights.at[:, 0].set(batch["mask_input"][:, 0].astype(weights.dtype))
     costs = jnp.where(weights != 0, weights * (jax.nn.logsumexp(logits, axis=-1) - chosen), 0.0)
     return {"loss": (costs.sum(-1), weights.sum(-1))}

@@ -1,0 +1,83 @@
+"""Stage 1 of BLIP-2 as released: queries learn to compare, to match and to write texts of photos, for a frozen ViT-g.
+
+    python -m tools.convert blip2 --qformer blip2_pretrained.pth --vision eva_vit_g.pth --output weights/blip2_stage1
+    python -m prismer_jax.train --config configs/blip2_stage1.py --workdir runs/blip2_stage1
+
+Arguments, as in blip2_stage1.py:sets=coco,batch=64:
+  data: folder of lists and photos; see prismer_jax/datasets/paper.py.
+  sets: COCO and Visual Genome as released; PAPER below has the sets of the paper that are found there, too.
+  init: what is trained on; '' begins with new queries and a new vision transformer, which learns little while frozen.
+  tokenizer: BERT's, such as tokenizers:FOLDER of its tokenizer.json.
+  res, batch: pixels of a side; examples a step, over all devices: LAVIS has 100, and 64 in stage 2, a process.
+  smoke: all of it in a minute, on a dozen rendered scenes, to see that it works.
+
+Source: salesforce/LAVIS, lavis/projects/blip2/train/pretrain_stage1.yaml; there the rate climbs in epoch 0 alone.
+"""
+
+from ml_collections import ConfigDict
+
+from prismer_jax.config import parse_arg
+from prismer_jax.datasets import miniature, paper
+
+PAPER = ("coco", "vg", "cc12m", "cc3m_sgu")  # the paper adds 115 million pairs of LAION
+LENGTH = 32  # tokens of a text, its start and its end among them
+NO_DECAY = (("(.*/)?(bias|scale|head_bias|patch_bias|temperature)", 0.0),)
+
+
+def get_config(arg=None):
+    arg = arguments(arg, init="weights/blip2_stage1", tokenizer="tokenizers:weights/bert", batch=100)
+    config = training(arg, warmup=5000)
+    config.model = dict(name="blip2", variant="tiny_stage1" if arg.smoke else "pretrained")
+    if arg.smoke:
+        config.model.qformer = dict(vocab_size=641, pad=1, max_positions=60)
+    else:
+        config.model.update(vision=dict(image_size=arg.res), dtype="bfloat16", remat="dots")
+    config.freeze = "freeze_vision"
+    config.loss = dict(name="blip2_stage1", gather="reference")
+    return config
+
+
+def arguments(arg, **own):
+    """Parses the arguments of both stages."""
+    arg = parse_arg(arg, data="datasets", sets="coco+vg", res=224, smoke=False, **own)
+    if arg.smoke:
+        arg.data, arg.sets, arg.res, arg.batch, arg.init, arg.tokenizer = (
+            miniature.folder(),
+            "coco",
+            42,
+            8,
+            "",
+            "scenes",
+        )
+    return arg
+
+
+def training(arg, *, warmup, text=None):
+    """Returns what both stages share; `text` are the ops of a caption."""
+    config = ConfigDict()
+    config.seed, config.num_workers, config.batch_size = 42, 0 if arg.smoke else 8, arg.batch
+    if arg.smoke:
+        config.total_steps = 2
+    else:
+        config.total_epochs = 10
+    config.tokenizer, config.init = arg.tokenizer, arg.init or None
+    look = f"labels_for('none')|decode|random_resized_crop({arg.res}, scale=(0.5, 1.0))|flip()"
+    text = text or f"caption(style='blip')|tokenize({60 if arg.smoke else LENGTH})"
+    names = paper.choose_sets(arg.data, arg.sets)
+    config.data = {
+        name: dict(**paper.find(arg.data, name, "none"), pp=f"{look}|{text}", weight="size") for name in names
+    }
+    config.frozen_dtype = "float32" if arg.smoke else "bfloat16"
+    # The rate climbs at first, and is then set once an epoch.
+    rate = dict(
+        lr=1e-4, start_lr=1e-6, end_lr=1e-5, schedule="cosine", stairs=10, warmup_steps=1 if arg.smoke else warmup
+    )
+    config.optim = dict(name="adamw", weight_decay=0.05, wd_mults=NO_DECAY, **rate)
+    config.accumulate, config.mesh, config.distributed = 1, dict(data=-1, fsdp=1, tensor=1), None
+    config.sharding = "replicated"
+    config.tasks, config.evals = {}, {}
+    config.log_steps = 1 if arg.smoke else 50
+    if not arg.smoke:
+        config.save_epochs = 1
+    config.checkpoint = dict(keep=1)
+    return config

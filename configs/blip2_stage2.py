@@ -1,0 +1,38 @@
+r"""Stage 2 of BLIP-2 as released: the queries of stage 1 learn to speak to a language model; it and the ViT are frozen.
+
+    python -m tools.convert blip2 --qformer blip2_pretrained.pth --vision eva_vit_g.pth --language opt-2.7b/ \
+        --tokenizer opt:opt-2.7b --output weights/blip2_stage2
+    python -m prismer_jax.train --config configs/blip2_stage2.py:lm=opt2.7b --workdir runs/blip2_stage2
+
+Arguments are those of blip2_stage1.py, and:
+  lm: opt2.7b, opt6.7b, flant5xl ...: the end of a variant's name.
+  tokenizer: the language model's, opt:FOLDER or sentencepiece:FILE.
+
+Sources: salesforce/LAVIS, lavis/projects/blip2/train/pretrain_stage2.yaml; arXiv 2301.12597, section 3.3, for T5.
+"""
+
+from configs.blip2_stage1 import arguments, training
+from prismer_jax.errors import choose
+from prismer_jax.models.blip2.model import FLAN_T5, OPT
+
+LENGTH = 32  # tokens of a text
+
+
+def get_config(arg=None):
+    arg = arguments(arg, lm="opt2.7b", init="weights/blip2_stage2", tokenizer="opt:weights/opt-2.7b", batch=64)
+    choose("lm", arg.lm, {**OPT, **FLAN_T5})
+    t5 = arg.lm in FLAN_T5
+    length = 60 if arg.smoke else LENGTH
+    write = f"prefix_suffix()|seq2seq({length}, {length})" if t5 else f"tokenize({length})"
+    config = training(arg, warmup=2000, text=f"caption(style='blip')|{write}")
+    config.model = dict(name="blip2", variant=f"pretrained_{arg.lm}")
+    if arg.smoke:
+        config.model = dict(name="blip2", variant="tiny_t5" if t5 else "tiny", language=dict(vocab_size=640))
+    else:
+        config.model.update(vision=dict(image_size=arg.res), dtype="bfloat16", remat="dots")
+    config.freeze = "freeze_lang_vision"
+    config.loss = dict(name="blip2_stage2", start=not t5)
+    look = f"labels_for('none')|decode|resize({arg.res})|caption_prompt()"
+    decode = dict(method="beam", num_beams=5, max_new=4 if arg.smoke else 30, length="start" if t5 else "new")
+    config.tasks = dict(caption=dict(pp=f"{look}|{'seq2seq(4)' if t5 else 'tokenize(3)'}", decode=decode))
+    return config
