@@ -143,9 +143,7 @@ def load(spec: str) -> Tokenizer:
     kind, _, where = spec.partition(":")
     cls = registry.imported("tokenizer", kind, KINDS)
     if kind != "scenes" and not where:
-        raise UserError(
-            f"The tokenizer {spec!r} names no {'folder' if kind in ('opt', 'roberta') else 'file'}: {kind}:PATH."
-        )
+        raise UserError(f"The tokenizer {spec!r} names no folder or file: {kind}:PATH.")
     return cls(spec, *cls.paths(SCENES if kind == "scenes" else storage.on_disk(where)))
 
 
