@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from prismer_jax import registry
@@ -34,7 +33,7 @@ _TAKEN = ("prefill", "extend", "encoded", "batch", "rng", "eos", "pad", "max_new
 
 @typed
 def generate(
-    model: nn.Module,
+    model: Any,
     variables: Mapping[str, Any],
     batch: Mapping[str, Any],
     *,
@@ -103,7 +102,7 @@ def as_given(text: Array, mask_input: Array, counted: Array | None = None) -> tu
 
 
 def run(
-    model: nn.Module,
+    model: Any,
     variables: Mapping[str, Any],
     batch: Mapping[str, Any],
     constants: dict[str, Any],

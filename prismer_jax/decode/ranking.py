@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
 from prismer_jax.decode.batch import run
@@ -62,7 +61,7 @@ def rank(
 
 @typed
 def rank_answers(
-    model: nn.Module,
+    model: Any,
     variables: Mapping[str, Any],
     batch: Mapping[str, Any],
     answers: Int[Any, "a l"],

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from prismer_jax import checkpoint, config, models, optim, pp, sharding, tree
+from prismer_jax import checkpoint, config, decode, models, optim, pp, sharding, tree
 from prismer_jax.batch import prompts
+from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import UserError
 from prismer_jax.models import lora, peft
 from prismer_jax.models.split import tensor_rules
@@ -327,3 +328,18 @@ def test_what_is_packed_cannot_train():
     cfg, mesh = config.strict(smoke(quantize=dict(match="language/.*"))), sharding.make_mesh()
     with pytest.raises(UserError, match=r"is packed by config\.model\.quantize, but trains"):
         make_step(cfg, pp.tokenizer.load("scenes"), mesh, dict(total_steps=2, batch_size=8))
+
+
+@pytest.mark.parametrize("section", [{"lora": {"rank": 2, "alpha": 4}}, {"quantize": {"kind": "int8"}}])
+def test_a_model_with_adapters_or_packed_kernels_is_asked_as_any_other(section):
+    """`decode` took linen modules alone, and refused these."""
+    ((kind, fields),) = section.items()
+    model = models.build("paligemma", variant="tiny", **{kind: dict(match=r"language/blocks/.*", **fields)})
+    variables = jax.eval_shape(model.init_variables, jax.random.key(0))
+    ids, size = np.ones((2, 4), np.int32), model.image_size
+    batch = {"image": np.zeros((2, size, size, 3), np.uint8), **prompts(ids, ids > 0)}
+    ask = functools.partial(decode.generate, model, batch=batch, method="greedy", pad=0, eos=-1, max_new=3)
+    assert jax.eval_shape(ask, variables)[0].shape == (2, 1, 3)
+    answers = np.ones((3, 2), np.int32)
+    rank = functools.partial(rank_answers, model, batch=batch, answers=answers, answer_mask=answers > 0, k=2)
+    assert jax.eval_shape(rank, variables)[1].shape == (2, 2)
