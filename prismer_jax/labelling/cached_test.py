@@ -198,6 +198,7 @@ def test_what_cannot_be_labelled_is_one_line(exported, experts, tmp_path, photos
         bare.label(photos)
 
 
+@pytest.mark.slow
 def test_the_command_labels_answers_saves_and_draws(exported, experts, photos, tmp_path, capsys):
     flags = ["--checkpoint", str(exported), "--images", str(photos), "--experts", str(experts)]
     flags += ["--question", *QUESTIONS, "--save-labels", str(tmp_path / "labels")]
