@@ -216,6 +216,7 @@ def test_the_small_one_reads_the_texts_of_scenes(experts):
     assert logits.shape == (*batch["text"].shape, 640)
 
 
+@pytest.mark.slow
 def test_a_task_runs_whole(tmp_path):
     configs_test.check(FILE, tmp_path, "smoke,task=tallyqa")
 

@@ -43,6 +43,7 @@ def test_a_llama_in_the_language_models_place_writes_what_it_scores():
     np.testing.assert_allclose(scores[:, 0], sums / 4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_stage_1_trains_all_but_the_vision_transformer_also_with_one_example(rows):
     model, variables = stage1()
