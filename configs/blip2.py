@@ -55,8 +55,7 @@ def get_config(arg=None):
     held_out = config.evals.caption.data
     if arg.stage == "1":
         several = dict(k_test=16, style="plain", max_tokens=LENGTH, texts_at_once=16)
-        few = held_out
-        config.evals = dict(retrieval=dict(type="retrieval", data=few, pp=look, batch_size=batch, **several))
+        config.evals = dict(retrieval=dict(type="retrieval", data=held_out, pp=look, batch_size=batch, **several))
         config.checkpoint = dict(keep=1)
         return config
     config.model.variant, config.model.qformer, config.model.language = "tiny", QUERIES, LANGUAGE

@@ -11,8 +11,9 @@ alone, and all experts' at once, are
 
 OUTPUT/audit.md has, for every arm, the difference that this makes to each evaluator's score, over all and by type of
 question, with 95 % intervals by a paired bootstrap over photos, and what reading an expert's labels takes; audit.png
-shows it, audit.json has all metrics. A run that is stopped goes on with the arms that are not done. What a model does
-without an expert that it was trained with is not what it would do had it been trained without: tools.sweep trains.
+shows it, audit.json has all metrics. A run that is stopped goes on with the arms that are not done; what is there of
+another checkpoint or config is refused. What a model does without an expert that it was trained with is not what it
+would do had it been trained without: tools.sweep trains.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prismer_jax import compare, config, datasets, evaluate, labels, pp, runtime, sharding
+from prismer_jax import checkpoint, compare, config, datasets, evaluate, labels, pp, runtime, sharding
 from prismer_jax.datasets.altered import HOW
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
@@ -130,9 +131,26 @@ def making(experts: Sequence[str]) -> dict[str, float]:
     return spent
 
 
+def is_done(folder: pathlib.Path, path: pathlib.Path, asked: Mapping[str, Any]) -> bool:
+    """Returns whether a folder holds the results of this checkpoint, asked for in the same way.
+
+    Raises:
+      UserError: it holds those of another one, or of one that was there before.
+    """
+    if not (folder / "metrics.json").exists():
+        return False
+    record, weights = compare.read(folder).record, checkpoint.find(path)
+    same = record["checkpoint"]["path"] == str(weights) and all(record.get(key) == asked[key] for key in asked)
+    if not same or (folder / "metrics.json").stat().st_mtime < weights.stat().st_mtime:
+        raise UserError(
+            f"{folder}: holds results of another checkpoint or config. Choose another --output, or delete it."
+        )
+    return True
+
+
 def audit(
     cfg: config.Section,
-    checkpoint: pathlib.Path,
+    path: pathlib.Path,
     output: pathlib.Path,
     *,
     only: Sequence[str] = (),
@@ -144,14 +162,14 @@ def audit(
 
     Args:
       cfg: the config, whose `evals` are run.
-      checkpoint: whatever `checkpoint.find` accepts.
+      path: of the checkpoint, whatever `checkpoint.find` accepts.
       only: names of the evaluators that are run; all by default.
       kinds: of KINDS.
       asked: what the results say of where the config came from.
       time_making: also run each expert's network, with random weights, for the clock.
 
     Raises:
-      UserError: the model has no experts, or as `evaluate.evaluate`.
+      UserError: the model has no experts, `output` holds the audit of something else, or as `evaluate.evaluate`.
     """
     experts = experts_of(cfg)
     plain = config.plain(cfg)
@@ -161,12 +179,13 @@ def audit(
     for arm in arms(experts, kinds):
         name = arm.name(experts)
         folders[name] = output / name.replace(" ", "_")
-        if (folders[name] / "metrics.json").exists():
+        said = {**(asked or {}), "labels": name}
+        if is_done(folders[name], path, said):
             print(f"{name}: there already.")
             continue
         print(f"{name} ({len(folders)} of {len(experts) * len(kinds) + len(kinds) + 1})", flush=True)
         changed = {**plain, "evals": {key: altered(part, arm, classes) for key, part in sections.items()}}
-        evaluate.evaluate(config.Section(changed), checkpoint, folders[name], asked={**(asked or {}), "labels": name})
+        evaluate.evaluate(config.Section(changed), path, folders[name], asked=said)
     table, runs, _ = compare.tabulate(list(folders.values()))
     scores = {name: part["score"] for name, part in runs[0].record["evaluators"].items()}
     found = {

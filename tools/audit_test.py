@@ -1,9 +1,10 @@
 import json
+import os
 
 import numpy as np
 import pytest
 
-from prismer_jax import config, datasets, labels
+from prismer_jax import checkpoint, config, datasets, labels
 from prismer_jax.datasets.altered import Altered, keys_of
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.evaluate_test import SPEC, data_dir, model  # noqa: F401 - fixtures
@@ -95,6 +96,24 @@ def test_a_model_without_experts_is_one_line(capsys):
     with pytest.raises(SystemExit):
         run_main(audit.main, ["--checkpoint", "x", "--config", SPEC.replace(":", ":z,"), "--output", "y"])
     assert capsys.readouterr().err == "error: The config's model has no experts: there is nothing to audit.\n"
+
+
+def test_results_of_another_checkpoint_or_config_are_not_taken_for_those_asked_for(tmp_path):
+    runs = [tmp_path / name for name in ("one", "two")]
+    for run in runs:
+        checkpoint.export(run, {"params": {"x": np.ones(2, np.float32)}}, {})
+    asked = {"config": "a.py", "labels": "as it is"}
+    assert not audit.is_done(tmp_path / "arm", runs[0], asked)
+    record = {"checkpoint": {"path": str(runs[0])}, "metrics": {}, "evaluators": {}, **asked}
+    (tmp_path / "arm").mkdir()
+    (tmp_path / "arm/metrics.json").write_text(json.dumps(record))
+    assert audit.is_done(tmp_path / "arm", runs[0], asked)
+    for other, said in ((runs[1], asked), (runs[0], {**asked, "config": "b.py"})):
+        with pytest.raises(UserError, match="holds results of another checkpoint or config"):
+            audit.is_done(tmp_path / "arm", other, said)
+    os.utime(tmp_path / "arm/metrics.json", (0, 0))  # the checkpoint was made anew
+    with pytest.raises(UserError, match="Choose another --output"):
+        audit.is_done(tmp_path / "arm", runs[0], asked)
 
 
 @pytest.mark.slow

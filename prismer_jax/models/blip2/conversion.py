@@ -189,9 +189,7 @@ def tasks(model: Any) -> dict[str, Any]:
     beams = dict(method="beam", num_beams=5, length="start" if t5 else "new")
     caption = dict(pp=f"{look}|caption_prompt('a photo of')|{read}", decode=beams | dict(max_new=ANSWER, min_new=8))
     ask = f"{look}|question_prompt(style='blip')|prompt_template('Question: {{}} Short answer:')|{read}"
-    question = dict(
-        pp=ask.replace("{{}}", "{}"), decode=beams | dict(max_new=10, min_new=1, length_penalty=-1.0 if t5 else 0.0)
-    )
+    question = dict(pp=ask, decode=beams | dict(max_new=10, min_new=1, length_penalty=-1.0 if t5 else 0.0))
     if model.language:
         return dict(caption=caption, question=question)
     # LAVIS's `generate` of stage 1: no prompt, 3 beams; the image text retrieval reads 32 tokens.
