@@ -80,7 +80,7 @@ def altered(section: Mapping[str, Any], arm: Arm, classes: Mapping[str, Sequence
     Raises:
       UserError: its `pp` has no `decode`, behind which noise takes the place of labels.
     """
-    out = {**section, "blank": False} if "blank" in section else dict(section)
+    out = {**section, "blank": False}  # which arms are compared with each other
     if arm.kind in HOW:
         out["data"] = dict(name="altered", of=section["data"], experts=list(arm.experts), how=arm.kind)
     elif arm.kind:

@@ -56,7 +56,7 @@ def test_an_arm_changes_the_labels_of_its_experts_and_nothing_else():
         *("all experts blank", "all experts noise"),
     ]
     assert [arm.name(("depth",)) for arm in audit.arms(("depth",), ("blank",))] == ["as it is", "depth blank"]
-    section = dict(type="vqa", data=dict(name="scenes"), pp="labels_for('all')|decode|resize(8)", blank=True)
+    section = dict(type="vqa", data=dict(name="scenes"), pp="labels_for('all')|decode|resize(8)")
     assert audit.altered(section, audit.Arm(), {}) == {**section, "blank": False}
     assert audit.altered(section, audit.Arm(("depth",), "shuffled"), {})["data"] == dict(
         name="altered", of=dict(name="scenes"), experts=["depth"], how="shuffled"
