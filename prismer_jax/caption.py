@@ -37,7 +37,9 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import config, runtime
-from prismer_jax.captioner import Captioner, Request, Result
+from prismer_jax.captioner import Captioner
+from prismer_jax.captioner.requests import Request, Result, to_answer, to_caption, to_choose
+from prismer_jax.captioner.results import results_of
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.evaluators.journal import Journal
@@ -110,12 +112,12 @@ def main(argv: list[str] | None = None) -> None:
         settings |= {"method": "beam", "num_beams": args.num_beams}
     if args.choices is not None:
         choices = args.choices[0] if len(args.choices) == 1 else args.choices
-        request = captioner.to_choose(args.images, choices, args.question, args.labels, None)
+        request = to_choose(captioner, args.images, choices, args.question, args.labels, None)
     elif args.question is None:
         how_many = args.num_captions, args.seed, settings
-        request = captioner.to_caption(args.images, args.labels, *how_many, args.prompt)
+        request = to_caption(captioner, args.images, args.labels, *how_many, args.prompt)
     else:
-        request = captioner.to_answer(args.images, args.question, args.labels, args.num_captions, args.seed, settings)
+        request = to_answer(captioner, args.images, args.question, args.labels, args.num_captions, args.seed, settings)
     reader = _reader(captioner, request.source, args)
     sheet = None if args.picture is None else _sheet(captioner, request.source, args.picture)
     if captioner.experts is not None and args.save_labels is not None:
@@ -127,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         return reader(result)
 
     if args.output is None:
-        for _ in _shown(request, map(see, captioner.results(request, args.batch_size))):
+        for _ in _shown(request, map(see, results_of(captioner, request, args.batch_size))):
             pass
     elif embedder is None:
         writeresults(args.output, captioner, request, args.batch_size, see)
@@ -201,7 +203,7 @@ def writeresults(
         journals.append(Journal(path.with_name(f"{path.name}.partial"), "results", description))
         return journals[0]
 
-    results = list(_shown(request, map(see, captioner.results(request, batch_size, journal))))
+    results = list(_shown(request, map(see, results_of(captioner, request, batch_size, journal))))
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
     else:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from prismer_jax import caption, checkpoint, datasets, decode, evaluators, label_files, models, pp
-from prismer_jax.captioner import Asked
+from prismer_jax.datasets.photos import Asked
 from prismer_jax.decode.batch import _compiled
 from prismer_jax.errors import UserError
 from prismer_jax.sentences import SentenceEmbedder, submission

@@ -17,7 +17,7 @@ FLOORS = [
     {"towers", "datasets"},
     {"models", "decode"},
     {"experts", "evaluators", "report"},
-    {"captioner", "labelling", "matching", "sentences"},
+    {"captioner", "labelling", "sentences"},
     {"train", "evaluate", "caption", "retrieve", "lmms", "assembly", "compare", "scoring", "training", "planning"},
 ]
 WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "label_png", "files", "metrics", "objects"]

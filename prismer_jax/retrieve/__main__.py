@@ -21,10 +21,10 @@ import numpy as np
 
 from prismer_jax import config, datasets, runtime
 from prismer_jax.captioner import Captioner
+from prismer_jax.captioner.comparing import Comparer, compared
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import progress, storage
-from prismer_jax.matching import Comparer, compared
 from prismer_jax.retrieve.index import Index
 
 PART = 1024  # photos in a part of the index

@@ -1,4 +1,4 @@
-"""Photos and texts compared by a model that was trained to: the work behind Captioner.features and .match."""
+"""Photos and texts compared by a model that was trained to: what Captioner.features and .match return."""
 
 from __future__ import annotations
 

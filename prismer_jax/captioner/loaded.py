@@ -1,0 +1,87 @@
+"""A checkpoint that is loaded to be used, and the photos that it is used on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from prismer_jax import checkpoint, datasets, models, pp
+from prismer_jax.datasets.photos import Photos, are_files
+from prismer_jax.errors import UserError
+
+Path = str | os.PathLike
+Result = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+class Loaded:
+    """A trained model with all that it needs to be used: tokenizer, preprocessing and decoding of each of its tasks.
+
+    Attributes:
+      experts: what labels photos, a labelling.cached.Cached; None where labels come from files, or there are none.
+      left_out: of the last call, {"image": path, "error": why} of each photo that could not be used: a damaged photo or
+        label. It is not among the results, and a warning names it. If no photo can be used, the call is a UserError.
+    """
+
+    def __init__(self, path: Path, experts: Path | None = None) -> None:
+        """Loads an export, or the latest checkpoint of a workdir; `experts` as in `load`.
+
+        Raises:
+          UserError: there is no such thing, or it does not say how it is used.
+        """
+        self.variables, cfg = checkpoint.load_export(path, shardings=_on_one_device)
+        if not {"model", "tokenizer", "tasks"} <= cfg.keys():
+            raise UserError(f"{path}: its config.json lacks model, tokenizer or tasks. Export it with this version.")
+        pp.tokenizer.check_ids(cfg, path)
+        self.tokenizer = pp.tokenizer.load_from(cfg["folder"], cfg["tokenizer"])
+        self.model = models.build(**cfg["model"], tokenizer=self.tokenizer)
+        self.tasks = cfg["tasks"]
+        self.folder = pathlib.Path(cfg["folder"])
+        self.left_out: list[Result] = []
+        self.experts = None if experts is None else _open(experts, self.model, path)
+
+    def photos(self, images: Any, labels: Path | None) -> Any:
+        """Returns a source of photos, with the labels of a folder or, without one, with those of the experts."""
+        if are_files(images):
+            source = datasets.load("photos", images=images, labels=labels, experts=self.model.experts)
+        elif labels is not None:
+            raise UserError(f"{labels}: label files are found by the names of photos, which those in memory lack.")
+        else:
+            source = Photos(images)
+        if labels is not None or not self.model.experts:
+            return source
+        if self.experts is None:
+            names = ", ".join(self.model.experts)
+            logger.warning("The model does without its experts, %s: give their weights, or labels.", names)
+            return source
+        if line := self.experts.line():
+            logger.warning("%s", line)
+        return self.experts.label(source)
+
+    def leave_out(self, source: Any, meta: Mapping[int, Mapping[str, Any]]) -> None:
+        """Notes which photos of a source cannot be used; `meta` has those of a batch, by their place."""
+        for place, row in meta.items():
+            left = {"image": source.name(place), "error": row.get("error")}
+            if "error" in row and self.left_out[-1:] != [left]:
+                self.left_out.append(left)
+                logger.warning("Left out: %s", row["error"])
+
+
+def _open(experts: Path, model: Any, path: Path) -> Any:
+    """Returns what labels photos with those of a model's experts whose weights are there; None if it has no experts."""
+    if not model.experts:
+        logger.warning("%s: the model has no experts, and does not use %s.", path, experts)
+        return None
+    from prismer_jax.labelling.cached import Cached  # with all experts, which nothing else here needs
+
+    return Cached(model.experts, experts, model.classes)
+
+
+def _on_one_device(shapes: Any) -> Any:
+    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)

@@ -1,0 +1,168 @@
+"""What is asked about photos: to caption them, to answer questions about them, or to choose among texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from prismer_jax import decode
+from prismer_jax.captioner.loaded import Loaded, Path, Result
+from prismer_jax.datasets.photos import NO_PHOTO, Asked
+from prismer_jax.decode.ranking import rank_answers
+from prismer_jax.errors import UserError, choose
+from prismer_jax.pp.chat import takes_prompt
+from prismer_jax.pp.choices import choice_tokens, read_choices
+from prismer_jax.pp.text import style_of
+
+
+@dataclasses.dataclass
+class Request:
+    """What is asked about photos.
+
+    Attributes:
+      source: the photos, each as often as something is asked about it.
+      how: the checkpoint's section of the task.
+      settings: all else that the results depend on, as JSON has it.
+      say: from (host batch, its arrays) to what is said of each row.
+      asked: what is asked about each photo, in the words of the results; {} for nothing.
+    """
+
+    source: Any
+    how: Mapping[str, Any]
+    settings: dict[str, Any]
+    say: Callable[[Mapping[str, Any], dict[str, Any]], Sequence[Result]]
+    asked: Sequence[Result] = ({},)
+
+    @property
+    def photos(self) -> int:
+        return len(self.source) // len(self.asked)
+
+
+def to_caption(
+    loaded: Loaded,
+    images: Any,
+    labels: Path | None,
+    number: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    prompt: str | None = None,
+) -> Request:
+    """Returns what Captioner.caption asks, of whose arguments these are; see there for the errors."""
+    if images is None and prompt is None:
+        raise UserError("Give photos to caption, or a prompt.")
+    if prompt is not None and not takes_prompt(choose("task of this checkpoint", "caption", loaded.tasks)["pp"]):
+        raise UserError(
+            f"prompt={prompt!r}: this checkpoint's captions are not asked for in words. Leave the prompt out, or "
+            "ask it as a question."
+        )
+    if images is None and loaded.model.experts:
+        raise UserError("This checkpoint sees its photos through experts too: give photos beside the prompt.")
+    source = NO_PHOTO if images is None else loaded.photos(images, labels)
+    asked = [{}] if prompt is None else [{"prompt": prompt}]
+    return to_write(loaded, "caption", source, "captions", number, seed, settings, asked)
+
+
+def to_answer(
+    loaded: Loaded,
+    images: Any,
+    question: str | Sequence[str],
+    labels: Path | None,
+    number: int,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> Request:
+    """Returns what Captioner.answer asks; raises UserError if there is no question."""
+    asked = _questions(question)
+    return to_write(loaded, "question", loaded.photos(images, labels), "answers", number, seed, settings, asked)
+
+
+def to_choose(
+    loaded: Loaded,
+    images: Any,
+    choices: Path | Sequence[str],
+    question: str | Sequence[str] | None,
+    labels: Path | None,
+    k: int | None,
+) -> Request:
+    """Returns what Captioner.choose asks; raises UserError if the checkpoint lacks the task."""
+    task, kind = ("caption", "class") if question is None else ("question", "answer")
+    how = choose("task of this checkpoint", task, loaded.tasks)
+    settings = {"k": k or {"class": 32, "answer": 16}[kind]}
+    asked = [{}] if question is None else _questions(question)
+    return to_rank(loaded, loaded.photos(images, labels), how, read_choices(choices), kind, settings, asked)
+
+
+def to_rank(
+    loaded: Loaded,
+    source: Any,
+    how: Mapping[str, Any],
+    texts: Sequence[str],
+    kind: Literal["answer", "class"],
+    settings: dict[str, Any],
+    asked: Sequence[Result],
+) -> Request:
+    """Returns a request that ranks texts, answers or names of classes, for each row of a source."""
+    tokens = choice_tokens(loaded.tokenizer, texts, kind, how.get("style", "plain"))
+    settings = {**settings, "padding": how["decode"].get("padding", "own")}
+
+    def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
+        ranked = rank_answers(loaded.model, loaded.variables, arrays, *tokens, **settings)
+        _, candidates, scores = jax.device_get(ranked)
+        orders = np.argsort(-scores, kind="stable")
+        return [
+            {"choices": [texts[i] for i in row[order]], "scores": score[order].tolist()}
+            for row, score, order in zip(candidates, scores, orders, strict=True)
+        ]
+
+    described = {**settings, "asked": asked, "choices": texts}
+    return Request(Asked(source, asked), how, described, say, asked)
+
+
+def to_write(
+    loaded: Loaded,
+    task: str,
+    source: Any,
+    key: str,
+    number: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    asked: Sequence[Result],
+) -> Request:
+    """Returns a request that decodes the likeliest text of each row, or draws several, as `key` of its result."""
+    how = choose("task of this checkpoint", task, loaded.tasks)
+    texts = style_of(how.get("style", "plain"))
+    write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
+    if number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}:
+        length = {k: v for k, v in how["decode"].items() if k in ("max_new", "min_new", "max_len", "min_len")}
+        options = {"method": "sample", "num_samples": number, **length, **how.get("sample", {}), **settings}
+    else:
+        options = {**how["decode"], **settings}
+    options |= {"eos": loaded.tokenizer.eos, "pad": loaded.tokenizer.pad}
+
+    def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
+        rng = jax.random.key(seed)
+        tokens, scores = jax.device_get(decode.generate(loaded.model, loaded.variables, arrays, rng=rng, **options))
+        prompts = [text[mask].tolist() for text, mask in zip(batch["text"], batch["mask_input"], strict=True)]
+        return [
+            {key: [write(loaded.tokenizer, prompt, ids.tolist()) for ids in row], "scores": score.tolist()}
+            for prompt, row, score in zip(prompts, tokens, scores, strict=True)
+        ]
+
+    described = {**options, "asked": asked, "task": task, "seed": seed}
+    return Request(Asked(source, asked), how, described, say, asked)
+
+
+def _questions(question: str | Sequence[str]) -> list[Result]:
+    """Returns what is asked about each photo.
+
+    Raises:
+      UserError: there is no question.
+    """
+    asked = [{"question": text} for text in ([question] if isinstance(question, str) else question)]
+    if not asked:
+        raise UserError("There is no question to answer: give one, or several.")
+    return asked
