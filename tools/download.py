@@ -12,6 +12,9 @@
   smollm2       HuggingFaceTB/SmolLM2-135M, -360M-Instruct and others, each with its tokenizer
   paligemma     google/paligemma-3b-pt-224, google/paligemma2-3b-mix-448 and others, each with its tokenizer; whoever
                 fetches them accepts Gemma's licence on the page of each, and has a token in HF_TOKEN
+  blip2         pretrained_opt2.7b, caption_flant5xl and others, as LAVIS calls them: its file, and the vision
+                transformer, language model and tokenizer that it lacks; or Salesforce/blip2-opt-2.7b and others, or
+                a language model alone, such as facebook/opt-1.3b
   sentences     all-MiniLM-L6-v2, which makes vectors of captions
   tokenizer     RoBERTa's vocab.json and merges.txt
   label-tables  vectors of class names, and the PCA of words (NVIDIA's non-commercial licence)
@@ -29,6 +32,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prismer_jax import config
 from prismer_jax.errors import UserError, choose, run_main
@@ -72,7 +76,27 @@ PALIGEMMA = [
     for kind, sizes in (("pt", (224, 448, 896)), ("mix", (224, 448)))
     for size in sizes
 ]
-NAMED = ("prismer", "nanovlm", "siglip", "smollm2", "paligemma")  # groups that are not fetched as a whole
+# Names of files: salesforce/LAVIS at 506965b, configs/models/blip2/*.yaml, models/eva_vit.py and models/clip_vit.py;
+# of repositories: transformers, convert_blip_2_original_to_pytorch.py.
+LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2"
+EVA, CLIP_L, BERT = "eva_vit_g.pth", "clip_vit_L.pth", "google-bert/bert-base-uncased"
+BLIP2 = {  # its vision transformer, where the file holds none, and who reads the queries
+    "pretrained": (EVA, BERT),
+    "finetune_coco": ("", BERT),
+    "pretrained_vitL": (CLIP_L, BERT),
+    "pretrained_flant5xl_vitL": (CLIP_L, "google/flan-t5-xl"),
+    **{f"pretrained_opt{size}": (EVA, f"facebook/opt-{size}") for size in ("2.7b", "6.7b")},
+    **{f"caption_opt{size}": ("", f"facebook/opt-{size}") for size in ("2.7b", "6.7b")},
+    **{f"pretrained_flant5{size}": (EVA, f"google/flan-t5-{size}") for size in ("xl", "xxl")},
+    "caption_flant5xl": ("", "google/flan-t5-xl"),
+}
+BLIP2_HUB = [
+    *(f"Salesforce/blip2-{name}" for name in ("opt-2.7b", "opt-6.7b", "flan-t5-xl", "flan-t5-xxl")),
+    *(f"Salesforce/blip2-{name}-coco" for name in ("opt-2.7b", "opt-6.7b", "flan-t5-xl")),
+    *(f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b")),
+    *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
+]
+NAMED = ("prismer", "nanovlm", "siglip", "smollm2", "paligemma", "blip2")  # groups that are not fetched as a whole
 OFFICIAL = "https://github.com/NVlabs/prismer/raw/4f27ab37e8ff5436707c5badd0ec744980608edd"
 TABLES = f"{OFFICIAL}/dataset"
 TABLE_FACTS = {  # SHA-256 and bytes, of that commit
@@ -120,7 +144,18 @@ def _repositories(names: Sequence[str], files: Sequence[str], owner: str = "") -
     }
 
 
-GROUPS: dict[str, Mapping[str, Item | list[Item] | Repository]] = {
+def _blip2() -> dict[str, Any]:
+    """Returns whole models under LAVIS's names; files that several of them share are fetched once."""
+    found: dict[str, Any] = {name: Repository(name) for name in BLIP2_HUB}
+    for name, (vision, language) in BLIP2.items():
+        files = [file for file in (f"blip2_{name}.pth", vision) if file]
+        parts: list[Any] = [Item(WebFile(f"{LAVIS}/{file}"), file) for file in files]
+        words = [Item(HubFile(BERT, "tokenizer.json"), "bert/tokenizer.json")]
+        found[name] = parts + (words if language == BERT else [Repository(language)])
+    return found
+
+
+GROUPS: dict[str, Mapping[str, Any]] = {  # name: an Item, a Repository, or a list of these
     "prismer": {
         name: Item(HubFile(PRISMER, f"{name}/pytorch_model.bin"), f"{name}/pytorch_model.bin")
         for stage in ("pretrain", "caption", "vqa")
@@ -136,6 +171,7 @@ GROUPS: dict[str, Mapping[str, Item | list[Item] | Repository]] = {
     "siglip": _repositories(SIGLIP, MODEL),
     "smollm2": _repositories(SMOLLM2, (*MODEL, *TOKENIZER)),
     "paligemma": {name: Repository(name) for name in PALIGEMMA},
+    "blip2": _blip2(),
     "sentences": _repositories(["all-MiniLM-L6-v2"], (*MODEL, *TOKENIZER, *SENTENCES), "sentence-transformers/"),
     "tokenizer": {name: Item(HubFile(f"{ROBERTA}-base", name), name) for name in ("vocab.json", "merges.txt")},
     "words": {name: Item(WebFile(f"{where}/{name}", *facts), name) for name, (where, *facts) in WORDS.items()},
@@ -154,19 +190,23 @@ def select(group: str, names: Sequence[str]) -> list[Item]:
     if group in NAMED and not names:
         raise UserError(f"Name the checkpoints to fetch: {', '.join(items)}.")
     chosen = [choose(f"name of {group}", name, items) for name in names] if names else list(items.values())
-    return [item for entry in chosen for item in _items(entry)]
+    return list(dict.fromkeys(item for entry in chosen for item in _items(entry)))
 
 
-def _items(entry: Item | list[Item] | Repository) -> list[Item]:
-    if not isinstance(entry, Repository):
-        return entry if isinstance(entry, list) else [entry]
+def _items(entry: Item | list[Any] | Repository) -> list[Item]:
+    if isinstance(entry, list):
+        return [item for part in entry for item in _items(part)]
+    if isinstance(entry, Item):
+        return [entry]
     try:
-        files = entry.files(".json", ".safetensors", ".model")
+        files = entry.files(".json", ".safetensors", ".model", ".txt", ".bin")
     except Unreachable as error:
         page = f"https://huggingface.co/{entry.name}"
         raise UserError(
             f"{page} does not answer ({error}). Fetch its files elsewhere, and convert that folder."
         ) from None
+    if any(file.path.endswith(".safetensors") for file in files):  # the same weights as in PyTorch's files
+        files = [file for file in files if not file.path.endswith((".bin", ".bin.index.json"))]
     return [Item(file, f"{entry.name.rpartition('/')[2]}/{file.path}") for file in files]
 
 
@@ -185,6 +225,28 @@ def plan(items: Sequence[Item], folder: pathlib.Path) -> None:
         print(f"{target}: {shown}{there}, from {item.source.address}")
     if len(sizes) > 1 and None not in sizes:
         print(f"{len(sizes)} files, {_bytes(sum(sizes))} in all")
+
+
+def weigh(name: str) -> None:
+    """Prints what the weights of a BLIP-2 take in memory, in each type of `tools.convert blip2 --dtype`."""
+    import jax  # here: most files are fetched without it
+
+    from prismer_jax import models
+    from prismer_jax.models import conversion
+    from prismer_jax.models.blip2.conversion import PACKED, QUANTIZED
+
+    if name not in models.family("blip2").VARIANTS:
+        return
+    plain = models.build("blip2", variant=name)
+    halves = {key: jax.ShapeDtypeStruct(x.shape, "bfloat16") for key, x in conversion.shapes_of(plain).items()}
+    sizes = []
+    for kind in ("bfloat16", *PACKED):
+        packs = {}
+        if kind in PACKED:
+            model = models.build("blip2", variant=name, quantize=dict(match=QUANTIZED, kind=kind))
+            packs = {key: jax.eval_shape(pack, halves[key]) for key, pack in model.loading["pack"].items()}
+        sizes.append(f"{kind} {_bytes(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(halves | packs)))}")
+    print(f"{name}: weights in memory take {', '.join(sizes)} (tools.convert blip2 --dtype).")
 
 
 def fetch(items: Sequence[Item], folder: pathlib.Path) -> None:
@@ -221,7 +283,9 @@ def _compare(item: Item, target: pathlib.Path) -> None:
         try:
             facts = item.source.facts()
         except Unreachable:
-            check = "not compared, as the hub does not answer"
+            check = "not compared, as nobody answers"
+        else:
+            check = check if facts.sha256 or facts.git_sha1 or facts.md5 else "of the right size"
     if problem := facts.problem(target):
         raise UserError(f"{target}: is not the published file: it {problem}. Delete it and run the same again.")
     print(f"{target}: there already, {check}.")
@@ -248,8 +312,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
     items = select(args.what, args.names)
     folder = args.output or pathlib.Path("weights") / args.what.replace("-", "_")
-    if args.dry_run:
+    if args.dry_run or args.what == "blip2":  # of several large parts
         plan(items, folder)
+        for name in args.names:
+            weigh(name)
+    if args.dry_run:
         return
     fetch(items, folder)
     if args.what == "tokenizer" and not args.names:

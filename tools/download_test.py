@@ -6,6 +6,7 @@ from prismer_jax import labels
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts.ocr import expert as ocr
 from prismer_jax.files.published import Facts, HubFile, Repository, Unreachable, WebFile
+from prismer_jax.models import blip2
 from prismer_jax.models.prismer import VARIANTS
 from prismer_jax.weights import label_tables
 from tools import download
@@ -95,6 +96,36 @@ def test_the_files_of_a_model_in_shards_are_those_that_the_hub_lists(monkeypatch
     ]
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_blip2_is_fetched_with_the_parts_that_its_file_lacks(monkeypatch, weights):
+    def files(repository, *suffixes):
+        listed = {
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+            weights,
+            "config.json",
+            "merges.txt",
+            "flax.msgpack",
+        }
+        return [HubFile(repository.name, name) for name in sorted(listed) if name.endswith(suffixes)]
+
+    monkeypatch.setattr(Repository, "files", files)
+    targets = [item.target for item in download.select("blip2", ["pretrained_opt2.7b", "caption_opt2.7b"])]
+    own = ["pytorch_model.bin", "pytorch_model.bin.index.json"] if weights.endswith(".bin") else [weights]
+    shared = [f"opt-2.7b/{name}" for name in sorted(["config.json", "merges.txt", *own])]
+    assert targets == ["blip2_pretrained_opt2.7b.pth", "eva_vit_g.pth", *shared, "blip2_caption_opt2.7b.pth"]
+    stage1 = [item.target for item in download.select("blip2", ["finetune_coco"])]
+    assert stage1 == ["blip2_finetune_coco.pth", "bert/tokenizer.json"]
+    assert set(download.BLIP2) <= set(blip2.VARIANTS)
+
+
+def test_what_a_blip2_takes_in_memory_is_said(capsys):
+    download.weigh("facebook/opt-2.7b")  # no BLIP-2
+    download.weigh("pretrained_opt2.7b")
+    sizes = "bfloat16 7.489 GB, int8 4.043 GB, nf4 2.457 GB (tools.convert blip2 --dtype)."
+    assert capsys.readouterr().out == f"pretrained_opt2.7b: weights in memory take {sizes}\n"
+
+
 def test_offline_a_repository_that_only_the_hub_can_list_is_named(monkeypatch, capsys):
     def offline(*_):
         raise Unreachable("no network")
@@ -121,7 +152,7 @@ def test_what_is_fetched_is_said(only, tmp_path, capsys):
     assert (tmp_path / "f1.pt").read_bytes() == b"right"
     assert capsys.readouterr().out.splitlines() == [f"{tmp_path}/f{i}.pt: fetched, 5 bytes." for i in range(2)]
     download.main(["label-tables", "n1", "--output", str(tmp_path)])
-    assert capsys.readouterr().out == f"{tmp_path}/f1.pt: there already, compared with its checksum.\n"
+    assert capsys.readouterr().out == f"{tmp_path}/f1.pt: there already, of the right size.\n"
 
 
 def test_offline_it_says_which_file_to_put_where(only, tmp_path, capsys):
@@ -132,7 +163,7 @@ def test_offline_it_says_which_file_to_put_where(only, tmp_path, capsys):
     assert stop.value.code == 2
     out, error = capsys.readouterr()
     assert out.splitlines() == [
-        f"{tmp_path}/f0.pt: there already, not compared, as the hub does not answer.",
+        f"{tmp_path}/f0.pt: there already, not compared, as nobody answers.",
         f"{tmp_path}/f1.pt: put here what is at hub:some/file",
     ]
     assert error == (
@@ -195,7 +226,9 @@ def test_wrong_flags_are_explained(flags, message):
 
 
 def test_every_source_has_an_address():
-    groups = {name: items for name, items in download.GROUPS.items() if name != "paligemma"}  # the hub knows those
+    groups = {
+        name: items for name, items in download.GROUPS.items() if name not in ("paligemma", "blip2")
+    }  # the hub knows those
     sources = [item.source for group, items in groups.items() for item in download.select(group, list(items))]
     assert len({source.address for source in sources}) == len(sources) == 34 + 4 * 2 + 3 * 2 + 6 * 4 + 7
     assert all(source.address.startswith("https://") for source in sources)

@@ -7,6 +7,7 @@ try stopped, in whichever process that was.
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import http.client
@@ -37,11 +38,12 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a file: bytes; SHA-256 of its contents, or SHA-1 as git names it; the commit that it is of."""
+    """What is known of a file: bytes; a checksum of its contents, SHA-1 as git names it; the commit that it is of."""
 
     size: int | None = None
     sha256: str | None = None
     git_sha1: str | None = None
+    md5: str | None = None
     commit: str | None = None
 
     def problem(self, path: pathlib.Path) -> str | None:
@@ -49,7 +51,8 @@ class Facts:
         size = path.stat().st_size
         if self.size is not None and size != self.size:
             return f"has {size} bytes instead of {self.size}"
-        for name, expected, start in (("sha256", self.sha256, b""), ("sha1", self.git_sha1, b"blob %d\0" % size)):
+        sums = ("sha256", self.sha256, b""), ("sha1", self.git_sha1, b"blob %d\0" % size), ("md5", self.md5, b"")
+        for name, expected, start in sums:
             if expected is not None and (digest := _digest(path, name, start)) != expected:
                 return f"has the checksum {digest} instead of {expected}"
         return None
@@ -125,10 +128,10 @@ class Repository:
 
 @dataclass(frozen=True)
 class WebFile:
-    """A file at a plain address, of known SHA-256."""
+    """A file at a plain address, of known SHA-256, or of the MD5 that Google's storage states when it is asked."""
 
     address: str
-    sha256: str
+    sha256: str | None = None
     size: int | None = None
 
     @property
@@ -136,7 +139,7 @@ class WebFile:
         return Facts(self.size, self.sha256)
 
     def facts(self) -> Facts:
-        """Asks for the size where it is not known.
+        """Asks for what is not known.
 
         Raises:
           Unreachable: no answer.
@@ -146,11 +149,14 @@ class WebFile:
             return self.stated
         with _open(self.address, method="HEAD") as answer:
             length = answer.headers.get("Content-Length")
-        return Facts(None if length is None else int(length), self.sha256)
+            # cloud.google.com/storage/docs/xml-api/reference-headers: of files that were not composed of others.
+            md5 = re.search(r"md5=([\w+/=]+)", ",".join(answer.headers.get_all("x-goog-hash", [])))
+        size, digest = None if length is None else int(length), md5 and base64.b64decode(md5[1]).hex()
+        return Facts(size, self.sha256, md5=None if self.sha256 else digest)
 
     def fetch(self, target: pathlib.Path) -> None:
         """Fetches it; raises as `facts`, or UserError for other contents."""
-        _fetch(self.address, target, self.stated)
+        _fetch(self.address, target, self.stated if self.sha256 else self.facts())
 
 
 def _fetch(address: str, target: pathlib.Path, facts: Facts, location: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """Fetching from a server on this machine, by huggingface_hub too, and from a fake of that library."""
 
+import base64
 import hashlib
 import http.server
 import os
@@ -41,6 +42,10 @@ def server():
             self.send_response(206 if start else 200)
             for name, value in {"ETag": f'"{SHA256}"', "X-Repo-Commit": "c" * 40}.items():
                 self.send_header(name, value)
+            if "composed" not in self.path:
+                digest = base64.b64encode(hashlib.md5(CONTENT).digest()).decode()
+                self.send_header("x-goog-hash", "crc32c=AAAAAA==")
+                self.send_header("x-goog-hash", f"md5={digest}")
             self.send_header("Content-Length", str(len(CONTENT) - start))
             self.end_headers()
             if body:
@@ -67,6 +72,17 @@ def test_a_file_arrives_whole_and_checked(server, tmp_path):
     source.fetch(tmp_path / "new/x.pt")
     assert (tmp_path / "new/x.pt").read_bytes() == CONTENT
     assert names(tmp_path / "new") == ["x.pt"]
+
+
+def test_google_states_the_checksum_of_a_file_that_has_none_here(server, tmp_path):
+    source = WebFile(f"{server.url}/x")
+    assert source.facts() == Facts(len(CONTENT), md5=hashlib.md5(CONTENT).hexdigest())
+    assert WebFile(f"{server.url}/composed").facts() == Facts(len(CONTENT))
+    (tmp_path / "x.pt.part").write_bytes(CONTENT[:70_000][::-1])
+    with pytest.raises(UserError, match="/x: what arrived has the checksum"):
+        source.fetch(tmp_path / "x.pt")
+    source.fetch(tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("path", ["x", "whole"])

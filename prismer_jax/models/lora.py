@@ -129,7 +129,7 @@ class Adapted:
         return y + Adapter(layer.features, self.lora, y.dtype, name="lora")(x) if name in self.adapters else y
 
     def _call_packed(self, layer: nn.Module, call: Callable[..., Any], x: Array) -> Array:
-        if layer.is_initializing():
+        if not layer.has_variable("params", "kernel"):  # it initialises, and was not called before
             y = call(x)
             packed = quantized.pack(layer.get_variable("params", "kernel"), self.quantize.kind)
             layer.put_variable("params", "kernel", packed)

@@ -160,6 +160,27 @@ def test_a_packed_model_begins_as_the_model_itself_packed(kind):
     assert 0 < np.abs(found - exact).max() < 0.3 * np.abs(exact).max()
 
 
+def test_a_layer_that_is_called_twice_while_it_initialises_is_packed_once():
+    """As the image encoder of BLIP-2's first stage is."""
+
+    class Twice(nn.Module):
+        image_size = 4
+
+        def setup(self):
+            self.layer = layers.Dense(8)
+
+        def __call__(self, x):
+            return self.layer(x) + self.layer(x)
+
+        def init_variables(self, rng):
+            return self.init(rng, jnp.ones((1, 4)))
+
+    model = lora.adapt(Twice(), None, dict(match=".*", kind="int8"))
+    variables = model.init_variables(KEY)
+    assert variables["params"]["layer"]["kernel"]["codes"].dtype == jnp.int8
+    assert model.apply(variables, jnp.ones((1, 4))).shape == (1, 8)
+
+
 def test_dropout_is_of_training_and_of_the_adapters_input():
     model = lora.adapt(Stack(), dict(ALL, dropout=0.5), None)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Vision transformer without a head: SigLIP and SigLIP 2, DINOv2 with a class token and layer scales, EVA's ViT-g."""
+"""Vision transformer without a head: SigLIP and SigLIP 2, DINOv2 with a class token and layer scales, EVA's, CLIP's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from prismer_jax.typing import Array, Float, typed
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": layers.quick_gelu,
 }
 _NORMAL = nn.initializers.normal(0.02)
 
@@ -66,13 +67,15 @@ class ViT(nn.Module):
     """Pixels -> a token a patch, row by row, after the last norm.
 
     Sources: google-research/big_vision, models/vit.py (SigLIP); facebookresearch/dinov2, models/vision_transformer.py;
-    salesforce/LAVIS, models/eva_vit.py.
+    salesforce/LAVIS, models/eva_vit.py; openai/CLIP, clip/model.py.
 
     Attributes:
       image_size: side of the square images; `positions` are learned for its grid.
       class_token: put a learned token before the patches; it takes part in attention and is not returned, unless
         `keep_class` says so.
       layer_scale: initial value of DINOv2's scales of each block's two branches; 0 for a model without.
+      patch_bias: the patches' projection has a bias.
+      first_norm: normalise the embeddings, as CLIP does.
       final_norm: normalise what the blocks give.
       key_bias: attention's keys have a bias, as queries and values have.
       dropout: of embeddings and within blocks in training, as in huggingface/nanoVLM, models/vision_transformer.py.
@@ -90,6 +93,8 @@ class ViT(nn.Module):
     class_token: bool = False
     layer_scale: float = 0.0
     keep_class: bool = False
+    patch_bias: bool = True
+    first_norm: bool = False
     final_norm: bool = True
     key_bias: bool = True
     dropout: float = 0.0
@@ -111,6 +116,7 @@ class ViT(nn.Module):
             token = jnp.broadcast_to(self.param("class_embedding", _NORMAL, (self.width,)), (len(x), 1, self.width))
             x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
         x = (x + positions).astype(self.dtype)  # gradients of tables are sums over a batch, in float32
+        x = layers.LayerNorm(self.epsilon, name="norm_first")(x) if self.first_norm else x
         self.sow("intermediates", "embeddings", x)
         x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
         options = (self.heads, self.mlp_dim, self.activation, self.epsilon, self.layer_scale, self.dropout)
@@ -123,7 +129,7 @@ class ViT(nn.Module):
         """A convolution whose stride is its size, as one matrix product."""
         p = self.patch_size
         kernel = self.param("patch_embedding", layers.torch_uniform(3 * p * p), (p, p, 3, self.width))
-        bias = self.param("patch_bias", nn.initializers.zeros, (self.width,))
+        bias = self.param("patch_bias", nn.initializers.zeros, (self.width,)) if self.patch_bias else 0
         image = image[:, : self.grid * p, : self.grid * p].astype(self.dtype)
         patches = rearrange(image, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
         return (patches @ kernel.reshape(-1, self.width).astype(self.dtype) + bias).astype(self.dtype)

@@ -19,7 +19,7 @@ from prismer_jax.errors import UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.models.blip2 import parts
-from prismer_jax.models.blip2.model import RESIZE, VARIANTS
+from prismer_jax.models.blip2.model import RESIZE, VARIANTS, VIT_L
 from prismer_jax.models.blip2.table import table as table_of
 from prismer_jax.models.blip2.table import to_hugging_face
 from prismer_jax.models.conversion import Command, Converted, Put
@@ -100,11 +100,12 @@ def _fields(
         fields["language"] = dict(language)
         if fields.get("qformer", {}).pop("vocab_size", 0) or "language" not in VARIANTS[fields["variant"]]:
             fields["variant"] = "pretrained_opt2.7b"  # of stage 2, whatever its language model
-    table = state.get("visual_encoder.pos_embed")
-    size = args.image_size
-    if size is None and table is not None:
+    if not known and args.variant is None and "visual_encoder.class_embedding" in state:  # as CLIP calls it
+        fields["vision"] = dict(VIT_L)
+    size, count = args.image_size, parts.positions(state)
+    if size is None and count is not None:
         vision = {**VARIANTS[fields["variant"]]["vision"], **fields.get("vision", {})}
-        size = vision["patch_size"] * math.isqrt(table.shape[1])
+        size = vision["patch_size"] * math.isqrt(count)
     if size is not None:
         fields["vision"] = {**fields.get("vision", {}), "image_size": size}
     words = next((x for k, x in state.items() if parts.is_language(k) and k.endswith(_WORDS)), None)
@@ -133,8 +134,10 @@ def _layer_in_front(state: Mapping[str, np.ndarray]) -> np.ndarray | None:
 def _check(where: str, state: Mapping[str, np.ndarray], model: Any) -> None:
     """Raises a UserError that names a part that is missing, and what to give."""
     if not any(key.startswith("visual_encoder.") for key in state):
+        norm = state.get("ln_vision.weight")
+        name = "clip_vit_L.pth" if norm is not None and len(norm) == VIT_L["width"] else "eva_vit_g.pth"
         raise UserError(
-            f"{where}: holds no vision transformer, as files without a trained one do: give --vision eva_vit_g.pth."
+            f"{where}: holds no vision transformer, as files without a trained one do: give --vision {name}."
         )
     if not model.language:
         return
@@ -155,7 +158,7 @@ def _arrays(
     """Returns {name: function that makes its array}, of the type that is asked for; what `fresh` begins is new."""
     kept = jnp.dtype("bfloat16" if args.dtype in PACKED else args.dtype)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, kept) for name, leaf in conversion.shapes_of(model).items()}
-    asked, theirs = shapes[POSITIONS].shape, state["visual_encoder.pos_embed"].shape[1]
+    asked, theirs = shapes[POSITIONS].shape, parts.positions(state)
     shapes[POSITIONS] = jax.ShapeDtypeStruct((theirs, asked[1]), kept)
     read = {name: leaf for name, leaf in shapes.items() if not name.startswith(fresh)}
     flat: dict[str, Any] = dict(rules.from_torch(state, table_of(model), read, where, args.allow))
@@ -201,7 +204,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     disk = storage.on_disk
     parser.add_argument("--input", type=disk, help="folder of a repository of Hugging Face's, such as blip2-opt-2.7b")
     parser.add_argument("--qformer", type=disk, help="LAVIS's file, or the workdir of a stage 1 that was trained here")
-    parser.add_argument("--vision", type=disk, help="eva_vit_g.pth, where the other file holds no vision transformer")
+    parser.add_argument("--vision", type=disk, help="eva_vit_g.pth or clip_vit_L.pth, where the other file holds none")
     parser.add_argument("--language", type=disk, help="folder of an OPT, a T5, a Llama, or of a model trained here")
     parser.add_argument("--variant", help="such as pretrained_opt2.7b; the files say which by default")
     parser.add_argument("--image-size", type=int, help="pixels of a side; positions are interpolated to it")
@@ -250,9 +253,10 @@ def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], descr
     """Writes model.safetensors under the names of transformers' Blip2ForConditionalGeneration."""
     fields = {key: value for key, value in description["model"].items() if key != "name"}
     model = models.build("blip2", **fields)
-    if not model.language or model.experts:
+    if not model.language or model.experts or model.vision.get("first_norm"):
         raise UserError(
-            f"{output}: transformers' BLIP-2 has a language model and no experts; use --format safetensors."
+            f"{output}: transformers' BLIP-2 has EVA's image encoder, a language model and no experts; use --format "
+            "safetensors."
         )
     state = to_hugging_face(conversion.to_torch({"params": variables["params"]}, table_of(model)))
     output.mkdir(parents=True, exist_ok=True)

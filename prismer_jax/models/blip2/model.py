@@ -1,6 +1,6 @@
 """The sizes of BLIP-2, what of it can be frozen, and how a model is built.
 
-Sources: arXiv 2301.12597; salesforce/LAVIS at 506965b, models/blip2_models/ and models/eva_vit.py.
+Sources: arXiv 2301.12597; salesforce/LAVIS at 506965b, models/blip2_models/, models/eva_vit.py and models/clip_vit.py.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from prismer_jax.typing import Array
 # EVA's ViTs: keys without bias, the class token among what the queries look at, and no norm behind the last block.
 _EVA = dict(patch_size=14, activation="gelu", class_token=True, keep_class=True, final_norm=False, key_bias=False)
 _VIT_G = dict(_EVA, width=1408, layers=39, heads=16, mlp_dim=6144)
+# CLIP's ViT-L without its last block.
+_CLIP = dict(patch_size=14, activation="quick_gelu", class_token=True, keep_class=True, patch_bias=False)
+_CLIP |= dict(first_norm=True, final_norm=False, key_bias=True, epsilon=1e-5)
+VIT_L = dict(_CLIP, width=1024, layers=23, heads=16, mlp_dim=4096)
 _BERT = dict(width=768, layers=12, heads=12, mlp_dim=3072, queries=32)
 _TEXT = dict(vocab_size=30523)  # BERT's, and [DEC]
 _OPT = dict(tower="opt", vocab_size=50272)
@@ -60,15 +64,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
         qformer=_TINY,
         language=dict(_T5, width=40, layers=2, decoder_layers=2, heads=6, head_dim=8, mlp_dim=72, vocab_size=96),
     ),
+    "tiny_vitL": dict(
+        vision=dict(_CLIP, image_size=42, width=48, layers=2, heads=3, mlp_dim=192),
+        qformer=dict(_TINY, vocab_size=61),
+        embed_dim=16,
+    ),
     **{
-        name: dict(vision=dict(_VIT_G, image_size=size), qformer=dict(_BERT, **_TEXT))
-        for name, size in (("pretrained", 224), ("finetune_coco", 364))
+        name: dict(vision=dict(tower, image_size=size), qformer=dict(_BERT, **_TEXT))
+        for name, tower, size in (
+            ("pretrained", _VIT_G, 224),
+            ("pretrained_vitL", VIT_L, 224),
+            ("finetune_coco", _VIT_G, 364),
+        )
     },
     **{
         f"{kind}_{name}": dict(vision=dict(_VIT_G, image_size=size), qformer=_BERT, language=dict(language))
         for kind, size in (("pretrained", 224), ("caption", 364))
         for name, language in {**OPT, **FLAN_T5}.items()
     },
+    "pretrained_flant5xl_vitL": dict(
+        vision=dict(VIT_L, image_size=224), qformer=_BERT, language=dict(FLAN_T5["flant5xl"])
+    ),
 }
 
 FREEZE: dict[str, tuple[str, ...]] = {

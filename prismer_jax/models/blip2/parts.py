@@ -62,9 +62,18 @@ def queries(path: pathlib.Path) -> Part:
 
 
 def vision(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads eva_vit_g.pth, without what BLIP-2 does not use of it."""
-    used = {key: array for key, array in safe.load(path).items() if not re.fullmatch(UNUSED, key)}
+    """Reads eva_vit_g.pth, clip_vit_L.pth or OpenAI's ViT-L-14.pt, without what BLIP-2 does not use of it."""
+    state: Mapping[str, np.ndarray] = safe.load(path)
+    if "visual.class_embedding" in state:  # OpenAI's, beside an encoder of texts
+        state = {key.removeprefix("visual."): x for key, x in state.items() if key.startswith("visual.")}
+    used = {key: array for key, array in state.items() if not re.fullmatch(UNUSED, key)}
     return {f"visual_encoder.{key.removeprefix('visual_encoder.')}": array for key, array in used.items()}
+
+
+def positions(state: Mapping[str, np.ndarray]) -> int | None:
+    """Returns how many positions a vision transformer of EVA's or CLIP's has, its class token's among them."""
+    table = state.get("visual_encoder.pos_embed", state.get("visual_encoder.positional_embedding"))
+    return None if table is None else table.shape[-2]
 
 
 def language(path: pathlib.Path) -> Part:

@@ -33,8 +33,16 @@ VISION = (
     *rows.norm(f"{_BLOCK}.norm2", f"{_OURS}/norm_mlp"),
     *rows.mlp(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.fc2", f"{_OURS}/mlp"),
 )
-# Of eva_vit_g.pth, what BLIP-2 leaves out: the last of its 40 blocks, its norm and its head.
-UNUSED = r"(visual_encoder\.)?(blocks\.39\..*|norm\..*|fc_norm\..*|head\..*)"
+CLIP = (
+    Rule("visual_encoder.class_embedding", ("params/vision/class_embedding",)),
+    Rule("visual_encoder.positional_embedding", ("params/vision/position_embedding",)),
+    Rule("visual_encoder.conv1.weight", ("params/vision/patch_embedding",), "conv"),
+    *rows.norm("visual_encoder.ln_pre", "vision/norm_first"),
+    *rows.clip_block("visual_encoder.transformer.resblocks.{}", "vision/blocks"),
+)
+# Of the files of vision transformers, what BLIP-2 leaves out: the last of EVA's 40 blocks and of CLIP's 24, and what is
+# behind them.
+UNUSED = r"(visual_encoder\.)?((blocks\.39|transformer\.resblocks\.23|norm|fc_norm|head|ln_post)\..*|proj)"
 HEADS = (
     *rows.norm("ln_vision", "norm_vision"),
     Rule("temp", ("params/temperature",)),
@@ -86,7 +94,7 @@ LANGUAGE: dict[str, tuple[str, tuple[Rule, ...]]] = {
 def table(model: Any) -> Table:
     """Returns the table of LAVIS's names for a model of `build`, of all its parts."""
     every, most = model.qformer.get("cross_every", 2), model.qformer.get("max_positions", 512)
-    found = [*VISION, *HEADS, *_qformer(every)]
+    found = [*(CLIP if model.vision.get("first_norm") else VISION), *HEADS, *_qformer(every)]
     if model.language:
         name, own = LANGUAGE[model.language["tower"]]
         found += [*rows.dense(f"{name}_proj", "projector"), *own]
