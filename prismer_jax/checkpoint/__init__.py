@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -379,7 +380,7 @@ def load_into(
         saved |= {f"{name}/{part}": made for part, made in jax.eval_shape(pack[name], x).items()}
     arrays.compare(folder, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, exact=False)
     read = {name: x for name, x in {**expected, **as_saved}.items() if name.rpartition("/")[0] not in whole}
-    values = {**ours, **_read(folder, read)}
+    values = {**tree.flatten(state), **_read(folder, read)}
     with jax.transfer_guard("allow"):
         for name in other:
             logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*expected[name].shape])
@@ -420,7 +421,7 @@ def _arrays(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _is_variable(name: str) -> bool:
-    return name.split("/")[0] not in ("opt", "step")
+    return re.match(r"(opt|step|params/targets)(/|$)", name) is None  # the heads of training.targets stay behind
 
 
 def _is_export(folder: pathlib.Path) -> bool:

@@ -93,4 +93,4 @@ def init_from_shapes(model: Any, rng: Array, image_size: int) -> dict[str, Any]:
     text = jnp.zeros((1, 2), jnp.int32)
     batch = {"image": jnp.zeros((1, image_size, image_size, 3), jnp.uint8), "text": text, "segment": text}
     batch |= {"mask_input": text == 0, "mask_ar": text + 1}
-    return dict(model.init(rng, batch))
+    return {key: part for key, part in model.init(rng, batch).items() if key != "patches"}  # sown, see training.targets

@@ -123,6 +123,7 @@ class ViT(nn.Module):
         blocks = layers.stack(Block, self.layers, self.remat, broadcast=0)
         x, _ = blocks(*options, key_bias=self.key_bias, dtype=self.dtype, name="blocks")(x)
         x = layers.LayerNorm(self.epsilon, name="norm")(x) if self.final_norm else x
+        self.sow("patches", "tokens", x[:, int(self.class_token) :])  # for training.targets
         return x[:, int(self.class_token and not self.keep_class) :]
 
     def _patches(self, image: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +58,12 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
     model, loss_fn = assembly.make_model(cfg, tokenizer), assembly.make_loss(cfg.loss)
     frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")), model)
     kept_as = jnp.dtype(choose("frozen_dtype", cfg.get("frozen_dtype") or "float32", KEPT_AS))
-    params = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
+    init_variables = model.init_variables
+    if cfg.get("targets"):
+        make = importlib.import_module("prismer_jax.training.targets").make
+        targets = config.call(make, cfg.targets, "config.targets", model=model)
+        init_variables, loss_fn, frozen = targets.init_variables, targets.taught(loss_fn), targets.trained(frozen)
+    params = jax.eval_shape(init_variables, jax.random.key(0))["params"]
     optimizer = config.call(
         optim.make,
         cfg.optim,
@@ -69,7 +75,7 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
     )
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        variables = model.init_variables(rng)
+        variables = init_variables(rng)
         trainable, fixed = optim.split(variables["params"], frozen)
         fixed = {name: x.astype(kept_as) if x.dtype == jnp.float32 else x for name, x in fixed.items()}
         variables["params"] = optim.merge(trainable, fixed)
@@ -139,14 +145,16 @@ class Forward:
 
     def __init__(self, model: Any, variables: dict[str, Any], rng: jax.Array) -> None:
         self.model, self.variables, self.rng, self.passes = model, variables, rng, 0
+        self.patches: Any = {}  # what the vision tower made of them in the last pass that saw photos
 
     def __call__(self, *args: Any, method: str | None = None, **settings: Any) -> Any:
         rng = jax.random.fold_in(self.rng, self.passes) if self.passes else self.rng
         self.passes += 1
         rngs = dict(zip(self.model.rngs, jax.random.split(rng, len(self.model.rngs)), strict=True))
-        mutable = [name for name in self.variables if name != "params"]
+        mutable = ["patches", *(name for name in self.variables if name != "params")]
         out, new = self.model.apply(
             self.variables, *args, train=True, rngs=rngs, mutable=mutable, method=method or "__call__", **settings
         )
+        self.patches = new.pop("patches", self.patches)
         self.variables |= new
         return out

@@ -80,7 +80,7 @@ def check_keys(case: Case, model: Prismer) -> None:
 
 
 def vision_inputs(case: Case) -> dict[str, Any]:
-    """Returns the arguments of Prismer.encode_features: id maps stay ids, with the features of each id beside them."""
+    """Returns the arguments of encode_features: id maps stay ids, with the features of each id beside them."""
     stored = {"seg_coco": "seg_coco", "seg_ade": "seg_ade", "obj_detection": "obj", "ocr_detection": "ocr"}
 
     def scaled(name: str) -> jax.Array:
@@ -101,6 +101,11 @@ def vision_inputs(case: Case) -> dict[str, Any]:
         rows[0, case["instance_ids"]] = case["instance_draws"]
         instances = (jnp.asarray(case["obj_instance"][:, 0]), jnp.asarray(rows))
     return {"image": scaled("rgb"), "features": features, "instances": instances}
+
+
+def encode_features(model: Prismer, image: jax.Array, features: Any, instances: Any = None, train: bool = False) -> Any:
+    """Encodes after the labels' lookup and all scaling: what the reference's network takes (encoder.Features)."""
+    return model.vision(image, features, instances, train)
 
 
 def texts(ids: Any) -> dict[str, jax.Array]:
@@ -129,10 +134,10 @@ def prismer(case: Case) -> Outputs:
             yield f"int/{key}", array
     inputs = vision_inputs(case)
 
-    def run(method: str, *args: Any, **kwargs: Any) -> Any:
+    def run(method: Any, *args: Any, **kwargs: Any) -> Any:
         return _apply(model, method, variables, *args, **kwargs)
 
-    encoded, state = run("encode_features", **inputs)
+    encoded, state = run(encode_features, **inputs)
     yield "out/encoder", encoded
     yield from encoder_taps(tree.flatten(state["intermediates"]["encoder"]), model, case.config["expert_order"][1:])
     if case.wants("out/logits"):
@@ -178,9 +183,7 @@ def caption_loss(model: Prismer, case: Case, params: Any, variables: Any, train:
     """Returns the mean caption loss; in training (with dropout 0) also the updated BatchNorm statistics."""
     variables = {**variables, "params": params}
     mutable = ["batch_stats"] if train else []
-    encoded, stats = model.apply(
-        variables, **vision_inputs(case), train=train, method="encode_features", mutable=mutable
-    )
+    encoded, stats = model.apply(variables, **vision_inputs(case), train=train, method=encode_features, mutable=mutable)
     text = jnp.asarray(case["caption_ids"], jnp.int32)
     logits = model.apply(variables, encoded, texts(case["caption_ids"]), train, method="read")
     loss = losses.token_costs(logits, text, caption_mask(case, case.config["prompt_length"])).mean()

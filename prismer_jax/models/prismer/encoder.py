@@ -97,7 +97,9 @@ class VisionEncoder(nn.Module):
         self.sow("intermediates", "normed", x)
         blocks = layers.stack(Block, self.depth, self.remat, broadcast=0)
         x, _ = blocks(self.heads, self.depth, dtype=self.dtype, name="blocks")(x)
-        return layers.LayerNorm(name="norm_post")(x)
+        x = layers.LayerNorm(name="norm_post")(x)
+        self.sow("patches", "tokens", x[:, : side**2])  # for training.targets
+        return x
 
     def _patches(self, image: Array, side: int) -> Array:
         """A convolution whose stride is its size, as one matrix product; what the last patch leaves over is unread."""

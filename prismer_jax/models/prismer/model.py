@@ -17,7 +17,7 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import BACKGROUND, EXPERTS, MAX_IDS, select
-from prismer_jax.models.prismer.encoder import Features, VisionEncoder
+from prismer_jax.models.prismer.encoder import VisionEncoder
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.label_lookup import features, label_maps, label_tables
 from prismer_jax.towers.layers import resize_positions
@@ -163,16 +163,6 @@ class Prismer(nn.Module):
                 instance_rows = jnp.arange(MAX_IDS)[None] % INSTANCE_ROWS
             instances = (maps["obj_detection"][..., 0], instance_rows)
         return self.vision(normalize(image), inputs, instances, train)
-
-    def encode_features(
-        self,
-        image: Float[Array, "b h w 3"],
-        features: Features,
-        instances: tuple[UInt8[Array, "b ih iw"], Int[Array, "#b 256"]] | None = None,
-        train: bool = False,
-    ) -> Float[Array, "b n {self.width}"]:
-        """Encodes after the labels' lookup and all scaling: what the reference's network takes (encoder.Features)."""
-        return self.vision(image, features, instances, train)
 
     @typed
     def read(
