@@ -3,7 +3,8 @@
 import pathlib
 import re
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "prismer_jax/__init__.py").read_text()).group(1)
@@ -39,6 +40,7 @@ GGUF = ["gguf>=0.17"]  # language models in llama.cpp's files, for tools.convert
 ONNX = ["onnx>=1.16"]  # image encoders in ONNX files, for tools.convert nanovlm
 TEST = [
     "pytest>=8",
+    "setuptools>=77",  # builds the wheel whose files a test looks at
     "pytest-xdist>=3",  # two cores test twice as fast
     "ruff>=0.8",
     "hypothesis>=6",  # properties of parsers and metrics
@@ -50,6 +52,21 @@ TEST = [
     *EVAL,  # without Java only the scores are compared
 ]
 
+# Folders of the checkout, and the packages that a wheel has them as: it brings no `tools` or `configs` of its own to
+# site-packages. `recipes` is a folder apart so that a config's `from configs import common` finds them in it alone.
+FOLDERS = {
+    "tools": "prismer_jax.tools",
+    "configs": "prismer_jax.recipes.configs",
+    "transfers": "prismer_jax.recipes.transfers",
+}
+
+
+class WithoutTests(build_py):
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        return [module for module in modules if not module[1].endswith("_test")]
+
+
 setup(
     name="prismer_jax",
     version=VERSION,
@@ -58,7 +75,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["prismer_jax", "prismer_jax.*"]),
+    packages=[
+        *find_packages(include=["prismer_jax", "prismer_jax.*"]),
+        *FOLDERS.values(),
+        *(f"prismer_jax.tools.{name}" for name in find_namespace_packages("tools", exclude=["*__pycache__"])),
+    ],
+    package_dir={package: folder for folder, package in FOLDERS.items()},
+    cmdclass={"build_py": WithoutTests},
     package_data={"prismer_jax": ["*.pyi", "pp/*.model", "objects/*.txt", "report/*.css"]},
     install_requires=CORE,
     entry_points={"lmms_eval.models": ["prismer_jax = prismer_jax.lmms:manifest"]},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib.util
 import inspect
 import json
@@ -27,19 +28,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import prismer_jax
-from prismer_jax.errors import UserError, nearest
+from prismer_jax.errors import UserError, as_installed, nearest
 from prismer_jax.files import storage
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line
-# ---------------------------------------------------------------------------------------------------------------------
+HERE = pathlib.Path(__file__).resolve().parent
+RECIPES = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent  # of a wheel (setup.py), or a checkout
+
+# ---------------------------------------------------------------- The command line
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose complaints are UserErrors: one line, with the nearest valid flag."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
+        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=36)  # one line a flag
+        super().__init__(allow_abbrev=False, usage="%(prog)s FLAGS", formatter_class=formatter, **kwargs)
+
+    def format_help(self) -> str:
+        return as_installed(super().format_help())
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message[0].upper()}{message[1:]}. Try --help.")
@@ -88,7 +94,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
 def load(spec: str, overrides: Sequence[str] = ()) -> Section:
     """Runs get_config(arg) of the file in 'FILE.py' or 'FILE.py:arg', applies 'a.b=value' overrides.
 
-    Configs import their helpers by folder and name, whatever the current directory is: `from configs import common`.
+    A file is looked for in the current directory, then in RECIPES. Configs import their helpers by folder and name,
+    whatever the current directory is: `from configs import common`.
 
     Raises:
       UserError: no such file, no get_config in it, an error while it runs, or an override that names no key, a whole
@@ -96,8 +103,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Section:
     """
     file, _, arg = spec.partition(":")
     path = storage.on_disk(spec if arg.startswith("/") else file)
+    path = path if path.is_file() else RECIPES / path
     if not path.is_file():
-        beside = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        beside = [str(pathlib.Path(file).with_name(p.name)) for p in path.parent.glob("*.py")]
         raise UserError(f"No config file {file}. {nearest(file, beside)}")
     config = _run_config_file(path, arg)
     plain = _plain(config)
@@ -112,8 +120,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Section:
 
 def _run_config_file(path: pathlib.Path, arg: str) -> Any:
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    root = str(path.resolve().parent.parent)
-    sys.path.insert(0, root)
+    before = list(sys.path)
+    sys.path[:0] = [str(path.resolve().parent.parent), str(RECIPES)]
     try:
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
@@ -132,7 +140,7 @@ def _run_config_file(path: pathlib.Path, arg: str) -> Any:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         raise UserError(f"{path}:{lines[-1] if lines else 1}: {type(error).__name__}: {error}.") from error
     finally:
-        sys.path.remove(root)
+        sys.path[:] = before
 
 
 def _override(config: Any, override: str) -> None:
@@ -193,9 +201,7 @@ def _convert(text: str, like: Any, what: str) -> Any:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading strictly
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- Reading strictly
 
 
 class Section(Mapping[str, Any]):
@@ -372,9 +378,7 @@ def steps(
     return max(round(value), 1 if value > 0 else 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Keeping it
-# ---------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- Keeping it
 
 
 def to_json(config: Any) -> str:
@@ -428,23 +432,17 @@ def provenance() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    facts = {
-        "packages": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "command": sys.argv,
-    }
-    root = pathlib.Path(__file__).resolve().parent.parent
-    if (root / ".git").exists():  # not some other repository in which this package is merely installed
-        commit, status = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
+    facts = dict(packages=versions, python=platform.python_version(), platform=platform.platform(), command=sys.argv)
+    if (RECIPES / ".git").exists():  # not some other repository in which this package is merely installed
+        commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
         if commit is not None:
             facts["git"] = {"commit": commit, "dirty": bool(status)}
     return facts
 
 
-def _git(root: pathlib.Path, *arguments: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(RECIPES), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -82,6 +83,12 @@ def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         sys.exit(_fail(f"error:{where} {error.strerror}. Check that the path exists, is readable and has free space."))
 
 
+def as_installed(text: str) -> str:
+    """Returns the text with commands as they are typed here: what a checkout has as `tools`, a wheel has as its own."""
+    from_wheel = pathlib.Path(__file__).with_name("tools").is_dir()  # setup.py
+    return text.replace("python -m tools.", "python -m prismer_jax.tools.") if from_wheel else text
+
+
 def _fail(line: str) -> int:
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    print(" ".join(as_installed(line).split()), file=sys.stderr, flush=True)
     return 2

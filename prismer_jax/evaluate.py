@@ -169,14 +169,12 @@ def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Pat
 
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.evaluate", description=__doc__)
-    parser.add_argument("--config", help="FILE.py or FILE.py:arg, the config of the run; --config.key=value overrides")
+    parser.add_argument("--config", help="FILE.py[:arg]; --config.key=value overrides a key")
     parser.add_argument("--checkpoint", type=storage.on_disk, help="a workdir, an export or a checkpoint")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these of the config's evaluators")
-    parser.add_argument("--predict-only", action="store_true", help="score nothing: a test set that has no references")
-    parser.add_argument("--max-unscored", type=float, help="fraction of samples that may be bad or without reference")
-    parser.add_argument(
-        "--output", type=storage.on_disk, help="where results are written; default CHECKPOINT/evaluation"
-    )
+    parser.add_argument("--predict-only", action="store_true", help="score nothing: there are no references")
+    parser.add_argument("--max-unscored", type=float, help="fraction of samples without score or reference")
+    parser.add_argument("--output", type=storage.on_disk, help="for results; default CHECKPOINT/evaluation")
     parser.add_argument(
         "--compare",
         nargs="+",

@@ -1,12 +1,8 @@
 """Builds a data set: python -m tools.build_dataset --list FILE --images DIR --labels DIR --output DIR
 
-Photos, captions, questions and expert labels of a list, a folder or tar shards become ArrayRecord shards, with a
-manifest.json of what is in them and metadata by which TFDS reads them, too. Run it again after a stop, or several times
-at once, on one host or many: each shard is made once, whole or not at all, and what is there is kept.
-
---check verifies a finished data set: python -m tools.build_dataset --check DIR
---dry-run says how much there is to do. With --beam the shards are made by a runner of Apache Beam; what follows --beam
-is given to Beam: ... --beam --runner FlinkRunner --flink_master host:8081. docs/data.md says more.
+Run it again after a stop, or several times at once, on one host or many: each shard is made once, whole or not at all,
+and what is there is kept. What follows --beam is given to Apache Beam, which makes the shards then: ... --beam --runner
+FlinkRunner --flink_master host:8081. docs/data.md says more.
 """
 
 from __future__ import annotations
@@ -58,20 +54,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = config.ArgumentParser(
-        prog="python -m tools.build_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.ArgumentParser(prog="python -m tools.build_dataset", description=__doc__)
     flags.add_arguments(parser)
     add = parser.add_argument
-    add("--output", type=storage.plain, help="folder of the data set, local or remote (gs://..., s3://...)")
-    add("--shard-size", default="1000", help="samples (1000) or bytes (500MB) a shard; default 1000")
-    add("--max-side", type=int, help="make larger photos so small, in pixels; default: all stay as they are")
-    add("--experts", help="whose labels to store, such as depth,edge; default: those that --labels has")
-    add("--tfds-name", help="what TFDS calls the data set; default: the output folder's name")
+    add("--output", type=storage.plain, help="folder of the data set, local or gs://..., s3://...")
+    add("--shard-size", default="1000", help="samples or bytes (500MB) a shard; default 1000")
+    add("--max-side", type=int, help="pixels; larger photos are made so small")
+    add("--experts", help="such as depth,edge; default: those of --labels")
+    add("--tfds-name", help="what TFDS calls the data set; default: the folder")
     add("--tfds-split", default="train", help="what TFDS calls the split; default train")
     add("--processes", type=int, default=workers.cores(), help="worker processes; default one a core")
-    add("--dry-run", action="store_true", help="only say how many records, shards, bytes and hours it will be")
-    add("--check", type=storage.plain, metavar="DIR", help="verify a finished data set instead of building one")
+    add("--dry-run", action="store_true", help="only say how many records, bytes and hours")
+    add("--check", type=storage.plain, metavar="DIR", help="verify a finished data set instead")
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")

@@ -39,7 +39,8 @@ from prismer_jax.experts import weights
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, peft
 from prismer_jax.weights import label_tables, safe, words
-from tools import export
+
+from . import export
 
 SMALL = 1 << 20  # bytes; arrays below stay in memory
 

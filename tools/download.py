@@ -27,7 +27,6 @@ off goes on; every file is compared with its checksum. Without a network it says
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -300,9 +299,7 @@ def _bytes(size: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = config.ArgumentParser(
-        prog="python -m tools.download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.ArgumentParser(prog="python -m tools.download", description=__doc__)
     parser.add_argument("what", help=", ".join(GROUPS))
     parser.add_argument("names", nargs="*", help="which of them")
     parser.add_argument("--output", type=storage.on_disk, help="folder for the files; default weights/WHAT")

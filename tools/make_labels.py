@@ -1,19 +1,9 @@
 """Labels photos with experts: python -m tools.make_labels --images DIR --output DIR --experts depth,normal,edge
 --checkpoints DIR
 
-Photos may be of any kind and size, mixed: a folder, a list, tar shards, or a finished data set. --output takes label
-files as in the official repository, DIR/<expert>/<photo>.png with .json or .npz beside it for detection and words;
---output-dataset takes a data set of ArrayRecord shards: photos, texts and labels.
-
-Run it again after a stop: it goes on where it was; with --recheck it first looks at every label again, and makes those
-that were deleted or cut off since. Run it several times at once, on one or many hosts with a common file
-system: the processes share the work, and what one leaves behind that dies, the others do. A photo that cannot be
-labelled is one line on stderr and one entry in skipped.json, and the exit status is 1.
-
-With --official, the official code reads the label files as we do (docs/experts.md).
-
---checkpoints is a folder of official files (python -m tools.download experts), of folders that python -m tools.convert
-expert wrote and that are called as the expert, or of both.
+Run it again after a stop: it goes on where it was. Run it several times at once, on one or many hosts with a common
+file system: the processes share the work. A photo that cannot be labelled is a line on stderr and in skipped.json, and
+the exit status is 1. docs/experts.md says more.
 """
 
 from __future__ import annotations
@@ -81,46 +71,36 @@ def report(job: Job, experts: Sequence[str], folder: str) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = config.ArgumentParser(
-        prog="python -m tools.make_labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.ArgumentParser(prog="python -m tools.make_labels", description=__doc__)
     flags.add_arguments(parser)
-    parser.add_argument("--output", type=storage.on_disk, help="folder for label files")
+    parser.add_argument("--output", type=storage.on_disk, help="folder for label files, as NVlabs/prismer has them")
     parser.add_argument(
         "--output-dataset",
         type=storage.plain,
-        help="or: folder for a data set with labels, local or remote (gs://...)",
+        help="or for a data set of records, local or gs://...",
     )
-    parser.add_argument(
-        "--work", type=storage.on_disk, help=f"folder that processes share; default {WORK} in the output"
-    )
-    parser.add_argument("--experts", default="all", help=f"of {','.join(EXPERTS)}; default all of the paper's")
-    parser.add_argument("--checkpoints", type=storage.on_disk, help="folder of official files or converted folders")
+    parser.add_argument("--work", type=storage.on_disk, help=f"that processes share; default {WORK} there")
+    parser.add_argument("--experts", default="all", help="such as depth,edge; default: all of the paper's")
+    parser.add_argument("--checkpoints", type=storage.on_disk, help="folder of tools.download's, tools.convert's files")
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
     parser.add_argument("--empty-labels", action="store_true", help="what cannot be labelled gets an empty label")
-    parser.add_argument(
-        "--official", action="store_true", help="label files as NVlabs/prismer reads them: words as .pt too"
-    )
-    parser.add_argument(
-        "--recheck", action="store_true", help="look again at labels that were made, and make those lost or cut since"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only say how many labels, bytes and hours it will be")
+    parser.add_argument("--official", action="store_true", help="words as .pt too, which NVlabs/prismer reads")
+    parser.add_argument("--recheck", action="store_true", help="make also labels that were lost or cut since")
+    parser.add_argument("--dry-run", action="store_true", help="only say how many labels, bytes and hours")
     parser.add_argument("--batch-size", type=int, default=4, help="photos at a time; default 4")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="that the networks compute in")
     parser.add_argument("--threads", type=int, default=THREADS, help=f"for reading, and for writing; here {THREADS}")
-    parser.add_argument(
-        "--shard-size", type=int, default=256, help="photos that a process takes at a time; default 256"
-    )
+    parser.add_argument("--shard-size", type=int, default=256, help="photos a process takes at a time; default 256")
     parser.add_argument(
         "--expiry",
         type=float,
         default=leases.EXPIRY,
-        help=f"seconds without a sign of life after which a process counts as dead; default {leases.EXPIRY:.0f}",
+        help=f"seconds until a silent process is dead; default {leases.EXPIRY:.0f}",
     )
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="the processes are those of one jax.distributed job; default: if $JAX_COORDINATOR_ADDRESS is set",
+        help="in one job of jax.distributed, as on a pod",
     )
     args, overrides = parser.parse(argv)
     if overrides:

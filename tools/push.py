@@ -19,7 +19,8 @@ from prismer_jax import checkpoint, config, models
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
-from tools.export import Writer
+
+from .export import Writer
 
 
 def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib.Path]:

@@ -13,7 +13,6 @@ finished and goes on with what is not; a run that fails is named at the end and 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import functools
@@ -207,9 +206,7 @@ def write(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = config.ArgumentParser(
-        prog="python -m tools.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = config.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
     parser.add_argument("--config", required=True, help="FILE.py, the config of all arms")
     parser.add_argument("--arms", nargs="+", required=True, metavar="ARM", help='"[NAME: ]WORDS", see above')
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="values of config.seed")

@@ -19,20 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, path = group.add_argument, storage.on_disk
     add("--list", nargs="+", type=path, metavar="FILE", help="lists of photos, of a layout in docs/data.md")
     add("--annotations", nargs="+", type=path, metavar="FILE", help="VQAv2's files of answers, one for each --list")
-    add("--split", help="part of a --list that has several: Karpathy's train (with restval), val or test")
-    add("--images", type=path, metavar="DIR", help="folder of photos, in which a --list's paths are, or all are taken")
+    add("--split", help="part of a --list that has several, as Karpathy's")
+    add("--images", type=path, metavar="DIR", help="folder of photos: a --list's, or all are taken")
     add(
         "--tars",
         nargs="+",
         type=lambda text: str(path(text)),
         metavar="PATH",
-        help="tars of img2dataset: a folder, or 'DIR/{00000..01242}.tar'",
+        help="img2dataset's: a folder, or 'DIR/{000..124}.tar'",
     )
-    add("--dataset-dir", type=storage.plain, metavar="DIR", help="data set that tools.build_dataset made, or remote")
-    add("--labels", type=path, metavar="DIR", help="folder of label files: DIR/<expert>/<photo>.png")
+    add("--dataset-dir", type=storage.plain, metavar="DIR", help="what tools.build_dataset made, or where, remote")
+    add("--labels", type=path, metavar="DIR", help="folder of labels: DIR/<expert>/<photo>.png")
     add("--limit", type=int, help="only the first N photos")
-    add("--max-missing", type=float, default=MISSING, help="fraction of a list's photos that may be missing; default 1")
-    add("--source-name", help="what the data set is called; default: the name of the list, folder or shards")
+    add("--max-missing", type=float, default=MISSING, help="fraction of photos that may miss; default 1")
+    add("--source-name", help="name of the data set; default: the list's")
 
 
 def open_source(args: argparse.Namespace) -> Any:

@@ -34,8 +34,9 @@ from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
-from tools.bench import experts, loader, nanovlm, paligemma
-from tools.bench.run import BENCHES, Bench
+
+from . import experts, loader, nanovlm, paligemma
+from .run import BENCHES, Bench
 
 ALONE = ("experts", "nanovlm", "paligemma")
 
@@ -45,27 +46,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}, {', '.join(ALONE)}; default: the first four"
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same as the names alone")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same as names alone")
     parser.add_argument("--config", default="configs/quickstart.py", help="FILE.py or FILE.py:arg")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each is measured")
-    parser.add_argument("--experts", nargs="+", default=list(EXPERTS), help=f"of {', '.join(EXPERTS)}")
+    parser.add_argument("--experts", nargs="+", default=list(EXPERTS), help="such as depth edge; default: all")
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
     parser.add_argument(
         "--reference",
         type=storage.on_disk,
-        help="clone of NVlabs/prismer, to compare experts or loader with, or of nanoVLM",
+        help="clone of NVlabs/prismer or nanoVLM, to compare with",
     )
-    parser.add_argument(
-        "--reference-python", type=storage.on_disk, help="a Python that has PyTorch, for it (default: this one)"
-    )
+    parser.add_argument("--reference-python", type=storage.on_disk, help="that has PyTorch (default: this one)")
     parser.add_argument(
         "--rows",
         nargs="+",
         default=[],
         help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing; of paligemma: decode, training",
     )
-    parser.add_argument("--one-core", action="store_true", help="of nanovlm, paligemma: one core, the processor's time")
+    parser.add_argument("--one-core", action="store_true", help="of nanovlm, paligemma: the time of one core")
     flags.add_arguments(parser)
     args, overrides = parser.parse(argv)
     names = args.names + args.only or list(BENCHES)

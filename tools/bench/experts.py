@@ -21,14 +21,15 @@ import numpy as np
 from prismer_jax import runtime, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.experts import EXPERTS
-from tools.bench.worker import worker
+
+from .worker import worker
 
 SIDE = 480
 COLUMNS = ("expert", "images/s", "reference", "ratio", "peak GB", "reference")
 
 
 def our_command(name: str, batch: int, dtype: str) -> list[str]:
-    return [sys.executable, "-m", "tools.bench.experts", name, str(batch), dtype]
+    return [sys.executable, "-m", f"{__package__}.experts", name, str(batch), dtype]
 
 
 def their_command(python: str, reference: pathlib.Path, name: str, batch: int) -> list[str]:

@@ -27,7 +27,8 @@ from prismer_jax import input, label_files, labels, pp
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import metadata, records, writer
-from tools.bench.worker import Worker, worker
+
+from .worker import Worker, worker
 
 SIZE, LABEL_SIZE, PATCH = 480, 224, 16  # of the official fine-tuning (configs/caption.yaml, prismer.json: base)
 PREFIX = "A picture of"
@@ -61,7 +62,7 @@ def _run(
     folder: pathlib.Path, mode: str, reference: pathlib.Path | None, python: str, seconds: float
 ) -> tuple[Worker, Worker | None]:
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(worker([sys.executable, "-m", "tools.bench.loader", str(folder), mode]))]
+        workers = [stack.enter_context(worker([sys.executable, "-m", f"{__package__}.loader", str(folder), mode]))]
         if reference is not None:
             script = pathlib.Path(__file__).with_name("reference") / "run_dataset.py"
             command = [python, str(script), str(reference.resolve()), str(folder), mode, str(SIZE)]

@@ -37,7 +37,8 @@ from prismer_jax.errors import UserError
 from prismer_jax.models.nanovlm.model import VARIANTS
 from prismer_jax.pp.tiles import tiled_size
 from prismer_jax.training.step import make_step
-from tools.bench.worker import in_turn, one_core, serve, show
+
+from .worker import in_turn, one_core, serve, show
 
 V01 = "6ba9082"  # the tag v0.1 of huggingface/nanoVLM
 PROMPT, ANSWER, MAX_NEW, BATCH, TEXT = 8, 40, 300, 8, 79  # tokens, and photos at a time
@@ -76,7 +77,7 @@ ROWS = {
 
 
 def our_command(row: str, folder: pathlib.Path) -> list[str]:
-    return [sys.executable, "-m", "tools.bench.nanovlm", row, str(folder)]
+    return [sys.executable, "-m", f"{__package__}.nanovlm", row, str(folder)]
 
 
 def their_command(python: str | pathlib.Path, source: pathlib.Path, row: str, folder: pathlib.Path) -> list[str]:

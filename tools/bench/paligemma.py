@@ -25,7 +25,8 @@ from prismer_jax import config, decode, models, runtime, sharding
 from prismer_jax.batch import prompts
 from prismer_jax.models.paligemma.model import VARIANTS
 from prismer_jax.training.step import PRNG, make_step
-from tools.bench.worker import in_turn, one_core, serve, show
+
+from .worker import in_turn, one_core, serve, show
 
 LAYERS, PROMPTS, MAX_NEW, BATCH, TEXT, PREFIX = 4, (4, 8, 12, 16), 32, 2, 64, 8
 
@@ -45,7 +46,7 @@ ROWS = {
 
 
 def our_command(row: str) -> list[str]:
-    return [sys.executable, "-m", "tools.bench.paligemma", row]
+    return [sys.executable, "-m", f"{__package__}.paligemma", row]
 
 
 def their_command(python: str | pathlib.Path, row: str, settings: pathlib.Path) -> list[str]:

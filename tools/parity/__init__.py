@@ -17,7 +17,8 @@ import numpy as np
 from prismer_jax import config, runtime
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
-from tools.parity import (
+
+from . import (
     blip2,
     blip2_data,
     blip2_t5,
@@ -34,7 +35,7 @@ from tools.parity import (
     prismer,
     segmentation,
 )
-from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
+from .case import Case, Check, Mismatch, Outputs, index_of, relative
 
 # The first pattern that fits a case's name says what runs it.
 RUNNERS: list[tuple[str, Callable[[Case], Outputs]]] = [

@@ -1,4 +1,5 @@
 from prismer_jax.errors import run_main
-from tools.parity import main
+
+from . import main
 
 run_main(main)

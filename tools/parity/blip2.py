@@ -26,8 +26,9 @@ from prismer_jax.models.blip2.table import (
     to_hugging_face,
 )
 from prismer_jax.weights import rules
-from tools.parity.case import Case, Mismatch, Outputs
-from tools.parity.nanovlm import columns
+
+from .case import Case, Mismatch, Outputs
+from .nanovlm import columns
 
 BEAMS = {  # of blip2_opt_tiny, with num_beams=5 and at most 30 tokens
     "beam": {},

@@ -8,7 +8,8 @@ import numpy as np
 from prismer_jax.models.prismer.model import normalize
 from prismer_jax.pp import augment, blip, randaugment
 from prismer_jax.pp.image import bicubic
-from tools.parity.case import Case, Check, Outputs, index_of, levels, relative
+
+from .case import Case, Check, Outputs, index_of, levels, relative
 
 # OpenCV's rounding differs between versions by a grey level at most.
 GREY_LEVEL = Check(levels, 1.0)

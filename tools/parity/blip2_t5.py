@@ -12,9 +12,10 @@ import numpy as np
 from prismer_jax import decode, tree
 from prismer_jax.models.blip2 import losses
 from prismer_jax.towers.t5 import bucket_table
-from tools.parity.blip2 import BEAMS, gradients, images, mean, model_of, shown, texts, variables_of
-from tools.parity.case import Case, Outputs
-from tools.parity.nanovlm import columns
+
+from .blip2 import BEAMS, gradients, images, mean, model_of, shown, texts, variables_of
+from .case import Case, Outputs
+from .nanovlm import columns
 
 
 @functools.partial(jax.jit, static_argnums=0)

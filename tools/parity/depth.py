@@ -8,8 +8,9 @@ from einops import rearrange
 
 from prismer_jax import tree
 from prismer_jax.experts.depth import Depth, stretch
-from tools.parity.case import LABEL_IMAGE, Case, Outputs
-from tools.parity.photos import begin
+
+from .case import LABEL_IMAGE, Case, Outputs
+from .photos import begin
 
 
 def depth(case: Case) -> Outputs:

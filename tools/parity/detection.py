@@ -11,7 +11,8 @@ from prismer_jax.experts.detection import Detection, boxes, cascade, roi_align, 
 from prismer_jax.experts.detection.instances import instance_map
 from prismer_jax.experts.fitted import padded
 from prismer_jax.weights import rules
-from tools.parity.case import Case, Check, Mismatch, Outputs
+
+from .case import Case, Check, Mismatch, Outputs
 
 
 def farthest(ours: np.ndarray, theirs: np.ndarray) -> float:

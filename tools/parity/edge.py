@@ -7,8 +7,9 @@ import numpy as np
 from einops import rearrange
 
 from prismer_jax.experts.edge import DOUBLINGS, Edge, strength, to_grey
-from tools.parity.case import LABEL_IMAGE, Case, Outputs
-from tools.parity.photos import begin
+
+from .case import LABEL_IMAGE, Case, Outputs
+from .photos import begin
 
 
 def edge(case: Case) -> Outputs:

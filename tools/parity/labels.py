@@ -16,7 +16,8 @@ from prismer_jax.models.prismer.model import normalize
 from prismer_jax.towers import label_lookup
 from prismer_jax.towers.stem import resize_ids
 from prismer_jax.weights import label_tables
-from tools.parity.case import Case, Outputs
+
+from .case import Case, Outputs
 
 TABLES = "data/label_embeddings"  # beside the folder of cases
 

@@ -22,8 +22,9 @@ from prismer_jax.models.nanovlm.conversion import FREQUENCIES, LLAMA, SIGLIP, TA
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies, rotary
 from prismer_jax.towers.vit import ViT
 from prismer_jax.weights import rules
-from tools.parity import nanovlm_data
-from tools.parity.case import Case, Check, Mismatch, Outputs, filled, relative
+
+from . import nanovlm_data
+from .case import Case, Check, Mismatch, Outputs, filled, relative
 
 # What nanovlm_train leaves out: it is nanovlm_tiny's.
 _DEFAULTS = {"vit_ln_eps": 1e-6, "lm_max_position_embeddings": 8192, "lm_re_base": 100000, "lm_rms_eps": 1e-5}

@@ -20,7 +20,8 @@ from prismer_jax.datasets import bins, packing
 from prismer_jax.errors import BadSample
 from prismer_jax.pp import chat, fast_tokenizers, tiles
 from prismer_jax.pp.bilinear import squeezed
-from tools.parity.case import Case, Check, Mismatch, Outputs, index_of, relative
+
+from .case import Case, Check, Mismatch, Outputs, index_of, relative
 
 
 def check_knapsack(case: Case) -> None:

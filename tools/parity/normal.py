@@ -8,8 +8,9 @@ from einops import rearrange
 
 from prismer_jax import tree
 from prismer_jax.experts.normal import Normal, colours
-from tools.parity.case import LABEL_IMAGE, Case, Check, Outputs
-from tools.parity.photos import begin
+
+from .case import LABEL_IMAGE, Case, Check, Outputs
+from .photos import begin
 
 
 def estimate_check(case: Case) -> Check:

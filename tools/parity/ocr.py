@@ -13,7 +13,8 @@ from prismer_jax.experts.ocr import clip_text, hourglass, reading
 from prismer_jax.experts.ocr import expert as ocr
 from prismer_jax.experts.ocr.lexicon import Lexicon
 from prismer_jax.weights import label_tables, rules
-from tools.parity.case import Case, Outputs, fill
+
+from .case import Case, Outputs, fill
 
 # Taps of the reference, and the modules whose output they are.
 TAPS = {

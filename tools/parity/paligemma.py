@@ -18,7 +18,8 @@ from prismer_jax.models import conversion
 from prismer_jax.models.paligemma import FREEZE, NOT_DECAYED, PaliGemma, build
 from prismer_jax.models.paligemma.conversion import TABLE, official_table
 from prismer_jax.weights import rules
-from tools.parity.case import Case, Check, Mismatch, Outputs, relative
+
+from .case import Case, Check, Mismatch, Outputs, relative
 
 FORWARD = Check(relative, 2e-5)  # a wrong GELU shows at 1.5e-4 only
 TRAINING = Check(relative, 1e-3)  # Adam makes rounding large

@@ -15,7 +15,8 @@ from prismer_jax.pp import places
 from prismer_jax.pp.bilinear import stretch
 from prismer_jax.pp.prefix_lm import cut
 from prismer_jax.scores.objects import segmented
-from tools.parity.case import Case, Check, Mismatch, Outputs
+
+from .case import Case, Check, Mismatch, Outputs
 
 RNG = np.random.default_rng(0)  # these ops draw nothing
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from prismer_jax.experts.expert import SquareExpert
-from tools.parity.case import Case
+
+from .case import Case
 
 
 def begin(case: Case, expert: SquareExpert) -> tuple[Any, jax.Array]:

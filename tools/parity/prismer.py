@@ -23,7 +23,8 @@ from prismer_jax.models.prismer import FREEZE, Prismer, build, table
 from prismer_jax.towers.label_lookup import label_tables
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.weights import rules
-from tools.parity.case import Case, Mismatch, Outputs
+
+from .case import Case, Mismatch, Outputs
 
 PAD, EOS = 1, 2  # RoBERTa's
 

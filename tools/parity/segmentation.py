@@ -15,7 +15,8 @@ from prismer_jax.experts import fitted
 from prismer_jax.experts.segmentation import mask2former
 from prismer_jax.experts.segmentation.expert import SegAde, SegCoco, Segmentation, strips
 from prismer_jax.weights import rules
-from tools.parity.case import Case, Check, Mismatch, Outputs
+
+from .case import Case, Check, Mismatch, Outputs
 
 MARGIN = 1e-4  # between the best two classes of a pixel: below it, which one wins is left to rounding
 TAPS = ("backbone", "pixel_decoder", "class_head")  # modules whose outputs are stored
