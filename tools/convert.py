@@ -34,7 +34,7 @@ import jax
 import numpy as np
 
 from prismer_jax import checkpoint, config, experts, models, pp, runtime, tree
-from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.errors import UserError, as_installed, choose, run_main
 from prismer_jax.experts import weights
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, peft
@@ -185,7 +185,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     command, *flags = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
-        print(__doc__)
+        print(as_installed(__doc__))
         return
     runtime.use_compilation_cache()
     runtime.log_warnings()
