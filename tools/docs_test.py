@@ -21,9 +21,10 @@ from prismer_jax.testing import ROOT
 from tools.paths_test import PROGRAMS, main_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHELL = ("#", "gcloud", "git", "img2dataset", "pip", "python", "srun")
+SHELL = ("#", "git", "img2dataset", "pip", "python")
 OTHER = {  # how the blocks begin that no test can read
     "photos, captions, questions ─►": "a drawing",
+    "@article": "BibTeX",
     "8 were left out:": "what a program prints",
     "expert         maps  missing": "what a program prints",
     "There are 2 x box": "what a program prints",
@@ -40,7 +41,7 @@ COMPILED = {  # how the blocks of Python begin that read what is not there
     "variables = ocp.StandardCheckpointer()": "a checkpoint",
     "tfds.builder_from_directory": "a data set",
 }
-PROGRAM = re.compile(r"python -m ((?:prismer_jax|tools)\.\w+)")
+PROGRAM = re.compile(r"python -m (?:prismer_jax\.(?=tools\.))?((?:prismer_jax|tools)\.\w+)")  # a wheel's, too
 READERS_OWN = ("mine.py", "configs/toy.py")  # configs
 ABSENT = "does not exist: expected an exported model"  # what a config's init= names
 
