@@ -89,7 +89,7 @@ setup(
         "test": TEST,
         "gguf": GGUF,
         "onnx": ONNX,
-        "data": ["pyarrow>=15"],  # captions in img2dataset's tables; tensorflow-datasets brings it today
+        "data": ["pyarrow>=15"],  # Parquet; tensorflow-datasets brings it today
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "plan": ["libtpu>=0.0.42"],  # compiles for TPUs that are not there
         "tpu": ["jax[tpu]>=0.10,<0.13"],

@@ -94,8 +94,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
 def load(spec: str, overrides: Sequence[str] = ()) -> Section:
     """Runs get_config(arg) of the file in 'FILE.py' or 'FILE.py:arg', applies 'a.b=value' overrides.
 
-    A file is looked for in the current directory, then in RECIPES. Configs import their helpers by folder and name,
-    whatever the current directory is: `from configs import common`.
+    A file is looked for here, then in RECIPES. Configs import helpers by folder and name: `from configs import common`.
 
     Raises:
       UserError: no such file, no get_config in it, an error while it runs, or an override that names no key, a whole
@@ -425,9 +424,8 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
 
 def provenance() -> dict[str, Any]:
     """Returns what results depend on besides the config: package versions, Python, the machine, the git commit."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     versions = {"prismer_jax": prismer_jax.__version__}
-    for name in packages:
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -35,7 +35,7 @@ Loads = dict[str, Callable[[], Any]]  # the weights of each expert
 WORK = ".make_labels"  # what processes know in common
 SKIPPED = "skipped.json"
 # The flags that say what a data set is made from.
-SOURCE = ("list", "images", "annotations", "split", "tars", "dataset_dir", "labels", "limit", "source_name")
+SOURCE = ("list", "images", "annotations", "split", "tars", "parquet", "dataset_dir", "labels", "limit", "source_name")
 RANDOM = "random weights"
 DTYPES = ("float32", "bfloat16")
 SAMPLE = 1000  # photos that are asked for labels that should be there
@@ -166,8 +166,8 @@ def open_output(args: argparse.Namespace, source: Any, ledger: Ledger | None, ex
     made_with = dict.fromkeys((expert.name for expert in experts), RANDOM if args.random_weights else TRAINED)
     common = {"shard_size": args.shard_size, "empty": args.empty_labels}
     if args.output is not None:
-        # A tar's photos are called as the tar and the member: by their nature no two of them alike.
-        common |= {"distinct": args.tars is not None, "official": args.official}
+        # A tar's photos are called as the tar and the member, a table's as the table and the row: no two alike.
+        common |= {"distinct": (args.tars or args.parquet) is not None, "official": args.official}
         return Files(args.output, source, ledger, made_with, **common)
     made_from = {name: str(value) for name in SOURCE if (value := getattr(args, name, None)) is not None}
     options = {"work": args.work, "made_from": made_from, "given": args.labels, "threads": args.threads}

@@ -7,10 +7,12 @@ import os
 import tarfile
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
-from prismer_jax import label_png, labels
+from prismer_jax import datasets, label_png, labels
 from prismer_jax.datasets import lists
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts import testing, weights
@@ -62,6 +64,16 @@ def run(*flags, experts="depth,obj_detection"):
     except SystemExit as exit:
         return exit.code
     return 0
+
+
+def test_tables_with_photos_inside_are_labelled_as_folders_are(tmp_path):
+    table = [{"image": {"bytes": jpeg(number), "path": None}, "caption": f"photo {number}"} for number in range(4)]
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "train.parquet")
+    assert run("--parquet", tmp_path / "train.parquet", "--output", tmp_path / "out") == 0
+    source = datasets.load("parquet", path=tmp_path / "train.parquet", labels=tmp_path / "out")
+    assert source[3]["labels/depth"] == str(tmp_path / "out/depth/train/000000003.png")
+    assert run("--parquet", tmp_path / "train.parquet", "--output-dataset", tmp_path / "records") == 0
+    assert [example["captions"] for example in whole(tmp_path / "records")] == [[f"photo {n}"] for n in range(4)]
 
 
 def whole(folder):

@@ -200,7 +200,7 @@ def show(by_expert: ByExpert, names: dict[str, Sequence[str]], warnings: Sequenc
 
 
 def _title(args: argparse.Namespace) -> str:
-    given = args.dataset or args.dataset_dir or args.tars or args.list or args.images
+    given = args.dataset or args.dataset_dir or args.tars or args.parquet or args.list or args.images
     given = given[0] if isinstance(given, list) and given else given
     return pathlib.PurePath(str(given)).name or str(given)
 

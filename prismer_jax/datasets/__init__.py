@@ -18,13 +18,14 @@ DATASETS = {
     "lists": "prismer_jax.datasets.lists",
     "objects": "prismer_jax.datasets.formats.objects",
     "pairs": "prismer_jax.datasets.pairs",
+    "parquet": "prismer_jax.datasets.formats.parquet",
     "photos": "prismer_jax.datasets.photos",
     "records": "prismer_jax.shards.records",
     "scenes": "prismer_jax.datasets.scenes",
     "tars": "prismer_jax.datasets.tars",
 }
 PATHS = ("path", "images", "labels", "annotations", "names", "indices")  # on disks, but for those of REMOTE
-REMOTE = ("records", "conversations", "pairs")
+REMOTE = ("records", "conversations", "pairs", "parquet")
 
 
 def load(name: str, **kwargs: Any) -> Any:

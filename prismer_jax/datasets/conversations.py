@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import storage
+from prismer_jax.files import parquet, storage
 
 Example = dict[str, Any]
 Path = str | os.PathLike
@@ -69,7 +68,7 @@ def load(
         left = None if limit is None else limit - sum(map(len, tables))
         if left is None or left > 0:
             is_parquet = str(file).endswith(".parquet")
-            tables.append(_Parquet(file, left, kind.columns) if is_parquet else _Lines(file, left))
+            tables.append(parquet.Table(file, left, kind.columns) if is_parquet else _Lines(file, left))
     source = kind(tables, None if images is None else storage.on_disk(images), minima)
     if not len(source):
         raise UserError(f"{path}: has no samples. Check the path and limit.")
@@ -93,7 +92,7 @@ class Source:
     def __init__(self, tables: Sequence[Any], images: Path | None, minima: Mapping[str, int]) -> None:
         self._tables, self._images, self._minima = list(tables), images, dict(minima)
         self._ends = np.cumsum([len(table) for table in tables])
-        files = [_identity(table.path) for table in tables]
+        files = [parquet.identity(table.path) for table in tables]
         self.made_of = json.dumps([files, images and os.fspath(images), self._minima])
         remote = any(storage.is_remote(table.path) for table in tables)
         self.fingerprint = hashlib.sha256(self.made_of.encode()).hexdigest()[:16] if remote else None
@@ -118,7 +117,7 @@ class Source:
             folder = pathlib.Path(table.path).parent
         photos = row.get("images", row.get("image"))
         photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
-        photos = [_photo(photo, folder, f"{table.path}: photo of sample {number}") for photo in photos]
+        photos = [photo_of(photo, folder, f"{table.path}: photo of sample {number}") for photo in photos]
         return f"{table.path}: sample {number}", name, row, photos
 
     def _find(self, index: int) -> tuple[Any, dict[str, Any], int]:
@@ -153,16 +152,17 @@ def _rating(row: Mapping[str, Any], name: str, number: int) -> float:
     return ratings[number]
 
 
-def _identity(path: Path) -> list[Any]:
-    """Returns what tells a file from another, or from what it was: its place, its size, and on a disk its time."""
-    if storage.is_remote(path):
-        return [str(path), storage.size(str(path))]
-    stat = os.stat(path)
-    return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
+def photo_of(photo: Any, folder: pathlib.Path | None, where: str) -> bytes | str:
+    """Returns a photo's encoded bytes or path, of what `datasets` stores of it.
 
+    Args:
+      photo: bytes, a path, or {"bytes", "path"}, of which one may be null.
+      folder: that paths are relative to; None for remote tables, whose photos are inside.
+      where: what messages call it.
 
-def _photo(photo: Any, folder: pathlib.Path | None, where: str) -> bytes | str:
-    """Returns encoded bytes or a path."""
+    Raises:
+      BadSample: it is none of these.
+    """
     if isinstance(photo, Mapping):
         data = photo.get("bytes")
         photo = photo.get("path") if data is None else data
@@ -208,78 +208,6 @@ class _Lines:
         raise BadSample(f"{self.path}: sample {index}: {why}.", "damaged line")
 
 
-class _Parquet:
-    """A Parquet file, of which the last row groups that were read are kept in memory."""
-
-    def __init__(self, path: pathlib.Path | str, limit: int | None, columns: tuple[str, ...] | None = COLUMNS) -> None:
-        self.path, self._columns, self._version = path, columns, json.dumps(_identity(path))
-        metadata = _metadata(str(path), self._version)
-        ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
-        self._ends, count = ends.astype(np.int64), metadata.num_rows
-        self._length = count if limit is None else min(count, limit)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read(self, index: int) -> dict[str, Any]:
-        group = int(np.searchsorted(self._ends, index, "right"))
-        start = int(self._ends[group - 1]) if group else 0
-        return _group(str(self.path), self._version, group, self._columns).slice(index - start, 1).to_pylist()[0]
-
-
-@functools.lru_cache(maxsize=8)
-def _group(path: str, version: str, number: int, wanted: tuple[str, ...] | None) -> Any:
-    metadata = _metadata(path, version)
-    columns = [name for name in metadata.schema.to_arrow_schema().names if wanted is None or name in wanted]
-    try:
-        with _opened(path) as file:
-            return _parquet(path).ParquetFile(file, metadata=metadata).read_row_group(number, columns=columns)
-    except (OSError, ValueError, UserError) as error:
-        raise BadSample(f"{path}: cannot be read ({error}).", "damaged Parquet file") from None
-
-
-@functools.lru_cache(maxsize=4096)
-def _metadata(path: str, version: str) -> Any:
-    try:
-        with _opened(path) as file:
-            return _parquet(path).ParquetFile(file).metadata
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from None
-
-
-def _opened(path: str) -> Any:
-    return storage.remote().open_ranges(path) if storage.is_remote(path) else open(path, "rb")
-
-
-def _parquet(path: str) -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path}: Parquet needs pyarrow: pip install 'prismer_jax[data]'.") from None
-    return parquet
-
-
 def _files(path: Path | Sequence[Path]) -> list[pathlib.Path | str]:
-    files: list[pathlib.Path | str] = []
-    for one in [path] if isinstance(path, str | os.PathLike) else path:
-        files += _remote_files(str(one)) if storage.is_remote(storage.plain(one)) else _files_on_disk(one)
-    return files
-
-
-def _remote_files(path: str) -> list[str]:
-    try:
-        found = [name for name in storage.remote().find(path) if name.endswith(".parquet")]
-    except FileNotFoundError:
-        found = []
-    if not found:
-        raise UserError(f"{path}: has no Parquet file (.parquet), the only kind that is read where it lies.")
-    return found
-
-
-def _files_on_disk(path: Path) -> list[pathlib.Path]:
-    one = storage.on_disk(path)
-    inside = sorted(p for p in one.rglob("*") if p.suffix in ENDS and p.is_file()) if one.is_dir() else [one]
-    if not inside or not all(p.is_file() and p.suffix in ENDS for p in inside):
-        what = "has no file of" if one.is_dir() else "is no file of" if one.exists() else "no such file; it takes"
-        raise UserError(f"{one}: {what} JSON lines (.jsonl) or Parquet (.parquet).")
-    return inside
+    several = [path] if isinstance(path, str | os.PathLike) else path
+    return [file for one in several for file in parquet.files(one, ENDS)]

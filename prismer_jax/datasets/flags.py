@@ -9,13 +9,15 @@ from prismer_jax import datasets
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage, workers
 
-KINDS = ("list", "images", "tars", "dataset_dir")
+KINDS = ("list", "images", "tars", "parquet", "dataset_dir")
 MISSING = 1.0  # of photos from the web up to a third are gone; tools count them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a tool that works on photos."""
-    group = parser.add_argument_group("photos", "one of --list (with --images), --images, --tars, --dataset-dir")
+    group = parser.add_argument_group(
+        "photos", "one of --list (with --images), --images, --tars, --parquet, --dataset-dir"
+    )
     add, path = group.add_argument, storage.on_disk
     add("--list", nargs="+", type=path, metavar="FILE", help="lists of photos, of a layout in docs/data.md")
     add("--annotations", nargs="+", type=path, metavar="FILE", help="VQAv2's files of answers, one for each --list")
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="img2dataset's: a folder, or 'DIR/{000..124}.tar'",
     )
+    add("--parquet", nargs="+", type=storage.plain, metavar="PATH", help="files with the photos inside, or hf://...")
     add("--dataset-dir", type=storage.plain, metavar="DIR", help="what tools.build_dataset made, or where, remote")
     add("--labels", type=path, metavar="DIR", help="folder of labels: DIR/<expert>/<photo>.png")
     add("--limit", type=int, help="only the first N photos")
@@ -43,7 +46,7 @@ def open_source(args: argparse.Namespace) -> Any:
     """
     kinds = [kind for kind in KINDS if getattr(args, kind) is not None and (kind != "images" or args.list is None)]
     if len(kinds) != 1:
-        raise UserError("Give one of --list (with --images), --images, --tars or --dataset-dir.")
+        raise UserError("Give one of --list (with --images), --images, --tars, --parquet or --dataset-dir.")
     kind = kinds[0]
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: at least 1.")
@@ -56,6 +59,15 @@ def open_source(args: argparse.Namespace) -> Any:
     match kind:
         case "dataset_dir":
             return datasets.load("records", path=args.dataset_dir, task="all", limit=args.limit)
+        case "parquet":
+            return datasets.load(
+                "parquet",
+                path=args.parquet,
+                labels=args.labels,
+                task="all",
+                source=args.source_name,
+                limit=args.limit,
+            )
         case "tars":
             return datasets.load(
                 "tars",

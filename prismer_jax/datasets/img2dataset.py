@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 
 from prismer_jax.datasets import captions
-from prismer_jax.errors import UserError
+from prismer_jax.files import parquet
 from prismer_jax.files.dropped import Dropped
 
 # What it says of photos that were fetched but could not be decoded, or not resized (its resizer.py); what else it says
@@ -72,23 +72,13 @@ def table_captions(shard: str, dropped: Dropped) -> dict[str, list[str]]:
     path = f"{shard}.parquet"
     if not os.path.exists(path):
         return {}
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path}: pip install 'prismer_jax[data]' reads the captions in it.") from None
-    try:
-        names = parquet.read_schema(path).names
-        column = next((key for key in captions.KEYS if key in names), None)
-        if column is None or "key" not in names:
-            return {}
-        table = parquet.read_table(path, columns=["key", column]).to_pydict()
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}). Fetch it again, or remove it: its shard then has no captions."
-        ) from None
+    names = parquet.Table(path).columns
+    column = next((key for key in captions.KEYS if key in names), None)
+    if column is None or "key" not in names:
+        return {}
     by_key = {}
-    for key, value in zip(table["key"], table[column], strict=True):
+    for row in parquet.read(path, ("key", column)):
+        key, value = row["key"], row[column]
         texts, lost = captions.texts(value)
         if texts:
             by_key[str(key)] = texts

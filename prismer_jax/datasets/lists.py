@@ -142,7 +142,8 @@ class Source:
     ) -> None:
         """Args:
         photos: dicts with `id`, `name`, `image`, `source`; and if they have it, `dataset`, `captions` or
-          `captions_file`, `questions`, and what is passed on as it is. A sequence is kept, anything else packed.
+          `captions_file`, `questions`, and what is passed on as it is. A sequence is kept, anything else packed; one
+          that is to be asked about may say in `questions` how many each photo has, so that none is read before.
         task: what an item is.
         labels: folder of label files.
         experts: whose label files are looked for.
@@ -155,8 +156,10 @@ class Source:
         if task == "caption" and isinstance(photos, list):
             self._texts = sum(max(1, len(photo["captions"])) for photo in photos)
         if task == "question":
-            photos = list(photos)
-            pairs = [(i, j) for i, photo in enumerate(photos) for j in range(len(photo["questions"]))]
+            if (counts := getattr(photos, "questions", None)) is None:
+                photos = list(photos)
+                counts = [len(photo["questions"]) for photo in photos]
+            pairs = [(i, j) for i, count in enumerate(counts) for j in range(count)]
             self._items = np.asarray(pairs[:limit], np.int32).reshape(-1, 2)
         self._photos = photos if isinstance(photos, Sequence) and not isinstance(photos, list) else _Photos(photos)
         self._task, self._labels, self._experts, self.dropped = task, labels, experts, dropped
@@ -187,7 +190,8 @@ class Source:
             example.pop("captions", None)
             asked = questions[question]
             # Questions of one photo are no independent samples: evaluations must know it.
-            photo, id = example["image"], asked.get("question_id", f"{example['id']}#{question}")
+            photo = name if isinstance(example["image"], bytes) else example["image"]
+            id = asked.get("question_id", f"{example['id']}#{question}")
             example |= {"id": str(id), "photo": photo, **asked}
         elif file := example.pop("captions_file", None):
             example["captions"], lost = captions.read(file)

@@ -42,7 +42,7 @@ def entries(content: Iterable[Any], left_out: LeftOut) -> Iterator[Row]:
     """Yields the rows of a list of entries."""
 
     def read(entry: Entry) -> Iterable[Row]:
-        rows = _rows(entry)
+        rows = rows_of(entry)
         first = rows[0]
         says = first.captions or (first.question and first.question["answers"])
         if not says and (unread := entry.keys() - _READ - _ORIGIN):
@@ -70,7 +70,12 @@ def count_unread(entry: Entry, keys: Iterable[str], where: str, dropped: Dropped
             dropped.add(f"text under `{key}`, which is not read (`caption` and `answers` are)", where)
 
 
-def _rows(entry: Entry) -> list[Row]:
+def rows_of(entry: Entry) -> list[Row]:
+    """Returns what an entry says of its photo: a row of its captions, or one a question.
+
+    Raises:
+      BadSample: it names no photo, or what it says is no text.
+    """
     image, dataset = _photo(entry), entry.get("dataset")
     texts = {} if _TEXTS.isdisjoint(entry) else rows.texts(entry)
     id = None

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from prismer_jax.errors import UserError
+from prismer_jax.files import parquet
 
 Path = str | os.PathLike
 
@@ -132,19 +133,9 @@ def _cells(names: list[str], row: list[str]) -> dict[Any, Any]:
 
 
 def _parquet(path: pathlib.Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path}: is Parquet. pip install 'prismer_jax[data]' reads it.") from None
-    try:
-        schema = parquet.read_schema(path)
-        photos = [name for name in schema.names if pyarrow.types.is_struct(schema.field(name).type)]
-        if photos and "bytes" in [field.name for field in schema.field(photos[0]).type]:
-            raise UserError(
-                f"{path}: is Parquet with the photos themselves in its column {photos[0]!r}. Write them to files, or "
-                "into tars as webdataset does, and give these."
-            )
-        return parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is Parquet that cannot be read ({error}). Fetch it again.") from None
+    if photos := parquet.Table(path).photo_columns():
+        raise UserError(
+            f"{path}: is Parquet with the photos themselves in its column {photos[0]!r}: it is no list. Give it as "
+            "--parquet, the data set `parquet`."
+        )
+    return parquet.read(path)

@@ -1,0 +1,178 @@
+"""Tables in Parquet files, on disks or where fsspec reaches (hf://datasets/USER/NAME), read by row groups.
+
+pyarrow, which reads them, comes with the extra `data`, and is imported when a table is opened. Of a remote file its end
+is fetched, and of the row groups that are read the columns that are asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files import storage
+
+Path = str | os.PathLike
+Row = dict[str, Any]
+
+
+class Table:
+    """A Parquet file: `len(table)`, `table.read(index)`, of which the last row groups that were read stay in memory.
+
+    Attributes:
+      path: the file.
+      columns: the names of all its columns.
+    """
+
+    def __init__(self, path: Path, limit: int | None = None, wanted: Sequence[str] | None = None) -> None:
+        """Args:
+        path: a file.
+        limit: so many rows, the first ones.
+        wanted: the columns that `read` returns, where the file has them; None for all.
+
+        Raises:
+          UserError: it cannot be read, or pyarrow is missing.
+        """
+        self.path, self._version = path, json.dumps(identity(path))
+        self._wanted = None if wanted is None else tuple(wanted)
+        metadata = _metadata(str(path), self._version)
+        ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
+        self._ends, count = ends.astype(np.int64), metadata.num_rows
+        self._length = count if limit is None else min(count, limit)
+        self.columns: list[str] = self.schema.names
+
+    @property
+    def schema(self) -> Any:
+        """Returns the columns' names and types, pyarrow's schema."""
+        return _metadata(str(self.path), self._version).schema.to_arrow_schema()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def photo_columns(self) -> list[str]:
+        """Returns the columns that hold photos: bytes, structs of bytes and path, as `datasets` has them, or lists."""
+        from pyarrow import types
+
+        def holds(kind: Any) -> bool:
+            if types.is_list(kind) or types.is_large_list(kind):
+                kind = kind.value_type
+            if types.is_struct(kind):
+                return kind.get_field_index("bytes") >= 0
+            return types.is_binary(kind) or types.is_large_binary(kind)
+
+        return [field.name for field in self.schema if holds(field.type)]
+
+    def read(self, index: int) -> Row:
+        """Returns a row.
+
+        Raises:
+          BadSample: its row group is damaged.
+        """
+        group = int(np.searchsorted(self._ends, index, "right"))
+        start = int(self._ends[group - 1]) if group else 0
+        return self._kept(group).slice(index - start, 1).to_pylist()[0]
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yields all rows, with these columns alone; one row group at a time is in memory.
+
+        Raises:
+          BadSample: a row group is damaged.
+        """
+        left = self._length
+        for number in range(len(self._ends)):
+            if left > 0:
+                group = _read(str(self.path), self._version, number, tuple(columns)).slice(0, left)
+                left -= group.num_rows
+                yield from group.to_pylist()
+
+    def _kept(self, number: int) -> Any:
+        columns = tuple(name for name in self.columns if self._wanted is None or name in self._wanted)
+        return _group(str(self.path), self._version, number, columns)
+
+
+def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
+    """Returns all rows of a small table.
+
+    Raises:
+      UserError: it cannot be read, or pyarrow is missing.
+    """
+    table = Table(path)
+    try:
+        return list(table.rows(table.columns if columns is None else columns))
+    except BadSample as error:
+        raise UserError(str(error)) from None
+
+
+def identity(path: Path) -> list[Any]:
+    """Returns what tells a file from another, or from what it was: its place, its size, and on a disk its time."""
+    if storage.is_remote(path):
+        return [str(path), storage.size(str(path))]
+    stat = os.stat(path)
+    return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
+
+
+def files(path: Path, ends: Sequence[str] = (".parquet",)) -> list[pathlib.Path | str]:
+    """Returns a file, or the files of these ends in a folder; of a remote folder those that end in .parquet.
+
+    Raises:
+      UserError: there are none.
+    """
+    if storage.is_remote(storage.plain(path)):
+        return _remote_files(str(path))
+    one, kinds = storage.on_disk(path), "JSON lines (.jsonl) or Parquet (.parquet)" if len(ends) > 1 else "Parquet"
+    inside = sorted(p for p in one.rglob("*") if p.suffix in ends and p.is_file()) if one.is_dir() else [one]
+    if not inside or not all(p.is_file() and p.suffix in ends for p in inside):
+        what = "has no file of" if one.is_dir() else "is no file of" if one.exists() else "no such file; it takes"
+        raise UserError(f"{one}: {what} {kinds}.")
+    return inside
+
+
+def _remote_files(path: str) -> list[str]:
+    try:
+        found = [name for name in storage.remote().find(path) if name.endswith(".parquet")]
+    except FileNotFoundError:
+        found = []
+    if not found:
+        raise UserError(f"{path}: has no Parquet file (.parquet), the only kind that is read where it lies.")
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _group(path: str, version: str, number: int, columns: tuple[str, ...]) -> Any:
+    return _read(path, version, number, columns)
+
+
+def _read(path: str, version: str, number: int, columns: tuple[str, ...]) -> Any:
+    metadata = _metadata(path, version)
+    try:
+        with _opened(path) as file:
+            return _library(path).ParquetFile(file, metadata=metadata).read_row_group(number, columns=list(columns))
+    except (OSError, ValueError, NotImplementedError, UserError) as error:
+        raise BadSample(f"{path}: cannot be read ({error}).", "damaged Parquet file") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _metadata(path: str, version: str) -> Any:
+    try:
+        with _opened(path) as file:
+            return _library(path).ParquetFile(file).metadata
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Fetch it again.") from None
+
+
+def _opened(path: str) -> Any:
+    return storage.remote().open_ranges(path) if storage.is_remote(path) else open(path, "rb")
+
+
+def _library(path: str) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: pip install 'prismer_jax[data]' reads Parquet.") from None
+    return parquet
