@@ -7,7 +7,7 @@ and `comparing.py` compares photos with texts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from prismer_jax.captioner.loaded import Loaded, Path
 from prismer_jax.captioner.requests import to_answer, to_caption, to_choose, to_rank, to_write
@@ -147,23 +147,28 @@ class Captioner(Loaded):
         self,
         examples: Sequence[Mapping[str, Any]],
         *,
+        task: Literal["question", "caption"] = "question",
         num_answers: int = 1,
         batch_size: int = 16,
         seed: int = 0,
+        attention: bool = False,
         **settings: Any,
     ) -> list[dict[str, Any]]:
-        """Answers a question of its own about each example, as `answer` does.
+        """Answers a question of its own about each example, as `answer` does; or captions it, as `caption` does.
 
         Args:
           examples: {"id", "image", "question"}: the image is a path, a file's bytes or uint8 RGB, a list of these for a
             model that reads several, or None; where there are label maps, "labels/<expert>"; and "begun", what the
             answer begins with, for a model that is asked in words.
+          task: 'caption' needs no "question".
+          attention: tells of each example's first text where the model looked, if decode.attention says so.
 
         Returns:
-          [{"image": the example's id, "answers": [text, ...], "scores": [log-probability, ...]}], without those in
-          `left_out`.
+          [{"image": the example's id, "answers" or "captions": [text, ...], "scores": [log-probability, ...]}], without
+          those in `left_out`; with "attention": [(word, its share of each of the photo's patches, float32 [h, w])].
         """
-        request = to_write(self, "question", Examples(examples), "answers", num_answers, seed, settings, [{}])
+        key = {"question": "answers", "caption": "captions"}[task]
+        request = to_write(self, task, Examples(examples), key, num_answers, seed, settings, [{}], attention)
         return list(results_of(self, request, batch_size))
 
     def rank(

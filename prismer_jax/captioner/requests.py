@@ -131,8 +131,12 @@ def to_write(
     seed: int,
     settings: Mapping[str, Any],
     asked: Sequence[Result],
+    attention: bool = False,
 ) -> Request:
-    """Returns a request that decodes the likeliest text of each row, or draws several, as `key` of its result."""
+    """Returns a request that decodes the likeliest text of each row, or draws several, as `key` of its result.
+
+    With `attention` the result also has where the model looked for each word of the first, see Captioner.ask.
+    """
     how = choose("task of this checkpoint", task, loaded.tasks)
     texts = style_of(how.get("style", "plain"))
     write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
@@ -147,13 +151,27 @@ def to_write(
         rng = jax.random.key(seed)
         tokens, scores = jax.device_get(decode.generate(loaded.model, loaded.variables, arrays, rng=rng, **options))
         prompts = [text[mask].tolist() for text, mask in zip(batch["text"], batch["mask_input"], strict=True)]
+        looked = _looked(loaded, arrays, tokens[:, 0]) if attention else [{}] * len(prompts)
         return [
-            {key: [write(loaded.tokenizer, prompt, ids.tolist()) for ids in row], "scores": score.tolist()}
-            for prompt, row, score in zip(prompts, tokens, scores, strict=True)
+            {key: [write(loaded.tokenizer, prompt, ids.tolist()) for ids in row], "scores": score.tolist(), **more}
+            for prompt, row, score, more in zip(prompts, tokens, scores, looked, strict=True)
         ]
 
     described = {**options, "asked": asked, "task": task, "seed": seed}
     return Request(Asked(source, asked), how, described, say, asked)
+
+
+def _looked(loaded: Loaded, arrays: Mapping[str, Any], tokens: np.ndarray) -> Sequence[Result]:
+    """Returns {"attention": [(word, [h, w])]} of each row's tokens; {} of a model that does not look at patches."""
+    from prismer_jax.decode.attention import photo_attention, words_of  # which few ask for
+
+    maps = photo_attention(loaded.model, loaded.variables, arrays, tokens)
+    if maps is None:
+        return [{}] * len(tokens)
+    return [
+        {"attention": [(word, seen[places].mean(0)) for word, places in words_of(loaded.tokenizer, row.tolist())]}
+        for row, seen in zip(tokens, np.asarray(maps), strict=True)
+    ]
 
 
 def _questions(question: str | Sequence[str]) -> list[Result]:

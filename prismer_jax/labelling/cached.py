@@ -105,18 +105,26 @@ class Cached:
 
         A photo that an expert cannot label is a warning, and has the background in the place of its label.
         """
+        *_, (_, labelled) = self.one_by_one(source, batch_size)
+        return labelled
+
+    def one_by_one(self, source: Any, batch_size: int = 4) -> Iterator[tuple[str, Labelled]]:
+        """Yields '' and the photos; then each expert's name, when it is done, and the photos with its labels, too."""
         keys, photos = [_key(source, index) for index in range(len(source))], {}
         for index, key in enumerate(keys):
             if key is not None:
                 photos.setdefault(key, index)
         problems: dict[str, list[str]] = {}  # a photo that cannot be read is one line, not one an expert
+        folders: dict[str, str] = {}
+        yield "", Labelled(source, keys, folders)
         for expert in self.experts:
             for problem in self._run(expert, source, photos, batch_size):
                 problems.setdefault(str(problem), []).append(expert.name)
+            if expert.name in self.names:
+                folders[expert.name] = self._path(expert.name)
+            yield expert.name, Labelled(source, keys, folders)
         for problem, names in problems.items():
             logger.warning("No label of %s: %s", ", ".join(names), problem)
-        seen = [expert.name for expert in self.experts if expert.name in self.names]
-        return Labelled(source, keys, {name: self._path(name) for name in seen})
 
     def said(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what is in the labels of an example of `Labelled`, as `Captioner.label` has it; raises BadSample."""

@@ -167,6 +167,10 @@ class DecoderOnly(nn.Module):
         rows = {"count": count + length}
         return self.decoder.logits(hidden), {**cache, "own": own, "rows": rows, "index": index + length}
 
+    def attention_to(self, kept: Mapping[str, Any], side: int) -> tuple[Float[Array, "b t s"], int]:
+        """Returns how a text attends to all columns, first a square of image tokens of this side: `photo_attention`."""
+        return kept["language"]["blocks"]["weights"][0].mean(0)[:, 0, side**2 :], side
+
     def init_variables(self, rng: Array) -> dict[str, Any]:
         """Returns {'params'}, with experts also {'batch_stats', 'tables'}; no shape of theirs depends on a batch."""
         return init_from_shapes(self, rng, self.image_size)

@@ -145,7 +145,8 @@ class Block(nn.Module):
             keys = jax.tree.map(lambda leaf: leaf.astype(m.keys_dtype), keys)
         parts = [(prompt, "prompt"), (own, "own"), (keys, "new")]
         parts = [Keys(k["k"].astype(x.dtype), k["v"].astype(x.dtype), masks[name]) for k, name in parts if k]
-        mixed = rearrange(layers.attend(queries, *parts, dropout=within, cap=m.attention_cap), "... h d -> ... (h d)")
+        mixed = layers.attend(queries, *parts, dropout=lambda probs: within(self._seen(probs)), cap=m.attention_cap)
+        mixed = rearrange(mixed, "... h d -> ... (h d)")
         attention = within(self._dense("out", width)(mixed))
         self.sow("intermediates", "attention_out", attention)
         x = x + branch(self._norm("norm_attention_out", attention) if m.post_norms else attention)
@@ -157,6 +158,10 @@ class Block(nn.Module):
         x = x + (self._norm("norm_mlp_out", mlp) if m.post_norms else mlp)
         self.sow("intermediates", "after_mlp", x)
         return x, keys
+
+    def _seen(self, probs: Array) -> Array:
+        self.sow("intermediates", "weights", probs.mean(-3))  # for decode.attention
+        return probs
 
     def _heads(self, name: str, heads: int, h: Array) -> Array:
         size = self.model.head_dim

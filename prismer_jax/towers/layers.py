@@ -109,10 +109,8 @@ def attend(
     logits = soft_cap(logits, cap)
     if bias is not None:
         logits = logits + bias
-    masks = [part.mask for part in parts]
-    if any(mask is not None for mask in masks):
-        mask = _joined([part.k.shape[-3] for part in parts], masks)
-        logits = jnp.where(mask[..., None, :, :], logits, jnp.finfo(jnp.float32).min)
+    if any(part.mask is not None for part in parts):
+        logits = jnp.where(_joined(parts)[..., None, :, :], logits, jnp.finfo(jnp.float32).min)
     probs = dropout(jax.nn.softmax(logits).astype(parts[0].v.dtype))
     ends = np.cumsum([part.k.shape[-3] for part in parts])[:-1]
     mixed = (_mixed(p, part, q.ndim) for p, part in zip(jnp.split(probs, ends, axis=-1), parts, strict=True))
@@ -146,12 +144,9 @@ def _mixed(probs: Array, part: Keys, rank: int) -> Array:
     return rearrange(mixed, "... g r d -> ... (g r) d")
 
 
-def _joined(lengths: Sequence[int], masks: Sequence[Array | None]) -> Array:
+def _joined(parts: Sequence[Keys]) -> Array:
     """Returns one mask [*b t s] over the keys of all parts."""
-    if len(masks) == 1:
-        return masks[0]
-    rank = max(mask.ndim for mask in masks if mask is not None)
-    whole = [jnp.ones((1,) * (rank - 1) + (n,), bool) if m is None else m for n, m in zip(lengths, masks, strict=True)]
+    whole = [jnp.ones(part.k.shape[-3], bool) if part.mask is None else part.mask for part in parts]
     shape = np.broadcast_shapes(*(m.shape[:-1] for m in whole))
     return jnp.concatenate([jnp.broadcast_to(m, (*shape, m.shape[-1])) for m in whole], axis=-1)
 
@@ -181,8 +176,12 @@ class Attention(nn.Module):
         return Keys(self._split(self.key(x + positions)), self._split(self.value(x)), mask)
 
     def __call__(self, x: Float[Array, "*b t c"], *parts: Keys) -> Float[Array, "*b t width"]:
-        out = attend(self._split(self.query(x)), *parts, dropout=self.drop)
+        out = attend(self._split(self.query(x)), *parts, dropout=self._seen)
         return self.out(rearrange(out, "... h d -> ... (h d)"))
+
+    def _seen(self, probs: Array) -> Array:
+        self.sow("intermediates", "weights", probs.mean(-3))  # for decode.attention
+        return self.drop(probs)
 
     def _split(self, x: Array) -> Array:
         return rearrange(x, "... (h d) -> ... h d", h=self.heads)
@@ -236,16 +235,11 @@ def bicubic_matrix(old: int, new: int) -> np.ndarray:
     (`jax.image.resize` differs in all of a, antialiasing and borders). Equal sizes give the identity.
     """
     a, matrix = -0.75, np.zeros((new, old))
-    if old == new:
-        return np.eye(old, dtype=np.float32)
-    for i in range(new):
-        centre = (i + 0.5) * old / new - 0.5
-        start = int(np.floor(centre))
-        for tap in range(start - 1, start + 3):
-            d = abs(centre - tap)
-            inner = (a + 2) * d**3 - (a + 3) * d**2 + 1
-            outer = a * (d**3 - 5 * d**2 + 8 * d - 4)
-            matrix[i, min(max(tap, 0), old - 1)] += inner if d <= 1 else outer
+    centres = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    taps = np.floor(centres).astype(int) + np.arange(-1, 3)
+    d = np.abs(centres - taps)
+    inner, outer = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
+    np.add.at(matrix, (np.arange(new)[:, None], taps.clip(0, old - 1)), np.where(d <= 1, inner, outer))
     return matrix.astype(np.float32)
 
 

@@ -152,6 +152,10 @@ class NanoVLM(DecoderOnly):
             x = x + self.labels(tiles, train)
         return rearrange(x, "(b m) n d -> b (m n) d", b=rows)
 
+    def photo_attention(self, kept: Mapping[str, Any]) -> tuple[Float[Array, "b t s"], int] | None:
+        """Returns each column's attention, first to the tokens of one image in front of the text; their grid's side."""
+        return None if self.image_token is not None else self.attention_to(kept, math.isqrt(self.image_tokens))
+
     def columns(self, encoded: Array, batch: Mapping[str, Any]) -> Columns:
         """Returns what the decoder reads: the text with an image's tokens in it, or with those in front of it."""
         text, real, seen, positions = batch["text"], batch["mask_input"], text_mask(batch), ordinals(batch) - 1

@@ -144,6 +144,10 @@ class PaliGemma(DecoderOnly):
     def first_logits(self, hidden: Array) -> Array:
         return self.decoder.logits(hidden, capped=self.cap == "always")
 
+    def photo_attention(self, kept: Mapping[str, Any]) -> tuple[Float[Array, "b t s"], int]:
+        """Returns each column's attention, first to the tokens of one image, and their grid's side."""
+        return self.attention_to(kept, self.vision["image_size"] // self.vision["patch_size"])
+
     def columns(self, encoded: Array, batch: Mapping[str, Any]) -> Columns:
         """Returns the image's tokens and the text behind them; image and prompt (`mask_ar` 0) all see each other."""
         size = encoded.shape[:2]

@@ -229,6 +229,11 @@ class Prismer(nn.Module):
         masks = {"new": text_mask(batch)[:, None]}
         return text[:, None], batch["mask_input"], masks, (ordinals(batch) + self.pad)[:, None]
 
+    def photo_attention(self, kept: Mapping[str, Any]) -> tuple[Float[Array, "b t n"], int]:
+        """Returns the cross-attention of each column, and the side of the grid of patches: see decode.attention."""
+        weights = kept["decoder"]["layers"]["cross_attention"]["weights"][0]
+        return weights.mean(0)[:, 0], self.image_size // self.patch_size
+
     def init_variables(self, rng: Array) -> dict[str, Any]:
         """Returns {'params', 'batch_stats', 'tables'}; no shape of theirs depends on a batch."""
         return {"batch_stats": {}, "tables": {}, **init_from_shapes(self, rng, self.image_size)}
