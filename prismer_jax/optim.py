@@ -22,7 +22,7 @@ from prismer_jax import config, tree
 from prismer_jax.errors import UserError, choose
 
 Schedule = Callable[[Any], Any]
-Patterns = Sequence[tuple[str, float]]
+Patterns = Sequence[tuple[str, Any]]
 
 
 def _sgd(momentum: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
@@ -173,7 +173,7 @@ def make(
       weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm.
       lr_mults: [(regex of whole names, factor)]; the first that matches counts, other parameters have 1. The factor
-        scales the decay too.
+        scales the decay too. It may be a sequence: one for each of stacked layers.
       wd_mults: likewise for weight_decay.
       **options: of `make_schedule` (start_lr, end_lr, stairs, warmup_from) and of the optimiser itself: b1, b2, eps;
         momentum, nesterov; ...
@@ -198,7 +198,8 @@ def make(
         )
 
     def scale(updates: Any, _: Any) -> Any:
-        return jax.tree.map(lambda name, u: u * lr_mult[name], tree.names(updates), updates)
+        # A factor of each layer meets the first axis, which is last here.
+        return jax.tree.map(lambda name, u: (u.T * jnp.asarray(lr_mult[name], u.dtype)).T, tree.names(updates), updates)
 
     parts = [
         *([optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []),
@@ -207,7 +208,7 @@ def make(
         optax.scale_by_learning_rate(rate),
         *([optax.stateless(scale)] if lr_mults else []),
     ]
-    groups = {f"lr/{pattern}": lambda step, factor=factor: rate(step) * factor for pattern, factor in lr_mults}
+    groups = {f"lr/{pattern}": lambda step, factor=factor: rate(step) * np.max(factor) for pattern, factor in lr_mults}
     return Optimizer(optax.chain(*parts), {"lr": rate, **groups})
 
 

@@ -74,6 +74,18 @@ def test_schedules_meet_at_the_end_of_the_warmup_and_run_on_host_and_device():
     assert [float(linear(5)), float(constant(1)), float(constant(10))] == [0.5, 0.5, 1.0]
 
 
+def test_a_factor_may_be_one_of_each_layer():
+    params = {"vision/blocks/up/kernel": jnp.ones((3, 2)), "vision/patches": jnp.ones(2), "temperature": jnp.ones(())}
+    mults = [("vision/blocks/.*", (0.125, 0.25, 0.5)), ("vision/.*", 0.0625)]
+    options = dict(name="sgd", lr=1.0, momentum=0.0, schedule="constant", weight_decay=0.0)
+    made = optim.make(params, 10, **options, lr_mults=mults)
+    updates, _ = made.tx.update(params, made.tx.init(params), params)
+    rates = {name: (-update).tolist() for name, update in updates.items()}
+    layers = [[0.125] * 2, [0.25] * 2, [0.5] * 2]
+    assert rates == dict(zip(params, (layers, [0.0625] * 2, 1.0), strict=True))
+    assert made.schedules["lr/vision/blocks/.*"](0) == 0.5
+
+
 def test_clipping_bounds_the_step_and_spares_small_gradients():
     optimizer = optim.make(FLAT, 1, name="sgd", momentum=0.0, lr=1.0, weight_decay=0.0, clip_norm=1.0)
     moved = run(optimizer, FLAT, GRADS[:1])
