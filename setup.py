@@ -38,6 +38,7 @@ CORE = [
 EVAL = ["pycocoevalcap>=1.2"]  # the official caption metrics, 104 MB of jars: METEOR and SPICE, which need Java
 GGUF = ["gguf>=0.17"]  # language models in llama.cpp's files, for tools.convert nanovlm
 ONNX = ["onnx>=1.16"]  # image encoders in ONNX files, for tools.convert nanovlm
+OKVQA = ["simplemma>=1"]  # base forms of OK-VQA's answers, without spaCy and its model
 TEST = [
     "pytest>=8",
     "setuptools>=77",  # builds the wheel whose files a test looks at
@@ -49,6 +50,7 @@ TEST = [
     "ipykernel>=6.29",  # the Python that they run in
     *GGUF,
     *ONNX,
+    *OKVQA,
     *EVAL,  # without Java only the scores are compared
 ]
 
@@ -89,6 +91,7 @@ setup(
         "test": TEST,
         "gguf": GGUF,
         "onnx": ONNX,
+        "okvqa": OKVQA,
         "data": ["pyarrow>=15"],  # Parquet; tensorflow-datasets brings it today
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "plan": ["libtpu>=0.0.42"],  # compiles for TPUs that are not there

@@ -25,8 +25,10 @@ NO_DECAY = (("(.*/)?(bias|scale|head_bias|patch_bias|temperature)", 0.0),)
 
 
 def get_config(arg=None):
-    arg = arguments(arg, init="weights/blip2_stage1", tokenizer="tokenizers:weights/bert", batch=100)
-    config = training(arg, warmup=5000)
+    own = dict(init="weights/blip2_stage1", tokenizer="tokenizers:weights/blip2/bert", batch=100)
+    arg = arguments(arg, sets="coco+vg", **own)
+    text = f"caption(style='blip')|tokenize({60 if arg.smoke else LENGTH})"
+    config = training(arg, names=paper.choose_sets(arg.data, arg.sets), warmup=5000, text=text)
     config.model = dict(name="blip2", variant="tiny_stage1" if arg.smoke else "pretrained")
     if arg.smoke:
         config.model.qformer = dict(vocab_size=641, pad=1, max_positions=60)
@@ -38,8 +40,8 @@ def get_config(arg=None):
 
 
 def arguments(arg, **own):
-    """Parses the arguments of both stages."""
-    arg = parse_arg(arg, data="datasets", sets="coco+vg", res=224, smoke=False, **own)
+    """Parses the arguments that all recipes share, and their own, which may give a shared one another default."""
+    arg = parse_arg(arg, **dict(data="datasets", res=224, smoke=False) | own)
     if arg.smoke:
         arg.data, arg.sets, arg.res, arg.batch, arg.init, arg.tokenizer = (
             miniature.folder(),
@@ -52,8 +54,31 @@ def arguments(arg, **own):
     return arg
 
 
-def training(arg, *, warmup, text=None):
-    """Returns what both stages share; `text` are the ops of a caption."""
+# What adapters of a language model are, and what is not trained beside them.
+LORA = dict(match="language/.*", rank=16, alpha=16)
+LORA_FREEZE = ("vision/.*", "language/(?!.*/lora/).*")
+
+
+def fine_tuning(arg, *, names, text, layers, layer_decay):
+    """Returns what the fine-tunings share (transfers/blip2_*.py), in which the vision transformer trains, too.
+
+    With a `layer_decay` below 1 the rate of the last of so many layers is that times the others', and so on down to the
+    embeddings, as salesforce/LAVIS makes its groups (models/blip2_models/blip2.py: get_optimizer_params).
+    """
+    config = training(arg, names=names, warmup=1000, text=text)
+    if not arg.smoke:
+        config.total_epochs = 5
+        config.evaluate_epochs = 1
+    mults = ()
+    if layer_decay != 1:
+        rates = tuple(layer_decay ** (layers - i) for i in range(layers))
+        mults = (("vision/blocks/.*", rates), ("vision/.*", layer_decay ** (layers + 1)))
+    config.optim.update(lr=1e-5, start_lr=1e-8, end_lr=0.0, stairs=5, lr_mults=mults)
+    return config
+
+
+def training(arg, *, names, warmup, text):
+    """Returns what all recipes share: `names` are sets of datasets/paper.py, `text` the ops of a text of theirs."""
     config = ConfigDict()
     config.seed, config.num_workers, config.batch_size = 42, 0 if arg.smoke else 8, arg.batch
     if arg.smoke:
@@ -62,8 +87,6 @@ def training(arg, *, warmup, text=None):
         config.total_epochs = 10
     config.tokenizer, config.init = arg.tokenizer, arg.init or None
     look = f"labels_for('none')|decode|random_resized_crop({arg.res}, scale=(0.5, 1.0))|flip()"
-    text = text or f"caption(style='blip')|tokenize({60 if arg.smoke else LENGTH})"
-    names = paper.choose_sets(arg.data, arg.sets)
     config.data = {
         name: dict(**paper.find(arg.data, name, "none"), pp=f"{look}|{text}", weight="size") for name in names
     }

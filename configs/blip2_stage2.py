@@ -12,6 +12,8 @@ Sources: salesforce/LAVIS, lavis/projects/blip2/train/pretrain_stage2.yaml; arXi
 """
 
 from configs.blip2_stage1 import arguments, training
+from prismer_jax import models
+from prismer_jax.datasets import paper
 from prismer_jax.errors import choose
 from prismer_jax.models.blip2.model import FLAN_T5, OPT
 
@@ -19,20 +21,31 @@ LENGTH = 32  # tokens of a text
 
 
 def get_config(arg=None):
-    arg = arguments(arg, lm="opt2.7b", init="weights/blip2_stage2", tokenizer="opt:weights/opt-2.7b", batch=64)
-    choose("lm", arg.lm, {**OPT, **FLAN_T5})
-    t5 = arg.lm in FLAN_T5
+    own = dict(lm="opt2.7b", init="weights/blip2_stage2", tokenizer="opt:weights/blip2/opt-2.7b", batch=64)
+    arg = arguments(arg, sets="coco+vg", **own)
+    _, section, t5 = language_model(arg, "pretrained")
     length = 60 if arg.smoke else LENGTH
     write = f"prefix_suffix()|seq2seq({length}, {length})" if t5 else f"tokenize({length})"
-    config = training(arg, warmup=2000, text=f"caption(style='blip')|{write}")
-    config.model = dict(name="blip2", variant=f"pretrained_{arg.lm}")
-    if arg.smoke:
-        config.model = dict(name="blip2", variant="tiny_t5" if t5 else "tiny", language=dict(vocab_size=640))
-    else:
-        config.model.update(vision=dict(image_size=arg.res), dtype="bfloat16", remat="dots")
+    names = paper.choose_sets(arg.data, arg.sets)
+    config = training(arg, names=names, warmup=2000, text=f"caption(style='blip')|{write}")
+    config.model = section
     config.freeze = "freeze_lang_vision"
     config.loss = dict(name="blip2_stage2", start=not t5)
     look = f"labels_for('none')|decode|resize({arg.res})|caption_prompt()"
     decode = dict(method="beam", num_beams=5, max_new=4 if arg.smoke else 30, length="start" if t5 else "new")
     config.tasks = dict(caption=dict(pp=f"{look}|{'seq2seq(4)' if t5 else 'tokenize(3)'}", decode=decode))
     return config
+
+
+def language_model(arg, kind):
+    """Returns the model that `lm` means, its section, and whether it is a T5; `kind` begins the name of its variant."""
+    choose("lm", arg.lm, {**OPT, **FLAN_T5})
+    t5 = arg.lm in FLAN_T5
+    section = dict(name="blip2", variant=f"{kind}_{arg.lm}")
+    if arg.smoke:
+        section = dict(name="blip2", variant="tiny_t5" if t5 else "tiny", language=dict(vocab_size=640))
+    else:
+        section.update(
+            vision=dict(image_size=arg.res), dtype="bfloat16", remat="dots" if kind == "pretrained" else "full"
+        )
+    return models.build(**section), section, t5

@@ -1,9 +1,10 @@
 """The recipes of BLIP-2: the released rates, what trains, what counts in the loss."""
 
 import jax
+import numpy as np
 import pytest
 
-from prismer_jax import config, models, optim
+from prismer_jax import config, models, optim, tree
 from prismer_jax.models import frozen
 from prismer_jax.testing import ROOT
 
@@ -32,3 +33,43 @@ def test_only_the_queries_and_what_is_behind_them_train():
         trained = optim.split(shapes, frozen("blip2", cfg.freeze))[0]
         assert sum(leaf.size for leaf in trained.values()) == count, name
         optim.make(trained, 10, lr=1.0, wd_mults=[tuple(pair) for pair in config.plain(cfg.optim.wd_mults)])
+
+
+FINE_TUNED = [("caption", "lm=opt2.7b"), ("caption", "lm=flant5xl,lora"), ("vqa", "lm=flant5xl,task=okvqa")]
+
+
+def test_layers_of_the_vision_transformer_learn_at_the_rates_of_lavis_formula():
+    """decay^(n + 1 - id), where the embeddings' id is 0 and that of block i (from 0) i + 1: get_optimizer_params."""
+    cfg = config.load(f"{ROOT}/transfers/blip2_retrieval.py", [])
+    assert (cfg.batch_size, cfg.total_epochs, cfg.freeze, cfg.evals.coco_test.k_test) == (14, 5, "none", 128)
+    rate = {key: cfg.optim[key] for key in ("lr", "start_lr", "end_lr", "stairs", "warmup_steps")}
+    assert rate == dict(lr=1e-5, start_lr=1e-8, end_lr=0.0, stairs=5, warmup_steps=1000)
+    shapes = jax.eval_shape(models.build(**config.plain(cfg.model)).init_variables, jax.random.key(0))["params"]
+    flat = tree.flatten(shapes)
+    patterns, factors = zip(*config.plain(cfg.optim.lr_mults), strict=True)
+    for name, at in tree.first_match(patterns, flat, "lr_mults").items():
+        ids = range(1, 40) if name.startswith("vision/blocks/") else [0]
+        assert np.atleast_1d(factors[at]).tolist() == pytest.approx([0.95 ** (39 + 1 - id) for id in ids]), name
+        assert len(ids) == 1 or flat[name].shape[0] == len(ids)
+    assert tree.first_match(patterns, flat, "lr_mults").keys() == {name for name in flat if name.startswith("vision/")}
+    optim.make(flat, 10, lr=1.0, lr_mults=list(zip(patterns, factors, strict=True)))
+
+
+@pytest.mark.parametrize(("file", "arg"), FINE_TUNED)
+def test_fine_tunings_train_what_they_say_and_ask_as_the_released_evaluations(file, arg):
+    cfg = config.load(f"{ROOT}/transfers/blip2_{file}.py:{arg}", [])
+    assert (cfg.optim.lr, cfg.optim.stairs, cfg.optim.lr_mults, cfg.total_epochs) == (1e-5, 5, (), 5)
+    model = models.build(**config.plain(cfg.model))
+    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
+    trained = optim.split(shapes, frozen("blip2", config.plain(cfg.freeze)))[0]
+    assert any(name.startswith("vision/") for name in trained) == ("lora" not in arg)
+    assert {name.rpartition("/")[0].endswith("/lora") for name in trained if name.startswith("language/")} <= {True}
+    assert any("/lora/" in name for name in trained) == ("lora" in arg)
+    ((name, evaluator),) = cfg.evals.items()
+    length = "lavis_4.26" if "opt" in arg else "start"
+    assert (evaluator.num_beams, evaluator.length) == (5, length)
+    if file == "caption":
+        assert (name, evaluator.max_new, evaluator.min_new) == ("coco_test", 30, 8)
+    else:
+        assert (name, evaluator.max_new, evaluator.length_penalty) == ("okvqa", 10, -1.0)
+        assert evaluator.style == "blip_spacy"

@@ -2,6 +2,7 @@
 
 image        uint8 [B,(M,)H,W,3]: the photo, or M tiles or frames of it
 image_mask   bool [B,M]: which of these there are
+image_id     int32 [B]: alike for rows of one photo, whose texts are no negatives of each other (the op `image_id`)
 features     float16 [B,(M,)N,D]: what a frozen encoder made of the image, in place of it (see training.features)
 labels/...   the experts' label maps and the tables that go with them (see prismer_jax.labels)
 text         int32 [B,T]: token ids
@@ -24,7 +25,7 @@ from prismer_jax.errors import UserError
 
 TEXT = ("text", "mask_input", "mask_ar", "segment")
 BY_TEXT = (*TEXT, "mask_loss", "draw", "_mask")  # a row of these is of a text, of which an image may have several
-KEYS = ("image", "image_mask", "features", *BY_TEXT)
+KEYS = ("image", "image_mask", "image_id", "features", *BY_TEXT)
 
 
 class Batch(dict):

@@ -9,6 +9,7 @@ Source: salesforce/LAVIS, lavis/processors/randaugment.py and blip_processors.py
 from __future__ import annotations
 
 import re
+import zlib
 from typing import Literal
 
 import cv2
@@ -57,6 +58,17 @@ def prompt_template(template: str = VQA_PROMPT) -> Op:
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         return dict(example, prompt=template.replace("{}", example["prompt"]))
+
+    return op
+
+
+@register
+def image_id() -> Op:
+    """Writes `image_id`, a number of the photo, by which a contrastive loss knows texts of the same one in a batch."""
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        name = str(example.get("photo", example["id"])).encode()
+        return dict(example, image_id=np.array(zlib.crc32(name), np.uint32).view(np.int32))
 
     return op
 

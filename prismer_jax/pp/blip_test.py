@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from prismer_jax import pp
+from prismer_jax import input, pp
+from prismer_jax.batch import inputs
 from prismer_jax.errors import UserError
 from prismer_jax.pp import blip, randaugment
 from prismer_jax.pp.text import style_of
@@ -88,3 +89,14 @@ def test_the_references_autocontrast_makes_photos_without_black_white():
     right = blip.apply({"image": photo}, "autocontrast", 5, 0.0, "pillow")["image"]
     np.testing.assert_array_equal(right, randaugment.apply({"image": photo}, "autocontrast", 5, 1)["image"])
     assert np.unique(right).size > 50
+
+
+def test_rows_of_one_photo_have_one_number():
+    """Whether they are captions or questions of it; the loss of stage 1 gets it with the batch."""
+    rows = [{"id": "7"}, {"id": "q1", "photo": "7"}, {"id": "8"}]
+    source = [row | {"text": np.zeros(3, np.int32)} for row in rows]
+    batches = input.train_batches([dict(source=source, pp=pp.build("image_id()"))], batch_size=3, seed=0)
+    found = inputs(next(batches))["image_id"]
+    batches.close()
+    assert (found.dtype, found.shape) == (np.int32, (3,))
+    assert len(set(found.tolist())) == 2
