@@ -106,6 +106,8 @@ class QFormer(nn.Module):
       vocab_size: ids of texts; 0 for one that reads none, as behind a language model of its own.
       max_positions: of texts; queries have no positions.
       pad: the id whose lookup passes no gradient.
+      initializer_range: standard deviation of fresh kernels and tables; None: BERT's 0.02 at its width of 768, and as
+        1/√width at others. At 0.02 a narrow one hardly mixes what it attends to, and never learns to match.
       dropout: of embeddings, attention and branches where there is a random stream 'dropout', as in training.
     """
 
@@ -120,15 +122,16 @@ class QFormer(nn.Module):
     pad: int = 0
     dropout: float = 0.1
     epsilon: float = 1e-12
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     remat: str = "none"
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        normal = nn.initializers.normal(self.initializer_range)
+        deviation = self.initializer_range or 0.02 * (768 / self.width) ** 0.5
+        normal = nn.initializers.normal(deviation)
         self.query_tokens = self.param("query_tokens", normal, (self.queries, self.width))
         self.norm_embedding, self.drop = layers.LayerNorm(self.epsilon), nn.Dropout(self.dropout)
-        options = (self.heads, self.mlp_dim, self.dropout, self.epsilon, self.initializer_range, self.dtype)
+        options = (self.heads, self.mlp_dim, self.dropout, self.epsilon, deviation, self.dtype)
         groups = self.layers // self.cross_every
         self.blocks = layers.stack(Group, groups, self.remat, broadcast=2, cached=1)(self.cross_every, options)
         if self.vocab_size:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from prismer_jax import registry
 from prismer_jax.models.blip2.front import Front
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind
+from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, typed
 
 TOWERS = {
@@ -35,7 +36,7 @@ class Captioner(Front, DecoderOnly):
     def setup(self) -> None:
         super().setup()
         dtype, fields = jnp.dtype(self.dtype), dict(self.language)
-        self.projector = nn.Dense(fields["width"], dtype=dtype, kernel_init=nn.initializers.normal(0.02))
+        self.projector = nn.Dense(fields["width"], dtype=dtype, kernel_init=layers.torch_uniform(self.qformer["width"]))
         self.decoder = tower(fields.pop("tower"))(**fields, remat=self.remat, dtype=dtype, name="language")
 
     @typed

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from prismer_jax import decode, models
@@ -59,6 +60,38 @@ def test_stage_1_trains_all_but_the_vision_transformer_also_with_one_example(row
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
     assert rows == 1 or all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads))
     assert costs["itm_accuracy"][1].sum() == (3 * rows if rows > 1 else 1)
+
+
+@pytest.mark.slow
+def test_matching_alone_fits_eight_photos_with_their_texts():
+    """From scratch: a loss of 0.64, that of no to everything, would mean that queries see photo or text alone."""
+    model, variables = stage1()
+    batch, other, yes = batch_of(8), jnp.roll(jnp.arange(8), 1), jnp.repeat(jnp.array([1, 0, 0]), 8)
+
+    def match(model):
+        tokens, text, real = model.image_tokens(batch), batch["text"], batch["mask_input"]
+        texts, reals = (jnp.concatenate([x, x, x[other]])[:, None] for x in (text, real))
+        return model.matched(texts, reals, jnp.concatenate([tokens, tokens[other], tokens]))[1].mean((1, 2))
+
+    tx = optax.adam(1e-3)
+
+    @jax.jit
+    def fit(params):
+        def loss(params):
+            scores = model.apply({"params": params}, method=match)
+            return optax.softmax_cross_entropy_with_integer_labels(scores, yes).mean()
+
+        def step(carry, _):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=150)[1]
+
+    losses = fit(variables["params"])
+    assert losses[0] > 0.6
+    assert losses.min() < 0.3
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from prismer_jax.models.blip2.front import Front
 from prismer_jax.models.vlm import ordinals
+from prismer_jax.towers import layers
 from prismer_jax.towers.t5 import T5
 from prismer_jax.typing import Array, Float, Int, typed
 
@@ -29,7 +30,7 @@ class Writer(Front):
     def setup(self) -> None:
         super().setup()
         dtype, fields = jnp.dtype(self.dtype), {k: v for k, v in self.language.items() if k != "tower"}
-        self.projector = nn.Dense(fields["width"], dtype=dtype, kernel_init=nn.initializers.normal(0.02))
+        self.projector = nn.Dense(fields["width"], dtype=dtype, kernel_init=layers.torch_uniform(self.qformer["width"]))
         self.decoder = T5(**fields, remat=self.remat, dtype=dtype, name="language")
 
     @property
