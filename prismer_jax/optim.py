@@ -173,7 +173,7 @@ def make(
       weight_decay: decoupled, times the learning rate.
       clip_norm: the gradient's largest global norm.
       lr_mults: [(regex of whole names, factor)]; the first that matches counts, other parameters have 1. The factor
-        scales the decay too. It may be a sequence: one for each of stacked layers.
+        scales the decay too; a sequence has one of each layer of a stack, which is the first axis.
       wd_mults: likewise for weight_decay.
       **options: of `make_schedule` (start_lr, end_lr, stairs, warmup_from) and of the optimiser itself: b1, b2, eps;
         momentum, nesterov; ...
@@ -198,7 +198,6 @@ def make(
         )
 
     def scale(updates: Any, _: Any) -> Any:
-        # A factor of each layer meets the first axis, which is last here.
         return jax.tree.map(lambda name, u: (u.T * jnp.asarray(lr_mult[name], u.dtype)).T, tree.names(updates), updates)
 
     parts = [

@@ -8,9 +8,12 @@ Source: salesforce/LAVIS, lavis/processors/randaugment.py and blip_processors.py
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 import zlib
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,6 +29,7 @@ from prismer_jax.pp.text import Plain
 GEOMETRY = {"shear_x": 0.3, "shear_y": 0.3, "translate_x": 10.0, "translate_y": 10.0, "rotate": 30.0}  # at m = 10
 GREY = (128, 128, 128)  # of what comes in from outside
 VQA_PROMPT = "Question: {} Short answer:"
+SPACY = "en_core_web_sm"  # spaCy's model of English that LAVIS takes
 
 _SYMBOLS = '.!"()*#:;~'
 _TO_SPACE, _TO_NOTHING = str.maketrans(dict.fromkeys(_SYMBOLS, " ")), str.maketrans(dict.fromkeys(_SYMBOLS))
@@ -48,6 +52,41 @@ class Blip(Plain):
     def caption_said(self, tokenizer, prompt, ids) -> str:
         """Returns the caption without spaces or line breaks around it."""
         return tokenizer.decode(ids).strip()
+
+
+class Spacy(Blip):
+    """BLIP's style with answers as LAVIS's of OK-VQA: nouns and verbs in the base form that spaCy finds.
+
+    Source: salesforce/LAVIS, models/blip2_models/blip2.py: _lemmatize.
+    """
+
+    def answer_said(self, tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        words = _spacy()(super().answer_said(tokenizer, prompt, ids))
+        return " ".join(word.lemma_ if word.pos_ in ("NOUN", "VERB") else word.text for word in words)
+
+
+class Simplemma(Blip):
+    """The same by simplemma's table, which takes no model and knows no parts of speech: 'best' becomes 'good', too."""
+
+    def answer_said(self, tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        lemmatize = _module("simplemma", "pip install simplemma").lemmatize
+        return " ".join(lemmatize(word, lang="en") for word in super().answer_said(tokenizer, prompt, ids).split())
+
+
+@functools.cache
+def _spacy() -> Any:
+    remedy = f"pip install spacy && python -m spacy download {SPACY}"
+    try:
+        return _module("spacy", remedy).load(SPACY)
+    except OSError:
+        raise UserError(f"spaCy has no model {SPACY}: {remedy}, or take the style blip_simplemma.") from None
+
+
+def _module(name: str, remedy: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"The style of these answers needs {name}: {remedy}.") from None
 
 
 @register

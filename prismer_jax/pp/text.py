@@ -22,9 +22,7 @@ STYLES = {
     "plain": "prismer_jax.pp.text:Plain",
     "reference": "prismer_jax.pp.reference:Reference",
     "blip": "prismer_jax.pp.blip:Blip",
-    "blip_spacy": "prismer_jax.pp.lemmas:Spacy",
-    "blip_simplemma": "prismer_jax.pp.lemmas:Simplemma",
-}
+} | {"blip_spacy": "prismer_jax.pp.blip:Spacy", "blip_simplemma": "prismer_jax.pp.blip:Simplemma"}
 
 
 class Plain:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.pp import lemmas
+from prismer_jax.pp import blip
 from prismer_jax.pp.text import style_of
 
 WORDS = {"riding": ("VERB", "ride"), "bikes": ("NOUN", "bike"), "Larger": ("ADJ", "large")}
@@ -23,9 +23,9 @@ def spacy(monkeypatch):
 
     module = SimpleNamespace(load=lambda name: {"en_core_web_sm": read}[name])
     monkeypatch.setitem(sys.modules, "spacy", module)
-    lemmas._pipeline.cache_clear()
+    blip._spacy.cache_clear()
     yield module
-    lemmas._pipeline.cache_clear()
+    blip._spacy.cache_clear()
 
 
 def test_nouns_and_verbs_alone_are_changed_as_in_lavis(spacy):
