@@ -21,7 +21,13 @@ from prismer_jax.testing import ROOT
 from tools.paths_test import PROGRAMS, main_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHELL = ("#", "git", "img2dataset", "pip", "python")
+SHELL = {  # how blocks of commands begin; those of this project are parsed, others are not run, for they
+    "#": "are explained first",
+    "git": "need a place to clone from",
+    "img2dataset": "are of another program, and fetch millions of photos",
+    "pip": "change the environment; .ci/run installs as the README says",
+    "python": "are this project's, or the harness lmms-eval's",
+}
 OTHER = {  # how the blocks begin that no test can read
     "photos, captions, questions ─►": "a drawing",
     "@article": "BibTeX",

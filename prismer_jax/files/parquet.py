@@ -6,10 +6,13 @@ is fetched, and of the row groups that are read the columns that are asked for.
 
 from __future__ import annotations
 
+import fnmatch
 import functools
+import glob
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +23,8 @@ from prismer_jax.files import storage
 
 Path = str | os.PathLike
 Row = dict[str, Any]
+
+_MAGIC = re.compile(r"[*?[]")  # of patterns
 
 
 class Table:
@@ -118,13 +123,17 @@ def identity(path: Path) -> list[Any]:
 
 
 def files(path: Path, ends: Sequence[str] = (".parquet",)) -> list[pathlib.Path | str]:
-    """Returns a file, or the files of these ends in a folder; of a remote folder those that end in .parquet.
+    """Returns a file, the files of these ends in a folder, or those of a pattern ('data/train-*.parquet').
+
+    Of what is remote only files that end in .parquet are returned.
 
     Raises:
       UserError: there are none.
     """
     if storage.is_remote(storage.plain(path)):
         return _remote_files(str(path))
+    if _MAGIC.search(str(path)) and (matching := sorted(glob.glob(storage.plain(path), recursive=True))):
+        return [pathlib.Path(name) for name in matching]
     one, kinds = storage.on_disk(path), "JSON lines (.jsonl) or Parquet (.parquet)" if len(ends) > 1 else "Parquet"
     inside = sorted(p for p in one.rglob("*") if p.suffix in ends and p.is_file()) if one.is_dir() else [one]
     if not inside or not all(p.is_file() and p.suffix in ends for p in inside):
@@ -134,8 +143,12 @@ def files(path: Path, ends: Sequence[str] = (".parquet",)) -> list[pathlib.Path 
 
 
 def _remote_files(path: str) -> list[str]:
+    pattern = _MAGIC.search(path)
+    folder = path[: pattern.start()].rpartition("/")[0] if pattern else path
     try:
-        found = [name for name in storage.remote().find(path) if name.endswith(".parquet")]
+        found = [name for name in storage.remote().find(folder) if name.endswith(".parquet")]
+        if pattern:  # behind the folder, for stores spell what is before it in their own ways
+            found = [name for name in found if fnmatch.fnmatchcase(name, f"*{path[len(folder) :]}")]
     except FileNotFoundError:
         found = []
     if not found:

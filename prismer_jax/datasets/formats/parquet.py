@@ -47,7 +47,7 @@ def load(
     """Returns a source of the photos in tables; a row group is read when one of its photos is.
 
     Args:
-      path: files, or folders of them, also where fsspec reaches: hf://datasets/USER/NAME.
+      path: files, folders of them, or patterns, also where fsspec reaches: hf://datasets/USER/NAME/data/train-*.
       labels: the folder of label files: `labels/<expert>/TABLE/000000012.png`; or 'DIR/{expert}/{dataset}'.
       task: as in lists.load; None is 'question' where a column asks, else 'caption'. For 'question' the columns of
         texts are read at once.

@@ -58,6 +58,7 @@ def test_captions_of_a_folder(captions):
     assert pickle.loads(pickle.dumps(source))[3] == source[3]
     assert source.fingerprint == datasets.load("parquet", path=captions).fingerprint
     assert [len(datasets.load("parquet", path=captions, limit=limit)) for limit in (3, 7)] == [3, 7]
+    assert len(datasets.load("parquet", path=f"{captions}/*-1.parquet")) == 5
     whole = datasets.load("parquet", path=captions / "train-0.parquet", task="all", source="mine")[0]
     assert (whole["source"], whole["captions"], whole["questions"]) == ("mine", ["0 0"], [])
     with pytest.raises(UserError, match=r"no column for the task 'question', such as 'question'.* image, caption, url"):
@@ -119,7 +120,9 @@ def test_tables_are_read_where_they_lie():
     system, out = fsspec.filesystem("memory"), io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist([{"image": photo(3), "caption": "far away"}]), out)
     system.pipe_file("/hub/far/data/train-0.parquet", out.getvalue())
-    (example,) = datasets.load("parquet", path="memory://hub/far")
+    system.pipe_file("/hub/far/data/test-0.parquet", out.getvalue())
+    assert len(datasets.load("parquet", path="memory://hub/far")) == 2
+    (example,) = datasets.load("parquet", path="memory://hub/far/data/train-*")
     assert example == {"id": "train-0/000000000", "image": jpeg(3), "captions": ["far away"]}
 
 
