@@ -1,10 +1,11 @@
-"""Help fits a screen; programs take every command of README and docs, whose Python runs and whose links lead somewhere.
+"""Help fits a screen; commands in README, docs and heads of files are taken; Python in docs runs, and links lead on.
 
 A command is parsed by the program's own parser, and its config is loaded with its arguments and overrides; what it does
 then, other tests show. Blocks that are neither commands nor Python stand in OTHER, with what they are.
 """
 
 import argparse
+import ast
 import builtins
 import contextlib
 import re
@@ -28,6 +29,12 @@ SHELL = {  # how blocks of commands begin; those of this project are parsed, oth
     "pip": "change the environment; .ci/run installs as the README says",
     "python": "are this project's, or the harness lmms-eval's",
 }
+HEADS = [  # of files, which say how they are used
+    path
+    for folder in ("configs", "transfers", "tools")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if not path.stem.endswith("_test")
+]
 OTHER = {  # how the blocks begin that no test can read
     "photos, captions, questions ─►": "a drawing",
     "@article": "BibTeX",
@@ -63,7 +70,8 @@ def blocks(page):
 
 def commands(page):
     """Returns the commands of this project on a page, of blocks and of the text, with whether each is whole."""
-    text = re.sub(r"\$\(.*?\)", "", page.read_text().replace("\\\n", " "))
+    text = ast.get_docstring(ast.parse(page.read_text())) if page.suffix == ".py" else page.read_text()
+    text = re.sub(r"\$\(.*?\)", "", (text or "").replace("\\\n", " "))
     spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     lines = [(part, True) for line in text.splitlines() if line.startswith("    ") for part in line.split("&&")]
     found = [(part[match.start() :], whole) for part, whole in lines if (match := PROGRAM.search(part))]
@@ -112,7 +120,7 @@ def parse(monkeypatch):
     return parse
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *HEADS], ids=lambda page: page.stem)
 def test_programs_take_the_commands(page, parse):
     for command, whole in commands(page):
         if command.startswith("python -m tools.convert toy"):  # the family that a reader of docs/adding.md adds

@@ -1,7 +1,7 @@
 """Draws photos with their label maps, and what the labels of a whole data set hold:
 
     python -m tools.visualize --images DIR --labels DIR --output sheet.png
-    python -m tools.visualize --dataset-dir DIR --output sheet.png          or --list, --tars, --dataset scenes
+    python -m tools.visualize --dataset-dir DIR --output sheet.png          # or --list, --tars, --dataset scenes
 
 writes a sheet of samples, evenly spaced, and beside it sheet-statistics.png; prints the statistics as a table and,
 below it, what looks like an expert that did not work. Look before you train: see docs/data.md.
