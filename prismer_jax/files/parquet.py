@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from prismer_jax.files import storage
 Path = str | os.PathLike
 Row = dict[str, Any]
 
+KEPT_BYTES = 1 << 29  # of row groups, in a process: some writers put a whole file into one
+_kept: dict[Any, Any] = {}  # arguments of _read -> row group, the last used last
+_lock = threading.Lock()  # loaders read in threads
 _MAGIC = re.compile(r"[*?[]")  # of patterns
 
 
@@ -156,9 +160,16 @@ def _remote_files(path: str) -> list[str]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
-def _group(path: str, version: str, number: int, columns: tuple[str, ...]) -> Any:
-    return _read(path, version, number, columns)
+def _group(*key: Any) -> Any:
+    """Returns what `_read` does; the last row groups stay in memory, one at least, and no more than KEPT_BYTES."""
+    with _lock:
+        group = _kept.pop(key, None)
+    group = _read(*key) if group is None else group
+    with _lock:
+        _kept[key] = group
+        while len(_kept) > 1 and sum(one.nbytes for one in _kept.values()) > KEPT_BYTES:
+            del _kept[next(iter(_kept))]
+    return group
 
 
 def _read(path: str, version: str, number: int, columns: tuple[str, ...]) -> Any:

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from prismer_jax import datasets, label_files, labels
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files import parquet as tables
 from tools import build_dataset, visualize
 
 
@@ -63,6 +64,13 @@ def test_captions_of_a_folder(captions):
     assert (whole["source"], whole["captions"], whole["questions"]) == ("mine", ["0 0"], [])
     with pytest.raises(UserError, match=r"no column for the task 'question', such as 'question'.* image, caption, url"):
         datasets.load("parquet", path=captions, task="question")
+
+
+def test_memory_for_row_groups_is_bounded(captions, monkeypatch):
+    monkeypatch.setattr(tables, "KEPT_BYTES", 1)
+    source = datasets.load("parquet", path=captions)
+    assert [source[i]["captions"] for i in (0, 9, 0)] == [["0 0"], ["1 4"], ["0 0"]]
+    assert len(tables._kept) == 1
 
 
 def test_questions_are_counted_without_photos(questions):
