@@ -84,7 +84,10 @@ setup(
     ],
     package_dir={package: folder for folder, package in FOLDERS.items()},
     cmdclass={"build_py": WithoutTests},
-    package_data={"prismer_jax": ["*.pyi", "pp/*.model", "objects/*.txt", "report/*.css"]},
+    package_data={
+        "prismer_jax": ["*.pyi", "pp/*.model", "objects/*.txt", "report/*.css"],
+        "prismer_jax.tools.demo": ["*.css"],
+    },
     install_requires=CORE,
     entry_points={"lmms_eval.models": ["prismer_jax = prismer_jax.lmms:manifest"]},
     extras_require={
@@ -98,6 +101,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "beam": ["apache-beam>=2.60"],  # data sets built by clusters; needs Pillow 12, protobuf 6, so no part of `test`
         "wandb": ["wandb"],  # experiment tracking
+        "demo": ["gradio>=6"],  # the page of tools.demo: uploads, a queue, a visitor's state; needs Pillow 12
         "eval": EVAL,
         # The harness that nanoVLM's authors report with, and PyTorch with it; it imports what filelock 4 has moved.
         "lmms": ["lmms-eval>=0.7.3", "filelock<4"],
