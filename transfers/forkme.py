@@ -3,12 +3,14 @@
     python -m prismer_jax.train --config transfers/forkme.py:data=my_photos --workdir runs/mine
     python -m prismer_jax.train --config transfers/forkme.py:data=my_photos,model=nanovlm,init=DIR --workdir runs/mine
     python -m prismer_jax.train --config transfers/forkme.py:data=my_photos,model=paligemma,init=DIR --workdir runs/mine
+    python -m prismer_jax.train --config transfers/forkme.py:data=my_photos,model=blip2,init=DIR --workdir runs/mine
 
-start from the quickstart's checkpoint, or a converted nanoVLM or PaliGemma, and learn to caption photos of a folder.
+start from the quickstart's checkpoint, or a converted nanoVLM, PaliGemma or BLIP-2, and learn to caption photos of
+a folder.
 Arguments, as in forkme.py:data=my_photos,task=questions,init=runs/other:
   data: folder with captions_train.json, captions_val.json and images/.
   task: captions, or questions: then of questions_train.json and questions_val.json.
-  model: prismer, nanovlm or paligemma, the family of what is named in `init`.
+  model: prismer, nanovlm, paligemma or blip2, the family of what is named in `init`.
   init: what to start from: a workdir, an export or what tools.convert has written.
   experts: whose label maps the model sees; by default all of Prismer's, and none of the others', to which they are new.
   labels: folder of their label maps, LABELS/<expert>/<photo>.png; without them the experts see an empty map.
@@ -20,11 +22,13 @@ import os
 from ml_collections import ConfigDict
 
 from configs import nanovlm, quickstart
+from configs.blip2_stage1 import NO_DECAY
 from prismer_jax import models, registry
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature
-from prismer_jax.errors import choose
-from transfers import paligemma
+from prismer_jax.errors import UserError, choose
+from prismer_jax.models.blip2.conversion import tasks
+from transfers import blip2_caption, paligemma
 
 LENGTH, LABEL_SIZE = 48, 64  # tokens of a text that Prismer learns; pixels of a label map that PaliGemma sees
 PROMPT = "Describe the image."  # what nanoVLM is asked for a caption
@@ -52,14 +56,16 @@ def get_config(arg=None):
     if arg.smoke:
         train["path"], held_out["path"] = miniature.own(arg.task)
 
-    # What the model is, what it learns of an example (`learn`) and how it is asked (`pp`), how fast it learns.
-    family = choose("model", arg.model, dict(prismer=of_prismer, nanovlm=of_nanovlm, paligemma=of_paligemma))
-    learn, how = family(config, arg, captions)
-    config.data = dict(mine=dict(**train, pp=learn))
-
     # 'freeze_vision' keeps the vision transformer, but for the adaptors of Prismer's, 'freeze_lang' the language model,
     # as the paper does with pre-trained ones; regexes of your own work too.
-    config.freeze = "none"
+    config.freeze = "freeze_lang_vision" if arg.model == "blip2" else "none"
+
+    # What the model is, what it learns of an example (`learn`) and how it is asked (`pp`), how fast it learns.
+    family = choose(
+        "model", arg.model, dict(prismer=of_prismer, nanovlm=of_nanovlm, paligemma=of_paligemma, blip2=of_blip2)
+    )
+    learn, how = family(config, arg, captions)
+    config.data = dict(mine=dict(**train, pp=learn))
 
     # How the result is used, by `python -m prismer_jax.caption` and by the evaluation.
     task, evaluator, metric = ("caption", "caption", "cider") if captions else ("question", "vqa", "accuracy")
@@ -139,3 +145,30 @@ def of_paligemma(config, arg, captions):
     learn = f"{look}|{affix})|prefix_lm({row['tokens'] + 1})"
     asked = f"{look}|{affix}, learn=False)|prefix_lm({row['tokens']})"
     return learn, dict(pp=asked, decode=dict(method="greedy", max_new=row["tokens"]))
+
+
+def of_blip2(config, arg, captions):
+    # Model, tokenizer and the way to look and to ask are those of the checkpoint; the settings are LAVIS's for captions
+    # at ten times its rate, as the queries alone train.
+    config.init = None if arg.smoke else arg.init or "weights/blip2_opt2.7b"
+    start = blip2_caption.get_config("smoke") if arg.smoke else nanovlm.converted(config.init)
+    config.model, config.tokenizer = start.model, start.tokenizer
+    model = models.build(**config.model.to_dict())
+    if not model.language:
+        raise UserError(
+            f"{config.init}: is a BLIP-2 of stage 1, without a language model. Convert one with --language."
+        )
+    config.loss = dict(name="blip2_stage2")
+    config.optim = dict(lr=1e-4, weight_decay=0.05, wd_mults=NO_DECAY, warmup_percent=10.0)
+    config.frozen_dtype = "float32" if arg.smoke else "bfloat16"
+    config.accumulate = 1  # parts of a batch one after the other, where memory is short
+
+    how = tasks(model)["caption" if captions else "question"] | dict(style="blip")
+    if arg.experts:
+        config.model.experts = arg.experts
+        config.init_fresh = () if arg.smoke else ("(params|batch_stats|tables)/labels/.*",)  # at first they add nothing
+        how["pp"] = nanovlm.other_ops(how["pp"], labels_for=f"labels_for({arg.experts!r})")
+    text = f"caption({blip2_caption.PROMPT!r}, style='blip')" if captions else "question(style='blip')"
+    crop = f"random_resized_crop({model.image_size}, scale=(0.5, 1.0))|flip()"
+    write = dict(tokenize=f"tokenize({LENGTH + 16})", seq2seq=f"seq2seq(32, {LENGTH})")
+    return nanovlm.other_ops(how["pp"], resize=crop, caption_prompt=text, question_prompt=text, **write), how

@@ -15,6 +15,8 @@
              huggingface/nanoVLM
     paligemma  PaliGemma with four layers of Gemma, beside transformers: decoding, training, memory; python -m
              tools.bench paligemma [--rows decode] [--reference-python PYTHON], one that has PyTorch and transformers
+    blip2    BLIP-2 with a ViT of 12 blocks and OPT-350M, beside transformers: captions, stage 2, memory; python -m
+             tools.bench blip2 [--rows captions] [--reference-python PYTHON]
     loader/step   how many times faster the loader is than what it feeds
 
 All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
@@ -35,10 +37,11 @@ from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
 
-from . import experts, loader, nanovlm, paligemma
+from . import blip2, experts, loader, nanovlm, paligemma
 from .run import BENCHES, Bench
 
-ALONE = ("experts", "nanovlm", "paligemma")
+BESIDE = {"paligemma": paligemma, "blip2": blip2}  # transformers
+ALONE = ("experts", "nanovlm", *BESIDE)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,9 +65,10 @@ def main(argv: list[str] | None = None) -> None:
         "--rows",
         nargs="+",
         default=[],
-        help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing; of paligemma: decode, training",
+        help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing; of paligemma, blip2: "
+        + ", ".join([*paligemma.ROWS, *blip2.ROWS]),
     )
-    parser.add_argument("--one-core", action="store_true", help="of nanovlm, paligemma: the time of one core")
+    parser.add_argument("--one-core", action="store_true", help="of nanovlm, paligemma, blip2: the time of one core")
     flags.add_arguments(parser)
     args, overrides = parser.parse(argv)
     names = args.names + args.only or list(BENCHES)
@@ -82,9 +86,10 @@ def main(argv: list[str] | None = None) -> None:
         nanovlm.measure(args.reference, python, seconds=args.seconds, rows=rows, alone=args.one_core)
         print(_machine())
         return
-    if names == ["paligemma"]:
-        rows = [name for name in args.rows if choose("row", name, paligemma.ROWS)]
-        paligemma.measure(args.reference_python, seconds=args.seconds, rows=rows, alone=args.one_core)
+    if len(names) == 1 and names[0] in BESIDE:
+        module = BESIDE[names[0]]
+        rows = [name for name in args.rows if choose("row", name, module.ROWS)]
+        module.measure(args.reference_python, seconds=args.seconds, rows=rows, alone=args.one_core)
         print(_machine())
         return
     if names == ["loader"] and args.reference is not None:

@@ -16,7 +16,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,17 +26,9 @@ from prismer_jax.batch import prompts
 from prismer_jax.models.paligemma.model import VARIANTS
 from prismer_jax.training.step import PRNG, make_step
 
-from .worker import in_turn, one_core, serve, show
+from .worker import Row, compare, serve
 
 LAYERS, PROMPTS, MAX_NEW, BATCH, TEXT, PREFIX = 4, (4, 8, 12, 16), 32, 2, 64, 8
-
-
-class Row(NamedTuple):
-    """A line of the table: what is measured, how many of these a round does, and the least ratio of ours to theirs."""
-
-    title: str
-    count: int
-    target: float
 
 
 ROWS = {
@@ -56,26 +48,21 @@ def their_command(python: str | pathlib.Path, row: str, settings: pathlib.Path) 
 def measure(
     python: str | pathlib.Path | None, *, seconds: float = 10, rows: Sequence[str] = (), alone: bool = False
 ) -> None:
-    """Prints the table.
+    """Prints the table; see `worker.compare`.
 
     Args:
       python: an interpreter with PyTorch and transformers; without it ours alone is measured.
-      seconds: how long each row is measured at least; three rounds of each code in any case.
       rows: names of ROWS, all by default.
-      alone: give each code one core, and count the processor's time.
-
-    Raises:
-      UserError: a worker ends early.
     """
     with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
         path = pathlib.Path(folder, "settings.json")
         path.write_text(json.dumps(settings()))
-        print(f"{'PaliGemma, 4 layers of Gemma, float32':<54}{'ours':>9}{'original':>10}{'ratio':>7}{'target':>8}")
-        for row in rows or ROWS:
-            commands = [our_command(row)] + ([their_command(python, row, path)] if python else [])
-            rounds, lasts = in_turn([one_core(command) if alone else command for command in commands], seconds)
-            show(ROWS[row].title, [ROWS[row].count / min(times) for times in rounds], ROWS[row].target)
-            show(f"peak memory of {row}, GB", [last / 1e9 for last in lasts], 1.0, less=True)
+
+        def commands(row: str) -> list[list[str]]:
+            return [our_command(row)] + ([their_command(python, row, path)] if python else [])
+
+        chosen = {name: ROWS[name] for name in rows or ROWS}
+        compare("PaliGemma, 4 layers of Gemma, float32", chosen, commands, seconds=seconds, alone=alone)
 
 
 def settings() -> dict[str, Any]:

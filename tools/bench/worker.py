@@ -12,10 +12,18 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from prismer_jax.errors import UserError
+
+
+class Row(NamedTuple):
+    """A line of a table: what is measured, how many of these a round does, and the least ratio of ours to theirs."""
+
+    title: str
+    count: int
+    target: float
 
 
 class Worker:
@@ -86,6 +94,31 @@ def show(title: str, values: Sequence[float], target: float, less: bool = False)
         return
     ratio = values[0] / values[1]
     print(f"{line}{values[1]:>10.2f}{ratio:>7.2f}{'<' if less else '>':>4}{target:>4.1f}", flush=True)
+
+
+def compare(
+    heading: str,
+    rows: Mapping[str, Row],
+    commands: Callable[[str], Sequence[Sequence[str]]],
+    *,
+    seconds: float,
+    alone: bool,
+) -> None:
+    """Prints a table of how many a second each code does of each row, the fastest round counts, and its peak memory.
+
+    Args:
+      commands: from a row's name to its workers: ours, and theirs if there is one.
+      seconds: how long each row is measured at least; three rounds of each code in any case.
+      alone: give each code one core, and count the processor's time.
+
+    Raises:
+      UserError: a worker ends early.
+    """
+    print(f"{heading:<54}{'ours':>9}{'original':>10}{'ratio':>7}{'target':>8}")
+    for name, row in rows.items():
+        rounds, lasts = in_turn([one_core(x) if alone else x for x in commands(name)], seconds)
+        show(row.title, [row.count / min(times) for times in rounds], row.target)
+        show(f"peak memory of {name}, GB", [last / 1e9 for last in lasts], 1.0, less=True)
 
 
 def serve(prepare: Callable[[], Callable[[], Any]]) -> None:

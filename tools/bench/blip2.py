@@ -1,0 +1,125 @@
+"""BLIP-2 beside transformers' PyTorch code: a part of tools.bench.
+
+    captions   4 photos, 5 beams of 30 tokens each
+    stage2     a step on 4 photos and texts of 32 tokens that trains Q-Former and projection
+
+The model is a ViT of 12 blocks of 768 at 224 pixels, BLIP-2's whole Q-Former, and OPT-350M; float32, fresh weights, all
+cores (with --one-core one, in the processor's time). Ours and theirs are worker processes (reference/run_blip2.py), one
+round of each in turn; the fastest round of each counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from prismer_jax import config, decode, models, runtime, sharding
+from prismer_jax.batch import prompts
+from prismer_jax.models.blip2.conversion import hugging_face_config
+from prismer_jax.training.step import PRNG, make_step
+
+from .worker import Row, compare, serve
+
+BATCH, BEAMS, MAX_NEW, TEXT = 4, 5, 30, 32
+VISION = dict(width=768, layers=12, heads=12, mlp_dim=3072)
+ROWS = {
+    "captions": Row("captions with 5 beams, 30 tokens, photos/s", BATCH, 1.5),
+    "stage2": Row("training step of stage 2, photos/s", BATCH, 1.1),
+}
+
+
+def our_command(row: str) -> list[str]:
+    return [sys.executable, "-m", f"{__package__}.blip2", row]
+
+
+def their_command(python: str | pathlib.Path, row: str, settings: pathlib.Path) -> list[str]:
+    return [str(python), str(pathlib.Path(__file__).with_name("reference") / "run_blip2.py"), row, str(settings)]
+
+
+def measure(
+    python: str | pathlib.Path | None, *, seconds: float = 10, rows: Sequence[str] = (), alone: bool = False
+) -> None:
+    """Prints the table; see `worker.compare`.
+
+    Args:
+      python: an interpreter with PyTorch and transformers; without it ours alone is measured.
+      rows: names of ROWS, all by default.
+    """
+    with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
+        path = pathlib.Path(folder, "settings.json")
+        path.write_text(json.dumps(settings()))
+
+        def commands(row: str) -> list[list[str]]:
+            return [our_command(row)] + ([their_command(python, row, path)] if python else [])
+
+        chosen = {name: ROWS[name] for name in rows or ROWS}
+        compare("BLIP-2, small ViT, OPT-350M, float32", chosen, commands, seconds=seconds, alone=alone)
+
+
+def settings() -> dict[str, Any]:
+    """Returns what the other side has to know: transformers' config of the model, and what is done."""
+    return dict(config=hugging_face_config(model()), batch=BATCH, beams=BEAMS, max_new=MAX_NEW, text=TEXT)
+
+
+def model() -> Any:
+    return models.build(**recipe()["model"])
+
+
+def recipe() -> dict[str, Any]:
+    """Returns the recipe of stage 2 in float32 throughout, with everything kept for the backward pass."""
+    changes = ["model.dtype=float32", "model.remat=none", "frozen_dtype=float32"]
+    plain = config.plain(config.load("configs/blip2_stage2.py:lm=opt350m", changes))
+    plain["model"]["vision"] |= VISION
+    return plain
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our worker
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def photos_and(length: int) -> dict[str, np.ndarray]:
+    """Returns a batch of photos with texts of so many tokens."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 50_000, (BATCH, length), np.int32)
+    return {"image": rng.integers(0, 256, (BATCH, 224, 224, 3), np.uint8), **prompts(ids, ids >= 0)}
+
+
+def captions() -> Callable[[], Any]:
+    made = model()
+    variables = jax.jit(made.init_variables)(jax.random.key(0, impl=PRNG))
+    how = dict(method="beam", num_beams=BEAMS, pad=1, eos=-1, max_new=MAX_NEW, length="new")
+    say = functools.partial(decode.generate, made, variables, photos_and(1), **how)
+    return lambda: np.asarray(say()[0])
+
+
+def stage2() -> Callable[[], Any]:
+    mesh = sharding.make_mesh()
+    made = make_step(
+        config.Section(recipe()), None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=10_000)
+    )
+    batch = photos_and(TEXT)
+    batch = jax.device_put(batch | {"mask_loss": np.ones((BATCH, TEXT), np.float32)}, sharding.batch_sharding(mesh))
+    update, state = made.compile(batch), made.init(0)
+
+    def step() -> None:
+        nonlocal state
+        state, measured = update(state, batch)
+        jax.block_until_ready(measured)
+
+    return step
+
+
+OURS: dict[str, Callable[[], Callable[[], Any]]] = {"captions": captions, "stage2": stage2}
+
+if __name__ == "__main__":
+    runtime.use_compilation_cache()
+    serve(OURS[sys.argv[1]])
