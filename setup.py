@@ -101,7 +101,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "beam": ["apache-beam>=2.60"],  # data sets built by clusters; needs Pillow 12, protobuf 6, so no part of `test`
         "wandb": ["wandb"],  # experiment tracking
-        "demo": ["gradio>=6"],  # the page of tools.demo: uploads, a queue, a visitor's state; needs Pillow 12
+        "demo": [
+            "gradio>=6.31"
+        ],  # the page of tools.demo; from 6.24 on it has a history to switch off, no older one was tried
         "eval": EVAL,
         # The harness that nanoVLM's authors report with, and PyTorch with it; it imports what filelock 4 has moved.
         "lmms": ["lmms-eval>=0.7.3", "filelock<4"],

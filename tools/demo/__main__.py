@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.warm_up()
         limits = Limits(per_minute=args.per_minute, megabytes=args.megabytes, megapixels=args.megapixels)
         count = sum(leaf.size for leaf in jax.tree.leaves(captioner.variables["params"]))
-        name = f"{args.checkpoint.resolve().name}, {count / 1e6:,.1f} million parameters"
+        name = f"{os.path.join(*args.checkpoint.resolve().parts[-2:])}, {count / 1e6:,.1f} million parameters"
         if args.host not in LOOPBACK:
             print(f"Whoever reaches {args.host} may use this page: it asks for no password.", file=sys.stderr)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

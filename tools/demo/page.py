@@ -41,7 +41,7 @@ class Page:
 
     def __init__(self, model: Model, examples: Sequence[Example], limits: Limits, title: str) -> None:
         self.model, self.examples, self.limits, self.rate = model, examples, limits, Rate(limits.per_minute)
-        with gr.Blocks(title=f"prismer_jax: {title}", analytics_enabled=False) as self.blocks:
+        with gr.Blocks(title=f"prismer_jax: {title}", analytics_enabled=False, fill_width=True) as self.blocks:
             kept = dict(time_to_live=60 * limits.minutes)
             self.chosen = gr.State(None, **kept)  # a photo as it came
             self.photo = gr.State(None, **kept)  # with its labels
