@@ -96,6 +96,6 @@ def test_the_published_sizes_are_clips():
     """Of openai/CLIP's ViT-L/14 without the last block, its norm and its projection: 291 million parameters."""
     vision = models.build("blip2", variant="pretrained_flant5xl_vitL").vision
     shapes = jax.eval_shape(ViT(**vision).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
-    count = sum(x.size for x in jax.tree.leaves(shapes))
+    count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
     block = 12 * 1024**2 + 13 * 1024  # attention and MLP, their biases, two norms
     assert count == 23 * block + 3 * 14**2 * 1024 + (257 + 1 + 2) * 1024
