@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -108,6 +109,7 @@ def test_a_paligemma_is_trained_as_big_visions_forkme_does_it(shared, tmp_path):
     cfg = config.load(f"{ROOT}/transfers/forkme.py:model=paligemma,init={tmp_path}")
     assert (cfg.total_epochs, cfg.batch_size) == (published["total_epochs"], published["batch_size"])
     assert "total_steps" not in cfg
+    assert tokenizer.load(cfg.tokenizer).files() == [tmp_path / "tokenizer.model"]
     assert cfg.optim.lr == published["lr"]
     assert cfg.optim.weight_decay * cfg.optim.lr == pytest.approx(published["wd"])
     assert (cfg.optim.clip_norm, cfg.loss.label_smoothing) == (
@@ -127,6 +129,7 @@ def describe_paligemma(folder):
     description = {"model": model, "tokenizer": "sentencepiece:tokenizer.model", "tasks": {"caption": task}}
     (folder / "weights").mkdir()
     (folder / "config.json").write_text(json.dumps(description))
+    shutil.copy(tokenizer.SCENES, folder / "tokenizer.model")
 
 
 def test_a_paligemma_reads_lines_of_image_prefix_and_suffix(tmp_path):

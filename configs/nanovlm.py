@@ -31,6 +31,7 @@ from prismer_jax import checkpoint, models, registry
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature, scenes
 from prismer_jax.errors import UserError, choose
+from prismer_jax.pp.tokenizer import load_from
 
 # v0.1, v0.2 and HEAD: tile and longest side in pixels, tokens of a tile and of a row, tokenizer's words for images.
 # The HEAD recipe has 8 parts of 2 rows; those before it have one sample a row.
@@ -203,8 +204,9 @@ def converted(folder):
     description = checkpoint.description(folder)
     if missing := {"model", "tokenizer", "tasks"} - description.keys():
         raise UserError(f"{folder}: its config.json says nothing of {', '.join(sorted(missing))}. Convert it again.")
-    kind = description["tokenizer"].partition(":")[0]  # files of a tokenizer lie beside the model
-    tokenizer = kind if kind == "scenes" else f"{kind}:{description['folder']}"
+    tokenizer = description["tokenizer"]
+    if tokenizer != "scenes":  # its files lie beside the model
+        tokenizer = load_from(description["folder"], tokenizer).spec
     return ConfigDict(dict(model=description["model"], tokenizer=tokenizer, tasks=description["tasks"]))
 
 
