@@ -130,7 +130,7 @@ def test_a_scene_is_labelled_captioned_and_asked_about(visit):
     assert len(captions(page)) == len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     words = page.locator("#caption .words figcaption").all_inner_texts()
-    assert " ".join(words) == captions(page)[0]
+    assert (" ".join(words) or "(nothing)") == captions(page)[0]  # the smallest form of the quickstart says nothing yet
     page.fill("#question textarea, #question input", "what color is the sign")
     page.click("#ask")
     page.wait_for_selector("#answer ol.texts")
