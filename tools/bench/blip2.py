@@ -11,11 +11,9 @@ round of each in turn; the fastest round of each counts.
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,7 +24,8 @@ from prismer_jax.batch import prompts
 from prismer_jax.models.blip2.conversion import hugging_face_config
 from prismer_jax.training.step import PRNG, make_step
 
-from .worker import Row, compare, serve
+from .reference.serving import serve
+from .worker import Row, compare
 
 BATCH, BEAMS, MAX_NEW, TEXT = 4, 5, 30, 32
 VISION = dict(width=768, layers=12, heads=12, mlp_dim=3072)
@@ -44,24 +43,9 @@ def their_command(python: str | pathlib.Path, row: str, settings: pathlib.Path) 
     return [str(python), str(pathlib.Path(__file__).with_name("reference") / "run_blip2.py"), row, str(settings)]
 
 
-def measure(
-    python: str | pathlib.Path | None, *, seconds: float = 10, rows: Sequence[str] = (), alone: bool = False
-) -> None:
-    """Prints the table; see `worker.compare`.
-
-    Args:
-      python: an interpreter with PyTorch and transformers; without it ours alone is measured.
-      rows: names of ROWS, all by default.
-    """
-    with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
-        path = pathlib.Path(folder, "settings.json")
-        path.write_text(json.dumps(settings()))
-
-        def commands(row: str) -> list[list[str]]:
-            return [our_command(row)] + ([their_command(python, row, path)] if python else [])
-
-        chosen = {name: ROWS[name] for name in rows or ROWS}
-        compare("BLIP-2, small ViT, OPT-350M, float32", chosen, commands, seconds=seconds, alone=alone)
+def measure(python: str | pathlib.Path | None, **options: Any) -> None:
+    """Prints the table; `options` are those of `worker.compare`."""
+    compare("BLIP-2, small ViT, OPT-350M, float32", sys.modules[__name__], python, **options)
 
 
 def settings() -> dict[str, Any]:

@@ -38,7 +38,8 @@ from prismer_jax.models.nanovlm.model import VARIANTS
 from prismer_jax.pp.tiles import tiled_size
 from prismer_jax.training.step import make_step
 
-from .worker import in_turn, one_core, serve, show
+from .reference.serving import serve
+from .worker import in_turn, one_core, show
 
 V01 = "6ba9082"  # the tag v0.1 of huggingface/nanoVLM
 PROMPT, ANSWER, MAX_NEW, BATCH, TEXT = 8, 40, 300, 8, 79  # tokens, and photos at a time

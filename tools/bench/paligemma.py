@@ -11,11 +11,9 @@ weights, all cores (with --one-core one, in the processor's time). Ours and thei
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,7 +24,8 @@ from prismer_jax.batch import prompts
 from prismer_jax.models.paligemma.model import VARIANTS
 from prismer_jax.training.step import PRNG, make_step
 
-from .worker import Row, compare, serve
+from .reference.serving import serve
+from .worker import Row, compare
 
 LAYERS, PROMPTS, MAX_NEW, BATCH, TEXT, PREFIX = 4, (4, 8, 12, 16), 32, 2, 64, 8
 
@@ -45,24 +44,9 @@ def their_command(python: str | pathlib.Path, row: str, settings: pathlib.Path) 
     return [str(python), str(pathlib.Path(__file__).with_name("reference") / "run_paligemma.py"), row, str(settings)]
 
 
-def measure(
-    python: str | pathlib.Path | None, *, seconds: float = 10, rows: Sequence[str] = (), alone: bool = False
-) -> None:
-    """Prints the table; see `worker.compare`.
-
-    Args:
-      python: an interpreter with PyTorch and transformers; without it ours alone is measured.
-      rows: names of ROWS, all by default.
-    """
-    with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
-        path = pathlib.Path(folder, "settings.json")
-        path.write_text(json.dumps(settings()))
-
-        def commands(row: str) -> list[list[str]]:
-            return [our_command(row)] + ([their_command(python, row, path)] if python else [])
-
-        chosen = {name: ROWS[name] for name in rows or ROWS}
-        compare("PaliGemma, 4 layers of Gemma, float32", chosen, commands, seconds=seconds, alone=alone)
+def measure(python: str | pathlib.Path | None, **options: Any) -> None:
+    """Prints the table; `options` are those of `worker.compare`."""
+    compare("PaliGemma, 4 layers of Gemma, float32", sys.modules[__name__], python, **options)
 
 
 def settings() -> dict[str, Any]:

@@ -7,13 +7,15 @@ that are compared work in turn, one round each, so that a noisy machine is as no
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
+import json
+import pathlib
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import types
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from prismer_jax.errors import UserError
 
@@ -98,36 +100,32 @@ def show(title: str, values: Sequence[float], target: float, less: bool = False)
 
 def compare(
     heading: str,
-    rows: Mapping[str, Row],
-    commands: Callable[[str], Sequence[Sequence[str]]],
+    bench: types.ModuleType,
+    python: str | pathlib.Path | None,
     *,
-    seconds: float,
-    alone: bool,
+    seconds: float = 10,
+    rows: Sequence[str] = (),
+    alone: bool = False,
 ) -> None:
     """Prints a table of how many a second each code does of each row, the fastest round counts, and its peak memory.
 
     Args:
-      commands: from a row's name to its workers: ours, and theirs if there is one.
+      bench: has ROWS, `settings()` of both sides, `our_command(row)` and `their_command(python, row, settings.json)`.
+      python: an interpreter with PyTorch and transformers; without it ours alone is measured.
       seconds: how long each row is measured at least; three rounds of each code in any case.
+      rows: names of ROWS, all by default.
       alone: give each code one core, and count the processor's time.
 
     Raises:
       UserError: a worker ends early.
     """
     print(f"{heading:<54}{'ours':>9}{'original':>10}{'ratio':>7}{'target':>8}")
-    for name, row in rows.items():
-        rounds, lasts = in_turn([one_core(x) if alone else x for x in commands(name)], seconds)
-        show(row.title, [row.count / min(times) for times in rounds], row.target)
-        show(f"peak memory of {name}, GB", [last / 1e9 for last in lasts], 1.0, less=True)
-
-
-def serve(prepare: Callable[[], Callable[[], Any]]) -> None:
-    """Is a worker, on one core alone in the processor's time; its last number is the process's peak memory in bytes."""
-    clock = time.perf_counter if len(os.sched_getaffinity(0)) > 1 else time.process_time
-    work = prepare()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = clock()
-        work()
-        print(clock() - start, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
+        path = pathlib.Path(folder, "settings.json")
+        path.write_text(json.dumps(bench.settings()))
+        for name in rows or bench.ROWS:
+            commands = [bench.our_command(name)] + ([bench.their_command(python, name, path)] if python else [])
+            rounds, lasts = in_turn([one_core(x) if alone else x for x in commands], seconds)
+            row = bench.ROWS[name]
+            show(row.title, [row.count / min(times) for times in rounds], row.target)
+            show(f"peak memory of {name}, GB", [last / 1e9 for last in lasts], 1.0, less=True)

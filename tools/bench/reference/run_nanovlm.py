@@ -11,20 +11,17 @@ transformers, of which the original takes tokenizers alone, is stood in for by a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import json
-import os
 import pathlib
-import resource
 import sys
-import time
 import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from serving import serve  # beside this file
 
 EXTRA = {"image_token": "<|image|>"}  # of HEAD at the size of 222M: one tile a photo needs no other word
 IGNORED = -100  # a label without loss
@@ -181,15 +178,7 @@ def main(source: str, row: str, folder: str) -> None:
         print("ready", flush=True)
         print(packing(settings), flush=True)
         return
-    clock = time.perf_counter if len(os.sched_getaffinity(0)) > 1 else time.process_time
-    with contextlib.redirect_stdout(sys.stderr):  # the original says this and that
-        work = ROWS[row](settings, pathlib.Path(folder))
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = clock()
-        work()
-        print(clock() - start, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    serve(lambda: ROWS[row](settings, pathlib.Path(folder)))
 
 
 if __name__ == "__main__":

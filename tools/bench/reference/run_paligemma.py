@@ -9,17 +9,14 @@ bytes. Imports nothing of this project.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pathlib
-import resource
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from serving import serve  # beside this file
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 RATE = 3e-2  # of big_vision's recipe for a T4
@@ -91,15 +88,7 @@ ROWS = {"decode": decoding, "training": training}
 def main(row: str, path: str) -> None:
     settings = json.loads(pathlib.Path(path).read_text())
     torch.manual_seed(0)
-    clock = time.perf_counter if len(os.sched_getaffinity(0)) > 1 else time.process_time
-    with contextlib.redirect_stdout(sys.stderr):
-        work = ROWS[row](settings)
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = clock()
-        work()
-        print(clock() - start, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    serve(lambda: ROWS[row](settings))
 
 
 if __name__ == "__main__":
