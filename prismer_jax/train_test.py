@@ -117,6 +117,7 @@ def test_a_preempted_program_has_a_status_of_its_own(capsys):
     assert capsys.readouterr().err.splitlines()[0] == "preempted: step 3 is saved."
 
 
+@pytest.mark.slow
 def test_a_dict_a_text_for_the_workdir_a_thread_and_a_running_event_loop_do(tmp_path):
     """As in a notebook, whose kernel runs an event loop; a web application would train in a thread."""
     cfg = ConfigDict(unwatched("total_steps=1"))
@@ -141,6 +142,7 @@ def test_settings_of_the_end_are_checked_before_the_first_step(tmp_path):
     assert not losses(tmp_path)
 
 
+@pytest.mark.slow
 def test_accumulated_and_frozen_training_runs(tmp_path):
     overrides = ("accumulate=2", "freeze=freeze_lang_vision", "total_steps=1", "mesh.data=4", "mesh.fsdp=2")
     train(unwatched(*overrides, arg="smoke,experts=depth+obj_detection"), tmp_path)

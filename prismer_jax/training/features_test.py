@@ -57,7 +57,7 @@ def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm", **more)
     return first["source"]
 
 
-@pytest.mark.parametrize("chain", [TILES, "decode|resize(32)"])
+@pytest.mark.parametrize("chain", [TILES, pytest.param("decode|resize(32)", marks=pytest.mark.slow)])
 def test_a_model_reads_features_as_it_reads_photos(tmp_path, init, chain):
     examples = source(tmp_path)
     read = cached(examples, init, chain)
