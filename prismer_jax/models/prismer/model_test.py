@@ -222,6 +222,7 @@ def test_the_rows_of_padding_get_no_gradient_from_lookups():
     assert gradient["word_embedding"][1].any()  # the tied head's part
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     plain, variables = small("none")
     batch = a_batch(labels=())
