@@ -349,9 +349,7 @@ def _collate(examples: Sequence[dict[str, Any]], trim: bool = False, meta: bool 
         if other != shapes[0]:
             differ = sorted(k for k in shapes[0].keys() | other.keys() if shapes[0].get(k) != other.get(k))
             seen = ", ".join(f"{k} {shapes[0].get(k, 'absent')} and {other.get(k, 'absent')}" for k in differ)
-            return {
-                "_error": f"Examples of one batch differ: {seen}. Give all pp chains the same labels_for and sizes."
-            }
+            return {"_error": f"Examples of one batch differ: {seen}. Give all chains the same labels_for and sizes."}
     if trim and "image_mask" in shapes[0]:  # `trim` where no other process has a part of the batch
         examples = importlib.import_module(BUCKETS).trimmed(examples)
     for key in shapes[0]:

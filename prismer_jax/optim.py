@@ -193,9 +193,7 @@ def make(
     wd_mult = _multipliers(wd_mults, leaf_names, "wd_mults")
 
     def decay(updates: Any, params: Any) -> Any:
-        return jax.tree.map(
-            lambda name, u, p: u + weight_decay * wd_mult[name] * p, tree.names(updates), updates, params
-        )
+        return jax.tree.map(lambda n, u, p: u + weight_decay * wd_mult[n] * p, tree.names(updates), updates, params)
 
     def scale(updates: Any, _: Any) -> Any:
         return jax.tree.map(lambda name, u: (u.T * jnp.asarray(lr_mult[name], u.dtype)).T, tree.names(updates), updates)

@@ -139,9 +139,7 @@ def explained(what: str, remove: pathlib.Path | None = None) -> Iterator[None]:
         reason = error.strerror if isinstance(error, OSError) else in_text and in_text[1].strip()
         if not reason:
             raise
-        raise UserError(
-            f"{what}: {reason}. Make space, or choose another folder; the older ones stay valid."
-        ) from error
+        raise UserError(f"{what}: {reason}. Make space, or choose another folder; older ones stay valid.") from error
 
 
 @contextlib.contextmanager

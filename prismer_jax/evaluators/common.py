@@ -379,9 +379,7 @@ class TextEvaluator(Evaluator):
         done_prompts = {tuple(entry["prompt"]) for entry in gather(entries)}
         chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
         left = [chunk for chunk in chunks if not done_prompts.issuperset(chunk)]
-        with self._progress(
-            ", blank image", len(questions), len(questions) - sum(map(len, left)), "prompts"
-        ) as advance:
+        with self._progress(", blank image", len(questions), len(questions) - sum(map(len, left)), "prompts") as count:
             for chunk in left:
                 mine, images = [(chunk + chunk[:1] * (size - len(chunk)))[row] for row in self._rows], {}
                 if "image_mask" in template:
@@ -396,7 +394,7 @@ class TextEvaluator(Evaluator):
                 if journal is not None:
                     journal.write(new)
                 entries += new
-                advance(len(chunk))
+                count(len(chunk))
         return {tuple(entry["prompt"]): entry["blank"] for entry in gather(entries)}
 
     def most_frequent(self, records: Sequence[Mapping[str, Any]]) -> str:

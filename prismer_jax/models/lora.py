@@ -155,7 +155,7 @@ class Adapter(nn.Module):
         a = self.param("a", layers.torch_uniform(width), (width, rank))
         b = self.param("b", nn.initializers.zeros, (rank, self.features))
         x = nn.Dropout(self.lora.dropout)(x, deterministic=not self.has_rng("dropout"))
-        return x.astype(self.dtype) @ a.astype(self.dtype) @ b.astype(self.dtype) * self.lora.scale
+        return layers.product(layers.product(x.astype(self.dtype), a), b) * self.lora.scale
 
 
 def _is_dense(context: nn.module.InterceptorContext) -> bool:

@@ -170,9 +170,9 @@ class Block(nn.Module):
     def _norm(self, name: str, x: Array) -> Array:
         return RMSNorm(self.model.epsilon, self.model.norm_offset, name=name)(x)
 
-    def _dense(self, name: str, width: int) -> nn.Dense:
+    def _dense(self, name: str, width: int) -> layers.Dense:
         init = nn.initializers.normal(self.model.initializer_range)
-        return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+        return layers.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
 
 
 class CausalLM(nn.Module):

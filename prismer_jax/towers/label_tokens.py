@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.labels import EXPERTS, MAX_IDS
+from prismer_jax.towers import layers
 from prismer_jax.towers.label_lookup import features, label_maps, label_tables
 from prismer_jax.towers.stem import INSTANCE_ROWS, SCALE, STRIDES, Stem, add_instances, resize, resize_ids
 from prismer_jax.typing import Array, Float
@@ -60,7 +61,7 @@ class LabelTokens(nn.Module):
                 x = add_instances(x, label[..., 0], self._rows(len(x), train), embedding)
             parts.append(rearrange(x, "b h w d -> b (h w) d"))
         zeros = nn.initializers.zeros
-        return nn.Dense(self.out, dtype=self.dtype, kernel_init=zeros, name="out")(jnp.concatenate(parts, axis=-1))
+        return layers.Dense(self.out, dtype=self.dtype, kernel_init=zeros, name="out")(jnp.concatenate(parts, axis=-1))
 
     def _rows(self, count: int, train: bool) -> Array:
         """Returns the row of the instance embedding of every id: drawn in training, the id itself otherwise."""

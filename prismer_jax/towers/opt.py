@@ -87,7 +87,7 @@ class OPT(nn.Module):
         if self.pre_norm:
             self.norm = layers.LayerNorm()
         if own != self.width:
-            self.widen, self.narrow = (nn.Dense(n, False, self.dtype, kernel_init=normal) for n in (self.width, own))
+            self.widen, self.narrow = (layers.Dense(n, self.dtype, normal, use_bias=False) for n in (self.width, own))
 
     def embed(self, ids: Int[Array, "*b t"]) -> Float[Array, "*b t d"]:
         """Returns the words' embeddings, in the compute type."""

@@ -120,9 +120,9 @@ class Block(nn.Module):
         fan = h.shape[-1] * (m.head_dim if name.endswith("query") else 1)
         return rearrange(self._dense(name, m.heads * m.head_dim, fan)(h), "... (h c) -> ... h c", c=m.head_dim)
 
-    def _dense(self, name: str, width: int, fan: int) -> nn.Dense:
+    def _dense(self, name: str, width: int, fan: int) -> layers.Dense:
         init = nn.initializers.normal(fan**-0.5)
-        return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+        return layers.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
 
 
 class T5(nn.Module):

@@ -133,7 +133,7 @@ class ViT(nn.Module):
         bias = self.param("patch_bias", nn.initializers.zeros, (self.width,)) if self.patch_bias else 0
         image = image[:, : self.grid * p, : self.grid * p].astype(self.dtype)
         patches = rearrange(image, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-        return (patches @ kernel.reshape(-1, self.width).astype(self.dtype) + bias).astype(self.dtype)
+        return (layers.product(patches, kernel.reshape(-1, self.width)) + bias).astype(self.dtype)
 
 
 @typed

@@ -63,29 +63,22 @@ class Pace:
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yields the batches, and measures how long each of them was waited for."""
-        while True:
-            begin = self._clock()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
+        begin = self._clock()
+        for batch in batches:
             self._waited += self._clock() - begin
             yield batch
+            begin = self._clock()
 
     def measure(self, step: int) -> dict[str, float]:
         """Ends a stretch with this step. Returns metrics, {} where nothing was measured; says what is out of bounds."""
         seconds, steps = self._clock() - self._begin, step - self._step
         if steps < 1 or seconds <= 0:
             return {}
-        share, each, which = self._waited / seconds, seconds / steps, f"steps {self._step + 1} to {step}"
+        share, each, now = self._waited / seconds, seconds / steps, f"steps {self._step + 1} to {step}"
         if share > STALLED:
-            self._say(
-                "waited", f"{which}: {share:.0%} of the time was spent waiting for the loader; raise num_workers."
-            )
+            self._say("waited", f"{now}: {share:.0%} of the time was spent waiting for the loader; raise num_workers.")
         if len(self._stretches) >= LEAST and each > SLOW * (median := statistics.median(self._stretches)):
-            self._say(
-                "slow", f"{which} took {each:.3g} s each, {each / median:.1f} times the median of {median:.3g} s."
-            )
+            self._say("slow", f"{now} took {each:.3g} s each, {each / median:.1f} times the median of {median:.3g} s.")
         self._stretches = [*self._stretches[-999:], each]
         useful = step * statistics.median(self._stretches)
         self.restart(step)

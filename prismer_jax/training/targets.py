@@ -24,6 +24,7 @@ from flax import linen as nn
 from prismer_jax.errors import UserError
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, select
 from prismer_jax.losses import Costs, Forward, Loss
+from prismer_jax.towers import layers
 from prismer_jax.towers.label_lookup import features, label_tables
 from prismer_jax.typing import Array, Float, UInt8, typed
 
@@ -45,7 +46,7 @@ class Heads(nn.Module):
         maps = {}
         for name in self.experts:
             channels = FEATURES if EXPERTS[name].storage == "ids" else EXPERTS[name].channels
-            x = nn.Dense(channels * CELLS**2, name=name)(patches.astype(jnp.float32))
+            x = layers.Dense(channels * CELLS**2, name=name)(patches.astype(jnp.float32))
             maps[name] = rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=side, p=CELLS, q=CELLS)
         return maps
 

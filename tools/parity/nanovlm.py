@@ -28,6 +28,7 @@ from .case import Case, Check, Mismatch, Outputs, filled, relative
 
 # What nanovlm_train leaves out: it is nanovlm_tiny's.
 _DEFAULTS = {"vit_ln_eps": 1e-6, "lm_max_position_embeddings": 8192, "lm_re_base": 100000, "lm_rms_eps": 1e-5}
+_DEFAULTS |= {"vit_dropout": 0.0, "lm_dropout": 0.0}
 
 
 def fields_of(case: Case) -> dict[str, Any]:

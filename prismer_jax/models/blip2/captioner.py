@@ -36,7 +36,9 @@ class Captioner(Front, DecoderOnly):
     def setup(self) -> None:
         super().setup()
         dtype, fields = jnp.dtype(self.dtype), dict(self.language)
-        self.projector = nn.Dense(fields["width"], dtype=dtype, kernel_init=layers.torch_uniform(self.qformer["width"]))
+        self.projector = layers.Dense(
+            fields["width"], dtype=dtype, kernel_init=layers.torch_uniform(self.qformer["width"])
+        )
         self.decoder = tower(fields.pop("tower"))(**fields, remat=self.remat, dtype=dtype, name="language")
 
     @typed

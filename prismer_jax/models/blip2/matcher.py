@@ -39,7 +39,7 @@ class Matcher(Front):
     def setup(self) -> None:
         super().setup()
         dtype, init = jnp.dtype(self.dtype), layers.torch_uniform(self.qformer["width"])
-        self.project_image, self.project_text = (nn.Dense(self.embed_dim, dtype=dtype) for _ in range(2))
+        self.project_image, self.project_text = (layers.Dense(self.embed_dim, dtype=dtype) for _ in range(2))
         self.match_head = layers.Dense(2, dtype, init)
         self.temperature = self.param("temperature", nn.initializers.constant(0.07), ())
 

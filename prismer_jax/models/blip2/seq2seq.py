@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from flax import linen as nn
 
 from prismer_jax.models.blip2.front import Front
 from prismer_jax.models.vlm import ordinals
@@ -30,7 +29,9 @@ class Writer(Front):
     def setup(self) -> None:
         super().setup()
         dtype, fields = jnp.dtype(self.dtype), {k: v for k, v in self.language.items() if k != "tower"}
-        self.projector = nn.Dense(fields["width"], dtype=dtype, kernel_init=layers.torch_uniform(self.qformer["width"]))
+        self.projector = layers.Dense(
+            fields["width"], dtype=dtype, kernel_init=layers.torch_uniform(self.qformer["width"])
+        )
         self.decoder = T5(**fields, remat=self.remat, dtype=dtype, name="language")
 
     @property

@@ -18,6 +18,7 @@ from prismer_jax.errors import choose
 from prismer_jax.labels import CLASSES_KEY, WORDS_KEY, select
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, check_multiples, fields_of
 from prismer_jax.models.vlm import ordinals, text_mask
+from prismer_jax.towers import layers
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
 from prismer_jax.towers.layers import resize_positions
@@ -118,7 +119,7 @@ class NanoVLM(DecoderOnly):
     def setup(self) -> None:
         dtype, init = jnp.dtype(self.dtype), nn.initializers.normal(0.02)
         self.encoder = ViT(**self.vision, remat=self.remat, dtype=dtype, name="vision")
-        self.projector = nn.Dense(self.language["width"], use_bias=False, dtype=dtype, kernel_init=init)
+        self.projector = layers.Dense(self.language["width"], use_bias=False, dtype=dtype, kernel_init=init)
         self.decoder = CausalLM(**self.language, remat=self.remat, dtype=dtype, name="language")
         if self.experts:
             grid, width = math.isqrt(self.image_tokens), self.language["width"]

@@ -12,12 +12,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
-from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.errors import choose
 from prismer_jax.labels import select
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind, fields_of
+from prismer_jax.towers import layers
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
 from prismer_jax.towers.vit import ViT
@@ -123,7 +123,7 @@ class PaliGemma(DecoderOnly):
     def setup(self) -> None:
         dtype, width = jnp.dtype(self.dtype), self.language["width"]
         self.encoder = ViT(**{"dtype": dtype, **self.vision}, remat=self.remat, name="vision")
-        self.projector = nn.Dense(width, dtype=dtype)
+        self.projector = layers.Dense(width, dtype=dtype)
         language = {"word_scale": width**0.5, **self.language}
         self.decoder = CausalLM(**language, remat=self.remat, dtype=dtype, name="language")
         if self.experts:

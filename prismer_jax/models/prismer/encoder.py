@@ -107,17 +107,15 @@ class VisionEncoder(nn.Module):
         kernel = self.param("patch_embedding", layers.torch_uniform(3 * p * p), (p, p, 3, self.width))
         image = image[:, : side * p, : side * p].astype(self.dtype)
         patches = rearrange(image, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
-        return patches @ kernel.reshape(-1, self.width).astype(self.dtype)
+        return layers.product(patches, kernel.reshape(-1, self.width))
 
     def _expert_tokens(self, features: Features, instances: Any, positions: Array, train: bool) -> list[Array]:
         stems: dict[str, Stem] = {}
         tokens = []
         for expert in self.experts:
-            entry = features[expert]
-            resized, cells = grid(
-                expert, *(entry[0] if isinstance(entry, tuple) else entry).shape[1:3], self.patch_size
-            )
-            x = resize_ids(*entry, resized) if isinstance(entry, tuple) else resize(entry, resized)
+            item = features[expert]
+            resized, cells = grid(expert, *(item[0] if isinstance(item, tuple) else item).shape[1:3], self.patch_size)
+            x = resize_ids(*item, resized) if isinstance(item, tuple) else resize(item, resized)
             domain = EXPERTS[expert].stem  # both segmentations share a stem
             if domain not in stems:
                 strides = STRIDES["ids" if EXPERTS[expert].storage == "ids" else "scaled"]

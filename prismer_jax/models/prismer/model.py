@@ -77,9 +77,7 @@ FREEZE: dict[str, tuple[str, ...]] = {
 }
 
 # What fits a checkpoint of one resolution to a model of another, as the reference does before it fine-tunes.
-RESIZE = {
-    "params/encoder/position_embedding": lambda table, shape: resize_positions(table, (math.isqrt(shape[0]),) * 2)
-}
+RESIZE = {"params/encoder/position_embedding": lambda x, shape: resize_positions(x, (math.isqrt(shape[0]),) * 2)}
 
 
 class Prismer(nn.Module):
