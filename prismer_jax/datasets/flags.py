@@ -56,38 +56,14 @@ def open_source(args: argparse.Namespace) -> Any:
         raise UserError("--annotations and --split belong to a --list, which is not given.")
     if kind == "dataset_dir" and (args.labels is not None or args.source_name is not None):
         raise UserError("A finished data set has its labels and its source inside: leave --labels and --source-name.")
+    if kind == "dataset_dir":
+        return datasets.load("records", path=args.dataset_dir, task="all", limit=args.limit)
+    shared = dict(labels=args.labels, task="all", source=args.source_name, limit=args.limit)
     match kind:
-        case "dataset_dir":
-            return datasets.load("records", path=args.dataset_dir, task="all", limit=args.limit)
         case "parquet":
-            return datasets.load(
-                "parquet",
-                path=args.parquet,
-                labels=args.labels,
-                task="all",
-                source=args.source_name,
-                limit=args.limit,
-            )
+            return datasets.load("parquet", path=args.parquet, **shared)
         case "tars":
-            return datasets.load(
-                "tars",
-                path=args.tars,
-                labels=args.labels,
-                task="all",
-                source=args.source_name,
-                limit=args.limit,
-                processes=workers.cores(),
-            )
+            return datasets.load("tars", path=args.tars, processes=workers.cores(), **shared)
         case _:
-            return datasets.load(
-                "lists",
-                path=args.list,
-                images=args.images,
-                labels=args.labels,
-                annotations=args.annotations,
-                split=args.split,
-                task="all",
-                source=args.source_name,
-                limit=args.limit,
-                max_missing=args.max_missing,
-            )
+            own = dict(annotations=args.annotations, split=args.split, max_missing=args.max_missing)
+            return datasets.load("lists", path=args.list, images=args.images, **own, **shared)

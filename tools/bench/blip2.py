@@ -25,7 +25,7 @@ from prismer_jax.models.blip2.conversion import hugging_face_config
 from prismer_jax.training.step import PRNG, make_step
 
 from .reference.serving import serve
-from .worker import Row, compare
+from .worker import Row, compare, steps_of
 
 BATCH, BEAMS, MAX_NEW, TEXT = 4, 5, 30, 32
 VISION = dict(width=768, layers=12, heads=12, mlp_dim=3072)
@@ -33,14 +33,6 @@ ROWS = {
     "captions": Row("captions with 5 beams, 30 tokens, photos/s", BATCH, 1.5),
     "stage2": Row("training step of stage 2, photos/s", BATCH, 1.1),
 }
-
-
-def our_command(row: str) -> list[str]:
-    return [sys.executable, "-m", f"{__package__}.blip2", row]
-
-
-def their_command(python: str | pathlib.Path, row: str, settings: pathlib.Path) -> list[str]:
-    return [str(python), str(pathlib.Path(__file__).with_name("reference") / "run_blip2.py"), row, str(settings)]
 
 
 def measure(python: str | pathlib.Path | None, **options: Any) -> None:
@@ -90,16 +82,7 @@ def stage2() -> Callable[[], Any]:
     made = make_step(
         config.Section(recipe()), None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=10_000)
     )
-    batch = photos_and(TEXT)
-    batch = jax.device_put(batch | {"mask_loss": np.ones((BATCH, TEXT), np.float32)}, sharding.batch_sharding(mesh))
-    update, state = made.compile(batch), made.init(0)
-
-    def step() -> None:
-        nonlocal state
-        state, measured = update(state, batch)
-        jax.block_until_ready(measured)
-
-    return step
+    return steps_of(made, photos_and(TEXT) | {"mask_loss": np.ones((BATCH, TEXT), np.float32)})
 
 
 OURS: dict[str, Callable[[], Callable[[], Any]]] = {"captions": captions, "stage2": stage2}

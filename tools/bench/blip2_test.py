@@ -1,18 +1,18 @@
 import numpy as np
 
-from tools.bench import blip2
+from tools.bench import blip2, worker
 from tools.bench.experts_test import fake
 
 
 def test_both_sides_have_one_model_and_each_row_its_speed_and_memory(monkeypatch, capsys):
     told = []
 
-    def theirs(python, row, settings):
+    def theirs(python, bench, row, settings):
         told.append(settings.read_text())
         return fake([0.1, 8, 8, 8], 4_000_000_000)
 
-    monkeypatch.setattr(blip2, "our_command", lambda row: fake([0.1, 4, 2, 3], 2_000_000_000))
-    monkeypatch.setattr(blip2, "their_command", theirs)
+    monkeypatch.setattr(worker, "our_command", lambda *_: fake([0.1, 4, 2, 3], 2_000_000_000))
+    monkeypatch.setattr(worker, "their_command", theirs)
     blip2.measure("python", seconds=0, rows=["captions"])
     _, speed, memory = (line.split()[-5:] for line in capsys.readouterr().out.splitlines())
     assert speed == ["2.00", "0.50", "4.00", ">", "1.5"]

@@ -39,7 +39,7 @@ from prismer_jax.pp.tiles import tiled_size
 from prismer_jax.training.step import make_step
 
 from .reference.serving import serve
-from .worker import in_turn, one_core, show
+from .worker import in_turn, one_core, show, steps_of
 
 V01 = "6ba9082"  # the tag v0.1 of huggingface/nanoVLM
 PROMPT, ANSWER, MAX_NEW, BATCH, TEXT = 8, 40, 300, 8, 79  # tokens, and photos at a time
@@ -250,15 +250,7 @@ def training(*, frozen: str = "none") -> Callable[[], Any]:
     ids = draw.integers(3, IMAGE, (BATCH, TEXT), np.int32)
     batch = {"image": draw.integers(0, 256, (BATCH, size, size, 3), np.uint8), **prompts(ids, ids >= 0)}
     batch["mask_loss"] = np.broadcast_to(np.float32(np.arange(TEXT) >= PROMPT), ids.shape)
-    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    update, state = made.compile(batch), made.init(0)
-
-    def step() -> None:
-        nonlocal state
-        state, measured = update(state, batch)
-        jax.block_until_ready(measured)
-
-    return step
+    return steps_of(made, batch)
 
 
 def images(folder: pathlib.Path, *, head: bool) -> Callable[[], Any]:

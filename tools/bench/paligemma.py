@@ -25,7 +25,7 @@ from prismer_jax.models.paligemma.model import VARIANTS
 from prismer_jax.training.step import PRNG, make_step
 
 from .reference.serving import serve
-from .worker import Row, compare
+from .worker import Row, compare, steps_of
 
 LAYERS, PROMPTS, MAX_NEW, BATCH, TEXT, PREFIX = 4, (4, 8, 12, 16), 32, 2, 64, 8
 
@@ -34,14 +34,6 @@ ROWS = {
     "decode": Row("greedy decoding, 4 photos, tokens/s", len(PROMPTS) * MAX_NEW, 1.3),
     "training": Row("training step, attention of Gemma alone, photos/s", BATCH, 1.1),
 }
-
-
-def our_command(row: str) -> list[str]:
-    return [sys.executable, "-m", f"{__package__}.paligemma", row]
-
-
-def their_command(python: str | pathlib.Path, row: str, settings: pathlib.Path) -> list[str]:
-    return [str(python), str(pathlib.Path(__file__).with_name("reference") / "run_paligemma.py"), row, str(settings)]
 
 
 def measure(python: str | pathlib.Path | None, **options: Any) -> None:
@@ -105,15 +97,7 @@ def training() -> Callable[[], Any]:
     batch = photos_and(ids, ids >= 0, made.model.image_size)
     said = np.broadcast_to(np.arange(TEXT) >= PREFIX, ids.shape)
     batch |= {"mask_ar": said.astype(np.int32), "mask_loss": said.astype(np.float32)}
-    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    update, state = made.compile(batch), made.init(0)
-
-    def step() -> None:
-        nonlocal state
-        state, measured = update(state, batch)
-        jax.block_until_ready(measured)
-
-    return step
+    return steps_of(made, batch)
 
 
 OURS: dict[str, Callable[[], Callable[[], Any]]] = {"decode": decoding, "training": training}

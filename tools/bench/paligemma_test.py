@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from prismer_jax.errors import UserError
-from tools.bench import paligemma
+from tools.bench import paligemma, worker
 from tools.bench.experts_test import fake
 
 
 def lines(monkeypatch, capsys, ours, theirs, *rows):
-    monkeypatch.setattr(paligemma, "our_command", lambda *_: ours)
-    monkeypatch.setattr(paligemma, "their_command", lambda *_: theirs)
+    monkeypatch.setattr(worker, "our_command", lambda *_: ours)
+    monkeypatch.setattr(worker, "their_command", lambda *_: theirs)
     paligemma.measure("python", seconds=0, rows=rows)
     return [line.split()[-5:] for line in capsys.readouterr().out.splitlines()]
 

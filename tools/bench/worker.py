@@ -14,10 +14,14 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax
+
+from prismer_jax import sharding
 from prismer_jax.errors import UserError
+from prismer_jax.training.step import Step
 
 
 class Row(NamedTuple):
@@ -98,6 +102,28 @@ def show(title: str, values: Sequence[float], target: float, less: bool = False)
     print(f"{line}{values[1]:>10.2f}{ratio:>7.2f}{'<' if less else '>':>4}{target:>4.1f}", flush=True)
 
 
+def our_command(bench: types.ModuleType, row: str) -> list[str]:
+    return [sys.executable, "-m", bench.__spec__.name, row]
+
+
+def their_command(python: str | pathlib.Path, bench: types.ModuleType, row: str, settings: pathlib.Path) -> list[str]:
+    file = pathlib.Path(bench.__file__)
+    return [str(python), str(file.parent / "reference" / f"run_{file.name}"), row, str(settings)]
+
+
+def steps_of(made: Step, batch: Any) -> Callable[[], None]:
+    """Returns a function that takes one training step after the other, each on the same batch of host arrays."""
+    batch = jax.device_put(batch, sharding.batch_sharding(made.mesh))
+    update, state = made.compile(batch), made.init(0)
+
+    def step() -> None:
+        nonlocal state
+        state, measured = update(state, batch)
+        jax.block_until_ready(measured)
+
+    return step
+
+
 def compare(
     heading: str,
     bench: types.ModuleType,
@@ -110,7 +136,8 @@ def compare(
     """Prints a table of how many a second each code does of each row, the fastest round counts, and its peak memory.
 
     Args:
-      bench: has ROWS, `settings()` of both sides, `our_command(row)` and `their_command(python, row, settings.json)`.
+      bench: has ROWS and `settings()`, which both sides read; run with a row's name it is our worker, as is theirs
+        reference/run_NAME.py.
       python: an interpreter with PyTorch and transformers; without it ours alone is measured.
       seconds: how long each row is measured at least; three rounds of each code in any case.
       rows: names of ROWS, all by default.
@@ -124,7 +151,7 @@ def compare(
         path = pathlib.Path(folder, "settings.json")
         path.write_text(json.dumps(bench.settings()))
         for name in rows or bench.ROWS:
-            commands = [bench.our_command(name)] + ([bench.their_command(python, name, path)] if python else [])
+            commands = [our_command(bench, name)] + ([their_command(python, bench, name, path)] if python else [])
             rounds, lasts = in_turn([one_core(x) if alone else x for x in commands], seconds)
             row = bench.ROWS[name]
             show(row.title, [row.count / min(times) for times in rounds], row.target)

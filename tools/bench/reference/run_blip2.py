@@ -9,14 +9,12 @@ bytes. Imports nothing of this project.
 
 from __future__ import annotations
 
-import json
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from serving import serve  # beside this file
+from serving import serve_row, steps_of  # beside this file
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 IMAGE = 50_265  # an id that no text of OPT has
@@ -61,25 +59,12 @@ def stage2(settings: dict[str, Any]) -> Callable[[], Any]:
     text = ids(settings, settings["text"])
     batch = dict(pixel_values=photos(settings), input_ids=text, attention_mask=torch.ones_like(text))
     batch["labels"] = torch.where(text == IMAGE, -100, text)
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
+    return steps_of(model, optimizer, batch)
 
 
 ROWS = {"captions": captions, "stage2": stage2}
 
 
-def main(row: str, path: str) -> None:
-    settings = json.loads(pathlib.Path(path).read_text())
-    torch.manual_seed(0)
-    serve(lambda: ROWS[row](settings))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.manual_seed(0)
+    serve_row(ROWS, *sys.argv[1:])

@@ -9,14 +9,12 @@ bytes. Imports nothing of this project.
 
 from __future__ import annotations
 
-import json
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from serving import serve  # beside this file
+from serving import serve_row, steps_of  # beside this file
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 RATE = 3e-2  # of big_vision's recipe for a T4
@@ -71,25 +69,12 @@ def training(settings: dict[str, Any]) -> Callable[[], Any]:
     said = batch["input_ids"].shape[1] - settings["text"] + settings["prefix"]
     labels = torch.where(torch.arange(batch["input_ids"].shape[1]) < said, -100, batch["input_ids"])
     kinds = (torch.arange(labels.shape[1]) >= said).long().expand(labels.shape)
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = model(**batch, labels=labels, token_type_ids=kinds).loss
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
+    return steps_of(model, optimizer, {**batch, "labels": labels, "token_type_ids": kinds})
 
 
 ROWS = {"decode": decoding, "training": training}
 
 
-def main(row: str, path: str) -> None:
-    settings = json.loads(pathlib.Path(path).read_text())
-    torch.manual_seed(0)
-    serve(lambda: ROWS[row](settings))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.manual_seed(0)
+    serve_row(ROWS, *sys.argv[1:])

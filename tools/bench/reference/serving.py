@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pathlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -25,3 +27,21 @@ def serve(prepare: Callable[[], Callable[[], Any]]) -> None:
         work()
         print(clock() - start, flush=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+def serve_row(rows: Mapping[str, Callable[[Any], Callable[[], Any]]], row: str, settings: str) -> None:
+    """Is the worker of a row, which is prepared from the JSON file of settings."""
+    serve(lambda: rows[row](json.loads(pathlib.Path(settings).read_text())))
+
+
+def steps_of(model: Any, optimizer: Any, batch: Mapping[str, Any]) -> Callable[[], float]:
+    """Returns a function that takes a step of a model of PyTorch that says its own loss, and returns it."""
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
