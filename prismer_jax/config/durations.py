@@ -1,0 +1,56 @@
+"""Durations in a config: so many steps, epochs, examples, or percent of the whole, whichever is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from prismer_jax.errors import UserError
+
+
+def duration_keys(name: str) -> tuple[str, ...]:
+    """Returns the keys in which `steps` looks a duration up: ('warmup_steps', 'warmup_epochs', ...)."""
+    return tuple(f"{name}_{unit}" for unit in ("steps", "epochs", "examples", "percent"))
+
+
+def steps(
+    section: Mapping[str, Any],
+    name: str,
+    *,
+    batch_size: int,
+    num_examples: int | None = None,
+    total_steps: int | None = None,
+    default: int | None = None,
+) -> int:
+    """Returns a duration in steps, from exactly one of NAME_steps, NAME_epochs, NAME_examples, NAME_percent.
+
+    Args:
+      section: where the keys are looked up.
+      name: 'total', 'warmup', 'evaluate', ...
+      batch_size: examples a step.
+      num_examples: examples an epoch; needed for epochs.
+      total_steps: what percent refers to.
+      default: the answer when no key is given; without it that is an error.
+
+    Raises:
+      UserError: none or several of the keys are given, or the value is negative or cannot be converted.
+    """
+    given = [key for key in duration_keys(name) if section.get(key) is not None]
+    if not given and default is not None:
+        return default
+    if len(given) != 1:
+        raise UserError(f"Give exactly one of {', '.join(duration_keys(name))}; the config has {given or 'none'}.")
+    value, unit = section[given[0]], given[0].rpartition("_")[2]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"Config key {given[0]!r} must be a number, at least 0, not {value!r}.")
+    if (unit == "epochs" and num_examples is None) or (unit == "percent" and total_steps is None):
+        raise UserError(f"Config key {given[0]!r} cannot be used here; use {name}_steps.")
+    match unit:
+        case "epochs":
+            value = value * num_examples / batch_size
+        case "examples":
+            value = value / batch_size
+        case "percent":
+            value = value / 100 * total_steps
+    return max(round(value), 1 if value > 0 else 0)

@@ -1,0 +1,86 @@
+"""Keeping a config with the results: as JSON in the workdir, which belongs to it, beside what else they depend on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import prismer_jax
+from prismer_jax.config.command_line import RECIPES
+from prismer_jax.config.section import leaves, unwrapped
+from prismer_jax.errors import UserError
+from prismer_jax.files import storage
+
+
+def to_json(config: Any) -> str:
+    """Returns the config as indented JSON; functions appear by name, other things that JSON lacks as text."""
+    return json.dumps(unwrapped(config), indent=2, default=lambda x: getattr(x, "__qualname__", None) or str(x))
+
+
+def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequence[str] = ()) -> None:
+    """Writes WORKDIR/config.json, the resolved config, and WORKDIR/versions.json, the `provenance`.
+
+    Args:
+      workdir: a folder, made if need be.
+      config: the config of this start.
+      may_change: regexes of full key names ('log_.*') that may differ from what an earlier start saved.
+
+    A workdir without a checkpoint, of a run that failed before its first, belongs to nobody and takes any config.
+
+    Raises:
+      UserError: the workdir holds the results of another config.
+    """
+    workdir = storage.on_disk(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):  # found now, and not when the first checkpoint is due
+            pass
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written ({error.strerror}). Choose another --workdir.") from None
+    file = workdir / "config.json"
+    new = dict(leaves(json.loads(to_json(config))))
+    if file.exists() and any((workdir / "checkpoints").glob("*")):
+        try:
+            old = dict(leaves(json.loads(file.read_text())))
+        except ValueError:
+            raise UserError(f"{file} is damaged. Delete it to continue with this config.") from None
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) or (key in old) != (key in new)]
+        changed = [key for key in changed if not any(re.fullmatch(pattern, key) for pattern in may_change)]
+        if changed:
+            what = ", ".join(f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UserError(f"{workdir} belongs to another config ({what}{more}). Use another --workdir or delete it.")
+    storage.write(file, to_json(config) + "\n")
+    storage.write_json(workdir / "versions.json", provenance())
+
+
+def provenance() -> dict[str, Any]:
+    """Returns what results depend on besides the config: package versions, Python, the machine, the git commit."""
+    versions = {"prismer_jax": prismer_jax.__version__}
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    facts = dict(packages=versions, python=platform.python_version(), platform=platform.platform(), command=sys.argv)
+    if (RECIPES / ".git").exists():  # not some other repository in which this package is merely installed
+        commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+        if commit is not None:
+            facts["git"] = {"commit": commit, "dirty": bool(status)}
+    return facts
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(RECIPES), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
