@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -194,7 +195,7 @@ for step in range(2, 10_000):  # of random numbers, which do not compress, so th
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     code = """
 import os, resource
-from prismer_jax.errors import run_main
+from prismer_jax.errors import UserError, run_main
 def main():
     saver = Checkpointer(sys.argv[1])
     saver.save(1, {"x": jnp.ones(3)})
@@ -377,7 +378,7 @@ def test_an_unfinished_run_can_be_loaded_too(tmp_path):
         assert set(variables) == {"params", "table"}
         assert_bitwise(variables["params"], state["params"])
         assert config["model"] == "tiny"
-        assert (checkpoint.pathlib.Path(config["folder"]) / "t.model").read_text() == "tokens"
+        assert (pathlib.Path(config["folder"]) / "t.model").read_text() == "tokens"
     checkpoint.export(tmp_path / "run/export", variables, {"model": "exported"})
     assert checkpoint.load_export(tmp_path / "run")[1]["model"] == "exported"
 

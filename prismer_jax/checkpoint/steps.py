@@ -1,0 +1,221 @@
+"""The checkpoints of a run, each in a folder that is named by its step: which are there, are kept, are torn."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from prismer_jax import sharding, tree
+from prismer_jax.checkpoint import arrays, layout, sizes
+from prismer_jax.errors import UserError, nearest
+from prismer_jax.files import storage
+
+_METRICS = "metrics.json"
+_TRASH = ".deleting-"
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer(contextlib.AbstractContextManager):
+    """The checkpoints of a run: the newest ones, and the best by a metric.
+
+    Files are written in the background; an error there is raised by the next `save`, `wait` or `close`. Opening a
+    folder changes nothing in it: another process may be writing there.
+    """
+
+    def __init__(
+        self,
+        directory: layout.PathLike,
+        *,
+        keep: int = 1,
+        best_metric: str | None = None,
+        best_mode: str = "max",
+        async_: bool = True,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, layout.PathLike] | None = None,
+    ) -> None:
+        """Opens a folder of checkpoints, which need not exist.
+
+        Args:
+          directory: on a file system that all processes share.
+          keep: how many of the newest are kept; one more may be there until the next `save`, `wait` or `close`.
+          best_metric: the checkpoint that is best by this name in `save`'s metrics is kept too.
+          best_mode: 'max' or 'min'.
+          async_: write in the background.
+          config, files: as in `export`; with them `load_export` reads a checkpoint of a run that is not finished.
+        """
+        if best_mode not in ("max", "min"):
+            raise UserError(f"best_mode is 'max' or 'min', not {best_mode!r}.")
+        if keep < 1:
+            raise UserError(f"keep must be at least 1 checkpoint, not {keep}.")
+        self.directory = storage.on_disk(directory).absolute()
+        self._keep, self._best_metric, self._best_mode, self._async = keep, best_metric, best_mode, async_
+        self._description = None if config is None else (config, files or {})
+        self._writer: Any = None
+        self._torn: dict[int, str] = {}  # of the steps that were there at first: what is wrong with them, or ""
+
+    def all_steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, in order; one that was torn later is said, and left out."""
+        if not self.directory.is_dir():
+            return []
+        complete = (p for p in self.directory.iterdir() if p.name.isdigit() and (p / layout.COMMITTED).exists())
+        return sorted(int(p.name) for p in complete if not self._is_torn(int(p.name)))
+
+    def latest_step(self) -> int | None:
+        """Returns the newest complete checkpoint's step, or None if there never was one.
+
+        Raises:
+          UserError: there are some, and all are torn: a run must not begin anew in silence.
+        """
+        steps, torn = self.all_steps(), [reason for reason in self._torn.values() if reason]
+        if torn and not steps:
+            raise UserError(
+                f"All checkpoints in {self.directory} are torn: {torn[0]}. Delete them to begin anew, and keep more of "
+                "them: config.checkpoint.keep=2."
+            )
+        return max(steps, default=None)
+
+    def best_step(self) -> int | None:
+        """Returns the step that is best by the metric (the later of equals), or None if none has a finite one."""
+        metrics = self._metrics()
+        scores = {step: metrics[str(step)] for step in self.all_steps() if str(step) in metrics}
+        sign = 1 if self._best_mode == "max" else -1
+        return max(scores, key=lambda step: (sign * scores[step], step), default=None)
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves a state; returns as soon as the arrays may be overwritten or donated.
+
+        Args:
+          step: its name. A step that is already saved is not written again, only its metric noted.
+          state: a tree of arrays, none of them empty.
+          metrics: with best_metric among them, if a best checkpoint is to be kept.
+
+        Raises:
+          UserError: this or the previous checkpoint cannot be written (full disk, no permission); no half is left.
+        """
+        ocp = arrays.orbax()
+        self.wait()
+        with self._writing():
+            if self._writer is None:
+                self._open()
+            if metrics is not None and (best := self._best_metric) is not None:
+                if best not in metrics:
+                    raise UserError(f"No metric {best!r} to choose by. {nearest(best, metrics)}")
+                self._note(step, float(metrics[best]))
+            if step in self.all_steps():
+                return
+            with jax.transfer_guard("allow"):  # the loop forbids transfers that nobody asked for
+                args = ocp.args.Composite(**{layout.ITEM: ocp.args.PyTreeSave(arrays.nested(state))})
+                self._writer.save(self.directory / str(step), args=args)
+        if not self._async:
+            self.wait()
+
+    def restore(self, like: Any, step: int | None = None, partial: bool = False) -> Any:
+        """Returns a saved state.
+
+        Args:
+          like: the expected tree, of arrays or of ShapeDtypeStructs. Leaves with a sharding arrive with it, on whatever
+            mesh; leaves without arrive as NumPy arrays.
+          step: default the latest.
+          partial: the checkpoint may hold more than `like` does (only the parameters, say).
+
+        Raises:
+          UserError: there is no such checkpoint, it cannot be read, or it does not fit `like`; the message lists how.
+        """
+        self.wait()
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self.all_steps():
+            which = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise UserError(f"No {which} in {self.directory}; complete ones: {self.all_steps() or 'none'}.")
+        folder = self.directory / str(step)
+        expected = {name: arrays.abstract(leaf) for name, leaf in tree.flatten(like).items()}
+        arrays.compare(folder, layout.saved_shapes(folder), expected, partial)
+        values = layout.read(folder, expected)
+        return jax.tree.map(values.__getitem__, tree.names(like))
+
+    def wait(self) -> None:
+        """Waits for what is being written, raises its error, and deletes what is no longer kept."""
+        if self._writer is None:
+            return
+        with self._writing():
+            self._writer.wait_until_finished()
+            self._prune()
+            if jax.process_index() == 0:
+                sizes.note(self.directory, self.all_steps())
+
+    def close(self) -> None:
+        """Calls `wait` and gives threads back."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if error is None:
+            self.close()
+        else:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self.close()
+
+    def _open(self) -> None:
+        ocp = arrays.orbax()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            self._sweep()
+            sizes.note(self.directory, self.all_steps())  # a step that was torn is written again
+            for step in (step for step, reason in self._torn.items() if reason):
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+            if self._description is not None:
+                layout.describe(self.directory, *self._description)
+        sharding.barrier("opened")
+        self._torn = {step: reason for step, reason in self._torn.items() if not reason}
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{layout.ITEM: arrays.handler()}))
+
+    def _sweep(self) -> None:
+        """Deletes what a killed process left behind."""
+        for path in self.directory.iterdir():
+            if ".orbax-checkpoint-tmp" in path.name or path.name.startswith(_TRASH):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _prune(self) -> None:
+        steps = self.all_steps()
+        keep = {*steps[-self._keep :], self.best_step()}
+        if jax.process_index() == 0:
+            for step in set(steps) - keep:
+                trash = self.directory / f"{_TRASH}{step}"
+                os.rename(self.directory / str(step), trash)  # so that a kill leaves no half of a checkpoint
+                shutil.rmtree(trash)
+
+    def _is_torn(self, step: int) -> bool:
+        if step not in self._torn:
+            self._torn[step] = sizes.what_is_torn(self.directory, step)
+            if self._torn[step]:
+                logger.warning("%s is torn and left out: %s.", self.directory / str(step), self._torn[step])
+        return bool(self._torn[step])
+
+    def _metrics(self) -> dict[str, float]:
+        return sizes.read_json(self.directory / _METRICS)
+
+    def _note(self, step: int, value: float) -> None:
+        if jax.process_index() == 0 and math.isfinite(value):
+            metrics = {name: v for name, v in self._metrics().items() if int(name) in self.all_steps()}
+            storage.write_json(self.directory / _METRICS, {**metrics, str(step): value}, indent=None)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with arrays.explained(f"Cannot write a checkpoint to {self.directory}"):
+                yield
+        except UserError:
+            if self.directory.is_dir() and jax.process_index() == 0:
+                self._sweep()
+            raise
