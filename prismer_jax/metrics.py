@@ -127,9 +127,6 @@ def _number(value: Any) -> Value:
     return value if type(value) is int else float(value)
 
 
-# ---------------------------------------------------------------- TensorBoard
-
-
 class EventFile:
     """A TensorBoard event file of scalars, by tensorboardX, whose `SummaryWriter` would write later, in a thread."""
 
@@ -158,9 +155,6 @@ class EventFile:
 
         self._file.write_event(Event(wall_time=time.time(), step=step, **what))
         self._file.flush()
-
-
-# ---------------------------------------------------------------- Progress
 
 
 class Progress(progress.Bar):

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prismer_jax import decode, registry
-from prismer_jax.evaluators.common import Record, TextEvaluator
+from prismer_jax.evaluators.common import Record
+from prismer_jax.evaluators.text import TextEvaluator
 from prismer_jax.scores.caption import FURTHER, SCORES, score_captions
 
 
@@ -24,7 +25,7 @@ class CaptionEvaluator(TextEvaluator):
     Args:
       method: of `decode.METHODS`.
       metrics: more scores of the model's captions, 'meteor' and 'spice'; they need Java (scores/jars.py).
-      options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method: max_new or max_len,
+      options: of `text.TextEvaluator`, and settings of `decode.generate` and of the method: max_new or max_len,
         min_new or min_len, num_beams ... The pp's prompt is the prefix, which is no part of the prediction.
 
     Raises:

@@ -13,7 +13,8 @@ from prismer_jax.decode.greedy import greedy
 from prismer_jax.decode.ranking import rank, rank_answers
 from prismer_jax.decode.sampling import sample
 from prismer_jax.errors import choose
-from prismer_jax.evaluators.common import Record, TextEvaluator, local_rows
+from prismer_jax.evaluators.common import Record, local_rows
+from prismer_jax.evaluators.text import TextEvaluator
 from prismer_jax.pp.choices import choice_tokens
 from prismer_jax.scores.choice import LETTERS, first_letter, mentions, score_choices
 
@@ -31,7 +32,7 @@ class ChoiceEvaluator(TextEvaluator):
       method: 'greedy' takes the letter with which the likeliest answer begins; 'rank' the likeliest of the options'
         letters; 'reference' draws five tokens at temperature 1 and counts the right letter anywhere in them
         (`scores.choice.mentions`), as huggingface/nanoVLM does at v0.1, so that its score is random and lenient.
-      options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method.
+      options: of `text.TextEvaluator`, and settings of `decode.generate` and of the method.
 
     Raises:
       UserError: an unknown method or option.

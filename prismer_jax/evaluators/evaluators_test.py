@@ -437,14 +437,6 @@ def test_what_a_user_can_get_wrong_is_one_line(kind, source, options, message):
         list(made(kind, source, **options).run(VARIABLES))
 
 
-def test_scan_is_evenly_spaced_and_bounded(monkeypatch):
-    monkeypatch.setattr(common, "SCANNED", 10)
-    assert list(common.scan(range(5))) == [0, 1, 2, 3, 4]
-    seen = list(common.scan(range(95)))
-    assert seen == list(range(0, 95, 10))
-    assert list(common.scan(None)) == []
-
-
 def test_captions_are_scored_by_domain_too():
     source = [dict(example, domain=("in-domain", "out-domain")[i % 2]) for i, example in enumerate(captioned())]
     evaluator = made("caption", source)

@@ -9,7 +9,8 @@ import numpy as np
 
 from prismer_jax import decode, registry
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators.common import Record, TextEvaluator
+from prismer_jax.evaluators.common import Record
+from prismer_jax.evaluators.text import TextEvaluator
 from prismer_jax.objects import codec as codecs
 from prismer_jax.objects import shapes, words
 from prismer_jax.scores import objects as scores
@@ -20,7 +21,7 @@ class _ObjectsEvaluator(TextEvaluator):
 
     Args:
       method: of `decode.METHODS`.
-      options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method.
+      options: of `text.TextEvaluator`, and settings of `decode.generate` and of the method.
     """
 
     id_key, text_key = "image_id", "objects"

@@ -10,7 +10,8 @@ import jax
 
 from prismer_jax.decode.ranking import rank, rank_answers
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators.common import TextEvaluator, local_rows, scan
+from prismer_jax.evaluators.common import local_rows
+from prismer_jax.evaluators.text import TextEvaluator, scan
 from prismer_jax.pp.choices import choice_tokens, read_choices
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from prismer_jax import decode, registry
-from prismer_jax.evaluators.common import Record, TextEvaluator
+from prismer_jax.evaluators.common import Record
+from prismer_jax.evaluators.text import TextEvaluator
 from prismer_jax.scores.vqa import score_answers
 
 METHODS = {**decode.METHODS, "rank": "prismer_jax.evaluators.ranking:Ranking"}
@@ -27,7 +28,7 @@ class VQAEvaluator(TextEvaluator):
     Args:
       method: of `decode.METHODS` to generate answers, or 'rank' to choose among `answers`.
       answers: for 'rank': the answers, or a JSON file with a list, or a number: the most frequent training ones.
-      options: of `common.TextEvaluator`, and settings of `decode.generate` and of the method, or of
+      options: of `text.TextEvaluator`, and settings of `decode.generate` and of the method, or of
         `decode.ranking`.
 
     Raises:

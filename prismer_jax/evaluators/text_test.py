@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from prismer_jax.evaluators import text as module
+from prismer_jax.evaluators.text import TextEvaluator, scan
+
+
+class Listening(TextEvaluator):
+    """Says nothing, and keeps what it was asked."""
+
+    def say(self, variables, batch):
+        self.asked = [*getattr(self, "asked", []), np.asarray(batch["mask_ar"])]
+        return ["nothing"] * len(batch["text"])
+
+    def texts_of(self, example):
+        return ["nothing"]
+
+    def metrics(self, records):
+        yield "blank", float(all(record["blank"] == "nothing" for record in records))
+
+
+@pytest.mark.parametrize("ar", [0, 1])
+def test_a_prompt_is_read_with_a_blank_image_as_it_is_with_a_photo(ar):
+    def example(number):
+        text = np.full(3, number, np.int32)
+        masks = {"mask_input": text > 0, "mask_ar": text * 0 + ar, "segment": text * 0}
+        return {"id": str(number), "image": np.zeros((2, 2, 3), np.uint8), "text": text, **masks}
+
+    tokenizer = type("Tokenizer", (), {"pad": 0, "eos": 1})
+    options = dict(model=None, tokenizer=tokenizer, source=[example(1), example(2)], batch_size=2, quiet=True)
+    evaluator = Listening(**options, pp=lambda example, rng: example)
+    assert dict(evaluator.run({})) == {"blank": 1.0}
+    photo, blank = evaluator.asked
+    np.testing.assert_array_equal(photo, blank)
+    assert (blank == ar).all()
+
+
+def test_scan_is_evenly_spaced_and_bounded(monkeypatch):
+    monkeypatch.setattr(module, "SCANNED", 10)
+    assert list(scan(range(5))) == [0, 1, 2, 3, 4]
+    seen = list(scan(range(95)))
+    assert seen == list(range(0, 95, 10))
+    assert list(scan(None)) == []
