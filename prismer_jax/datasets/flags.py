@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(args: argparse.Namespace) -> Any:
-    """Opens the photos that the flags name, as a source of task 'all': one item a photo, see datasets/lists.py.
+    """Opens the photos that the flags name, as a source of task 'all': one item a photo, see datasets/lists/.
 
     Raises:
       UserError: none or several of the kinds are given, a flag does not go with the kind, or the source cannot be read.

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from prismer_jax.datasets import folders
-from prismer_jax.datasets.lists import Source
+from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select

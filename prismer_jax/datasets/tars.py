@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prismer_jax.datasets import captions, img2dataset, places, tar_index
-from prismer_jax.datasets.lists import Source
+from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped

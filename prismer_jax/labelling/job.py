@@ -61,7 +61,7 @@ class Job:
     """What all stages work on: photos, their labels, and what is known of both.
 
     Attributes:
-      source: of the task 'all', see datasets/lists.py.
+      source: of the task 'all', see datasets/lists/.
       shards: of it.
     """
 

@@ -35,7 +35,7 @@ def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_sid
     """The arguments of `schema.encode` for an example.
 
     Args:
-      example: `Prepared`, or of the task 'all', see datasets/lists.py: `image` (path or encoded bytes) and labels
+      example: `Prepared`, or of the task 'all', see datasets/lists/: `image` (path or encoded bytes) and labels
         (paths, encoded bytes, or maps uint8 [h, w, c]).
       experts: whose labels are kept.
       max_side: a photo with a longer side is made smaller, and its labels with it; None keeps all.

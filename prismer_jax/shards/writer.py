@@ -45,7 +45,7 @@ def write_shard(
     """Writes one shard, whole or not at all; returns its row, which the caller writes beside it.
 
     Args:
-      examples: of task 'all' (see datasets/lists.py), with label files or label PNGs; a BadSample in place of an
+      examples: of task 'all' (see datasets/lists/), with label files or label PNGs; a BadSample in place of an
         example is counted as dropped, as is an example that `ingest.prepare` refuses, and what `left_out` tells.
       folder, file: where to; `metadata.shard_name` makes the name.
       experts: whose labels are stored.

@@ -23,7 +23,7 @@ from prismer_jax.datasets.conversations import photo_of
 from prismer_jax.datasets.formats import conversations, row
 from prismer_jax.datasets.formats.entries import LIST_KEYS, rows_of
 from prismer_jax.datasets.formats.reading import PHOTO_KEYS
-from prismer_jax.datasets.lists import Source
+from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import parquet, storage
 from prismer_jax.files.dropped import Dropped
