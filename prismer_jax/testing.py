@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 import tempfile
+from collections.abc import Iterator
 
 # Before jax is imported: sharding is tested on eight virtual CPU devices.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -20,6 +22,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def pytest_configure() -> None:
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags
         flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[None]:
+    """Forgets the compiled programs of a file: those of all take 7 GB, which Python's collector walks through."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
