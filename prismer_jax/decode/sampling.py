@@ -109,7 +109,9 @@ def narrow_first(
 def _likeliest(logits: Array, top_k: int) -> Array:
     if not 0 < top_k < logits.shape[-1]:
         return logits
-    return jnp.where(logits >= lax.top_k(logits, top_k)[0][..., -1:], logits, -jnp.inf)
+    # Without a barrier XLA sorts whole rows on a CPU (jax 0.10.2), see findings/jax_cpu_top_k_sliced.sh.
+    largest = lax.optimization_barrier(lax.top_k(logits, top_k)[0])
+    return jnp.where(logits >= largest[..., -1:], logits, -jnp.inf)
 
 
 def _nucleus(logits: Array, inside: Callable[[Array, Array], Array]) -> Array:

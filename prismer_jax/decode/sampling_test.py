@@ -118,6 +118,13 @@ def test_narrow_keeps_the_smallest_set_that_reaches_top_p():
     assert kept(top_k=3, top_p=0.7) == [1, 3]  # of what top_k leaves: 0.4/0.9 + 0.3/0.9 = 0.78
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have no TopK to be called")
+def test_no_row_is_sorted_for_its_largest():
+    program = jax.jit(lambda logits: narrow(logits, top_k=40)).lower(jnp.ones((2, 5003))).compile().as_text()
+    assert 'custom_call_target="TopK"' in program
+    assert " sort(" not in program
+
+
 @pytest.mark.parametrize("setting", [dict(temperature=0.0), dict(top_p=0.0), dict(top_k=-1), dict(num_samples=0)])
 def test_settings_out_of_range_are_the_users_error(toy, setting):
     with pytest.raises(UserError, match=next(iter(setting))):

@@ -52,7 +52,7 @@ def speaker():
 def gradients(model, args, weights):
     """Returns (gradient, gradient) of the weighted sum of all rows' losses, for each of two weightings of the rows."""
     rows = jax.tree.map(lambda x: jnp.asarray(np.repeat(x, ROWS, 0)), args)
-    variables = model.init(jax.random.key(0), *jax.tree.map(jnp.asarray, args))
+    variables = jax.jit(model.init)(jax.random.key(0), *jax.tree.map(jnp.asarray, args))
 
     @jax.jit
     def gradient(params, rows, weights):

@@ -130,7 +130,7 @@ def trained():
     frozen = teaching.trained((r"(?!encoder/).*",))  # as a mode that freezes all else would
     loss = teaching.taught(functools.partial(losses.cross_entropy, label_smoothing=0.0))
     tx = optax.adam(1e-2)
-    variables = teaching.init_variables(jax.random.key(0))
+    variables = jax.jit(teaching.init_variables)(jax.random.key(0))
     state = {**variables, "opt": tx.init(optim.split(variables["params"], frozen)[0]), "step": jnp.zeros((), int)}
     update, batch = jax.jit(make_update(model, loss, tx, frozen)), jax.tree.map(jnp.asarray, a_batch())
     first, measured = state, []

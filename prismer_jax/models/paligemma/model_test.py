@@ -21,7 +21,7 @@ SMALL = dict(logit_cap=0.5, attention_cap=5.0, post_norms=True)
 @functools.cache
 def tiny(**fields):
     model = build("tiny", **fields)
-    return model, model.init_variables(jax.random.key(0))
+    return model, jax.jit(model.init_variables)(jax.random.key(0))
 
 
 def batch_of(lengths, total, seed=0):
@@ -77,7 +77,7 @@ def test_what_is_generated_has_the_scores_that_the_whole_text_has(window):
 def test_the_cap_holds_for_words_after_the_first(cap):
     model, _ = tiny()
     model = build("tiny", cap=cap, language=SMALL)
-    variables = jax.tree.map(lambda x: 20 * x, model.init_variables(jax.random.key(0)))
+    variables = jax.tree.map(lambda x: 20 * x, jax.jit(model.init_variables)(jax.random.key(0)))
     batch = batch_of([4], 4)
     encoded = model.apply(variables, batch, method="encode")
     first, cache = model.apply(variables, encoded, batch, 2, method="prefill")
@@ -104,7 +104,7 @@ def test_the_t4_recipe_trains_attention_alone():
 def test_experts_say_nothing_before_they_are_trained():
     plain, variables = tiny()
     model = build("tiny", experts="depth", stem_width=8)
-    own = model.init_variables(jax.random.key(1))
+    own = jax.jit(model.init_variables)(jax.random.key(1))
     own = {**own, "params": {**own["params"], **variables["params"]}}
     batch = batch_of([4], 4) | {"labels/depth": np.full((1, 16, 16, 1), 9, np.uint8)}
     np.testing.assert_array_equal(model.apply(own, batch), plain.apply(variables, batch))
@@ -112,7 +112,7 @@ def test_experts_say_nothing_before_they_are_trained():
 
 def test_training_and_big_visions_beams_work_through_the_family():
     model = models.build("paligemma", variant="tiny")
-    variables = model.init_variables(jax.random.key(0))
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, batch_of([5, 5], 5) | {"mask_loss": np.ones((2, 5), np.float32)})
 
     def loss(params):
