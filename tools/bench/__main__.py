@@ -17,14 +17,18 @@
              tools.bench paligemma [--rows decode] [--reference-python PYTHON], one that has PyTorch and transformers
     blip2    BLIP-2 with a ViT of 12 blocks and OPT-350M, beside transformers: captions, stage 2, memory; python -m
              tools.bench blip2 [--rows captions] [--reference-python PYTHON]
+    prismer  PrismerBASE at 480 px with six experts, beside the official code: encoder, captions, answers, training;
+             python -m tools.bench prismer [--rows encoder ...] [--reference CHECKOUT --reference-python PYTHON], a
+             checkout of NVlabs/prismer and a Python that has PyTorch, transformers 4.26.1 and einops
     loader/step   how many times faster the loader is than what it feeds
 
 All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
-`--only NAME ...` says the same as the names alone.
+`--only NAME ...` says the same as the names alone. `--json FILE` leaves the table of prismer, paligemma or blip2 there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -37,10 +41,10 @@ from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
 
-from . import blip2, experts, loader, nanovlm, paligemma
+from . import blip2, experts, loader, nanovlm, paligemma, prismer
 from .run import BENCHES, Bench
 
-BESIDE = {"paligemma": paligemma, "blip2": blip2}  # transformers
+BESIDE = {"prismer": prismer, "paligemma": paligemma, "blip2": blip2}  # the official code, and transformers
 ALONE = ("experts", "nanovlm", *BESIDE)
 
 
@@ -65,14 +69,18 @@ def main(argv: list[str] | None = None) -> None:
         "--rows",
         nargs="+",
         default=[],
-        help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing; of paligemma, blip2: "
-        + ", ".join([*paligemma.ROWS, *blip2.ROWS]),
+        help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing; of {', '.join(BESIDE)}: "
+        + ", ".join(row for module in BESIDE.values() for row in module.ROWS),
     )
-    parser.add_argument("--one-core", action="store_true", help="of nanovlm, paligemma, blip2: the time of one core")
+    tables = ", ".join(BESIDE)
+    parser.add_argument("--one-core", action="store_true", help=f"of nanovlm, {tables}: the time of one core")
+    parser.add_argument("--json", type=storage.on_disk, help=f"file for the table of {tables}")
     flags.add_arguments(parser)
     args, overrides = parser.parse(argv)
     names = args.names + args.only or list(BENCHES)
     benches = [choose("benchmark", name, BENCHES | dict.fromkeys(ALONE)) for name in names]
+    if args.json is not None and (len(names) > 1 or names[0] not in BESIDE):
+        raise UserError(f"--json goes with one of {', '.join(BESIDE)}.")
     runtime.use_compilation_cache()
     python = args.reference_python or sys.executable
     if names == ["experts"]:
@@ -89,7 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     if len(names) == 1 and names[0] in BESIDE:
         module = BESIDE[names[0]]
         rows = [name for name in args.rows if choose("row", name, module.ROWS)]
-        module.measure(args.reference_python, seconds=args.seconds, rows=rows, alone=args.one_core)
+        theirs = (args.reference, python) if module is prismer else (args.reference_python,)
+        table = module.measure(*theirs, seconds=args.seconds, rows=rows, alone=args.one_core)
+        if args.json is not None:
+            args.json.write_text(json.dumps(table, indent=1) + "\n")
         print(_machine())
         return
     if names == ["loader"] and args.reference is not None:

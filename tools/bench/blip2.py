@@ -35,9 +35,9 @@ ROWS = {
 }
 
 
-def measure(python: str | pathlib.Path | None, **options: Any) -> None:
-    """Prints the table; `options` are those of `worker.compare`."""
-    compare("BLIP-2, small ViT, OPT-350M, float32", sys.modules[__name__], python, **options)
+def measure(python: str | pathlib.Path | None, **options: Any) -> list[dict[str, Any]]:
+    """Prints the table, and returns it; `options` are those of `worker.compare`."""
+    return compare("BLIP-2, small ViT, OPT-350M, float32", sys.modules[__name__], python, **options)
 
 
 def settings() -> dict[str, Any]:

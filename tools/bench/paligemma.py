@@ -36,9 +36,9 @@ ROWS = {
 }
 
 
-def measure(python: str | pathlib.Path | None, **options: Any) -> None:
-    """Prints the table; `options` are those of `worker.compare`."""
-    compare("PaliGemma, 4 layers of Gemma, float32", sys.modules[__name__], python, **options)
+def measure(python: str | pathlib.Path | None, **options: Any) -> list[dict[str, Any]]:
+    """Prints the table, and returns it; `options` are those of `worker.compare`."""
+    return compare("PaliGemma, 4 layers of Gemma, float32", sys.modules[__name__], python, **options)
 
 
 def settings() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -132,7 +132,8 @@ def compare(
     seconds: float = 10,
     rows: Sequence[str] = (),
     alone: bool = False,
-) -> None:
+    more: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
     """Prints a table of how many a second each code does of each row, the fastest round counts, and its peak memory.
 
     Args:
@@ -142,17 +143,28 @@ def compare(
       seconds: how long each row is measured at least; three rounds of each code in any case.
       rows: names of ROWS, all by default.
       alone: give each code one core, and count the processor's time.
+      more: what the settings of their side have besides.
+
+    Returns:
+      The rows, each with what is measured, the target of the ratio, and for both sides the rate, the peak memory in
+      gigabytes and the seconds of every round.
 
     Raises:
       UserError: a worker ends early.
     """
+    table = []
     print(f"{heading:<54}{'ours':>9}{'original':>10}{'ratio':>7}{'target':>8}")
     with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
         path = pathlib.Path(folder, "settings.json")
-        path.write_text(json.dumps(bench.settings()))
+        path.write_text(json.dumps({**bench.settings(), **(more or {})}))
         for name in rows or bench.ROWS:
             commands = [our_command(bench, name)] + ([their_command(python, bench, name, path)] if python else [])
             rounds, lasts = in_turn([one_core(x) if alone else x for x in commands], seconds)
             row = bench.ROWS[name]
-            show(row.title, [row.count / min(times) for times in rounds], row.target)
-            show(f"peak memory of {name}, GB", [last / 1e9 for last in lasts], 1.0, less=True)
+            rates, peaks = [row.count / min(times) for times in rounds], [last / 1e9 for last in lasts]
+            show(row.title, rates, row.target)
+            show(f"peak memory of {name}, GB", peaks, 1.0, less=True)
+            table.append(dict(row=name, title=row.title, target=row.target))
+            for side, rate, peak, times in zip(("ours", "original"), rates, peaks, rounds, strict=False):
+                table[-1][side] = dict(a_second=rate, peak_gb=peak, seconds=times)
+    return table

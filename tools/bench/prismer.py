@@ -1,0 +1,198 @@
+"""Prismer beside the official PyTorch code (NVlabs/prismer): a part of tools.bench.
+
+    encoder       4 photos with the labels of six experts, to what the text decoder reads
+    caption       4 photos with labels and the prefix 'A picture of': three beams of 20 tokens, the prefix among them
+    decode        the same without the encoder
+    vqa_rank16    4 encoded photos with a question each: the best of 3,128 answers, of which 16 are scored whole
+    vqa_rank128   one encoded photo with a question: the same, of which 128 are scored whole
+    training      a step on 2 photos with captions of 20 tokens, the vision transformer frozen but for its adaptors
+
+The model is PrismerBASE whole, at 480 pixels, in float32 with fresh weights, on all cores (with --one-core on one, in
+the processor's time). Ours and theirs are worker processes (reference/run_prismer.py), one round of each in turn; the
+fastest round of each counts. No text ends early. Sources: NVlabs/prismer, configs/caption.yaml and configs/vqa.yaml.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prismer_jax import config, decode, labels, models, runtime, sharding
+from prismer_jax.batch import Batch, prompts
+from prismer_jax.decode.beam import beam_search
+from prismer_jax.decode.ranking import rank
+from prismer_jax.errors import UserError
+from prismer_jax.training.step import PRNG, make_step
+
+from .reference.serving import serve
+from .worker import Row, compare, steps_of
+
+BATCH, TRAINED, LENGTH, PREFIX = 4, 2, 20, 4  # photos, photos of a step; tokens of a caption, and of its prefix
+BEAMS, SHORTEST = 3, 8  # of captions; tokens of the shortest, prefix among them
+QUESTION, ANSWERS, LONGEST = 12, 3128, 6  # tokens of a question; answers, and tokens of the longest with its end
+VARIANT, SIZE, LABEL_SIZE, INSTANCES = "base", 480, 224, 8  # pixels of both sides, and what a map of ids shows
+PAD, END, WORDS = 1, 2, 50265  # RoBERTa's
+
+ROWS = {
+    "encoder": Row("vision encoder with six experts, photos/s", BATCH, 1.3),
+    "caption": Row("captions with 3 beams, 20 tokens, photos/s", BATCH, 5.0),
+    "decode": Row("the same without the encoder, photos/s", BATCH, 20.0),
+    "vqa_rank16": Row("ranking of 3,128 answers, k=16, questions/s", BATCH, 8.0),
+    "vqa_rank128": Row("ranking of 3,128 answers, k=128, questions/s", 1, 60.0),
+    "training": Row("training step with freeze_vision, photos/s", TRAINED, 1.5),
+}
+
+
+def measure(reference: pathlib.Path | None, python: str | pathlib.Path, **options: Any) -> list[dict[str, Any]]:
+    """Prints the table, and returns it.
+
+    Args:
+      reference: a checkout of NVlabs/prismer; without it ours alone is measured.
+      python: the interpreter for it, with PyTorch, transformers 4.26.1 and einops.
+      options: those of `worker.compare`.
+
+    Raises:
+      UserError: the reference is no checkout; a worker ends early.
+    """
+    if reference is not None and not (reference / "model/prismer_caption.py").is_file():
+        raise UserError(f"{reference}: no checkout of NVlabs/prismer: it has no model/prismer_caption.py.")
+    theirs, source = (python, reference.resolve()) if reference is not None else (None, None)
+    heading = "PrismerBASE, 480 px, six experts, float32"
+    return compare(heading, sys.modules[__name__], theirs, more={"source": str(source)}, **options)
+
+
+def settings() -> dict[str, Any]:
+    """Returns what the other side has to know: what is done, and the texts, as ids."""
+    answers = [[int(token) for token in row if token != PAD] for row in answer_list()]
+    ranked = {f"vqa_rank{k}": (k, ROWS[f"vqa_rank{k}"].count) for k in (16, 128)}
+    return dict(
+        variant=f"prismer_{VARIANT}",
+        experts=labels.PAPER,
+        image_size=SIZE,
+        label_size=LABEL_SIZE,
+        instances=INSTANCES,
+        batch=BATCH,
+        trained=TRAINED,
+        length=LENGTH,
+        prefix=PREFIX,
+        beams=BEAMS,
+        shortest=SHORTEST,
+        question=QUESTION,
+        answers=answers,
+        ranked=ranked,
+    )
+
+
+def answer_list() -> np.ndarray:
+    """Returns ids [3128, 6] of answers of one to five tokens, most of them short, each with its end."""
+    draw = np.random.default_rng(0)
+    lengths = np.minimum(draw.geometric(0.6, ANSWERS), LONGEST - 1)
+    ids = draw.integers(4, WORDS - 1, (ANSWERS, LONGEST), np.int32)
+    place = np.arange(LONGEST)
+    return np.where(place < lengths[:, None], ids, np.where(place == lengths[:, None], END, PAD)).astype(np.int32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our worker
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fresh() -> tuple[Any, Any]:
+    """Returns the model and its fresh variables."""
+    model = models.build("prismer", variant=VARIANT, image_size=SIZE)
+    return model, jax.jit(model.init_variables)(jax.random.key(0, impl=PRNG))
+
+
+def texts(count: int, length: int) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(0).integers(4, WORDS - 1, (count, length), np.int32)
+    return prompts(ids, ids >= 0)
+
+
+def photos(count: int) -> dict[str, np.ndarray]:
+    """Returns photos and the six label maps of the paper; those of ids show a few classes, instances and words."""
+    draw = np.random.default_rng(0)
+    batch = {"image": draw.integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)}
+    for expert in map(labels.EXPERTS.get, labels.PAPER):
+        shape = (count, LABEL_SIZE, LABEL_SIZE, expert.channels)
+        if expert.storage != "ids":
+            batch[expert.key] = draw.integers(0, 256, shape, np.uint8)
+            continue
+        ids = draw.integers(-1, INSTANCES, (count, 8, 8, 1)).astype(np.uint8)  # -1: the background, 255
+        batch[expert.key] = ids.repeat(LABEL_SIZE // 8, axis=1).repeat(LABEL_SIZE // 8, axis=2)
+    classes = np.where(np.arange(labels.MAX_IDS) < INSTANCES, 0, -1)
+    batch[labels.CLASSES_KEY] = np.tile(classes.astype(np.int32), (count, 1))
+    batch[labels.WORDS_KEY] = draw.normal(size=(count, labels.MAX_IDS, labels.FEATURES)).astype(np.float16)
+    return batch
+
+
+def encoding() -> Callable[[], Any]:
+    model, variables = fresh()
+    encode = jax.jit(functools.partial(model.apply, method="encode"))
+    batch = photos(BATCH)
+    return lambda: jax.block_until_ready(encode(variables, batch))
+
+
+def captions() -> Callable[[], Any]:
+    model, variables = fresh()
+    how = dict(method="beam", num_beams=BEAMS, eos=-1, pad=PAD, max_len=LENGTH, min_len=SHORTEST)
+    batch = photos(BATCH) | texts(BATCH, PREFIX)
+    return lambda: np.asarray(decode.generate(model, variables, batch, **how)[0])
+
+
+def without_encoder(function: Callable[..., Any], count: int, length: int, **settings: Any) -> Callable[[], Any]:
+    """Returns a function that decodes prompts of `length` tokens beside fresh images' tokens."""
+    model, variables = fresh()
+    tokens = (model.image_size // model.patch_size) ** 2 + model.latents
+    encoded = np.random.default_rng(0).normal(size=(count, tokens, model.width)).astype(np.float32)
+    arrays = {name: value for name, value in settings.items() if isinstance(value, np.ndarray)}
+    static = {name: value for name, value in settings.items() if name not in arrays}
+    prompt = texts(count, length)
+
+    @jax.jit
+    def run(variables: Any, encoded: Any, prompt: Any, arrays: Any) -> Any:
+        prefill, extend = (functools.partial(model.apply, variables, method=name) for name in ("prefill", "extend"))
+        return function(prefill, extend, encoded, Batch(prompt), **arrays, **static)
+
+    return lambda: np.asarray(run(variables, jnp.asarray(encoded), prompt, arrays)[0])
+
+
+def decoding() -> Callable[[], Any]:
+    lengths = dict(max_new=LENGTH - PREFIX, min_new=SHORTEST - PREFIX, prompt_length=PREFIX)
+    return without_encoder(beam_search, BATCH, PREFIX, num_beams=BEAMS, eos=-1, pad=PAD, **lengths)
+
+
+def ranking(row: str, k: int) -> Callable[[], Any]:
+    answers = answer_list()
+    return without_encoder(rank, ROWS[row].count, QUESTION, answers=answers, answer_mask=answers != PAD, k=k)
+
+
+def training() -> Callable[[], Any]:
+    """The step of transfers/coco_caption.py, in float32 and with everything kept for the backward pass."""
+    changes = ["model.dtype=float32", "model.remat=none"]
+    cfg = config.load(f"transfers/coco_caption.py:size={VARIANT},res={SIZE}", changes)
+    mesh = sharding.make_mesh()
+    made = make_step(cfg, None, mesh, dict(batch_size=TRAINED, num_examples=TRAINED, total_steps=1000))
+    batch = photos(TRAINED) | texts(TRAINED, LENGTH)
+    said = np.arange(LENGTH) >= PREFIX
+    return steps_of(made, batch | {"mask_loss": np.broadcast_to(np.float32(said), (TRAINED, LENGTH))})
+
+
+OURS: dict[str, Callable[[], Callable[[], Any]]] = {
+    "encoder": encoding,
+    "caption": captions,
+    "decode": decoding,
+    "vqa_rank16": lambda: ranking("vqa_rank16", 16),
+    "vqa_rank128": lambda: ranking("vqa_rank128", 128),
+    "training": training,
+}
+
+if __name__ == "__main__":
+    runtime.use_compilation_cache()
+    serve(OURS[sys.argv[1]])
