@@ -1,6 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import linen as nn
 
 from prismer_jax.towers import layers, stem
 
@@ -75,3 +77,19 @@ def test_positions_resize_to_a_rectangle():
     assert out.shape == (18, 1)
     assert float(out[0, 0]) < float(out[5, 0]) < float(out[6, 0])  # along a row, then down a row
     np.testing.assert_array_equal(layers.resize_positions(table, (3, 3)), table)
+
+
+@pytest.mark.parametrize(("remat", "products"), [("none", 6), ("dots", 6), ("full", 7)])
+def test_dots_keeps_products_with_kernels(remat, products):
+    """Two forward and four backward; the second of a layer needs the first again unless that is kept."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + layers.MLP(8, layers.squared_relu)(x), None
+
+    stack = layers.stack(Layer, 3, remat, broadcast=0)()
+    x = jnp.ones((2, 4))
+    variables = stack.init(jax.random.key(0), x)
+    gradient = jax.make_jaxpr(jax.grad(lambda variables: stack.apply(variables, x)[0].sum()))(variables)
+    assert str(gradient).count("dot_general[") == products
