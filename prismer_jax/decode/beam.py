@@ -110,7 +110,8 @@ def beam_search(
             prompt = rules.started(batch, pad) if starts else batch
             log_probs = rules.penalized(log_probs, prompt, prompt_length, state.tokens, column, repetition_penalty)
         totals = (state.sums[..., None] + log_probs).reshape(-1, num_beams * vocab)
-        totals, best = lax.top_k(totals, 2 * num_beams)
+        # Without a barrier XLA sorts whole rows on a CPU, as totals are sliced below: findings/jax_cpu_top_k_sliced.sh.
+        totals, best = lax.optimization_barrier(lax.top_k(totals, 2 * num_beams))
         parents, token = best // vocab, (best % vocab).astype(jnp.int32)
         ends = token == eos
 

@@ -177,3 +177,13 @@ def test_impossible_settings_are_the_users_error(toy):
         model.run(beam_search, np.full((3, 4), 5), max_len=4)
     with pytest.raises(UserError, match="num_return=4"):
         model.run(beam_search, np.full((3, 4), 5), max_len=9, num_beams=3, num_return=4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have no TopK to be called")
+def test_no_row_of_the_vocabulary_is_sorted(toy):
+    model, prompt = toy.random(0, vocab=5003), np.full((3, 2), 5, np.int32)
+    settings = dict(eos=EOS, pad=PAD, max_new=4, num_beams=3)
+    search = functools.partial(beam_search, model.prefill, model.extend, model.image, **settings)
+    program = jax.jit(search).lower(prompts(prompt, prompt != PAD)).compile().as_text()
+    assert 'custom_call_target="TopK"' in program
+    assert not [line for line in program.splitlines() if " sort(" in line and str(3 * 5003) in line]
