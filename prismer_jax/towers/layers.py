@@ -17,6 +17,7 @@ from prismer_jax import errors
 from prismer_jax.sharding import constrain
 from prismer_jax.typing import Array, Float, typed
 
+FLOAT32 = dict(preferred_element_type=jnp.float32)
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
 Initializer = Callable[..., Array]
 
@@ -153,9 +154,12 @@ def _logits(q: Array, part: Keys) -> Array:
     """Returns float32 [*b h t s]. With fewer heads of keys than of queries, neighbouring queries share one."""
     q, groups = q * q.shape[-1] ** -0.5, part.k.shape[-2]
     shared = part.k.ndim < q.ndim
+    if groups == q.shape[-2] and shared:
+        # One row of queries a sequence and token: a CPU then reads keys as they lie, where they lie head by head.
+        rows = jnp.einsum("bhrd,bshd->bhrs", rearrange(q, "b n t h d -> b h (n t) d"), part.k, **FLOAT32)
+        return rearrange(rows, "b h (n t) s -> b n h t s", n=q.shape[1])
     if groups == q.shape[-2]:
-        spec = "bnthd,bshd->bnhts" if shared else "...thd,...shd->...hts"
-        return jnp.einsum(spec, q, part.k, preferred_element_type=jnp.float32)
+        return jnp.einsum("...thd,...shd->...hts", q, part.k, **FLOAT32)
     q = rearrange(q, "... t (g r) d -> ... t g r d", g=groups)
     spec = "bntgrd,bsgd->bngrts" if shared else "...tgrd,...sgd->...grts"
     logits = jnp.einsum(spec, q, part.k, preferred_element_type=jnp.float32)
@@ -165,7 +169,10 @@ def _logits(q: Array, part: Keys) -> Array:
 def _mixed(probs: Array, part: Keys, rank: int) -> Array:
     shared, groups = part.v.ndim < rank, part.v.shape[-2]
     if groups == probs.shape[-3]:
-        return jnp.einsum("bnhts,bshd->bnthd" if shared else "...hts,...shd->...thd", probs, part.v)
+        if shared:
+            rows = jnp.einsum("bhrs,bshd->bhrd", rearrange(probs, "b n h t s -> b h (n t) s"), part.v)
+            return rearrange(rows, "b h (n t) d -> b n t h d", n=probs.shape[1])
+        return jnp.einsum("...hts,...shd->...thd", probs, part.v)
     probs = rearrange(probs, "... (g r) t s -> ... g r t s", g=groups)
     mixed = jnp.einsum("bngrts,bsgd->bntgrd" if shared else "...grts,...sgd->...tgrd", probs, part.v)
     return rearrange(mixed, "... g r d -> ... (g r) d")

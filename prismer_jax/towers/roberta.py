@@ -54,8 +54,12 @@ class Layer(nn.Module):
         cache = {"new": {"k": new.k, "v": new.v}}
         if self.cross:
             attention = self._attention("cross", x.shape[-1])
-            image = attention.keys(encoded) if encoded is not None else Keys(**shared["image"])
-            cache["image"] = {"k": image.k, "v": image.v}
+            # The image's keys lie head by head: every step multiplies by them, and would have to sort them first.
+            if encoded is not None:
+                image = attention.keys(encoded)
+                cache["image"] = {"k": image.k.swapaxes(1, 2), "v": image.v.swapaxes(1, 2)}
+            else:
+                image = Keys(*(shared["image"][name].swapaxes(1, 2) for name in ("k", "v")))
             x = layers.LayerNorm(self.epsilon, name="norm_cross")(self._drop(attention(x, image)) + x)
             x = layers.LayerNorm(self.epsilon, name="norm_adaptor")(
                 self._mlp("adaptor", x.shape[-1], layers.squared_relu)(x) + x

@@ -177,9 +177,9 @@ class Prismer(nn.Module):
     ) -> tuple[Float[Array, "b 1 v"], dict[str, Any]]:
         """Reads the prompt `text`. Returns the logits after its last column and a cache with room for `room` tokens.
 
-        The cache: `shared` {'keys': of the image and the prompt, leaves [layers b s h d], 'mask': real columns of the
-        prompt [b t]}, `own` (leaves [layers b 1 room h d]), `rows` {'count': tokens [b 1]} and `index`, the columns of
-        `own` that are filled.
+        The cache: `shared` {'keys': of the image [layers b h s d] and the prompt [layers b s h d], 'mask': real columns
+        of the prompt [b t]}, `own` (leaves [layers b 1 room h d]), `rows` {'count': tokens [b 1]} and `index`, the
+        columns of `own` that are filled.
         """
         text, real, masks, positions = self._prompt(batch, room)
         logits, keys = self.text(text, positions, masks, encoded, last_only=True, collect=True)
