@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from prismer_jax import errors
 from prismer_jax.sharding import constrain
@@ -25,11 +24,7 @@ Initializer = Callable[..., Array]
 REMAT: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-        # A policy sees a function with a derivative of its own, as `product` has, but not the product in it.
-        jax.checkpoint_policies.save_only_these_names("product"),
-    ),
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
 }
 
 
@@ -64,17 +59,18 @@ class LayerNorm(nn.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
+@jax.custom_vjp
 def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     """Returns x @ kernel in the type of x; the kernel's gradient is summed over all tokens, and stays, in float32.
 
     XLA sums that of `x @ kernel.astype(bfloat16)` in bfloat16 on a CPU, and takes thrice as long (jaxlib 0.12.0.1).
     """
-    return checkpoint_name(_product(x, kernel), "product")
-
-
-@jax.custom_vjp
-def _product(x: Array, kernel: Array) -> Array:
     return x @ kernel.astype(x.dtype)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Not `product` again: policies of remat, such as `dots`, see no product within a function with its own derivative.
+    return x @ kernel.astype(x.dtype), (x, kernel)
 
 
 def _gradients(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -83,7 +79,7 @@ def _gradients(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     return g @ kernel.astype(g.dtype).T, summed.astype(kernel.dtype)
 
 
-_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _gradients)
+product.defvjp(_forward, _gradients)
 
 
 class Dense(nn.Module):
