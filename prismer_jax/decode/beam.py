@@ -111,7 +111,8 @@ def beam_search(
             log_probs = rules.penalized(log_probs, prompt, prompt_length, state.tokens, column, repetition_penalty)
         totals = (state.sums[..., None] + log_probs).reshape(-1, num_beams * vocab)
         # Without a barrier XLA sorts whole rows on a CPU, as totals are sliced below: findings/jax_cpu_top_k_sliced.sh.
-        totals, best = lax.optimization_barrier(lax.top_k(totals, 2 * num_beams))
+        # One barrier for each: XLA aborts where top_k's pair meets one on a mesh of devices (jaxlib 0.10.2).
+        totals, best = map(lax.optimization_barrier, lax.top_k(totals, 2 * num_beams))
         parents, token = best // vocab, (best % vocab).astype(jnp.int32)
         ends = token == eos
 
