@@ -157,7 +157,7 @@ def test_a_real_model_searches_with_beams_sharded_as_unsharded():
     [
         dict(method="greedy", max_new=6, min_new=2),
         dict(method="beam", max_new=6, num_beams=2, padding="reference"),
-        dict(method="sample", max_len=11, min_len=7, num_samples=2, top_p=0.9),
+        dict(method="sample", max_len=11, min_len=7, num_samples=2, top_k=20, top_p=0.9),
     ],
     ids=lambda s: s["method"],
 )
