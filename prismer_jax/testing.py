@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def programs() -> Iterator[None]:
-    """Forgets the compiled programs of a file: those of all take 7 GB, which Python's collector walks through."""
+    """Forgets the compiled programs of a file: those of all take 7 GB a process."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()

@@ -75,7 +75,7 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _gradients(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     (x, kernel), rows = kept, tuple(range(g.ndim - 1))
-    summed = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    summed = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), **FLOAT32)
     return g @ kernel.astype(g.dtype).T, summed.astype(kernel.dtype)
 
 
@@ -150,15 +150,14 @@ def _logits(q: Array, part: Keys) -> Array:
     """Returns float32 [*b h t s]. With fewer heads of keys than of queries, neighbouring queries share one."""
     q, groups = q * q.shape[-1] ** -0.5, part.k.shape[-2]
     shared = part.k.ndim < q.ndim
-    if groups == q.shape[-2] and shared:
-        # One row of queries a sequence and token: a CPU then reads keys as they lie, where they lie head by head.
-        rows = jnp.einsum("bhrd,bshd->bhrs", rearrange(q, "b n t h d -> b h (n t) d"), part.k, **FLOAT32)
-        return rearrange(rows, "b h (n t) s -> b n h t s", n=q.shape[1])
     if groups == q.shape[-2]:
+        if shared:  # one row of queries a sequence and token: a CPU reads keys as they lie, where they lie head by head
+            rows = jnp.einsum("bhrd,bshd->bhrs", rearrange(q, "b n t h d -> b h (n t) d"), part.k, **FLOAT32)
+            return rearrange(rows, "b h (n t) s -> b n h t s", n=q.shape[1])
         return jnp.einsum("...thd,...shd->...hts", q, part.k, **FLOAT32)
     q = rearrange(q, "... t (g r) d -> ... t g r d", g=groups)
     spec = "bntgrd,bsgd->bngrts" if shared else "...tgrd,...sgd->...grts"
-    logits = jnp.einsum(spec, q, part.k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(spec, q, part.k, **FLOAT32)
     return rearrange(logits, "... g r t s -> ... (g r) t s")
 
 

@@ -28,7 +28,6 @@ All in one run, one after the other, so that ratios hold on a noisy machine. One
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         theirs = (args.reference, python) if module is prismer else (args.reference_python,)
         table = module.measure(*theirs, seconds=args.seconds, rows=rows, alone=args.one_core)
         if args.json is not None:
-            args.json.write_text(json.dumps(table, indent=1) + "\n")
+            storage.write_json(args.json, table)
         print(_machine())
         return
     if names == ["loader"] and args.reference is not None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prismer_jax.datasets import formats, places
+from prismer_jax.datasets.lists.source import Example, Path
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
-
-Example = dict[str, Any]
-Path = str | os.PathLike
 
 logger = logging.getLogger(__name__)
 
