@@ -15,19 +15,23 @@ RESAMPLES, LEVEL, SEED = 10_000, 95, 0  # of the bootstrap
 
 
 class OwnPhotoEvaluator(LossEvaluator):
-    """The loss of texts with their photo beside that with another example's.
+    """The cross-entropy of texts with their photo beside that with another example's, in nats a token.
 
     Yields `loss` and `loss_blank` as LossEvaluator, and `loss_other` with the photo of the row before in the batch. Of
-    the difference loss_other - loss, in nats a token: its mean over examples `gain`, the ends `gain_low` and
-    `gain_high` of its 95 % interval by a paired bootstrap (Efron and Tibshirani 1993), and `wins`, the percentage of
-    examples where it is positive. An example is a photo, with all of its texts in a row (`pack`) or with one.
+    the difference loss_other - loss: its mean over examples `gain`, the ends `gain_low` and `gain_high` of its 95 %
+    interval by a paired bootstrap (Efron and Tibshirani 1993), and `wins`, the percentage of examples where it is
+    positive. An example is a photo, with all of its texts in a row (`pack`) or with one.
 
     Args:
-      options: of `LossEvaluator`. The batch has at least two rows.
+      common: of `common.Evaluator`. The batch has at least two rows.
     """
 
     main_score, higher_is_better = "gain", True
     score_names = ("loss", "gain", "wins")
+
+    def __init__(self, **common: Any) -> None:
+        # Likelihoods are compared, whatever is trained: neither smoothed nor summed over a text.
+        super().__init__(loss_options=dict(label_smoothing=0.0, normalize="batch"), **common)
 
     def check_source(self, where: str = "evaluation") -> None:
         super().check_source(where)

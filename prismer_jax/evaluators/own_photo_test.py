@@ -33,6 +33,21 @@ def test_texts_of_photos_are_likelier_with_them(batch_size):
     assert evaluator.records[0]["scores"]["gain"] > 0
 
 
+@pytest.mark.parametrize("words", [1, 3])
+def test_a_gain_is_in_nats_a_token(words):
+    """The model gives the word of a photo a logit of 9, all others 0."""
+
+    def said(example, rng):
+        arrays = seen(example, rng)
+        arrays["text"] = np.array([1, 0, *[example["word"]] * words], np.int32)
+        arrays["mask_loss"] = np.array([0, 0, *[1] * words], np.float32)
+        return arrays
+
+    values = dict(made("own_photo", source(9), pp=said).run(VARIABLES))
+    assert values["gain"] == pytest.approx(9, rel=1e-4)
+    assert values["loss"] == pytest.approx(np.log(1 + 9 * np.exp(-9)), rel=1e-2)
+
+
 def test_texts_that_say_nothing_of_photos_gain_nothing():
     values = dict(made("own_photo", source(9, word=7), pp=seen, batch_size=3).run(VARIABLES))
     assert values["gain"] == pytest.approx(0, abs=1e-6)
