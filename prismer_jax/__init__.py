@@ -2,6 +2,10 @@
 
 import importlib
 
+from prismer_jax import huge_pages
+
+huge_pages.adopt()
+
 __version__ = "0.2.0.dev0"
 
 

@@ -2,6 +2,7 @@ import pytest
 
 from prismer_jax.errors import UserError
 from tools.bench import __main__ as bench
+from tools.bench import worker
 
 
 @pytest.mark.parametrize("words", [["scenes"], ["--only", "scenes"]])
@@ -26,3 +27,11 @@ def test_a_benchmark_is_named_alone_or_by_only(words, capsys):
 def test_benchmarks_that_do_not_exist_or_go_alone_are_refused(words, message):
     with pytest.raises(UserError, match=message):
         bench.main(words)
+
+
+def test_each_code_starts_in_the_environment_of_its_users(monkeypatch):
+    for told, before in (("glibc.malloc.check=1:glibc.malloc.hugetlb=1", "glibc.malloc.check=1"), ("a=1", "a=1")):
+        monkeypatch.setenv("GLIBC_TUNABLES", told)
+        assert worker.as_users_have_it()["GLIBC_TUNABLES"] == before
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert "GLIBC_TUNABLES" not in worker.as_users_have_it()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from prismer_jax import sharding
+from prismer_jax import huge_pages, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.training.step import Step
 
@@ -41,7 +42,8 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env=as_users_have_it(), **pipes)
         self.seconds: list[float] = []
         self.last = 0
         self.ready = self.process.stdout.readline().strip() == "ready"
@@ -57,6 +59,13 @@ class Worker:
     def close(self) -> None:
         rest, _ = self.process.communicate()
         self.last = int(rest or 0)
+
+
+def as_users_have_it() -> dict[str, str]:
+    """Returns this environment without what `huge_pages.adopt` has added: each code starts as its users start it."""
+    told = os.environ.get("GLIBC_TUNABLES", "").removesuffix(huge_pages.TUNABLE).removesuffix(":")
+    rest = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    return rest | ({"GLIBC_TUNABLES": told} if told else {})
 
 
 @contextlib.contextmanager
