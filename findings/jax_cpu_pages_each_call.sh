@@ -45,6 +45,6 @@ plain=$(faults GLIBC_TUNABLES=)
 kept=$(faults MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736)
 huge=$(faults GLIBC_TUNABLES=glibc.malloc.hugetlb=1)
 echo "page faults a call of a gradient that keeps 128 MB: $plain; told to keep freed memory: $kept; told to ask for huge pages: $huge"
-if ((plain > 10000 && kept > 10000 && huge * 20 < plain)); then exit 0; fi
+if ((plain > 10000 && kept > 10000 && huge * 8 < plain)); then exit 0; fi
 echo "The behaviour has changed."
 exit 1
