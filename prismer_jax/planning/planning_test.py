@@ -18,6 +18,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.models import build
 from prismer_jax.planning import model_flops, program, stand_ins, topologies
 from prismer_jax.testing import ROOT
+from prismer_jax.towers import layers
 
 LAYERS, WIDTH, ROWS = 3, 64, 32
 
@@ -50,6 +51,19 @@ def test_operations_are_counted_as_often_as_a_loop_runs(compiled):
     assert facts["flops"] * 8 == 3 * forward
     assert facts["flops_float32"] == facts["flops"]
     assert compiled[0].cost_analysis()["flops"] < 0.6 * facts["flops"]  # XLA's own takes a loop's body once
+
+
+def test_gradients_of_frozen_kernels_are_not_counted():
+    """Their product is traced by its own derivative, and dropped by the compiler."""
+    x, kernel = jnp.zeros((ROWS, WIDTH)), jnp.zeros((WIDTH, WIDTH))
+
+    def loss(trained, frozen):
+        return layers.product(layers.product(x, trained), frozen).sum()
+
+    forward = 2 * ROWS * WIDTH * WIDTH
+    assert model_flops.count(jax.make_jaxpr(jax.value_and_grad(loss))(kernel, kernel).jaxpr) == 4 * forward
+    both = jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1)))(kernel, kernel).jaxpr
+    assert model_flops.count(both) == 5 * forward
 
 
 def test_messages_are_found_with_their_bytes_and_groups(compiled):
@@ -141,7 +155,7 @@ def test_a_convolutions_operations_are_those_that_meet_a_value():
 
     forward = 2 * 2 * 4 * 4 * 9 * 3 * 5
     assert model_flops.count(jax.make_jaxpr(convolve)(x).jaxpr) == forward
-    backward = jax.make_jaxpr(jax.grad(lambda x: convolve(x).sum()))(x).jaxpr
+    backward = jax.make_jaxpr(jax.value_and_grad(lambda x: convolve(x).sum()))(x).jaxpr
     assert model_flops.count(backward) == 2 * forward  # zeros between the steps of the stride are not counted
 
 
