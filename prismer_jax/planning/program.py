@@ -120,7 +120,7 @@ def size(shape: str, hbm: bool = False) -> float:
 
 
 def _bits(kind: str) -> int:
-    return BITS.get(kind) or int("0" + re.sub(r"\D*(\d+).*", r"\1", kind))  # tokens have none
+    return BITS.get(kind) or int((re.findall(r"\d+", kind) or [0])[0])  # a token has none
 
 
 def runs(program: Program, entry: str) -> dict[str, int]:
@@ -278,10 +278,11 @@ def collectives(program: Program, counts: dict[str, int], devices: int) -> list[
         shapes = {one.name: one.shape for one in body}
         scatters = "all-reduce-scatter" in name
         for one in body:
-            kind = one.opcode.removesuffix("-start")
+            between = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest) if one.opcode == "send" else None
+            kind = between[1].lower().replace("_", "-") if between else one.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            group = _group(one.rest, devices)
+            group = _group_of_slices(one.rest, devices) if between else _group(one.rest, devices)
             given = sum(size(shapes[operand]) for operand in one.operands if operand in shapes)
             kind = "reduce-scatter" if scatters and kind == "all-reduce" else kind
             given *= len(group) if kind == "all-gather" else 1
@@ -313,6 +314,13 @@ def _group(rest: str, devices: int) -> tuple[int, ...]:
         return tuple(numbers.reshape(shape)[0].tolist())
     match = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     return tuple(map(int, match[1].split(","))) if match and match[1] else tuple(range(devices))
+
+
+def _group_of_slices(rest: str, devices: int) -> tuple[int, ...]:
+    """Returns the like devices of all slices, which a message through the hosts joins; a mesh has slice after slice."""
+    match = re.search(r'_xla_megascale_target="\{([\d,]+)\}', rest)
+    slices = len(match[1].split(",")) if match else devices
+    return tuple(range(0, devices, devices // slices))
 
 
 def facts(text: str, devices: int) -> dict[str, Any]:
