@@ -97,7 +97,7 @@ def _step(cfg: config.Section, mesh: jax.sharding.Mesh) -> tuple[Step, Any]:
 def _gradients(cfg: config.Section, step: Step) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of the gradients, which lie as the parameters do unless the preset splits them."""
     spec, tensor = assembly.sharding_of(cfg, step.model)
-    places = sharding.gradients(step.trainable, spec, step.mesh, tensor) or {}
+    places = sharding.gradients(step.state["params"], step.trainable, spec, step.mesh, tensor)
     return {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, x.sharding))
         for name, x in step.trainable.items()

@@ -19,6 +19,9 @@ KEPT_AS = {name: name for name in ("float32", "bfloat16", "float16")}  # types o
 # A CPU multiplies no bfloat16: XLA would make float32 of whole stacks of kernels ahead of the loop over their layers.
 ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
+# Of a step's draws, which may not depend on how the devices share a batch: each makes those of `rbg` for all rows, as
+# XLA does not split that generator, and keeps those of its own. Threefry's are made where they are used.
+PRNGS = {name: name for name in (PRNG, "threefry2x32")}
 
 
 class Step(NamedTuple):
@@ -83,10 +86,11 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
 
     spec, tensor = assembly.sharding_of(cfg, model)
     state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), spec, mesh, tensor)
-    gradients = sharding.gradients(optim.split(params, frozen)[0], spec, mesh, tensor)
+    gradients = sharding.gradients(params, optim.split(params, frozen)[0], spec, mesh, tensor)
     places = jax.tree.map(lambda x: x.sharding, state)
     init = jax.jit(init, out_shardings=places)
-    update = make_update(model, loss_fn, optimizer.tx, frozen, cfg.get("accumulate", 1), cfg.seed, gradients)
+    prng = choose("prng", cfg.get("prng") or PRNG, PRNGS)
+    update = make_update(model, loss_fn, optimizer.tx, frozen, cfg.get("accumulate", 1), cfg.seed, gradients, prng)
     return Step(
         model=model,
         optimizer=optimizer,
@@ -106,6 +110,7 @@ def make_update(
     accumulate: int = 1,
     seed: int = 0,
     places: Mapping[str, Any] | None = None,
+    prng: str = PRNG,
 ) -> Callable[[dict[str, Any], Any], tuple[dict[str, Any], dict[str, jax.Array]]]:
     """Returns the training step (state, batch) -> (state, measured), to be jitted.
 
@@ -115,12 +120,13 @@ def make_update(
       accumulate: parts of the batch whose gradients are computed one after the other.
       seed: of dropout and of what else a model draws; the draws of a step are a function of both.
       places: shardings of the gradient by name, where it is split; see `sharding.gradients`.
+      prng: of the draws, a name of PRNGS.
     """
 
     def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         trainable, fixed = optim.split(state["params"], frozen)
         others = {k: v for k, v in state.items() if k not in ("params", *NO_VARIABLES)}
-        rng = jax.random.fold_in(jax.random.key(seed, impl=PRNG), state["step"])
+        rng = jax.random.fold_in(jax.random.key(seed, impl=prng), state["step"])
 
         def objective(trainable: Any, others: Any, batch: Any, rng: jax.Array) -> Any:
             forward = Forward(model, {**others, "params": optim.merge(trainable, fixed)}, rng)
