@@ -132,6 +132,13 @@ def test_a_tpus_reduce_scatter_in_a_loop_is_read_as_one_and_slices_as_slices():
     assert facts["traffic"] == 5 * (2 * 4 * 256 * 64 + 4)
 
 
+def test_a_loop_that_does_two_parts_at_once_runs_half_as_often():
+    step = "%two = s32[]{:T(128)} constant(2)\n  %after = s32[]{:T(128)} add(%i, %two)"
+    two = TPU.replace("ROOT %next", f"{step}\n  ROOT %next").replace("tuple(%i, %all)", "tuple(%after, %all)")
+    (one,) = program.facts(two, 4)["collectives"]
+    assert one["count"] == 3  # a counter below 5 that goes up by 2
+
+
 @pytest.mark.parametrize(
     ("written", "group"),
     [
