@@ -19,8 +19,7 @@ KEPT_AS = {name: name for name in ("float32", "bfloat16", "float16")}  # types o
 # A CPU multiplies no bfloat16: XLA would make float32 of whole stacks of kernels ahead of the loop over their layers.
 ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
-# Of a step's draws, which may not depend on how the devices share a batch: each makes those of `rbg` for all rows, as
-# XLA does not split that generator, and keeps those of its own. Threefry's are made where they are used.
+# Of a step's draws: with rbg each device draws for all rows, as XLA does not split that, with Threefry for its own.
 PRNGS = {name: name for name in (PRNG, "threefry2x32")}
 
 
@@ -89,8 +88,8 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
     gradients = sharding.gradients(params, optim.split(params, frozen)[0], spec, mesh, tensor)
     places = jax.tree.map(lambda x: x.sharding, state)
     init = jax.jit(init, out_shardings=places)
-    prng = choose("prng", cfg.get("prng") or PRNG, PRNGS)
-    update = make_update(model, loss_fn, optimizer.tx, frozen, cfg.get("accumulate", 1), cfg.seed, gradients, prng)
+    settings = cfg.get("accumulate", 1), cfg.seed, gradients, choose("prng", cfg.get("prng") or PRNG, PRNGS)
+    update = make_update(model, loss_fn, optimizer.tx, frozen, *settings)
     return Step(
         model=model,
         optimizer=optimizer,
@@ -118,9 +117,8 @@ def make_update(
       model, loss_fn, tx: what is trained, towards what (see `losses`), and how.
       frozen: regexes of the parameters that are not differentiated.
       accumulate: parts of the batch whose gradients are computed one after the other.
-      seed: of dropout and of what else a model draws; the draws of a step are a function of both.
+      seed, prng: of dropout and of what else a model draws, with a generator of PRNGS: functions of seed and step.
       places: shardings of the gradient by name, where it is split; see `sharding.gradients`.
-      prng: of the draws, a name of PRNGS.
     """
 
     def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
@@ -140,8 +138,7 @@ def make_update(
         params = optim.merge(optax.apply_updates(trainable, updates), fixed)
         new = {**others, "params": params, "opt": opt, "step": state["step"] + 1}
         means = {f"train/{name}": cost / weight for name, (cost, weight) in sums.items()}
-        tokens = batch["mask_input"].sum()
-        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
+        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": batch["mask_input"].sum()}
 
     return update
 
