@@ -71,6 +71,7 @@ def training(arg, *, batch_size, epochs, freeze, seed=42):
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.distributed = None  # True: several processes, found through the cluster
     config.sharding = "replicated"
+    config.prng = "rbg"  # threefry2x32 where there are many devices: docs/scaling.md
 
     config.log_steps = 1 if arg.smoke else 50
     config.checkpoint = dict(keep=1)

@@ -5,11 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from prismer_jax import sharding
+from prismer_jax import metrics, sharding
 from prismer_jax.checkpoint import Checkpointer
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import Preempted
@@ -80,27 +81,67 @@ with jax.set_mesh(mesh):
 """
 
 
-def start(count, folder, cases, devices=1, program=PROGRAM, status=0):
-    """Returns what each of `count` processes of so many devices each printed last."""
+# Trains by the command line, and is preempted after so many steps of this start; 0: not at all.
+RESTARTED = """
+import os, signal, sys
+import jax
+from prismer_jax import train
+from prismer_jax.errors import run_main
+
+def note(self, step, measured, note=train.Watch.note):
+    note(self, step, measured)
+    if step == self.first_step + int(sys.argv[1]) and jax.process_index() == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+train.Watch.note = note
+run_main(train.main, sys.argv[2:])
+"""
+
+# The quickstart without experts, and of its evaluations the one that compiles fast, on few questions.
+CONFIG = """
+from configs import quickstart
+
+def get_config(arg=None):
+    config = quickstart.get_config("z,smoke")
+    config.mesh = dict(data=2, fsdp=2, tensor=1)
+    config.sharding = "zero3"
+    config.log_steps = config.save_steps = 1
+    config.checkpoint = dict(keep=1)
+    config.evals = dict(vqa=config.evals.vqa)
+    config.evals.vqa.data.count = 16
+    return config
+"""
+
+
+def launch(count, program, *arguments, devices=1, status=0):
+    """Returns what each of `count` processes of so many devices each printed, once all have ended with a status."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     shared = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    shared |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
-    command = [sys.executable, "-c", program, str(folder), json.dumps(cases)]
+    if count > 1:
+        shared |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
+    command = [sys.executable, "-c", program, *map(str, arguments)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     processes = [
         subprocess.Popen(command, env=os.environ | shared | {"JAX_PROCESS_ID": str(index)}, **pipes)
         for index in range(count)
     ]
     try:
-        outputs = [process.communicate(timeout=600) for process in processes]
+        with ThreadPoolExecutor(count) as pool:  # a pipe that nobody reads would stop its process, and so the others
+            outputs = [*pool.map(lambda process: process.communicate(timeout=900), processes)]
     finally:
         for process in processes:
             process.kill()
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == status, errors[-3000:]
-    lines = [[line for line in out.splitlines() if line[:1] in ('"', "{")] for out, _ in outputs]  # Gloo writes, too
+    return [out for out, _ in outputs]
+
+
+def start(count, folder, cases, devices=1, program=PROGRAM, status=0):
+    """Returns what each process printed last as JSON."""
+    outputs = launch(count, program, folder, json.dumps(cases), devices=devices, status=status)
+    lines = [[line for line in out.splitlines() if line[:1] in ('"', "{")] for out in outputs]  # Gloo writes, too
     return [json.loads(written[-1]) for written in lines]
 
 
@@ -125,6 +166,37 @@ def test_two_processes_have_the_losses_of_one_with_tensor_across_them_too(tmp_pa
 @pytest.mark.slow
 def test_four_processes_have_the_losses_of_one_with_every_preset(tmp_path):
     check(4, tmp_path, {spec: (spec, axes) for spec, axes in presets_test.PRESETS}, devices=2)
+    written = {path.name: bytes_in(path) for path in (tmp_path / "tensor+zero3").glob("3/*/ocdbt.process_*")}
+    assert len(written) == 4
+    assert max(written.values()) < 0.3 * sum(written.values()), written  # each its part, and nobody the whole
+
+
+def bytes_in(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_four_processes_start_again_with_warm_caches_five_times_and_end_as_one_does(tmp_path, monkeypatch):
+    """On a CPU, Gloo waits 30 s for a process that still compiles what the others found in their cache."""
+    for name in ("PRISMER_DATA_DIR", "PRISMER_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "small.py").write_text(CONFIG)
+
+    def run(count, name, stop, status=0):
+        flags = ("--config", tmp_path / "small.py", "--workdir", tmp_path / name)
+        launch(count, RESTARTED, stop, *flags, devices=4 // count, status=status)
+        lines = metrics.read(tmp_path / name)
+        return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+    passed = []
+    for _ in range(5):  # the first compiles
+        passed.append(len(run(4, "four", 2, Preempted.STATUS)))
+    found, expected = run(4, "four", 0), run(1, "one", 0)
+    print("steps after each start:", passed, len(found))
+    assert passed == sorted(set(passed))  # each start went on
+    assert found == pytest.approx(expected, rel=1e-4)
+    scores, of_one = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("four", "one"))
+    assert scores == pytest.approx(of_one)
 
 
 def test_a_preemption_of_one_process_stops_all_after_the_same_step(tmp_path):

@@ -14,17 +14,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
-from prismer_jax import checkpoint, config, metrics
+from prismer_jax import checkpoint, config, metrics, sharding
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.sharding import presets_test
 from prismer_jax.testing import ROOT
-from prismer_jax.train import Watch, train
+from prismer_jax.train import Start, Watch, train, train_on
 
 SMALL = ("total_steps=6",)
 
@@ -173,12 +175,32 @@ def test_bad_configs_say_what_is_wrong(overrides, message, tmp_path):
         train(load(*overrides), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def prismer():
+    """A training of 20 steps of Prismer with all experts, BatchNorm in their stems, dropout, and frozen towers."""
+    cfg = unwatched("total_steps=20", "save_steps=20", "freeze=freeze_lang_vision")
+    cfg["model"]["decoder"] = dict(dropout=0.1)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def of_one_device(prismer, tmp_path_factory):
+    """Its losses on a mesh of one device."""
+    workdir, mesh = tmp_path_factory.mktemp("one"), sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        train_on(mesh, config.strict(prismer), workdir, Start(False, False, time.monotonic()))
+    return losses(workdir)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "axes"), presets_test.PRESETS)
-def test_prismer_with_its_experts_has_the_same_losses_by_every_preset(spec, axes, finished, tmp_path):
-    mesh = [f"mesh.{axis}={axes.get(axis, 1)}" for axis in ("data", "fsdp", "tensor")]
-    train(unwatched(f"sharding={spec}", *mesh), tmp_path)
-    assert losses(tmp_path) == pytest.approx(losses(finished[0]), rel=1e-4)
+def test_prismer_with_its_experts_has_the_losses_of_one_device_by_every_preset(
+    spec, axes, prismer, of_one_device, tmp_path
+):
+    mesh = {axis: axes.get(axis, 1) for axis in sharding.AXES}
+    train(prismer | dict(sharding=spec, mesh=mesh), tmp_path)
+    assert len(of_one_device) == 20
+    assert losses(tmp_path) == pytest.approx(of_one_device, rel=1e-4)
 
 
 def test_a_workdir_belongs_to_one_config(finished):
@@ -186,9 +208,14 @@ def test_a_workdir_belongs_to_one_config(finished):
         train(load("optim.lr=0.5"), finished[0])
 
 
-def start(workdir: pathlib.Path, *more: str) -> subprocess.Popen:
+def start(
+    workdir: pathlib.Path,
+    *more: str,
+    file: str | pathlib.Path = "configs/quickstart.py",
+    program: Sequence[str] = ("-m", "prismer_jax.train"),
+) -> subprocess.Popen:
     overrides = [f"--config.{o}" for o in (*SMALL, "log_steps=1", "save_steps=2", *more)]
-    command = [sys.executable, "-m", "prismer_jax.train", "--config", "configs/quickstart.py:smoke"]
+    command = [sys.executable, *program, "--config", f"{file}:smoke"]
     return subprocess.Popen(
         [*command, "--workdir", str(workdir), *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -202,32 +229,84 @@ def wait_for(condition, process):
         time.sleep(0.02)
 
 
+# Trains, and writes down when which phase begins; a checkpoint is written in the background of the steps after it.
+ANNOUNCED = """
+import sys, time
+from prismer_jax import checkpoint, evaluators, train
+from prismer_jax.errors import run_main
+
+def announced(owner, name, phase):
+    function = getattr(owner, name)
+    def call(*args, **kwargs):
+        with open(sys.argv[1], "a") as file:
+            print(phase, time.time(), file=file)
+        return function(*args, **kwargs)
+    setattr(owner, name, call)
+
+announced(train.Watch, "note", "training")
+announced(checkpoint.Checkpointer, "save", "saving")
+announced(evaluators, "run", "evaluating")
+announced(checkpoint, "export", "exporting")
+run_main(train.main, sys.argv[2:])
+"""
+EVALUATED = """
+from configs import quickstart
+
+def get_config(arg=None):
+    config = quickstart.get_config(arg)
+    config.evaluate_steps = 4
+    return config
+"""
+PHASES = ("starting", "training", "saving", "evaluating", "exporting")
+KILLS = int(os.environ.get("PRISMER_TEST_KILLS", "10"))
+
+
 @pytest.mark.slow
-def test_kill_9_at_any_moment_ends_in_the_same_parameters(tmp_path):
+def test_kill_9_in_every_phase_ends_in_the_same_parameters(tmp_path):
+    """As many kills as PRISMER_TEST_KILLS says, at random moments; each phase is aimed at as often as any other."""
+
+    def begin(workdir):
+        file = tmp_path / f"{workdir.name}.phases"
+        file.write_text(f"starting {time.time()}\n")
+        return start(workdir, file=tmp_path / "evaluated.py", program=["-c", ANNOUNCED, str(file)]), file
+
+    def announced(file):
+        return [(phase, float(moment)) for phase, moment in map(str.split, file.read_text().splitlines())]
+
     def outcome(workdir):
         return fingerprint(checkpoint.load_export(workdir / "export")[0]), losses(workdir)
 
-    assert start(tmp_path / "first").wait() == 0  # fills the caches
-    began = time.monotonic()
-    assert start(tmp_path / "whole").wait() == 0
-    seconds, draw = time.monotonic() - began, random.Random(0)
-    reached = collections.Counter()  # kills by the number of steps that had been logged
+    (tmp_path / "evaluated.py").write_text(EVALUATED)
+    for name in ("first", "whole"):  # the first fills the caches
+        process, file = begin(tmp_path / name)
+        assert process.wait() == 0, process.stderr.read()
+    spans = [*itertools.pairwise(announced(file)), (announced(file)[-1], ("", time.time()))]
+    seconds = {  # from the first beginning of a phase to its last end
+        phase: max(end for (name, _), (_, end) in spans if name == phase)
+        - min(began for (name, began), _ in spans if name == phase)
+        for phase in PHASES
+    }
+    draw, aims, reached = random.Random(0), itertools.cycle(PHASES), collections.Counter()
     for run in itertools.count():
         workdir = tmp_path / str(run)
-        while reached.total() < 30:
-            process = start(workdir)
+        while reached.total() < KILLS:
+            (process, file), aim = begin(workdir), next(aims)
+            while process.poll() is None and aim not in dict(announced(file)):
+                time.sleep(0.01)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                assert process.wait(timeout=draw.uniform(0.2, 1.1) * seconds) == 0, process.stderr.read()
+                assert process.wait(timeout=draw.uniform(0, seconds[aim])) == 0, process.stderr.read()
                 break  # it had ended before
             process.send_signal(signal.SIGKILL)
             process.wait()
-            reached[len(losses(workdir))] += 1
+            saving = any(".orbax-checkpoint-tmp" in path.name for path in workdir.glob("checkpoints/*"))
+            reached["saving" if saving else announced(file)[-1][0]] += 1
         else:
-            assert start(workdir).wait() == 0
+            process, _ = begin(workdir)
+            assert process.wait() == 0, process.stderr.read()
         assert outcome(workdir) == outcome(tmp_path / "whole"), reached
-        if reached.total() == 30:
+        if reached.total() == KILLS:
             break
-    print("kills by steps that had been logged:", sorted(reached.items()))
+    print("kills by phase:", sorted(reached.items()), "in", run + 1, "runs of", f"{seconds}")
 
 
 @pytest.mark.slow

@@ -28,11 +28,6 @@ def lines(state: Any, trainable: Iterable[Any], batch: Any, compiled: Any) -> li
     def count(tree: Any) -> int:
         return sum(x.size for x in jax.tree.leaves(tree))
 
-    def local(x: Any) -> int:
-        """Returns the bytes of an array on one device."""
-        shape = x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
-        return math.prod(shape) * x.dtype.itemsize
-
     lines = [
         f"parameters         {count(state['params']):>15,}  {size(state['params']):>10}",
         f"  of them trained  {count(trainable):>15,}  {size(trainable):>10}",
@@ -43,11 +38,31 @@ def lines(state: Any, trainable: Iterable[Any], batch: Any, compiled: Any) -> li
     used = compiled.memory_analysis()
     if used is None:  # not every backend tells
         return lines
-    peak = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes - used.alias_size_in_bytes
-    device, gradients = jax.devices()[0], sum(map(local, jax.tree.leaves(trainable)))
+    device, gradients = jax.devices()[0], share(trainable)
     return [
         *lines,
+        f"state, on each device                {share([state['params'], state['opt']]) / 2**30:>8.2f} GiB",
         f"activations, on each device          {max(0, used.temp_size_in_bytes - gradients) / 2**30:>8.2f} GiB",
-        f"a step takes {peak / 2**30:.2f} GiB of each of {jax.device_count()} devices ({device.device_kind}), "
+        f"a step takes {peak(used) / 2**30:.2f} GiB of each of {jax.device_count()} devices ({device.device_kind}), "
         f"{used.temp_size_in_bytes / 2**30:.2f} GiB of it for activations and gradients",
     ]
+
+
+def share(tree: Any) -> int:
+    """Returns the bytes of a tree of arrays or shapes that one device holds; all of those that have no sharding."""
+
+    def local(x: Any) -> int:
+        shape = x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
+        return math.prod(shape) * x.dtype.itemsize
+
+    return sum(map(local, jax.tree.leaves(tree)))
+
+
+def peak(used: Any) -> int:
+    """Returns the bytes of a device that a program takes at once, from a compiled program's `memory_analysis()`.
+
+    Its own `peak_memory_in_bytes` is no use: on a CPU it lacks the temporaries, and on a TPU it counts what lies in the
+    memory on the chip, too.
+    """
+    whole = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+    return whole - used.alias_size_in_bytes + used.generated_code_size_in_bytes

@@ -3,7 +3,9 @@ import re
 import jax
 import jax.numpy as jnp
 
-from prismer_jax.planning import memory
+from prismer_jax import config, sharding
+from prismer_jax.planning import memory, plan
+from prismer_jax.testing import ROOT
 
 WIDTH, BATCH, LAYERS = 256, 4096, 8
 
@@ -36,3 +38,24 @@ def test_memory_is_told_apart():
     kept = LAYERS * BATCH * WIDTH * 4
     assert 0.9 * kept < activations < 6 * kept
     assert re.match(r"a step takes 0\.\d\d GiB of each", lines[-1])
+
+
+def measure(preset, remat):
+    """Returns the bytes a device of state and gradients, and of a step's peak, of a PrismerZ of 16 M on 8 devices."""
+    values = config.plain(config.load(f"{ROOT}/transfers/vqav2.py:smoke,experts=none"))
+    decoder = dict(values["model"]["decoder"], width=256, layers=8, mlp_dim=1024)
+    values["model"] |= dict(width=256, layers=8, decoder=decoder, remat=remat)
+    cfg = config.strict(values | dict(batch_size=64, sharding=preset))
+    step, batch = plan._step(cfg, sharding.make_mesh())
+    state = [step.state["params"], step.state["opt"], plan._gradients(cfg, step)]
+    with jax.set_mesh(step.mesh):
+        compiled = step.update.lower(step.state, batch).compile({"xla_backend_optimization_level": 0})
+    return memory.share(state), memory.peak(compiled.memory_analysis())
+
+
+def test_zero3_holds_an_eighth_of_the_state_and_with_remat_less_than_half_of_the_peak():
+    """The bounds are those of Prismer large at 480 pixels in docs/scaling.md, which takes longer to compile."""
+    whole, default = measure("replicated", "dots")
+    part, peak = measure("zero3", "full")
+    assert part <= 0.14 * whole
+    assert peak <= 0.5 * default

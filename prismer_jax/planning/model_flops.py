@@ -11,12 +11,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
 from prismer_jax.planning.program import positions
 
 
 def count(jaxpr: Any) -> float:
-    """Returns the operations of a jaxpr's matrix products and convolutions, of all devices together."""
+    """Returns the operations of a jaxpr's matrix products and convolutions, of all devices together.
+
+    What no output needs is left out, as the compiler leaves it out: a function with a derivative of its own, as
+    `towers.layers.product`, is traced with the gradients of frozen kernels too.
+    """
+    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _count(jaxpr: Any) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -26,9 +35,9 @@ def count(jaxpr: Any) -> float:
         elif eqn.primitive.name == "conv_general_dilated":
             total += _convolution(eqn)
         elif eqn.primitive.name == "cond":
-            total += max(count(branch.jaxpr) for branch in eqn.params["branches"])
+            total += max(_count(branch.jaxpr) for branch in eqn.params["branches"])
         else:
-            total += eqn.params.get("length", 1) * sum(map(count, _inner(eqn)))
+            total += eqn.params.get("length", 1) * sum(map(_count, _inner(eqn)))
     return total
 
 

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import math
 import re
 from collections.abc import Sequence
 from importlib import metadata
@@ -22,7 +21,7 @@ import jax
 from prismer_jax import assembly, config, runtime, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
-from prismer_jax.planning import model_flops, program, stand_ins, topologies
+from prismer_jax.planning import memory, model_flops, program, stand_ins, topologies
 from prismer_jax.planning.report import Plan, table
 from prismer_jax.training.step import Step, make_step
 
@@ -72,11 +71,11 @@ def plan(cfg: config.Section, topology: topologies.Topology, mesh: jax.sharding.
         mesh=mesh,
         sharding=preset,
         batch_size=cfg.batch_size,
-        parameters=_share(step.state["params"]),
-        gradients=_share(_gradients(cfg, step)),
-        optimizer=_share(step.state["opt"]),
-        batch=_share(batch),
-        others=_share({key: part for key, part in step.state.items() if key not in ("params", "opt")}),
+        parameters=memory.share(step.state["params"]),
+        gradients=memory.share(_gradients(cfg, step)),
+        optimizer=memory.share(step.state["opt"]),
+        batch=memory.share(batch),
+        others=memory.share({key: part for key, part in step.state.items() if key not in ("params", "opt")}),
         model_flops=_model_flops(cfg, mesh),
         facts=facts,
     )
@@ -98,16 +97,11 @@ def _step(cfg: config.Section, mesh: jax.sharding.Mesh) -> tuple[Step, Any]:
 def _gradients(cfg: config.Section, step: Step) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of the gradients, which lie as the parameters do unless the preset splits them."""
     spec, tensor = assembly.sharding_of(cfg, step.model)
-    places = sharding.gradients(step.trainable, spec, step.mesh, tensor)
+    places = sharding.gradients(step.state["params"], step.trainable, spec, step.mesh, tensor)
     return {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, x.sharding))
         for name, x in step.trainable.items()
     }
-
-
-def _share(tree: Any) -> int:
-    """Returns the bytes of a tree of shapes that one device holds."""
-    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
 
 
 def _model_flops(cfg: config.Section, mesh: jax.sharding.Mesh) -> float:
@@ -129,9 +123,9 @@ def _facts(lowered: Any, topology: topologies.Topology, mesh: jax.sharding.Mesh)
     text = file.with_suffix(".hlo.gz")  # beside it, for a closer look
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        memory, program_text = _compile(lowered)
+        sizes, program_text = _compile(lowered)
         storage.write(text, gzip.compress(program_text.encode()))
-        storage.write_json(file, memory)
+        storage.write_json(file, sizes)
     facts = json.loads(file.read_text())
     if facts["fits"]:
         facts |= program.facts(gzip.decompress(text.read_bytes()).decode(), mesh.size)
@@ -147,12 +141,9 @@ def _compile(lowered: Any) -> tuple[dict[str, Any], str]:
         if used is None:
             raise
         return {"fits": False, "peak": _bytes(used[1], used[2]), "usable": _bytes(used[3], used[4])}, ""
-    memory = compiled.memory_analysis()
-    # `peak_memory_in_bytes` is no use: it counts what lies in the memory on the chip, too.
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak += memory.generated_code_size_in_bytes
-    return {"fits": True, "peak": peak, "arguments": arguments, "temporaries": temporaries}, compiled.as_text()
+    used = compiled.memory_analysis()
+    sizes = {"arguments": used.argument_size_in_bytes, "temporaries": used.temp_size_in_bytes}
+    return {"fits": True, "peak": memory.peak(used), **sizes}, compiled.as_text()
 
 
 def _bytes(number: str, unit: str) -> float:

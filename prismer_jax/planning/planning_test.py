@@ -17,7 +17,9 @@ from prismer_jax.batch import KEYS
 from prismer_jax.errors import UserError
 from prismer_jax.models import build
 from prismer_jax.planning import model_flops, program, stand_ins, topologies
+from prismer_jax.planning import plan as plans
 from prismer_jax.testing import ROOT
+from prismer_jax.towers import layers
 
 LAYERS, WIDTH, ROWS = 3, 64, 32
 
@@ -50,6 +52,19 @@ def test_operations_are_counted_as_often_as_a_loop_runs(compiled):
     assert facts["flops"] * 8 == 3 * forward
     assert facts["flops_float32"] == facts["flops"]
     assert compiled[0].cost_analysis()["flops"] < 0.6 * facts["flops"]  # XLA's own takes a loop's body once
+
+
+def test_gradients_of_frozen_kernels_are_not_counted():
+    """Their product is traced by its own derivative, and dropped by the compiler."""
+    x, kernel = jnp.zeros((ROWS, WIDTH)), jnp.zeros((WIDTH, WIDTH))
+
+    def loss(trained, frozen):
+        return layers.product(layers.product(x, trained), frozen).sum()
+
+    forward = 2 * ROWS * WIDTH * WIDTH
+    assert model_flops.count(jax.make_jaxpr(jax.value_and_grad(loss))(kernel, kernel).jaxpr) == 4 * forward
+    both = jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1)))(kernel, kernel).jaxpr
+    assert model_flops.count(both) == 5 * forward
 
 
 def test_messages_are_found_with_their_bytes_and_groups(compiled):
@@ -117,6 +132,13 @@ def test_a_tpus_reduce_scatter_in_a_loop_is_read_as_one_and_slices_as_slices():
     assert facts["traffic"] == 5 * (2 * 4 * 256 * 64 + 4)
 
 
+def test_a_loop_that_does_two_parts_at_once_runs_half_as_often():
+    step = "%two = s32[]{:T(128)} constant(2)\n  %after = s32[]{:T(128)} add(%i, %two)"
+    two = TPU.replace("ROOT %next", f"{step}\n  ROOT %next").replace("tuple(%i, %all)", "tuple(%after, %all)")
+    (one,) = program.facts(two, 4)["collectives"]
+    assert one["count"] == 3  # a counter below 5 that goes up by 2
+
+
 @pytest.mark.parametrize(
     ("written", "group"),
     [
@@ -133,6 +155,25 @@ def test_groups_are_read_as_xla_writes_them(written, group):
     assert program._group(f", channel_id=1, {written}, dimensions={{0}}", 4) == group
 
 
+BETWEEN_SLICES = """HloModule jit_f
+ENTRY %main (part: f32[6,8,128]) -> f32[6,8,128] {
+  %part = f32[6,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after = token[] after-all()
+  %send = (f32[6,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%part, %after), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[6,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after), channel_id=1, is_host_transfer=true
+  %done = (f32[6,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %sum = f32[6,8,128]{2,1,0:T(8,128)} get-tuple-element(%done), index=0
+}
+"""
+
+
+def test_what_goes_through_the_hosts_is_a_message_between_slices():
+    (one,) = program.facts(BETWEEN_SLICES, 8)["collectives"]
+    assert one == {"kind": "all-reduce", "bytes": 4 * 6 * 8 * 128, "group": (0, 4), "count": 1, "op_name": "send"}
+
+
 def test_a_convolutions_operations_are_those_that_meet_a_value():
     x, kernel = jnp.zeros((2, 9, 9, 3)), jnp.zeros((3, 3, 3, 5))
 
@@ -141,7 +182,7 @@ def test_a_convolutions_operations_are_those_that_meet_a_value():
 
     forward = 2 * 2 * 4 * 4 * 9 * 3 * 5
     assert model_flops.count(jax.make_jaxpr(convolve)(x).jaxpr) == forward
-    backward = jax.make_jaxpr(jax.grad(lambda x: convolve(x).sum()))(x).jaxpr
+    backward = jax.make_jaxpr(jax.value_and_grad(lambda x: convolve(x).sum()))(x).jaxpr
     assert model_flops.count(backward) == 2 * forward  # zeros between the steps of the stride are not counted
 
 
@@ -220,6 +261,24 @@ def test_slices_share_the_axis_data_and_hold_the_others_whole():
     with pytest.raises(UserError, match=r"No slice 'v5e:3x3' .* Of v5e there are 2x2, 2x4"):
         topologies.describe("v5e:3x3")
     assert len(topologies.describe("v4:2x2x1").devices) == 2 * topologies.describe("v4:2x2x1").chips == 8
+
+
+@needs_libtpu
+def test_between_slices_gradients_are_summed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRISMER_CACHE_DIR", str(tmp_path))
+    topology = topologies.describe("2xv5e:2x2")
+    values = config.plain(config.load(f"{ROOT}/configs/pretrain.py:smoke,experts=none"))
+    cfg = config.strict(values | dict(sharding="zero3", batch_size=16, mesh=dict(data=2, fsdp=4, tensor=1)))
+    mesh = sharding.make_mesh(config.plain(cfg.mesh), topology.devices)
+    planned = plans.plan(cfg, topology, mesh, "zero3")
+    between, within = [], []
+    for one in planned.collectives:
+        crosses = topologies.crosses_slices([mesh.devices.flat[place] for place in one.group])
+        (between if crosses else within).append(one)
+    assert {(one.kind, one.group) for one in between} == {("all-reduce", (0, 4))}  # the axis data alone
+    assert {"all-gather", "reduce-scatter"} <= {one.kind for one in within}
+    assert planned.gradients < sum(one.bytes for one in between) < 4 * planned.gradients  # each chip its part, but for
+    assert planned.times["network"] > 0  # the words', whose two gradients XLA sums whole
 
 
 @needs_libtpu

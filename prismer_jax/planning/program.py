@@ -120,7 +120,7 @@ def size(shape: str, hbm: bool = False) -> float:
 
 
 def _bits(kind: str) -> int:
-    return BITS.get(kind) or int("0" + re.sub(r"\D*(\d+).*", r"\1", kind))  # tokens have none
+    return BITS.get(kind) or int((re.findall(r"\d+", kind) or [0])[0])  # a token has none
 
 
 def runs(program: Program, entry: str) -> dict[str, int]:
@@ -146,13 +146,36 @@ def _called(one: Instruction) -> list[str]:
 
 
 def _trips(program: Program, loop: Instruction) -> int:
-    """Returns the bound that a loop's condition compares its counter with; JAX's scans count from 0 by 1."""
+    """Returns how often a loop runs: its counter goes from 0 to what its condition compares it with, in its own steps.
+
+    JAX's scans count by 1. A product whose operand is gathered on the way is a loop of XLA's that does two parts at
+    once on a TPU and counts by 2.
+    """
     if (known := re.search(r"known_trip_count[^0-9]*(\d+)", loop.rest)) is not None:
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-    body = program.get(condition[1], []) if condition else []
-    numbers = [int(one.operands[0]) for one in body if one.opcode == "constant" and one.operands[0].isdigit()]
-    return max(numbers, default=1)
+    condition, body = (
+        {one.name: one for one in program.get(match[1], [])} if match else {}
+        for match in (re.search(rf"{part}=%?([\w.\-]+)", loop.rest) for part in ("condition", "body"))
+    )
+    bound = max(filter(None, map(_number, condition.values())), default=1)
+    return -(-bound // _step(condition, body))
+
+
+def _step(condition: dict[str, Instruction], body: dict[str, Instruction]) -> int:
+    """Returns what a loop adds to its counter, the part of its state that the condition compares; 1 if none is seen."""
+    compared = [condition[name] for one in condition.values() if one.root for name in one.operands if name in condition]
+    places = [re.search(r"index=(\d+)", one.rest) for one in compared if one.opcode == "get-tuple-element"]
+    result = next((one.operands for one in body.values() if one.root and one.opcode == "tuple"), ())
+    if not places or places[0] is None or int(places[0][1]) >= len(result):
+        return 1
+    counter = body.get(result[int(places[0][1])])
+    added = [_number(body[name]) for name in counter.operands if name in body] if counter else []
+    return max(filter(None, added), default=1) if counter and counter.opcode == "add" else 1
+
+
+def _number(one: Instruction) -> int | None:
+    """Returns the value of an integer constant."""
+    return int(one.operands[0]) if one.opcode == "constant" and one.operands[0].isdigit() else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -278,10 +301,11 @@ def collectives(program: Program, counts: dict[str, int], devices: int) -> list[
         shapes = {one.name: one.shape for one in body}
         scatters = "all-reduce-scatter" in name
         for one in body:
-            kind = one.opcode.removesuffix("-start")
+            between = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest) if one.opcode == "send" else None
+            kind = between[1].lower().replace("_", "-") if between else one.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            group = _group(one.rest, devices)
+            group = _group_of_slices(one.rest, devices) if between else _group(one.rest, devices)
             given = sum(size(shapes[operand]) for operand in one.operands if operand in shapes)
             kind = "reduce-scatter" if scatters and kind == "all-reduce" else kind
             given *= len(group) if kind == "all-gather" else 1
@@ -313,6 +337,13 @@ def _group(rest: str, devices: int) -> tuple[int, ...]:
         return tuple(numbers.reshape(shape)[0].tolist())
     match = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     return tuple(map(int, match[1].split(","))) if match and match[1] else tuple(range(devices))
+
+
+def _group_of_slices(rest: str, devices: int) -> tuple[int, ...]:
+    """Returns the like devices of all slices, which a message through the hosts joins; a mesh has slice after slice."""
+    match = re.search(r'_xla_megascale_target="\{([\d,]+)\}', rest)
+    slices = len(match[1].split(",")) if match else devices
+    return tuple(range(0, devices, devices // slices))
 
 
 def facts(text: str, devices: int) -> dict[str, Any]:

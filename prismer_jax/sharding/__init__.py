@@ -133,8 +133,8 @@ def placed(state: Any, spec: Any, mesh: Mesh, tensor: Sequence[Any] = ()) -> Any
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
 
 
-def gradients(params: Any, spec: Any, mesh: Mesh, tensor: Sequence[Any] = ()) -> dict[str, NamedSharding] | None:
-    """Returns the shardings by name of the gradients of parameters, where a preset splits them."""
+def gradients(params: Any, trained: Any, spec: Any, mesh: Mesh, tensor: Any = ()) -> dict[str, NamedSharding]:
+    """Returns the shardings by name of the gradients of what is trained, where a preset splits them."""
     if isinstance(spec, str) and spec != "replicated":
-        return importlib.import_module("prismer_jax.sharding.presets").gradients(params, spec, mesh, tensor)
-    return None
+        return importlib.import_module("prismer_jax.sharding.presets").gradients(params, trained, spec, mesh, tensor)
+    return {}

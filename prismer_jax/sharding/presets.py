@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,9 +57,15 @@ def placed(state: Mapping[str, Any], spec: str | Rules, mesh: Mesh, tensor: Rule
     return jax.tree.map(place, tree.names(state), state)
 
 
-def gradients(params: Any, spec: str | Rules, mesh: Mesh, tensor: Rules = ()) -> dict[str, NamedSharding]:
-    """Returns {name: sharding} of the gradients that a spec splits: all from stage 2 on, else none. Raises `placed`."""
-    return _tables(params, spec, mesh, tensor)[2]
+def gradients(
+    params: Any, trained: Iterable[str], spec: str | Rules, mesh: Mesh, tensor: Rules = ()
+) -> dict[str, NamedSharding]:
+    """Returns {name: sharding} of the gradients that a spec splits: of all that is trained from stage 2 on, else none.
+
+    Rules are of all parameters: one that matches frozen ones alone is no mistake. Raises as `placed`.
+    """
+    places = _tables(params, spec, mesh, tensor)[2]
+    return {name: places[name] for name in trained if name in places}
 
 
 def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:

@@ -15,11 +15,12 @@ from prismer_jax.checkpoint import Checkpointer
 from prismer_jax.errors import UserError
 from prismer_jax.sharding import presets
 from prismer_jax.towers import layers
-from prismer_jax.training.step import make_update
+from prismer_jax.training.step import PRNGS, make_update
 
 TENSOR = (
     (".*/(query|key|value|up)/(kernel|bias)", "tensor(axis=-1)"),
-    (".*/(out|down)/kernel", "tensor(axis=-2)"),
+    (".*/down/kernel", "tensor(axis=-2)"),
+    (".*/out/kernel", "tensor(axis=-2)"),  # which is frozen
     ("word_embedding", "tensor(axis=-2)"),
 )
 FROZEN = ("attention/out/.*",)
@@ -58,7 +59,7 @@ def toy(spec, mesh, accumulate=1):
 
     state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), spec, mesh, TENSOR)
     places = jax.tree.map(lambda x: x.sharding, state)
-    gradients = sharding.gradients(optim.split(state["params"], FROZEN)[0], spec, mesh, TENSOR)
+    gradients = sharding.gradients(params, optim.split(params, FROZEN)[0], spec, mesh, TENSOR)
     update = make_update(model, loss, tx, FROZEN, accumulate, places=gradients)
     update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
     return jax.jit(init, out_shardings=places), update, state
@@ -193,6 +194,23 @@ def test_the_compiled_step_holds_its_share_and_moves_no_more_than_it_must(spec, 
         assert all(count <= gathered[shape] <= 2 * count for shape, count in every.items()), gathered
     else:
         assert not any(shape in split for shape in gathered) or "+" in spec
+
+
+@pytest.mark.parametrize(("prng", "rows"), [("rbg", 16), ("threefry2x32", 2)])
+def test_each_device_draws_for_the_rows_that_it_has_if_the_generator_is_threefry(prng, rows):
+    """XLA does not split rbg's; a pod of 256 chips would draw for all rows 256 times."""
+    mesh = sharding.make_mesh()
+
+    def update(x, step):
+        key = jax.random.fold_in(jax.random.key(0, impl=PRNGS[prng]), step)
+        return jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x, 0)
+
+    x = np.ones((16, 48), np.float32)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, sharding.batch_sharding(mesh))
+        compiled = jax.jit(update).lower(placed, 0).compile()
+    assert rows == max(map(int, re.findall(r"u32\[(\d+),48\]", compiled.as_text())))
+    np.testing.assert_array_equal(compiled(placed, 0), jax.jit(update)(x, 0))  # those of one device
 
 
 SHAPES = {

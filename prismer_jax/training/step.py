@@ -19,6 +19,8 @@ KEPT_AS = {name: name for name in ("float32", "bfloat16", "float16")}  # types o
 # A CPU multiplies no bfloat16: XLA would make float32 of whole stacks of kernels ahead of the loop over their layers.
 ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
+# Of a step's draws: with rbg each device draws for all rows, as XLA does not split that, with Threefry for its own.
+PRNGS = {name: name for name in (PRNG, "threefry2x32")}
 
 
 class Step(NamedTuple):
@@ -83,10 +85,11 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
 
     spec, tensor = assembly.sharding_of(cfg, model)
     state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), spec, mesh, tensor)
-    gradients = sharding.gradients(optim.split(params, frozen)[0], spec, mesh, tensor)
+    gradients = sharding.gradients(params, optim.split(params, frozen)[0], spec, mesh, tensor)
     places = jax.tree.map(lambda x: x.sharding, state)
     init = jax.jit(init, out_shardings=places)
-    update = make_update(model, loss_fn, optimizer.tx, frozen, cfg.get("accumulate", 1), cfg.seed, gradients)
+    settings = cfg.get("accumulate", 1), cfg.seed, gradients, choose("prng", cfg.get("prng") or PRNG, PRNGS)
+    update = make_update(model, loss_fn, optimizer.tx, frozen, *settings)
     return Step(
         model=model,
         optimizer=optimizer,
@@ -106,6 +109,7 @@ def make_update(
     accumulate: int = 1,
     seed: int = 0,
     places: Mapping[str, Any] | None = None,
+    prng: str = PRNG,
 ) -> Callable[[dict[str, Any], Any], tuple[dict[str, Any], dict[str, jax.Array]]]:
     """Returns the training step (state, batch) -> (state, measured), to be jitted.
 
@@ -113,14 +117,14 @@ def make_update(
       model, loss_fn, tx: what is trained, towards what (see `losses`), and how.
       frozen: regexes of the parameters that are not differentiated.
       accumulate: parts of the batch whose gradients are computed one after the other.
-      seed: of dropout and of what else a model draws; the draws of a step are a function of both.
+      seed, prng: of dropout and of what else a model draws, with a generator of PRNGS: functions of seed and step.
       places: shardings of the gradient by name, where it is split; see `sharding.gradients`.
     """
 
     def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         trainable, fixed = optim.split(state["params"], frozen)
         others = {k: v for k, v in state.items() if k not in ("params", *NO_VARIABLES)}
-        rng = jax.random.fold_in(jax.random.key(seed, impl=PRNG), state["step"])
+        rng = jax.random.fold_in(jax.random.key(seed, impl=prng), state["step"])
 
         def objective(trainable: Any, others: Any, batch: Any, rng: jax.Array) -> Any:
             forward = Forward(model, {**others, "params": optim.merge(trainable, fixed)}, rng)
@@ -134,8 +138,7 @@ def make_update(
         params = optim.merge(optax.apply_updates(trainable, updates), fixed)
         new = {**others, "params": params, "opt": opt, "step": state["step"] + 1}
         means = {f"train/{name}": cost / weight for name, (cost, weight) in sums.items()}
-        tokens = batch["mask_input"].sum()
-        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
+        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": batch["mask_input"].sum()}
 
     return update
 
