@@ -51,8 +51,14 @@ class VisionLanguageModel(Protocol):
         'index': columns filled}; see prismer_jax.decode.
         """
 
-    def extend(self, cache: dict, tokens: Int[Array, "b k t"]) -> tuple[Float[Array, "b k t v"], dict]:
-        """Appends tokens to k sequences an image. Returns the logits after each, and the cache with their columns."""
+    def extend(
+        self, cache: dict, tokens: Int[Array, "b k t"], seen: Bool[Array, "b k t t"] | None = None
+    ) -> tuple[Float[Array, "b k t v"], dict]:
+        """Appends tokens to k sequences an image. Returns the logits after each, and the cache with their columns.
+
+        With `seen` the tokens are those of a tree: it says which of them are on the way to each, itself among them, and
+        a token's position is their number. They are read behind the cache and not kept: it comes back as it was.
+        """
 
     def init_variables(self, rng: Array) -> dict[str, Any]:
         """Returns fresh variables {'params', ...}; no shape of theirs depends on a batch."""

@@ -21,7 +21,8 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    sizes = dict(VARIANT="tiny", SIZE=96, LABEL_SIZE=32, WORDS=199, ANSWERS=60, BATCH=2)
+    sizes = dict(VARIANT="tiny", SIZE=96, LABEL_SIZE=32, WORDS=199, BATCH=2)
+    sizes |= dict(LENGTHS=(30, 20, 8, 1, 1), ANSWERS=60, BEGINNINGS=40)
     for name, value in sizes.items():
         monkeypatch.setattr(prismer, name, value)
 
@@ -69,7 +70,15 @@ def test_both_sides_do_the_same():
     answers = prismer.answer_list()
     assert answers.shape == (3128, 6)
     assert told["answers"] == [row[row != 1].tolist() for row in answers]
-    assert {len(answer) for answer in told["answers"]} == {2, 3, 4, 5, 6}
+    counts = np.bincount([len(answer) for answer in told["answers"]])
+    assert counts.tolist() == [0, 0, *prismer.LENGTHS]
+    draw, likely = np.random.default_rng(0), []
+    for _ in range(20):
+        first = draw.permutation(prismer.WORDS)[answers[:, 0]]
+        rows = answers[np.argsort(first, kind="stable")[:128]]
+        ends = np.argmax(rows == 2, axis=1)
+        likely.append(len({tuple(row[: n + 1]) for row, end in zip(rows, ends, strict=True) for n in range(end)}))
+    assert np.median(likely) == pytest.approx(160, abs=6)  # nodes of VQAv2's trees, 151 to 170 of them
     assert all(answer[-1] == 2 and min(answer[:-1]) > 3 for answer in told["answers"])
 
 
