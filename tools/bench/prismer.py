@@ -15,6 +15,7 @@ fastest round of each counts. No text ends early. Sources: NVlabs/prismer, confi
 from __future__ import annotations
 
 import functools
+import hashlib
 import pathlib
 import sys
 from collections.abc import Callable
@@ -42,6 +43,11 @@ ANSWERS = sum(LENGTHS)
 VARIANT, SIZE, LABEL_SIZE, INSTANCES = "base", 480, 224, 8  # pixels of both sides, and what a map of ids shows
 PAD, END, WORDS = 1, 2, 50265  # RoBERTa's
 
+COMMIT = "4f27ab3"  # of NVlabs/prismer
+MODELS_SHA256 = (
+    "8795d6ee6b4dbe794f89fa67cf8f9e3044e24f5d5379611aafae55116efff0f7"  # of model/**/*.py there, sorted by path
+)
+
 ROWS = {
     "encoder": Row("vision encoder with six experts, photos/s", BATCH, 1.3),
     "caption": Row("captions with 3 beams, 20 tokens, photos/s", BATCH, 5.0),
@@ -61,13 +67,25 @@ def measure(reference: pathlib.Path | None, python: str | pathlib.Path, **option
       options: those of `worker.compare`.
 
     Raises:
-      UserError: the reference is no checkout; a worker ends early.
+      UserError: the reference is no checkout, or one of another commit; a worker ends early.
     """
-    if reference is not None and not (reference / "model/prismer_caption.py").is_file():
-        raise UserError(f"{reference}: no checkout of NVlabs/prismer: it has no model/prismer_caption.py.")
+    if reference is not None:
+        check_reference(reference)
     theirs, source = (python, reference.resolve()) if reference is not None else (None, None)
     heading = "PrismerBASE, 480 px, six experts, float32"
     return compare(heading, sys.modules[__name__], theirs, more={"source": str(source)}, **options)
+
+
+def check_reference(reference: pathlib.Path) -> None:
+    """Raises a UserError unless a folder has the official models as they are at COMMIT."""
+    files = sorted((reference / "model").rglob("*.py"))
+    if reference / "model/prismer_caption.py" not in files:
+        raise UserError(f"{reference}: no checkout of NVlabs/prismer: it has no model/prismer_caption.py.")
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    if digest != MODELS_SHA256:
+        raise UserError(
+            f"{reference}: its models are not those of NVlabs/prismer at {COMMIT}; git -C {reference} checkout {COMMIT}"
+        )
 
 
 def settings() -> dict[str, Any]:
