@@ -1,4 +1,4 @@
-"""Nothing recompiles from batch to batch: each program of a training step, of captioning and of ranking is made once."""
+"""Nothing recompiles from batch to batch: each program of training, of captioning and of ranking is made once."""
 
 import collections
 import contextlib

@@ -1,8 +1,7 @@
 """Decoding with any model that can prefill a prompt and extend a cache: greedy, sampling, beam search, ranking.
 
 `prefill(encoded, batch, room) -> (logits [B,1,V] after the prompt's last column, cache)` and
-`extend(cache, tokens [B,K,T]) -> (logits [B,K,T,V], cache)` are all that is asked of a model (and of ranking, that it
-reads a tree of tokens: see models.vlm). A cache is a dict:
+`extend(cache, tokens [B,K,T]) -> (logits [B,K,T,V], cache)` are all that is asked of a model. A cache is a dict:
 `shared` (image and prompt: one row an image, read by all its K sequences and never copied), `own` (what was generated:
 leaves [layers,B,K,room,...]), `rows` (leaves [B,K,...]) and `index` (columns of `own` that are filled). Every shape is
 static; loops end as soon as all sequences have ended.

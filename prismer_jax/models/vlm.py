@@ -56,8 +56,7 @@ class VisionLanguageModel(Protocol):
     ) -> tuple[Float[Array, "b k t v"], dict]:
         """Appends tokens to k sequences an image. Returns the logits after each, and the cache with their columns.
 
-        With `seen` the tokens are those of a tree: it says which of them are on the way to each, itself among them, and
-        a token's position is their number. They are read behind the cache and not kept: it comes back as it was.
+        `seen` makes them a tree: which of them lead to each, itself too, and count in its position; none is kept.
         """
 
     def init_variables(self, rng: Array) -> dict[str, Any]:

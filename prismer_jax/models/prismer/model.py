@@ -197,8 +197,7 @@ class Prismer(nn.Module):
     ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
         """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns.
 
-        `seen` makes them a tree, see models.vlm. Generated columns are always attended to; an id of padding gets no
-        position of its own, as in the reference.
+        Generated columns are always attended to; an id of padding gets no position of its own, as in the reference.
         """
         index, count, length = cache["index"], cache["rows"]["count"], tokens.shape[2]
         room = jax.tree.leaves(cache["own"])[0].shape[3]
@@ -208,18 +207,13 @@ class Prismer(nn.Module):
             "prompt": cache["shared"]["mask"][:, None, None],
         }
         real = tokens != self.pad
-        ordinal = (masks["new"] & real[..., None, :]).sum(-1, dtype=jnp.int32)
-        positions = (ordinal + count[..., None]) * real + self.pad
+        positions = ((masks["new"] & real[..., None, :]).sum(-1, dtype=jnp.int32) + count[..., None]) * real + self.pad
         logits, keys = self.text(tokens, positions, masks, None, cache, collect=True)
         if seen is not None:
             return logits, cache
-        news = {name: part["new"] for name, part in keys.items()}
-
-        def put(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
-
+        news, at = {name: part["new"] for name, part in keys.items()}, (0, 0, 0, index, 0, 0)
         rows = {"count": count + real.sum(-1, dtype=jnp.int32)}
-        own = jax.tree.map(put, cache["own"], news)
+        own = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, at), cache["own"], news)
         return logits, {**cache, "own": own, "rows": rows, "index": index + length}
 
     def _prompt(self, batch: Mapping[str, Any], room: int = 0) -> tuple[Array, Array, dict[str, Array], Array]:
