@@ -48,8 +48,8 @@ class ToyModel(nn.Module):
     def prefill(self, encoded, batch, room):
         return self._narrow(*self.toy(image=None, **self.parts).prefill(encoded, batch, room))
 
-    def extend(self, cache, tokens):
-        return self._narrow(*self.toy(image=None, **self.parts).extend(cache, tokens))
+    def extend(self, cache, tokens, seen=None):
+        return self._narrow(*self.toy(image=None, **self.parts).extend(cache, tokens, seen))
 
     def _narrow(self, logits, cache):
         return logits.astype(self.dtype), cache

@@ -15,7 +15,7 @@ from prismer_jax.typing import Array, Int
 Cache = dict[str, Any]
 Batch = Mapping[str, Any]
 Prefill = Callable[[Any, Batch, int], tuple[Array, Cache]]
-Extend = Callable[[Cache, Array], tuple[Array, Cache]]
+Extend = Callable[..., tuple[Array, Cache]]  # (cache, tokens[, seen])
 
 
 def reorder(cache: Cache, parents: Int[Array, "b k"]) -> Cache:

@@ -59,8 +59,11 @@ class Toy(NamedTuple):
         cache = {"shared": shared, "own": own, "rows": {"count": count[:, -1:]}, "index": jnp.int32(0)}
         return self._logits(cache, jnp.asarray([0]))[:, :, 0], cache
 
-    def extend(self, cache, tokens):
+    def extend(self, cache, tokens, seen=None):
         index, length = cache["index"], tokens.shape[-1]
+        if seen is not None:
+            said = self._say(tokens, cache["rows"]["count"][..., None] + seen.sum(-1))
+            return self._logits_of(cache, jnp.einsum("bkts,bksd->bktd", seen.astype(jnp.float32), said)), cache
         count = cache["rows"]["count"][..., None] + 1 + jnp.arange(length)
         own = jax.lax.dynamic_update_slice(cache["own"]["said"], self._say(tokens, count)[None], (0, 0, 0, index, 0))
         cache = cache | {"rows": {"count": count[..., -1]}, "own": {"said": own}, "index": index + length}
@@ -73,7 +76,9 @@ class Toy(NamedTuple):
         """Logits after each of the generated columns counted by `ends` [T]: [B,K,T,V]."""
         own = cache["own"]["said"][0]
         use = jnp.arange(own.shape[2]) < ends[:, None]
-        state = jnp.einsum("ts,bksd->bktd", use.astype(jnp.float32), own)
+        return self._logits_of(cache, jnp.einsum("ts,bksd->bktd", use.astype(jnp.float32), own))
+
+    def _logits_of(self, cache, state):
         before = (cache["shared"]["image"] + cache["shared"]["prompt"])[:, None, None]
         return jnp.tanh(state + before) @ self.out + self.bias
 

@@ -1,5 +1,6 @@
 """Ranking of answers on the toy model, against the definition."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,19 +61,43 @@ def test_rows_of_padding_are_no_answers(toy):
     assert np.isneginf(scores[:, 1:]).all()
 
 
-def test_the_prompt_is_computed_once_and_only_candidates_are(toy):
-    model, seen = toy.random(0), []
+def test_answers_that_begin_alike_share_what_is_read(toy):
+    """The prompt is computed once, and the answers' trees in rooms of a few sizes, of which the smallest is run."""
+    model, seen, run = toy.random(0), [], []
 
     def prefill(encoded, batch, room):
         seen.append(("prompt", batch["text"].shape))
         return model.prefill(encoded, batch, room)
 
-    def extend(cache, tokens):
+    def extend(cache, tokens, tree):
         seen.append(("answers", tokens.shape))
-        return model.extend(cache, tokens)
+        jax.debug.callback(lambda: run.append(tokens.shape[2]))
+        return model.extend(cache, tokens, tree)
 
     answers = np.array([[3 + i % 9, 4 + i % 5, EOS, PAD] for i in range(400)], np.int32)
     prompt = np.full((3, 6), 5)
-    arguments = (prompts(prompt, prompt != PAD), jnp.asarray(answers), jnp.asarray(answers != PAD))
-    rank(prefill, extend, model.image, *arguments, k=16)
-    assert seen == [("prompt", (3, 6)), ("answers", (3, 16, 3))]
+    for k, shapes, smallest in ((16, [(3, 1, 24), (3, 1, 36), (3, 1, 48)], 24), (300, [(3, 3, 192)], 192)):
+        arguments = (prompts(prompt, prompt != PAD), jnp.asarray(answers), jnp.asarray(answers != PAD))
+        seen.clear(), run.clear()
+        rank(prefill, extend, model.image, *arguments, k=k)
+        jax.effects_barrier()
+        assert seen[0] == ("prompt", (3, 6))
+        assert [shape for _, shape in seen[1 : 1 + len(shapes)]] == shapes
+        assert set(run) == {smallest}
+
+
+def test_answers_of_every_length_and_beginning_equal_the_definition(toy):
+    """As many candidates as are read in several trees, and as few nodes as fit each of the sizes."""
+    rng = np.random.default_rng(0)
+    for longest, words in ((6, 3), (3, 9), (6, 9)):
+        answers = rng.integers(3, 3 + words, size=(150, longest)).astype(np.int32)
+        for row, end in enumerate(rng.integers(1, longest + 1, size=150)):
+            answers[row, end:] = PAD
+        model, prompt = toy.random(1), np.array([[4, 5, 6], [4, PAD, PAD], [PAD, PAD, 6]])
+        best, candidates, scores = model.run(rank, prompt, answers, k=140)
+        for row in range(3):
+            _, order, expected = slow_rank(model, row, prompt[row].tolist(), answers, 140, 0.1)
+            assert sorted(candidates[row].tolist()) == sorted(order.tolist())
+            by_answer = dict(zip(order.tolist(), expected, strict=True))
+            np.testing.assert_allclose(scores[row], [by_answer[i] for i in candidates[row].tolist()], rtol=1e-5)
+            assert by_answer[int(best[row])] == pytest.approx(max(expected), rel=1e-5)

@@ -19,7 +19,7 @@ from prismer_jax.errors import UserError, choose
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.causal_lm import CausalLM, windowed
 from prismer_jax.towers.vit import ViT
-from prismer_jax.typing import Array, Float, Int, typed
+from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 
 def fields_of(
@@ -144,21 +144,26 @@ class DecoderOnly(nn.Module):
 
     @typed
     def extend(
-        self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
+        self, cache: dict[str, Any], tokens: Int[Array, "b k t"], seen: Bool[Array, "b k t t"] | None = None
     ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
-        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns."""
+        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns.
+
+        `seen` makes them a tree, see models.vlm.
+        """
         index, count, length = cache["index"], cache["rows"]["count"], tokens.shape[2]
         room = cache["own"]["k"].shape[3]
         masks = {
-            "new": jnp.tri(length, dtype=bool),
+            "new": jnp.tri(length, dtype=bool) if seen is None else seen,
             "own": (jnp.arange(room) < index)[None],
             "prompt": cache["shared"]["mask"][:, None, None],
         }
-        positions = count[..., None] + jnp.arange(length)
+        positions = count[..., None] + masks["new"].sum(-1, dtype=jnp.int32) - 1
         places = {"new": positions, "prompt": cache["shared"]["positions"][:, None]}
         places["own"] = (count - index)[..., None] + jnp.arange(room)
         masks = self._masks(masks, positions, places)
         hidden, news = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
+        if seen is not None:
+            return self.decoder.logits(hidden), cache
 
         def put(old: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))

@@ -14,9 +14,11 @@ from prismer_jax import checkpoint, config, models
 from prismer_jax.batch import Batch, prompts
 from prismer_jax.captioner import Captioner
 from prismer_jax.decode import generate
+from prismer_jax.decode.cache import reorder
 from prismer_jax.errors import UserError
 from prismer_jax.testing import ROOT
 from prismer_jax.train import train
+from prismer_jax.training.step import PRNG
 from prismer_jax.weights import safe
 from tools import convert, export
 
@@ -76,6 +78,50 @@ def test_beams_of_a_new_family_share_its_prompt_and_equal_full_passes(toy):
     np.testing.assert_allclose(scores[:, 0], sums / 5, rtol=1e-4, atol=1e-6)  # float32: sums near 0
     _, cache = model.apply(variables, model.apply(variables, batch, method="encode"), batch, 4, method="prefill")
     assert jax.tree.leaves(cache["own"])[0].shape[3] == 4  # generated columns only: the prompt's six are shared
+
+
+MODELS = {
+    "prismer": ("prismer", dict(variant="tiny", experts="none")),
+    "nanovlm": ("nanovlm", dict(variant="tiny")),
+    "gemma2": ("paligemma", dict(variant="tiny", language=dict(window=4, post_norms=True))),
+    "t5": ("blip2", dict(variant="tiny_t5")),
+    "stage1": ("blip2", dict(variant="tiny_stage1")),
+    "toy": ("toy", dict(vocab_size=40)),
+}
+SLOW = ("t5", "stage1")  # to compile
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x in SLOW else ()) for x in MODELS])
+def test_a_tree_of_tokens_is_read_as_its_branches_are(toy, name):
+    """5 6 7 and 5 8 share a node, 9 stands alone; each branch as long as it is has the logits of a sequence."""
+    family, fields = MODELS[name]
+    model = models.build(family, **fields)
+    rng, size = np.random.default_rng(0), model.image_size
+    text = rng.integers(3, 30, (2, 6)).astype(np.int32)
+    batch = {"image": rng.integers(0, 256, (2, size, size, 3), np.uint8), **prompts(text, np.arange(6) < [[6], [4]])}
+    branches, places = [[5, 6, 7], [5, 8, 2], [9, 2, 2]], [[0, 1, 2], [0, 3], [4]]
+    seen = np.zeros((5, 5), bool)
+    for path in places:
+        for depth, node in enumerate(path):
+            seen[node, path[: depth + 1]] = True
+
+    @jax.jit
+    def both_ways(batch):
+        variables = jax.tree.map(lambda x: 2 * x, model.init_variables(jax.random.key(0, impl=PRNG)))
+        encoded = model.apply(variables, batch, method="encode")
+        _, cache = model.apply(variables, encoded, batch, 3, method="prefill")
+        tree = jnp.broadcast_to(jnp.array([5, 6, 7, 8, 9]), (2, 1, 5)), jnp.broadcast_to(seen, (2, 1, 5, 5))
+        nodes, same = model.apply(variables, cache, *tree, method="extend")
+        assert jax.tree.all(jax.tree.map(lambda new, old: new is old, same, cache))
+        three = reorder(cache, jnp.zeros((2, 3), jnp.int32))
+        rows = jnp.broadcast_to(jnp.array(branches), (2, 3, 3))
+        return nodes[:, 0], model.apply(variables, three, rows, method="extend")[0]
+
+    nodes, rows = jax.device_get(both_ways(batch))
+    for row, path in enumerate(places):
+        expected = rows[:, row, : len(path)]
+        np.testing.assert_allclose(nodes[:, path], expected, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(nodes[:, 3] - nodes[:, 1]).max() > 1e-3  # which branch it is on matters
 
 
 def test_a_family_that_lacks_a_part_of_the_interface_is_told_so(toy, monkeypatch):

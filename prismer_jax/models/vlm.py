@@ -51,8 +51,13 @@ class VisionLanguageModel(Protocol):
         'index': columns filled}; see prismer_jax.decode.
         """
 
-    def extend(self, cache: dict, tokens: Int[Array, "b k t"]) -> tuple[Float[Array, "b k t v"], dict]:
-        """Appends tokens to k sequences an image. Returns the logits after each, and the cache with their columns."""
+    def extend(
+        self, cache: dict, tokens: Int[Array, "b k t"], seen: Bool[Array, "b k t t"] | None = None
+    ) -> tuple[Float[Array, "b k t v"], dict]:
+        """Appends tokens to k sequences an image. Returns the logits after each, and the cache with their columns.
+
+        `seen` makes them a tree: which of them lead to each, itself too, and count in its position; none is kept.
+        """
 
     def init_variables(self, rng: Array) -> dict[str, Any]:
         """Returns fresh variables {'params', ...}; no shape of theirs depends on a batch."""

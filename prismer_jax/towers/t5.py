@@ -204,7 +204,9 @@ class T5(nn.Module):
           cache: {'shared': {'keys': {'start', 'encoded'}}, 'own'}.
         """
         shared, own = (cache["shared"]["keys"], cache["own"]) if cache else ({}, {})
-        seen = jnp.concatenate([positions[part] for part in ("start", "own", "new") if part in masks], axis=-1)
+        places = [positions[part] for part in ("start", "own", "new") if part in masks]
+        leading = jnp.broadcast_shapes(*(place.shape[:-1] for place in places))
+        seen = jnp.concatenate([jnp.broadcast_to(x, (*leading, x.shape[-1])) for x in places], axis=-1)
         bias = self._bias(self.decoder_bias, False, positions["new"], seen)
         x, keys = self.decoder(self._dropped(self.embed(ids)), shared, own, states, masks, bias)
         return self._dropped(self.decoder_norm(x)), keys
@@ -232,22 +234,27 @@ class T5(nn.Module):
 
     @typed
     def extend(
-        self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
+        self, cache: dict[str, Any], tokens: Int[Array, "b k t"], seen: Bool[Array, "b k t t"] | None = None
     ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
-        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns."""
+        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns.
+
+        `seen` makes them a tree, see models.vlm.
+        """
         index, length, room = cache["index"], tokens.shape[2], cache["own"]["k"].shape[3]
         masks = {
             "encoded": cache["shared"]["real"][:, None, None],
             "start": jnp.ones((length, 1), bool),
             "own": jnp.broadcast_to(jnp.arange(room) < index, (length, room)),
-            "new": jnp.tri(length, dtype=bool),
+            "new": jnp.tri(length, dtype=bool) if seen is None else seen,
         }
         positions = {
             "start": jnp.zeros(1, jnp.int32),
             "own": 1 + jnp.arange(room),
-            "new": 1 + index + jnp.arange(length),
+            "new": index + masks["new"].sum(-1, dtype=jnp.int32),
         }
         hidden, keys = self.decode(tokens, masks, positions, cache=cache)
+        if seen is not None:
+            return self.logits(hidden), cache
 
         def put(old: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))

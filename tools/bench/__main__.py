@@ -1,36 +1,42 @@
-"""Measures speed: python -m tools.bench [NAME ...] [--config FILE[:arg]] [--seconds 10]
+"""Measures speed: python -m tools.bench [NAME ...] [--reference CHECKOUT --reference-python PYTHON] [--json FILE]
 
-    scenes   scenes rendered, labelled and encoded a second, on one core
-    loader   examples a second that the config's loader gives when nothing else runs
-    step     images a second of the config's training step, fed from memory
-    decode   captions a second, greedily and with beams
-    experts  photos of 480x480 a second that each expert's network labels, and peak memory; only where it is asked for:
-             python -m tools.bench experts [--experts depth edge ...] [--batch-size 4] [--dtype float32]
-             [--reference CHECKOUT --reference-python PYTHON], a checkout of NVlabs/prismer to be compared with
-    loader   with --reference: our loader beside the official Dataset, at 480 px with six labels, on one core; python -m
-             tools.bench loader --reference CHECKOUT --reference-python PYTHON --list FILE --images DIR --labels DIR, or
-             other flags that name photos (by default 64 rendered scenes)
-    nanovlm  nanoVLM of the 222M size, beside the original's code: answers, training, photos, packing, memory; python -m
-             tools.bench nanovlm [--rows answers_head ...] [--reference CLONE --reference-python PYTHON], a clone of
-             huggingface/nanoVLM
-    paligemma  PaliGemma with four layers of Gemma, beside transformers: decoding, training, memory; python -m
-             tools.bench paligemma [--rows decode] [--reference-python PYTHON], one that has PyTorch and transformers
-    blip2    BLIP-2 with a ViT of 12 blocks and OPT-350M, beside transformers: captions, stage 2, memory; python -m
-             tools.bench blip2 [--rows captions] [--reference-python PYTHON]
-    prismer  PrismerBASE at 480 px with six experts, beside the official code: encoder, captions, answers, training;
-             python -m tools.bench prismer [--rows encoder ...] [--reference CHECKOUT --reference-python PYTHON], a
-             checkout of NVlabs/prismer and a Python that has PyTorch, transformers 4.26.1 and einops
+PrismerBASE whole, at 480 px with six experts, beside the official code: CHECKOUT is one of NVlabs/prismer, PYTHON has
+PyTorch, transformers 4.26.1 and einops. Without them ours alone is measured:
+    encoder  photos a second through the vision encoder
+    caption  photos a second that beams of three describe; with --reference also without the encoder:
+    decode   (without --reference: captions a second of the config's model, greedily and with beams)
+    vqa_rank questions a second that are answered from 3,128 answers, of which 16 or 128 are scored whole
+    train    photos a second of a fine-tuning step with freeze_vision
+    memory   the peaks of encoder, caption and train; its ratio is the largest, and the others' is their least
+    prismer  all of them, or --rows encoder ...
+    experts  photos of 480x480 a second that each expert's network labels, and peak memory
+             [--experts depth edge ...] [--batch-size 4] [--dtype float32]
+    loader   samples a second of one core at 480 px with six labels, of rendered scenes or of photos that flags name,
+             such as --list FILE --images DIR --labels DIR (without --reference: examples a second of the config)
+    build    records a second that one core writes
+    startup  seconds from the start of the quickstart's process to its first step, cold and warm
+Other families, whose --reference-python has PyTorch and transformers of today, or which --rows of them:
+    nanovlm  nanoVLM of the 222M size; its --reference is a clone of huggingface/nanoVLM
+    paligemma, blip2  beside transformers; with four layers of Gemma, with a ViT of 12 blocks and OPT-350M
+Parts of a config's run [--config FILE[:arg]], which are the default: scenes, loader, step, decode
     loader/step   how many times faster the loader is than what it feeds
 
-All in one run, one after the other, so that ratios hold on a noisy machine. One line each, with the machine below.
-`--only NAME ...` says the same as the names alone. `--json FILE` leaves the table of prismer, paligemma or blip2 there.
+All in one run, one after the other, so that ratios hold on a noisy machine. `--against CHECKOUT` is another checkout of
+this project, whose worker takes the place of the original's in encoder ... train, prismer, paligemma and blip2. What
+fails is said and does not keep the others from being measured; the exit status is then 2. `--json FILE` leaves
+{"caption": {"ratio": ..., "rows": [...]}, ..., "machine": ...} there, with {"error": ...} for what failed.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import os
 import platform
+import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -40,17 +46,26 @@ from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
 
-from . import blip2, experts, loader, nanovlm, paligemma, prismer
+from . import blip2, build, experts, loader, nanovlm, paligemma, prismer, startup
 from .run import BENCHES, Bench
 
-BESIDE = {"prismer": prismer, "paligemma": paligemma, "blip2": blip2}  # the official code, and transformers
-ALONE = ("experts", "nanovlm", *BESIDE)
+Rows = list[dict[str, Any]]
+OF_PRISMER = {
+    "encoder": ["encoder"],
+    "caption": ["caption"],
+    "decode": ["decode"],
+    "vqa_rank": ["vqa_rank16", "vqa_rank128"],
+    "train": ["training"],
+    "memory": ["encoder", "caption", "training"],
+}
+FAMILIES = {"prismer": prismer, "nanovlm": nanovlm, "paligemma": paligemma, "blip2": blip2}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
+    known = dict.fromkeys([*SUITES, *BENCHES])
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}, {', '.join(ALONE)}; default: the first four"
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: {', '.join(BENCHES)}"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same as names alone")
     parser.add_argument("--config", default="configs/quickstart.py", help="FILE.py or FILE.py:arg")
@@ -58,69 +73,131 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--experts", nargs="+", default=list(EXPERTS), help="such as depth edge; default: all")
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
-    parser.add_argument(
-        "--reference",
-        type=storage.on_disk,
-        help="clone of NVlabs/prismer or nanoVLM, to compare with",
-    )
+    parser.add_argument("--reference", type=storage.on_disk, help="clone of NVlabs/prismer or nanoVLM, to compare with")
     parser.add_argument("--reference-python", type=storage.on_disk, help="that has PyTorch (default: this one)")
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        default=[],
-        help=f"of nanovlm: {', '.join(nanovlm.ROWS)}, packing; of {', '.join(BESIDE)}: "
-        + ", ".join(row for module in BESIDE.values() for row in module.ROWS),
-    )
-    tables = ", ".join(BESIDE)
-    parser.add_argument("--one-core", action="store_true", help=f"of nanovlm, {tables}: the time of one core")
-    parser.add_argument("--json", type=storage.on_disk, help=f"file for the table of {tables}")
+    parser.add_argument("--against", type=storage.on_disk, help="another checkout of this project, to compare with")
+    rows = "; ".join(f"of {name}: {', '.join(module.ROWS)}" for name, module in FAMILIES.items())
+    parser.add_argument("--rows", nargs="+", default=[], help=rows)
+    parser.add_argument("--one-core", action="store_true", help="of all with a worker: the time of one core")
+    parser.add_argument("--json", type=storage.on_disk, help="file for the results")
     flags.add_arguments(parser)
     args, overrides = parser.parse(argv)
-    names = args.names + args.only or list(BENCHES)
-    benches = [choose("benchmark", name, BENCHES | dict.fromkeys(ALONE)) for name in names]
-    if args.json is not None and (len(names) > 1 or names[0] not in BESIDE):
-        raise UserError(f"--json goes with one of {', '.join(BESIDE)}.")
+    names = list(dict.fromkeys(args.names + args.only)) or list(BENCHES)
+    for name in names:
+        choose("benchmark", name, known)
     runtime.use_compilation_cache()
-    python = args.reference_python or sys.executable
-    if names == ["experts"]:
-        networks = [name for name in args.experts if choose("expert", name, EXPERTS)]
-        settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
-        experts.measure(networks, args.reference, python, **settings)
-        print(_machine())
-        return
-    if names == ["nanovlm"]:
-        rows = [name for name in args.rows if choose("row", name, nanovlm.ROWS | {"packing": None}) or True]
-        nanovlm.measure(args.reference, python, seconds=args.seconds, rows=rows, alone=args.one_core)
-        print(_machine())
-        return
-    if len(names) == 1 and names[0] in BESIDE:
-        module = BESIDE[names[0]]
-        rows = [name for name in args.rows if choose("row", name, module.ROWS)]
-        theirs = (args.reference, python) if module is prismer else (args.reference_python,)
-        table = module.measure(*theirs, seconds=args.seconds, rows=rows, alone=args.one_core)
-        if args.json is not None:
-            storage.write_json(args.json, table)
-        print(_machine())
-        return
-    if names == ["loader"] and args.reference is not None:
-        named = any(getattr(args, kind) is not None for kind in flags.KINDS)
-        source = flags.open_source(args) if named else scenes.load(task="all", size=480, count=64)
-        loader.measure(source, args.reference, python, seconds=args.seconds)
-        print(_machine())
-        return
-    if alone := [name for name in names if name in ALONE]:
-        raise UserError(f"{alone[0]!r} goes alone: what else is measured would be in memory beside it.")
-    bench = Bench(config.load(args.config, overrides), args.seconds)
-    results: dict[str, float] = {}
-    with jax.set_mesh(bench.mesh):
-        for measure in benches:
-            for name, value in measure(bench).items():
-                print(f"{name:<36}{value:10.1f}", flush=True)
-                results[name] = value
-    if "loader, examples a second" in results and "training step, images a second" in results:
-        ratio = results["loader, examples a second"] / results["training step, images a second"]
-        print(f"{'loader / step':<36}{ratio:10.1f}")
+    beside = args.reference is not None or args.against is not None
+    suites = {name: SUITES[name] for name in names if name in SUITES and (beside or name not in BENCHES)}
+    results: dict[str, Any] = {}
+    for name, suite in suites.items():
+        results[name] = _result(name, functools.partial(suite, args))
+    # These come last: their arrays are in the memory of this process.
+    rest = [name for name in names if name not in suites]
+    if rest:
+        results |= _parts_of_a_run(rest, args, overrides)
     print(_machine())
+    if args.json is not None:
+        storage.write_json(args.json, results | {"machine": _machine()})
+    if failed := [name for name, result in results.items() if "error" in result]:
+        raise UserError(f"{', '.join(failed)} could not be measured: see above.")
+
+
+def _result(name: str, suite: Callable[[], Rows]) -> dict[str, Any]:
+    """Returns the rows of a suite and the ratio of the worst, or the error that it ended with, which is printed."""
+    print(f"{name}:", flush=True)
+    try:
+        rows = suite()
+    except (UserError, OSError) as error:
+        print(f"error: {name}: {error}", file=sys.stderr, flush=True)
+        return {"error": str(error)}
+    ratios = [row["ratio_of_memory" if name == "memory" else "ratio"] for row in rows if "ratio" in row]
+    return ({"ratio": max(ratios) if name == "memory" else min(ratios)} if ratios else {}) | {"rows": rows}
+
+
+def _parts_of_a_run(names: Sequence[str], args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    bench = Bench(config.load(args.config, overrides), args.seconds)
+    rates: dict[str, float] = {}
+    results: dict[str, Any] = {}
+    with jax.set_mesh(bench.mesh):
+        for measure in names:
+            results[measure] = {"rows": BENCHES[measure](bench)}
+            for name, value in results[measure]["rows"].items():
+                print(f"{name:<36}{value:10.1f}", flush=True)
+                rates[name] = value
+    if "loader, examples a second" in rates and "training step, images a second" in rates:
+        ratio = rates["loader, examples a second"] / rates["training step, images a second"]
+        print(f"{'loader / step':<36}{ratio:10.1f}")
+    return results
+
+
+def _python(args: argparse.Namespace) -> str:
+    """Returns the Python of the other side.
+
+    Raises:
+      UserError: it does not start, or has no PyTorch.
+    """
+    python = str(args.reference_python or sys.executable)
+    remedy = "Give --reference-python one that has PyTorch."
+    try:
+        ran = subprocess.run([python, "-c", "import torch"], capture_output=True, text=True)
+    except OSError as error:
+        raise UserError(f"{python}: {error.strerror}. {remedy}") from None
+    if ran.returncode:
+        raise UserError(f"{python}: {(ran.stderr.strip().splitlines() or ['does not start'])[-1]}. {remedy}")
+    return python
+
+
+def _of_prismer(args: argparse.Namespace, rows: Sequence[str]) -> Rows:
+    options = dict(seconds=args.seconds, rows=rows, alone=args.one_core, against=_checkout(args))
+    return prismer.measure(args.reference, _python(args) if args.reference else "", **options)
+
+
+def _family(args: argparse.Namespace, name: str) -> Rows:
+    module = FAMILIES[name]
+    rows = [row for row in args.rows if choose("row", row, dict.fromkeys([*module.ROWS, *_more_rows(name)])) or True]
+    if name == "prismer":
+        return _of_prismer(args, rows)
+    options = dict(seconds=args.seconds, rows=rows, alone=args.one_core)
+    if name == "nanovlm":
+        return nanovlm.measure(args.reference, _python(args) if args.reference else "", **options)
+    return module.measure(_python(args) if args.reference_python else None, against=_checkout(args), **options)
+
+
+def _more_rows(name: str) -> list[str]:
+    return ["packing"] if name == "nanovlm" else []
+
+
+def _checkout(args: argparse.Namespace) -> Any:
+    if args.against is not None and not (args.against / "tools/bench/worker.py").is_file():
+        raise UserError(f"{args.against}: no checkout of this project: it has no tools/bench/worker.py.")
+    return args.against
+
+
+def _experts(args: argparse.Namespace) -> Rows:
+    networks = [name for name in args.experts if choose("expert", name, EXPERTS)]
+    settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
+    if args.reference is not None:
+        prismer.check_reference(args.reference)
+    return experts.measure(networks, args.reference, _python(args) if args.reference else "", **settings)
+
+
+def _loader(args: argparse.Namespace) -> Rows:
+    if args.reference is None:
+        raise UserError("the loader is compared with the official Dataset alone: give --reference.")
+    prismer.check_reference(args.reference)
+    named = any(getattr(args, kind) is not None for kind in flags.KINDS)
+    source = flags.open_source(args) if named else scenes.load(task="all", size=480, count=64)
+    return loader.measure(source, args.reference, _python(args), seconds=args.seconds)
+
+
+SUITES: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    **{name: functools.partial(_of_prismer, rows=rows) for name, rows in OF_PRISMER.items()},
+    "experts": _experts,
+    "loader": _loader,
+    "build": lambda args: build.measure(seconds=args.seconds),
+    "startup": lambda args: startup.measure(),
+    **{name: functools.partial(_family, name=name) for name in FAMILIES},
+}
 
 
 def _machine() -> str:

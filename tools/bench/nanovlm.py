@@ -93,8 +93,8 @@ def measure(
     seconds: float = 10,
     rows: Sequence[str] = (),
     alone: bool = False,
-) -> None:
-    """Prints the table.
+) -> list[dict[str, Any]]:
+    """Prints the table, and returns its rows, with a ratio where there are two sides.
 
     Args:
       reference: a clone of huggingface/nanoVLM with its tags; without it ours alone is measured.
@@ -112,6 +112,7 @@ def measure(
         sources = {}
         if reference is not None:
             sources = {head: _source(reference, folder, head) for head in (False, True)}
+        table: list[dict[str, Any]] = []
         print(f"{'nanoVLM-222M, float32':<54}{'ours':>9}{'original':>10}{'ratio':>7}{'target':>8}", flush=True)
         for row in [name for name in ROWS if not rows or name in rows]:
             commands = [our_command(row, folder)]
@@ -122,6 +123,9 @@ def measure(
             rounds, lasts = in_turn(commands, seconds)
             rates = [ROWS[row].count / min(times) for times in rounds]
             show(ROWS[row].title, rates, ROWS[row].target)
+            table.append(dict(row=row, target=ROWS[row].target, a_second=rates, seconds=rounds))
+            if sources:
+                table[-1]["ratio"] = rates[0] / rates[1]
             if row == "training":
                 show("peak memory of training, GB", [last / 1e9 for last in lasts], 1.0, less=True)
         if not rows or "packing" in rows:
@@ -134,6 +138,7 @@ def measure(
                     raise UserError(f"The reference's packing failed: {ran.stderr.strip().splitlines()[-1]}")
                 shares.append(float(ran.stdout.split()[-1]))
             show("share of tokens in packed rows, %", [100 * share for share in shares], 1.0)
+        return table
 
 
 def _source(reference: pathlib.Path, folder: pathlib.Path, head: bool) -> pathlib.Path:

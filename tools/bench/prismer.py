@@ -15,6 +15,7 @@ fastest round of each counts. No text ends early. Sources: NVlabs/prismer, confi
 from __future__ import annotations
 
 import functools
+import hashlib
 import pathlib
 import sys
 from collections.abc import Callable
@@ -36,9 +37,16 @@ from .worker import Row, compare, steps_of
 
 BATCH, TRAINED, LENGTH, PREFIX = 4, 2, 20, 4  # photos, photos of a step; tokens of a caption, and of its prefix
 BEAMS, SHORTEST = 3, 8  # of captions; tokens of the shortest, prefix among them
-QUESTION, ANSWERS, LONGEST = 12, 3128, 6  # tokens of a question; answers, and tokens of the longest with its end
+QUESTION, LONGEST = 12, 6  # tokens of a question; of the longest answer with its end
+LENGTHS, BEGINNINGS = (1357, 1217, 501, 43, 10), 1773  # answers of 1, 2 ... tokens; tokens that answers begin with
+ANSWERS = sum(LENGTHS)
 VARIANT, SIZE, LABEL_SIZE, INSTANCES = "base", 480, 224, 8  # pixels of both sides, and what a map of ids shows
 PAD, END, WORDS = 1, 2, 50265  # RoBERTa's
+
+COMMIT = "4f27ab3"  # of NVlabs/prismer
+MODELS_SHA256 = (
+    "8795d6ee6b4dbe794f89fa67cf8f9e3044e24f5d5379611aafae55116efff0f7"  # of model/**/*.py there, sorted by path
+)
 
 ROWS = {
     "encoder": Row("vision encoder with six experts, photos/s", BATCH, 1.3),
@@ -59,13 +67,25 @@ def measure(reference: pathlib.Path | None, python: str | pathlib.Path, **option
       options: those of `worker.compare`.
 
     Raises:
-      UserError: the reference is no checkout; a worker ends early.
+      UserError: the reference is no checkout, or one of another commit; a worker ends early.
     """
-    if reference is not None and not (reference / "model/prismer_caption.py").is_file():
-        raise UserError(f"{reference}: no checkout of NVlabs/prismer: it has no model/prismer_caption.py.")
+    if reference is not None:
+        check_reference(reference)
     theirs, source = (python, reference.resolve()) if reference is not None else (None, None)
     heading = "PrismerBASE, 480 px, six experts, float32"
     return compare(heading, sys.modules[__name__], theirs, more={"source": str(source)}, **options)
+
+
+def check_reference(reference: pathlib.Path) -> None:
+    """Raises a UserError unless a folder has the official models as they are at COMMIT."""
+    files = sorted((reference / "model").rglob("*.py"))
+    if reference / "model/prismer_caption.py" not in files:
+        raise UserError(f"{reference}: no checkout of NVlabs/prismer: it has no model/prismer_caption.py.")
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    if digest != MODELS_SHA256:
+        raise UserError(
+            f"{reference}: its models are not those of NVlabs/prismer at {COMMIT}; git -C {reference} checkout {COMMIT}"
+        )
 
 
 def settings() -> dict[str, Any]:
@@ -91,10 +111,20 @@ def settings() -> dict[str, Any]:
 
 
 def answer_list() -> np.ndarray:
-    """Returns ids [3128, 6] of answers of one to five tokens, most of them short, each with its end."""
+    """Returns ids [3128, 6] of answers of one to five tokens and their end, random but shaped like those of VQAv2.
+
+    As many are as long as of the 3,128 most frequent answers of VQAv2 (airsplay/lxmert at 90a4fde,
+    data/vqa/trainval_label2ans.json, without the empty one), capitalised in RoBERTa's tokens. These begin with 1,773
+    tokens. Answers of one token all differ; the others begin with one that is drawn by Zipf's law with an exponent of
+    0.7, so that 128 answers with the likeliest first tokens have as many different prefixes, 160, as those of VQAv2.
+    """
     draw = np.random.default_rng(0)
-    lengths = np.minimum(draw.geometric(0.6, ANSWERS), LONGEST - 1)
+    lengths = draw.permutation(np.repeat(np.arange(1, LONGEST), LENGTHS))
     ids = draw.integers(4, WORDS - 1, (ANSWERS, LONGEST), np.int32)
+    begins = draw.choice(np.arange(4, WORDS - 1), BEGINNINGS, replace=False)
+    weights = np.arange(1, BEGINNINGS + 1) ** -0.7
+    ids[:, 0] = draw.choice(begins, ANSWERS, p=weights / weights.sum())
+    ids[lengths == 1, 0] = draw.permutation(begins)[: LENGTHS[0]]
     place = np.arange(LONGEST)
     return np.where(place < lengths[:, None], ids, np.where(place == lengths[:, None], END, PAD)).astype(np.int32)
 

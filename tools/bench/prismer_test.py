@@ -1,4 +1,6 @@
 import functools
+import hashlib
+import json
 import sys
 
 import jax
@@ -13,15 +15,17 @@ from tools.bench.experts_test import fake
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/prismer_caption.py").touch()
+    monkeypatch.setattr(prismer, "MODELS_SHA256", hashlib.sha256().hexdigest())
     return tmp_path
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    sizes = dict(VARIANT="tiny", SIZE=96, LABEL_SIZE=32, WORDS=199, ANSWERS=60, BATCH=2)
+    sizes = dict(VARIANT="tiny", SIZE=96, LABEL_SIZE=32, WORDS=199, BATCH=2)
+    sizes |= dict(LENGTHS=(30, 20, 8, 1, 1), ANSWERS=60, BEGINNINGS=40)
     for name, value in sizes.items():
         monkeypatch.setattr(prismer, name, value)
 
@@ -29,24 +33,27 @@ def tiny(monkeypatch):
 def test_each_row_has_speed_and_memory_also_as_json(monkeypatch, capsys, checkout, tmp_path):
     monkeypatch.setattr(worker, "our_command", lambda *_: fake([0.1, 4, 2, 3], 2_000_000_000))
     monkeypatch.setattr(worker, "their_command", lambda *_: fake([0.1, 9, 8, 16], 4_000_000_000))
+    monkeypatch.setattr(bench, "_python", lambda _: "python")
     words = ["prismer", "--rows", "encoder", "--seconds", "0", "--json", str(tmp_path / "table.json")]
     bench.main([*words, "--reference", str(checkout)])
-    _, speed, memory, _ = (line.split()[-5:] for line in capsys.readouterr().out.splitlines())
+    _, _, speed, memory, _ = (line.split()[-5:] for line in capsys.readouterr().out.splitlines())
     assert speed == ["2.00", "0.50", "4.00", ">", "1.3"]
     assert memory == ["2.00", "4.00", "0.50", "<", "1.0"]
-    table = (tmp_path / "table.json").read_text()
-    assert '"row": "encoder"' in table
-    assert "9.0" in table
-
-
-def test_json_goes_with_suites_that_return_a_table():
-    with pytest.raises(UserError, match="--json goes with one of prismer, paligemma, blip2"):
-        bench.main(["scenes", "--json", "table.json"])
+    found = json.loads((tmp_path / "table.json").read_text())["prismer"]
+    (row,) = found["rows"]
+    assert (row["row"], row["original"]["seconds"]) == ("encoder", [9.0, 8.0, 16.0])
+    assert (found["ratio"], row["ratio_of_medians"], row["ratio_of_memory"]) == (4.0, 3.0, 0.5)
 
 
 def test_a_folder_without_the_official_code_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no checkout of NVlabs/prismer: it has no model/prismer_caption.py"):
         prismer.measure(tmp_path, "python")
+
+
+def test_a_checkout_of_another_commit_is_refused(checkout):
+    (checkout / "model/prismer_caption.py").write_text("another")
+    with pytest.raises(UserError, match=f"not those of NVlabs/prismer at 4f27ab3; git -C {checkout} checkout 4f27ab3"):
+        prismer.measure(checkout, "python")
 
 
 def test_a_python_without_pytorch_is_one_line(monkeypatch, capfd, checkout):
@@ -69,7 +76,15 @@ def test_both_sides_do_the_same():
     answers = prismer.answer_list()
     assert answers.shape == (3128, 6)
     assert told["answers"] == [row[row != 1].tolist() for row in answers]
-    assert {len(answer) for answer in told["answers"]} == {2, 3, 4, 5, 6}
+    counts = np.bincount([len(answer) for answer in told["answers"]])
+    assert counts.tolist() == [0, 0, *prismer.LENGTHS]
+    draw, likely = np.random.default_rng(0), []
+    for _ in range(20):
+        first = draw.permutation(prismer.WORDS)[answers[:, 0]]
+        rows = answers[np.argsort(first, kind="stable")[:128]]
+        ends = np.argmax(rows == 2, axis=1)
+        likely.append(len({tuple(row[: n + 1]) for row, end in zip(rows, ends, strict=True) for n in range(end)}))
+    assert np.median(likely) == pytest.approx(160, abs=6)  # nodes of VQAv2's trees, 151 to 170 of them
     assert all(answer[-1] == 2 and min(answer[:-1]) > 3 for answer in told["answers"])
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -111,8 +112,12 @@ def show(title: str, values: Sequence[float], target: float, less: bool = False)
     print(f"{line}{values[1]:>10.2f}{ratio:>7.2f}{'<' if less else '>':>4}{target:>4.1f}", flush=True)
 
 
-def our_command(bench: types.ModuleType, row: str) -> list[str]:
-    return [sys.executable, "-m", bench.__spec__.name, row]
+def our_command(bench: types.ModuleType, row: str, checkout: pathlib.Path | None = None) -> list[str]:
+    """Returns the command of our worker, or of the one of another checkout of this project."""
+    if checkout is None:
+        return [sys.executable, "-m", bench.__spec__.name, row]
+    # Without -P the folder that it is started in would come first.
+    return ["env", f"PYTHONPATH={checkout.resolve()}", sys.executable, "-P", "-m", bench.__spec__.name, row]
 
 
 def their_command(python: str | pathlib.Path, bench: types.ModuleType, row: str, settings: pathlib.Path) -> list[str]:
@@ -142,6 +147,7 @@ def compare(
     rows: Sequence[str] = (),
     alone: bool = False,
     more: Mapping[str, Any] | None = None,
+    against: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
     """Prints a table of how many a second each code does of each row, the fastest round counts, and its peak memory.
 
@@ -153,27 +159,38 @@ def compare(
       rows: names of ROWS, all by default.
       alone: give each code one core, and count the processor's time.
       more: what the settings of their side have besides.
+      against: a checkout of this project that is measured in place of the original.
 
     Returns:
-      The rows, each with what is measured, the target of the ratio, and for both sides the rate, the peak memory in
-      gigabytes and the seconds of every round.
+      The rows, each with what is measured, the target of the ratio, for both sides the rate, the peak memory in
+      gigabytes and the seconds of every round; and, where there are two, the ratios of the fastest rounds, of the
+      median ones and of the peaks.
 
     Raises:
       UserError: a worker ends early.
     """
     table = []
-    print(f"{heading:<54}{'ours':>9}{'original':>10}{'ratio':>7}{'target':>8}")
+    other = "against" if against else "original"
+    print(f"{heading:<54}{'ours':>9}{other:>10}{'ratio':>7}{'target':>8}", flush=True)
     with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
         path = pathlib.Path(folder, "settings.json")
         path.write_text(json.dumps({**bench.settings(), **(more or {})}))
         for name in rows or bench.ROWS:
-            commands = [our_command(bench, name)] + ([their_command(python, bench, name, path)] if python else [])
+            commands = [our_command(bench, name)]
+            if against is not None:
+                commands.append(our_command(bench, name, against))
+            elif python:
+                commands.append(their_command(python, bench, name, path))
             rounds, lasts = in_turn([one_core(x) if alone else x for x in commands], seconds)
             row = bench.ROWS[name]
             rates, peaks = [row.count / min(times) for times in rounds], [last / 1e9 for last in lasts]
             show(row.title, rates, row.target)
             show(f"peak memory of {name}, GB", peaks, 1.0, less=True)
             table.append(dict(row=name, title=row.title, target=row.target))
-            for side, rate, peak, times in zip(("ours", "original"), rates, peaks, rounds, strict=False):
+            for side, rate, peak, times in zip(("ours", other), rates, peaks, rounds, strict=False):
                 table[-1][side] = dict(a_second=rate, peak_gb=peak, seconds=times)
+            if len(rounds) == 2:
+                ours, theirs = map(statistics.median, rounds)
+                ratios = dict(ratio=rates[0] / rates[1], ratio_of_medians=theirs / ours)
+                table[-1] |= ratios | dict(ratio_of_memory=peaks[0] / peaks[1])
     return table

@@ -83,16 +83,22 @@ class Matcher(Front):
 
     @typed
     def extend(
-        self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
+        self, cache: dict[str, Any], tokens: Int[Array, "b k t"], seen: Bool[Array, "b k t t"] | None = None
     ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
-        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns."""
+        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns.
+
+        `seen` makes them a tree, see models.vlm.
+        """
         index, count, length = cache["index"], cache["rows"]["count"], tokens.shape[2]
         (first, *_), own = jax.tree.leaves(cache["own"]), cache["own"]
         past = {name: part | {"own": own[name]["text"]} for name, part in cache["shared"]["past"].items()}
-        masks = {"text": jnp.tri(length, dtype=bool), "prompt": cache["shared"]["mask"][:, None, None]}
+        new = jnp.tri(length, dtype=bool) if seen is None else seen
+        masks = {"text": new, "prompt": cache["shared"]["mask"][:, None, None]}
         masks["own"] = (jnp.arange(first.shape[3]) < index)[None]
-        x = self.queries.embedded_text(tokens, count[..., None] + jnp.arange(length))
+        x = self.queries.embedded_text(tokens, count[..., None] + new.sum(-1, dtype=jnp.int32) - 1)
         parts, new = self.queries({"text": x}, masks=masks, past=past)
+        if seen is not None:
+            return self.queries.logits(parts["text"]), cache
         put = lambda old, keys: jax.lax.dynamic_update_slice(old, keys, (0, 0, 0, index, 0, 0))  # noqa: E731
         own = jax.tree.map(put, own, selected(new, "text"))
         rows = {"count": count + length}

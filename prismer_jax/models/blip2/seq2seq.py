@@ -11,7 +11,7 @@ from prismer_jax.models.blip2.front import Front
 from prismer_jax.models.vlm import ordinals
 from prismer_jax.towers import layers
 from prismer_jax.towers.t5 import T5
-from prismer_jax.typing import Array, Float, Int, typed
+from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 
 class Writer(Front):
@@ -95,7 +95,10 @@ class Writer(Front):
 
     @typed
     def extend(
-        self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
+        self, cache: dict[str, Any], tokens: Int[Array, "b k t"], seen: Bool[Array, "b k t t"] | None = None
     ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
-        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns."""
-        return self.decoder.extend(cache, tokens)
+        """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns.
+
+        `seen` makes them a tree, see models.vlm.
+        """
+        return self.decoder.extend(cache, tokens, seen)

@@ -23,7 +23,7 @@ from prismer_jax.towers.label_lookup import features, label_maps, label_tables
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.towers.roberta import TextDecoder
 from prismer_jax.towers.stem import INSTANCE_ROWS
-from prismer_jax.typing import Array, Float, Int, UInt8, typed
+from prismer_jax.typing import Array, Bool, Float, Int, UInt8, typed
 
 # CLIP's normalisation of images, which the reference applies to every photo (dataset/utils.py: Transform).
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -193,7 +193,7 @@ class Prismer(nn.Module):
 
     @typed
     def extend(
-        self, cache: dict[str, Any], tokens: Int[Array, "b k t"]
+        self, cache: dict[str, Any], tokens: Int[Array, "b k t"], seen: Bool[Array, "b k t t"] | None = None
     ) -> tuple[Float[Array, "b k t v"], dict[str, Any]]:
         """Appends tokens to every sequence. Returns the logits after each of them and the cache with their columns.
 
@@ -202,20 +202,18 @@ class Prismer(nn.Module):
         index, count, length = cache["index"], cache["rows"]["count"], tokens.shape[2]
         room = jax.tree.leaves(cache["own"])[0].shape[3]
         masks = {
-            "new": jnp.tri(length, dtype=bool),
+            "new": jnp.tri(length, dtype=bool) if seen is None else seen,
             "own": (jnp.arange(room) < index)[None],
             "prompt": cache["shared"]["mask"][:, None, None],
         }
         real = tokens != self.pad
-        positions = (jnp.cumsum(real, -1, dtype=jnp.int32) + count[..., None]) * real + self.pad
+        positions = ((masks["new"] & real[..., None, :]).sum(-1, dtype=jnp.int32) + count[..., None]) * real + self.pad
         logits, keys = self.text(tokens, positions, masks, None, cache, collect=True)
-        news = {name: part["new"] for name, part in keys.items()}
-
-        def put(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
-
+        if seen is not None:
+            return logits, cache
+        news, at = {name: part["new"] for name, part in keys.items()}, (0, 0, 0, index, 0, 0)
         rows = {"count": count + real.sum(-1, dtype=jnp.int32)}
-        own = jax.tree.map(put, cache["own"], news)
+        own = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, at), cache["own"], news)
         return logits, {**cache, "own": own, "rows": rows, "index": index + length}
 
     def _prompt(self, batch: Mapping[str, Any], room: int = 0) -> tuple[Array, Array, dict[str, Array], Array]:
