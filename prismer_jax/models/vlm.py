@@ -58,6 +58,11 @@ class VisionLanguageModel(Protocol):
         """Returns fresh variables {'params', ...}; no shape of theirs depends on a batch."""
 
 
+def without(family: types.ModuleType) -> tuple[str, ...]:
+    """Returns what a family's models do without of the interface: WITHOUT of one that is trained but writes no text."""
+    return getattr(family, "WITHOUT", ())
+
+
 def check(model: Any, family: types.ModuleType) -> None:
     """Raises a UserError that names what a family's module, or its model, lacks of the interface."""
     methods = ("encode", "__call__", "prefill", "extend", "init_variables")
@@ -65,7 +70,7 @@ def check(model: Any, family: types.ModuleType) -> None:
     missing += [
         f"{type(model).__name__}.{name}"
         for name in (*methods, *VisionLanguageModel.__annotations__)
-        if not hasattr(model, name)
+        if not hasattr(model, name) and name not in without(family)
     ]
     if missing:
         raise UserError(f"The model lacks {', '.join(missing)}; prismer_jax/models/vlm.py says what each of them is.")
