@@ -36,7 +36,7 @@ def get_config(arg=None):
     config.seed = 0
     config.num_workers = 0 if rendered else 4
     config.batch_size = arg.batch or (16 if arg.smoke else 32)
-    config.total_steps = arg.steps or (8 if arg.smoke else 1500 if rendered else 30_000)
+    config.total_steps = arg.steps or (8 if arg.smoke else 900 if rendered else 30_000)
 
     # ---------------------------------------------------------------- data: photos and labels, of whatever source
     look = f"labels_for('{arg.kinds}')|decode|resize({res})"
