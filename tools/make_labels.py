@@ -27,7 +27,7 @@ from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.estimate import estimate
 from prismer_jax.labelling.job import Job, Stage, finish, settings
 from prismer_jax.labelling.ledger import Ledger, past_speeds
-from prismer_jax.labelling.outputs import TRAINED, Dataset, Files, Output, check_folder
+from prismer_jax.labelling.outputs import Dataset, Files, Output, check_folder
 from prismer_jax.labelling.stage import Labelling
 
 Loads = dict[str, Callable[[], Any]]  # the weights of each expert
@@ -36,7 +36,7 @@ WORK = ".make_labels"  # what processes know in common
 SKIPPED = "skipped.json"
 # The flags that say what a data set is made from.
 SOURCE = ("list", "images", "annotations", "split", "tars", "parquet", "dataset_dir", "labels", "limit", "source_name")
-RANDOM, TAUGHT = "random weights", "a student of the experts"
+RANDOM = "random weights"
 DTYPES = ("float32", "bfloat16")
 SAMPLE = 1000  # photos that are asked for labels that should be there
 THREADS = max(pipeline.THREADS, (os.cpu_count() or 1) // 2)
@@ -170,10 +170,8 @@ def opened(expert: Expert, args: argparse.Namespace) -> Callable[[], Any]:
 
 def open_output(args: argparse.Namespace, source: Any, ledger: Ledger | None, experts: Sequence[Expert]) -> Output:
     """Where the flags say that labels go; without a ledger only to look at."""
-    made_with = {}
-    for expert in experts:
-        how = TAUGHT if isinstance(expert, Student) else TRAINED
-        made_with |= dict.fromkeys(expert.kinds, RANDOM if args.random_weights else how)
+    how = {expert.name: RANDOM if args.random_weights else expert.made_with for expert in experts}
+    made_with = {kind: how[expert.name] for expert in experts for kind in expert.kinds}
     common = {"shard_size": args.shard_size, "empty": args.empty_labels}
     common["kinds"] = {expert.name: expert.kinds for expert in experts}
     if args.output is not None:

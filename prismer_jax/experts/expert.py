@@ -52,6 +52,7 @@ class Expert(abc.ABC):
     Attributes:
       name: its row in `labels.EXPERTS`, which says channels, storage and how the model embeds the map.
       file: name of the official checkpoint.
+      made_with: what a folder of its labels is noted as, so that they are not mixed with others'.
       needs: experts whose labels `finish` reads.
       table: official state dict -> variables of `module`.
       network: class of `module`.
@@ -60,6 +61,7 @@ class Expert(abc.ABC):
 
     name: ClassVar[str]
     file: ClassVar[str]
+    made_with: ClassVar[str] = "trained weights"
     needs: ClassVar[tuple[str, ...]] = ()
     table: ClassVar[rules.Table]
     network: ClassVar[type[nn.Module]]

@@ -28,7 +28,7 @@ IDS = labels.BACKGROUND  # so many objects or words have ids, the largest
 class Student(Expert):
     """All label kinds that a network trained by configs/student.py knows, or those that are asked for."""
 
-    name, file = "student", ""
+    name, file, made_with = "student", "", "a student of the experts"
     network = Network
     table: ClassVar[rules.Table] = rules.Table(rules=())
 
@@ -49,7 +49,7 @@ class Student(Expert):
         """Yields the folder `student` of a folder of weights, and the folder itself, where a student lies there."""
         for path in (folder / self.name, folder):
             if _description(path).get("name") == self.name:
-                yield path
+                yield checkpoint.find(path)
 
     def open(self, path: str | os.PathLike[str]) -> None:
         """Builds the network of a trained student: a workdir, an export or a checkpoint.

@@ -18,8 +18,6 @@ from prismer_jax.labelling.recording import Recording
 from prismer_jax.labelling.stores import LabelFiles, LabelShards
 from prismer_jax.shards import build, metadata
 
-TRAINED = "trained weights"  # how labels are made that mean something
-
 
 def check_folder(folder: pathlib.Path) -> None:
     """Raises UserError for a folder of img2dataset, whose resume takes every .json in it for its own."""

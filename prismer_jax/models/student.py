@@ -70,7 +70,7 @@ class Student(nn.Module):
     def __call__(self, batch: Mapping[str, Any], train: bool = False) -> dict[str, Float[Array, "b h w c"]]:
         """Returns what it predicts of each kind: numbers scaled to [-1, 1], a normal, or a vector to look up."""
         dtype = jnp.dtype(self.dtype)
-        image = batch["image"].astype(dtype) / 127.5 - 1
+        image = jnp.asarray(batch["image"], dtype) / 127.5 - 1
         sizes = self.image_size, self.patch_size, self.width, self.layers, self.heads
         tokens = ViT(*sizes, 4 * self.width, dtype=dtype, name="vit")(image)
         side, grid = self.patch_size, self.image_size // self.patch_size

@@ -74,7 +74,8 @@ def _cost_of_ids(
     """Returns the cross-entropy of a cell's class or word by its vector's cosine with theirs.
 
     What is there weighs as much as the background, of which there may be much more. A word is told from the background
-    and from the first WORDS of each photo of the batch.
+    and from the first WORDS of each photo of the batch. As there is no table of all words to look for the nearest in,
+    the vector itself has to be right: 1 - its cosine with the word's, or with the background's, is added.
     """
     count, h, w = predicted.shape[:3]
     ids, rows = features(expert, label, own, tables)
@@ -90,6 +91,8 @@ def _cost_of_ids(
     known, nothing = equal.any(-1), equal[..., -1]
     chosen = jnp.where(equal | ~known[..., None], cosines, -jnp.inf)
     cost = jax.nn.logsumexp(cosines, -1) - jax.nn.logsumexp(chosen, -1)
+    if EXPERTS[expert].embed == "words":
+        cost += 1 - (unit(predicted) * unit(right)).sum(-1)
     masks = [mask.astype(jnp.float32) for mask in (nothing, known & ~nothing)]
     means = [(cost * mask).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1) for mask in masks]
     return sum(means) / jnp.maximum(sum(mask.max((1, 2)) for mask in masks), 1)

@@ -37,7 +37,6 @@ import jax
 from prismer_jax import config, runtime
 from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
-from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
 
 from . import blip2, experts, loader, nanovlm, paligemma, prismer
@@ -55,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same as names alone")
     parser.add_argument("--config", default="configs/quickstart.py", help="FILE.py or FILE.py:arg")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each is measured")
-    parser.add_argument("--experts", nargs="+", default=list(EXPERTS), help="such as depth edge; default: all")
+    parser.add_argument(
+        "--experts", nargs="+", default=list(experts.NETWORKS), help="such as depth edge student; default: all"
+    )
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
     parser.add_argument(
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     runtime.use_compilation_cache()
     python = args.reference_python or sys.executable
     if names == ["experts"]:
-        networks = [name for name in args.experts if choose("expert", name, EXPERTS)]
+        networks = [name for name in args.experts if choose("expert", name, experts.NETWORKS)]
         settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
         experts.measure(networks, args.reference, python, **settings)
         print(_machine())
