@@ -68,7 +68,16 @@ class Student(nn.Module):
     @nn.compact
     @typed
     def __call__(self, batch: Mapping[str, Any], train: bool = False) -> dict[str, Float[Array, "b h w c"]]:
-        """Returns what it predicts of each kind: numbers scaled to [-1, 1], a normal, or a vector to look up."""
+        """Returns what it predicts of each kind: numbers scaled to [-1, 1], a normal, or a vector to look up.
+
+        Raises:
+          UserError: the photos have another size than `image_size`.
+        """
+        if (size := batch["image"].shape[1:3]) != (self.image_size,) * 2:
+            wanted = self.image_size
+            raise UserError(
+                f"The student sees {wanted}x{wanted} pixels, not {size[1]}x{size[0]}: resize({wanted}) in pp."
+            )
         dtype = jnp.dtype(self.dtype)
         image = jnp.asarray(batch["image"], dtype) / 127.5 - 1
         sizes = self.image_size, self.patch_size, self.width, self.layers, self.heads

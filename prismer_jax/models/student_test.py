@@ -96,6 +96,12 @@ def test_weights_are_of_kinds_and_a_photo_without_a_label_costs_nothing():
     np.testing.assert_allclose(weighted["loss"][0] - plain["loss"][0], 2 * plain["depth"][0], rtol=1e-4, atol=1e-6)
 
 
+def test_photos_of_another_size_are_refused():
+    model = models.build("student", variant="tiny")
+    with pytest.raises(UserError, match=r"The student sees 32x32 pixels, not 48x40: resize\(32\) in pp"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), {"image": jnp.zeros((1, 40, 48, 3), jnp.uint8)}))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
