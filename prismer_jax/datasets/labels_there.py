@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.labels import EXPERTS
+from prismer_jax.labels import EXPERTS, select
 
 SAMPLE = 200  # examples that are looked at
 
 
-def check(sources: Sequence[Any], kinds: Sequence[str], where: str) -> None:
-    """Checks that some example, of a sample of each source, has a label of each kind.
+def check(parts: Sequence[Mapping[str, Any]], kinds: Sequence[str], where: str = "config.data") -> None:
+    """Checks that some example, of a sample of the `source` of each part of a mixture, has a label of each kind.
 
     Raises:
       UserError: none has one of a kind; the message begins with `where`.
     """
     missing = set(kinds)
-    for source in sources:
+    for source in (part["source"] for part in parts):
         for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():
             if not missing:
                 return
@@ -35,6 +35,13 @@ def check(sources: Sequence[Any], kinds: Sequence[str], where: str) -> None:
             f"{where}: no example has labels of {names}. Make them with python -m tools.make_labels, or leave them out "
             f"of what is to be learnt."
         )
+
+
+def check_training(mixture: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any], model: Any) -> None:
+    """Checks that there are labels of each kind that a student is to learn, or that `config.targets` teaches."""
+    targets = cfg.get("targets")
+    kinds = select(targets.get("experts", "all")) if targets else ()
+    check(mixture, [*getattr(model, "kinds", ()), *kinds])
 
 
 def _has(label: Any) -> bool:

@@ -21,14 +21,14 @@ class Source:
 
 
 def test_one_example_with_a_label_is_enough():
-    labels_there.check([Source()], ("depth", "edge", "seg_coco"), "config.data")
+    labels_there.check([{"source": Source()}], ("depth", "edge", "seg_coco"))
 
 
 def test_kinds_may_be_spread_over_data_sets():
     other = [{"image": b"", "labels/normal": b"png"}]
-    labels_there.check([Source(), other], ("depth", "normal"), "config.data")
+    labels_there.check([{"source": Source()}, {"source": other}], ("depth", "normal"))
 
 
 def test_a_kind_that_no_example_has_is_named():
     with pytest.raises(UserError, match=r"^config\.data: no example has labels of normal, ocr_detection\. Make them"):
-        labels_there.check([Source()], ("depth", "normal", "ocr_detection"), "config.data")
+        labels_there.check([{"source": Source()}], ("depth", "normal", "ocr_detection"))

@@ -40,7 +40,7 @@ class FidelityEvaluator(Evaluator):
         self._read = jax.jit(read, out_shardings=place)
 
     def check_source(self, where: str = "evaluation") -> None:
-        labels_there.check([self.source], self.kinds, where)
+        labels_there.check([{"source": self.source}], self.kinds, where)
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         said = self.put({"image": batch["image"]})

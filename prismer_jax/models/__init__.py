@@ -38,8 +38,7 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quant
     module = family(name)
     model = module.build(tokenizer=tokenizer, **fields)
     vlm.check(model, module)
-    reads_text = "vocab_size" not in vlm.without(module)
-    if tokenizer is not None and reads_text and model.vocab_size < tokenizer.vocab_size:
+    if tokenizer is not None and getattr(model, "vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
         raise UserError(
             f"The model has embeddings for {model.vocab_size} ids, the tokenizer {tokenizer.spec!r} has "
             f"{tokenizer.vocab_size}: take the tokenizer that it was trained with, or raise its vocab_size to that."

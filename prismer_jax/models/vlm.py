@@ -58,20 +58,13 @@ class VisionLanguageModel(Protocol):
         """Returns fresh variables {'params', ...}; no shape of theirs depends on a batch."""
 
 
-def without(family: types.ModuleType) -> tuple[str, ...]:
-    """Returns what a family's models do without of the interface: WITHOUT of one that is trained but writes no text."""
-    return getattr(family, "WITHOUT", ())
-
-
 def check(model: Any, family: types.ModuleType) -> None:
     """Raises a UserError that names what a family's module, or its model, lacks of the interface."""
     methods = ("encode", "__call__", "prefill", "extend", "init_variables")
     missing = [f"{family.__name__}.{name}" for name in FAMILY if not hasattr(family, name)]
-    missing += [
-        f"{type(model).__name__}.{name}"
-        for name in (*methods, *VisionLanguageModel.__annotations__)
-        if not hasattr(model, name) and name not in without(family)
-    ]
+    # A family that is trained here and writes no text does without the methods for it, and says so.
+    needed = (n for n in (*methods, *VisionLanguageModel.__annotations__) if n not in getattr(family, "WITHOUT", ()))
+    missing += [f"{type(model).__name__}.{name}" for name in needed if not hasattr(model, name)]
     if missing:
         raise UserError(f"The model lacks {', '.join(missing)}; prismer_jax/models/vlm.py says what each of them is.")
 

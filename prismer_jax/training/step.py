@@ -31,7 +31,6 @@ class Step(NamedTuple):
       init: seed -> a fresh state on the mesh.
       update: (state, batch) -> (state, measured); it donates the state. See `make_update`.
       mesh: the devices, which need not be of this machine unless something is to run.
-      taught: kinds of labels that the loss compares predictions with.
     """
 
     model: Any
@@ -41,7 +40,6 @@ class Step(NamedTuple):
     init: Callable[[int], dict[str, Any]]
     update: Any
     mesh: jax.sharding.Mesh
-    taught: tuple[str, ...]
 
     def compile(self, batch: Any) -> Any:
         """Returns `update`, compiled for a batch of the whole mesh: arrays, or shapes that say where each lies."""
@@ -60,12 +58,11 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
     model, loss_fn = assembly.make_model(cfg, tokenizer), assembly.make_loss(cfg.loss)
     frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")), model)
     kept_as = jnp.dtype(choose("frozen_dtype", cfg.get("frozen_dtype") or "float32", KEPT_AS))
-    init_variables, taught = model.init_variables, getattr(model, "kinds", ())
+    init_variables = model.init_variables
     if cfg.get("targets"):
         make = importlib.import_module("prismer_jax.training.targets").make
         targets = config.call(make, cfg.targets, "config.targets", model=model)
         init_variables, loss_fn, frozen = targets.init_variables, targets.taught(loss_fn), targets.trained(frozen)
-        taught = tuple(targets.weights)
     params = jax.eval_shape(init_variables, jax.random.key(0))["params"]
     optimizer = config.call(
         optim.make,
@@ -98,7 +95,6 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
         init=lambda seed: init(jax.random.key(seed, impl=PRNG)),
         update=jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh))),
         mesh=mesh,
-        taught=taught,
     )
 
 
