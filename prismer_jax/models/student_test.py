@@ -9,7 +9,7 @@ import pytest
 from prismer_jax import models, optim
 from prismer_jax.errors import UserError
 from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, PAPER, WORDS_KEY, class_vectors
-from prismer_jax.models import student
+from prismer_jax.models import conversion, student
 from prismer_jax.training.step import Forward, make_update
 
 CLASSES = ("sky", "cube", "ball")
@@ -100,6 +100,11 @@ def test_photos_of_another_size_are_refused():
     model = models.build("student", variant="tiny")
     with pytest.raises(UserError, match=r"The student sees 32x32 pixels, not 48x40: resize\(32\) in pp"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), {"image": jnp.zeros((1, 40, 48, 3), jnp.uint8)}))
+
+
+def test_it_has_no_names_in_other_frameworks_files():
+    with pytest.raises(UserError, match="A student has no names in the files of other frameworks"):
+        conversion.table_of("student", models.build("student", variant="tiny"))
 
 
 @pytest.mark.parametrize(
