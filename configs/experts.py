@@ -6,6 +6,7 @@ Arguments, as in experts.py:experts=depth+edge,noise=edge:
   experts: whose labels the model gets: all, none (PrismerZ), or some, such as depth+edge.
   noise: of which of them the labels are replaced by noise.
   teachers: whose maps the photo's tokens learn to predict, in training alone (docs/experts.md).
+  labels: a folder of other labels of the held-out scenes, such as a student's, to evaluate a trained model with.
   steps, batch: of training, and photos in each.
   smoke: all of it in less than a minute, to see that it works.
 """
@@ -18,7 +19,7 @@ from prismer_jax.errors import UserError
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, experts="all", noise="none", teachers="none", steps=300, batch=16, smoke=False)
+    arg = parse_arg(arg, experts="all", noise="none", teachers="none", labels="", steps=300, batch=16, smoke=False)
     absent = set(labels.select(arg.noise)) - set(labels.select(arg.experts))
     if absent and arg.noise != "all":  # the arm would be called what it is not
         raise UserError(f"noise={arg.noise}: {', '.join(sorted(absent))} is not in experts={arg.experts}.")
@@ -38,6 +39,10 @@ def get_config(arg=None):
         noise = f"|decode|noise_labels('{arg.noise}', num_classes={len(scenes.CLASSES)})|"
         for part in (*config.data.values(), *config.tasks.values(), *config.evals.values()):
             part.pp = part.pp.replace("|decode|", noise)
+
+    if arg.labels:
+        for part in config.evals.values():
+            part.data = dict(name="altered", of=part.data, experts=arg.experts, how="folder", labels=arg.labels)
 
     for part in config.evals.values():
         part.blank = False  # arms are compared with each other, not with blindness

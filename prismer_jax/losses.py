@@ -68,6 +68,7 @@ def token_costs(
 
 LOSSES = {
     "cross_entropy": "prismer_jax.losses:cross_entropy",
+    "label_maps": "prismer_jax.models.student:label_maps",
     "blip2_stage1": "prismer_jax.models.blip2.losses:stage1",
     "blip2_stage2": "prismer_jax.models.blip2.losses:stage2",
 }

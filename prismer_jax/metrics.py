@@ -201,7 +201,7 @@ class Progress(progress.Bar):
         rates = {f"{name}_per_second": count / seconds for name, count in self._counts.items()} if seconds > 0 else {}
         self._counts, self._window_start = {}, now
         words = [f"{name} {value:.4g}" for name, value in values.items()]
-        words += [f"{rates[f'{n}_per_second']:,.0f} {n}/s" for n in ("images", "tokens") if f"{n}_per_second" in rates]
+        words += [f"{x:,.0f} {n}/s" for n in ("images", "tokens") if (x := rates.get(f"{n}_per_second"))]
         if (left := self.seconds_left()) is not None:
             end = datetime.datetime.now() + datetime.timedelta(seconds=left)
             words.append(f"{progress.duration(left)} left, until {end:%H:%M}")

@@ -101,6 +101,8 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
 
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
     training = make_step(cfg, tokenizer, mesh, durations)
+    if cfg.get("targets") or hasattr(training.model, "kinds"):  # it learns what labels say
+        importlib.import_module("prismer_jax.datasets.labels_there").check_training(mixture, cfg, training.model)
     evals = assembly.make_evaluators(cfg.evals, training.model, tokenizer, mesh, quiet=True)
     assembly.check_metric(cfg.get("checkpoint", {}).get("best_metric"), evals)
 

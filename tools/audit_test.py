@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from prismer_jax import checkpoint, config, datasets, labels
+from prismer_jax import checkpoint, config, datasets, label_files, labels
 from prismer_jax.datasets.altered import Altered, keys_of
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.evaluate_test import SPEC, data_dir, model  # noqa: F401 - fixtures
@@ -47,6 +47,27 @@ def test_blank_labels_are_not_there_and_one_photo_cannot_be_shuffled():
         Altered(one, ["labels/depth"], "shuffled", 0)[0]
     with pytest.raises(UserError, match="Did you mean 'shuffled'"):
         datasets.load("altered", of=dict(name="scenes", count=1), experts="depth", how="shufled")
+    with pytest.raises(UserError, match="give labels=FOLDER with how='folder', and only there"):
+        datasets.load("altered", of=dict(name="scenes", count=1), experts="depth", how="folder")
+
+
+def test_labels_of_a_folder_take_the_place_of_an_experts_own(tmp_path):
+    photo = {
+        "id": "sub/1",
+        "image": b"a",
+        "labels/depth": b"own",
+        "labels/edge": b"own",
+        labels.CLASSES_KEY: np.zeros(256),
+    }
+    label_files.write(tmp_path, "depth", "sub/1", np.full((2, 2, 1), 7, np.uint8))
+    label_files.write(tmp_path, "obj_detection", "sub/1", np.full((2, 2, 1), 0, np.uint8), classes=[5])
+    experts = ("depth", "obj_detection")
+    keys = [key for name in experts for key in keys_of(name)]
+    example = Altered([photo, photo], keys, "folder", 0, experts, tmp_path)[1]
+    assert example["labels/depth"] == str(tmp_path / "depth/sub/1.png")
+    assert (example["labels/edge"], example[labels.CLASSES_KEY][0]) == (b"own", 5)
+    with pytest.raises(UserError, match=r"holds no labels of edge\. Make them"):
+        datasets.load("altered", of=dict(name="scenes"), experts="edge", how="folder", labels=tmp_path)
 
 
 def test_an_arm_changes_the_labels_of_its_experts_and_nothing_else():

@@ -87,7 +87,9 @@ def family_commands() -> dict[str, Callable[[Sequence[str]], None]]:
     """Returns the commands of all families."""
     commands: dict[str, Callable[[Sequence[str]], None]] = {}
     for name in models.FAMILIES:
-        own = getattr(conversion.of_family(name), "COMMANDS", None) or {name: by_table(name)}
+        module = conversion.of_family(name)
+        by_name = {name: by_table(name)} if hasattr(module, "TABLE") else {}  # what is only trained here has none
+        own = getattr(module, "COMMANDS", None) or by_name
         commands |= {key: functools.partial(family, key, command) for key, command in own.items()}
     return commands
 

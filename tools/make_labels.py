@@ -21,13 +21,13 @@ import jax
 from prismer_jax import config, label_files, labels, runtime, sharding
 from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError, choose, run_main
-from prismer_jax.experts import EXPERTS, Expert, weights
+from prismer_jax.experts import EXPERTS, Expert, Student, weights
 from prismer_jax.files import leases, storage
 from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.estimate import estimate
 from prismer_jax.labelling.job import Job, Stage, finish, settings
 from prismer_jax.labelling.ledger import Ledger, past_speeds
-from prismer_jax.labelling.outputs import TRAINED, Dataset, Files, Output, check_folder
+from prismer_jax.labelling.outputs import Dataset, Files, Output, check_folder
 from prismer_jax.labelling.stage import Labelling
 
 Loads = dict[str, Callable[[], Any]]  # the weights of each expert
@@ -42,8 +42,15 @@ SAMPLE = 1000  # photos that are asked for labels that should be there
 THREADS = max(pipeline.THREADS, (os.cpu_count() or 1) // 2)
 
 
-def choose_experts(spec: str) -> list[type[Expert]]:
-    """The experts of 'depth,edge' or 'all', each after those that it needs."""
+def choose_experts(spec: str) -> list[Callable[..., Expert]]:
+    """The experts of 'depth,edge' or 'all', each after those that it needs; of 'student:depth,edge' what one makes."""
+    name, _, only = spec.partition(":")
+    if name == Student.name:
+        return [functools.partial(Student, only=labels.select(only.replace(",", "+") or None))]
+    if Student.name in spec.replace("+", ",").split(","):
+        raise UserError(
+            f"--experts {spec}: a student labels alone, as student or student:depth,edge; run it by itself."
+        )
     names = labels.select(spec.replace(",", "+"))
     for name in names:
         choose("expert", name, EXPERTS)
@@ -80,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="or for a data set of records, local or gs://...",
     )
     parser.add_argument("--work", type=storage.on_disk, help=f"that processes share; default {WORK} there")
-    parser.add_argument("--experts", default="all", help="such as depth,edge; default: all of the paper's")
+    parser.add_argument("--experts", default="all", help="such as depth,edge, or student; default: all of the paper's")
     parser.add_argument("--checkpoints", type=storage.on_disk, help="folder of tools.download's, tools.convert's files")
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
     parser.add_argument("--empty-labels", action="store_true", help="what cannot be labelled gets an empty label")
@@ -163,8 +170,10 @@ def opened(expert: Expert, args: argparse.Namespace) -> Callable[[], Any]:
 
 def open_output(args: argparse.Namespace, source: Any, ledger: Ledger | None, experts: Sequence[Expert]) -> Output:
     """Where the flags say that labels go; without a ledger only to look at."""
-    made_with = dict.fromkeys((expert.name for expert in experts), RANDOM if args.random_weights else TRAINED)
+    how = {expert.name: RANDOM if args.random_weights else expert.made_with for expert in experts}
+    made_with = {kind: how[expert.name] for expert in experts for kind in expert.kinds}
     common = {"shard_size": args.shard_size, "empty": args.empty_labels}
+    common["kinds"] = {expert.name: expert.kinds for expert in experts}
     if args.output is not None:
         # A tar's photos are called as the tar and the member, a table's as the table and the row: no two alike.
         common |= {"distinct": (args.tars or args.parquet) is not None, "official": args.official}

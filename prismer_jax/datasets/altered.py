@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from prismer_jax import datasets
+from prismer_jax import datasets, label_files
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, select
 
-HOW = ("blank", "shuffled")
+HOW = ("blank", "shuffled", "folder")
 
 
-def load(of: Mapping[str, Any], experts: str | Sequence[str], how: str, seed: int = 0) -> Altered:
+def load(
+    of: Mapping[str, Any],
+    experts: str | Sequence[str],
+    how: str,
+    seed: int = 0,
+    labels: str | os.PathLike[str] | None = None,
+) -> Altered:
     """Returns a data set with the labels of these experts altered.
 
     Args:
       of: the data set, as a config's section has it: {"name", ...}.
       experts: as in `labels.select`.
-      how: 'blank', no labels, where a model sees the background; 'shuffled', those of another photo, drawn once.
+      how: 'blank', no labels, where a model sees the background; 'shuffled', those of another photo, drawn once;
+        'folder', those that lie in `labels`, such as a student's.
       seed: of the draw.
+      labels: folder of label files, as tools.make_labels leaves them for the photos of this data set.
 
     Raises:
-      UserError: as `datasets.load`, or an unknown `how`.
+      UserError: as `datasets.load`, an unknown `how`, or a folder that lacks labels of an expert.
     """
-    keys = [key for name in select(experts) for key in keys_of(name)]
-    return Altered(datasets.load(**of), keys, choose("way to alter labels:", how, dict.fromkeys(HOW, how)), seed)
+    names, how = select(experts), choose("way to alter labels:", how, dict.fromkeys(HOW, how))
+    if (how == "folder") != (labels is not None):
+        raise UserError("altered labels: give labels=FOLDER with how='folder', and only there.")
+    if labels is not None and (missing := [name for name in names if name not in label_files.given(labels)]):
+        raise UserError(
+            f"{labels}: holds no labels of {', '.join(missing)}. Make them with python -m tools.make_labels."
+        )
+    keys = [key for name in names for key in keys_of(name)]
+    return Altered(datasets.load(**of), keys, how, seed, names, labels)
 
 
 def keys_of(expert: str) -> list[str]:
@@ -39,8 +55,16 @@ def keys_of(expert: str) -> list[str]:
 class Altered:
     """The examples of a source, with other labels."""
 
-    def __init__(self, source: Any, keys: Sequence[str], how: str, seed: int) -> None:
-        self._source, self._keys, self._how = source, keys, how
+    def __init__(
+        self,
+        source: Any,
+        keys: Sequence[str],
+        how: str,
+        seed: int,
+        experts: Sequence[str] = (),
+        labels: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._source, self._keys, self._how, self._experts, self._labels = source, keys, how, experts, labels
         self._order = np.random.default_rng(seed).permutation(len(source))
         self._place = np.argsort(self._order)  # of each example in that order
 
@@ -53,6 +77,8 @@ class Altered:
         if self._how == "shuffled":
             other = self._other(index, example["image"])
             out |= {key: other[key] for key in self._keys if key in other}
+        elif self._how == "folder":
+            out |= label_files.locate(self._labels, self._experts, str(example["id"]))
         return out
 
     def _other(self, index: int, photo: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ EVALUATORS = {
     "choice": "prismer_jax.evaluators.choice:ChoiceEvaluator",
     "classification": "prismer_jax.evaluators.classification:ClassificationEvaluator",
     "detection": "prismer_jax.evaluators.objects:DetectionEvaluator",
+    "fidelity": "prismer_jax.evaluators.fidelity:FidelityEvaluator",
     "loss": "prismer_jax.evaluators.loss:LossEvaluator",
     "own_photo": "prismer_jax.evaluators.own_photo:OwnPhotoEvaluator",
     "perplexity": "prismer_jax.evaluators.perplexity:PerplexityEvaluator",

@@ -9,8 +9,9 @@ from prismer_jax.experts.expert import Expert, Label
 from prismer_jax.experts.normal import Normal
 from prismer_jax.experts.ocr import OcrDetection
 from prismer_jax.experts.segmentation import SegAde, SegCoco
+from prismer_jax.experts.student import Student
 
-__all__ = ["EXPERTS", "Expert", "Label"]
+__all__ = ["EXPERTS", "Expert", "Label", "Student"]
 
 _ROWS: tuple[type[Expert], ...] = (Depth, Normal, Edge, SegCoco, SegAde, Detection, OcrDetection)
 EXPERTS: dict[str, type[Expert]] = {expert.name: expert for expert in _ROWS}

@@ -11,7 +11,8 @@ import abc
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from prismer_jax import sharding, tree
+from prismer_jax import checkpoint, sharding, tree
 from prismer_jax.experts import layers
 from prismer_jax.weights import rules, safe
 
@@ -51,6 +52,7 @@ class Expert(abc.ABC):
     Attributes:
       name: its row in `labels.EXPERTS`, which says channels, storage and how the model embeds the map.
       file: name of the official checkpoint.
+      made_with: what a folder of its labels is noted as, so that they are not mixed with others'.
       needs: experts whose labels `finish` reads.
       table: official state dict -> variables of `module`.
       network: class of `module`.
@@ -59,6 +61,7 @@ class Expert(abc.ABC):
 
     name: ClassVar[str]
     file: ClassVar[str]
+    made_with: ClassVar[str] = "trained weights"
     needs: ClassVar[tuple[str, ...]] = ()
     table: ClassVar[rules.Table]
     network: ClassVar[type[nn.Module]]
@@ -67,6 +70,18 @@ class Expert(abc.ABC):
         """Builds the network; `sizes` are its fields, whose defaults are the official ones."""
         self.dtype = jnp.dtype(dtype)
         self.module = self.network(dtype=self.dtype, **sizes)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Returns the kinds of labels that it makes, rows of `labels.EXPERTS`: most experts make their own alone."""
+        return (self.name,)
+
+    def places(self, folder: pathlib.Path) -> Iterator[pathlib.Path]:
+        """Yields where its weights lie in a folder of weights: converted, or else the official file."""
+        if (folder / self.name / checkpoint.DESCRIPTION).is_file():
+            yield folder / self.name
+        if (folder / self.file).is_file():
+            yield folder / self.file
 
     @abc.abstractmethod
     def shape(self, height: int, width: int) -> tuple[int, int]:
@@ -84,8 +99,10 @@ class Expert(abc.ABC):
         """Computes a batch of prepared photos on the device: static shapes, leading axis batch everywhere."""
 
     @abc.abstractmethod
-    def finish(self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]) -> Label:
-        """Makes one photo's label of what `apply` says of it. Runs on the host, in threads.
+    def finish(
+        self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]
+    ) -> Label | dict[str, Label]:
+        """Makes one photo's label of what `apply` says of it, or {kind: label}. Runs on the host, in threads.
 
         Args:
           output: one photo's arrays, without the batch axis.

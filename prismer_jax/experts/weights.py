@@ -65,14 +65,16 @@ def export(folder: Path, expert: Expert, variables: Any) -> None:
 def find(expert: Expert, checkpoints: Path) -> pathlib.Path:
     """Returns what a folder holds of an expert: the folder `<name>` that `export` wrote, or else the official file.
 
+    Of a student, what configs/student.py trained: the folder `student`, or the folder itself.
+
     Raises:
       UserError: neither is there.
     """
     folder = storage.on_disk(checkpoints)
-    if (folder / expert.name / checkpoint.DESCRIPTION).is_file():
-        return folder / expert.name
-    if (folder / expert.file).is_file():
-        return folder / expert.file
+    for path in expert.places(folder):
+        return path
+    if not expert.file:
+        raise UserError(f"{folder}: holds no {expert.name} of the experts. Train one: configs/student.py.")
     raise UserError(
         f"{folder}: has no weights of {expert.name}: neither {expert.file} nor a folder {expert.name} that python -m "
         f"tools.convert expert wrote. Fetch the file: python -m tools.download experts {expert.name}."

@@ -3,8 +3,9 @@
     labelled = Cached(model.experts, "weights/experts").label(source)
 
 A label depends on the pixels' bytes and on the expert's weights alone, and lies where both say:
-FOLDER/<expert>/<weights>/<photo>.png, with the side files of label_files.py. Many photos are better labelled before, by
-tools.make_labels, whose processes share the work.
+FOLDER/<expert>/<weights>/<photo>.png, with the side files of label_files.py. Where the folder of weights holds a
+student (experts.student), that makes the labels which it learnt, and the experts make the others. Many photos are
+better labelled before, by tools.make_labels, whose processes share the work.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import numpy as np
 import prismer_jax
 from prismer_jax import label_files, label_png, labels, pp, runtime, sharding
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.experts import EXPERTS, Expert, Label, weights
+from prismer_jax.experts import EXPERTS, Expert, Label, Student, weights
 from prismer_jax.files import progress, storage
 from prismer_jax.labelling import pipeline
-from prismer_jax.labelling.outputs import TRAINED, record
+from prismer_jax.labelling.outputs import record
 from prismer_jax.labelling.pipeline import Photo
 from prismer_jax.labelling.stores import SUFFIXES
 from prismer_jax.pp.image import read_bytes
@@ -55,7 +56,7 @@ class Cached:
         """Args:
         names: the model's experts; those that they need are used too.
         checkpoints: folder of the experts' weights, as of `tools.make_labels --checkpoints`.
-        classes: of the model where a data set has its own, whose ids no expert writes.
+        classes: of the model where a data set has its own, whose ids only a student writes that learnt them.
         folder: of the cache.
 
         Raises:
@@ -68,13 +69,30 @@ class Cached:
         self.folder = pathlib.Path(folder or runtime.cache_dir() / "labels")
         self.experts: list[Expert] = []
         self.without: dict[str, str] = {}
-        self._versions: dict[str, str] = {}
-        wanted = {need for name in names for need in (*EXPERTS[name].needs, name)}
+        self._versions: dict[str, str] = {}  # of each kind of label
+        taught = self._add_student(classes or {})
+        wanted = {need for name in names if name not in taught for need in (*EXPERTS[name].needs, name)}
+        wanted -= set(taught)
         for name in (name for name in EXPERTS if name in wanted):
             try:
                 self._add(EXPERTS[name](), (classes or {}).get(name, ()))
             except UserError as error:
                 self.without[name] = str(error).rstrip(".")
+
+    def _add_student(self, classes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """Adds the student that the folder holds, if it does; returns the kinds of labels that it makes."""
+        student = Student()
+        if (path := next(iter(student.places(self.checkpoints)), None)) is None:
+            return ()
+        student.open(path)
+        own = student.module.classes
+        same = [kind for kind in student.kinds if tuple(own.get(kind, ())) == tuple(classes.get(kind, ()))]
+        if kinds := tuple(kind for kind in same if kind in self.names):
+            student = Student(only=kinds)
+            student.open(path)
+            self._versions |= dict.fromkeys(kinds, _version([path], [prismer_jax.__version__]))
+            self.experts.append(student)
+        return kinds
 
     def _add(self, expert: Expert, own: Sequence[str]) -> None:
         if own:
@@ -116,13 +134,15 @@ class Cached:
                 photos.setdefault(key, index)
         problems: dict[str, list[str]] = {}  # a photo that cannot be read is one line, not one an expert
         folders: dict[str, str] = {}
-        yield "", Labelled(source, keys, folders)
+        made_with = {kind: expert.made_with for expert in self.experts for kind in expert.kinds}
+        yield "", Labelled(source, keys, folders, made_with)
         for expert in self.experts:
             for problem in self._run(expert, source, photos, batch_size):
                 problems.setdefault(str(problem), []).append(expert.name)
-            if expert.name in self.names:
-                folders[expert.name] = self._path(expert.name)
-            yield expert.name, Labelled(source, keys, folders)
+            for kind in expert.kinds:
+                if kind in self.names:
+                    folders[kind] = self._path(kind)
+                yield kind, Labelled(source, keys, folders, made_with)
         for problem, names in problems.items():
             logger.warning("No label of %s: %s", ", ".join(names), problem)
 
@@ -140,8 +160,10 @@ class Cached:
 
     def _run(self, expert: Expert, source: Any, photos: Mapping[str, int], batch_size: int) -> Iterator[BadSample]:
         """Labels photos {key: number in the source} with one expert; yields what went wrong."""
-        folder = self._path(expert.name)
-        missing = [key for key in photos if not label_files.is_whole(folder, expert.name, key)]
+        folders = {kind: self._path(kind) for kind in expert.kinds}
+        missing = [
+            key for key in photos if not all(label_files.is_whole(at, kind, key) for kind, at in folders.items())
+        ]
         if not missing:
             return
 
@@ -149,9 +171,10 @@ class Cached:
             example = source[photos[key]]
             return Photo(_called(example), example["image"])
 
-        def write(key: str, photo: Photo, label: Label) -> None:
-            sides = dict(classes=label.classes, features=label.features, words=label.words)
-            label_files.write(folder, expert.name, key, label.map, **sides)
+        def write(key: str, photo: Photo, made: Label | Mapping[str, Label]) -> None:
+            for kind, label in made.items() if isinstance(made, Mapping) else [(expert.name, made)]:
+                sides = dict(classes=label.classes, features=label.features, words=label.words)
+                label_files.write(folders[kind], kind, key, label.map, **sides)
 
         def needed(key: str, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
             return {name: Label(self._read(name, key, size)) for name in expert.needs}
@@ -176,12 +199,15 @@ class Cached:
 class Labelled:
     """A source's photos with what experts have said of them: label files, and the tables that go with them."""
 
-    def __init__(self, source: Any, keys: Sequence[str | None], folders: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: Any, keys: Sequence[str | None], folders: Mapping[str, str], made_with: Mapping[str, str]
+    ) -> None:
         """Args:
         keys: what each photo's labels are called; None for one that cannot be read.
         folders: {expert: folder of its labels}.
+        made_with: {expert: how its labels are made}.
         """
-        self._source, self._keys, self._folders = source, keys, dict(folders)
+        self._source, self._keys, self._folders, self._made_with = source, keys, dict(folders), made_with
 
     def __len__(self) -> int:
         return len(self._source)
@@ -201,7 +227,7 @@ class Labelled:
         Raises:
           UserError: the folder holds labels that were made otherwise.
         """
-        record(folder, dict.fromkeys(self._folders, TRAINED))
+        record(folder, {name: self._made_with[name] for name in self._folders})
         for index, key in enumerate(self._keys):
             for name in self._folders if key else ():
                 source = label_files.path_of(self._folders[name], name, key)

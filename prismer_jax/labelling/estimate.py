@@ -89,8 +89,9 @@ def estimate(
         except BadSample:
             continue
         usable.append(photo)
-        if files := job.store.read(expert.name, job.shard_of(index), photo):
-            sizes.append(sum(map(len, files.values())))
+        found = [job.store.read(kind, job.shard_of(index), photo) for kind in expert.kinds]
+        if all(found):
+            sizes.append(sum(len(data) for files in found for data in files.values()))
     speed, known_by = speeds.get(expert.name), "shards that are done"
     if missing and usable and speed is None:
         speed, made = _probe(expert, load, mesh, usable[:batch_size], batch_size, threads)
@@ -104,7 +105,7 @@ def _count_missing(job: Job, expert: str, threads: int) -> int:
     def missing(shard: Shard) -> int:
         if job.settled(shard):
             return 0
-        writer, count = job.store.open(expert, shard), 0
+        writer, count = job.open(expert, shard), 0
         for index in range(shard.start, shard.stop):
             if job.known(writer, index):
                 continue
@@ -139,11 +140,12 @@ def _probe(
     """Labels photos twice, the first time to compile; returns (labels a second, the bytes of each label)."""
     weights, sizes = load(), []
 
-    def write(index: int, photo: Photo, label: Label) -> None:
-        files = label_files.files(
-            expert.name, label.map, classes=label.classes, features=label.features, words=label.words
-        )
-        sizes.append(sum(map(len, files.values())))
+    def write(index: int, photo: Photo, made: Label | Mapping[str, Label]) -> None:
+        size = 0
+        for kind, label in made.items() if isinstance(made, Mapping) else [(expert.name, made)]:
+            sides = dict(classes=label.classes, features=label.features, words=label.words)
+            size += sum(map(len, label_files.files(kind, label.map, **sides).values()))
+        sizes.append(size)
 
     def needed(index: int, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
         return {name: Label(labels.blank(name, *size)) for name in expert.needs}

@@ -27,7 +27,7 @@ from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.work import Item, Report, Work
 from prismer_jax.labelling.ledger import Ledger, Shard
 from prismer_jax.labelling.pipeline import Photo
-from prismer_jax.labelling.stores import Store, Writer
+from prismer_jax.labelling.stores import Store, Writer, Writers
 from prismer_jax.shards import build
 
 SAID = 20  # lines about photos that cannot be labelled; the rest is only in the report
@@ -63,6 +63,7 @@ class Job:
     Attributes:
       source: of the task 'all', see datasets/lists/.
       shards: of it.
+      kinds: {expert: of labels that it makes}.
     """
 
     def __init__(
@@ -77,15 +78,18 @@ class Job:
         keep: bool = False,
         empty: bool = False,
         settled: Callable[[Shard], bool] = lambda shard: False,
+        kinds: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Args:
         ledger: None to look only: no stage can then work.
-        made_with: expert -> how its labels are made; marks of shards that were labelled otherwise do not count.
+        made_with: kind -> how its labels are made; marks of shards that were labelled otherwise do not count.
         distinct: no two photos have label files of one name. If that is not known, the second is an error.
         keep: labels that the source itself has are taken as there.
         empty: photos that an expert cannot label get the empty label; they are reported all the same.
         settled: whether nothing is to do in a shard any more, marked or not.
+        kinds: {expert: of labels that it makes}, by default one each, called as the expert.
         """
+        self.kinds = {name: tuple(made) for name, made in (kinds or {name: (name,) for name in made_with}).items()}
         self.source, self.store, self.ledger, self.shards = source, store, ledger, tuple(shards)
         self._keep, self.empty, self.settled = keep, empty, settled
         self._twins = {} if distinct else self._find_twins()
@@ -100,15 +104,32 @@ class Job:
                 shard = self.shards[index]
                 if self.settled(shard) or report is None:
                     return self.settled(shard)
-                same = report.get("made_with") == self._made_with.get(expert)
-                return same and self.ledger.trusts(report) and self.store.is_whole(expert, shard)
+                same = report.get("made_with") == self._how(expert) and self.ledger.trusts(report)
+                return same and all(self.store.is_whole(kind, shard) for kind in self.kinds_of(expert))
 
             self._works[expert] = self.ledger.work(expert, len(self.shards), counts)
         return self._works[expert]
 
     def finish(self, item: Item, expert: str, report: Report) -> None:
         """Marks a shard as done by an expert; raises LeaseLost."""
-        item.finish({**report, "made_with": self._made_with.get(expert), "start": self.ledger.start})
+        item.finish({**report, "made_with": self._how(expert), "start": self.ledger.start})
+
+    def kinds_of(self, expert: str) -> tuple[str, ...]:
+        """Returns the kinds of labels that an expert makes."""
+        return self.kinds.get(expert, (expert,))
+
+    def _how(self, expert: str) -> str | None:
+        """Returns how an expert's labels are made, and, of one that makes others than its own, which."""
+        kinds = self.kinds_of(expert)
+        how = self._made_with.get(kinds[0])
+        return how if kinds == (expert,) else f"{how}: {', '.join(kinds)}"
+
+    def open(self, expert: str, shard: Shard) -> Writer:
+        """Returns what takes an expert's labels of a shard: {kind: label} of one that makes others than its own."""
+        kinds = self.kinds_of(expert)
+        if kinds == (expert,):
+            return self.store.open(expert, shard)
+        return Writers({kind: self.store.open(kind, shard) for kind in kinds})
 
     def name(self, index: int) -> str | None:
         """What a photo's label files are called, if the source can tell without reading it."""
@@ -164,8 +185,8 @@ class Job:
         return name is not None and writer.has(Photo(name, ""))
 
     def given(self, expert: str, photo: Photo) -> bool:
-        """Whether the source itself has a photo's label, and that counts."""
-        return self._keep and f"labels/{expert}" in photo.labels
+        """Whether the source itself has a photo's labels by an expert, and that counts."""
+        return self._keep and all(f"labels/{kind}" in photo.labels for kind in self.kinds_of(expert))
 
     def shard_of(self, index: int) -> Shard:
         """The shard that a photo is in."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from prismer_jax import label_files, labels
@@ -17,8 +17,6 @@ from prismer_jax.labelling.ledger import Ledger
 from prismer_jax.labelling.recording import Recording
 from prismer_jax.labelling.stores import LabelFiles, LabelShards
 from prismer_jax.shards import build, metadata
-
-TRAINED = "trained weights"  # how labels are made that mean something
 
 
 def check_folder(folder: pathlib.Path) -> None:
@@ -77,10 +75,12 @@ class Files:
         empty: bool = False,
         distinct: bool = False,
         official: bool = False,
+        kinds: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Args:
         ledger: None to look only.
-        made_with: expert -> how its labels are made.
+        made_with: kind -> how its labels are made.
+        kinds: as of `Job`.
         distinct: the names of the photos' label files are known to differ.
         official: the official code is to read them too, see official.py.
         """
@@ -91,7 +91,7 @@ class Files:
         # What was marked as done without a look at it from there is looked at again.
         marks = {name: f"{how}, official" if official else how for name, how in made_with.items()}
         store = LabelFiles(folder, official)
-        self.job = Job(source, store, ledger, shards, marks, distinct=distinct, empty=empty)
+        self.job = Job(source, store, ledger, shards, marks, distinct=distinct, empty=empty, kinds=kinds)
 
     def claim(self) -> None:
         with self._ledger.leases.wait("record"):
@@ -122,15 +122,16 @@ class Dataset:
         made_from: Mapping[str, Any],
         given: str | None = None,
         threads: int = 4,
+        kinds: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Args:
-        ledger, made_with: as of `Files`.
+        ledger, made_with, kinds: as of `Files`.
         work: a folder for labels on their way.
         made_from: what the source is, for the manifest, as plain JSON.
         given: a folder of label files, from which the source has labels.
         threads: write so many shards at a time.
         """
-        self.folder, self._ledger, self._made, self._threads = storage.plain(folder), ledger, tuple(made_with), threads
+        self.folder, self._ledger, self._threads = storage.plain(folder), ledger, threads
         there = build.labels_of(source, given)
         self._plan = build.Plan(
             folder=self.folder,
@@ -154,6 +155,7 @@ class Dataset:
             keep=True,
             empty=empty,
             settled=lambda shard: self._work.is_done(shard.index),
+            kinds=kinds,
         )
 
     def claim(self) -> None:
@@ -161,7 +163,7 @@ class Dataset:
             build.claim(self._plan)
 
     def stages(self) -> list[Stage]:
-        return [Recording(self.job, self._store, self._plan, self._work, self._made, self._threads)]
+        return [Recording(self.job, self._store, self._plan, self._work, self._threads)]
 
     def finish(self) -> None:
         with self._ledger.leases.wait("finish"):

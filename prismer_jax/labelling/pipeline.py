@@ -110,7 +110,7 @@ def run(
     load: Callable[[], Any],
     items: Iterable[T | Border],
     read: Callable[[T], Photo | None],
-    write: Callable[[T, Photo, Label], None],
+    write: Callable[[T, Photo, Any], None],
     needed: Callable[[T, Photo, tuple[int, int]], Mapping[str, Label]] = lambda item, photo, size: {},
     *,
     mesh: Mesh,
@@ -124,7 +124,7 @@ def run(
       load: gives the expert's variables; called when the first batch is ready, so never if nothing is to do.
       items: anything that names a photo; taken only as far ahead as the threads need.
       read: an item's photo, or None if it has its label already; called in threads; may raise BadSample.
-      write: called in threads; an error that is no BadSample stops the run.
+      write: gets what `Expert.finish` gave; called in threads; an error that is no BadSample stops the run.
       needed: a photo's labels, of its size (height, width), by the experts that this one needs; called in threads; may
         raise BadSample.
       mesh: of this process's devices, which share the batches.

@@ -5,7 +5,6 @@ Shards of the data set are those of the job. A shard's labels lie in `LabelShard
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,23 +24,20 @@ class Recording:
 
     name = "records"
 
-    def __init__(
-        self, job: Job, store: LabelShards, plan: build.Plan, work: Work, experts: Sequence[str], threads: int
-    ) -> None:
+    def __init__(self, job: Job, store: LabelShards, plan: build.Plan, work: Work, threads: int) -> None:
         """Args:
         plan: of the data set; its shards are the job's.
         work: of the plan.
-        experts: whose labels are in the store, not the source.
         threads: for so many shards at a time.
         """
         self._job, self._store, self._plan, self._work = job, store, plan, work
-        self._experts, self._threads = tuple(experts), threads
+        self._threads = threads
 
     def done(self) -> bool:
         return len(self._work.done()) == len(self._work)
 
     def work(self) -> bool:
-        ready = ready_shards(self._job, self._work, self._experts)
+        ready = ready_shards(self._job, self._work, tuple(self._job.kinds))
         if not ready:
             return False
         schema.serializer(self._plan.experts)  # imports TFDS, which locks up if several threads do so at once
@@ -55,18 +51,19 @@ class Recording:
     def _write(self, item: Item) -> None:
         shard = self._job.shards[item.index]
         with item:
-            build.write(self._plan, _Labelled(self._job, self._store, shard, self._experts), item)
-            for expert in self._experts:
-                self._store.remove(expert, shard)
+            build.write(self._plan, _Labelled(self._job, self._store, shard), item)
+            for kinds in self._job.kinds.values():
+                for kind in kinds:
+                    self._store.remove(kind, shard)
 
 
 class _Labelled:
     """The photos of a shard with their labels: `source[i]` by the number in the whole source."""
 
-    def __init__(self, job: Job, store: LabelShards, shard: Shard, experts: Sequence[str]) -> None:
-        self._job, self._store, self._shard, self._experts = job, store, shard, experts
+    def __init__(self, job: Job, store: LabelShards, shard: Shard) -> None:
+        self._job, self._store, self._shard = job, store, shard
         self._problems: dict[int, tuple[str, str]] = {}
-        for expert in experts if not job.empty else ():
+        for expert in job.kinds if not job.empty else ():
             for index, _, reason, problem in (job.work(expert).report(shard.index) or {}).get("problems", ()):
                 self._problems.setdefault(index, (reason, problem))
 
@@ -77,7 +74,7 @@ class _Labelled:
             raise BadSample(problem, reason)
         example = self._job.source[index]
         photo = photo_of(example)
-        for expert in self._experts:
-            if files := self._store.read(expert, self._shard, photo):
-                example |= label_files.parse(expert, files, photo.name)
+        for kind in (kind for kinds in self._job.kinds.values() for kind in kinds):
+            if files := self._store.read(kind, self._shard, photo):
+                example |= label_files.parse(kind, files, photo.name)
         return example

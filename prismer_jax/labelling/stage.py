@@ -120,7 +120,7 @@ class Labelling:
         """The photos of one free shard after the other; leases are taken when the threads want more photos."""
         for item in self._work.free(ready):
             self._took, shard = True, self._job.shards[item.index]
-            held = _Held(item, shard, self._job.store.open(self.name, shard), len(shard))
+            held = _Held(item, shard, self._job.open(self.name, shard), len(shard))
             self._held[shard.index] = held
             for index in range(shard.start, shard.stop):
                 yield _Entry(held, index)

@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from prismer_jax import label_files, labels
@@ -41,6 +41,30 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Forgets what was not published."""
+
+
+class Writers:
+    """Takes the labels of several kinds that an expert makes of a photo at once: there when all are."""
+
+    def __init__(self, writers: Mapping[str, Writer]) -> None:
+        self._writers = dict(writers)
+
+    def has(self, photo: Photo) -> bool:
+        return all(writer.has(photo) for writer in self._writers.values())
+
+    def write(self, photo: Photo, made: Mapping[str, Label] | None) -> None:
+        """Keeps {kind: label}, of which those that are there stay; None are empty ones."""
+        for kind, writer in self._writers.items():
+            if not writer.has(photo):
+                writer.write(photo, None if made is None else made[kind])
+
+    def publish(self, check: Callable[[], None]) -> None:
+        for writer in self._writers.values():
+            writer.publish(check)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
 
 
 class Store(Protocol):

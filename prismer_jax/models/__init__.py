@@ -12,7 +12,7 @@ from prismer_jax.models import vlm
 
 DEFAULT = "prismer"  # of configs that name none
 # Name -> module, which is imported when a model of the family is asked for.
-FAMILIES = {name: f"prismer_jax.models.{name}" for name in ("blip2", "nanovlm", "paligemma", "prismer")}
+FAMILIES = {name: f"prismer_jax.models.{name}" for name in ("blip2", "nanovlm", "paligemma", "prismer", "student")}
 
 
 def family(name: str) -> types.ModuleType:
@@ -38,7 +38,7 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quant
     module = family(name)
     model = module.build(tokenizer=tokenizer, **fields)
     vlm.check(model, module)
-    if tokenizer is not None and model.vocab_size < tokenizer.vocab_size:
+    if tokenizer is not None and getattr(model, "vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
         raise UserError(
             f"The model has embeddings for {model.vocab_size} ids, the tokenizer {tokenizer.spec!r} has "
             f"{tokenizer.vocab_size}: take the tokenizer that it was trained with, or raise its vocab_size to that."

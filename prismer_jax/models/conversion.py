@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from prismer_jax import tree
+from prismer_jax.errors import UserError
 from prismer_jax.models import family
 from prismer_jax.weights import rules
 
@@ -24,14 +25,20 @@ Put = Callable[[Any], Any]
 
 
 def of_family(name: str) -> types.ModuleType:
-    """Returns the module with a family's conversion TABLE: its own, or `conversion` of a family that is a package."""
+    """Returns the module with a family's conversion TABLE: its own, or `conversion` of a family that is a package.
+
+    A family of one module that is only trained here, as the student is, has none.
+    """
     module = family(name)
-    return module if hasattr(module, "TABLE") else importlib.import_module(f"{module.__name__}.conversion")
+    own = hasattr(module, "TABLE") or not hasattr(module, "__path__")
+    return module if own else importlib.import_module(f"{module.__name__}.conversion")
 
 
 def table_of(name: str, model: Any) -> rules.Table:
     """Returns the table of a family's model: TABLE, or what `table_of` makes where parts of models differ in kind."""
     module = of_family(name)
+    if not (hasattr(module, "table_of") or hasattr(module, "TABLE")):
+        raise UserError(f"A {name} has no names in the files of other frameworks: export it as orbax or msgpack.")
     return module.table_of(model) if hasattr(module, "table_of") else module.TABLE
 
 

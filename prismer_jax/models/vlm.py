@@ -67,11 +67,9 @@ def check(model: Any, family: types.ModuleType) -> None:
     """Raises a UserError that names what a family's module, or its model, lacks of the interface."""
     methods = ("encode", "__call__", "prefill", "extend", "init_variables")
     missing = [f"{family.__name__}.{name}" for name in FAMILY if not hasattr(family, name)]
-    missing += [
-        f"{type(model).__name__}.{name}"
-        for name in (*methods, *VisionLanguageModel.__annotations__)
-        if not hasattr(model, name)
-    ]
+    # A family that is trained here and writes no text does without the methods for it, and says so.
+    needed = (n for n in (*methods, *VisionLanguageModel.__annotations__) if n not in getattr(family, "WITHOUT", ()))
+    missing += [f"{type(model).__name__}.{name}" for name in needed if not hasattr(model, name)]
     if missing:
         raise UserError(f"The model lacks {', '.join(missing)}; prismer_jax/models/vlm.py says what each of them is.")
 

@@ -138,7 +138,8 @@ def make_update(
         params = optim.merge(optax.apply_updates(trainable, updates), fixed)
         new = {**others, "params": params, "opt": opt, "step": state["step"] + 1}
         means = {f"train/{name}": cost / weight for name, (cost, weight) in sums.items()}
-        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": batch["mask_input"].sum()}
+        tokens = batch["mask_input"].sum() if "mask_input" in batch else jnp.zeros((), jnp.int32)
+        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
 
     return update
 

@@ -22,16 +22,15 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax.errors import UserError
-from prismer_jax.labels import CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, select
+from prismer_jax.labels import select
 from prismer_jax.losses import Costs, Forward, Loss
 from prismer_jax.towers import layers
-from prismer_jax.towers.label_lookup import features, label_tables
-from prismer_jax.typing import Array, Float, UInt8, typed
+from prismer_jax.towers.label_costs import map_costs, predicted_channels
+from prismer_jax.towers.label_lookup import label_tables
+from prismer_jax.typing import Array, Float, typed
 
 PARAMS = "targets"  # the part of the parameters that the heads have
 CELLS = 2  # of the map on a side of a patch
-TEMPERATURE = 0.1  # of the cosines with the vectors of classes and words
-WORDS = 8  # of each photo that a cell's word is told from
 
 
 class Heads(nn.Module):
@@ -45,8 +44,7 @@ class Heads(nn.Module):
         side = math.isqrt(patches.shape[1])
         maps = {}
         for name in self.experts:
-            channels = FEATURES if EXPERTS[name].storage == "ids" else EXPERTS[name].channels
-            x = layers.Dense(channels * CELLS**2, name=name)(patches.astype(jnp.float32))
+            x = layers.Dense(predicted_channels(name) * CELLS**2, name=name)(patches.astype(jnp.float32))
             maps[name] = rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=side, p=CELLS, q=CELLS)
         return maps
 
@@ -125,79 +123,3 @@ def make(model: Any, experts: str | Sequence[str] = "all", weight: float | Mappi
         raise UserError(f"config.targets: {type(model).__name__} has no vision tower with a square of patches.")
     tables = label_tables(names, getattr(model, "classes", {}))
     return Targets(model, Heads(names), weights, tokens[0].shape[-1], tables)
-
-
-def map_costs(
-    expert: str, predicted: Float[Array, "n h w c"], batch: Mapping[str, Any], tables: Mapping[str, np.ndarray]
-) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Returns what a prediction of an expert's maps costs each row of a batch, and 1 where it has a map, else 0.
-
-    A row of several tiles, whose maps are [b m h w c], has the mean over those that have a map. An empty map is none:
-    what an expert was not asked about is not taught as the background.
-    """
-    label, tables = batch[EXPERTS[expert].key], jax.tree.map(jnp.asarray, dict(tables))
-    rows, tiles = len(label), label.shape[1] if label.ndim == 5 else 1
-    label = label.reshape(-1, *label.shape[-3:])
-    there = (label != EXPERTS[expert].fill).any((1, 2, 3))
-    if EXPERTS[expert].storage == "ids":
-        own = {
-            k: _of_tiles(batch[k], rows, tiles, rank) for k, rank in ((CLASSES_KEY, 1), (WORDS_KEY, 2)) if k in batch
-        }
-        cost = _cost_of_ids(expert, predicted, label, own, tables)
-    elif expert == "normal":
-        cost = _angle(predicted, label)
-    else:
-        value = features(expert, label, batch, tables)
-        cost = jnp.square(predicted - _resize(value, predicted.shape[1:3])).mean((1, 2, 3))
-    cost, there = cost.reshape(rows, tiles), there.reshape(rows, tiles).astype(jnp.float32)
-    return (cost * there).sum(1) / jnp.maximum(there.sum(1), 1), there.max(1)
-
-
-@typed
-def _angle(predicted: Float[Array, "n h w 3"], label: UInt8[Array, "n H W 3"]) -> Float[Array, " n"]:
-    """Returns 1 - cosine of the angle of predicted and labelled normals, on average where there is a normal."""
-    known = (label != 0).any(-1, keepdims=True).astype(jnp.float32)  # a sky has none
-    normal = _resize((label.astype(jnp.float32) / 127.5 - 1) * known, predicted.shape[1:3])
-    known = _resize(known, predicted.shape[1:3])[..., 0]
-    cosine = (_unit(predicted) * _unit(normal)).sum(-1)
-    return ((1 - cosine) * known).sum((1, 2)) / jnp.maximum(known.sum((1, 2)), 1)
-
-
-def _cost_of_ids(
-    expert: str, predicted: Array, label: Array, own: Mapping[str, Array], tables: Mapping[str, Array]
-) -> Float[Array, " n"]:
-    """Returns the cross-entropy of a cell's class or word by its vector's cosine with theirs.
-
-    What is there weighs as much as the background, of which there may be much more. A word is told from the background
-    and from the first WORDS of each photo of the batch.
-    """
-    count, h, w = predicted.shape[:3]
-    ids, rows = features(expert, label, own, tables)
-    ids = ids[:, (np.arange(h) * 2 + 1) * ids.shape[1] // (2 * h)]  # the pixel in the middle of a cell
-    ids = ids[:, :, (np.arange(w) * 2 + 1) * ids.shape[2] // (2 * w)].reshape(count, -1, 1).astype(jnp.int32)
-    right = jnp.take_along_axis(jnp.broadcast_to(rows, (count, *rows.shape[1:])), ids, 1).reshape(count, h, w, -1)
-    vectors = tables[expert]  # the background's is the last
-    if EXPERTS[expert].embed == "words":
-        vectors = jnp.concatenate([rows[:, :WORDS].reshape(-1, FEATURES), vectors[-1:]])
-    there = (vectors != 0).any(-1)
-    cosines = jnp.where(there, _unit(predicted) @ _unit(vectors).T / TEMPERATURE, -jnp.inf)
-    equal = there & (_unit(right) @ _unit(vectors).T > 1 - 1e-3)  # also another photo's vector of the same word
-    known, nothing = equal.any(-1), equal[..., -1]
-    chosen = jnp.where(equal | ~known[..., None], cosines, -jnp.inf)
-    cost = jax.nn.logsumexp(cosines, -1) - jax.nn.logsumexp(chosen, -1)
-    masks = [mask.astype(jnp.float32) for mask in (nothing, known & ~nothing)]
-    means = [(cost * mask).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1) for mask in masks]
-    return sum(means) / jnp.maximum(sum(mask.max((1, 2)) for mask in masks), 1)
-
-
-def _of_tiles(x: Array, rows: int, tiles: int, rank: int) -> Array:
-    """Returns the tables [rows * tiles ...] of each tile, from those of each row or of each tile."""
-    return jnp.repeat(x, tiles, 0) if x.ndim == rank + 1 else x.reshape(rows * tiles, *x.shape[2:])
-
-
-def _resize(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n H W c"]:
-    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "linear")  # antialiased
-
-
-def _unit(x: Array) -> Array:
-    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)

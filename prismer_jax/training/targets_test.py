@@ -13,6 +13,7 @@ from prismer_jax import checkpoint, losses, models, optim
 from prismer_jax.batch import prompts
 from prismer_jax.errors import UserError
 from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, PAPER, WORDS_KEY, class_vectors, select
+from prismer_jax.towers import label_costs
 from prismer_jax.towers.label_lookup import label_tables
 from prismer_jax.training import targets
 from prismer_jax.training.step import make_update
@@ -53,7 +54,10 @@ def truth(name: str, batch) -> np.ndarray:
     if EXPERTS[name].storage != "ids":
         label = batch[EXPERTS[name].key].astype(np.float32)
         low, high = label.min((1, 2, 3), keepdims=True), label.max((1, 2, 3), keepdims=True)
-        value = label / 127.5 - 1 if name == "normal" else 2 * (label - low) / np.maximum(high - low, 1) - 1
+        value = 2 * (label - low) / np.maximum(high - low, 1) - 1
+        if name == "normal":
+            length = np.linalg.norm(label / 127.5 - 1, axis=-1, keepdims=True)
+            value = np.where(length > label_costs.SHORTEST, (label / 127.5 - 1) / length, 0).astype(np.float32)
         return np.stack([[smaller(channel) for channel in row] for row in value.transpose(0, 3, 1, 2)]).transpose(
             0, 2, 3, 1
         )
@@ -71,7 +75,7 @@ def truth(name: str, batch) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def cost(name, predicted, batch):
-    return targets.map_costs(name, predicted, batch, TABLES)
+    return label_costs.map_costs(name, predicted, batch, TABLES)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -89,12 +93,22 @@ def test_the_cost_of_a_class_is_the_cross_entropy_of_cosines():
     predicted = np.random.default_rng(1).standard_normal((2, SIDE, SIDE, 64)).astype(np.float32)
     table = TABLES["seg_coco"] / np.linalg.norm(TABLES["seg_coco"], axis=1, keepdims=True)
     cosines = predicted / np.linalg.norm(predicted, axis=-1, keepdims=True) @ table.T
-    logs = np.log(np.exp(cosines / targets.TEMPERATURE) / np.exp(cosines / targets.TEMPERATURE).sum(-1, keepdims=True))
+    logs = np.log(
+        np.exp(cosines / label_costs.TEMPERATURE) / np.exp(cosines / label_costs.TEMPERATURE).sum(-1, keepdims=True)
+    )
     ids = batch["labels/seg_coco"][:, ::8, ::8, 0].astype(int)
     background = ids == BACKGROUND
     each = -np.take_along_axis(logs, np.where(background, len(CLASSES), ids)[..., None], -1)[..., 0]
     expected = [(e[b].mean() + e[~b].mean()) / 2 for e, b in zip(each, background, strict=True)]
     np.testing.assert_allclose(cost("seg_coco", predicted, batch)[0], expected, rtol=1e-5)
+
+
+def test_a_sky_has_no_normal_and_is_taught_none():
+    batch = a_batch()
+    batch["labels/normal"][:] = 128  # as rendered scenes have it
+    nothing, ones = np.zeros((2, SIDE, SIDE, 3), np.float32), np.full((2, SIDE, SIDE, 3), 3**-0.5, np.float32)
+    np.testing.assert_allclose(cost("normal", nothing, batch)[0], 0, atol=1e-6)
+    np.testing.assert_allclose(cost("normal", ones, batch)[0], 0.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", PAPER)

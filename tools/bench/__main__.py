@@ -43,7 +43,6 @@ import jax
 from prismer_jax import config, runtime
 from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
-from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
 
 from . import blip2, build, experts, loader, nanovlm, paligemma, prismer, startup
@@ -70,7 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same as names alone")
     parser.add_argument("--config", default="configs/quickstart.py", help="FILE.py or FILE.py:arg")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each is measured")
-    parser.add_argument("--experts", nargs="+", default=list(EXPERTS), help="such as depth edge; default: all")
+    parser.add_argument(
+        "--experts", nargs="+", default=list(experts.NETWORKS), help="such as depth edge student; default: all"
+    )
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
     parser.add_argument("--reference", type=storage.on_disk, help="clone of NVlabs/prismer or nanoVLM, to compare with")
@@ -174,7 +175,7 @@ def _checkout(args: argparse.Namespace) -> Any:
 
 
 def _experts(args: argparse.Namespace) -> Rows:
-    networks = [name for name in args.experts if choose("expert", name, EXPERTS)]
+    networks = [name for name in args.experts if choose("expert", name, experts.NETWORKS)]
     settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
     if args.reference is not None:
         prismer.check_reference(args.reference)

@@ -21,11 +21,12 @@ import numpy as np
 
 from prismer_jax import runtime, sharding
 from prismer_jax.errors import UserError
-from prismer_jax.experts import EXPERTS
+from prismer_jax.experts import EXPERTS, Student
 
 from .worker import worker
 
 SIDE = 480
+NETWORKS = {**EXPERTS, Student.name: Student}  # the reference has no student
 COLUMNS = ("expert", "images/s", "reference", "ratio", "peak GB", "reference")
 
 
@@ -92,7 +93,7 @@ def main(name: str, batch: int, dtype: str) -> None:
     """The worker of an expert; see reference/run_expert.py for what it says and when."""
     runtime.use_compilation_cache()
     mesh = sharding.make_mesh()
-    expert = EXPERTS[name](dtype=dtype)
+    expert = NETWORKS[name](dtype=dtype)
     variables = jax.device_put(expert.random_variables(), sharding.replicated(mesh))
     photo = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     prepared = [expert.prepare(photo)] * batch

@@ -1,0 +1,163 @@
+"""The student of the experts (models.student) as an expert: one run of its network makes all the labels of a photo."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from prismer_jax import checkpoint, labels, models
+from prismer_jax.errors import UserError
+from prismer_jax.experts.expert import Arrays, Expert, Label
+from prismer_jax.models.student import Student as Network
+from prismer_jax.pp.image import bicubic
+from prismer_jax.towers.label_costs import SHORTEST
+from prismer_jax.weights import rules
+
+SMALLEST = 4  # cells of an object or a word; what is smaller is taken for a mistake
+IDS = labels.BACKGROUND  # so many objects or words have ids, the largest
+
+
+class Student(Expert):
+    """All label kinds that a network trained by configs/student.py knows, or those that are asked for."""
+
+    name, file, made_with = "student", "", "a student of the experts"
+    network = Network
+    table: ClassVar[rules.Table] = rules.Table(rules=())
+
+    def __init__(self, dtype: Any = jnp.float32, only: Sequence[str] = (), **sizes: Any) -> None:
+        """Builds the network that `sizes` say; `open` builds that of a checkpoint in its place.
+
+        Args:
+          only: label kinds that are asked for; by default all that the network makes.
+        """
+        self.dtype, self._only = jnp.dtype(dtype), labels.select(only)
+        self.module = models.build("student", dtype=self.dtype.name, **sizes)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self._only or self.module.kinds
+
+    def places(self, folder: pathlib.Path) -> Iterator[pathlib.Path]:
+        """Yields the folder `student` of a folder of weights, and the folder itself, where a student lies there."""
+        for path in (folder / self.name, folder):
+            if _description(path).get("name") == self.name:
+                yield checkpoint.find(path)
+
+    def open(self, path: str | os.PathLike[str]) -> None:
+        """Builds the network of a trained student: a workdir, an export or a checkpoint.
+
+        Raises:
+          UserError: there is none, or it was not trained on a kind that is asked for.
+        """
+        what = _description(path)
+        if what.get("name") != self.name:
+            raise UserError(f"{path}: is no student of the experts. Train one: configs/student.py.")
+        self.module = models.build(**{**what, "dtype": self.dtype.name})
+        self.__dict__.pop("shapes", None)  # of the network before
+        if strange := [kind for kind in self._only if kind not in self.module.kinds]:
+            there = ", ".join(self.module.kinds)
+            raise UserError(f"{path}: this student was not trained on {', '.join(strange)}; it makes {there}.")
+
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        return (self.module.image_size,) * 2
+
+    def prepare(self, photo: np.ndarray) -> Arrays:
+        return {"image": bicubic(photo, self.shape(*photo.shape[:2]))}
+
+    def apply(self, variables: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        read = self.module.apply(variables, batch, method="read")
+        return {kind: read[kind] for kind in self.kinds}
+
+    def finish(
+        self, output: Mapping[str, np.ndarray], size: tuple[int, int], needed: Mapping[str, Label]
+    ) -> dict[str, Label]:
+        return labels_of(output, size)
+
+    def init(self, rng: jax.Array) -> Any:
+        return self.module.init_variables(rng)
+
+
+def _description(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Returns what a checkpoint says of its model; nothing where there is no checkpoint."""
+    try:
+        return checkpoint.description(path).get("model", {})
+    except UserError:
+        return {}
+
+
+def labels_of(read: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, Label]:
+    """Returns the labels of a photo.
+
+    Args:
+      read: what `models.student.Student.read` says of it, without the batch axis.
+      size: (height, width) of the photo, and of the labels.
+    """
+    made = {}
+    for kind, values in read.items():
+        match labels.EXPERTS[kind].embed:
+            case "classes":
+                made[kind] = Label(_nearest(values.astype(np.uint8), size))  # -1 is 255, the background
+            case "instances":
+                ids, places = instances(values)
+                made[kind] = Label(_nearest(ids, size), classes=[int(values[place]) for place in places])
+            case "words":
+                ids, _ = instances(np.where((values != 0).any(-1), 0, -1))
+                means = [values[ids == i].mean(0, dtype=np.float32) for i in range(_count(ids))]
+                vectors = np.array([_unit_variance(mean) for mean in means], np.float32).reshape(-1, labels.FEATURES)
+                made[kind] = Label(_nearest(ids, size), features=vectors, words=[""] * len(vectors))
+            case _ if kind == "normal":
+                made[kind] = Label(_normal(_smooth(values, size)))
+            case _:
+                made[kind] = Label(np.rint((_smooth(values, size).clip(-1, 1) + 1) * 127.5).astype(np.uint8))
+    return made
+
+
+def instances(classes: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Returns the ids uint8 [h, w] of connected cells of one class, the largest first, and a cell of each.
+
+    Two things of one class that touch are one. `classes` is an integer [h, w], -1 where there is nothing.
+    """
+    parts = []
+    for value in np.unique(classes[classes >= 0]):
+        count, numbers = cv2.connectedComponents((classes == value).astype(np.uint8), connectivity=4)
+        parts += [numbers == number for number in range(1, count)]
+    parts = sorted((part for part in parts if part.sum() >= SMALLEST), key=lambda part: -int(part.sum()))[:IDS]
+    ids = np.full(classes.shape, labels.BACKGROUND, np.uint8)
+    for number, part in enumerate(parts):
+        ids[part] = number
+    return ids, [tuple(int(i) for i in np.argwhere(part)[0]) for part in parts]
+
+
+def _count(ids: np.ndarray) -> int:
+    return len(np.unique(ids[ids != labels.BACKGROUND]))
+
+
+def _unit_variance(vector: np.ndarray) -> np.ndarray:
+    """Returns a vector with the length that those of words have; a student learns their direction alone."""
+    return vector / max(float(np.sqrt(np.square(vector).mean())), 1e-6)
+
+
+def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(ids).resize((size[1], size[0]), Image.Resampling.NEAREST))[..., None]
+
+
+def _smooth(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes float32 [h, w, c] bilinearly to [height, width, c]."""
+    channels = (Image.fromarray(np.ascontiguousarray(values[..., i], np.float32)) for i in range(values.shape[-1]))
+    resized = [np.asarray(channel.resize((size[1], size[0]), Image.Resampling.BILINEAR)) for channel in channels]
+    return np.stack(resized, -1)
+
+
+def _normal(normal: np.ndarray) -> np.ndarray:
+    """Returns the label uint8 [h, w, 3] of normals; grey where there is none."""
+    length = np.linalg.norm(normal, axis=-1, keepdims=True)
+    unit = np.where(length > SHORTEST, normal / np.maximum(length, SHORTEST), 0)
+    return np.rint((unit + 1) * 127.5).astype(np.uint8)

@@ -1,0 +1,112 @@
+"""What a predicted label map costs beside an expert's own: of numbers by regression, of ids by the vector of each.
+
+Who predicts them is another matter: heads on a vision tower (training.targets), or a whole network (models.student).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prismer_jax.labels import CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY
+from prismer_jax.towers.label_lookup import features
+from prismer_jax.typing import Array, Float, UInt8, typed
+
+TEMPERATURE = 0.1  # of the cosines with the vectors of classes and words
+WORDS = 8  # of each photo that a cell's word is told from
+SHORTEST = 0.5  # length of a normal; what is shorter is none
+
+
+def predicted_channels(expert: str) -> int:
+    """Returns how many channels a predicted map has: the vector to look up where the label holds ids."""
+    return FEATURES if EXPERTS[expert].storage == "ids" else EXPERTS[expert].channels
+
+
+def map_costs(
+    expert: str, predicted: Float[Array, "n h w c"], batch: Mapping[str, Any], tables: Mapping[str, np.ndarray]
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Returns what a prediction of an expert's maps costs each row of a batch, and 1 where it has a map, else 0.
+
+    A row of several tiles, whose maps are [b m h w c], has the mean over those that have a map. An empty map is none:
+    what an expert was not asked about is not taught as the background.
+    """
+    label, tables = batch[EXPERTS[expert].key], jax.tree.map(jnp.asarray, dict(tables))
+    rows, tiles = len(label), label.shape[1] if label.ndim == 5 else 1
+    label = label.reshape(-1, *label.shape[-3:])
+    there = (label != EXPERTS[expert].fill).any((1, 2, 3))
+    if EXPERTS[expert].storage == "ids":
+        own = {
+            k: _of_tiles(batch[k], rows, tiles, rank) for k, rank in ((CLASSES_KEY, 1), (WORDS_KEY, 2)) if k in batch
+        }
+        cost = _cost_of_ids(expert, predicted, label, own, tables)
+    elif expert == "normal":
+        cost = _angle(predicted, label)
+    else:
+        value = features(expert, label, batch, tables)
+        cost = jnp.square(predicted - _resize(value, predicted.shape[1:3])).mean((1, 2, 3))
+    cost, there = cost.reshape(rows, tiles), there.reshape(rows, tiles).astype(jnp.float32)
+    return (cost * there).sum(1) / jnp.maximum(there.sum(1), 1), there.max(1)
+
+
+@typed
+def _angle(predicted: Float[Array, "n h w 3"], label: UInt8[Array, "n H W 3"]) -> Float[Array, " n"]:
+    """Returns half the squared distance of predicted and labelled normals, on average where the label says something.
+
+    Of unit vectors that is 1 - cosine of their angle. A grey pixel, as a sky has, is no direction: its normal is 0, and
+    so shall be the predicted one. A black one says nothing.
+    """
+    known = (label != 0).any(-1, keepdims=True).astype(jnp.float32)
+    normal = label.astype(jnp.float32) / 127.5 - 1
+    length = jnp.sqrt(jnp.square(normal).sum(-1, keepdims=True))
+    normal = jnp.where(length > SHORTEST, normal / jnp.maximum(length, SHORTEST), 0.0) * known
+    normal, known = _resize(normal, predicted.shape[1:3]), _resize(known, predicted.shape[1:3])
+    cost = jnp.square(predicted - normal).sum(-1, keepdims=True) / 2 * known
+    return cost.sum((1, 2, 3)) / jnp.maximum(known.sum((1, 2, 3)), 1)
+
+
+def _cost_of_ids(
+    expert: str, predicted: Array, label: Array, own: Mapping[str, Array], tables: Mapping[str, Array]
+) -> Float[Array, " n"]:
+    """Returns the cross-entropy of a cell's class or word by its vector's cosine with theirs.
+
+    What is there weighs as much as the background, of which there may be much more. A word is told from the background
+    and from the first WORDS of each photo of the batch. As there is no table of all words to look for the nearest in,
+    the vector itself has to be right: 1 - its cosine with the word's, or with the background's, is added.
+    """
+    count, h, w = predicted.shape[:3]
+    ids, rows = features(expert, label, own, tables)
+    ids = ids[:, (np.arange(h) * 2 + 1) * ids.shape[1] // (2 * h)]  # the pixel in the middle of a cell
+    ids = ids[:, :, (np.arange(w) * 2 + 1) * ids.shape[2] // (2 * w)].reshape(count, -1, 1).astype(jnp.int32)
+    right = jnp.take_along_axis(jnp.broadcast_to(rows, (count, *rows.shape[1:])), ids, 1).reshape(count, h, w, -1)
+    vectors = tables[expert]  # the background's is the last
+    if EXPERTS[expert].embed == "words":
+        vectors = jnp.concatenate([rows[:, :WORDS].reshape(-1, FEATURES), vectors[-1:]])
+    there = (vectors != 0).any(-1)
+    cosines = jnp.where(there, unit(predicted) @ unit(vectors).T / TEMPERATURE, -jnp.inf)
+    equal = there & (unit(right) @ unit(vectors).T > 1 - 1e-3)  # also another photo's vector of the same word
+    known, nothing = equal.any(-1), equal[..., -1]
+    chosen = jnp.where(equal | ~known[..., None], cosines, -jnp.inf)
+    cost = jax.nn.logsumexp(cosines, -1) - jax.nn.logsumexp(chosen, -1)
+    if EXPERTS[expert].embed == "words":
+        cost += 1 - (unit(predicted) * unit(right)).sum(-1)
+    masks = [mask.astype(jnp.float32) for mask in (nothing, known & ~nothing)]
+    means = [(cost * mask).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1) for mask in masks]
+    return sum(means) / jnp.maximum(sum(mask.max((1, 2)) for mask in masks), 1)
+
+
+def _of_tiles(x: Array, rows: int, tiles: int, rank: int) -> Array:
+    """Returns the tables [rows * tiles ...] of each tile, from those of each row or of each tile."""
+    return jnp.repeat(x, tiles, 0) if x.ndim == rank + 1 else x.reshape(rows * tiles, *x.shape[2:])
+
+
+def _resize(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n H W c"]:
+    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "linear")  # antialiased
+
+
+def unit(x: Array) -> Array:
+    """Returns vectors of length 1 along the last axis; of none, none."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
