@@ -13,10 +13,9 @@ SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def adopt() -> None:
     """Starts a program of this package again, before it has imported anything, with memory in huge pages.
 
-    XLA allocates the temporaries of a step anew each time on a CPU, as NumPy does with photos, and the kernel gives
-    them to it page by page: of a training step of the quickstart this took a third (docs/performance.md). Where Linux
-    gives huge pages to those who ask, as most distributions set it, glibc asks if it is told so when it starts. What
-    the user says in $GLIBC_TUNABLES wins; notebooks, and programs of others, are left as they are.
+    On a CPU, XLA takes the memory of a step anew each time, as NumPy does that of a photo, and the kernel hands it out
+    page by page: a third of a training step (docs/performance.md). Where Linux gives huge pages on request, glibc
+    requests them if told so at its start. $GLIBC_TUNABLES of the user's wins; notebooks and others' programs stay.
     """
     words, told = sys.orig_argv, os.environ.get("GLIBC_TUNABLES", "")
     searching = sys.argv[:1] == ["-m"] and "-m" in words  # for the module of `python -m prismer_jax.train`
