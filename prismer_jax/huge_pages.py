@@ -20,13 +20,7 @@ def adopt() -> None:
     words, told = sys.orig_argv, os.environ.get("GLIBC_TUNABLES", "")
     searching = sys.argv[:1] == ["-m"] and "-m" in words  # for the module of `python -m prismer_jax.train`
     ours = searching and words[words.index("-m") + 1].split(".")[0] in ("prismer_jax", "tools")
-    if ours and "hugetlb" not in told and _on_request():
+    on_request = SETTING.is_file() and "[madvise]" in SETTING.read_text()  # a file of Linux
+    if ours and on_request and "hugetlb" not in told:
         tunables = ":".join(filter(None, (told, TUNABLE)))
         os.execve(sys.executable, [sys.executable, *words[1:]], {**os.environ, "GLIBC_TUNABLES": tunables})
-
-
-def _on_request() -> bool:
-    try:
-        return "[madvise]" in SETTING.read_text()
-    except OSError:  # another system, or a kernel without them
-        return False
