@@ -6,7 +6,8 @@ import os
 import pathlib
 import sys
 
-TUNABLE = "glibc.malloc.hugetlb=1"  # ask for huge pages (GNU C library manual, Memory Allocation Tunables; since 2.35)
+# Ask for huge pages, and keep what is freed for the next step (GNU C library manual, Memory Allocation Tunables; 2.35).
+TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
 SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -22,5 +23,5 @@ def adopt() -> None:
     ours = searching and words[words.index("-m") + 1].split(".")[0] in ("prismer_jax", "tools")
     on_request = SETTING.is_file() and "[madvise]" in SETTING.read_text()  # a file of Linux
     if ours and on_request and "hugetlb" not in told:
-        tunables = ":".join(filter(None, (told, TUNABLE)))
+        tunables = ":".join(filter(None, (told, TUNABLES)))
         os.execve(sys.executable, [sys.executable, *words[1:]], {**os.environ, "GLIBC_TUNABLES": tunables})

@@ -31,14 +31,14 @@ def started(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("command", ["python -m prismer_jax.train --workdir -m", "python -X dev -m tools.bench step"])
 def test_commands_of_this_package_start_again_as_they_are(started, command):
-    assert started(command) == [(command.split()[1:], "glibc.malloc.hugetlb=1")]
+    assert started(command) == [(command.split()[1:], huge_pages.TUNABLES)]
 
 
 def test_what_the_user_has_tuned_is_kept(started):
     command = "python -m prismer_jax.train"
-    assert started(command, told="glibc.malloc.check=1")[0][1] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
+    assert started(command, told="glibc.malloc.check=1")[0][1] == f"glibc.malloc.check=1:{huge_pages.TUNABLES}"
     assert not started(command, told="glibc.malloc.hugetlb=0")
-    assert not started(command, told="glibc.malloc.hugetlb=1")  # the second start
+    assert not started(command, told=huge_pages.TUNABLES)  # the second start
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_a_program_starts_twice_at_most_with_the_same_arguments(tmp_path):
     (first, *words), (second, *again) = map(str.split, (tmp_path / "starts").read_text().splitlines())
     assert first == second  # one process
     assert words == ["None", *command]
-    assert again == ["glibc.malloc.hugetlb=1", *command]
+    assert again == [huge_pages.TUNABLES, *command]

@@ -64,7 +64,7 @@ class Worker:
 
 def as_users_have_it() -> dict[str, str]:
     """Returns this environment without what `huge_pages.adopt` has added: each code starts as its users start it."""
-    told = os.environ.get("GLIBC_TUNABLES", "").removesuffix(huge_pages.TUNABLE).removesuffix(":")
+    told = os.environ.get("GLIBC_TUNABLES", "").removesuffix(huge_pages.TUNABLES).removesuffix(":")
     rest = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     return rest | ({"GLIBC_TUNABLES": told} if told else {})
 
