@@ -83,6 +83,10 @@ class Expert(abc.ABC):
         if (folder / self.file).is_file():
             yield folder / self.file
 
+    def by_kind(self, made: Label | Mapping[str, Label]) -> Mapping[str, Label]:
+        """Returns what `finish` has made as {kind: label}."""
+        return made if isinstance(made, Mapping) else {self.name: made}
+
     @abc.abstractmethod
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """Returns a photo's prepared size (H, W), which batches are sorted by before any pixel is read."""

@@ -172,7 +172,7 @@ class Cached:
             return Photo(_called(example), example["image"])
 
         def write(key: str, photo: Photo, made: Label | Mapping[str, Label]) -> None:
-            for kind, label in made.items() if isinstance(made, Mapping) else [(expert.name, made)]:
+            for kind, label in expert.by_kind(made).items():
                 sides = dict(classes=label.classes, features=label.features, words=label.words)
                 label_files.write(folders[kind], kind, key, label.map, **sides)
 

@@ -142,7 +142,7 @@ def _probe(
 
     def write(index: int, photo: Photo, made: Label | Mapping[str, Label]) -> None:
         size = 0
-        for kind, label in made.items() if isinstance(made, Mapping) else [(expert.name, made)]:
+        for kind, label in expert.by_kind(made).items():
             sides = dict(classes=label.classes, features=label.features, words=label.words)
             size += sum(map(len, label_files.files(kind, label.map, **sides).values()))
         sizes.append(size)

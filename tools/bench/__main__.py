@@ -58,6 +58,8 @@ OF_PRISMER = {
     "memory": ["encoder", "caption", "training"],
 }
 FAMILIES = {"prismer": prismer, "nanovlm": nanovlm, "paligemma": paligemma, "blip2": blip2}
+ROWS = {name: list(module.ROWS) for name, module in FAMILIES.items()}
+ROWS["nanovlm"].append("packing")  # a share, which takes no rounds
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--reference", type=storage.on_disk, help="clone of NVlabs/prismer or nanoVLM, to compare with")
     parser.add_argument("--reference-python", type=storage.on_disk, help="that has PyTorch (default: this one)")
     parser.add_argument("--against", type=storage.on_disk, help="another checkout of this project, to compare with")
-    rows = "; ".join(f"of {name}: {', '.join(module.ROWS)}" for name, module in FAMILIES.items())
+    rows = "; ".join(f"of {name}: {', '.join(rows)}" for name, rows in ROWS.items())
     parser.add_argument("--rows", nargs="+", default=[], help=rows)
     parser.add_argument("--one-core", action="store_true", help="of all with a worker: the time of one core")
     parser.add_argument("--json", type=storage.on_disk, help="file for the results")
@@ -155,17 +157,13 @@ def _of_prismer(args: argparse.Namespace, rows: Sequence[str]) -> Rows:
 
 def _family(args: argparse.Namespace, name: str) -> Rows:
     module = FAMILIES[name]
-    rows = [row for row in args.rows if choose("row", row, dict.fromkeys([*module.ROWS, *_more_rows(name)])) or True]
+    rows = [row for row in args.rows if choose("row", row, dict.fromkeys(ROWS[name], True))]
     if name == "prismer":
         return _of_prismer(args, rows)
     options = dict(seconds=args.seconds, rows=rows, alone=args.one_core)
     if name == "nanovlm":
         return nanovlm.measure(args.reference, _python(args) if args.reference else "", **options)
     return module.measure(_python(args) if args.reference_python else None, against=_checkout(args), **options)
-
-
-def _more_rows(name: str) -> list[str]:
-    return ["packing"] if name == "nanovlm" else []
 
 
 def _checkout(args: argparse.Namespace) -> Any:
