@@ -7,6 +7,8 @@ a model wrote is read back, says a style.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -168,8 +170,8 @@ def _pick(example: Example, how: str, rng: np.random.Generator) -> str:
         for text, weight in zip(answers, weights, strict=True):
             votes[text] += weight
         return votes.most_common(1)[0][0]
-    edges = np.cumsum(weights)
-    return answers[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
+    edges = list(itertools.accumulate(weights))
+    return answers[bisect.bisect_right(edges, rng.random() * edges[-1])]
 
 
 @register
@@ -205,11 +207,12 @@ def tokenize(length: int, pad: Literal["left", "right"] | None = None, *, tokeni
             ids, scored = [tokenizer.bos, *prompt, *words, tokenizer.eos], len(words) + 1
         start = length - len(ids) if (pad or ("left" if target is None else "right")) == "left" else 0
         end = start + len(ids)
-        column = np.arange(length)
-        real = (start <= column) & (column < end)
-        text = np.full(length, tokenizer.pad, np.int32)
-        text[real] = ids
-        loss = np.where(real & (column >= end - scored), example.get("weight", 1.0), 0).astype(np.float32)
+        text, real, loss = (
+            np.full(length, tokenizer.pad, np.int32),
+            np.zeros(length, bool),
+            np.zeros(length, np.float32),
+        )
+        text[start:end], real[start:end], loss[end - scored : end] = ids, True, example.get("weight", 1.0)
         return {**example, **prompts(text, real), "mask_loss": loss, "_cut": example.get("_cut", 0) + cut}
 
     return op
