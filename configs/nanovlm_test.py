@@ -106,9 +106,10 @@ def test_both_stages_on_photos_read_features_and_change_what_they_say(tmp_path, 
     onnx_test.written(tmp_path / "vit.onnx")
     conversion_test.smollm(tmp_path / "language", np.random.default_rng(0))
     flags = ["--vision", str(tmp_path / "vit.onnx"), "--language", str(tmp_path / "language"), "--image-size", "16"]
-    flags += ["--tokenizer", str(tmp_path / "language"), "--shuffle", "2", "--extra-tokens", "0", "--match-words"]
-    convert.main(["nanovlm", *flags, "--output", str(tmp_path / "start")])
     photos = coco(tmp_path / "photos")
+    flags += ["--tokenizer", str(tmp_path / "language"), "--shuffle", "2", "--extra-tokens", "0"]
+    flags += ["--match-words", str(photos / "captions_train.json")]
+    convert.main(["nanovlm", *flags, "--output", str(tmp_path / "start")])
     init = tmp_path / "start"
     for stage in ("projector", "attention"):
         cfg = load(f"photos,smoke,stage={stage},init={init},data={photos}")
@@ -131,9 +132,9 @@ def test_trained_parts_learn_from_photos_by_their_features(weights, shared, tmp_
     """A piece of the training on real photos: 12 steps with 2 of 8 photos each."""
     monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
     parts = ["--vision", weights / "vit_s14.onnx", "--language", weights / "smollm2-135m-instruct.Q4_1.gguf"]
-    flags = ["--image-size", 224, "--shuffle", 2, "--extra-tokens", 0, "--match-words", "--output", tmp_path / "start"]
-    convert.main(["nanovlm", *map(str, [*parts, *flags])])
     folder = shared / "data" / "captions" / "flickr8k_1k"
+    flags = ["--image-size", 224, "--shuffle", 2, "--extra-tokens", 0, "--match-words", folder / "captions_train.json"]
+    convert.main(["nanovlm", *map(str, [*parts, *flags, "--output", tmp_path / "start"])])
     arg = f"photos,smoke,stage=attention,init={tmp_path / 'start'},data={folder}"
     changes = ["batch_size=2", "total_steps=12", "optim.warmup_percent=0.0"]
     _, results = configs_test.run(tmp_path / "run", "configs/nanovlm.py", arg, *changes)

@@ -179,7 +179,7 @@ def panel(sample: Mapping[str, Any], size: int = PHOTO) -> Image.Image:
     from matplotlib.patheffects import withStroke
 
     (title, photo), *maps = pictures(sample)
-    columns, tile = max(2, -(-len(maps) // 2)), size // 2
+    columns, tile = max(2, -(-len(maps) // 2)) if maps else 0, size // 2  # a photo without maps is alone
     height = min(size, size * photo.shape[0] // photo.shape[1])  # no empty space around wide photos
     width = 2 * MARGIN + size + columns * (tile + GAP)
     keys, lines = legend(sample), _lines(sample, width - 2 * MARGIN)

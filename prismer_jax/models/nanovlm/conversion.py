@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 from collections import ChainMap
@@ -10,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tokenizers
 
-from prismer_jax import pp, tree
+from prismer_jax import datasets, pp, tree
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.models.conversion import Command, Converted, Put
-from prismer_jax.models.nanovlm import config_json
+from prismer_jax.models.nanovlm import config_json, projector
 from prismer_jax.models.nanovlm.model import RESIZE, NanoVLM, build
 from prismer_jax.pp import chat, fast_tokenizers
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
@@ -121,7 +123,7 @@ def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
     model = build(**config_json.fields_of(config, args.input / "config.json"))
     state = safe.load(args.input)
     variables = conversion.from_torch(state, model, TABLE, str(args.input), allow=args.allow, put=put)
-    return _described(args, model, variables, config, {})
+    return _described(args, model, variables, config, _tokenizer_files(args))
 
 
 def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
@@ -153,13 +155,17 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
     ):
         own = {name: leaf for name, leaf in shapes.items() if name.startswith(f"params/{part}/")}
         flat |= rules.from_torch(own_state, table, own, str(where), args.allow)
-    projector = np.asarray(fresh["params/projector/kernel"])
-    if args.match_words:
-        norm = [flat[f"params/vision/norm/{name}"]() for name in ("scale", "bias")]
-        projector = matched(projector, *norm, flat["params/language/word_embedding"]())
-    flat["params/projector/kernel"] = lambda: projector
+    flat["params/projector/kernel"] = lambda: np.asarray(fresh["params/projector/kernel"])
+    files = _tokenizer_files(args, language)
+    if args.match_words is not None:
+        if "tokenizer.json" not in files:
+            raise UserError("--match-words needs the words' ids: give --tokenizer, a folder with tokenizer.json.")
+        tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
+        own = {name: leaf() for name, leaf in flat.items() if name.startswith("params/vision/")}
+        source = datasets.load("lists", path=args.match_words, task="caption")
+        fit = projector.fitted(model, own, flat["params/language/word_embedding"](), tokenizer, source)
+        flat |= {name: functools.partial(np.asarray, x) for name, x in fit.items()}
     variables = {"params": tree.unflatten({name: put(make()) for name, make in flat.items()})["params"]}
-    files = language.tokenizer_files() if isinstance(language, Llama) else {}
     return _described(args, model, variables, {}, files)
 
 
@@ -189,16 +195,6 @@ def encoder(path: pathlib.Path, size: int | None) -> tuple[rules.State, Table, d
     return ChainMap({key: new.reshape(*old.shape[:-2], *new.shape)}, state), table, fields
 
 
-def matched(kernel: np.ndarray, scale: np.ndarray, bias: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Returns a fresh projector's kernel [patches * d, w] with outputs as large as words [v, w] in their mean square.
-
-    Features behind the encoder's last norm have a mean square of about scale² + bias² in each of the d channels.
-    """
-    features = np.mean(np.square(scale) + np.square(bias))
-    size = np.sqrt(np.mean(np.square(words)) / (len(kernel) * features * np.mean(np.square(kernel))))
-    return (kernel * size).astype(kernel.dtype)
-
-
 def _config_of(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
@@ -217,6 +213,14 @@ def _extended(words: Any, rest: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(words, rest.dtype), rest]) if len(rest) else words
 
 
+def _tokenizer_files(args: argparse.Namespace, language: Any = None) -> dict[str, str]:
+    """Returns {name: text} of --tokenizer, or of a GGUF file, which has its own; {} where there is neither."""
+    if args.tokenizer is not None:
+        tokenizer = pp.tokenizer.load(f"tokenizers:{args.tokenizer}")
+        return {path.name: path.read_text(encoding="utf-8") for path in tokenizer.files()}
+    return language.tokenizer_files() if isinstance(language, Llama) else {}
+
+
 def _described(
     args: argparse.Namespace, model: NanoVLM, variables: dict[str, Any], config: dict[str, Any], files: dict[str, str]
 ) -> Converted:
@@ -228,9 +232,6 @@ def _described(
     }
     if config:
         description["nanovlm"] = config  # so that an export writes it again
-    if args.tokenizer is not None:
-        tokenizer = pp.tokenizer.load(f"tokenizers:{args.tokenizer}")
-        files = {path.name: path.read_text(encoding="utf-8") for path in tokenizer.files()}
     extra = chat.EXTRA_TOKENS[: model.vocab_size - model.image_token] if model.image_token is not None else ()
     if files:
         files["tokenizer.json"] = fast_tokenizers.extended(files["tokenizer.json"], extra)
@@ -275,7 +276,10 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extra-tokens", type=int, default=66, help="new words behind the language model's own")
     parser.add_argument("--image-size", type=int, help="pixels of a side of a new model's images; the encoder's own")
     parser.add_argument(
-        "--match-words", action="store_true", help="make the fresh projector's outputs as large as words are"
+        "--match-words",
+        type=storage.on_disk,
+        metavar="LIST",
+        help="a list of photos with captions, as COCO's: fit the fresh projector so that it says their words",
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
 
