@@ -127,7 +127,7 @@ def constrain(x: jax.Array) -> jax.Array:
 
 
 def gathered(kernel: jax.Array) -> jax.Array:
-    """Gathers a kernel before its use; part by part, a TPU adds its products up in memory: 13 times the bytes of 16."""
+    """Gathers a kernel before its use: by parts, a TPU adds products up in memory, 13 times the bytes on 16 chips."""
     # No axes without a mesh; inside shard_map they are Manual; with an axis `tensor` the compiler decides.
     mesh = jax.sharding.get_abstract_mesh()
     shared = set(mesh.axis_types) == {AxisType.Auto} and mesh.size > 1 and mesh.shape.get("tensor", 1) == 1
