@@ -282,6 +282,22 @@ def test_between_slices_gradients_are_summed_and_nothing_else(tmp_path, monkeypa
 
 
 @needs_libtpu
+def test_a_kernel_of_parts_is_gathered_before_it_is_used():
+    """Left to itself, XLA multiplies by one part at a time here, and moves three times the bytes."""
+    mesh = sharding.make_mesh(None, topologies.describe("v5e:2x2").devices)
+
+    def split(*shape, kind):
+        return jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, PartitionSpec("data")))
+
+    x, kernel = split(256, 320, 1280, kind=jnp.bfloat16), split(1280, 5120, kind=jnp.float32)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lambda x, kernel: sharding.constrain(layers.product(x, kernel))).lower(x, kernel).compile()
+    facts = program.facts(compiled.as_text(), mesh.size)
+    assert [(one["kind"], one["bytes"]) for one in facts["collectives"]] == [("all-gather", 2 * 1280 * 5120)]
+    assert facts["traffic"] < 1.3 * 2 * (x.size // 4 + x.size + kernel.size)  # what goes in, once, and comes out
+
+
+@needs_libtpu
 def test_a_small_model_is_planned_for_a_slice_of_four_chips(tmp_path):
     flags = ("--config", f"{ROOT}/configs/pretrain.py:smoke,experts=none", "--plan")
     done = plan(*flags, "v5e:2x2,zero3")

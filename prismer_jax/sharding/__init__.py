@@ -126,6 +126,14 @@ def constrain(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
 
 
+def gathered(kernel: jax.Array) -> jax.Array:
+    """Gathers a kernel before its use: by parts, a TPU adds products up in memory, 13 times the bytes on 16 chips."""
+    # No axes without a mesh; inside shard_map they are Manual; with an axis `tensor` the compiler decides.
+    mesh = jax.sharding.get_abstract_mesh()
+    shared = set(mesh.axis_types) == {AxisType.Auto} and mesh.size > 1 and mesh.shape.get("tensor", 1) == 1
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec()) if shared else kernel
+
+
 def placed(state: Any, spec: Any, mesh: Mesh, tensor: Sequence[Any] = ()) -> Any:
     """Returns a state's shapes with shardings: as `presets.placed` for a preset or rules, else all replicated."""
     if spec and spec != "replicated":

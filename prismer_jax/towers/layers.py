@@ -13,18 +13,19 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax import errors
-from prismer_jax.sharding import constrain
+from prismer_jax.sharding import constrain, gathered
 from prismer_jax.typing import Array, Float, typed
 
 FLOAT32 = dict(preferred_element_type=jnp.float32)
+_DOTS = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
 Initializer = Callable[..., Array]
 
-# What a scanned layer keeps for its backward pass; everything else is computed again.
+# What a layer keeps for its backward pass; everything else is computed again.
 REMAT: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": lambda primitive, *a, **k: primitive is jax.lax.conv_general_dilated_p or _DOTS(primitive, *a, **k),
 }
 
 
@@ -65,18 +66,18 @@ def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array
 
     XLA sums that of `x @ kernel.astype(bfloat16)` in bfloat16 on a CPU, and takes thrice as long (jaxlib 0.12.0.1).
     """
-    return x @ kernel.astype(x.dtype)
+    return x @ gathered(kernel.astype(x.dtype))
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     # Not `product` again: policies of remat, such as `dots`, see no product within a function with its own derivative.
-    return x @ kernel.astype(x.dtype), (x, kernel)
+    return x @ gathered(kernel.astype(x.dtype)), (x, kernel)
 
 
 def _gradients(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     (x, kernel), rows = kept, tuple(range(g.ndim - 1))
     summed = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), **FLOAT32)
-    return g @ kernel.astype(g.dtype).T, summed.astype(kernel.dtype)
+    return g @ gathered(kernel.astype(g.dtype)).T, summed.astype(kernel.dtype)
 
 
 product.defvjp(_forward, _gradients)
@@ -235,20 +236,20 @@ class MLP(nn.Module):
         return Dense(width, self.dtype, out_init, self.bias_init or second, name="down")(self.activation(x))
 
 
+def rematerialised(layer: type[nn.Module], remat: str, **options: Any) -> Callable[..., nn.Module]:
+    """Returns a module class of which the backward pass keeps what `remat` says, a name of REMAT."""
+    policy = errors.choose("remat policy", remat, REMAT)
+    return layer if remat == "none" else nn.remat(layer, policy=policy, **options)
+
+
 def stack(layer: type[nn.Module], length: int, remat: str, broadcast: int, cached: int = 0) -> Callable[..., nn.Module]:
     """Returns a module class that runs `length` copies of `layer` one after the other, compiled once.
 
     Parameters, intermediates and outputs get a leading layer axis. `layer(carry, *cached, *broadcast)` returns
     (carry, output): the first arguments are sliced along their leading axis, the others reach every layer alike.
-
-    Args:
-      remat: what to keep for the backward pass, a name of REMAT.
     """
-    policy = errors.choose("remat policy", remat, REMAT)
-    if remat != "none":
-        layer = nn.remat(layer, policy=policy, prevent_cse=False)
     return nn.scan(
-        layer,
+        rematerialised(layer, remat, prevent_cse=False),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0,) * cached + (nn.broadcast,) * broadcast,

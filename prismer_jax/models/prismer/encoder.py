@@ -119,7 +119,8 @@ class VisionEncoder(nn.Module):
             domain = EXPERTS[expert].stem  # both segmentations share a stem
             if domain not in stems:
                 strides = STRIDES["ids" if EXPERTS[expert].storage == "ids" else "scaled"]
-                stems[domain] = Stem(self.width, strides, train, dtype=self.dtype, name=f"stem_{domain}")
+                stem = layers.rematerialised(Stem, self.remat)  # kept whole, stems of photos of 480 pixels fill a chip
+                stems[domain] = stem(self.width, strides, train, dtype=self.dtype, name=f"stem_{domain}")
             x = stems[domain](x)
             self.sow("intermediates", f"tokens_{domain}", x)
             if expert == "obj_detection":
