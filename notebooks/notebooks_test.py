@@ -1,7 +1,11 @@
 """The notebooks: each is valid, carries no outputs, is Python in every cell, and runs whole with tiny settings."""
 
+import os
 import pathlib
+import sys
+import types
 
+import jax  # noqa: F401  before google.colab is there, for it would ask for more of it
 import nbclient
 import nbformat
 import pytest
@@ -24,6 +28,37 @@ def test_it_is_valid_stripped_and_parses(name):
     for cell in code:
         assert (cell.outputs, cell.execution_count) == ([], None)
         compile(TransformerManager().transform_cell(cell.source), name, "exec")
+
+
+def run_cell(name, text, names):
+    """Runs the cell of a notebook that holds a text."""
+    (cell,) = [cell for cell in read(name).cells if cell.cell_type == "code" and text in cell.source]
+    exec(compile(TransformerManager().transform_cell(cell.source), name, "exec"), names)
+
+
+@pytest.fixture
+def shell():
+    """What stands for IPython: the commands and magics that a cell runs."""
+    asked = []
+    shell = types.SimpleNamespace(asked=asked, system=asked.append)
+    shell.run_line_magic = lambda name, line: asked.append(f"%{name} {line}")
+    return shell
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", ["colab", "colab again", "checkout"])
+def test_it_installs_on_colab_where_a_part_of_what_it_needs_is_there_and_too_old(
+    name, place, shell, tmp_path, monkeypatch
+):
+    """In August 2026 grain 0.2.18 was there beside jax 0.7.2, without jaxtyping (googlecolab/backend-info)."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path if place == "colab" else FOLDER)
+    if place != "checkout":
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    (tmp_path / "prismer_jax").mkdir()  # what git would have cloned
+    run_cell(name, "git clone", {"os": os, "REPOSITORY": "https://host/r", "get_ipython": lambda: shell})
+    commands = [line.split()[0] for line in shell.asked]
+    assert commands == {"colab": ["git", "%pip"], "colab again": ["%pip"], "checkout": []}[place]
 
 
 @pytest.mark.slow
