@@ -1,8 +1,12 @@
 """The notebooks: each is valid, carries no outputs, is Python in every cell, and runs whole with tiny settings."""
 
+import contextlib
 import os
 import pathlib
+import queue
+import re
 import sys
+import time
 import types
 
 import jax  # noqa: F401  before google.colab is there, for it would ask for more of it
@@ -10,6 +14,7 @@ import nbclient
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from jupyter_client.manager import start_new_kernel
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -72,3 +77,36 @@ def test_it_runs_whole(name, tmp_path, monkeypatch):
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [output for output in shown if output.output_type == "error"]
     assert any("image/png" in output.get("data", {}) for output in shown)
+
+
+@pytest.mark.slow
+def test_interrupting_the_kernel_saves_the_step_and_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    code = f"""if True:
+        from prismer_jax import config
+        from prismer_jax.train import train
+
+        train(config.load("configs/quickstart.py:smoke", ["total_steps=100000"]), {str(tmp_path)!r})
+    """
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(FOLDER.parent))
+    try:
+        client.execute(code)
+        shown, ended, asked = [], time.monotonic() + 600, False
+        while not any(one["header"]["msg_type"] == "error" for one in shown):
+            assert time.monotonic() < ended
+            with contextlib.suppress(queue.Empty):
+                shown.append(client.get_iopub_msg(timeout=1))
+            log = tmp_path / "metrics.jsonl"
+            if not asked and log.is_file() and log.read_text().strip():
+                manager.interrupt_kernel()
+                asked = True
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    (error,) = [one["content"] for one in shown if one["header"]["msg_type"] == "error"]
+    (line,) = error["traceback"]
+    stopped = re.match(r"Stopped: .*step (\d+) is saved", line)
+    assert stopped, line
+    assert (tmp_path / "checkpoints" / stopped.group(1)).is_dir()
+    bars = [one["content"]["data"] for one in shown if one["header"]["msg_type"] == "display_data"]
+    assert any("text/html" in bar for bar in bars)
