@@ -86,7 +86,7 @@ setup(
     package_dir={package: folder for folder, package in FOLDERS.items()},
     cmdclass={"build_py": WithoutTests},
     package_data={
-        "prismer_jax": ["*.pyi", "pp/*.model", "objects/*.txt", "report/*.css"],
+        "prismer_jax": ["py.typed", "*.pyi", "pp/*.model", "objects/*.txt", "report/*.css"],
         "prismer_jax.tools.demo": ["*.css"],
     },
     install_requires=CORE,
