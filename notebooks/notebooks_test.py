@@ -61,6 +61,10 @@ def test_it_installs_on_colab_where_a_part_of_what_it_needs_is_there_and_too_old
     if place != "checkout":
         monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     (tmp_path / "prismer_jax").mkdir()  # what git would have cloned
+    if place == "colab":
+        with pytest.raises(AssertionError, match="Say in the first cell where to clone prismer_jax from"):
+            run_cell(name, "git clone", {"os": os, "REPOSITORY": "", "get_ipython": lambda: shell})
+        assert not shell.asked
     run_cell(name, "git clone", {"os": os, "REPOSITORY": "https://host/r", "get_ipython": lambda: shell})
     commands = [line.split()[0] for line in shell.asked]
     assert commands == {"colab": ["git", "%pip"], "colab again": ["%pip"], "checkout": []}[place]
