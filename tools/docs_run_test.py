@@ -95,7 +95,10 @@ def folder(tmp_path):
             "annotations": [image | {"id": 3, "caption": "a red cone on a floor"}],
         },
         "answers": [question | {"answer": "red"}],
-        "questions": {"questions": [image | question | {"question": "What color is the cone?"}]},
+        "questions": {
+            "data_subtype": "val2014",
+            "questions": [image | question | {"question": "What color is the cone?"}],
+        },
         "annotations": {"annotations": [image | question | {"answers": [{"answer": "red", "answer_id": 1}] * 10}]},
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
