@@ -17,6 +17,7 @@ CORE = [
     "orbax-checkpoint>=0.12.5",  # asynchronous sharded checkpoints; older ones copy all arrays before they write
     "grain>=0.2.16",  # data loading whose position is an integer
     "tensorflow-datasets>=4.9.10",  # writes and reads ArrayRecord data sets (TensorFlow itself is never imported)
+    "protobuf>=6.31.1",  # tensorflow-metadata 1.21, which TFDS needs, asks for 4.25 and fails below this
     "array_record>=0.8.1",  # the shard format
     "fsspec>=2024.6",  # data sets on gs://, s3://, hf:// ... (TFDS needs it too); each store has a package of its own
     "ml_collections>=1.0",  # config files and their command-line overrides
@@ -85,7 +86,7 @@ setup(
     package_dir={package: folder for folder, package in FOLDERS.items()},
     cmdclass={"build_py": WithoutTests},
     package_data={
-        "prismer_jax": ["*.pyi", "pp/*.model", "objects/*.txt", "report/*.css"],
+        "prismer_jax": ["py.typed", "*.pyi", "pp/*.model", "objects/*.txt", "report/*.css"],
         "prismer_jax.tools.demo": ["*.css"],
     },
     install_requires=CORE,

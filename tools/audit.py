@@ -34,7 +34,7 @@ from prismer_jax.experts import EXPERTS
 from prismer_jax.files import storage
 from prismer_jax.report import audit as report
 
-KINDS = (*HOW, "noise")
+KINDS = ("blank", "shuffled", "noise")
 BASE = "as it is"
 TIMED = 64  # photos whose labels are read for the clock
 SIDE = 480  # pixels, of the photo that the networks are timed on

@@ -101,6 +101,12 @@ FOUND = {
 }
 
 
+@pytest.mark.parametrize("kind", audit.KINDS)
+def test_labels_of_every_kind_can_be_made_without_other_flags(kind):
+    section = dict(type="vqa", pp="decode", data=dict(name="scenes", split="val", size=32, count=40))
+    datasets.load(**audit.altered(section, audit.Arm(("depth",), kind), {})["data"])[0]
+
+
 def test_the_table_has_differences_with_their_intervals_and_the_plot_a_panel_a_metric(tmp_path):
     lines = report.table(FOUND).splitlines()
     assert lines[0] == "|  | vqa/accuracy | vqa/accuracy/color |"

@@ -40,7 +40,7 @@ def test_it_holds_every_module_but_the_tests(checkout, tmp_path):
         if not name.endswith("_test.py")
     }
     assert files(tmp_path / "lib") == expected
-    assert "prismer_jax/recipes/configs/quickstart.py" in expected
+    assert {"prismer_jax/recipes/configs/quickstart.py", "prismer_jax/py.typed"} <= expected  # PEP 561: its types count
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, features
 from pyarrow import parquet
 
-from prismer_jax.datasets import img2dataset, lists
+from prismer_jax.datasets import img2dataset, lists, photos
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.pp.image import read_image
@@ -209,20 +209,25 @@ def test_photos_of_every_kind_that_pillow_reads_are_read_and_the_others_counted(
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
     source = lists.load(images=tmp_path, task="all")
     assert [source[i]["name"] for i in range(len(source))] == list(named)
-    assert source.dropped.counts == {"image of a kind that is not read": 5}
+    assert source.dropped.counts == {"image of a kind that is not read (save it as JPEG)": 5}
     assert all(read_image(source[i]["image"], 100, "").shape == (6, 8, 3) for i in range(len(source)))
     # A list may name such a file, and any name may hold such bytes: the reason is the same.
     for head in (b"\0\0\0\x18ftypheic", b"\xff\n\0\0", b"\0\0\0\x0cJXL \r\n"):
         with pytest.raises(BadSample, match="HEIC, AVIF or JPEG XL") as error:
             read_image(head, 100, "x.jpg")
-        assert error.value.reason == "image of a kind that is not read"
+        assert error.value.reason == "image of a kind that is not read (save it as JPEG)"
 
 
 def test_what_is_left_out_of_folders_is_said(tmp_path, caplog):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "b.heic").touch()
     lists.load(images=tmp_path)
-    assert "left out: 1 x image of a kind that is not read, the first: " in caplog.text
+    assert "left out: 1 x image of a kind that is not read (save it as JPEG), the first: " in caplog.text
+    caplog.clear()
+    photos.load([tmp_path])  # as the command gives them
+    (line,) = [record.message for record in caplog.records]
+    kind = "image of a kind that is not read (save it as JPEG)"
+    assert line == f"{tmp_path}: left out: 1 x {kind}, the first: {tmp_path}/b.heic."
 
 
 def test_a_photo_of_two_folders_that_are_given_is_one(web):

@@ -88,6 +88,6 @@ def test_photos_of_a_class_never_have_one_label(tmp_path, caplog):
         (tmp_path / "classes/cat").mkdir(parents=True, exist_ok=True)
         (tmp_path / "classes/cat" / name).touch()
     assert len(fewshot.load(tmp_path / "classes")) == 2
-    assert "left out: 1 x image of a kind that is not read, the first: " in caplog.text
+    assert "left out: 1 x image of a kind that is not read (save it as JPEG), the first: " in caplog.text
     with pytest.raises(UserError, match=r"cat/a\.png: its label files would be those of cat/a\.jpg"):
         fewshot.load(tmp_path / "classes", labels=tmp_path)

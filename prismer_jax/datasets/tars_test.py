@@ -318,7 +318,7 @@ def test_side_files_without_a_caption_are_counted_when_tars_are_opened(tmp_path)
     assert source.dropped.counts == {
         "caption that is not a text": 2,
         "empty side file": 1,
-        "image of a kind that is not read": 1,
+        "image of a kind that is not read (save it as JPEG)": 1,
         "side file without a caption": 1,
     }
     examples = [source[i] for i in range(7)]
@@ -374,7 +374,7 @@ def test_photos_in_tars_are_of_the_same_suffixes_as_in_folders(tmp_path, monkeyp
     members = [("a.jfif", jpeg(1)), ("b.JPE", jpeg(2)), ("c.cr3", b"raw"), ("d.heif", b"heif")]
     source = tars.load(write(tmp_path / "a.tar", members), task="all")
     assert [source[i]["name"] for i in range(len(source))] == ["a/a.jfif", "a/b.JPE"]
-    assert source.dropped.counts == {"image of a kind that is not read": 2}
+    assert source.dropped.counts == {"image of a kind that is not read (save it as JPEG)": 2}
     monkeypatch.setattr(tar_index, "SUFFIXES", (*tar_index.SUFFIXES, ".heif"))  # as a newer Pillow has it
     monkeypatch.setattr(tar_index, "UNREAD", (".cr3",))
     assert len(tars.load(tmp_path / "a.tar")) == 3

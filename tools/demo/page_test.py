@@ -28,6 +28,7 @@ if CHROMIUM is None:
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 FLAGS += "--disable-component-update --disable-sync"
 PATIENCE = 60_000  # milliseconds
+PHOTO = "(document.querySelector('#maps img') || {}).src"
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +298,9 @@ def test_too_many_requests_are_told_to_wait(visit, checkpoint, tmp_path):
     with serving(checkpoint, tmp_path / "temporary", "--examples", "none", "--per-minute", "2") as url:
         page = visit(url)
         for number in range(2):
+            before = page.evaluate(PHOTO)
             upload(page, f"{number}.jpg", jpeg(number))
+            page.wait_for_function(f"before => {PHOTO} != before", arg=before)  # then what was said before is gone
             page.wait_for_selector("#caption ol.texts")
         page.fill("#question textarea, #question input", "what is it")
         page.click("#ask")
