@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from configs import configs_test
-from prismer_jax import assembly, checkpoint, config, input, metrics, optim, train, tree
+from prismer_jax import assembly, checkpoint, config, input, metrics, optim, sharding, train, tree
 from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError
 from prismer_jax.models.nanovlm import conversion_test
 from prismer_jax.pp import buckets, tokenizer
 from prismer_jax.testing import ROOT
+from prismer_jax.training.step import make_step
 from tools import convert
 
 VARIANTS = ("222m", "450m", "230m_8k", "460m_8k")
@@ -55,6 +56,13 @@ def test_hyperparameters_are_the_published_ones(variant, rates, batch, accumulat
     decays = {name: float(update[0]) for name, update in updates.items()}
     small = -0.01 * rates[1] / warmup
     assert decays == pytest.approx(dict.fromkeys(names, small) | {names[0]: -0.01 * rates[0] / warmup}, rel=1e-5)
+
+
+def test_a_part_of_a_published_training_may_be_frozen():
+    for freeze in ("freeze_lang_vision", "freeze_vision", "freeze_lang"):
+        cfg = config.load(f"{ROOT}/configs/nanovlm.py:variant=450m,smoke", [f"freeze={freeze}"])
+        step = make_step(cfg, None, sharding.make_mesh(), dict(batch_size=8, num_examples=8, total_steps=2))
+        assert "projector/kernel" in step.trainable
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -158,6 +158,7 @@ def make(
     clip_norm: float | None = None,
     lr_mults: Patterns = (),
     wd_mults: Patterns = (),
+    frozen: Sequence[str] = (),
     **options: Any,
 ) -> Optimizer:
     """Makes an optimiser for the trainable parameters.
@@ -175,6 +176,7 @@ def make(
       lr_mults: [(regex of whole names, factor)]; the first that matches counts, other parameters have 1. The factor
         scales the decay too; a sequence has one of each layer of a stack, which is the first axis.
       wd_mults: likewise for weight_decay.
+      frozen: names of parameters that are not trained; a pattern may match these alone.
       **options: of `make_schedule` (start_lr, end_lr, stairs, warmup_from) and of the optimiser itself: b1, b2, eps;
         momentum, nesterov; ...
 
@@ -189,8 +191,8 @@ def make(
         warmup_steps = warmup_share * total_steps
     rate = make_schedule(schedule, lr=lr, total_steps=total_steps, warmup_steps=warmup_steps, **of_schedule)
     leaf_names = list(tree.flatten(params))
-    lr_mult = _multipliers(lr_mults, leaf_names, "lr_mults")
-    wd_mult = _multipliers(wd_mults, leaf_names, "wd_mults")
+    lr_mult = _multipliers(lr_mults, [*leaf_names, *frozen], "lr_mults")
+    wd_mult = _multipliers(wd_mults, [*leaf_names, *frozen], "wd_mults")
 
     def decay(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda n, u, p: u + weight_decay * wd_mult[n] * p, tree.names(updates), updates, params)

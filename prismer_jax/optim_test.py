@@ -86,6 +86,15 @@ def test_a_factor_may_be_one_of_each_layer():
     assert made.schedules["lr/vision/blocks/.*"](0) == 0.5
 
 
+def test_a_rate_may_be_that_of_frozen_parameters_alone():
+    """As in a published recipe of which one freezes a part: the projector alone is trained, say."""
+    mults = dict(lr_mults=[("encoder/.*", 0.5)], wd_mults=[("encoder/bias", 0.0)])
+    made = optim.make({"head/kernel": jnp.ones(2)}, 10, lr=0.1, frozen=("encoder/kernel", "encoder/bias"), **mults)
+    assert made.schedules["lr"](5) == 2 * made.schedules["lr/encoder/.*"](5)
+    with pytest.raises(UserError, match="matches no parameter"):
+        optim.make({"head/kernel": jnp.ones(2)}, 10, lr=0.1, **mults)
+
+
 def test_clipping_bounds_the_step_and_spares_small_gradients():
     optimizer = optim.make(FLAT, 1, name="sgd", momentum=0.0, lr=1.0, weight_decay=0.0, clip_norm=1.0)
     moved = run(optimizer, FLAT, GRADS[:1])

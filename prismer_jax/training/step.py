@@ -66,12 +66,14 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
         targets = config.call(make, cfg.targets, "config.targets", model=model)
         init_variables, loss_fn, frozen = targets.init_variables, targets.taught(loss_fn), targets.trained(frozen)
     params = jax.eval_shape(init_variables, jax.random.key(0))["params"]
+    trained, fixed = optim.split(params, frozen)
     optimizer = config.call(
         optim.make,
         cfg.optim,
         "config.optim",
         skip=config.duration_keys("warmup"),
-        params=optim.split(params, frozen)[0],
+        params=trained,
+        frozen=tuple(fixed),
         total_steps=durations["total_steps"],
         warmup_steps=config.steps(cfg.optim, "warmup", default=0, **durations),
     )
@@ -85,7 +87,7 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
 
     spec, tensor = assembly.sharding_of(cfg, model)
     state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), spec, mesh, tensor)
-    gradients = sharding.gradients(params, optim.split(params, frozen)[0], spec, mesh, tensor)
+    gradients = sharding.gradients(params, trained, spec, mesh, tensor)
     places = jax.tree.map(lambda x: x.sharding, state)
     init = jax.jit(init, out_shardings=places)
     settings = cfg.get("accumulate", 1), cfg.seed, gradients, choose("prng", cfg.get("prng") or PRNG, PRNGS)

@@ -4,8 +4,8 @@ import zipfile
 
 import pytest
 
-from prismer_jax.datasets import uploads
 from prismer_jax.errors import UserError
+from prismer_jax.files import uploads
 
 PHOTOS = ["images/1.jpg", "images/images/2.jpg", "captions_train.json"]
 
