@@ -1,7 +1,7 @@
 """A fresh projector that starts with something to say: image tokens are the words of their photos' captions.
 
 Tens of training steps then tell more of a photo than hundreds from a random projector (docs/nanovlm.md). That a linear
-map from image features to words is enough is known from arXiv 2209.15162, which trains it; here it is a ridge regression.
+map from image features to words is enough is known from arXiv 2209.15162, which trains it; here it is a regression.
 """
 
 from __future__ import annotations
