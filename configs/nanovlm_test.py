@@ -158,7 +158,7 @@ def coco(folder):
     rng = np.random.default_rng(0)
     for split, ids in (("train", range(8)), ("test", range(8, 12))):
         photos = [{"id": i, "file_name": f"{i}.png"} for i in ids]
-        said = [{"image_id": i, "id": 2 * i + j, "caption": f"{i} of {j}"} for i in ids for j in range(2)]
+        said = [{"image_id": i, "id": 2 * i + j, "caption": f"{i % 3} of {j}"} for i in ids for j in range(2)]
         (folder / f"captions_{split}.json").write_text(json.dumps({"images": photos, "annotations": said}))
         for i in ids:
             Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / "images" / f"{i}.png")
