@@ -16,7 +16,7 @@ from prismer_jax import assembly, config, input, sharding
 from prismer_jax.batch import KEYS
 from prismer_jax.errors import UserError
 from prismer_jax.models import build
-from prismer_jax.planning import model_flops, program, stand_ins, topologies
+from prismer_jax.planning import model_flops, program, report, stand_ins, topologies
 from prismer_jax.planning import plan as plans
 from prismer_jax.testing import ROOT
 from prismer_jax.towers import layers
@@ -295,6 +295,14 @@ def test_a_kernel_of_parts_is_gathered_before_it_is_used():
     facts = program.facts(compiled.as_text(), mesh.size)
     assert [(one["kind"], one["bytes"]) for one in facts["collectives"]] == [("all-gather", 2 * 1280 * 5120)]
     assert facts["traffic"] < 1.3 * 2 * (x.size // 4 + x.size + kernel.size)  # what goes in, once, and comes out
+
+
+@pytest.mark.parametrize(("fits", "expected"), [(True, 8), (False, 19)])
+def test_a_program_that_fits_takes_no_more_than_the_device_has(fits, expected):
+    """XLA's temporaries have the memory on the chip in them: of a plan that it accepted, 16.25 GiB for a chip of 16."""
+    topology = SimpleNamespace(chip=SimpleNamespace(memory=16, devices=2))
+    none = dict.fromkeys(set(report.Plan.__dataclass_fields__) - {"topology", "facts"})
+    assert report.Plan(topology=topology, facts={"fits": fits, "peak": 19}, **none).peak == expected
 
 
 @needs_libtpu

@@ -44,6 +44,15 @@ class Plan:
         return self.facts["fits"]
 
     @property
+    def peak(self) -> float:
+        """Returns the bytes that the step takes at once; at most those of the device, if XLA accepted it.
+
+        Its temporaries have what it puts into the memory on the chip in them, which it does not tell apart.
+        """
+        chip = self.topology.chip
+        return min(self.facts["peak"], chip.memory / chip.devices) if self.fits else self.facts["peak"]
+
+    @property
     def collectives(self) -> list[Collective]:
         return [Collective(**{**one, "group": tuple(one["group"])}) for one in self.facts["collectives"]]
 
@@ -104,7 +113,7 @@ class Plan:
             usable = self.facts["usable"] / 2**30
             return [
                 *rows,
-                f"  peak                  {_size(self.facts['peak'])}  does not fit: {usable:.2f} GiB are usable",
+                f"  peak                  {_size(self.peak)}  does not fit: {usable:.2f} GiB are usable",
             ]
         padding = self.facts["arguments"] / (self.parameters + self.optimizer + self.batch + self.others) - 1
         sums = collections.Counter[str]()
@@ -116,7 +125,7 @@ class Plan:
         return [
             *rows,
             f"  temporaries           {_size(self.facts['temporaries'])}  (activations, gradients and the rest)",
-            f"  peak                  {_size(self.facts['peak'])}  of {memory / 2**30:.0f} GiB: fits "
+            f"  peak                  {_size(self.peak)}  of {memory / 2**30:.0f} GiB: fits "
             f"(what lies there between steps is {100 * padding:.0f}% larger by padding)",
             f"  model FLOPs           {self.model_flops / self.mesh.size / 1e12:10.3f} T",
             f"  XLA's FLOPs           {self.facts['flops'] / 1e12:10.3f} T  ({again:.2f} of the model's: done again, or"
@@ -152,9 +161,9 @@ def table(plans: Sequence[Plan]) -> list[str]:
         if one.fits:
             bound = max(one.times, key=lambda name: one.times[name])
             end = f"yes | {one.rate:,.0f} | {one.mfu:.2f} | {bound} |"
-            lines.append(f"{start} {_short(one.facts['temporaries'])} | {_short(one.facts['peak'])} | {end}")
+            lines.append(f"{start} {_short(one.facts['temporaries'])} | {_short(one.peak)} | {end}")
         else:
-            lines.append(f"{start} | {_short(one.facts['peak'])} | no | | | |")
+            lines.append(f"{start} | {_short(one.peak)} | no | | | |")
     for kind in dict.fromkeys(one.topology.kind for one in plans):
         fitting = [one for one in plans if one.fits and one.topology.kind == kind]
         if not fitting:
