@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import os
 import pathlib
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 # Before jax is imported: sharding is tested on eight virtual CPU devices, and tests compile more than they compute.
@@ -32,6 +35,15 @@ def programs() -> Iterator[None]:
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+@contextlib.contextmanager
+def served(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serves on this machine, in a thread; yields the address, http://127.0.0.1:PORT."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
 
 
 @pytest.fixture(scope="session")

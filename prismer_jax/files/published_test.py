@@ -8,7 +8,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from prismer_jax.errors import UserError
 from prismer_jax.files import published
 from prismer_jax.files.published import Facts, HubFile, Repository, Unreachable, WebFile
+from prismer_jax.testing import served
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -56,10 +56,8 @@ def server():
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield SimpleNamespace(url=f"http://127.0.0.1:{running.server_port}", asked=asked)
-        running.shutdown()
+    with served(Handler) as url:
+        yield SimpleNamespace(url=url, asked=asked)
 
 
 def names(folder):

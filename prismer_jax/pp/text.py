@@ -207,11 +207,8 @@ def tokenize(length: int, pad: Literal["left", "right"] | None = None, *, tokeni
             ids, scored = [tokenizer.bos, *prompt, *words, tokenizer.eos], len(words) + 1
         start = length - len(ids) if (pad or ("left" if target is None else "right")) == "left" else 0
         end = start + len(ids)
-        text, real, loss = (
-            np.full(length, tokenizer.pad, np.int32),
-            np.zeros(length, bool),
-            np.zeros(length, np.float32),
-        )
+        text, real = np.full(length, tokenizer.pad, np.int32), np.zeros(length, bool)
+        loss = np.zeros(length, np.float32)
         text[start:end], real[start:end], loss[end - scored : end] = ids, True, example.get("weight", 1.0)
         return {**example, **prompts(text, real), "mask_loss": loss, "_cut": example.get("_cut", 0) + cut}
 

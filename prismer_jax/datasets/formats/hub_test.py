@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import urllib.parse
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from prismer_jax import datasets
-from prismer_jax.testing import ROOT
+from prismer_jax.testing import ROOT, served
 
 
 def table(name):
@@ -84,10 +83,8 @@ def hub():
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield SimpleNamespace(url=f"http://127.0.0.1:{running.server_port}", sent=sent)
-        running.shutdown()
+    with served(Handler) as url:
+        yield SimpleNamespace(url=url, sent=sent)
 
 
 @pytest.fixture
