@@ -65,7 +65,7 @@ def plan(cfg: config.Section, topology: topologies.Topology, mesh: jax.sharding.
     step, batch = _step(cfg, mesh)
     with jax.set_mesh(mesh):
         lowered = step.update.lower(step.state, batch)
-    facts = _facts(lowered, topology, mesh)
+    facts = _facts(lowered, memory.share((step.state, batch)), topology, mesh)
     return Plan(
         topology=topology,
         mesh=mesh,
@@ -114,7 +114,7 @@ def _model_flops(cfg: config.Section, mesh: jax.sharding.Mesh) -> float:
         return model_flops.count(step.update.trace(step.state, batch).jaxpr.jaxpr)
 
 
-def _facts(lowered: Any, topology: topologies.Topology, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def _facts(lowered: Any, arguments: int, topology: topologies.Topology, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Returns {'fits', 'peak', ...} of the compiled program, see `Plan`; compiled if it is not in the cache."""
     versions = [VERSION, jax.__version__, metadata.version("libtpu"), topology.name, [d.id for d in mesh.devices.flat]]
     digest = hashlib.sha256(json.dumps(versions).encode())
@@ -123,7 +123,7 @@ def _facts(lowered: Any, topology: topologies.Topology, mesh: jax.sharding.Mesh)
     text = file.with_suffix(".hlo.gz")  # beside it, for a closer look
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        sizes, program_text = _compile(lowered)
+        sizes, program_text = _compile(lowered, arguments)
         storage.write(text, gzip.compress(program_text.encode()))
         storage.write_json(file, sizes)
     facts = json.loads(file.read_text())
@@ -132,18 +132,30 @@ def _facts(lowered: Any, topology: topologies.Topology, mesh: jax.sharding.Mesh)
     return facts
 
 
-def _compile(lowered: Any) -> tuple[dict[str, Any], str]:
+def _compile(lowered: Any, arguments: int) -> tuple[dict[str, Any], str]:
     """Returns the memory that a program takes, and its text; of one that does not fit, what it would take, and ''."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
-        if used is None:
+        if (refused := refusal(str(error), arguments)) is None:
             raise
-        return {"fits": False, "peak": _bytes(used[1], used[2]), "usable": _bytes(used[3], used[4])}, ""
+        return refused, ""
     used = compiled.memory_analysis()
     sizes = {"arguments": used.argument_size_in_bytes, "temporaries": used.temp_size_in_bytes}
     return {"fits": True, "peak": memory.peak(used), **sizes}, compiled.as_text()
+
+
+def refusal(message: str, arguments: int) -> dict[str, Any] | None:
+    """Returns {'fits', 'peak', 'usable'} of a program that XLA refused as too large; of any other error, None.
+
+    XLA says one of two things: what the whole program takes or, earlier, what its temporaries do, beside `arguments`.
+    """
+    size = r"([\d.]+)([KMGT])"
+    if whole := re.search(rf"Used {size} of {size} hbm", message):
+        return {"fits": False, "peak": _bytes(whole[1], whole[2]), "usable": _bytes(whole[3], whole[4])}
+    if part := re.search(rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)", message):
+        return {"fits": False, "peak": _bytes(part[1], part[2]) + arguments, "usable": _bytes(part[3], part[4])}
+    return None
 
 
 def _bytes(number: str, unit: str) -> float:

@@ -305,6 +305,20 @@ def test_a_program_that_fits_takes_no_more_than_the_device_has(fits, expected):
     assert report.Plan(topology=topology, facts={"fits": fits, "peak": 19}, **none).peak == expected
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [  # as libtpu 0.0.42 said them
+        ("Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm.", (19.5, 15.75)),
+        ("the total memory required for HLO temporaries (23.24G) exceeds available HBM (15.75G).", (24.24, 15.75)),
+        ("RESOURCE_EXHAUSTED: of another kind", None),
+    ],
+)
+def test_both_refusals_of_a_program_that_is_too_large_are_read(message, expected):
+    refused = plans.refusal(message, arguments=2**30)
+    assert expected == (refused and (refused["peak"] / 2**30, refused["usable"] / 2**30))
+    assert not (refused and refused["fits"])
+
+
 @needs_libtpu
 def test_a_small_model_is_planned_for_a_slice_of_four_chips(tmp_path):
     flags = ("--config", f"{ROOT}/configs/pretrain.py:smoke,experts=none", "--plan")

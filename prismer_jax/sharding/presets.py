@@ -11,6 +11,7 @@ one of the others may be joined by a plus. Whatever is split, the values are tho
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -185,9 +186,15 @@ def _split(shape: Sequence[int], axis: str, mesh: Mesh, min_size: int, given: Pa
 
 def _warn_of_large(names: Sequence[str], shapes: Mapping[str, Any], how: str) -> None:
     """Says what stays whole on each device although it is large: no dimension of it can be divided."""
-    large = [name for name in names if not how.endswith("=1") and math.prod(shapes[name].shape) >= 2**20]
-    for name in large:
-        logger.warning("%s %s stays whole on each device: %s divides no dimension.", name, [*shapes[name].shape], how)
+    large = [f"{n} {[*shapes[n].shape]}" for n in names if math.prod(shapes[n].shape) >= 2**20]
+    if large and not how.endswith("=1"):
+        _warn_once(f"Whole on each device, as {how} divides no dimension: {', '.join(large)}.")
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    """Says a line once in a process: a state is placed several times, as shapes, as values and when it is restored."""
+    logger.warning(line)
 
 
 def _replicate(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
@@ -205,7 +212,7 @@ def _tensor(name: str, shape: Sequence[int], mesh: Mesh, axis: int = -1, units: 
         raise UserError(f"sharding rules: {name!r} of shape {tuple(shape)} has no axis {axis}.")
     if (units or shape[axis]) % mesh.shape["tensor"] or shape[axis] % mesh.shape["tensor"]:
         what = f"{units} heads" if units else f"{shape[axis]} rows"
-        logger.warning("%s %s is not split: %s, tensor=%d.", name, [*shape], what, mesh.shape["tensor"])
+        _warn_once(f"{name} {[*shape]} is not split: {what}, tensor={mesh.shape['tensor']}.")
         return WHOLE
     return PartitionSpec(*("tensor" if i == axis % len(shape) else None for i in range(len(shape))))
 

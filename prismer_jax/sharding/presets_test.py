@@ -196,6 +196,16 @@ def test_the_compiled_step_holds_its_share_and_moves_no_more_than_it_must(spec, 
         assert not any(shape in split for shape in gathered) or "+" in spec
 
 
+def test_what_is_large_and_stays_whole_is_named_once_in_one_line(caplog):
+    shapes = {name: jax.ShapeDtypeStruct((3, 3, 375, 625), jnp.float32) for name in ("stem_a", "stem_b")}
+    for _ in range(2):
+        sharding.placed({"params": shapes}, "zero3", sharding.make_mesh(dict(data=8)))
+    (line,) = caplog.messages
+    assert line == (
+        "Whole on each device, as data=8 divides no dimension: stem_a [3, 3, 375, 625], stem_b [3, 3, 375, 625]."
+    )
+
+
 @pytest.mark.parametrize(("prng", "rows"), [("rbg", 16), ("threefry2x32", 2)])
 def test_each_device_draws_for_the_rows_that_it_has_if_the_generator_is_threefry(prng, rows):
     """XLA does not split rbg's; a pod of 256 chips would draw for all rows 256 times."""
