@@ -132,6 +132,41 @@ def test_a_tpus_reduce_scatter_in_a_loop_is_read_as_one_and_slices_as_slices():
     assert facts["traffic"] == 5 * (2 * 4 * 256 * 64 + 4)
 
 
+HIDDEN = """HloModule jit_f
+%async_collective_fusion.1 (mine: f32[64,64], whole: f32[256,64], kept: f32[9,8,8], x: f32[8,8]) -> (f32[9,8,8], f32[8,8], f32[256,64]) {
+  %mine = f32[64,64]{1,0:T(8,128)} parameter(0)
+  %whole = f32[256,64]{1,0:T(8,128)} parameter(1)
+  %kept = f32[9,8,8]{2,1,0:T(8,128)} parameter(2)
+  %x = f32[8,8]{1,0:T(8,128)} parameter(3)
+  %at = s32[] constant(0)
+  %product = f32[8,8]{1,0:T(8,128)} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %one = f32[1,8,8]{2,1,0:T(8,128)} bitcast(%product)
+  %stack = f32[9,8,8]{2,1,0:T(8,128)} dynamic-update-slice(%kept, %one, %at, %at, %at)
+  %gathered = f32[256,64]{1,0:T(8,128)} all-gather(%mine), channel_id=5, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %all = (f32[9,8,8]{2,1,0:T(8,128)}, f32[8,8]{1,0:T(8,128)}, f32[256,64]{1,0:T(8,128)}) tuple(%stack, %product, %gathered)
+}
+ENTRY %main (a: f32[64,64], b: f32[256,64], c: f32[9,8,8], d: f32[8,8]) -> f32[8,8] {
+  %a = f32[64,64]{1,0:T(8,128)} parameter(0)
+  %b = f32[256,64]{1,0:T(8,128)} parameter(1)
+  %c = f32[9,8,8]{2,1,0:T(8,128)} parameter(2)
+  %d = f32[8,8]{1,0:T(8,128)} parameter(3)
+  %first = (f32[9,8,8]{2,1,0:T(8,128)}, f32[8,8]{1,0:T(8,128)}, f32[256,64]{1,0:T(8,128)}) fusion(%a, %b, %c, %d), kind=kOutput, calls=%async_collective_fusion.1
+  ROOT %second = (f32[9,8,8]{2,1,0:T(8,128)}, f32[8,8]{1,0:T(8,128)}, f32[256,64]{1,0:T(8,128)}) fusion(%a, %b, %c, %d), kind=kOutput, calls=%async_collective_fusion.1
+}
+"""  # noqa: E501
+
+
+def test_a_message_that_hides_behind_products_moves_its_bytes_once():
+    """XLA cuts a gather into parts that several fusions carry, each with the whole arrays as operands and results."""
+    second = HIDDEN[: HIDDEN.index("ENTRY")].removeprefix("HloModule jit_f\n").replace("fusion.1 ", "fusion.2 ")
+    text = HIDDEN.replace("ENTRY", second + "ENTRY").replace("fusion.1\n}", "fusion.2\n}")
+    facts = program.facts(text, 4)
+    (gather,) = facts["collectives"]
+    assert (gather["kind"], gather["bytes"], gather["count"]) == ("all-gather", 4 * 256 * 64, 1)
+    product = 4 * 8 * 8 * 3  # read, written by itself and into its place among nine
+    assert facts["traffic"] == 2 * product + 4 * (64 + 256) * 64
+
+
 def test_a_loop_that_does_two_parts_at_once_runs_half_as_often():
     step = "%two = s32[]{:T(128)} constant(2)\n  %after = s32[]{:T(128)} add(%i, %two)"
     two = TPU.replace("ROOT %next", f"{step}\n  ROOT %next").replace("tuple(%i, %all)", "tuple(%after, %all)")

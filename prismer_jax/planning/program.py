@@ -239,7 +239,25 @@ def traffic(program: Program, counts: dict[str, int], entry: str) -> float:
         if counts[name] and name not in inside:
             shapes = {one.name: one.shape for one in body}
             total += counts[name] * sum(_moved(program, one, shapes) for one in body)
-    return total
+    return total + _messages(program, counts, inside)
+
+
+def _messages(program: Program, counts: dict[str, int], fused: set[str]) -> float:
+    """Returns the bytes that messages within fusions read and write: one that hides behind several is one, by channel.
+
+    A reduce-scatter's result is written by its fusion.
+    """
+    moved: dict[str, float] = {}
+    for name in fused:
+        shapes = {one.name: one.shape for one in program[name]}
+        for one in program[name]:
+            if one.opcode in KINDS:
+                shape = "" if "all-reduce-scatter" in name else one.shape
+                once = size(shape, hbm=True) + sum(size(shapes[operand], hbm=True) for operand in one.operands)
+                channel = re.search(r"channel_id=(\d+)", one.rest)
+                key = channel[1] if channel else f"{name}/{one.name}"
+                moved[key] = max(moved.get(key, 0.0), counts[name] * once)
+    return sum(moved.values())
 
 
 def _moved(program: Program, one: Instruction, shapes: dict[str, str]) -> float:
@@ -282,13 +300,19 @@ def _used(program: Program, name: str, number: int) -> float:
 
 
 def _written(program: Program, name: str) -> float:
+    """Returns how many bytes a fused computation writes: of what it updates, the part; of what it passes on, none."""
     body = {one.name: one for one in program[name]}
     root = next(one for one in body.values() if one.root)
-    while root.opcode == "bitcast":
-        root = body[root.operands[0]]
-    if root.opcode == "dynamic-update-slice":
-        return size(body[root.operands[1]].shape)
-    return math.inf
+    total = 0.0
+    for part in root.operands if root.opcode == "tuple" else (root.name,):
+        made = body[part]
+        while made.opcode == "bitcast":
+            made = body[made.operands[0]]
+        if made.opcode == "dynamic-update-slice":
+            total += size(body[made.operands[1]].shape)
+        elif made.opcode not in ("parameter", *KINDS):  # a message is counted by itself
+            total += size(made.shape, hbm=True)
+    return total
 
 
 def collectives(program: Program, counts: dict[str, int], devices: int) -> list[Collective]:
