@@ -170,6 +170,7 @@ def test_every_config_runs_whole(file, tmp_path):
         ("transfers/blip2_vqa.py", "task=okvqa,lemmas=none"),
         ("configs/paligemma.py", "experts=none"),
         ("configs/paligemma.py", "objects"),
+        ("configs/paligemma.py", "negative,rank=1"),
         ("configs/pretrain.py", "sets=coco,experts=none"),
     ],
 )

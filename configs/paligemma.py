@@ -2,11 +2,14 @@
 
     python -m prismer_jax.train --config configs/paligemma.py:scenes --workdir runs/paligemma_scenes
     python -m prismer_jax.train --config configs/paligemma.py:scenes,objects --workdir runs/paligemma_objects
+    python -m prismer_jax.train --config configs/paligemma.py:negative,init=runs/paligemma_scenes --workdir runs/moved
 
 Arguments, as in paligemma.py:scenes,experts=none:
   scenes: on rendered scenes, in minutes on a laptop, with the data and the evaluators of the quickstart.
   objects: also learns to `detect` and to `segment`, with a codec of masks that is trained first, in a minute or two.
   experts: whose label maps are added to the image's tokens; 'all' by default, 'none' for PaliGemma as it is.
+  negative: moves the trained model `init` to another style, photos in negative, in `steps` at the rate `lr`: all of it,
+    or, with `rank` above 0, adapters of that rank alone (docs/lora.md).
   smoke: all of it in a minute or two, to see that it works.
 
 The published models are fine-tuned by transfers/paligemma.py.
@@ -22,7 +25,8 @@ WORDS = 640  # of the scenes' own tokenizer
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, scenes=True, objects=False, experts="all", smoke=False)
+    style = dict(negative=False, init="", rank=0, lr=0.0, steps=300)
+    arg = parse_arg(arg, scenes=True, objects=False, experts="all", smoke=False, **style)
     config = quickstart.get_config(f"experts={arg.experts},smoke={arg.smoke}")
     # Texts are those of the quickstart, several in a row, each of which sees the image and itself from left to right.
     config.model = dict(
@@ -37,7 +41,20 @@ def get_config(arg=None):
     config.model.language.initializer_range = 0.06
     if arg.objects:
         with_objects(config, arg)
+    if arg.negative:
+        in_negative(config, arg)
     return config
+
+
+def in_negative(config, arg):
+    """Moves a trained model to photos in negative, whole or by adapters beside all its dense layers' kernels."""
+    for part in (*config.data.values(), *config.tasks.values(), *config.evals.values()):
+        part.pp = part.pp.replace("|decode|", "|decode|negative()|")
+    config.init = arg.init
+    config.total_steps = 20 if arg.smoke else arg.steps
+    config.optim = dict(name="adamw", lr=arg.lr or 1e-3, weight_decay=0.0, clip_norm=1.0, warmup_percent=5.0)
+    if arg.rank:
+        config.model.lora = dict(match="(vision|language|projector)/.*", rank=arg.rank, alpha=2.0 * arg.rank)
 
 
 def with_objects(config, arg):

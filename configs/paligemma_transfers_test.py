@@ -216,6 +216,17 @@ def test_the_small_one_reads_the_texts_of_scenes(experts):
     assert logits.shape == (*batch["text"].shape, 640)
 
 
+def test_the_small_one_moves_to_negatives_by_a_seventieth_of_its_parameters():
+    cfg = load("configs/paligemma.py", "negative,experts=none,rank=1")
+    for part in (*cfg.data.values(), *cfg.tasks.values(), *cfg.evals.values()):
+        assert part.pp.count("|decode|negative()|") == 1
+    model = assembly.make_model(cfg, tokenizer.load(cfg.tokenizer))
+    params = tree.flatten(jax.eval_shape(model.init_variables, jax.random.key(0))["params"])
+    sizes = {name: math.prod(shape.shape) for name, shape in params.items()}
+    adapters = sum(size for name, size in sizes.items() if "/lora/" in name)
+    assert sum(sizes.values()) / adapters == pytest.approx(73, abs=1)
+
+
 @pytest.mark.slow
 def test_a_task_runs_whole(tmp_path):
     configs_test.check(FILE, tmp_path, "smoke,task=tallyqa")

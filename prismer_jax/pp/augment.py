@@ -1,4 +1,4 @@
-"""Ops that change photo and label maps at random: crops, mirroring, and noise in place of what experts see."""
+"""Ops that change photo and label maps: crops, mirroring, negatives, and noise in place of what experts see."""
 
 from __future__ import annotations
 
@@ -89,6 +89,19 @@ def flip(p: float = 0.5, normals: Literal["mirror", "reference"] = "mirror") -> 
                 np.invert(red, out=red, where=(red | green | blue) != 0)
             out[f"labels/{name}"] = mirrored
         return out
+
+    return op
+
+
+@register
+def negative() -> Op:
+    """Turns the photo into its negative, each value v into 255 - v; label maps stay those of what it shows.
+
+    Photos of another style, in which all that a model knows of shapes holds and nothing of colours does.
+    """
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        return dict(example, image=255 - example["image"])
 
     return op
 

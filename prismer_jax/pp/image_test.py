@@ -299,6 +299,13 @@ def test_flip_mirrors_photo_labels_and_the_x_of_normals():
     assert run("flip(p=0)", maps | {"image": smooth()})["labels/depth"] is maps["labels/depth"]
 
 
+def test_a_negative_is_the_photos_alone():
+    maps = all_labels(4, 6)
+    out = run("negative()", {"image": smooth(4, 6), **maps})
+    np.testing.assert_array_equal(out["image"], 255 - smooth(4, 6))
+    assert all(out[name] is label for name, label in maps.items())
+
+
 def test_flip_happens_half_of_the_time():
     photo = smooth()
     flipped = [not np.array_equal(run("flip", {"image": photo}, seed)["image"], photo) for seed in range(200)]
