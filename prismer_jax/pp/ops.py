@@ -25,7 +25,7 @@ FURTHER = {
     "randaugment": "prismer_jax.pp.randaugment",
     "stretch": "prismer_jax.pp.bilinear",
     "tiles": "prismer_jax.pp.tiles",
-    **dict.fromkeys(("flip", "noise_labels", "random_resized_crop"), "prismer_jax.pp.augment"),
+    **dict.fromkeys(("flip", "negative", "noise_labels", "random_resized_crop"), "prismer_jax.pp.augment"),
     **dict.fromkeys(("blip_randaugment", "image_id", "prompt_template"), "prismer_jax.pp.blip"),
     **dict.fromkeys(("affix", "prefix_lm"), "prismer_jax.pp.prefix_lm"),
     **dict.fromkeys(("prefix_suffix", "seq2seq"), "prismer_jax.pp.seq2seq"),

@@ -1,9 +1,14 @@
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from prismer_jax import pp
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp import text
+from prismer_jax.testing import ROOT
 
 
 class Words:
@@ -150,6 +155,14 @@ def test_examples_without_usable_text_are_bad_samples_with_their_id(spec, exampl
 def test_wrong_settings_are_explained_when_the_chain_is_built(spec, message):
     with pytest.raises(UserError, match=message):
         pp.build(spec, tokenizer=Words())
+
+
+def test_every_op_is_found_by_a_chain_whichever_module_has_it():
+    files = [file for file in (ROOT / "prismer_jax/pp").glob("*.py") if not file.name.endswith("_test.py")]
+    written = {name for file in files for name in re.findall(r"^@register\ndef (\w+)", file.read_text(), re.M)}
+    code = "from prismer_jax.pp import ops; import prismer_jax.pp; print(*ops.OPS, *ops.FURTHER)"
+    known = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert written == set(known.stdout.split())
 
 
 def test_tokenize_says_what_it_lacks():
