@@ -19,7 +19,7 @@ def test_both_sides_have_one_model_and_each_row_its_speed_and_memory(monkeypatch
     assert memory == ["2.00", "4.00", "0.50", "<", "1.0"]
     assert '"ffn_dim": 4096' in told[0]
     assert '"word_embed_proj_dim": 512' in told[0]
-    assert blip2.settings()["config"]["vision_config"] == dict(
+    assert blip2.settings()["opt"]["vision_config"] == dict(
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=12,
