@@ -1,6 +1,8 @@
 """PaliGemma beside transformers' PyTorch code: a part of tools.bench.
 
     decode     prompts of 4, 8, 12 and 16 tokens, each with a photo: 32 tokens each, greedily
+    question   one prompt of 12 tokens with one photo, 32 tokens
+    questions  eight of them about one photo, which is encoded once
     training   a step on 2 photos and texts of 64 tokens that trains the attention of Gemma, by gradient descent
 
 The model is SigLIP So400m/14 whole, the first four layers of Gemma 2B, and its whole vocabulary; float32, fresh
@@ -13,7 +15,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,10 +30,13 @@ from .reference.serving import serve
 from .worker import Row, compare, steps_of
 
 LAYERS, PROMPTS, MAX_NEW, BATCH, TEXT, PREFIX = 4, (4, 8, 12, 16), 32, 2, 64, 8
+QUESTIONS, QUESTION = 8, 12  # about one photo, and the tokens of each
 
 
 ROWS = {
     "decode": Row("greedy decoding, 4 photos, tokens/s", len(PROMPTS) * MAX_NEW, 1.3),
+    "question": Row("a question about a photo, answers/s", 1, 1.3),
+    "questions": Row("8 questions about a photo, answers/s", QUESTIONS, 1.3),
     "training": Row("training step, attention of Gemma alone, photos/s", BATCH, 1.1),
 }
 
@@ -61,7 +66,8 @@ def settings() -> dict[str, Any]:
         head_dim=language["head_dim"],
         vocab_size=language["vocab_size"],
     )
-    return dict(sides, prompts=PROMPTS, max_new=MAX_NEW, batch=BATCH, text=TEXT, prefix=PREFIX)
+    asked = dict(questions=QUESTIONS, question=QUESTION)
+    return dict(sides, prompts=PROMPTS, max_new=MAX_NEW, batch=BATCH, text=TEXT, prefix=PREFIX, **asked)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,18 +75,18 @@ def settings() -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def photos_and(ids: np.ndarray, valid: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """Returns a batch of photos with these prompts [B,T], which see all of themselves, as PaliGemma's do."""
-    image = np.random.default_rng(0).integers(0, 256, (len(ids), size, size, 3), np.uint8)
+def photos_and(ids: np.ndarray, valid: np.ndarray, size: int, photos: int | None = None) -> dict[str, np.ndarray]:
+    """Returns photos, as many as prompts or fewer, and these prompts [b t], which see all of themselves."""
+    image = np.random.default_rng(0).integers(0, 256, (photos or len(ids), size, size, 3), np.uint8)
     return {"image": image, **prompts(ids, valid), "mask_ar": np.zeros(ids.shape, np.int32)}
 
 
-def decoding() -> Callable[[], Any]:
+def decoding(lengths: Sequence[int] = PROMPTS, photos: int | None = None) -> Callable[[], Any]:
     model = models.build("paligemma", variant="pt_224", language=dict(layers=LAYERS))
     variables = jax.jit(model.init_variables)(jax.random.key(0, impl=PRNG))  # Threefry needs twice the memory
-    ids = np.random.default_rng(0).integers(3, 256_000, (len(PROMPTS), max(PROMPTS)), np.int32)
-    valid = np.arange(max(PROMPTS)) < np.array(PROMPTS)[:, None]
-    batch = photos_and(np.where(valid, ids, 0), valid, model.image_size)
+    ids = np.random.default_rng(0).integers(3, 256_000, (len(lengths), max(lengths)), np.int32)
+    valid = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    batch = photos_and(np.where(valid, ids, 0), valid, model.image_size, photos)
     say = functools.partial(decode.generate, model, variables, batch, method="greedy", pad=0, eos=-1, max_new=MAX_NEW)
     return lambda: np.asarray(say()[0])
 
@@ -100,7 +106,12 @@ def training() -> Callable[[], Any]:
     return steps_of(made, batch)
 
 
-OURS: dict[str, Callable[[], Callable[[], Any]]] = {"decode": decoding, "training": training}
+OURS: dict[str, Callable[[], Callable[[], Any]]] = {
+    "decode": decoding,
+    "question": functools.partial(decoding, [QUESTION]),
+    "questions": functools.partial(decoding, [QUESTION] * QUESTIONS, photos=1),
+    "training": training,
+}
 
 if __name__ == "__main__":
     runtime.use_compilation_cache()

@@ -9,6 +9,7 @@ bytes. Imports nothing of this project.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -48,8 +49,10 @@ def batch_of(settings: dict[str, Any], lengths: list[int]) -> dict[str, torch.Te
     return {"input_ids": ids, "attention_mask": mask.long(), "pixel_values": photos}
 
 
-def decoding(settings: dict[str, Any]) -> Callable[[], Any]:
-    model, batch = model_of(settings).eval(), batch_of(settings, settings["prompts"])
+def decoding(settings: dict[str, Any], count: int = 0) -> Callable[[], Any]:
+    """Answers prompts of several lengths, or so many of one; their photos are as many, as the model knows no other."""
+    lengths = [settings["question"]] * count if count else settings["prompts"]
+    model, batch = model_of(settings).eval(), batch_of(settings, lengths)
     how = dict(max_new_tokens=settings["max_new"], min_new_tokens=settings["max_new"], do_sample=False)
 
     def say() -> Any:
@@ -72,7 +75,12 @@ def training(settings: dict[str, Any]) -> Callable[[], Any]:
     return steps_of(model, optimizer, {**batch, "labels": labels, "token_type_ids": kinds})
 
 
-ROWS = {"decode": decoding, "training": training}
+ROWS = {
+    "decode": decoding,
+    "question": functools.partial(decoding, count=1),
+    "questions": lambda settings: decoding(settings, settings["questions"]),
+    "training": training,
+}
 
 
 if __name__ == "__main__":
