@@ -182,6 +182,8 @@ def test_a_loop_that_does_two_parts_at_once_runs_half_as_often():
         ("replica_groups=[2,2]<=[2,2]T(1,0)", (0, 2)),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}", (0, 2)),
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", (0, 1, 2, 3)),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", (0, 1)),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", (0, 2)),
         ("replica_groups={}", (0, 1, 2, 3)),
         ("source_target_pairs={{0,3},{3,0}}", (0, 3)),
     ],
@@ -352,6 +354,17 @@ def test_both_refusals_of_a_program_that_is_too_large_are_read(message, expected
     refused = plans.refusal(message, arguments=2**30)
     assert expected == (refused and (refused["peak"] / 2**30, refused["usable"] / 2**30))
     assert not (refused and refused["fits"])
+
+
+@needs_libtpu
+def test_kernels_in_parts_that_a_tpu_gathers_as_a_sum_are_named(caplog):
+    devices = topologies.describe("v5e:16x16").devices
+    shapes = {"up": jax.ShapeDtypeStruct((4, 1280, 5120), jnp.float32)}
+    sharding.placed({"params": shapes}, "zero3", sharding.make_mesh(dict(data=16, fsdp=16), devices))
+    assert not caplog.messages
+    sharding.placed({"params": shapes}, "zero3", sharding.make_mesh(dict(data=256), devices))
+    (line,) = caplog.messages
+    assert line.startswith("In 256 parts, 1 kernels such as up [1280, 5120] have less than 64 KiB")
 
 
 @needs_libtpu

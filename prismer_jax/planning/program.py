@@ -347,20 +347,25 @@ def _group(rest: str, devices: int) -> tuple[int, ...]:
     """Returns the first group of `replica_groups`, in any of the ways in which XLA writes them."""
     if (match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)) is not None:
         return int(match[1]), int(match[2])
-    if (
-        match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? *\{([^}]*)\}", rest)
-    ) is not None:
+    named = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? *\{([^}]*)\}"
+    if (match := re.search(named, rest)) is not None:
         axes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", match[1]))
         chosen = re.findall(r"'?([\w.]+)'?", match[3])
-        numbers = np.arange(devices).reshape([int(extent) for extent in axes.values()])
+        numbers = _numbers(match[2] or f"[{devices}]").reshape([int(extent) for extent in axes.values()])
         return tuple(numbers[tuple(slice(None) if axis in chosen else 0 for axis in axes)].ravel().tolist())
-    if (match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)) is not None:
-        shape, own, order = ([int(n) for n in (text or "").split(",") if n] for text in match.groups())
-        numbers = np.arange(devices).reshape(own)
-        numbers = numbers.transpose(order) if order else numbers
-        return tuple(numbers.reshape(shape)[0].tolist())
+    if (match := re.search(r"replica_groups=\[([\d,]+)\]<=(\[\S*?\](?:T\([\d,]+\))?)", rest)) is not None:
+        return tuple(_numbers(match[2]).reshape([int(n) for n in match[1].split(",")])[0].tolist())
     match = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     return tuple(map(int, match[1].split(","))) if match and match[1] else tuple(range(devices))
+
+
+def _numbers(text: str) -> np.ndarray:
+    """Returns the devices in an order: '0,2,1,3', or '[2,2]T(1,0)', which counts up in an array that is transposed."""
+    lists = [[int(n) for n in part.split(",")] for part in re.findall(r"[\d,]+", text)]
+    if not text.startswith("["):
+        return np.array(lists[0])
+    shape, *order = lists
+    return np.arange(math.prod(shape)).reshape(shape).transpose(order[0] if order else range(len(shape)))
 
 
 def _group_of_slices(rest: str, devices: int) -> tuple[int, ...]:
