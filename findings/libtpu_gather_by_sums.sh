@@ -2,9 +2,9 @@
 # A kernel that lies in parts on the chips of a TPU slice, as fully sharded training has it, is gathered where it is used:
 # each chip should receive the other chips' parts, the kernel's size once. In a scan over stacked layers, on 256 chips,
 # XLA does so only if a part has 64 KiB or more. Smaller ones are put into an array of zeros on each chip and added up, an
-# all-reduce, which takes twice the bytes; on 128 chips, or on 16 of the same 256, parts of any size are gathered. Nothing
-# is said. Compiled ahead of time for a described v5e:16x16 with jax 0.10.2 and libtpu 0.0.42; no TPU is needed. In
-# prismer_jax, sharding warns of such parts and says what to set (prismer_jax/sharding/presets.py).
+# all-reduce, which takes twice the bytes; on 128 chips, or on 16 of the same 256, small parts are gathered, too. Nothing
+# is said. Compiled ahead of time for a described v5e:16x16 with jax 0.10.2 and libtpu 0.0.42; no TPU is needed. A plan of
+# prismer_jax shows it (docs/scaling.md says what it costs there).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -357,17 +357,6 @@ def test_both_refusals_of_a_program_that_is_too_large_are_read(message, expected
 
 
 @needs_libtpu
-def test_kernels_in_parts_that_a_tpu_gathers_as_a_sum_are_named(caplog):
-    devices = topologies.describe("v5e:16x16").devices
-    shapes = {"up": jax.ShapeDtypeStruct((4, 1280, 5120), jnp.float32)}
-    sharding.placed({"params": shapes}, "zero3", sharding.make_mesh(dict(data=16, fsdp=16), devices))
-    assert not caplog.messages
-    sharding.placed({"params": shapes}, "zero3", sharding.make_mesh(dict(data=256), devices))
-    (line,) = caplog.messages
-    assert line.startswith("In 256 parts, 1 kernels such as up [1280, 5120] have less than 64 KiB")
-
-
-@needs_libtpu
 def test_a_small_model_is_planned_for_a_slice_of_four_chips(tmp_path):
     flags = ("--config", f"{ROOT}/configs/pretrain.py:smoke,experts=none", "--plan")
     done = plan(*flags, "v5e:2x2,zero3")

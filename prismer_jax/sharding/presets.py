@@ -99,8 +99,6 @@ def _tables(
         axis = _zero_axis(mesh)
         split = {n: _split(x.shape, axis, mesh, LEAST, whole[n]) for n, x in shapes.items()} if stage else whole
         _warn_of_large([n for n in shapes if stage and split[n] == whole[n]], shapes, f"{axis}={mesh.shape[axis]}")
-        if stage >= 3:
-            _warn_of_small([n for n in shapes if split[n] != whole[n]], shapes, axis, mesh)
         parameters, opt, gradients = split if stage >= 3 else whole, split, split if stage >= 2 else {}
     else:
         parameters = opt = _specs(shapes, spec, mesh)
@@ -191,20 +189,6 @@ def _warn_of_large(names: Sequence[str], shapes: Mapping[str, Any], how: str) ->
     large = [f"{n} {[*shapes[n].shape]}" for n in names if math.prod(shapes[n].shape) >= 2**20]
     if large and not how.endswith("=1"):
         _warn_once(f"Whole on each device, as {how} divides no dimension: {', '.join(large)}.")
-
-
-def _warn_of_small(names: Sequence[str], shapes: Mapping[str, Any], axis: str, mesh: Mesh) -> None:
-    """Says which kernels a TPU would gather as a sum, of twice the bytes (findings/libtpu_gather_by_sums.sh)."""
-    parts = mesh.shape[axis]
-    if mesh.devices.flat[0].platform != "tpu" or parts < 256:
-        return
-    kernels = {n: shapes[n].shape[-2:] for n in names if len(shapes[n].shape) >= 2}  # of one layer, as it is gathered
-    small = [f"{n} {[*shape]}" for n, shape in kernels.items() if 2**20 <= math.prod(shape) < 2**15 * parts]
-    if small:
-        _warn_once(
-            f"In {parts} parts, {len(small)} kernels such as {small[0]} have less than 64 KiB of bfloat16 each, which "
-            "XLA gathers as a sum, of twice the bytes; with config.mesh.fsdp=16 it does not."
-        )
 
 
 @functools.cache
