@@ -50,7 +50,8 @@ def in_negative(config, arg):
     """Moves a trained model to photos in negative, whole or by adapters beside all its dense layers' kernels."""
     for part in (*config.data.values(), *config.tasks.values(), *config.evals.values()):
         part.pp = part.pp.replace("|decode|", "|decode|negative()|")
-    config.init = arg.init
+    if arg.init:
+        config.init = arg.init
     config.total_steps = 20 if arg.smoke else arg.steps
     config.optim = dict(name="adamw", lr=arg.lr or 1e-3, weight_decay=0.0, clip_norm=1.0, warmup_percent=5.0)
     if arg.rank:
