@@ -22,6 +22,7 @@ from prismer_jax.towers.label_costs import SHORTEST
 from prismer_jax.weights import rules
 
 SMALLEST = 4  # cells of an object or a word; what is smaller is taken for a mistake
+MANY = 2  # middles in one cell; a single one may be anywhere
 IDS = labels.BACKGROUND  # so many objects or words have ids, the largest
 
 
@@ -106,8 +107,8 @@ def labels_of(read: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str
             case "classes":
                 made[kind] = Label(_nearest(values.astype(np.uint8), size))  # -1 is 255, the background
             case "instances":
-                ids, places = instances(values)
-                made[kind] = Label(_nearest(ids, size), classes=[int(values[place]) for place in places])
+                ids, places = instances(values[..., 0], values[..., 1:])
+                made[kind] = Label(_nearest(ids, size), classes=[int(values[place][0]) for place in places])
             case "words":
                 ids, _ = instances(np.where((values != 0).any(-1), 0, -1))
                 means = [values[ids == i].mean(0, dtype=np.float32) for i in range(_count(ids))]
@@ -120,20 +121,40 @@ def labels_of(read: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str
     return made
 
 
-def instances(classes: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Returns the ids uint8 [h, w] of connected cells of one class, the largest first, and a cell of each.
+def instances(classes: np.ndarray, middles: np.ndarray | None = None) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Returns the ids uint8 [h, w] of the instances of classes, the largest first, and a cell of each.
 
-    Two things of one class that touch are one. `classes` is an integer [h, w], -1 where there is nothing.
+    Args:
+      classes: integer [h, w], -1 where there is nothing.
+      middles: integer [h, w, 2], row and column of the middle of the instance that each cell is of: an instance is the
+        cells of a class whose middles lie together. Without them it is connected cells of a class.
     """
     parts = []
     for value in np.unique(classes[classes >= 0]):
-        count, numbers = cv2.connectedComponents((classes == value).astype(np.uint8), connectivity=4)
-        parts += [numbers == number for number in range(1, count)]
+        there = classes == value
+        numbers = _connected(there) if middles is None else _together(there, middles)
+        parts += [there & (numbers == number) for number in np.unique(numbers[there])]
     parts = sorted((part for part in parts if part.sum() >= SMALLEST), key=lambda part: -int(part.sum()))[:IDS]
     ids = np.full(classes.shape, labels.BACKGROUND, np.uint8)
     for number, part in enumerate(parts):
         ids[part] = number
     return ids, [tuple(int(i) for i in np.argwhere(part)[0]) for part in parts]
+
+
+def _connected(there: np.ndarray) -> np.ndarray:
+    return cv2.connectedComponents(there.astype(np.uint8), connectivity=4)[1]
+
+
+def _together(there: np.ndarray, middles: np.ndarray) -> np.ndarray:
+    """Numbers the cells bool [h, w] by the heap of middles that theirs is in, or nearest to.
+
+    Where a single middle lies between two heaps, it joins them not.
+    """
+    votes = np.zeros(there.shape, np.int32)
+    np.add.at(votes, tuple(middles[there].T), 1)
+    heaps = cv2.dilate((votes >= min(MANY, votes.max())).astype(np.uint8), np.ones((3, 3), np.uint8))
+    _, nearest = cv2.distanceTransformWithLabels(1 - heaps, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
+    return nearest[middles[..., 0], middles[..., 1]]
 
 
 def _count(ids: np.ndarray) -> int:

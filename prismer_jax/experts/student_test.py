@@ -27,6 +27,22 @@ def test_instances_are_connected_cells_of_a_class_the_largest_first():
     assert (ids == 0).sum() == 12
 
 
+def test_things_of_a_class_that_touch_are_told_apart_by_their_middles():
+    classes, middles = np.full((8, 12), -1), np.zeros((8, 12, 2), int)
+    classes[2:6, 1:11] = 3
+    middles[:, :6], middles[:, 6:] = (4, 3), (4, 8)
+    middles[2, 5] = 4, 5  # between the two, of the first
+    middles[3, 6] = 5, 8  # not quite
+    classes[0, 11] = 3  # a piece of the second
+    ids, places = student.instances(classes, middles)
+    assert [(int(classes[place]), int(ids[place])) for place in places] == [(3, 0), (3, 1)]
+    expected = np.full((8, 12), B)
+    expected[2:6, 1:6], expected[2:6, 6:11] = 1, 0
+    expected[0, 11] = 0
+    np.testing.assert_array_equal(ids, expected)
+    assert len(student.instances(classes)[1]) == 1
+
+
 def test_no_more_than_255_instances_have_ids():
     classes = np.full((80, 80), -1)
     for i in range(400):
@@ -47,7 +63,7 @@ def test_labels_are_of_the_photos_size_and_of_the_experts_formats():
         "normal": np.where(half[..., None], [0.0, 0.9, 0.0], [0.1, 0.0, 0.0]),
         "edge": np.where(half, 1.0, 0.0)[..., None],
         "seg_coco": np.where(half, 2, -1).astype(np.int16),
-        "obj_detection": np.where(half, 700, -1).astype(np.int16),
+        "obj_detection": np.where(half[..., None], [700, 2, 3], [-1, 0, 0]).astype(np.int16),
         "ocr_detection": np.where(half[..., None], word, 0).astype(np.float16),
     }
     made = student.labels_of(read, (8, 12))

@@ -20,23 +20,34 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
-from prismer_jax.labels import EXPERTS, select
+from prismer_jax.labels import EXPERTS, FEATURES, select
 from prismer_jax.losses import Costs, Forward
-from prismer_jax.towers import layers
-from prismer_jax.towers.label_costs import map_costs, predicted_channels, unit
+from prismer_jax.towers import layers, vit
+from prismer_jax.towers.label_costs import ARROW, map_costs, middle_costs, places, predicted_channels, unit
 from prismer_jax.towers.label_lookup import label_tables
-from prismer_jax.towers.vit import ViT
 from prismer_jax.typing import Array, Float, typed
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tiny": dict(image_size=32, patch_size=8, width=32, layers=1, heads=2, trunk=16, doublings=1),  # of tests
-    "small": dict(image_size=96, patch_size=8, width=128, layers=4, heads=4, trunk=48, doublings=2),  # of the scenes
+    "small": dict(image_size=96, patch_size=8, width=128, layers=4, heads=4, trunk=32, doublings=2),  # of the scenes
     "base": dict(image_size=480, patch_size=16, width=256, layers=8, heads=4, trunk=64, doublings=2),
 }
 FREEZE: dict[str, tuple[str, ...]] = {"none": ()}
-RESIZE = {"params/vit/position_embedding": lambda x, shape: layers.resize_positions(x, (round(shape[0] ** 0.5),) * 2)}
+RESIZE = {"params/position_embedding": lambda x, shape: layers.resize_positions(x, (round(shape[0] ** 0.5),) * 2)}
 WITHOUT = ("encode", "prefill", "extend", "vocab_size")  # of the interface: it reads and writes no text
 BACKGROUND_NEAR = 0.5  # cosine with the background's vector above which there is no word
+
+
+class Block(nn.Module):
+    """What a cell and its eight neighbours say together is added to it."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        width = x.shape[-1]
+        h = nn.Conv(width, (3, 3), dtype=self.dtype, name="conv")(layers.LayerNorm(name="norm")(x))
+        return x + layers.Dense(width, self.dtype, name="out")(jax.nn.gelu(h))
 
 
 class Student(nn.Module):
@@ -45,9 +56,10 @@ class Student(nn.Module):
     Attributes:
       kinds: names of prismer_jax.labels.EXPERTS whose maps it makes.
       image_size: side of the square photos.
-      patch_size, width, layers, heads: of the vision transformer.
-      trunk: channels of what is made of its tokens.
-      doublings: of the grid of patches; a cell of the maps is patch_size / 2^doublings pixels wide.
+      patch_size, width, layers, heads: of the transformer.
+      trunk: channels of a cell of the finest grid; each coarser grid has twice as many.
+      doublings: of the grid of patches; a cell of the finest grid is patch_size / 2^doublings pixels wide.
+      blocks: of convolutions on each grid, on the way down and on the way up.
       classes: {kind: names}, where a data set has its own.
       dtype: of the computation; what it predicts is float32.
     """
@@ -60,6 +72,7 @@ class Student(nn.Module):
     heads: int
     trunk: int
     doublings: int
+    blocks: int = 1
     classes: Mapping[str, tuple[str, ...]] = FrozenDict()
     dtype: str = "float32"
     rngs = ()
@@ -70,6 +83,8 @@ class Student(nn.Module):
     def __call__(self, batch: Mapping[str, Any], train: bool = False) -> dict[str, Float[Array, "b h w c"]]:
         """Returns what it predicts of each kind: numbers scaled to [-1, 1], a normal, or a vector to look up.
 
+        Numbers and normals are of each pixel, vectors of each cell.
+
         Raises:
           UserError: the photos have another size than `image_size`.
         """
@@ -78,33 +93,57 @@ class Student(nn.Module):
             raise UserError(
                 f"The student sees {wanted}x{wanted} pixels, not {size[1]}x{size[0]}: resize({wanted}) in pp."
             )
-        dtype = jnp.dtype(self.dtype)
-        image = jnp.asarray(batch["image"], dtype) / 127.5 - 1
-        sizes = self.image_size, self.patch_size, self.width, self.layers, self.heads
-        tokens = ViT(*sizes, 4 * self.width, dtype=dtype, name="vit")(image)
-        side, grid = self.patch_size, self.image_size // self.patch_size
-        x = rearrange(layers.Dense(self.trunk, dtype, name="reduce")(tokens), "b (h w) c -> b h w c", h=grid)
-        for i in range(self.doublings):
-            side //= 2
-            x = layers.Dense(4 * self.trunk, dtype, name=f"double_{i}")(x)
-            x = rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=2, q=2)
-            pixels = rearrange(image, "b (h p) (w q) c -> b h w (p q c)", p=side, q=side)
-            x = jax.nn.gelu(x + layers.Dense(self.trunk, dtype, name=f"pixels_{i}")(pixels))
-            x = x + jax.nn.gelu(nn.Conv(self.trunk, (3, 3), dtype=dtype, name=f"conv_{i}")(x))
-        channels = [predicted_channels(kind) for kind in self.kinds]
-        x = layers.Dense(sum(channels), name="maps")(x.astype(jnp.float32))
-        return dict(zip(self.kinds, jnp.split(x, np.cumsum(channels)[:-1], -1), strict=True))
+        dtype, cell = jnp.dtype(self.dtype), self.patch_size >> self.doublings
+        widths = [self.trunk << level for level in range(self.doublings)]
+
+        def dense(features: int, x: Array, name: str) -> Array:
+            return layers.Dense(features, dtype, name=name)(x)
+
+        def look(x: Array, name: str) -> Array:
+            for i in range(self.blocks):
+                x = Block(dtype, name=f"{name}_{i}")(x)
+            return x
+
+        # Down: what is seen on each grid is kept for the way up.
+        x, seen = _join(jnp.asarray(batch["image"], dtype) / 127.5 - 1, cell), []
+        for level, features in enumerate(widths):
+            seen.append(look(dense(features, x, f"down_{level}"), f"seen_{level}"))
+            x = _join(seen[-1], 2)
+
+        # The coarsest grid is that of the patches, of which each sees all.
+        x = dense(self.width, x, "patches")
+        x = rearrange(x, "b h w c -> b (h w) c")
+        x = x + self.param("position_embedding", nn.initializers.normal(0.02), (x.shape[1], self.width)).astype(dtype)
+        blocks = layers.stack(vit.Block, self.layers, "none", broadcast=0)
+        x, _ = blocks(self.heads, 4 * self.width, "gelu_tanh", 1e-6, 0.0, dtype=dtype, name="blocks")(x)
+        x = rearrange(layers.LayerNorm(name="norm")(x), "b (h w) c -> b h w c", h=self.image_size // self.patch_size)
+
+        # Up.
+        for level, features in reversed(list(enumerate(widths))):
+            x = seen[level] + _split(dense(4 * features, x, f"up_{level}"), 2)
+            x = look(x, f"said_{level}")
+        x = layers.LayerNorm(name="norm_maps")(x).astype(jnp.float32)
+        sides = [1 if EXPERTS[kind].storage == "ids" else cell for kind in self.kinds]
+        channels = [_channels(kind) * side**2 for kind, side in zip(self.kinds, sides, strict=True)]
+        maps = jnp.split(layers.Dense(sum(channels), name="maps")(x), np.cumsum(channels)[:-1], -1)
+        return {kind: _split(x, side) for kind, x, side in zip(self.kinds, maps, sides, strict=True)}
 
     def costs(self, batch: Mapping[str, Any], train: bool = False) -> dict[str, tuple[Array, Array]]:
         """Returns for each kind what its map costs each photo, and 1 where the photo has one, else 0: both [b]."""
-        tables = label_tables(self.kinds, self.classes)
-        return {kind: map_costs(kind, maps, batch, tables) for kind, maps in self(batch, train).items()}
+        tables, costs = label_tables(self.kinds, self.classes), {}
+        for kind, maps in self(batch, train).items():
+            cost, there = map_costs(kind, maps[..., : predicted_channels(kind)], batch, tables)
+            if EXPERTS[kind].embed == "instances":
+                cost += middle_costs(maps[..., FEATURES:], batch[EXPERTS[kind].key])
+            costs[kind] = cost, there
+        return costs
 
     def read(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Returns what each map says, for `experts.student` to make labels of: numbers as they are, and ids.
 
-        Of classes the one whose vector is nearest, int16 [b h w], -1 for the background. Of words the unit vectors,
-        [b h w 64], which are 0 where that of the background is as near as BACKGROUND_NEAR.
+        Of classes the one whose vector is nearest, int16 [b h w], -1 for the background. Of instances [b h w 3]: the
+        class, and row and column of the cell in the middle of the instance. Of words the unit vectors, [b h w 64],
+        which are 0 where that of the background is as near as BACKGROUND_NEAR.
         """
         tables, read = label_tables(self.kinds, self.classes), {}
         for kind, maps in self(batch).items():
@@ -115,14 +154,34 @@ class Student(nn.Module):
                 nothing = words @ unit(jnp.asarray(tables[kind][-1])) > BACKGROUND_NEAR
                 read[kind] = jnp.where(nothing[..., None], 0.0, words).astype(jnp.float16)
             else:
-                nearest = (unit(maps) @ unit(jnp.asarray(tables[kind])).T).argmax(-1)
+                nearest = (unit(maps[..., :FEATURES]) @ unit(jnp.asarray(tables[kind])).T).argmax(-1)
                 read[kind] = jnp.where(nearest < len(tables[kind]) - 1, nearest, -1).astype(jnp.int16)
+                if EXPERTS[kind].embed == "instances":
+                    size = np.array(maps.shape[1:3])
+                    ends = (places(*size) + ARROW * maps[..., FEATURES:]) * size
+                    ends = jnp.clip(ends, 0, size - 1).astype(jnp.int16)
+                    read[kind] = jnp.concatenate([read[kind][..., None], ends], -1)
         return read
 
     def init_variables(self, rng: Array) -> dict[str, Any]:
         """Returns fresh variables {'params'}."""
         image = jnp.zeros((1, self.image_size, self.image_size, 3), jnp.uint8)
         return {"params": self.init(rng, {"image": image})["params"]}
+
+
+def _channels(kind: str) -> int:
+    """Returns how many channels a pixel or cell has: of an instance also an arrow to its middle."""
+    return predicted_channels(kind) + 2 * (EXPERTS[kind].embed == "instances")
+
+
+def _join(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b H W d"]:
+    """Makes one cell of side x side."""
+    return rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=side, q=side)
+
+
+def _split(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b H W d"]:
+    """Makes side x side cells of one."""
+    return rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=side, q=side)
 
 
 def build(

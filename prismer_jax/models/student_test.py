@@ -64,20 +64,24 @@ def test_what_it_reads_off_is_what_it_was_taught(trained):
     cells = red[:, 2::4, 2::4]  # four pixels wide
     assert read["seg_coco"].dtype == jnp.int16
     np.testing.assert_array_equal(read["seg_coco"], np.where(cells, 1, 0))
-    np.testing.assert_array_equal(read["obj_detection"], np.where(cells, 1, -1))
+    np.testing.assert_array_equal(read["obj_detection"][..., 0], np.where(cells, 1, -1))
+    middles = np.stack([np.full((2, 8, 8), 4), np.broadcast_to([[[2]], [[6]]], (2, 8, 8))], -1)  # rows 2..5, half
+    assert np.abs(read["obj_detection"][..., 1:] - middles)[cells].max() <= 1
     np.testing.assert_array_equal((read["ocr_detection"] != 0).any(-1), cells)
     stop = class_vectors(["stop"])[0] / np.linalg.norm(class_vectors(["stop"])[0])
     assert (np.asarray(read["ocr_detection"], np.float32)[cells] @ stop).min() > 0.8
-    assert np.abs(read["depth"][..., 0] - np.where(cells, 1, -1)).mean() < 0.2
+    assert np.abs(read["depth"][..., 0] - np.where(red, 1, -1)).mean() < 0.2
 
 
-def test_the_default_has_197_channels_and_cells_of_four_pixels():
+def test_the_default_has_cells_of_four_pixels_and_numbers_of_each_pixel():
     model = models.build("student")
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
-    assert shapes["maps"]["kernel"].shape == (64, 1 + 3 + 1 + 64 + 64 + 64)
+    assert shapes["maps"]["kernel"].shape == (64, 16 * (1 + 3 + 1) + 64 + 64 + 2 + 64)
     image = {"image": jax.ShapeDtypeStruct((2, 480, 480, 3), jnp.uint8)}
     maps = jax.eval_shape(lambda v, b: model.apply(v, b), {"params": shapes}, image)
-    assert {x.shape[:3] for x in maps.values()} == {(2, 120, 120)}
+    assert {kind: x.shape[1:3] for kind, x in maps.items()} == {
+        kind: (120, 120) if EXPERTS[kind].storage == "ids" else (480, 480) for kind in PAPER
+    }
     assert (model.experts, model.kinds) == ((), PAPER)
 
 

@@ -97,10 +97,8 @@ def test_the_cost_of_a_class_is_the_cross_entropy_of_cosines():
         np.exp(cosines / label_costs.TEMPERATURE) / np.exp(cosines / label_costs.TEMPERATURE).sum(-1, keepdims=True)
     )
     ids = batch["labels/seg_coco"][:, ::8, ::8, 0].astype(int)
-    background = ids == BACKGROUND
-    each = -np.take_along_axis(logs, np.where(background, len(CLASSES), ids)[..., None], -1)[..., 0]
-    expected = [(e[b].mean() + e[~b].mean()) / 2 for e, b in zip(each, background, strict=True)]
-    np.testing.assert_allclose(cost("seg_coco", predicted, batch)[0], expected, rtol=1e-5)
+    each = -np.take_along_axis(logs, np.where(ids == BACKGROUND, len(CLASSES), ids)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(cost("seg_coco", predicted, batch)[0], each.mean((1, 2)), rtol=1e-5)
 
 
 def test_a_sky_has_no_normal_and_is_taught_none():
