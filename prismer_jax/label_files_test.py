@@ -1,8 +1,12 @@
+import concurrent.futures
 import io
 import json
 import os
+import sys
 import zlib
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -207,3 +211,24 @@ def test_what_goes_with_all_labels_lies_beside_the_experts(tmp_path):
     (tmp_path / "vqav2" / label_files.RECORD).write_text('{"depth": "trained weights"}')
     assert label_files.given(template) == {"depth": "trained weights"}
     assert label_files.home(tmp_path) == tmp_path
+
+
+def test_threads_read_words_at_the_same_time():
+    """Fails within a second or two without the lock on Python 3.11: findings/numpy_load_threads_jax.sh."""
+    buffer = io.BytesIO()
+    np.savez(buffer, features=np.ones((2, labels.FEATURES), np.float16), words=np.array(["to", "let"]))
+    before, read = sys.getswitchinterval(), []
+    jax.block_until_ready(jnp.zeros(1))  # its callback at each garbage collection lets other threads in
+
+    def several():
+        for _ in range(400):
+            read.append(label_files.read_words("words.npz", buffer.getvalue())[1])
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(several) for _ in range(8)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(before)
+    assert read == 3200 * [["to", "let"]]
