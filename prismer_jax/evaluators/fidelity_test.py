@@ -20,9 +20,10 @@ class Seer(nn.Module):
     def read(self, batch):
         image = batch["image"]
         image = jnp.where(self.variables["params"]["wrong"] > 0, image[:, :, ::-1], image)
+        classes = jnp.where(image[..., 1:2] > 0, 1, -1)
         return {
             "depth": image[..., :1].astype(jnp.float32) / 127.5 - 1,
-            "obj_detection": jnp.where(image[..., 1] > 0, 1, -1).astype(jnp.int16),
+            "obj_detection": jnp.pad(classes, [(0, 0)] * 3 + [(0, 2)]).astype(jnp.int16),  # one middle, (0, 0)
         }
 
 
