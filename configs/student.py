@@ -60,9 +60,9 @@ def get_config(arg=None):
     config.model.classes = own
     if arg.smoke:
         config.model.update(width=32, layers=1, trunk=16)
-    # Squares of what is less than 1 are small beside logarithms: with equal weights numbers would hardly be learnt.
+    # Squares of what is less than 1 are small beside logarithms.
     config.loss = dict(name="label_maps", weight=dict(depth=4.0, normal=4.0, edge=4.0, ocr_detection=0.5))
-    # As in quickstart.py: it learns from scratch in fewer steps than Adam.
+    # As in quickstart.py, where it learns from scratch in fewer steps than Adam.
     config.optim = dict(name="muon", lr=0.008, adam_ratio=0.25, weight_decay=0.05, clip_norm=1.0, warmup_percent=5.0)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = "replicated"

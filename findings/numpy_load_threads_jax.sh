@@ -5,7 +5,7 @@
 # run, and making a tree can set off a collection. So two threads that call np.load on whole files, in a process that has
 # imported JAX, now and then end in "SystemError: AST constructor recursion depth mismatch"; without JAX, or with a lock
 # around np.load, they do not. Threads are switched often here, so that it takes a second and not an evening. The mistake
-# in Python's count is python/cpython#106905. prismer_jax reads the words of label maps one at a time (label_files.py),
+# in Python's count is python/cpython#106905. prismer_jax reads such files one at a time where threads do (label_files.py),
 # and a test holds it. Seen with Python 3.11.7; it needs a Python 3.11.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -26,7 +26,7 @@ from prismer_jax.label_png import DAMAGED, PNG_END
 from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, no_classes, no_words
 
 RECORD = "make_labels.json"  # in a folder of label files: which weights made those of each expert
-ONE_AT_A_TIME = threading.Lock()  # NumPy's headers: findings/numpy_load_threads_jax.sh
+ONE_NPZ = threading.Lock()  # read at a time by threads: findings/numpy_load_threads_jax.sh
 
 
 def path_of(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> pathlib.Path:
@@ -104,8 +104,7 @@ def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarr
 
     `data` is what the file holds, where it lies in another; `path` then names it in messages.
     """
-    path = pathlib.Path(path)
-    table = no_classes()
+    path, table = pathlib.Path(path), no_classes()
     try:
         entries = json.loads(path.read_bytes() if data is None else data)
         for instance, label in entries.items():
@@ -121,8 +120,7 @@ def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarr
 
 def read_words(path: str | os.PathLike, data: bytes | None = None) -> tuple[np.ndarray, list[str]]:
     """Reads a word side file `.npz` to (features float16 [256, 64], words); `data` as in `read_classes`."""
-    path = pathlib.Path(path)
-    table = no_words()
+    path, table = pathlib.Path(path), no_words()
     if data is None and not path.exists():
         if path.with_suffix(".pt").exists():  # a pickle can run any program: it is not opened here
             remedy = "only the official repository's pickled .pt is there; run python -m tools.convert ocr-labels"
@@ -130,7 +128,7 @@ def read_words(path: str | os.PathLike, data: bytes | None = None) -> tuple[np.n
             remedy = "missing; it holds the features of the words in the PNG beside it"
         raise BadSample(f"{path}: {remedy}.")
     try:
-        with ONE_AT_A_TIME, np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as file:
+        with ONE_NPZ, np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as file:
             features, words = file["features"], [str(word) for word in file["words"]]
         if features.dtype.kind not in "iuf" or features.shape != (len(words), FEATURES):  # V2: bfloat16 of NumPy's save
             raise ValueError(f"the features of {len(words)} words are {features.dtype.str} {list(features.shape)}")

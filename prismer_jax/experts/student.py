@@ -148,7 +148,7 @@ def _connected(there: np.ndarray) -> np.ndarray:
 def _together(there: np.ndarray, middles: np.ndarray) -> np.ndarray:
     """Numbers the cells bool [h, w] by the heap of middles that theirs is in, or nearest to.
 
-    Where a single middle lies between two heaps, it joins them not.
+    A single middle that lies between two heaps does not join them.
     """
     votes = np.zeros(there.shape, np.int32)
     np.add.at(votes, tuple(middles[there].T), 1)

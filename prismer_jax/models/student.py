@@ -1,10 +1,11 @@
 """A student of the experts: one small network that makes all their label maps of a photo at once.
 
-A vision transformer sees the photo in patches; one slim trunk doubles its grid again and again, looking at the photo's
-own pixels each time, and a linear layer says what stands in each cell: a number (depth, edges), a normal, or the vector
-of a class or word. It learns from photos that the experts have labelled, is a family of prismer_jax.models like the
-others while it is trained, and labels photos as experts.student. (What it learns is that of Multi-Task Self-Training,
-arXiv 2108.11353; a trunk that doubles by sub-pixel convolutions: arXiv 1609.05158.)
+Convolutions look at the photo in fine cells, a transformer at its patches, and a trunk doubles the grid of patches
+again and meets on each grid what the convolutions saw there. A linear layer says what stands in each pixel, a number
+(depth, edges) or a normal, and in each cell the vector of a class or word and the arrow to its object's middle. It
+learns from photos that the experts have labelled, is a family of prismer_jax.models like the others while it is
+trained, and labels photos as experts.student. (What it learns is that of Multi-Task Self-Training, arXiv 2108.11353;
+skips: U-Net, arXiv 1505.04597; doubling by sub-pixel convolutions: arXiv 1609.05158.)
 """
 
 from __future__ import annotations

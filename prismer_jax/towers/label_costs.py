@@ -75,9 +75,9 @@ def _cost_of_ids(
     """Returns the cross-entropy of a cell's class or word by its vector's cosine with theirs.
 
     Every cell weighs the same, so that classes meet where the one becomes as likely as the other. Words, which cover
-    next to nothing, weigh as much as the background. A word is told from the background
-    and from the first WORDS of each photo of the batch. As there is no table of all words to look for the nearest in,
-    the vector itself has to be right: 1 - its cosine with the word's, or with the background's, is added.
+    next to nothing, weigh as much as the background. A word is told from the background and from the first WORDS of
+    each photo of the batch. As there is no table of all words to look for the nearest in, the vector itself has to be
+    right: 1 - its cosine with the word's, or with the background's, is added.
     """
     count, h, w = predicted.shape[:3]
     ids, rows = features(expert, label, own, tables)

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import checkpoint, input, models, pp, sharding, tree
+from prismer_jax import checkpoint, input, label_files, models, pp, sharding, tree
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
 
@@ -137,7 +137,7 @@ class Cached:
         example = dict(self._source[index])
         path = self._path(example.pop("image"))
         try:
-            with np.load(path) as stored:
+            with label_files.ONE_NPZ, np.load(path) as stored:
                 made = dict(stored)
         except FileNotFoundError:
             input.eval_example(_Photos(self._source, [index]), self._chain, 0)  # raises what is wrong with the photo
