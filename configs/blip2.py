@@ -7,7 +7,7 @@ r"""BLIP-2 small, and from scratch: a language model that is not trained learns 
     python -m prismer_jax.train --config configs/blip2.py:scenes,stage=2 --workdir runs/blip2_stage2
 
 Arguments, as in blip2.py:scenes,stage=1,smoke:
-  stage: 'language' trains the language model alone, on the scenes' captions; 1 trains queries, and the vision
+  stage: 'language' trains the language model alone, on captions, questions, answers; 1 trains queries, and the vision
     transformer, as there is none that is pre-trained; 2 trains the queries for that language model, and neither.
   init: the model that stage 2 starts from, as the third line above makes it.
   experts: whose label maps are added to the image's tokens, such as 'all'; none by default.
@@ -27,7 +27,7 @@ VISION = dict(image_size=quickstart.SIZE, patch_size=16, width=96, layers=3, hea
 QUERIES = dict(width=96, layers=4, heads=4, mlp_dim=256, queries=8, max_positions=LENGTH, pad=1, dropout=0.0)
 LANGUAGE = dict(tower="llama", width=96, layers=4, heads=4, kv_heads=4, mlp_dim=256, vocab_size=WORDS)
 EMBED = 64  # channels in which images and texts are compared
-STEPS = {"language": 250, "1": 600, "2": 250}
+STEPS = {"language": 500, "1": 600, "2": 600}
 ALL_BUT_LANGUAGE = (r"(?!language/).*",)
 
 
@@ -38,9 +38,7 @@ def get_config(arg=None):
     if not arg.smoke:
         config.total_steps = STEPS[arg.stage]
     config.batch_size = batch = 16 if arg.smoke else 32
-    train = {key: value for key, value in config.data.captions.items() if key not in ("pp", "weight")}
     look = f"labels_for('{arg.experts}')|decode|resize({quickstart.SIZE}, {quickstart.LABEL_SIZE})"
-    config.data = dict(captions=dict(**train, pp=f"{look}|caption()|tokenize({LENGTH})", weight=1.0))
     config.model = dict(
         name="blip2",
         variant="tiny_stage1",
@@ -54,6 +52,8 @@ def get_config(arg=None):
     config.loss = dict(name="blip2_stage1")
     held_out = config.evals.caption.data
     if arg.stage == "1":
+        train = {key: value for key, value in config.data.captions.items() if key not in ("pp", "weight")}
+        config.data = dict(captions=dict(**train, pp=f"{look}|caption()|tokenize({LENGTH})", weight=1.0))
         several = dict(k_test=16, style="plain", max_tokens=LENGTH, texts_at_once=16)
         config.evals = dict(retrieval=dict(type="retrieval", data=held_out, pp=look, batch_size=batch, **several))
         config.checkpoint = dict(keep=1)
@@ -63,11 +63,9 @@ def get_config(arg=None):
     config.freeze = ALL_BUT_LANGUAGE if arg.stage == "language" else "freeze_lang_vision"
     config.init = None if arg.smoke or arg.stage == "language" else arg.init
     config.loss = dict(name="blip2_stage2")
-    task = dict(
-        pp=f"{look}|caption_prompt()|tokenize(3)", decode=dict(method="beam", num_beams=3, max_new=28, length="new")
-    )
-    config.tasks = dict(caption=task)
-    evaluate = dict(type="caption", data=held_out, pp=task["pp"], batch_size=batch, **task["decode"])
-    config.evals = {} if arg.stage == "language" else dict(caption=evaluate)
+    # Captions and questions, as the quickstart has them; its own way of counting tokens is Prismer's.
+    config.evals = dict(config.evals) if arg.stage == "2" else {}
+    for section in (*config.evals.values(), *(task.decode for task in config.tasks.values())):
+        section.length = "new"
     config.checkpoint = dict(keep=1, **({"best_metric": "caption/cider"} if config.evals else {}))
     return config

@@ -90,6 +90,8 @@ def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> d
     fields = dict(description.get("model", {}))
     if not (name := fields.get("name")):
         raise UserError(f"{description['folder']} does not say which model it is of; use --format orbax or msgpack.")
+    if "labels" in variables.get("params", {}):  # which LabelTokens reads; Prismer's stems are its own
+        raise UserError(f"{description['folder']}: the original of {name} has no experts; use --format orbax.")
     return conversion.to_torch(variables, conversion.table_of(name, models.build(**fields)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from prismer_jax import checkpoint, config, decode, models, optim, pp, sharding, tree
+from prismer_jax import checkpoint, config, decode, metrics, models, optim, pp, sharding, tree
 from prismer_jax.batch import prompts
 from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import UserError
@@ -318,15 +318,24 @@ def smoke(init=None, **sections):
     return cfg | {"model": cfg["model"] | dict(vision=vision, language=language) | sections}
 
 
-@pytest.mark.slow
-def test_a_run_trains_the_adapters_of_a_packed_checkpoint(tmp_path, monkeypatch):
+PACKED = dict(lora=dict(match="language/.*", rank=4), quantize=dict(match="(language|vision)/.*"))
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """Exports a model of random values to `base`; returns them and its fields."""
     monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
-    base, rng = smoke()["model"], np.random.default_rng(0)
-    shapes = tree.flatten(jax.eval_shape(models.build(**base).init_variables, KEY))
-    old = {name: rng.normal(0, 0.1, x.shape).astype(np.float32) for name, x in shapes.items()}
-    checkpoint.export(tmp_path / "base", tree.unflatten(old), {"model": base, "tokenizer": "scenes", "tasks": {}})
-    sections = dict(lora=dict(match="language/.*", rank=4), quantize=dict(match="(language|vision)/.*"))
-    train(smoke(tmp_path / "base", **sections), tmp_path / "run")
+    fields, rng = smoke()["model"], np.random.default_rng(0)
+    shapes = tree.flatten(jax.eval_shape(models.build(**fields).init_variables, KEY))
+    values = {name: rng.normal(0, 0.1, x.shape).astype(np.float32) for name, x in shapes.items()}
+    checkpoint.export(tmp_path / "base", tree.unflatten(values), {"model": fields, "tokenizer": "scenes", "tasks": {}})
+    return values, fields
+
+
+@pytest.mark.slow
+def test_a_run_trains_the_adapters_of_a_packed_checkpoint(base, tmp_path):
+    old, base = base
+    train(smoke(tmp_path / "base", **PACKED), tmp_path / "run")
     tuned, described = checkpoint.load_export(tmp_path / "run")
     flat, model = tree.flatten(tuned), models.build(**described["model"])
     words, kernel = "params/language/word_embedding", "params/language/blocks/up/kernel"
@@ -343,6 +352,32 @@ def test_a_run_trains_the_adapters_of_a_packed_checkpoint(tmp_path, monkeypatch)
     }
     with pytest.raises(UserError, match=r"of another model.*params/language/blocks/down/lora/a"):
         checkpoint.load_into(like, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_of_adapters_that_was_stopped_goes_on_to_the_bit(base, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def interrupt(self, step, values, write=metrics.Writer.write):
+        write(self, step, values)
+        if step == 3:  # one after the checkpoint
+            raise Stop
+
+    cfg = smoke(tmp_path / "base", **PACKED | {"lora": PACKED["lora"] | {"dropout": 0.1}}) | dict(total_steps=5)
+    train(cfg, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Writer, "write", interrupt)
+        with pytest.raises(Stop):
+            train(cfg, tmp_path / "parts")
+    train(cfg, tmp_path / "parts")
+    whole, parts = (tree.flatten(checkpoint.load_export(tmp_path / name)[0]) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
+    losses = [[line.get("train/loss") for line in metrics.read(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[0][:5] == losses[1][:5]
+    assert len(set(losses[0][:5]) - {None}) == 4  # the first step changes nothing
 
 
 def test_what_is_packed_cannot_train():

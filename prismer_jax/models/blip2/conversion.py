@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
         raise UserError("Give --input, a repository of Hugging Face's, or --qformer with --vision and --language.")
     main = args.input or args.qformer
     where = " with ".join(str(path) for path in (main, args.vision, args.language) if path is not None)
-    state, fields = parts.queries(main)
+    state, fields, labels = parts.queries(main)
     if args.vision is not None:
         if any(key.startswith("visual_encoder.") for key in state):
             raise UserError(f"{main}: has a vision transformer, which was trained with it: leave out --vision.")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
     model = models.build("blip2", **fields)
     _check(where, state, model)
     fresh = bool(model.language) and _layer_in_front(state) is None
-    flat = _arrays(args, state, model, where, "params/projector/" if fresh else "-")
+    flat = _arrays(args, state, model, where, labels, "params/projector/" if fresh else "-")
     packs: Mapping[str, Any] = {}
     if args.dtype in PACKED:
         fields["quantize"] = dict(match=QUANTIZED, kind=args.dtype)
@@ -92,6 +92,7 @@ def _fields(
         model = models.build(**known)
         own = {name: dict(getattr(model, name)) for name in ("vision", "qformer", "language")}
         fields = {"variant": known["variant"], "embed_dim": model.embed_dim, **{k: x for k, x in own.items() if x}}
+        fields |= {key: known[key] for key in ("experts", "stem_width", "classes") if key in known}
     else:
         usual = "pretrained" if "temp" in state else f"pretrained_{_language_of(state)}"
         fields = {"variant": args.variant or usual}
@@ -153,16 +154,25 @@ def _check(where: str, state: Mapping[str, np.ndarray], model: Any) -> None:
 
 
 def _arrays(
-    args: argparse.Namespace, state: Mapping[str, np.ndarray], model: Any, where: str, fresh: str
+    args: argparse.Namespace,
+    state: Mapping[str, np.ndarray],
+    model: Any,
+    where: str,
+    labels: Mapping[str, np.ndarray],
+    fresh: str,
 ) -> dict[str, Any]:
-    """Returns {name: function that makes its array}, of the type that is asked for; what `fresh` begins is new."""
+    """Returns {name: function that makes its array}, of the type that is asked for; what `fresh` begins is new.
+
+    `labels` stay as they are: they are small, and are trained with the queries.
+    """
     kept = jnp.dtype("bfloat16" if args.dtype in PACKED else args.dtype)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, kept) for name, leaf in conversion.shapes_of(model).items()}
     asked, theirs = shapes[POSITIONS].shape, parts.positions(state)
     shapes[POSITIONS] = jax.ShapeDtypeStruct((theirs, asked[1]), kept)
-    read = {name: leaf for name, leaf in shapes.items() if not name.startswith(fresh)}
+    read = {name: leaf for name, leaf in shapes.items() if not name.startswith(fresh) and name not in labels}
     flat: dict[str, Any] = dict(rules.from_torch(state, table_of(model), read, where, args.allow))
-    if names := [name for name in shapes if name not in read]:
+    flat |= {name: functools.partial(np.asarray, x) for name, x in labels.items()}
+    if names := [name for name in shapes if name not in flat]:
         values = conversion.initial_values(model, names, args.seed)
         flat |= {name: functools.partial(np.asarray, values[name], kept) for name in names}
     if theirs != asked[0]:
@@ -186,7 +196,7 @@ def _described(
 
 def tasks(model: Any) -> dict[str, Any]:
     """Returns how a converted model is asked: captions as LAVIS's COCO evaluation, questions as its VQA."""
-    look = f"labels_for('none')|decode|resize({model.image_size})"
+    look = f"labels_for({'+'.join(model.experts) or 'none'!r})|decode|resize({model.image_size})"
     t5 = model.language.get("tower") == "t5"
     read = f"seq2seq({PROMPT})" if t5 else f"tokenize({PROMPT})"
     beams = dict(method="beam", num_beams=5, length="start" if t5 else "new")

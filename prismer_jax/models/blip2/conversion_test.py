@@ -87,6 +87,28 @@ def test_stage_1_and_a_language_model_are_what_stage_2_begins_with(files, tmp_pa
     assert models.build(**description["model"]).language["width"] == 40
 
 
+def test_what_reads_label_maps_goes_from_stage_1_to_stage_2_and_to_no_original(files, tmp_path):
+    """The conversion knew no names for it and ended in a traceback, as did the export."""
+    fields = dict(variant="tiny_stage1", experts=["depth", "obj_detection"], stem_width=24)
+    fields |= dict(classes={"obj_detection": ["box", "cone"]})
+    model, rng = models.build("blip2", **fields), np.random.default_rng(2)
+    shapes = tree.flatten(jax.eval_shape(model.init_variables, jax.random.key(0)))
+    flat = {name: rng.normal(0, 0.1, x.shape).astype(x.dtype) for name, x in shapes.items()}
+    description = {"model": {"name": "blip2", **fields}, "tasks": {}}
+    checkpoint.export(tmp_path / "stage1", tree.unflatten(flat), description)
+    given = ["--qformer", str(tmp_path / "stage1"), "--language", str(files[0] / "opt")]
+    convert.main(["blip2", *given, "--output", str(tmp_path / "model")])
+    variables, description = checkpoint.load_export(tmp_path / "model")
+    labels = {name: x for name, x in tree.flatten(variables).items() if name.split("/")[1] == "labels"}
+    assert {name.split("/")[0] for name in labels} == {"params", "batch_stats", "tables"}
+    for name, x in labels.items():
+        np.testing.assert_array_equal(x, flat[name], err_msg=name)
+    assert models.build(**description["model"]).classes["obj_detection"] == ("box", "cone")
+    assert description["tasks"]["caption"]["pp"].startswith("labels_for('depth+obj_detection')|")
+    with pytest.raises(UserError, match="the original of blip2 has no experts; use --format orbax"):
+        export.main(["--checkpoint", str(tmp_path / "model"), "--format", "torch", "--output", str(tmp_path / "x")])
+
+
 @pytest.mark.slow
 def test_few_bits_are_packed_where_nothing_trains(files, tmp_path):
     folder, _, _ = files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -33,10 +34,14 @@ CONFIGS = {"opt": _OPT, "t5": _T5, "llama": _LLAMA}
 
 
 class Part(NamedTuple):
-    """A state dict under LAVIS's names, and what is known of the model: arguments of models.build, or {}."""
+    """A state dict under LAVIS's names, and what is known of the model: arguments of models.build, or {}.
+
+    `labels` are the variables that read experts' label maps, which LAVIS has none of, under their own names.
+    """
 
     state: dict[str, np.ndarray]
     fields: dict[str, Any]
+    labels: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 
 def queries(path: pathlib.Path) -> Part:
@@ -51,7 +56,10 @@ def queries(path: pathlib.Path) -> Part:
         if fields.get("name") != "blip2":
             raise UserError(f"{path}: holds no BLIP-2, but {fields.get('name', 'a model without a name')}.")
         table = conversion.table_of("blip2", models.build(**fields))
-        return Part(conversion.to_torch({"params": variables["params"]}, table), fields)
+        flat = tree.flatten(variables)
+        labels = {name: x for name, x in flat.items() if name.split("/")[1] == "labels"}
+        rest = tree.unflatten({name: x for name, x in flat.items() if name not in labels})
+        return Part(conversion.to_torch({"params": rest["params"]}, table), fields, labels)
     state = safe.load(path)
     if any(key.endswith("language_projection.weight") for key in state):
         t5 = any(key.endswith("language_model.shared.weight") for key in state)
