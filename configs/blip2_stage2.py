@@ -7,6 +7,7 @@ r"""Stage 2 of BLIP-2 as released: the queries of stage 1 learn to speak to a la
 Arguments are those of blip2_stage1.py, and:
   lm: opt2.7b, opt6.7b, flant5xl ...: the end of a variant's name.
   tokenizer: the language model's, opt:FOLDER or sentencepiece:FILE.
+  bits: in which the kernels that are not trained are kept, 'int8' or 'nf4' (docs/lora.md); 'bfloat16' by default.
 
 Sources: salesforce/LAVIS, lavis/projects/blip2/train/pretrain_stage2.yaml; arXiv 2301.12597, section 3.3, for T5.
 """
@@ -18,12 +19,13 @@ from prismer_jax.errors import choose
 from prismer_jax.models.blip2.model import FLAN_T5, OPT
 
 LENGTH = 32  # tokens of a text
+BITS = dict.fromkeys(("bfloat16", "int8", "nf4"))
 
 
 def get_config(arg=None):
     own = dict(lm="opt2.7b", init="weights/blip2_stage2", tokenizer="opt:weights/blip2/opt-2.7b", batch=64)
-    arg = arguments(arg, sets="coco+vg", **own)
-    _, section, t5 = language_model(arg, "pretrained")
+    arg = arguments(arg, sets="coco+vg", bits="bfloat16", **own)
+    _, section, t5 = language_model(arg, "pretrained", frozen="(language|vision)")
     length = 60 if arg.smoke else LENGTH
     write = f"prefix_suffix()|seq2seq({length}, {length})" if t5 else f"tokenize({length})"
     names = paper.choose_sets(arg.data, arg.sets)
@@ -37,9 +39,15 @@ def get_config(arg=None):
     return config
 
 
-def language_model(arg, kind):
-    """Returns the model that `lm` means, its section, and whether it is a T5; `kind` begins the name of its variant."""
+def language_model(arg, kind, frozen="language"):
+    """Returns the model that `lm` means, its section, and whether it is a T5.
+
+    Args:
+      kind: how the name of its variant begins.
+      frozen: regex of the towers whose kernels are kept in `bits`.
+    """
     choose("lm", arg.lm, {**OPT, **FLAN_T5})
+    choose("bits", arg.bits, BITS)
     t5 = arg.lm in FLAN_T5
     section = dict(name="blip2", variant=f"{kind}_{arg.lm}")
     if arg.smoke:
@@ -48,4 +56,7 @@ def language_model(arg, kind):
         section.update(
             vision=dict(image_size=arg.res), dtype="bfloat16", remat="dots" if kind == "pretrained" else "full"
         )
-    return models.build(**section), section, t5
+    model = models.build(**section)
+    if arg.bits != "bfloat16":
+        section["quantize"] = dict(match=f"{frozen}/.*/kernel", kind=arg.bits)
+    return model, section, t5

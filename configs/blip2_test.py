@@ -35,7 +35,18 @@ def test_only_the_queries_and_what_is_behind_them_train():
         optim.make(trained, 10, lr=1.0, wd_mults=[tuple(pair) for pair in config.plain(cfg.optim.wd_mults)])
 
 
-FINE_TUNED = [("caption", "lm=opt2.7b"), ("caption", "lm=flant5xl,lora"), ("vqa", "lm=flant5xl,task=okvqa")]
+FINE_TUNED = [("caption", "lm=opt2.7b"), ("caption", "lm=flant5xl,lora,bits=nf4"), ("vqa", "lm=flant5xl,task=okvqa")]
+
+
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_what_stage_2_does_not_train_is_kept_in_few_bits(bits):
+    cfg = load("blip2_stage2", f"lm=opt2.7b,bits={bits}")
+    shapes = jax.eval_shape(models.build(**config.plain(cfg.model)).init_variables, jax.random.key(0))["params"]
+    trained, fixed = optim.split(shapes, frozen("blip2", cfg.freeze))
+    assert sum(leaf.size for leaf in trained.values()) == 107_133_696
+    packed = [name for name in fixed if name.endswith("/codes")]
+    assert len(packed) == 12  # query, key, value, out, up and down of both towers
+    assert not [name for name in fixed if name.endswith("/kernel")]
 
 
 def test_layers_of_the_vision_transformer_learn_at_the_rates_of_lavis_formula():

@@ -14,6 +14,7 @@ A file of predictions, without a model:
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import pathlib
 import sys
@@ -172,6 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", help="FILE.py[:arg]; --config.key=value overrides a key")
     parser.add_argument("--checkpoint", type=storage.on_disk, help="a workdir, an export or a checkpoint")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these of the config's evaluators")
+    parser.add_argument("--plan", metavar="v5e:2x2,...", help="only say what writing takes of a TPU: docs/scaling.md")
     parser.add_argument("--predict-only", action="store_true", help="score nothing: there are no references")
     parser.add_argument("--max-unscored", type=float, help="fraction of samples without score or reference")
     parser.add_argument("--output", type=storage.on_disk, help="for results; default CHECKPOINT/evaluation")
@@ -198,6 +200,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.output is None:
             raise UserError("--compare needs --output, a folder for its page.")
         compare.compare(args.compare, args.output)
+        return
+    if args.plan and args.config:
+        importlib.import_module("prismer_jax.planning.decoding").main(args.config, overrides, args.plan)
         return
     if args.config is None or args.checkpoint is None:
         raise UserError("Give --config and --checkpoint, or --compare and two results, or --score and --references.")

@@ -9,6 +9,7 @@ Arguments, as in blip2_caption.py:lm=flant5xl,on=coco_val, are those of configs/
   length: how long an OPT's caption is, as in docs/blip2.md: the published numbers are of 'lavis_4.26' or 'lavis'.
   layer_decay: 1 as released; below it the rate falls from layer to layer of the vision transformer.
   lora: adapters of the language model are trained instead of the vision transformer (docs/lora.md).
+  bits: in which the language model's kernels are kept: 'bfloat16', 'int8' or 'nf4'.
 
 Sources: salesforce/LAVIS, lavis/projects/blip2/train/caption_coco_ft.yaml and eval/caption_coco_*.yaml.
 """
@@ -23,7 +24,7 @@ PROMPT, LENGTH = "a photo of", 32  # of captions; tokens of one, its prompt amon
 
 def get_config(arg=None):
     own = dict(lm="opt2.7b", init="weights/blip2_stage2", tokenizer="opt:weights/blip2/opt-2.7b", batch=16, res=364)
-    own |= dict(on="coco_test", length="lavis_4.26", layer_decay=1.0, lora=False)
+    own |= dict(on="coco_test", length="lavis_4.26", layer_decay=1.0, lora=False, bits="bfloat16")
     arg = arguments(arg, **own)
     model, section, t5 = language_model(arg, "caption")
     length = 60 if arg.smoke else LENGTH

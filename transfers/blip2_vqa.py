@@ -10,7 +10,7 @@ Arguments, as in blip2_vqa.py:lm=opt2.7b,task=gqa, are those of configs/blip2_st
     "question_id"}] and photos in DATA/gqa.
   lemmas: how OK-VQA's answers are brought to their base forms: 'spacy' as LAVIS does, 'simplemma', or 'none'.
   layer_decay: as in transfers/blip2_caption.py.
-  lora: likewise.
+  lora, bits: likewise.
 
 Sources: salesforce/LAVIS, lavis/projects/blip2/eval/*_zeroshot_*.yaml. It has no recipe of training on questions; the
 one here is that of its captions. arXiv 2301.12597 (section 4.3) lets the Q-Former read the question there, too.
@@ -31,7 +31,7 @@ def get_config(arg=None):
     own = dict(
         lm="flant5xl", init="weights/blip2_stage2", tokenizer="sentencepiece:weights/blip2/flan-t5-xl/spiece.model"
     )
-    own |= dict(batch=16, task="vqav2", lemmas="spacy", layer_decay=1.0, lora=False)
+    own |= dict(batch=16, task="vqav2", lemmas="spacy", layer_decay=1.0, lora=False, bits="bfloat16")
     arg = arguments(arg, **own)
     model, section, t5 = language_model(arg, "pretrained")
     asked, said = (60, 20) if arg.smoke else (QUESTION, ANSWER)

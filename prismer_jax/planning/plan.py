@@ -123,7 +123,7 @@ def _facts(lowered: Any, arguments: int, topology: topologies.Topology, mesh: ja
     text = file.with_suffix(".hlo.gz")  # beside it, for a closer look
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        sizes, program_text = _compile(lowered, arguments)
+        sizes, program_text = compiled(lowered, arguments)
         storage.write(text, gzip.compress(program_text.encode()))
         storage.write_json(file, sizes)
     facts = json.loads(file.read_text())
@@ -132,7 +132,7 @@ def _facts(lowered: Any, arguments: int, topology: topologies.Topology, mesh: ja
     return facts
 
 
-def _compile(lowered: Any, arguments: int) -> tuple[dict[str, Any], str]:
+def compiled(lowered: Any, arguments: int) -> tuple[dict[str, Any], str]:
     """Returns the memory that a program takes, and its text; of one that does not fit, what it would take, and ''."""
     try:
         compiled = lowered.compile()

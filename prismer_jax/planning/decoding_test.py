@@ -1,0 +1,58 @@
+"""Plans of writing: the program of a task is lowered from shapes alone; with libtpu, the lines that are printed."""
+
+import importlib.util
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from prismer_jax import assembly, config, evaluate, pp
+from prismer_jax.errors import UserError
+from prismer_jax.planning import decoding, memory
+from prismer_jax.testing import ROOT
+
+SMOKE = f"{ROOT}/configs/blip2_stage2.py:smoke"
+
+
+def parts(bits="bfloat16"):
+    cfg = config.load(f"{SMOKE},bits={bits}", [])
+    tokenizer = pp.tokenizer.load(cfg.tokenizer)
+    return assembly.make_model(cfg, tokenizer), config.plain(cfg.tasks.caption), tokenizer
+
+
+def test_weights_are_in_the_type_of_the_computation_or_packed():
+    whole, packed = (decoding.kept(parts(bits)[0], "bfloat16") for bits in ("bfloat16", "int8"))
+    assert {x.dtype for x in jax.tree.leaves(whole["params"])} == {jnp.dtype("bfloat16")}
+    assert {x.dtype.name for x in jax.tree.leaves(packed["params"])} == {"bfloat16", "int8"}
+    assert memory.share(packed) < memory.share(whole)
+
+
+def test_the_program_holds_the_weights_and_grows_with_the_photos():
+    model, task, tokenizer = parts()
+    variables, device = decoding.kept(model, "float32"), jax.devices()[0]
+    one, eight = (
+        memory.peak(decoding.lower(model, variables, task, tokenizer, count, device).compile().memory_analysis())
+        for count in (1, 8)
+    )
+    assert memory.share(variables) < one < eight
+
+
+def test_what_writes_nothing_or_has_no_libtpu_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(UserError, match="pip install"):
+        evaluate.main(["--config", SMOKE, "--plan", "v5e:2x2"])
+    monkeypatch.setattr(decoding.topologies, "describe", lambda name: name)
+    with pytest.raises(UserError, match="none of its tasks writes"):
+        decoding.main(f"{ROOT}/configs/blip2_stage1.py:smoke", [], "v5e:2x2")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e .[plan]"
+)
+def test_a_small_model_fits_on_a_chip(capsys):
+    evaluate.main(["--config", SMOKE, "--plan", "v5e:2x2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("v5e:2x2, one chip, weights 0.00 GiB")
+    assert lines[1].startswith("  caption, 1 photo: ")
+    assert lines[1].endswith(" of 16.00 GiB: fits")
