@@ -9,7 +9,7 @@ Arguments, as in paligemma.py:scenes,experts=none:
   objects: also learns to `detect` and to `segment`, with a codec of masks that is trained first, in a minute or two.
   experts: whose label maps are added to the image's tokens; 'all' by default, 'none' for PaliGemma as it is.
   negative: moves the trained model `init` to another style, photos in negative, in `steps` at the rate `lr`: all of it,
-    or, with `rank` above 0, adapters of that rank alone (docs/lora.md).
+    or, with `rank` above 0, adapters of that rank, biases and norms (docs/lora.md).
   smoke: all of it in a minute or two, to see that it works.
 
 The published models are fine-tuned by transfers/paligemma.py.
@@ -22,6 +22,7 @@ from prismer_jax.pp import places
 from prismer_jax.training import mask_codec
 
 WORDS = 640  # of the scenes' own tokenizer
+ALL_BUT_FEW = (r"(?!.*/lora/|.*(bias|scale)$).*",)  # a new style moves what biases (arXiv 2106.10199) and norms add
 
 
 def get_config(arg=None):
@@ -56,6 +57,8 @@ def in_negative(config, arg):
     config.optim = dict(name="adamw", lr=arg.lr or 1e-3, weight_decay=0.0, clip_norm=1.0, warmup_percent=5.0)
     if arg.rank:
         config.model.lora = dict(match="(vision|language|projector)/.*", rank=arg.rank, alpha=2.0 * arg.rank)
+        del config.freeze  # the type of a value cannot change
+        config.freeze = ALL_BUT_FEW
 
 
 def with_objects(config, arg):
