@@ -72,8 +72,8 @@ def with_objects(config, arg):
     detect, segment = (f"{look}|{op}|prefix_lm({quickstart.LENGTH})" for op in ("detect()", f"segment({codec!r})"))
     train, held_out = config.data.captions, config.evals.caption.data
     plain = {key: train[key] for key in train if key not in ("pp", "weight")}
-    config.data.detect = dict(**plain, pp=detect, weight=1.0)
-    config.data.segment = dict(**plain, pp=segment, weight=1.0)
+    config.data.detect = dict(**plain, pp=detect, weight=2.0)  # as questions have: places are learnt late
+    config.data.segment = dict(**plain, pp=segment, weight=2.0)
     asked = dict(data=held_out, batch_size=config.batch_size, method="greedy", max_new=4 if arg.smoke else 80)
     config.evals.detect = dict(type="detection", pp=detect.replace("detect()", "detect(answer=False)"), **asked)
     silent = segment.replace(f"{codec!r}", f"{codec!r}, answer=False")
