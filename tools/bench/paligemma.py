@@ -91,9 +91,9 @@ def decoding(lengths: Sequence[int] = PROMPTS, photos: int | None = None) -> Cal
     return lambda: np.asarray(say()[0])
 
 
-def training() -> Callable[[], Any]:
-    """The step of transfers/paligemma.py:t4, in float32 throughout and with everything kept for the backward pass."""
-    changes = ["model.vision.dtype=float32", "model.remat=none", "frozen_dtype=float32"]
+def training(remat: str = "none") -> Callable[[], Any]:
+    """The step of transfers/paligemma.py:t4, in float32 throughout and, unless told, all kept for the backward pass."""
+    changes = ["model.vision.dtype=float32", f"model.remat={remat}", "frozen_dtype=float32"]
     recipe = config.plain(config.load("transfers/paligemma.py:t4", changes))
     recipe["model"]["language"]["layers"] = LAYERS
     cfg = config.Section(recipe)
