@@ -79,10 +79,10 @@ def decoding(settings: dict[str, Any]) -> Callable[[], Any]:
     return lambda: np.asarray(decode({"params": params}, batch, **how))
 
 
-def training(settings: dict[str, Any]) -> Callable[[], Any]:
+def training(settings: dict[str, Any], batch_size: int, length: int) -> Callable[[], Any]:
     """The step of finetune_paligemma.ipynb, whose loss is that of train.py, with the attention of Gemma trained."""
-    (model, params), batch = model_of(settings), batch_of(settings, [settings["text"]] * settings["batch"])
-    said = np.broadcast_to(np.arange(settings["text"]) >= settings["prefix"], batch["text"].shape)
+    (model, params), batch = model_of(settings), batch_of(settings, [length] * batch_size)
+    said = np.broadcast_to(np.arange(length) >= settings["prefix"], batch["text"].shape)
     batch |= {"mask_ar": said.astype(np.int32), "mask_loss": said.astype(np.float32)}
     utils = import_from(settings, "utils")
     trainable = utils.tree_map_with_names(lambda name, _: name.startswith("llm/layers/attn/"), params)
@@ -116,7 +116,11 @@ def training(settings: dict[str, Any]) -> Callable[[], Any]:
     return step
 
 
-ROWS = {"decode": decoding, "training": training}
+ROWS = {
+    "decode": decoding,
+    "training": lambda settings: training(settings, settings["batch"], settings["text"]),
+    "training_8": lambda settings: training(settings, *settings["recipe"]),
+}
 
 if __name__ == "__main__":
     serve_row(ROWS, *sys.argv[1:])
