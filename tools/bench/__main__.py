@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
     parser.add_argument("--reference", type=storage.on_disk, help="clone of NVlabs/prismer or nanoVLM, to compare with")
     parser.add_argument("--big-vision", type=storage.on_disk, help="clone of google-research/big_vision, for paligemma")
-    parser.add_argument("--reference-python", type=storage.on_disk, help="that has PyTorch (default: this one)")
+    python = "that has PyTorch, or flax (default: this one)"
+    parser.add_argument("--reference-python", type=storage.on_disk, metavar="PYTHON", help=python)
     parser.add_argument("--against", type=storage.on_disk, help="another checkout of this project, to compare with")
     rows = "; ".join(f"of {name}: {', '.join(rows)}" for name, rows in ROWS.items())
     parser.add_argument("--rows", nargs="+", default=[], help=rows)
