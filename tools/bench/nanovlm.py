@@ -120,14 +120,15 @@ def measure(
                 commands.append(their_command(python, sources[ROWS[row].head], row, folder))
             if alone or row.startswith("images"):
                 commands = [one_core(command) for command in commands]
-            rounds, lasts = in_turn(commands, seconds)
+            workers = in_turn(commands, seconds)
+            rounds = [one.seconds for one in workers]
             rates = [ROWS[row].count / min(times) for times in rounds]
             show(ROWS[row].title, rates, ROWS[row].target)
             table.append(dict(row=row, target=ROWS[row].target, a_second=rates, seconds=rounds))
             if sources:
                 table[-1]["ratio"] = rates[0] / rates[1]
             if row == "training":
-                show("peak memory of training, GB", [last / 1e9 for last in lasts], 1.0, less=True)
+                show("peak memory of training, GB", [one.last / 1e9 for one in workers], 1.0, less=True)
         if not rows or "packing" in rows:
             shares = [packing(folder)]
             if sources:

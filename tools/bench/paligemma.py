@@ -91,17 +91,17 @@ def decoding(lengths: Sequence[int] = PROMPTS, photos: int | None = None) -> Cal
     return lambda: np.asarray(say()[0])
 
 
-def training() -> Callable[[], Any]:
-    """The step of transfers/paligemma.py:t4, in float32 throughout and with everything kept for the backward pass."""
-    changes = ["model.vision.dtype=float32", "model.remat=none", "frozen_dtype=float32"]
+def training(remat: str = "none", batch_size: int = BATCH, length: int = TEXT) -> Callable[[], Any]:
+    """The step of transfers/paligemma.py:t4, in float32 throughout and, unless told, all kept for the backward pass."""
+    changes = ["model.vision.dtype=float32", f"model.remat={remat}", "frozen_dtype=float32"]
     recipe = config.plain(config.load("transfers/paligemma.py:t4", changes))
     recipe["model"]["language"]["layers"] = LAYERS
     cfg = config.Section(recipe)
     mesh = sharding.make_mesh()
-    made = make_step(cfg, None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=1000))
-    ids = np.random.default_rng(0).integers(3, 256_000, (BATCH, TEXT), np.int32)
+    made = make_step(cfg, None, mesh, dict(batch_size=batch_size, num_examples=batch_size, total_steps=1000))
+    ids = np.random.default_rng(0).integers(3, 256_000, (batch_size, length), np.int32)
     batch = photos_and(ids, ids >= 0, made.model.image_size)
-    said = np.broadcast_to(np.arange(TEXT) >= PREFIX, ids.shape)
+    said = np.broadcast_to(np.arange(length) >= PREFIX, ids.shape)
     batch |= {"mask_ar": said.astype(np.int32), "mask_loss": said.astype(np.float32)}
     return steps_of(made, batch)
 

@@ -1,7 +1,8 @@
 """A worker process of a benchmark, which does one round of work whenever it is told to.
 
-It says 'ready', then the seconds of each round, and at the end of its input a number: its peak memory, say. Two codes
-that are compared work in turn, one round each, so that a noisy machine is as noisy for both.
+It says 'ready', then the seconds of each round, and at the end of its input a number, its peak memory, say, and perhaps
+a second one: XLA's temporary memory. Two codes that are compared work in turn, one round each, so that a noisy machine
+is as noisy for both.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ from prismer_jax.training.step import Step
 
 
 class Row(NamedTuple):
-    """A line of a table: what is measured, how many of these a round does, and the least ratio of ours to theirs."""
+    """A line of a table: what is measured, how many of these a round does, and the least ratio of ours to theirs.
+
+    `temporaries` is the largest ratio of what XLA counts as temporary memory, where both sides say that.
+    """
 
     title: str
     count: int
     target: float
+    temporaries: float = 1.0
 
 
 class Worker:
@@ -40,6 +45,7 @@ class Worker:
     Attributes:
       seconds: that each round took, as the process says.
       last: the number that it says at its end.
+      temporaries: bytes that XLA counts beside arguments and results, where the process says that behind it.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -47,6 +53,7 @@ class Worker:
         self.process = subprocess.Popen(command, env=as_users_have_it(), **pipes)
         self.seconds: list[float] = []
         self.last = 0
+        self.temporaries: int | None = None
         self.ready = self.process.stdout.readline().strip() == "ready"
 
     def step(self) -> None:
@@ -59,7 +66,9 @@ class Worker:
 
     def close(self) -> None:
         rest, _ = self.process.communicate()
-        self.last = int(rest or 0)
+        numbers = [int(number) for number in rest.split()]
+        self.last = numbers[0] if numbers else 0
+        self.temporaries = numbers[1] if len(numbers) > 1 else None
 
 
 def as_users_have_it() -> dict[str, str]:
@@ -87,8 +96,8 @@ def one_core(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", code, *command]
 
 
-def in_turn(commands: Sequence[Sequence[str]], seconds: float) -> tuple[list[list[float]], list[float]]:
-    """Runs workers in turn. Returns the seconds of each one's rounds, and what each says at its end."""
+def in_turn(commands: Sequence[Sequence[str]], seconds: float) -> list[Worker]:
+    """Runs workers in turn, and returns them, ended, with the seconds of their rounds and what they say at the end."""
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(worker(command)) for command in commands]
         for one in workers:
@@ -100,7 +109,7 @@ def in_turn(commands: Sequence[Sequence[str]], seconds: float) -> tuple[list[lis
         while len(workers[0].seconds) < 3 or time.monotonic() - start < seconds:
             for one in workers:
                 one.step()
-    return [one.seconds for one in workers], [one.last for one in workers]
+    return workers
 
 
 def show(title: str, values: Sequence[float], target: float, less: bool = False) -> None:
@@ -126,7 +135,10 @@ def their_command(python: str | pathlib.Path, bench: types.ModuleType, row: str,
 
 
 def steps_of(made: Step, batch: Any) -> Callable[[], None]:
-    """Returns a function that takes one training step after the other, each on the same batch of host arrays."""
+    """Returns a function that takes one training step after the other, each on the same batch of host arrays.
+
+    Its attribute `temporaries` is XLA's count of the step's temporary memory, in bytes.
+    """
     batch = jax.device_put(batch, sharding.batch_sharding(made.mesh))
     update, state = made.compile(batch), made.init(0)
 
@@ -135,6 +147,7 @@ def steps_of(made: Step, batch: Any) -> Callable[[], None]:
         state, measured = update(state, batch)
         jax.block_until_ready(measured)
 
+    step.temporaries = update.memory_analysis().temp_size_in_bytes
     return step
 
 
@@ -164,7 +177,7 @@ def compare(
     Returns:
       The rows, each with what is measured, the target of the ratio, for both sides the rate, the peak memory in
       gigabytes and the seconds of every round; and, where there are two, the ratios of the fastest rounds, of the
-      median ones and of the peaks.
+      median ones and of the peaks; where all say it, XLA's temporary memory of each, in gigabytes.
 
     Raises:
       UserError: a worker ends early.
@@ -181,9 +194,9 @@ def compare(
                 commands.append(our_command(bench, name, against))
             elif python:
                 commands.append(their_command(python, bench, name, path))
-            rounds, lasts = in_turn([one_core(x) if alone else x for x in commands], seconds)
-            row = bench.ROWS[name]
-            rates, peaks = [row.count / min(times) for times in rounds], [last / 1e9 for last in lasts]
+            workers = in_turn([one_core(x) if alone else x for x in commands], seconds)
+            row, rounds = bench.ROWS[name], [one.seconds for one in workers]
+            rates, peaks = [row.count / min(times) for times in rounds], [one.last / 1e9 for one in workers]
             show(row.title, rates, row.target)
             show(f"peak memory of {name}, GB", peaks, 1.0, less=True)
             table.append(dict(row=name, title=row.title, target=row.target))
@@ -193,4 +206,8 @@ def compare(
                 ours, theirs = map(statistics.median, rounds)
                 ratios = dict(ratio=rates[0] / rates[1], ratio_of_medians=theirs / ours)
                 table[-1] |= ratios | dict(ratio_of_memory=peaks[0] / peaks[1])
+            temporaries = [one.temporaries / 1e9 for one in workers if one.temporaries is not None]
+            if len(temporaries) == len(workers):
+                show(f"XLA's temporary memory of {name}, GB", temporaries, row.temporaries, less=True)
+                table[-1]["temporaries_gb"] = temporaries
     return table

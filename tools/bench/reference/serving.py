@@ -16,7 +16,8 @@ from typing import Any
 def serve(prepare: Callable[[], Callable[[], Any]]) -> None:
     """Prints 'ready'; for every line on stdin does what `prepare` returned once and prints the seconds.
 
-    With one core alone they are the processor's. At the end of stdin it prints the process's peak memory in bytes.
+    With one core alone they are the processor's. At the end of stdin it prints the process's peak memory in bytes, and
+    behind it the bytes that XLA counts as the work's temporaries, where `work.temporaries` says them.
     """
     clock = time.perf_counter if len(os.sched_getaffinity(0)) > 1 else time.process_time
     with contextlib.redirect_stdout(sys.stderr):  # libraries say this and that
@@ -26,7 +27,8 @@ def serve(prepare: Callable[[], Callable[[], Any]]) -> None:
         start = clock()
         work()
         print(clock() - start, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(peak, getattr(work, "temporaries", ""), flush=True)
 
 
 def serve_row(rows: Mapping[str, Callable[[Any], Callable[[], Any]]], row: str, settings: str) -> None:
