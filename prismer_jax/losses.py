@@ -27,6 +27,7 @@ def cross_entropy(
     batch: Mapping[str, Array],
     label_smoothing: float = 0.1,
     normalize: Literal["none", "example", "batch", "part"] = "none",
+    chunk: int = 0,
 ) -> Costs:
     """Label-smoothed cross-entropy of each next token, weighted by `mask_loss` of the token that is predicted.
 
@@ -35,14 +36,17 @@ def cross_entropy(
         as the reference does (NVlabs/prismer, model/modules/roberta.py); 'example' averages over an example's tokens
         first; 'batch' averages over all tokens of the batch, as big_vision does; 'part' averages over those of each
         part that is accumulated, and then over the parts, as huggingface/nanoVLM does (train.py).
+      chunk: columns whose logits are in memory at once, 0 for all; of models with `text_costs` (decoder_only.py).
     """
     choose("normalize of cross_entropy", normalize, dict.fromkeys(("none", "example", "batch", "part")))
-    costs = token_costs(forward(batch), batch["text"], batch["mask_loss"], label_smoothing)
+    if chunk:
+        costs = forward(batch, method="text_costs", label_smoothing=label_smoothing, chunk=chunk)
+    else:
+        costs = token_costs(forward(batch), batch["text"], batch["mask_loss"], label_smoothing)
     tokens, ones = batch["mask_loss"][:, 1:].sum(-1), jnp.ones(len(costs))
-    if normalize == "example":
-        costs = costs / jnp.maximum(tokens, 1e-9)
-    if normalize == "part":
-        costs = costs * len(costs) / jnp.maximum(tokens.sum(), 1e-9)
+    shares = {"example": tokens, "part": tokens.sum() / len(costs)}
+    if normalize in shares:
+        costs = costs / jnp.maximum(shares[normalize], 1e-9)
     return {"loss": (costs, tokens if normalize == "batch" else ones)}
 
 
@@ -53,13 +57,8 @@ def token_costs(
     mask_loss: Float[Array, "b t"],
     label_smoothing: float = 0.1,
 ) -> Float[Array, " b"]:
-    """Returns the sum over an example's tokens of weight · ((1-ε)·nll + ε·mean over the vocabulary of -log p).
-
-    Args:
-      mask_loss: weights; those of the first column are never used.
-    """
-    logits, labels = logits[:, :-1].astype(jnp.float32), text[:, 1:]
-    weights = mask_loss[:, 1:]
+    """Returns the sum over an example's tokens but the first of weight · ((1-ε)·nll + ε·mean over words of -log p)."""
+    logits, labels, weights = logits[:, :-1].astype(jnp.float32), text[:, 1:], mask_loss[:, 1:]
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     costs = normalizer - (1 - label_smoothing) * chosen - label_smoothing * logits.mean(-1)

@@ -6,6 +6,7 @@ those of what is generated.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
+from prismer_jax.losses import token_costs
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.causal_lm import CausalLM, windowed
 from prismer_jax.towers.vit import ViT
@@ -126,8 +128,29 @@ class DecoderOnly(nn.Module):
     @typed
     def __call__(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b t v"]:
         """Returns float32 logits of the next token at every position of `text`."""
-        hidden, _, _ = self.read(self.encode(batch, train), batch)
-        return self.first_logits(hidden[:, -batch["text"].shape[1] :])
+        return self.first_logits(self._hidden(batch, train))
+
+    @typed
+    def text_costs(
+        self, batch: Mapping[str, Any], label_smoothing: float, chunk: int, train: bool = False
+    ) -> Float[Array, " b"]:
+        """Returns losses.token_costs of a batch, with the logits of `chunk` columns in memory at once.
+
+        The backward pass computes them again. Of 257,152 words the logits of a batch, and their gradient, are otherwise
+        the largest arrays of a step.
+        """
+        hidden, text, weights = self._hidden(batch, train), batch["text"], batch["mask_loss"]
+        # A chunk has one column more than it predicts.
+        width = -(-(text.shape[1] - 1) // chunk) * chunk + 1
+        ends = [(0, 0), (0, width - text.shape[1])]
+        hidden, text, weights = jnp.pad(hidden, [*ends, (0, 0)]), jnp.pad(text, ends), jnp.pad(weights, ends)
+
+        @jax.checkpoint
+        def costs(start: Array) -> Array:
+            of = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk + 1, axis=1)
+            return token_costs(self.first_logits(of(hidden)), of(text), of(weights), label_smoothing)
+
+        return jax.lax.map(costs, jnp.arange(0, width - 1, chunk)).sum(0)
 
     @typed
     def prefill(
@@ -179,6 +202,10 @@ class DecoderOnly(nn.Module):
     def init_variables(self, rng: Array) -> dict[str, Any]:
         """Returns {'params'}, with experts also {'batch_stats', 'tables'}; no shape of theirs depends on a batch."""
         return init_from_shapes(self, rng, self.image_size)
+
+    def _hidden(self, batch: Mapping[str, Any], train: bool) -> Array:
+        """Returns the hidden states [b t d] of a text."""
+        return self.read(self.encode(batch, train), batch)[0][:, -batch["text"].shape[1] :]
 
     def read(self, encoded: Array, batch: Mapping[str, Any]) -> tuple[Array, Any, Columns]:
         """Returns the hidden states [b s d] of image and text, keys and values, and the columns that were read."""

@@ -110,6 +110,42 @@ def test_experts_say_nothing_before_they_are_trained():
     np.testing.assert_array_equal(model.apply(own, batch), plain.apply(variables, batch))
 
 
+@pytest.mark.parametrize("chunk", [2, 5, 100])
+@pytest.mark.parametrize("cap", ["reference", "always"])
+def test_logits_in_chunks_make_the_same_loss_and_gradients(chunk, cap):
+    model = build("tiny", cap=cap, language=SMALL)
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    weights = np.random.default_rng(2).uniform(0, 1, (2, 12)).astype(np.float32)
+    batch = jax.tree.map(jnp.asarray, batch_of([3, 12], 12) | {"mask_loss": weights})
+
+    def loss(params, chunk):
+        forward = functools.partial(model.apply, {"params": params})
+        costs, weights = losses.cross_entropy(forward, batch, 0.1, "example", chunk)["loss"]
+        return costs.sum() / weights.sum()
+
+    whole, parts = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, chunk=n)))(variables["params"]) for n in (0, chunk)
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, parts, whole)
+
+
+def test_logits_in_chunks_are_never_whole():
+    model = build("tiny", language=dict(vocab_size=20_000))
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, batch_of([64] * 2, 64) | {"mask_loss": np.ones((2, 64), np.float32)})
+
+    def loss(params, chunk):
+        forward = functools.partial(model.apply, {"params": params})
+        return losses.cross_entropy(forward, batch, 0.1, "example", chunk)["loss"][0].sum()
+
+    def temporaries(chunk):
+        step = jax.jit(jax.grad(loss), static_argnums=1)
+        return step.lower(variables["params"], chunk).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < 0.6 * temporaries(0)
+
+
 def test_training_and_big_visions_beams_work_through_the_family():
     model = models.build("paligemma", variant="tiny")
     variables = jax.jit(model.init_variables)(jax.random.key(0))

@@ -87,30 +87,27 @@ def training(settings: dict[str, Any], batch_size: int, length: int) -> Callable
     utils = import_from(settings, "utils")
     trainable = utils.tree_map_with_names(lambda name, _: name.startswith("llm/layers/attn/"), params)
 
-    def loss_fn(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        image, text, mask_ar = batch["image"], batch["text"], batch["mask_ar"]
-        text_logits, _ = model.apply({"params": params}, image, text[:, :-1], mask_ar[:, :-1], train=True)
-        logp = jax.nn.log_softmax(text_logits, axis=-1)
-        mask_loss = batch["mask_loss"][:, 1:]
-        targets = jax.nn.one_hot(text[:, 1:], text_logits.shape[-1])
-        token_pplx = jnp.sum(logp * targets, axis=-1)
-        example_loss = -jnp.sum(token_pplx * mask_loss, axis=-1)
-        example_loss /= jnp.clip(jnp.sum(mask_loss, -1), 1)
-        return jnp.mean(example_loss)
+    def mean_cost(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        """Whole logits and one-hot targets, as theirs: what it takes of memory is what is measured."""
+        read = (batch[name][:, :-1] for name in ("text", "mask_ar"))
+        logits, _ = model.apply({"params": params}, batch["image"], *read, train=True)
+        wanted, weights = jax.nn.one_hot(batch["text"][:, 1:], logits.shape[-1]), batch["mask_loss"][:, 1:]
+        costs = -(jax.nn.log_softmax(logits) * wanted).sum(-1)
+        return ((costs * weights).sum(-1) / jnp.maximum(weights.sum(-1), 1)).mean()
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update_fn(params: Any, batch: dict[str, jax.Array], learning_rate: float) -> tuple[Any, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
-        step = lambda param, grad, trained: param - learning_rate * grad if trained else param  # noqa: E731
-        return jax.tree.map(step, params, grads, trainable), loss
+    def update(params: Any, batch: dict[str, jax.Array], rate: float) -> tuple[Any, jax.Array]:
+        cost, gradient = jax.value_and_grad(mean_cost)(params, batch)
+        moved = jax.tree.map(lambda x, g, trained: x - rate * g if trained else x, params, gradient, trainable)
+        return moved, cost
 
     batch = jax.device_put(batch)
-    compiled = update_fn.lower(params, batch, RATE).compile()
+    compiled = update.lower(params, batch, RATE).compile()
 
     def step() -> float:
         nonlocal params
-        params, loss = compiled(params, batch, RATE)
-        return float(jax.block_until_ready((params, loss))[1])
+        params, cost = compiled(params, batch, RATE)
+        return float(jax.block_until_ready((params, cost))[1])
 
     step.temporaries = compiled.memory_analysis().temp_size_in_bytes
     return step
