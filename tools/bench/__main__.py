@@ -18,6 +18,8 @@ PyTorch, transformers 4.26.1 and einops. Without them ours alone is measured:
 Other families, whose --reference-python has PyTorch and transformers of today, or which --rows of them:
     nanovlm  nanoVLM of the 222M size; its --reference is a clone of huggingface/nanoVLM
     paligemma, blip2  beside transformers; with four layers of Gemma, with a ViT of 12 blocks and OPT-350M
+             blip2 with --reference, a clone of salesforce/LAVIS, beside that; its Python has transformers 4.33, or 4.26
+             for the code before 720f689, torchvision, timm 0.4.12 and omegaconf
 Parts of a config's run [--config FILE[:arg]], which are the default: scenes, loader, step, decode
     loader/step   how many times faster the loader is than what it feeds
 
@@ -45,7 +47,7 @@ from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
 
-from . import blip2, build, experts, loader, nanovlm, paligemma, prismer, startup
+from . import blip2, build, experts, lavis, loader, nanovlm, paligemma, prismer, startup
 from .run import BENCHES, Bench
 
 Rows = list[dict[str, Any]]
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
-    parser.add_argument("--reference", type=storage.on_disk, help="clone of NVlabs/prismer or nanoVLM, to compare with")
+    parser.add_argument("--reference", type=storage.on_disk, help="clone of NVlabs/prismer, nanoVLM or LAVIS")
     parser.add_argument("--reference-python", type=storage.on_disk, help="that has PyTorch (default: this one)")
     parser.add_argument("--against", type=storage.on_disk, help="another checkout of this project, to compare with")
     rows = "; ".join(f"of {name}: {', '.join(rows)}" for name, rows in ROWS.items())
@@ -157,12 +159,16 @@ def _of_prismer(args: argparse.Namespace, rows: Sequence[str]) -> Rows:
 
 def _family(args: argparse.Namespace, name: str) -> Rows:
     module = FAMILIES[name]
-    rows = [row for row in args.rows if choose("row", row, dict.fromkeys(ROWS[name], True))]
+    beside_lavis = name == "blip2" and args.reference is not None
+    known = list(lavis.ROWS) if beside_lavis else ROWS[name]
+    rows = [row for row in args.rows if choose("row", row, dict.fromkeys(known, True))]
     if name == "prismer":
         return _of_prismer(args, rows)
     options = dict(seconds=args.seconds, rows=rows, alone=args.one_core)
     if name == "nanovlm":
         return nanovlm.measure(args.reference, _python(args) if args.reference else "", **options)
+    if beside_lavis:
+        return lavis.measure(args.reference, _python(args), **options)
     return module.measure(_python(args) if args.reference_python else None, against=_checkout(args), **options)
 
 
