@@ -18,8 +18,8 @@ PyTorch, transformers 4.26.1 and einops. Without them ours alone is measured:
 Other families, whose --reference-python has PyTorch and transformers of today, or which --rows of them:
     nanovlm  nanoVLM of the 222M size; its --reference is a clone of huggingface/nanoVLM
     paligemma, blip2  beside transformers; with four layers of Gemma, with a ViT of 12 blocks and OPT-350M
-             blip2 with --reference, a clone of salesforce/LAVIS, beside that; its Python has transformers 4.33, or 4.26
-             for the code before 720f689, torchvision, timm 0.4.12 and omegaconf
+             blip2 with --reference, a clone of salesforce/LAVIS, beside that; its Python has PyTorch and
+             transformers 4.33, or 4.26 for the code before 720f689
 Parts of a config's run [--config FILE[:arg]], which are the default: scenes, loader, step, decode
     loader/step   how many times faster the loader is than what it feeds
 

@@ -1,16 +1,17 @@
-"""salesforce/LAVIS's BLIP-2 as a worker of tools.bench.lavis, run by a Python that has PyTorch and LAVIS's packages.
+"""salesforce/LAVIS's BLIP-2 as a worker of tools.bench.lavis, run by a Python that has PyTorch and transformers.
 
     PYTHON tools/bench/reference/run_lavis.py ROW SETTINGS
 
-These are torchvision, timm 0.4.12, omegaconf, and transformers, 4.33 for today's code, 4.26 for that before 720f689.
-SETTINGS is the JSON of both sides, in which `source` is the checkout. The worker prints 'ready'; for every line on
-stdin it does what the row says once and prints the seconds (on one core alone, the processor's); at the end of stdin it
-prints the process's peak memory in bytes. Imports nothing of this project.
+transformers is 4.33 for LAVIS of today and 4.26 for LAVIS before 720f689. SETTINGS is the JSON of both sides, in which
+`source` is the checkout. The worker prints 'ready'; for every line on stdin it does what the row says once and prints
+the seconds (on one core alone, the processor's); at the end of stdin it prints the process's peak memory in bytes.
+Imports nothing of this project.
 
 The classes, their `forward` and their `generate` are LAVIS's. What it downloads is made anew from configs of the sizes
 of SETTINGS, all in float32, and texts are ids. Stood in for are: the packages `lavis` and `lavis.models`, which import
-every model and data set; `lavis.models.clip_vit` and `lavis.common.utils`, of which nothing is used here; and the
-projection to OPT-350M, whose words are narrower than its states, as those of the OPTs that LAVIS knows are not.
+every model and data set; modules of which nothing is used here (STAND_INS), and three little functions of timm, whose
+versions of that time do not start beside PyTorch of today; and the projection to OPT-350M, whose words are narrower
+than its states, as those of the OPTs that LAVIS knows are not.
 """
 
 from __future__ import annotations
@@ -26,12 +27,19 @@ from typing import Any
 
 import torch
 from serving import serve_row, steps_of  # beside this file
+from transformers import BatchEncoding
 
 WORDS = 30_000  # ids that every text is made of
 NEWLINE = 50_118  # what ends a text of OPT
-STAND_INS = {
-    "lavis.models.clip_vit": ["create_clip_vit_L"],
-    "lavis.common.utils": ["get_abs_path", "is_url"],
+STAND_INS: dict[str, dict[str, Any]] = {
+    "lavis.models.clip_vit": dict(create_clip_vit_L=None),
+    "lavis.common.utils": dict(get_abs_path=None, is_url=None),
+    "omegaconf": dict(OmegaConf=None),
+    "timm": {},
+    "timm.models": {},
+    "timm.models.hub": {},
+    "timm.models.layers": dict(drop_path=None, to_2tuple=lambda x: (x, x), trunc_normal_=torch.nn.init.trunc_normal_),
+    "timm.models.registry": dict(register_model=lambda function: function),
 }
 
 
@@ -55,8 +63,6 @@ class Ids:
         pass
 
     def __call__(self, texts: Any, return_tensors: str | None = None, **_: Any) -> Any:
-        from transformers import BatchEncoding
-
         if return_tensors is None:  # LAVIS asks so for the id of a line's end alone
             return BatchEncoding({"input_ids": [NEWLINE]})
         texts = [texts] if isinstance(texts, str) else texts
@@ -81,7 +87,8 @@ def official(settings: dict[str, Any], name: str) -> Any:
         sys.modules[package].__path__ = [str(source.joinpath(*package.split(".")))]
     for module, names in STAND_INS.items():
         sys.modules[module] = types.ModuleType(module)
-        vars(sys.modules[module]).update(dict.fromkeys(names))
+        vars(sys.modules[module]).update(names)
+    sys.modules["lavis.models"].BaseModel = importlib.import_module("lavis.models.base_model").BaseModel
     front = importlib.import_module("lavis.models.blip2_models.blip2")
     eva = importlib.import_module("lavis.models.eva_vit")
     vision, reader = settings["opt"]["vision_config"], settings["opt"]["qformer_config"]
@@ -143,27 +150,22 @@ def texts(count: int, length: int) -> list[str]:
 
 
 def captions(settings: dict[str, Any], kind: str = "opt") -> Callable[[], Any]:
-    """Captions from LAVIS's `generate`, none of which ends early."""
-    import transformers
-
+    """LAVIS's `generate`; no caption may end before its last token."""
     model = model_of(settings, kind).eval()
     tokenizer = model.opt_tokenizer if kind == "opt" else model.t5_tokenizer
-    # Code of today counts OPT's start among a text's tokens; both have it, or the prompt's, among the least number.
-    counted = kind == "opt" and not has_own_opt()
+    # A start that is not of the prompt is among what is decoded; LAVIS of today counts that of OPT in `max_length`.
+    start = 0 if "lavis.models.blip2_models.modeling_opt" in sys.modules else 1
     new, looked = settings["max_new"], {"image": photos(settings, settings["batch"])}
-    how = dict(num_beams=settings["beams"], max_length=new + counted, min_length=new + 1)
+    how = dict(num_beams=settings["beams"], max_length=new + (start if kind == "opt" else 0), min_length=new + 1)
 
     def say() -> Any:
         with torch.no_grad():
             model.generate(looked, **how)
-        print(transformers.__version__, tokenizer.said.shape, file=sys.stderr)
+        if tokenizer.said.shape != (settings["batch"], start + new):
+            raise SystemExit(f"captions of shape {tuple(tokenizer.said.shape)} were said.")
+        return tokenizer.said
 
     return say
-
-
-def has_own_opt() -> bool:
-    """Returns whether the checkout's OPT is a module of LAVIS's own, as before 720f689."""
-    return sys.modules["lavis.models.blip2_models.blip2_opt"].OPTConfig.__module__.startswith("lavis")
 
 
 def rerank(settings: dict[str, Any]) -> Callable[[], Any]:
