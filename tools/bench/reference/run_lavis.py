@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import pathlib
 import sys
 import types
@@ -44,7 +43,7 @@ STAND_INS: dict[str, dict[str, Any]] = {
 
 
 class Ids:
-    """A tokenizer whose texts are ids with spaces between; `start` stands before each.
+    """A tokenizer whose texts are ids with spaces between, all of one length; `start` stands before each.
 
     Attributes:
       said: the ids that were decoded last.
@@ -62,11 +61,11 @@ class Ids:
     def add_special_tokens(self, *_: Any) -> None:
         pass
 
-    def __call__(self, texts: Any, return_tensors: str | None = None, **_: Any) -> Any:
+    def __call__(self, texts: Any, return_tensors: str | None = None, max_length: int | None = None, **_: Any) -> Any:
         if return_tensors is None:  # LAVIS asks so for the id of a line's end alone
             return BatchEncoding({"input_ids": [NEWLINE]})
         texts = [texts] if isinstance(texts, str) else texts
-        ids = torch.tensor([self.start + [int(word) for word in text.split()] for text in texts])
+        ids = torch.tensor([(self.start + [int(word) for word in text.split()])[:max_length] for text in texts])
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
     def batch_decode(self, ids: torch.Tensor, **_: Any) -> list[str]:
@@ -190,7 +189,10 @@ def steps(model: Any, settings: dict[str, Any]) -> Callable[[], float]:
     groups = [dict(params=kept, weight_decay=0.05), dict(params=rest, weight_decay=0)]
     batch = dict(image=photos(settings, settings["batch"]), text_input=texts(settings["batch"], settings["text"]))
     model.train()
-    told = lambda **samples: types.SimpleNamespace(loss=model(samples)["loss"])  # noqa: E731
+
+    def told(**samples: Any) -> Any:
+        return types.SimpleNamespace(loss=model(samples)["loss"])
+
     return steps_of(told, torch.optim.AdamW(groups, 1e-4), batch)
 
 
@@ -203,6 +205,7 @@ def stage1(settings: dict[str, Any]) -> Callable[[], Any]:
 
 ROWS: dict[str, Callable[[dict[str, Any]], Callable[[], Any]]] = {
     "captions": captions,
+    "captions_uncached": captions,
     "captions_t5": functools.partial(captions, kind="t5"),
     "rerank": rerank,
     "stage2": lambda settings: steps(model_of(settings, "opt"), settings),
@@ -211,6 +214,5 @@ ROWS: dict[str, Callable[[dict[str, Any]], Callable[[], Any]]] = {
 
 
 if __name__ == "__main__":
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.manual_seed(0)
     serve_row(ROWS, *sys.argv[1:])
