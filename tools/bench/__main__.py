@@ -17,8 +17,10 @@ PyTorch, transformers 4.26.1 and einops. Without them ours alone is measured:
     startup  seconds from the start of the quickstart's process to its first step, cold and warm
 Other families, whose --reference-python has PyTorch and transformers of today, or which --rows of them:
     nanovlm  nanoVLM of the 222M size; its --reference is a clone of huggingface/nanoVLM
-    paligemma, blip2  beside transformers; with four layers of Gemma, with a ViT of 12 blocks and OPT-350M;
-             [--big-vision CHECKOUT]: paligemma beside google-research/big_vision, whose Python has jax and flax
+    paligemma, blip2  beside transformers; with four layers of Gemma, with a ViT of 12 blocks and OPT-350M
+             paligemma --big-vision: beside google-research/big_vision, whose Python has jax and flax
+             blip2 --reference: beside a clone of salesforce/LAVIS, whose Python has transformers 4.33, or 4.26 for the
+             code before 720f689
 Parts of a config's run [--config FILE[:arg]], which are the default: scenes, loader, step, decode
     loader/step   how many times faster the loader is than what it feeds
 
@@ -46,7 +48,7 @@ from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
 
-from . import big_vision, blip2, build, experts, loader, nanovlm, paligemma, prismer, startup
+from . import big_vision, blip2, build, experts, lavis, loader, nanovlm, paligemma, prismer, startup
 from .run import BENCHES, Bench
 
 Rows = list[dict[str, Any]]
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=4, help="of the experts")
     parser.add_argument("--dtype", default="float32", help="of the experts: float32 or bfloat16")
-    parser.add_argument("--reference", type=storage.on_disk, help="clone of NVlabs/prismer or nanoVLM, to compare with")
+    parser.add_argument("--reference", type=storage.on_disk, help="clone of NVlabs/prismer, nanoVLM or LAVIS")
     parser.add_argument("--big-vision", type=storage.on_disk, help="clone of google-research/big_vision, for paligemma")
     python = "that has PyTorch, or flax (default: this one)"
     parser.add_argument("--reference-python", type=storage.on_disk, metavar="PYTHON", help=python)
@@ -159,17 +161,22 @@ def _of_prismer(args: argparse.Namespace, rows: Sequence[str]) -> Rows:
 
 
 def _family(args: argparse.Namespace, name: str) -> Rows:
-    beside_big_vision = name == "paligemma" and args.big_vision is not None
-    module, of_module = (big_vision, list(big_vision.ROWS)) if beside_big_vision else (FAMILIES[name], ROWS[name])
-    rows = [row for row in args.rows if choose("row", row, dict.fromkeys(of_module, True))]
+    module, known = FAMILIES[name], ROWS[name]
+    if name == "paligemma" and args.big_vision is not None:
+        module, known = big_vision, list(big_vision.ROWS)
+    if name == "blip2" and args.reference is not None:
+        module, known = lavis, list(lavis.ROWS)
+    rows = [row for row in args.rows if choose("row", row, dict.fromkeys(known, True))]
     if name == "prismer":
         return _of_prismer(args, rows)
     options = dict(seconds=args.seconds, rows=rows, alone=args.one_core)
     if name == "nanovlm":
         return nanovlm.measure(args.reference, _python(args) if args.reference else "", **options)
-    if beside_big_vision:
+    if module is big_vision:
         python = _python(args, big_vision.MODULES, "jax, flax, optax, orbax, einops and ml_collections")
         return big_vision.measure(args.big_vision, python, against=_checkout(args), **options)
+    if module is lavis:
+        return lavis.measure(args.reference, _python(args), **options)
     return module.measure(_python(args) if args.reference_python else None, against=_checkout(args), **options)
 
 

@@ -4,10 +4,11 @@
     captions_t5   the same by FlanT5-base
     rerank        128 texts of 32 tokens matched with one photo, whose tokens are at hand, as retrieval ranks again
     stage2        a step on 4 photos and texts of 32 tokens that trains Q-Former and projection
+    stage1        a step on as many that trains the Q-Former to compare, to match and to write; transformers has none
 
 The model is a ViT of 12 blocks of 768 at 224 pixels, BLIP-2's whole Q-Former, and OPT-350M; float32, fresh weights, all
 cores (with --one-core one, in the processor's time). Ours and theirs are worker processes (reference/run_blip2.py), one
-round of each in turn; the fastest round of each counts.
+round of each in turn; the fastest round of each counts. tools/bench/lavis.py has the same beside salesforce/LAVIS.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ ROWS = {
     "captions_t5": Row("the same by FlanT5-base, photos/s", BATCH, 1.5),
     "rerank": Row("128 texts matched with a photo, pairs/s", PAIRS, 1.4),
     "stage2": Row("training step of stage 2, photos/s", BATCH, 1.1),
+    "stage1": Row("training step of stage 1, photos/s", BATCH, 1.1),
 }
+LACKING = ["stage1"]  # in transformers
 
 
 def measure(python: str | pathlib.Path | None, **options: Any) -> list[dict[str, Any]]:
     """Prints the table, and returns it; `options` are those of `worker.compare`."""
-    return compare("BLIP-2, small ViT, OPT-350M, float32", sys.modules[__name__], python, **options)
+    return compare("BLIP-2, small ViT, OPT-350M, float32", sys.modules[__name__], python, lacking=LACKING, **options)
 
 
 def settings() -> dict[str, Any]:
@@ -61,9 +64,9 @@ def matcher() -> Any:
 
 
 def recipe(lm: str = "opt350m") -> dict[str, Any]:
-    """Returns the recipe of stage 2 in float32 throughout, with everything kept for the backward pass."""
+    """Returns the recipe of stage 2, or with '' that of stage 1, in float32 throughout; the backward pass has all."""
     changes = ["model.dtype=float32", "model.remat=none", "frozen_dtype=float32"]
-    plain = config.plain(config.load(f"configs/blip2_stage2.py:lm={lm}", changes))
+    plain = config.plain(config.load(f"configs/blip2_stage2.py:lm={lm}" if lm else "configs/blip2_stage1.py", changes))
     plain["model"]["vision"] |= VISION
     return plain
 
@@ -108,10 +111,10 @@ def rerank() -> Callable[[], Any]:
     return match
 
 
-def stage2() -> Callable[[], Any]:
+def training(lm: str) -> Callable[[], Any]:
     mesh = sharding.make_mesh()
     made = make_step(
-        config.Section(recipe()), None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=10_000)
+        config.Section(recipe(lm)), None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=10_000)
     )
     return steps_of(made, photos_and(TEXT) | {"mask_loss": np.ones((BATCH, TEXT), np.float32)})
 
@@ -120,7 +123,8 @@ OURS: dict[str, Callable[[], Callable[[], Any]]] = {
     "captions": captions,
     "captions_t5": functools.partial(captions, "flant5base", pad=0, length="start"),
     "rerank": rerank,
-    "stage2": stage2,
+    "stage2": functools.partial(training, "opt350m"),
+    "stage1": functools.partial(training, ""),
 }
 
 if __name__ == "__main__":

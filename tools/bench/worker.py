@@ -161,6 +161,7 @@ def compare(
     alone: bool = False,
     more: Mapping[str, Any] | None = None,
     against: pathlib.Path | None = None,
+    lacking: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Prints a table of how many a second each code does of each row, the fastest round counts, and its peak memory.
 
@@ -173,6 +174,7 @@ def compare(
       alone: give each code one core, and count the processor's time.
       more: what the settings of their side have besides.
       against: a checkout of this project that is measured in place of the original.
+      lacking: rows that the original has not: ours alone is measured.
 
     Returns:
       The rows, each with what is measured, the target of the ratio, for both sides the rate, the peak memory in
@@ -192,7 +194,7 @@ def compare(
             commands = [our_command(bench, name)]
             if against is not None:
                 commands.append(our_command(bench, name, against))
-            elif python:
+            elif python and name not in lacking:
                 commands.append(their_command(python, bench, name, path))
             workers = in_turn([one_core(x) if alone else x for x in commands], seconds)
             row, rounds = bench.ROWS[name], [one.seconds for one in workers]
