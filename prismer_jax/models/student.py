@@ -4,8 +4,8 @@ Convolutions look at the photo in fine cells, a transformer at its patches, and 
 again and meets on each grid what the convolutions saw there. A last convolution says what stands in each pixel, a
 depth, a normal, or how dark it is as an edge; a linear layer says of each cell the vector of a class or word and the
 arrow to its object's middle. It learns from photos that the experts have labelled, is a family of prismer_jax.models
-like the others while it is trained, and labels photos as experts.student. (What it learns is that of Multi-Task Self-Training, arXiv 2108.11353;
-skips: U-Net, arXiv 1505.04597; doubling by sub-pixel convolutions: arXiv 1609.05158.)
+like the others while it is trained, and labels photos as experts.student. (What it learns is that of Multi-Task
+Self-Training, arXiv 2108.11353; skips: U-Net, arXiv 1505.04597; doubling by sub-pixel convolutions: arXiv 1609.05158.)
 """
 
 from __future__ import annotations

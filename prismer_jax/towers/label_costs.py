@@ -1,6 +1,7 @@
 """What a predicted label map costs beside an expert's own: of numbers by regression, of ids by the vector of each.
 
-Edges that are said of each pixel are decisions, and cost what decisions do. Who predicts them is another matter: heads on a vision tower (training.targets), or a whole network (models.student).
+Edges that are said of each pixel are decisions, and cost what decisions do. Who predicts a map is another matter:
+heads on a vision tower (training.targets), or a whole network (models.student).
 """
 
 from __future__ import annotations
