@@ -1,11 +1,11 @@
 """A student of the experts: one small network that makes all their label maps of a photo at once.
 
 Convolutions look at the photo in fine cells, a transformer at its patches, and a trunk doubles the grid of patches
-again and meets on each grid what the convolutions saw there. A linear layer says what stands in each pixel, a number
-(depth, edges) or a normal, and in each cell the vector of a class or word and the arrow to its object's middle. It
-learns from photos that the experts have labelled, is a family of prismer_jax.models like the others while it is
-trained, and labels photos as experts.student. (What it learns is that of Multi-Task Self-Training, arXiv 2108.11353;
-skips: U-Net, arXiv 1505.04597; doubling by sub-pixel convolutions: arXiv 1609.05158.)
+again and meets on each grid what the convolutions saw there. A last convolution says what stands in each pixel, a
+depth, a normal, or how dark it is as an edge; a linear layer says of each cell the vector of a class or word and the
+arrow to its object's middle. It learns from photos that the experts have labelled, is a family of prismer_jax.models
+like the others while it is trained, and labels photos as experts.student. (What it learns is that of Multi-Task
+Self-Training, arXiv 2108.11353; skips: U-Net, arXiv 1505.04597; doubling by sub-pixel convolutions: arXiv 1609.05158.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import EXPERTS, FEATURES, select
 from prismer_jax.losses import Costs, Forward
 from prismer_jax.towers import layers, vit
-from prismer_jax.towers.label_costs import ARROW, map_costs, middle_costs, places, predicted_channels, unit
+from prismer_jax.towers.label_costs import ARROW, edge_costs, map_costs, middle_costs, places, predicted_channels, unit
 from prismer_jax.towers.label_lookup import label_tables
 from prismer_jax.typing import Array, Float, typed
 
@@ -82,9 +82,10 @@ class Student(nn.Module):
     @nn.compact
     @typed
     def __call__(self, batch: Mapping[str, Any], train: bool = False) -> dict[str, Float[Array, "b h w c"]]:
-        """Returns what it predicts of each kind: numbers scaled to [-1, 1], a normal, or a vector to look up.
+        """Returns what it predicts of each kind: depth in [-1, 1], a normal, an edge's logit, or a vector to look up.
 
-        Numbers and normals are of each pixel, vectors of each cell.
+        Depth, normals and edges are of each pixel, vectors of each cell. A logit is that of white, of which an edge
+        has none.
 
         Raises:
           UserError: the photos have another size than `image_size`.
@@ -124,16 +125,24 @@ class Student(nn.Module):
             x = seen[level] + _split(dense(4 * features, x, f"up_{level}"), 2)
             x = look(x, f"said_{level}")
         x = layers.LayerNorm(name="norm_maps")(x).astype(jnp.float32)
-        sides = [1 if EXPERTS[kind].storage == "ids" else cell for kind in self.kinds]
-        channels = [_channels(kind) * side**2 for kind, side in zip(self.kinds, sides, strict=True)]
-        maps = jnp.split(layers.Dense(sum(channels), name="maps")(x), np.cumsum(channels)[:-1], -1)
-        return {kind: _split(x, side) for kind, x, side in zip(self.kinds, maps, sides, strict=True)}
+        of_cells = tuple(kind for kind in self.kinds if EXPERTS[kind].storage == "ids")
+        of_pixels = tuple(kind for kind in self.kinds if kind not in of_cells)
+        maps = {}
+        if of_cells:
+            maps |= _parts(of_cells, layers.Dense(_total(of_cells), name="maps")(x))
+        if of_pixels:  # each from its neighbours, too, so that lines go on from cell to cell
+            x = _split(layers.Dense(self.trunk // 4 * cell**2, name="up_pixels")(x), cell)
+            x = nn.Conv(_total(of_pixels), (3, 3), name="pixel_maps")(jax.nn.gelu(x))
+            maps |= _parts(of_pixels, x)
+        return maps
 
     def costs(self, batch: Mapping[str, Any], train: bool = False) -> dict[str, tuple[Array, Array]]:
         """Returns for each kind what its map costs each photo, and 1 where the photo has one, else 0: both [b]."""
         tables, costs = label_tables(self.kinds, self.classes), {}
         for kind, maps in self(batch, train).items():
             cost, there = map_costs(kind, maps[..., : predicted_channels(kind)], batch, tables)
+            if kind == "edge":
+                cost = edge_costs(maps, jnp.asarray(batch[EXPERTS[kind].key]))
             if EXPERTS[kind].embed == "instances":
                 cost += middle_costs(maps[..., FEATURES:], batch[EXPERTS[kind].key])
             costs[kind] = cost, there
@@ -149,7 +158,7 @@ class Student(nn.Module):
         tables, read = label_tables(self.kinds, self.classes), {}
         for kind, maps in self(batch).items():
             if EXPERTS[kind].storage != "ids":
-                read[kind] = maps
+                read[kind] = jnp.tanh(maps / 2) if kind == "edge" else maps  # of a logit, 2 * probability - 1
             elif EXPERTS[kind].embed == "words":
                 words = unit(maps)
                 nothing = words @ unit(jnp.asarray(tables[kind][-1])) > BACKGROUND_NEAR
@@ -173,6 +182,17 @@ class Student(nn.Module):
 def _channels(kind: str) -> int:
     """Returns how many channels a pixel or cell has: of an instance also an arrow to its middle."""
     return predicted_channels(kind) + 2 * (EXPERTS[kind].embed == "instances")
+
+
+def _total(kinds: Sequence[str]) -> int:
+    """Returns how many channels the maps of these kinds have together."""
+    return sum(_channels(kind) for kind in kinds)
+
+
+def _parts(kinds: Sequence[str], x: Float[Array, "b h w c"]) -> dict[str, Float[Array, "b h w d"]]:
+    """Returns the map of each kind, from those of all as one."""
+    ends = np.cumsum([_channels(kind) for kind in kinds])
+    return dict(zip(kinds, jnp.split(x, ends[:-1], -1), strict=True))
 
 
 def _join(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b H W d"]:

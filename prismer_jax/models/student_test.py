@@ -70,13 +70,15 @@ def test_what_it_reads_off_is_what_it_was_taught(trained):
     np.testing.assert_array_equal((read["ocr_detection"] != 0).any(-1), cells)
     stop = class_vectors(["stop"])[0] / np.linalg.norm(class_vectors(["stop"])[0])
     assert (np.asarray(read["ocr_detection"], np.float32)[cells] @ stop).min() > 0.8
-    assert np.abs(read["depth"][..., 0] - np.where(red, 1, -1)).mean() < 0.2
+    for kind in ("depth", "edge"):
+        assert np.abs(read[kind][..., 0] - np.where(red, 1, -1)).mean() < 0.2, kind
 
 
 def test_the_default_has_cells_of_four_pixels_and_numbers_of_each_pixel():
     model = models.build("student")
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
-    assert shapes["maps"]["kernel"].shape == (64, 16 * (1 + 3 + 1) + 64 + 64 + 2 + 64)
+    assert shapes["maps"]["kernel"].shape == (64, 64 + 64 + 2 + 64)
+    assert shapes["pixel_maps"]["kernel"].shape == (3, 3, 16, 1 + 3 + 1)
     image = {"image": jax.ShapeDtypeStruct((2, 480, 480, 3), jnp.uint8)}
     maps = jax.eval_shape(lambda v, b: model.apply(v, b), {"params": shapes}, image)
     assert {kind: x.shape[1:3] for kind, x in maps.items()} == {
@@ -98,6 +100,13 @@ def test_weights_are_of_kinds_and_a_photo_without_a_label_costs_nothing():
     assert plain["depth"][1].tolist() == [1, 0]
     np.testing.assert_allclose(plain["loss"][0][1], plain["edge"][0][1], rtol=1e-5)
     np.testing.assert_allclose(weighted["loss"][0] - plain["loss"][0], 2 * plain["depth"][0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", ["depth+edge", "seg_coco"])
+def test_a_student_has_no_layers_for_kinds_that_it_does_not_make(kinds):
+    model = models.build("student", variant="tiny", kinds=kinds)
+    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))["params"]
+    assert ("maps" in shapes, "pixel_maps" in shapes) == (kinds == "seg_coco", kinds == "depth+edge")
 
 
 def test_photos_of_another_size_are_refused():
