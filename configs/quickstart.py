@@ -42,6 +42,7 @@ def get_config(arg=None):
         name="prismer",
         variant="small",
         experts=experts,
+        places=True,  # what experts see, also on the photo's token of its place: without it, words are not read
         image_size=SIZE,
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )

@@ -19,12 +19,10 @@ from prismer_jax.typing import Array, Float, Int, UInt8, typed
 Features = Mapping[str, Array | tuple[Array, Array]]
 
 
-def grid(expert: str, height: int, width: int, patch: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns (size after the stem's resize, size of the token grid) of a label map [height, width]."""
-    kind = "ids" if EXPERTS[expert].storage == "ids" else "scaled"
-    resized = (height * SCALE[kind] // patch, width * SCALE[kind] // patch)
-    reduce = 2 ** STRIDES[kind].count(2)
-    return resized, (-(-resized[0] // reduce), -(-resized[1] // reduce))
+def resized(expert: str, height: int, width: int, patch: int) -> tuple[int, int]:
+    """Returns the size to which a label map [height, width] is brought before its stem."""
+    scale = SCALE["ids" if EXPERTS[expert].storage == "ids" else "scaled"]
+    return height * scale // patch, width * scale // patch
 
 
 class Block(nn.Module):
@@ -55,7 +53,8 @@ class Block(nn.Module):
 class VisionEncoder(nn.Module):
     """Image and expert features -> tokens: one a patch, then the resampler's latents where there are experts.
 
-    Source: NVlabs/prismer, model/modules/vit.py. The resampler exists iff there is at least one expert.
+    Source: NVlabs/prismer, model/modules/vit.py. The resampler exists iff there is at least one expert; `places`, which
+    the reference does not have, adds what the stems read to the patches' tokens too (see Prismer).
     """
 
     experts: tuple[str, ...]
@@ -67,6 +66,7 @@ class VisionEncoder(nn.Module):
     latents: int = 64
     resampler_layers: int = 4
     resampler_heads: int = 8
+    places: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -87,7 +87,10 @@ class VisionEncoder(nn.Module):
         self.sow("intermediates", "tokens_rgb", x)
         x = (rearrange(x, "b h w d -> b (h w) d") + positions).astype(self.dtype)  # gradients of tables in float32
         if self.experts:
-            tokens = jnp.concatenate(self._expert_tokens(features, instances, positions, train), axis=1)
+            maps = self._expert_maps(features, instances, train)
+            where = [layers.resize_positions(positions, m.shape[1:3]) for m in maps]
+            tokens = [rearrange(m, "b h w d -> b (h w) d") + at for m, at in zip(maps, where, strict=True)]
+            tokens = jnp.concatenate(tokens, axis=1).astype(self.dtype)
             self.sow("intermediates", "tokens", tokens)
             sizes = self.latents, self.resampler_layers, self.resampler_heads
             latents = Resampler(*sizes, remat=self.remat, dtype=self.dtype, name="resampler")(tokens)
@@ -99,6 +102,10 @@ class VisionEncoder(nn.Module):
         x, _ = blocks(self.heads, self.depth, dtype=self.dtype, name="blocks")(x)
         x = layers.LayerNorm(name="norm_post")(x)
         self.sow("patches", "tokens", x[:, : side**2])  # for training.targets
+        if self.experts and self.places:
+            there = rearrange(jnp.concatenate(maps, axis=-1), "b h w d -> b (h w) d")
+            added = layers.Dense(self.width, self.dtype, nn.initializers.zeros, name="places")(there)
+            x = x.at[:, : side**2].add(added)
         return x
 
     def _patches(self, image: Array, side: int) -> Array:
@@ -109,13 +116,15 @@ class VisionEncoder(nn.Module):
         patches = rearrange(image, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         return layers.product(patches, kernel.reshape(-1, self.width))
 
-    def _expert_tokens(self, features: Features, instances: Any, positions: Array, train: bool) -> list[Array]:
+    def _expert_maps(self, features: Features, instances: Any, train: bool) -> list[Array]:
         stems: dict[str, Stem] = {}
-        tokens = []
+        maps = []
         for expert in self.experts:
             item = features[expert]
-            resized, cells = grid(expert, *(item[0] if isinstance(item, tuple) else item).shape[1:3], self.patch_size)
-            x = resize_ids(*item, resized) if isinstance(item, tuple) else resize(item, resized)
+            size = (item[0] if isinstance(item, tuple) else item).shape[1:3]
+            whole = self.image_size // self.patch_size * self.patch_size
+            size = resized(expert, *((whole, whole) if self.places else size), self.patch_size)
+            x = resize_ids(*item, size) if isinstance(item, tuple) else resize(item, size)
             domain = EXPERTS[expert].stem  # both segmentations share a stem
             if domain not in stems:
                 strides = STRIDES["ids" if EXPERTS[expert].storage == "ids" else "scaled"]
@@ -128,6 +137,5 @@ class VisionEncoder(nn.Module):
                 embedding = self.param("instance_embedding", normal, (INSTANCE_ROWS, self.width))
                 if instances is not None:
                     x = add_instances(x, *instances, embedding)
-            where = layers.resize_positions(positions, cells)
-            tokens.append((rearrange(x, "b h w d -> b (h w) d") + where).astype(self.dtype))
-        return tokens
+            maps.append(x)
+        return maps
