@@ -19,12 +19,6 @@ from prismer_jax.typing import Array, Float, Int, UInt8, typed
 Features = Mapping[str, Array | tuple[Array, Array]]
 
 
-def resized(expert: str, height: int, width: int, patch: int) -> tuple[int, int]:
-    """Returns the size to which a label map [height, width] is brought before its stem."""
-    scale = SCALE["ids" if EXPERTS[expert].storage == "ids" else "scaled"]
-    return height * scale // patch, width * scale // patch
-
-
 class Block(nn.Module):
     """Order of the reference: attention, adaptor, MLP, each before its norm's residual."""
 
@@ -53,8 +47,7 @@ class Block(nn.Module):
 class VisionEncoder(nn.Module):
     """Image and expert features -> tokens: one a patch, then the resampler's latents where there are experts.
 
-    Source: NVlabs/prismer, model/modules/vit.py. The resampler exists iff there is at least one expert; `places`, which
-    the reference does not have, adds what the stems read to the patches' tokens too (see Prismer).
+    Source: NVlabs/prismer, model/modules/vit.py, but for `places`. The resampler exists iff there is an expert.
     """
 
     experts: tuple[str, ...]
@@ -88,9 +81,9 @@ class VisionEncoder(nn.Module):
         x = (rearrange(x, "b h w d -> b (h w) d") + positions).astype(self.dtype)  # gradients of tables in float32
         if self.experts:
             maps = self._expert_maps(features, instances, train)
-            where = [layers.resize_positions(positions, m.shape[1:3]) for m in maps]
-            tokens = [rearrange(m, "b h w d -> b (h w) d") + at for m, at in zip(maps, where, strict=True)]
-            tokens = jnp.concatenate(tokens, axis=1).astype(self.dtype)
+            rows = [rearrange(m, "b h w d -> b (h w) d") for m in maps]
+            where = jnp.concatenate([layers.resize_positions(positions, m.shape[1:3]) for m in maps])
+            tokens = (jnp.concatenate(rows, axis=1) + where).astype(self.dtype)
             self.sow("intermediates", "tokens", tokens)
             sizes = self.latents, self.resampler_layers, self.resampler_heads
             latents = Resampler(*sizes, remat=self.remat, dtype=self.dtype, name="resampler")(tokens)
@@ -103,9 +96,8 @@ class VisionEncoder(nn.Module):
         x = layers.LayerNorm(name="norm_post")(x)
         self.sow("patches", "tokens", x[:, : side**2])  # for training.targets
         if self.experts and self.places:
-            there = rearrange(jnp.concatenate(maps, axis=-1), "b h w d -> b (h w) d")
-            added = layers.Dense(self.width, self.dtype, nn.initializers.zeros, name="places")(there)
-            x = x.at[:, : side**2].add(added)
+            project = layers.Dense(self.width, self.dtype, nn.initializers.zeros, name="places")
+            x = x.at[:, : side**2].add(project(jnp.concatenate(rows, axis=-1)))
         return x
 
     def _patches(self, image: Array, side: int) -> Array:
@@ -117,19 +109,16 @@ class VisionEncoder(nn.Module):
         return layers.product(patches, kernel.reshape(-1, self.width))
 
     def _expert_maps(self, features: Features, instances: Any, train: bool) -> list[Array]:
-        stems: dict[str, Stem] = {}
-        maps = []
+        stems, maps, whole = {}, [], self.image_size // self.patch_size * self.patch_size
         for expert in self.experts:
-            item = features[expert]
-            size = (item[0] if isinstance(item, tuple) else item).shape[1:3]
-            whole = self.image_size // self.patch_size * self.patch_size
-            size = resized(expert, *((whole, whole) if self.places else size), self.patch_size)
+            item, kind = features[expert], "ids" if EXPERTS[expert].storage == "ids" else "scaled"
+            sides = (item[0] if isinstance(item, tuple) else item).shape[1:3]
+            size = tuple(SCALE[kind] * n // self.patch_size for n in ((whole, whole) if self.places else sides))
             x = resize_ids(*item, size) if isinstance(item, tuple) else resize(item, size)
             domain = EXPERTS[expert].stem  # both segmentations share a stem
             if domain not in stems:
-                strides = STRIDES["ids" if EXPERTS[expert].storage == "ids" else "scaled"]
                 stem = layers.rematerialised(Stem, self.remat)  # kept whole, stems of photos of 480 pixels fill a chip
-                stems[domain] = stem(self.width, strides, train, dtype=self.dtype, name=f"stem_{domain}")
+                stems[domain] = stem(self.width, STRIDES[kind], train, dtype=self.dtype, name=f"stem_{domain}")
             x = stems[domain](x)
             self.sow("intermediates", f"tokens_{domain}", x)
             if expert == "obj_detection":
