@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import scenes
 
-SIZE, LABEL_SIZE = 96, 64  # pixels, of photos and of label maps
+SIZE, LABEL_SIZE = 96, 96  # pixels, of photos and of label maps
 LENGTH = 100  # tokens: all eight questions of a scene with their answers, or its five captions
 
 
@@ -42,6 +42,7 @@ def get_config(arg=None):
         name="prismer",
         variant="small",
         experts=experts,
+        places=True,  # what experts see is on the photo's tokens, too: else words are not read (docs/experts.md)
         image_size=SIZE,
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )

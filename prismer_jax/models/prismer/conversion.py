@@ -19,7 +19,7 @@ from prismer_jax.models.prismer import backbones
 from prismer_jax.models.prismer.model import VARIANTS, Prismer, build
 from prismer_jax.models.prismer.table import POSITIONS, TABLE, Facts, facts_of, resized
 from prismer_jax.towers import label_lookup
-from prismer_jax.weights import label_tables, safe
+from prismer_jax.weights import label_tables, rules, safe
 
 # What every model of the reference is used with (configs/caption.yaml, vqa.yaml; model/prismer_{caption,vqa}.py;
 # dataset/utils.py).
@@ -28,6 +28,17 @@ LEAST, MOST = 8, 20  # tokens of a caption, <s> and prefix among them
 QUESTION_TOKENS = 35
 LABEL_SIZE = 224
 EXPERTS = {"prismer": "all", "prismerz": "none"}  # of the two kinds of checkpoints
+
+
+def table_of(model: Prismer) -> rules.Table:
+    """Returns the table of the official names of a model's parameters.
+
+    Raises:
+      UserError: the model has parameters that the official one lacks.
+    """
+    if model.places and model.experts:
+        raise UserError("A Prismer with `places` has no names in the official files: export it as orbax or msgpack.")
+    return TABLE
 
 
 def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:

@@ -19,14 +19,6 @@ from prismer_jax.typing import Array, Float, Int, UInt8, typed
 Features = Mapping[str, Array | tuple[Array, Array]]
 
 
-def grid(expert: str, height: int, width: int, patch: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns (size after the stem's resize, size of the token grid) of a label map [height, width]."""
-    kind = "ids" if EXPERTS[expert].storage == "ids" else "scaled"
-    resized = (height * SCALE[kind] // patch, width * SCALE[kind] // patch)
-    reduce = 2 ** STRIDES[kind].count(2)
-    return resized, (-(-resized[0] // reduce), -(-resized[1] // reduce))
-
-
 class Block(nn.Module):
     """Order of the reference: attention, adaptor, MLP, each before its norm's residual."""
 
@@ -55,7 +47,7 @@ class Block(nn.Module):
 class VisionEncoder(nn.Module):
     """Image and expert features -> tokens: one a patch, then the resampler's latents where there are experts.
 
-    Source: NVlabs/prismer, model/modules/vit.py. The resampler exists iff there is at least one expert.
+    Source: NVlabs/prismer, model/modules/vit.py, but for `places`. The resampler exists iff there is an expert.
     """
 
     experts: tuple[str, ...]
@@ -67,6 +59,7 @@ class VisionEncoder(nn.Module):
     latents: int = 64
     resampler_layers: int = 4
     resampler_heads: int = 8
+    places: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -87,7 +80,10 @@ class VisionEncoder(nn.Module):
         self.sow("intermediates", "tokens_rgb", x)
         x = (rearrange(x, "b h w d -> b (h w) d") + positions).astype(self.dtype)  # gradients of tables in float32
         if self.experts:
-            tokens = jnp.concatenate(self._expert_tokens(features, instances, positions, train), axis=1)
+            maps = self._expert_maps(features, instances, train)
+            rows = [rearrange(m, "b h w d -> b (h w) d") for m in maps]
+            where = jnp.concatenate([layers.resize_positions(positions, m.shape[1:3]) for m in maps])
+            tokens = (jnp.concatenate(rows, axis=1) + where).astype(self.dtype)
             self.sow("intermediates", "tokens", tokens)
             sizes = self.latents, self.resampler_layers, self.resampler_heads
             latents = Resampler(*sizes, remat=self.remat, dtype=self.dtype, name="resampler")(tokens)
@@ -99,6 +95,9 @@ class VisionEncoder(nn.Module):
         x, _ = blocks(self.heads, self.depth, dtype=self.dtype, name="blocks")(x)
         x = layers.LayerNorm(name="norm_post")(x)
         self.sow("patches", "tokens", x[:, : side**2])  # for training.targets
+        if self.experts and self.places:
+            project = layers.Dense(self.width, self.dtype, nn.initializers.zeros, name="places")
+            x = x.at[:, : side**2].add(project(jnp.concatenate(rows, axis=-1)))
         return x
 
     def _patches(self, image: Array, side: int) -> Array:
@@ -109,18 +108,17 @@ class VisionEncoder(nn.Module):
         patches = rearrange(image, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         return layers.product(patches, kernel.reshape(-1, self.width))
 
-    def _expert_tokens(self, features: Features, instances: Any, positions: Array, train: bool) -> list[Array]:
-        stems: dict[str, Stem] = {}
-        tokens = []
+    def _expert_maps(self, features: Features, instances: Any, train: bool) -> list[Array]:
+        stems, maps, whole = {}, [], self.image_size // self.patch_size * self.patch_size
         for expert in self.experts:
-            item = features[expert]
-            resized, cells = grid(expert, *(item[0] if isinstance(item, tuple) else item).shape[1:3], self.patch_size)
-            x = resize_ids(*item, resized) if isinstance(item, tuple) else resize(item, resized)
+            item, kind = features[expert], "ids" if EXPERTS[expert].storage == "ids" else "scaled"
+            sides = (item[0] if isinstance(item, tuple) else item).shape[1:3]
+            size = tuple(SCALE[kind] * n // self.patch_size for n in ((whole, whole) if self.places else sides))
+            x = resize_ids(*item, size) if isinstance(item, tuple) else resize(item, size)
             domain = EXPERTS[expert].stem  # both segmentations share a stem
             if domain not in stems:
-                strides = STRIDES["ids" if EXPERTS[expert].storage == "ids" else "scaled"]
                 stem = layers.rematerialised(Stem, self.remat)  # kept whole, stems of photos of 480 pixels fill a chip
-                stems[domain] = stem(self.width, strides, train, dtype=self.dtype, name=f"stem_{domain}")
+                stems[domain] = stem(self.width, STRIDES[kind], train, dtype=self.dtype, name=f"stem_{domain}")
             x = stems[domain](x)
             self.sow("intermediates", f"tokens_{domain}", x)
             if expert == "obj_detection":
@@ -128,6 +126,5 @@ class VisionEncoder(nn.Module):
                 embedding = self.param("instance_embedding", normal, (INSTANCE_ROWS, self.width))
                 if instances is not None:
                     x = add_instances(x, *instances, embedding)
-            where = layers.resize_positions(positions, cells)
-            tokens.append((rearrange(x, "b h w d -> b (h w) d") + where).astype(self.dtype))
-        return tokens
+            maps.append(x)
+        return maps

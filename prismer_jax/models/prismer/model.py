@@ -86,6 +86,8 @@ class Prismer(nn.Module):
     Attributes:
       experts: names of prismer_jax.labels.EXPERTS whose labels are read.
       image_size: side of the (square) image; labels may have any size.
+      places: unlike the reference, stems read on the grid of patches, and what they read is added to the tokens of
+        these behind the image encoder as well, through a projection that starts at zero (as in towers.label_tokens).
       decoder: sizes of the text decoder: width, layers, heads, mlp_dim, vocab_size, max_positions[, dropout,
         initializer_range, pad]; positions count on from `pad`, the tokenizer's id of padding (RoBERTa's by default).
       classes: names of an expert's classes where a data set has its own; the official number of classes otherwise.
@@ -103,6 +105,7 @@ class Prismer(nn.Module):
     latents: int = 64
     resampler_layers: int = 4
     resampler_heads: int = 8
+    places: bool = False
     classes: Mapping[str, tuple[str, ...]] = FrozenDict()
     dtype: str = "float32"
     remat: str = "none"
@@ -111,7 +114,7 @@ class Prismer(nn.Module):
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
         sizes = self.image_size, self.patch_size, self.width, self.layers, self.heads
-        resampler = self.latents, self.resampler_layers, self.resampler_heads
+        resampler = self.latents, self.resampler_layers, self.resampler_heads, self.places
         self.vision = VisionEncoder(self.experts, *sizes, *resampler, self.remat, dtype, name="encoder")
         self.text = TextDecoder(**self.decoder, remat=self.remat, dtype=dtype, name="decoder")
         self.tables = {

@@ -9,8 +9,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from prismer_jax import losses, models, optim, tree
 from prismer_jax.batch import prompts
 from prismer_jax.errors import UserError
-from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, blank
+from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, WORDS_KEY, blank
+from prismer_jax.models import conversion
 from prismer_jax.models.prismer import FREEZE, build
+from prismer_jax.models.prismer.table import TABLE
 from prismer_jax.models.vlm import text_mask
 
 SMALL = dict(image_size=32, width=32, layers=2, heads=2, latents=4, resampler_layers=1, resampler_heads=2)
@@ -184,6 +186,42 @@ def test_several_images_a_row_are_a_user_error():
     batch = a_batch(labels=())
     with pytest.raises(UserError, match="reads one image a row"):
         model.apply(variables, {**batch, "image": batch["image"][:, None]})
+
+
+def test_with_places_a_word_is_on_the_tokens_near_it():
+    """Without, it is in the latents alone, one of all things that experts see; a small model did not learn to read."""
+    word = np.full((1, 64, 64, 1), BACKGROUND, np.uint8)
+    word[:, 4:12, 4:12] = 0  # on the second patch of the second of eight rows
+    features = np.random.RandomState(0).standard_normal((2, 1, 256, 64)).astype(np.float16)
+    batch = {"image": np.full((1, 128, 128, 3), 128, np.uint8), EXPERTS["ocr_detection"].key: word}
+    one, other = (jax.tree.map(jnp.asarray, {**batch, WORDS_KEY: said}) for said in features)
+
+    def moved(model, variables):
+        """How much another word changes each patch's token, [8, 8]."""
+        change = apply(model, "encode", variables, one) - apply(model, "encode", variables, other)
+        return np.abs(np.asarray(change))[0, :64].max(-1).reshape(8, 8)
+
+    def near_and_far(model, variables):
+        return moved(model, variables)[:3, :3].mean(), moved(model, variables)[5:, 5:].mean()
+
+    model, variables = small("ocr_detection", image_size=128, places=True)
+    near, far = near_and_far(model, variables)
+    assert near < 3 * far  # the projection starts at zero
+    variables = jax.tree.map(jnp.asarray, variables)
+    kernel = np.random.RandomState(1).standard_normal((32, 32)).astype(np.float32)
+    variables["params"]["encoder"]["places"]["kernel"] = jnp.asarray(kernel)
+    near, far = near_and_far(model, variables)
+    assert near > 20 * far
+
+
+def test_places_change_no_model_without_them_and_have_no_official_name():
+    plain, variables = small("depth+ocr_detection", image_size=48)
+    model, more = small("depth+ocr_detection", image_size=48, places=True)
+    names = tree.flatten(more).keys() - tree.flatten(variables).keys()
+    assert names == {f"params/encoder/places/{name}" for name in ("kernel", "bias")}
+    assert conversion.table_of("prismer", plain) is TABLE
+    with pytest.raises(UserError, match="`places` has no names in the official files"):
+        conversion.table_of("prismer", model)
 
 
 def test_every_label_and_table_matters():
