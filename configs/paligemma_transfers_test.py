@@ -163,7 +163,8 @@ def test_adapters_alone_are_trained_beside_kernels_in_four_bits(experts):
     for name, leaf in tree.flatten(made.state["params"]).items():
         trained = "/lora/" in name or name.startswith("labels/")
         assert (name in made.trainable) == trained
-        assert leaf.dtype == ("float32" if trained else "uint8" if name.endswith("codes") else "bfloat16"), name
+        packed = name.endswith(("codes", "scales"))
+        assert leaf.dtype == ("float32" if trained else "uint8" if packed else "bfloat16"), name
 
 
 @pytest.mark.parametrize("task", TASKS)
