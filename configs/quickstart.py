@@ -5,6 +5,7 @@
 Arguments, as in quickstart.py:z,smoke:
   z: PrismerZ, the same model without experts, for comparison.
   experts: a subset of them, such as depth+edge.
+  places: they are on the photo's tokens, too: words are read, but no photo without labels (docs/experts.md).
   smoke: all of it in less than a minute, to see that it works.
 """
 
@@ -13,12 +14,12 @@ from ml_collections import ConfigDict
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import scenes
 
-SIZE, LABEL_SIZE = 96, 96  # pixels, of photos and of label maps
+SIZE, LABEL_SIZE = 96, 64  # pixels, of photos and of label maps
 LENGTH = 100  # tokens: all eight questions of a scene with their answers, or its five captions
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, z=False, smoke=False, experts="all")
+    arg = parse_arg(arg, z=False, smoke=False, experts="all", places=False)
     experts = "none" if arg.z else arg.experts
     count, batch = (128, 16) if arg.smoke else (4000, 32)
 
@@ -29,7 +30,7 @@ def get_config(arg=None):
     config.total_steps = 20 if arg.smoke else 900
 
     # ---------------------------------------------------------------- data: captions and questions together
-    look = f"labels_for('{experts}')|decode|resize({SIZE}, {LABEL_SIZE})"
+    look = f"labels_for('{experts}')|decode|resize({SIZE}, {SIZE if arg.places else LABEL_SIZE})"
     train = dict(name="scenes", split="train", task="all", size=SIZE, count=count)
     config.tokenizer = "scenes"
     config.data = dict(
@@ -42,7 +43,7 @@ def get_config(arg=None):
         name="prismer",
         variant="small",
         experts=experts,
-        places=True,  # what experts see is on the photo's tokens, too: else words are not read (docs/experts.md)
+        places=arg.places,
         image_size=SIZE,
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )

@@ -19,7 +19,7 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.vqa import VQAEvaluator
 from prismer_jax.testing import ROOT
 
-PP = "labels_for('all')|decode|resize(96)|question_prompt()|tokenize(length=24)"  # as before, in other words
+PP = "labels_for('all')|decode|resize(96, 64)|question_prompt()|tokenize(length=24)"  # as before, in other words
 SPEC = f"{ROOT / 'configs/quickstart.py'}:smoke"
 
 

@@ -21,8 +21,7 @@ from tools.docs_test import PAGES, commands
 BRIEF = "--config.total_steps=2 --config.log_steps=1"
 STUDENT = f"{BRIEF} --config.batch_size=2"
 RUN = {  # command -> what it has more, so that it ends soon
-    # Without places, so that the model that starts from it has official names to export.
-    "prismer_jax.train --config configs/quickstart.py --workdir runs/quickstart": "--config.model.places=False",
+    "prismer_jax.train --config configs/quickstart.py --workdir runs/quickstart": "",
     "prismer_jax.caption --checkpoint runs/quickstart --images photo.jpg": "",
     'prismer_jax.caption --checkpoint runs/quickstart --images photo.jpg --question "What color is the cone?"': "",
     "prismer_jax.evaluate --config configs/quickstart.py --checkpoint runs/quickstart": "",
