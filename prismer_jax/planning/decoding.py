@@ -45,7 +45,8 @@ def main(spec: str, overrides: Sequence[str], wanted: str) -> None:
         print(f"{topology.name}, one chip, weights {memory.share(variables) / 2**30:.2f} GiB")
         for name, task in tasks.items():
             for count in BATCHES:
-                sizes, _ = plan.compiled(lower(model, variables, task, tokenizer, count, topology.devices[0]), 0)
+                program = lower(model, variables, task, tokenizer, count, topology.devices[0])
+                sizes, _ = plan.compiled(program, memory.share(variables))
                 room = sizes.get("usable", topology.chip.memory / topology.chip.devices)
                 fits = "fits" if sizes["fits"] else "does not fit"
                 many = f"{count} photo{'s' * (count > 1)}"

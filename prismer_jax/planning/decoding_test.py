@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,23 @@ def test_what_writes_nothing_or_has_no_libtpu_is_one_line(monkeypatch):
     monkeypatch.setattr(decoding.topologies, "describe", lambda name: name)
     with pytest.raises(UserError, match="none of its tasks writes"):
         decoding.main(f"{ROOT}/configs/blip2_stage1.py:smoke", [], "v5e:2x2")
+
+
+def test_a_program_refused_for_its_temporaries_alone_takes_the_weights_besides(monkeypatch, capsys):
+    """XLA then says the temporaries' size and not the whole."""
+    chip = types.SimpleNamespace(memory=2**34, devices=1)
+    slice_ = types.SimpleNamespace(name="v5e:2x2", chip=chip, devices=jax.devices())
+    beside = []
+
+    def refused(program, arguments):
+        beside.append(arguments)
+        return {"fits": False, "peak": 2**34 + arguments, "usable": 2**34}, ""
+
+    monkeypatch.setattr(decoding.topologies, "describe", lambda name: slice_)
+    monkeypatch.setattr(decoding.plan, "compiled", refused)
+    decoding.main(SMOKE, [], "v5e:2x2")
+    assert set(beside) == {memory.share(decoding.kept(parts()[0], "float32"))}
+    assert capsys.readouterr().out.count("does not fit") == len(decoding.BATCHES)
 
 
 @pytest.mark.skipif(

@@ -135,14 +135,14 @@ def _facts(lowered: Any, arguments: int, topology: topologies.Topology, mesh: ja
 def compiled(lowered: Any, arguments: int) -> tuple[dict[str, Any], str]:
     """Returns the memory that a program takes, and its text; of one that does not fit, what it would take, and ''."""
     try:
-        compiled = lowered.compile()
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if (refused := refusal(str(error), arguments)) is None:
             raise
         return refused, ""
-    used = compiled.memory_analysis()
+    used = program.memory_analysis()
     sizes = {"arguments": used.argument_size_in_bytes, "temporaries": used.temp_size_in_bytes}
-    return {"fits": True, "peak": memory.peak(used), **sizes}, compiled.as_text()
+    return {"fits": True, "peak": memory.peak(used), **sizes}, program.as_text()
 
 
 def refusal(message: str, arguments: int) -> dict[str, Any] | None:
