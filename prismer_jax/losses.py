@@ -58,7 +58,12 @@ def token_costs(
     label_smoothing: float = 0.1,
 ) -> Float[Array, " b"]:
     """Returns the sum over an example's tokens but the first of weight · ((1-ε)·nll + ε·mean over words of -log p)."""
-    logits, labels, weights = logits[:, :-1].astype(jnp.float32), text[:, 1:], mask_loss[:, 1:]
+    return label_costs(logits[:, :-1], text[:, 1:], mask_loss[:, 1:], label_smoothing)
+
+
+def label_costs(logits: Array, labels: Array, weights: Array, label_smoothing: float) -> Float[Array, " b"]:
+    """Returns `token_costs` of logits [b t v] that are of the labels [b t] themselves."""
+    logits = logits.astype(jnp.float32)
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     costs = normalizer - (1 - label_smoothing) * chosen - label_smoothing * logits.mean(-1)

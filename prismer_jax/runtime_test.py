@@ -1,8 +1,12 @@
-"""Warnings are plain lines, whatever a library did to logging when it was imported."""
+"""Warnings are plain lines, whatever a library did to logging when it was imported; and XLA's flags are set in time."""
 
+import importlib.metadata
 import logging
+import os
 import subprocess
 import sys
+
+import pytest
 
 from prismer_jax import runtime
 
@@ -17,3 +21,31 @@ def test_a_handler_that_collects_records_goes_on_collecting(caplog):
     runtime.log_warnings()
     logging.getLogger("prismer_jax.input").warning("left out: 1 photo")
     assert "left out: 1 photo" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "version, told, flags",
+    [
+        ("0.10.2", None, "--xla_cpu_experimental_ynn_fusion_type=-reduce"),
+        ("0.10.2", "--xla_a=1", "--xla_a=1 --xla_cpu_experimental_ynn_fusion_type=-reduce"),
+        ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=dot", "--xla_cpu_experimental_ynn_fusion_type=dot"),
+        ("0.11.0", None, None),
+        ("0.12.0.1", "--xla_a=1", "--xla_a=1"),
+    ],
+)
+def test_xla_sums_itself_where_its_library_is_slow_unless_it_is_told_something_else(monkeypatch, version, told, flags):
+    monkeypatch.setattr(importlib.metadata, "version", {"jaxlib": version}.__getitem__)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("XLA_FLAGS", told)
+    runtime.use_xla_sums()
+    assert os.environ.get("XLA_FLAGS") == flags
+
+
+def test_xla_knows_the_flag_and_a_sum_of_products_is_its_own():
+    code = "from prismer_jax import runtime; runtime.use_xla_sums(); import jax; x = jax.numpy.ones((1, 512, 512))\n"
+    code += "print('__ynn' in jax.jit(lambda x, y: (x * y).sum(-1)).lower(x, x).compile().as_text())"
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    slow = importlib.metadata.version("jaxlib").startswith("0.10.")
+    assert not slow or run.stdout.strip() == "False"

@@ -21,6 +21,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 import pytest
 from absl import flags
 
+from prismer_jax import runtime
+
+runtime.use_xla_sums()  # also of the tests' own functions, whose results those of programs are compared with
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

@@ -62,6 +62,7 @@ def train(
     """
     started, cfg = time.monotonic(), config.strict(cfg)
     runtime.use_compilation_cache()
+    runtime.use_xla_sums()
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     try:

@@ -216,7 +216,7 @@ def reference(config, row):
     config.freeze = FROZEN[row["frozen"]]
     # A share of the smoothing goes to all words but the right one there, to all words here.
     smoothing = row["smoothing"] * VOCABULARY / (VOCABULARY - 1)
-    config.loss = dict(name="cross_entropy", label_smoothing=smoothing, normalize="example", chunk=16)
+    config.loss = dict(name="cross_entropy", label_smoothing=smoothing, normalize="example", chunk=64)
     sgd = row["task"] in ("t4", "l4")
     config.optim = dict(
         **(dict(name="sgd", momentum=0.0) if sgd else dict(name="adamw", b1=0.9, b2=0.999)),

@@ -6,18 +6,18 @@ those of what is generated.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
-from prismer_jax.losses import token_costs
+from prismer_jax.losses import label_costs
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.causal_lm import CausalLM, windowed
 from prismer_jax.towers.vit import ViT
@@ -136,21 +136,28 @@ class DecoderOnly(nn.Module):
     ) -> Float[Array, " b"]:
         """Returns losses.token_costs of a batch, with the logits of `chunk` columns in memory at once.
 
-        The backward pass computes them again. Of 257,152 words the logits of a batch, and their gradient, are otherwise
-        the largest arrays of a step.
+        Of 257,152 words the logits of a batch, and their gradient, are otherwise the largest arrays of a step. While
+        a chunk's are there the gradient of the hidden states is made of them, as in arXiv 2410.10989: only where the
+        words are trained, too, does the backward pass compute logits again.
         """
-        hidden, text, weights = self._hidden(batch, train), batch["text"], batch["mask_loss"]
-        # A chunk has one column more than it predicts.
-        width = -(-(text.shape[1] - 1) // chunk) * chunk + 1
-        ends = [(0, 0), (0, width - text.shape[1])]
-        hidden, text, weights = jnp.pad(hidden, [*ends, (0, 0)]), jnp.pad(text, ends), jnp.pad(weights, ends)
+        hidden = self._hidden(batch, train)[:, :-1]
+        labels, weights = batch["text"][:, 1:], batch["mask_loss"][:, 1:]
+        fixed = jax.lax.stop_gradient(hidden)
+
+        def in_chunks(x: Array) -> Array:
+            """Returns [b t ...] as [chunks b chunk ...]; the padding weighs nothing."""
+            x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk), *[(0, 0)] * (x.ndim - 2)])
+            return rearrange(x, "b (n t) ... -> n b t ...", t=chunk)
 
         @jax.checkpoint
-        def costs(start: Array) -> Array:
-            of = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=chunk + 1, axis=1)
-            return token_costs(self.first_logits(of(hidden)), of(text), of(weights), label_smoothing)
+        def costs(part: tuple[Array, ...]) -> tuple[Array, Array]:
+            x, *wanted = part
+            each, pull = jax.vjp(lambda x: label_costs(self.first_logits(x), *wanted, label_smoothing), x)
+            return each, jax.lax.stop_gradient(pull(jnp.ones_like(each))[0])  # an example's cost is of its row alone
 
-        return jax.lax.map(costs, jnp.arange(0, width - 1, chunk)).sum(0)
+        each, gradient = jax.lax.map(costs, tuple(map(in_chunks, (fixed, labels, weights))))
+        # 0, of which the derivative is the gradient.
+        return each.sum(0) + jnp.einsum("nbtd,nbtd->b", in_chunks(hidden - fixed), gradient)
 
     @typed
     def prefill(

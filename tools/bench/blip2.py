@@ -22,14 +22,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import config, decode, models, runtime, sharding
+from prismer_jax import config, decode, models, runtime
 from prismer_jax.batch import prompts
 from prismer_jax.decode import matching
 from prismer_jax.models.blip2.conversion import hugging_face_config
-from prismer_jax.training.step import PRNG, make_step
+from prismer_jax.training.step import PRNG
 
 from .reference.serving import serve
-from .worker import Row, compare, steps_of
+from .worker import Row, compare, steps_of, training_step
 
 BATCH, BEAMS, MAX_NEW, TEXT, PAIRS = 4, 5, 30, 32, 128
 VISION = dict(width=768, layers=12, heads=12, mlp_dim=3072)
@@ -112,10 +112,7 @@ def rerank() -> Callable[[], Any]:
 
 
 def training(lm: str) -> Callable[[], Any]:
-    mesh = sharding.make_mesh()
-    made = make_step(
-        config.Section(recipe(lm)), None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=10_000)
-    )
+    made = training_step(config.Section(recipe(lm)), BATCH)
     return steps_of(made, photos_and(TEXT) | {"mask_loss": np.ones((BATCH, TEXT), np.float32)})
 
 

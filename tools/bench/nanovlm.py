@@ -30,16 +30,15 @@ import jax
 import numpy as np
 from PIL import Image
 
-from prismer_jax import config, decode, models, pp, runtime, sharding
+from prismer_jax import config, decode, models, pp, runtime
 from prismer_jax.batch import prompts
 from prismer_jax.datasets import bins, scenes
 from prismer_jax.errors import UserError
 from prismer_jax.models.nanovlm.model import VARIANTS
 from prismer_jax.pp.tiles import tiled_size
-from prismer_jax.training.step import make_step
 
 from .reference.serving import serve
-from .worker import in_turn, one_core, show, steps_of
+from .worker import in_turn, one_core, show, steps_of, training_step
 
 V01 = "6ba9082"  # the tag v0.1 of huggingface/nanoVLM
 PROMPT, ANSWER, MAX_NEW, BATCH, TEXT = 8, 40, 300, 8, 79  # tokens, and photos at a time
@@ -249,8 +248,7 @@ def _ending(tokens: np.ndarray) -> int:
 def training(*, frozen: str = "none") -> Callable[[], Any]:
     """The step of configs/nanovlm.py:variant=222m, in float32."""
     cfg = config.load("configs/nanovlm.py:variant=222m", ["model.dtype=float32", f"freeze={frozen}"])
-    mesh = sharding.make_mesh()
-    made = make_step(cfg, None, mesh, dict(batch_size=BATCH, num_examples=BATCH, total_steps=1000))
+    made = training_step(cfg, BATCH)
     draw, size = np.random.default_rng(0), made.model.image_size
     ids = draw.integers(3, IMAGE, (BATCH, TEXT), np.int32)
     batch = {"image": draw.integers(0, 256, (BATCH, size, size, 3), np.uint8), **prompts(ids, ids >= 0)}

@@ -21,13 +21,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import config, decode, models, runtime, sharding
+from prismer_jax import config, decode, models, runtime
 from prismer_jax.batch import prompts
 from prismer_jax.models.paligemma.model import VARIANTS
-from prismer_jax.training.step import PRNG, make_step
+from prismer_jax.training.step import PRNG
 
 from .reference.serving import serve
-from .worker import Row, compare, steps_of
+from .worker import Row, compare, steps_of, training_step
 
 LAYERS, PROMPTS, MAX_NEW, BATCH, TEXT, PREFIX = 4, (4, 8, 12, 16), 32, 2, 64, 8
 QUESTIONS, QUESTION = 8, 12  # about one photo, and the tokens of each
@@ -96,9 +96,7 @@ def training(remat: str = "none", batch_size: int = BATCH, length: int = TEXT) -
     changes = ["model.vision.dtype=float32", f"model.remat={remat}", "frozen_dtype=float32"]
     recipe = config.plain(config.load("transfers/paligemma.py:t4", changes))
     recipe["model"]["language"]["layers"] = LAYERS
-    cfg = config.Section(recipe)
-    mesh = sharding.make_mesh()
-    made = make_step(cfg, None, mesh, dict(batch_size=batch_size, num_examples=batch_size, total_steps=1000))
+    made = training_step(config.Section(recipe), batch_size)
     ids = np.random.default_rng(0).integers(3, 256_000, (batch_size, length), np.int32)
     batch = photos_and(ids, ids >= 0, made.model.image_size)
     said = np.broadcast_to(np.arange(length) >= PREFIX, ids.shape)

@@ -25,15 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax import config, decode, labels, models, runtime, sharding
+from prismer_jax import config, decode, labels, models, runtime
 from prismer_jax.batch import Batch, prompts
 from prismer_jax.decode.beam import beam_search
 from prismer_jax.decode.ranking import rank
 from prismer_jax.errors import UserError
-from prismer_jax.training.step import PRNG, make_step
+from prismer_jax.training.step import PRNG
 
 from .reference.serving import serve
-from .worker import Row, compare, steps_of
+from .worker import Row, compare, steps_of, training_step
 
 BATCH, TRAINED, LENGTH, PREFIX = 4, 2, 20, 4  # photos, photos of a step; tokens of a caption, and of its prefix
 BEAMS, SHORTEST = 3, 8  # of captions; tokens of the shortest, prefix among them
@@ -206,8 +206,7 @@ def ranking(row: str, k: int) -> Callable[[], Any]:
 def training() -> Callable[[], Any]:
     """The step of transfers/coco_caption.py, in float32; remat=dots, as there, is also the faster on a CPU."""
     cfg = config.load(f"transfers/coco_caption.py:size={VARIANT},res={SIZE}", ["model.dtype=float32"])
-    mesh = sharding.make_mesh()
-    made = make_step(cfg, None, mesh, dict(batch_size=TRAINED, num_examples=TRAINED, total_steps=1000))
+    made = training_step(cfg, TRAINED)
     batch = photos(TRAINED) | texts(TRAINED, LENGTH)
     said = np.arange(LENGTH) >= PREFIX
     return steps_of(made, batch | {"mask_loss": np.broadcast_to(np.float32(said), (TRAINED, LENGTH))})

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from prismer_jax import huge_pages, sharding
+from prismer_jax import config, huge_pages, runtime, sharding
 from prismer_jax.errors import UserError
-from prismer_jax.training.step import Step
+from prismer_jax.training.step import Step, make_step
 
 
 class Row(NamedTuple):
@@ -132,6 +132,13 @@ def our_command(bench: types.ModuleType, row: str, checkout: pathlib.Path | None
 def their_command(python: str | pathlib.Path, bench: types.ModuleType, row: str, settings: pathlib.Path) -> list[str]:
     file = pathlib.Path(bench.__file__)
     return [str(python), str(file.parent / "reference" / f"run_{file.name}"), row, str(settings)]
+
+
+def training_step(cfg: config.Section, batch_size: int) -> Step:
+    """Returns the training step of a config on all devices, as `train` has it; nothing may have used them before."""
+    runtime.use_xla_sums()
+    durations = dict(batch_size=batch_size, num_examples=batch_size, total_steps=10_000)
+    return make_step(cfg, None, sharding.make_mesh(), durations)
 
 
 def steps_of(made: Step, batch: Any) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 tools.parity."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from prismer_jax import decode, losses, models
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.paligemma import FREEZE, VARIANTS, build
-from prismer_jax.optim import split
+from prismer_jax.optim import merge, split
 from prismer_jax.towers.causal_lm import windowed
 
 SMALL = dict(logit_cap=0.5, attention_cap=5.0, post_norms=True)
@@ -144,6 +145,25 @@ def test_logits_in_chunks_are_never_whole():
         return step.lower(variables["params"], chunk).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(8) < 0.6 * temporaries(0)
+
+
+def test_logits_in_chunks_are_computed_once_unless_the_words_are_trained():
+    vocab = 1000
+    model = build("tiny", language=dict(vocab_size=vocab))
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, batch_of([8] * 2, 8) | {"mask_loss": np.ones((2, 8), np.float32)})
+
+    def loss(trained, fixed):
+        forward = functools.partial(model.apply, {"params": merge(trained, fixed)})
+        return losses.cross_entropy(forward, batch, 0.1, "example", 7)["loss"][0].sum()
+
+    def products(words):
+        frozen = () if words else ("language/word_embedding",)
+        trained, fixed = split(variables["params"], frozen)
+        text = jax.jit(jax.grad(loss)).lower(trained, fixed).compile().as_text()
+        return sum(str(vocab) in line for line in text.splitlines() if re.search(r"= \S+ dot\(", line))
+
+    assert [products(words=False), products(words=True)] == [2, 4]
 
 
 def test_training_and_big_visions_beams_work_through_the_family():
