@@ -24,7 +24,7 @@ def test_a_handler_that_collects_records_goes_on_collecting(caplog):
 
 
 @pytest.mark.parametrize(
-    "version, told, flags",
+    ("version", "told", "flags"),
     [
         ("0.10.2", None, "--xla_cpu_experimental_ynn_fusion_type=-reduce"),
         ("0.10.2", "--xla_a=1", "--xla_a=1 --xla_cpu_experimental_ynn_fusion_type=-reduce"),
