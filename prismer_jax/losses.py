@@ -52,17 +52,14 @@ def cross_entropy(
 
 @typed
 def token_costs(
-    logits: Float[Array, "b t v"],
-    text: Int[Array, "b t"],
-    mask_loss: Float[Array, "b t"],
-    label_smoothing: float = 0.1,
+    logits: Float[Array, "b t v"], text: Int[Array, "b t"], mask_loss: Float[Array, "b t"], label_smoothing: float = 0.1
 ) -> Float[Array, " b"]:
     """Returns the sum over an example's tokens but the first of weight · ((1-ε)·nll + ε·mean over words of -log p)."""
     return label_costs(logits[:, :-1], text[:, 1:], mask_loss[:, 1:], label_smoothing)
 
 
 def label_costs(logits: Array, labels: Array, weights: Array, label_smoothing: float) -> Float[Array, " b"]:
-    """Returns `token_costs` of logits [b t v] that are of the labels [b t] themselves."""
+    """Returns `token_costs` of logits [b t v] of the labels [b t] themselves, which weights [b t] multiply."""
     logits = logits.astype(jnp.float32)
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]

@@ -25,10 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def export(
-    directory: PathLike,
-    variables: Any,
-    config: Mapping[str, Any],
-    files: Mapping[str, PathLike | bytes] | None = None,
+    directory: PathLike, variables: Any, config: Mapping[str, Any], files: Mapping[str, PathLike | bytes] | None = None
 ) -> None:
     """Writes a self-contained folder: config.json, the arrays, and copies of files such as the tokenizer's.
 

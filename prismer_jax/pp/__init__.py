@@ -3,19 +3,7 @@
 from prismer_jax.pp import image, labels, pack, text, tokenizer
 from prismer_jax.pp.ops import OPS, Example, Op, Pipeline, register
 
-__all__ = [
-    "OPS",
-    "Example",
-    "Op",
-    "Pipeline",
-    "build",
-    "image",
-    "labels",
-    "pack",
-    "register",
-    "text",
-    "tokenizer",
-]
+__all__ = ["OPS", "Example", "Op", "Pipeline", "build", "image", "labels", "pack", "register", "text", "tokenizer"]
 
 
 def build(spec: str, tokenizer=None) -> Pipeline:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import assembly, config, decode, input, optim, pp, sharding
+from prismer_jax import assembly, config, decode, input, optim, pp, runtime, sharding
 from prismer_jax.batch import TEXT
 from prismer_jax.datasets import scenes
 from prismer_jax.training.step import make_update
@@ -31,6 +31,7 @@ class Bench:
     def __init__(self, cfg: config.Section, seconds: float) -> None:
         self.cfg, self.seconds = cfg, seconds
         self.tokenizer = pp.tokenizer.load(cfg.tokenizer)
+        runtime.use_xla_sums()  # before any array, as `train` does
         self.mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
 
     @functools.cached_property
