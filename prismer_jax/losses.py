@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from prismer_jax.errors import choose
+from prismer_jax.errors import UserError, choose
 from prismer_jax.typing import Array, Float, Int, typed
 
 Costs = dict[str, tuple[Float[Array, " b"], Float[Array, " b"]]]
@@ -65,6 +65,13 @@ def label_costs(logits: Array, labels: Array, weights: Array, label_smoothing: f
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     costs = normalizer - (1 - label_smoothing) * chosen - label_smoothing * logits.mean(-1)
     return jnp.where(weights != 0, weights * costs, 0.0).sum(-1)
+
+
+def apply(model: Any, variables: Any, *args: Any, method: str = "__call__", **settings: Any) -> Any:
+    """Returns what the method that a loss calls makes of the arguments; a UserError says which this model lacks."""
+    if not hasattr(model, method):
+        raise UserError(f"config.loss needs {method!r}, which {type(model).__name__} lacks: change its name or chunk.")
+    return model.apply(variables, *args, method=method, **settings)
 
 
 LOSSES = {

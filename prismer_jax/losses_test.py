@@ -1,10 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prismer_jax import models
 from prismer_jax.errors import UserError
-from prismer_jax.losses import cross_entropy, token_costs
+from prismer_jax.losses import apply, cross_entropy, token_costs
 
 LOGITS = np.random.RandomState(0).standard_normal((2, 5, 7)).astype(np.float32)
 TEXT = np.array([[0, 4, 5, 2, 1], [0, 3, 2, 1, 1]], np.int32)
@@ -59,3 +62,12 @@ def test_positions_without_weight_cost_nothing_whatever_their_logits():
     gradient = jax.grad(total)(jnp.asarray(LOGITS))
     assert not np.asarray(gradient)[0, 3].any()
     assert np.asarray(gradient)[0, 2].any()
+
+
+def test_what_a_model_lacks_of_its_loss_is_one_clear_line():
+    """PrismerZ's words are few: it makes no loss in chunks."""
+    forward = functools.partial(apply, models.build(experts=()), {})
+    with pytest.raises(
+        UserError, match=r"^config\.loss needs 'text_costs', which \w+ lacks: change its name or chunk\.$"
+    ):
+        cross_entropy(forward, BATCH, chunk=2)

@@ -44,13 +44,8 @@ def steps(
     value, unit = section[given[0]], given[0].rpartition("_")[2]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise UserError(f"Config key {given[0]!r} must be a number, at least 0, not {value!r}.")
-    if (unit == "epochs" and num_examples is None) or (unit == "percent" and total_steps is None):
+    units = dict(steps=(1, 1), epochs=(num_examples, batch_size), examples=(1, batch_size), percent=(total_steps, 100))
+    times, parts = units[unit]
+    if times is None:
         raise UserError(f"Config key {given[0]!r} cannot be used here; use {name}_steps.")
-    match unit:
-        case "epochs":
-            value = value * num_examples / batch_size
-        case "examples":
-            value = value / batch_size
-        case "percent":
-            value = value / 100 * total_steps
-    return max(round(value), 1 if value > 0 else 0)
+    return max(round(value * times / parts), 1 if value > 0 else 0)

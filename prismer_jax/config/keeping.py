@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -66,10 +67,8 @@ def provenance() -> dict[str, Any]:
     """Returns what results depend on besides the config: package versions, Python, the machine, the git commit."""
     versions = {"prismer_jax": prismer_jax.__version__}
     for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow"):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     facts = dict(packages=versions, python=platform.python_version(), platform=platform.platform(), command=sys.argv)
     if (RECIPES / ".git").exists():  # not some other repository in which this package is merely installed
         commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -33,9 +34,7 @@ class LossEvaluator(Evaluator):
         function, options = registry.imported("loss", loss, losses.LOSSES), loss_options or {}
 
         def costs(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            def forward(*args: Any, method: str | None = None, **settings: Any) -> Any:
-                return self.model.apply(variables, *args, method=method or "__call__", **settings)
-
+            forward = functools.partial(losses.apply, self.model, variables)
             return function(forward, inputs.Batch(batch), **options)["loss"]
 
         self._costs = jax.jit(costs, out_shardings=None if self.mesh is None else sharding.batch_sharding(self.mesh))

@@ -61,33 +61,34 @@ class LayerNorm(nn.Module):
 
 
 @jax.custom_vjp
-def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
-    """Returns x @ kernel in the type of x; the kernel's gradient is summed over all tokens, and stays, in float32.
+def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"], bias: Array | None = None) -> Float[Array, "*b o"]:
+    """Returns x @ kernel + bias in the type of x; gradients of both are sums over all tokens, made in float32.
 
-    XLA sums that of `x @ kernel.astype(bfloat16)` in bfloat16 on a CPU, and takes thrice as long (jaxlib 0.12.0.1).
+    In bfloat16 such a sum stops growing: 65536 ones give 8192 on a CPU (jaxlib 0.10.2), and the kernel's takes thrice
+    as long. The bias's is a product with ones: a sum of columns has XLA compute those once more, on one CPU thread.
     """
-    return x @ gathered(kernel.astype(x.dtype))
+    return _forward(x, kernel, bias)[0]
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _forward(x: Array, kernel: Array, bias: Array | None) -> tuple[Array, tuple[Array, ...]]:
     # Not `product` again: policies of remat, such as `dots`, see no product within a function with its own derivative.
-    return x @ gathered(kernel.astype(x.dtype)), (x, kernel)
+    y = x @ gathered(kernel.astype(x.dtype))
+    return y if bias is None else (y + bias).astype(x.dtype), (x, kernel, bias)
 
 
-def _gradients(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    (x, kernel), rows = kept, tuple(range(g.ndim - 1))
-    summed = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), **FLOAT32)
-    return g @ gathered(kernel.astype(g.dtype)).T, summed.astype(kernel.dtype)
+def _gradients(kept: tuple[Array, ...], g: Array) -> tuple[Array, ...]:
+    (x, kernel, bias), rows = kept, tuple(range(g.ndim - 1))
+    summed = functools.partial(jax.lax.dot_general, rhs=g, dimension_numbers=((rows, rows), ((), ())), **FLOAT32)
+    if bias is not None:
+        bias = summed(jnp.ones_like(g[..., 0]), precision="highest").astype(bias.dtype)
+    return g @ gathered(kernel.astype(g.dtype)).T, summed(x).astype(kernel.dtype), bias
 
 
 product.defvjp(_forward, _gradients)
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias in the compute type; the bias is added in float32, as its gradient is a sum over all tokens.
-
-    In bfloat16, as flax's Dense has it, that sum stops growing: 65536 ones give 8192 on a CPU (jaxlib 0.10.2).
-    """
+    """x @ kernel + bias in the compute type; the parameters' gradients stay in float32 (`product`)."""
 
     features: int
     dtype: Any = jnp.float32
@@ -99,8 +100,8 @@ class Dense(nn.Module):
     @typed
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.features}"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else 0
-        return constrain((product(x.astype(self.dtype), kernel) + bias).astype(self.dtype))
+        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
+        return constrain(product(x.astype(self.dtype), kernel, bias))
 
 
 class Keys(NamedTuple):

@@ -79,9 +79,9 @@ def test_positions_resize_to_a_rectangle():
     np.testing.assert_array_equal(layers.resize_positions(table, (3, 3)), table)
 
 
-@pytest.mark.parametrize(("remat", "products"), [("none", 6), ("dots", 6), ("full", 7)])
+@pytest.mark.parametrize(("remat", "products"), [("none", 8), ("dots", 8), ("full", 9)])
 def test_dots_keeps_products_with_kernels(remat, products):
-    """Two forward and four backward; the second of a layer needs the first again unless that is kept."""
+    """Two forward, six backward (two of biases); the second of a layer needs the first again unless that is kept."""
 
     class Layer(nn.Module):
         @nn.compact

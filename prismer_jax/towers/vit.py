@@ -130,10 +130,10 @@ class ViT(nn.Module):
         """A convolution whose stride is its size, as one matrix product."""
         p = self.patch_size
         kernel = self.param("patch_embedding", layers.torch_uniform(3 * p * p), (p, p, 3, self.width))
-        bias = self.param("patch_bias", nn.initializers.zeros, (self.width,)) if self.patch_bias else 0
+        bias = self.param("patch_bias", nn.initializers.zeros, (self.width,)) if self.patch_bias else None
         image = image[:, : self.grid * p, : self.grid * p].astype(self.dtype)
         patches = rearrange(image, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-        return (layers.product(patches, kernel.reshape(-1, self.width)) + bias).astype(self.dtype)
+        return layers.product(patches, kernel.reshape(-1, self.width), bias)
 
 
 @typed

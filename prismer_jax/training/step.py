@@ -153,14 +153,12 @@ class Forward:
         self.model, self.variables, self.rng, self.passes = model, variables, rng, 0
         self.patches: Any = {}  # what the vision tower made of them in the last pass that saw photos
 
-    def __call__(self, *args: Any, method: str | None = None, **settings: Any) -> Any:
+    def __call__(self, *args: Any, **settings: Any) -> Any:
         rng = jax.random.fold_in(self.rng, self.passes) if self.passes else self.rng
         self.passes += 1
         rngs = dict(zip(self.model.rngs, jax.random.split(rng, len(self.model.rngs)), strict=True))
         mutable = ["patches", *(name for name in self.variables if name != "params")]
-        out, new = self.model.apply(
-            self.variables, *args, train=True, rngs=rngs, mutable=mutable, method=method or "__call__", **settings
-        )
+        out, new = losses.apply(self.model, self.variables, *args, train=True, rngs=rngs, mutable=mutable, **settings)
         self.patches = new.pop("patches", self.patches)
         self.variables |= new
         return out

@@ -7,8 +7,8 @@
     stage1        a step on as many that trains the Q-Former to compare, to match and to write; transformers has none
 
 The model is a ViT of 12 blocks of 768 at 224 pixels, BLIP-2's whole Q-Former, and OPT-350M; float32, fresh weights, all
-cores (with --one-core one, in the processor's time). Ours and theirs are worker processes (reference/run_blip2.py), one
-round of each in turn; the fastest round of each counts. tools/bench/lavis.py has the same beside salesforce/LAVIS.
+cores (with --one-core one, in the processor's time). Ours and theirs are worker processes (reference/run_blip2.py),
+three rounds of each in turn; the fastest of each counts. tools/bench/lavis.py has the same beside salesforce/LAVIS.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     packing     the share of columns that are tokens, in rows of 4096 of one stream of samples
     memory      the peak of the process that trains
 
-Ours and theirs are worker processes (reference/run_nanovlm.py), one round of each in turn, both in float32 and with
+Ours and theirs are worker processes (reference/run_nanovlm.py), three rounds of each in turn, both in float32 and with
 fresh weights, on all cores; of images, what is counted is the processor's time. The fastest round of each counts. With
 --one-core both have one core, and of all rows the processor's time is counted: that says something on a machine that
 others use, too.

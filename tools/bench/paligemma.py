@@ -7,7 +7,7 @@
 
 The model is SigLIP So400m/14 whole, the first four layers of Gemma 2B, and its whole vocabulary; float32, fresh
 weights, all cores (with --one-core one, in the processor's time). Ours and theirs are worker processes
-(reference/run_paligemma.py), one round of each in turn; the fastest round of each counts. Each holds 5.5 GB of weights.
+(reference/run_paligemma.py), three rounds of each in turn; the fastest of each counts. Each holds 5.5 GB of weights.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
     training      a step on 2 photos with captions of 20 tokens, the vision transformer frozen but for its adaptors
 
 The model is PrismerBASE whole, at 480 pixels, in float32 with fresh weights, on all cores (with --one-core on one, in
-the processor's time). Ours and theirs are worker processes (reference/run_prismer.py), one round of each in turn; the
-fastest round of each counts. No text ends early. Sources: NVlabs/prismer, configs/caption.yaml and configs/vqa.yaml.
+the processor's time). Ours and theirs are worker processes (reference/run_prismer.py), three rounds of each in turn;
+the fastest of each counts. No text ends early. Sources: NVlabs/prismer, configs/caption.yaml and configs/vqa.yaml.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A worker process of a benchmark, which does one round of work whenever it is told to.
 
 It says 'ready', then the seconds of each round, and at the end of its input a number, its peak memory, say, and perhaps
-a second one: XLA's temporary memory. Two codes that are compared work in turn, one round each, so that a noisy machine
-is as noisy for both.
+a second one: XLA's temporary memory. Two codes that are compared work in turn, so that a noisy machine is as noisy for
+both, a few rounds each: the first after a pause also brings back memory that a machine takes from a process that waits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import jax
 from prismer_jax import config, huge_pages, runtime, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.training.step import Step, make_step
+
+IN_A_ROW = 3  # rounds of one worker before it is the other's turn
 
 
 class Row(NamedTuple):
@@ -106,9 +108,10 @@ def in_turn(commands: Sequence[Sequence[str]], seconds: float) -> list[Worker]:
             one.step()  # compiles, or fills caches
             one.seconds.clear()
         start = time.monotonic()
-        while len(workers[0].seconds) < 3 or time.monotonic() - start < seconds:
+        while len(workers[0].seconds) <= IN_A_ROW or time.monotonic() - start < seconds:
             for one in workers:
-                one.step()
+                for _ in range(IN_A_ROW):
+                    one.step()
     return workers
 
 
@@ -176,7 +179,7 @@ def compare(
       bench: has ROWS and `settings()`, which both sides read; run with a row's name it is our worker, as is theirs
         reference/run_NAME.py.
       python: an interpreter with PyTorch and transformers; without it ours alone is measured.
-      seconds: how long each row is measured at least; three rounds of each code in any case.
+      seconds: how long each row is measured at least; two turns of each code in any case.
       rows: names of ROWS, all by default.
       alone: give each code one core, and count the processor's time.
       more: what the settings of their side have besides.
