@@ -116,7 +116,7 @@ class Adapted:
 
     def tensor_rules(self, rules: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """Returns the family's rules of sharding for kernels whether packed or not; adapters are whole everywhere."""
-        return [(pattern.replace("kernel", "kernel(/codes|/scales)?"), rule) for pattern, rule in rules]
+        return [(pattern.replace("kernel", "kernel(/codes|/scales|/bases)?"), rule) for pattern, rule in rules]
 
     def _intercept(
         self, call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
@@ -212,7 +212,7 @@ def merged(model: Adapted, params: Mapping[str, Any]) -> dict[str, Any]:
     shapes = tree.flatten(jax.eval_shape(model.model.init_variables, jax.random.key(0))["params"])
     made = {name: flat[name] for name in shapes if name in flat}
     for name in model.packed:
-        packed = {part: flat[f"{name}/{part}"] for part in ("codes", "scales")}
+        packed = {key.removeprefix(f"{name}/"): x for key, x in flat.items() if key.startswith(f"{name}/")}
         made[name] = np.asarray(jax.jit(quantized.unpack, static_argnums=1)(packed, shapes[name].shape[-2]))
     for name in model.adapters:
         a, b = (flat[f"{name.rpartition('/')[0]}/{part}"].astype(np.float32) for part in ("lora/a", "lora/b"))

@@ -1,9 +1,9 @@
 """Kernels of dense layers in four or eight bits a weight, for those that are only read.
 
 Weights are codes times the scale of their block, of rows of one column: what a dense layer sums over, as in Dettmers et
-al., QLoRA (arXiv 2305.14314). There a scale is the largest size in a block of 64, quantised once more. Here blocks of
-four bits have 16 rows, and a scale is a byte, a sixth of an octave and a sign: of several the one that comes nearest to
-its weights, as the codes are not the same on both sides of 0.
+al., QLoRA (arXiv 2305.14314). There a scale is the largest size in a block of 64, quantised once more. Here a block of
+four bits has 8 rows, and its scale four bits too: a third of an octave each below the base of its column, and a sign,
+as the codes are not the same on both sides of 0. Of all scales the one is taken that comes nearest to the weights.
 """
 
 from __future__ import annotations
@@ -27,45 +27,56 @@ NF4 = np.array(
     ],
     np.float32,
 )
-BLOCK = {"nf4": 16, "int8": 128}  # rows that share a scale: 0.5625 and 1.016 bytes a weight
+BLOCK = {"nf4": 8, "int8": 128}  # rows that share a scale: 0.5625 and 1.016 bytes a weight
 LARGEST = 127  # code of int8
 TINY = np.finfo(np.float32).tiny  # in place of a scale of 0
-OCTAVE, LOWEST, SIGN = 6, -14, 128  # scales of nf4 in an octave, the least, 2^-14, and what a negative one adds
-SCALES = np.outer([1, -1], 2.0 ** (np.arange(SIGN) / OCTAVE + LOWEST)).ravel().astype(np.float32)  # up to 2^7
-# Those tried, of either sign, from that nearest to the largest size in a block.
-TRIED = np.add.outer([0, SIGN], range(-2, 4)).ravel()
+BASES = (2.0 ** (np.arange(256) / 6 - 30)).astype(np.float32)  # of columns, 2^-30 to 2^12
+STEPS, SIGN = 8, 8  # of a scale below its base, each a third of an octave, and what a negative one adds
+SCALES = np.outer([1, -1], 2.0 ** (-np.arange(STEPS) / 3)).ravel().astype(np.float32)  # in parts of the base
+# Those tried: bases that are so many codes above the largest size in their column, and of each the scales, of either
+# sign, that are so many steps above the largest in their block.
+BASES_TRIED, TRIED = np.array([0, 2]), np.array([(sign, step) for sign in (0, SIGN) for step in range(4)])
 
 
 @typed
 def pack(kernel: Float[Array, "*layers i o"], kind: str) -> dict[str, Array]:
-    """Returns {'codes', 'scales'} of kernels.
+    """Returns {'codes', 'scales'} of kernels, with 'bases' of 'nf4'.
 
-    Codes are uint8 [*layers i/2 o] for 'nf4', two rows a byte, the first in its lower half, and int8 [*layers i o] for
-    'int8'; scales are [*layers i/block o], uint8 of SCALES for 'nf4' and bfloat16 for 'int8'.
+    Codes of 'int8' are int8 [*layers i o], scales bfloat16 [*layers i/128 o]. Codes of 'nf4' are uint8 [*layers i/2 o],
+    two rows a byte, the first in its lower half; so are scales, two blocks a byte, uint8 [*layers i/16 o] of SCALES;
+    bases are uint8 [*layers 1 o] of BASES.
     """
     rows, block, kernel = kernel.shape[-2], BLOCK[kind], kernel.astype(jnp.float32)
-    largest = _blocks(jnp.abs(kernel), block).max(-2)
     if kind == "int8":
-        scales = largest.astype(jnp.bfloat16)
+        scales = _blocks(jnp.abs(kernel), block).max(-2).astype(jnp.bfloat16)
         divisors = jnp.maximum(_spread(scales, block, rows), TINY)
         codes = jnp.round(LARGEST * kernel / divisors)
         return {"codes": codes.clip(-LARGEST, LARGEST).astype(jnp.int8), "scales": scales}
 
-    x = _blocks(kernel, block)
-    near = jnp.round(OCTAVE * (jnp.log2(jnp.maximum(largest, TINY)) - LOWEST))
+    x, largest = _blocks(kernel, block), jnp.abs(kernel).max(-2, keepdims=True)
+    near = jnp.searchsorted(jnp.asarray(np.sqrt(BASES[1:] * BASES[:-1])), largest)
+    bases = (near + BASES_TRIED.reshape(-1, *[1] * near.ndim)).clip(0, len(BASES) - 1).astype(jnp.uint8)
 
-    def better(best: tuple[Array, Array], tried: Array) -> tuple[tuple[Array, Array], None]:
-        sign = tried & SIGN
-        scales = jnp.uint8((near + (tried - sign)).clip(0, SIGN - 1)) | jnp.uint8(sign)
-        divisors = jnp.asarray(SCALES)[scales][..., None, :]
-        mistake = jnp.square(jnp.asarray(NF4)[_nearest(x / divisors)] * divisors - x).sum(-2)
-        return (jnp.where(mistake < best[1], scales, best[0]), jnp.minimum(mistake, best[1])), None
+    def best_scales(bases: Array) -> tuple[Array, Array]:
+        """Returns those of all blocks [*layers i/8 o], and how far their weights are then, in sum [*layers 1 o]."""
+        base, largest = jnp.asarray(BASES)[bases], jnp.maximum(jnp.abs(x).max(-2), TINY)
+        near = jnp.round(3 * jnp.log2(base / largest)).astype(jnp.int32)
 
-    none = jnp.zeros(near.shape, jnp.uint8), jnp.full(near.shape, jnp.inf)
-    (scales, _), _ = jax.lax.scan(better, none, TRIED)
-    codes = _padded(_nearest(kernel / _spread(jnp.asarray(SCALES)[scales], block, rows)), 2)
-    low, high = jnp.moveaxis(_blocks(codes, 2), -2, 0)
-    return {"codes": low | high << 4, "scales": scales}
+        def better(best: tuple[Array, Array], tried: Array) -> tuple[tuple[Array, Array], None]:
+            code = ((near - tried[1]).clip(0, STEPS - 1) + tried[0]).astype(jnp.uint8)
+            divisors = (base * jnp.asarray(SCALES)[code])[..., None, :]
+            mistake = jnp.square(jnp.asarray(NF4)[_nearest(x / divisors)] * divisors - x).sum(-2)
+            return (jnp.where(mistake < best[1], code, best[0]), jnp.minimum(mistake, best[1])), None
+
+        none = jnp.zeros(near.shape, jnp.uint8), jnp.full(near.shape, jnp.inf)
+        (scales, mistakes), _ = jax.lax.scan(better, none, TRIED)
+        return scales, mistakes.sum(-2, keepdims=True)
+
+    scales, mistakes = jax.lax.map(best_scales, bases)
+    best = mistakes.argmin(0, keepdims=True)
+    bases, scales = (jnp.take_along_axis(each, best, 0)[0] for each in (bases, scales))
+    divisors = jnp.asarray(BASES)[bases] * _spread(jnp.asarray(SCALES)[scales], block, rows)
+    return {"codes": _pairs(_nearest(kernel / divisors)), "scales": _pairs(scales), "bases": bases}
 
 
 @typed
@@ -74,8 +85,18 @@ def unpack(packed: dict[str, Array], rows: int) -> Float[Array, "*layers i o"]:
     codes, scales = packed["codes"], packed["scales"]
     if codes.dtype == jnp.int8:
         return codes * _spread(scales, BLOCK["int8"], rows) / LARGEST
-    codes = jnp.stack([codes & 15, codes >> 4], axis=-2).reshape(*codes.shape[:-2], -1, codes.shape[-1])
-    return jnp.asarray(NF4)[codes[..., :rows, :]] * _spread(jnp.asarray(SCALES)[scales], BLOCK["nf4"], rows)
+    scales = jnp.asarray(BASES)[packed["bases"]] * jnp.asarray(SCALES)[_apart(scales)]
+    return jnp.asarray(NF4)[_apart(codes)[..., :rows, :]] * _spread(scales, BLOCK["nf4"], rows)
+
+
+def _pairs(codes: Array) -> Array:
+    """Returns codes of four bits, [*layers i o], two rows a byte, and with a row of zeros where they are odd."""
+    low, high = jnp.moveaxis(_blocks(codes, 2), -2, 0)
+    return low | high << 4
+
+
+def _apart(pairs: Array) -> Array:
+    return jnp.stack([pairs & 15, pairs >> 4], axis=-2).reshape(*pairs.shape[:-2], -1, pairs.shape[-1])
 
 
 def _nearest(x: Array) -> Array:
