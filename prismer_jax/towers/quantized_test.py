@@ -74,5 +74,6 @@ def test_int8_is_off_by_half_a_step_at_most():
 def test_zeros_stay_zeros_and_layers_are_packed_apart(kind):
     x = kernel(70).at[:, :, 3].set(0)
     packed = pack_stacked(x, kind)
-    jax.tree.map(np.testing.assert_array_equal, packed, jax.jit(pack, static_argnums=1)(x, kind))
+    whole = jax.jit(pack, static_argnums=1)(x, kind)  # two bases may be as good, to the last bit of a sum
+    np.testing.assert_allclose(unpack(packed, 70), unpack(whole, 70), rtol=1e-6)
     assert not np.asarray(unpack(packed, 70))[:, :, 3].any()
