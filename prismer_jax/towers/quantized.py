@@ -3,7 +3,7 @@
 Weights are codes times the scale of their block, of rows of one column: what a dense layer sums over, as in Dettmers et
 al., QLoRA (arXiv 2305.14314). There a scale is the largest size in a block of 64, quantised once more. Here a block of
 four bits has 8 rows, and its scale four bits too: a third of an octave each below the base of its column, and a sign,
-as the codes are not the same on both sides of 0. Of all scales the one is taken that comes nearest to the weights.
+as the codes are not the same on both sides of 0. Of the scales tried that one is taken which comes nearest.
 """
 
 from __future__ import annotations
@@ -57,26 +57,27 @@ def pack(kernel: Float[Array, "*layers i o"], kind: str) -> dict[str, Array]:
     near = jnp.searchsorted(jnp.asarray(np.sqrt(BASES[1:] * BASES[:-1])), largest)
     bases = (near + BASES_TRIED.reshape(-1, *[1] * near.ndim)).clip(0, len(BASES) - 1).astype(jnp.uint8)
 
-    def best_scales(bases: Array) -> tuple[Array, Array]:
-        """Returns those of all blocks [*layers i/8 o], and how far their weights are then, in sum [*layers 1 o]."""
-        base, largest = jnp.asarray(BASES)[bases], jnp.maximum(jnp.abs(x).max(-2), TINY)
-        near = jnp.round(3 * jnp.log2(base / largest)).astype(jnp.int32)
-
-        def better(best: tuple[Array, Array], tried: Array) -> tuple[tuple[Array, Array], None]:
-            code = ((near - tried[1]).clip(0, STEPS - 1) + tried[0]).astype(jnp.uint8)
-            divisors = (base * jnp.asarray(SCALES)[code])[..., None, :]
-            mistake = jnp.square(jnp.asarray(NF4)[_nearest(x / divisors)] * divisors - x).sum(-2)
-            return (jnp.where(mistake < best[1], code, best[0]), jnp.minimum(mistake, best[1])), None
-
-        none = jnp.zeros(near.shape, jnp.uint8), jnp.full(near.shape, jnp.inf)
-        (scales, mistakes), _ = jax.lax.scan(better, none, TRIED)
-        return scales, mistakes.sum(-2, keepdims=True)
-
-    scales, mistakes = jax.lax.map(best_scales, bases)
+    scales, mistakes = jax.lax.map(functools.partial(_best_scales, x), bases)
     best = mistakes.argmin(0, keepdims=True)
     bases, scales = (jnp.take_along_axis(each, best, 0)[0] for each in (bases, scales))
     divisors = jnp.asarray(BASES)[bases] * _spread(jnp.asarray(SCALES)[scales], block, rows)
     return {"codes": _pairs(_nearest(kernel / divisors)), "scales": _pairs(scales), "bases": bases}
+
+
+def _best_scales(x: Array, bases: Array) -> tuple[Array, Array]:
+    """Returns those of blocks, [*layers i/8 o], with these bases, and how far columns are off then, [*layers 1 o]."""
+    base, largest = jnp.asarray(BASES)[bases], jnp.maximum(jnp.abs(x).max(-2), TINY)
+    near = jnp.round(3 * jnp.log2(base / largest)).astype(jnp.int32)
+
+    def better(best: tuple[Array, Array], tried: Array) -> tuple[tuple[Array, Array], None]:
+        code = ((near - tried[1]).clip(0, STEPS - 1) + tried[0]).astype(jnp.uint8)
+        divisors = (base * jnp.asarray(SCALES)[code])[..., None, :]
+        mistake = jnp.square(jnp.asarray(NF4)[_nearest(x / divisors)] * divisors - x).sum(-2)
+        return (jnp.where(mistake < best[1], code, best[0]), jnp.minimum(mistake, best[1])), None
+
+    none = jnp.zeros(near.shape, jnp.uint8), jnp.full(near.shape, jnp.inf)
+    (scales, mistakes), _ = jax.lax.scan(better, none, TRIED)
+    return scales, mistakes.sum(-2, keepdims=True)
 
 
 @typed
