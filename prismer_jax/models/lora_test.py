@@ -377,7 +377,8 @@ def test_a_run_of_adapters_that_was_stopped_goes_on_to_the_bit(base, tmp_path, m
         np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
     losses = [[line.get("train/loss") for line in metrics.read(tmp_path / name)] for name in ("whole", "parts")]
     assert losses[0][:5] == losses[1][:5]
-    assert len(set(losses[0][:5]) - {None}) == 4  # the first step changes nothing
+    different = {round(loss, 4) for loss in losses[0][:5]}
+    assert len(different) == 4  # the first step changes nothing, but the order in which its rows are summed
 
 
 def test_what_is_packed_cannot_train():
