@@ -98,7 +98,7 @@ def measure(
     Args:
       reference: a clone of huggingface/nanoVLM with its tags; without it ours alone is measured.
       python: the interpreter for it, with PyTorch, torchvision, einops and safetensors.
-      seconds: how long each row is measured at least; three rounds of each code in any case.
+      seconds: how long each row is measured at least; two turns of each code in any case.
       rows: names of ROWS, or 'packing'; all by default.
       alone: give each code one core, and count the processor's time.
 
