@@ -94,7 +94,7 @@ def test_another_checkout_takes_the_place_of_the_original(capsys, tmp_path):
     (package / "prismer.py").write_text(said)
     command = worker.our_command(prismer, "encoder", tmp_path)
     theirs, _ = worker.in_turn([command, fake([1, 2, 2, 2])], 0)
-    assert (theirs.seconds, theirs.last) == ([4.0, 4.0, 4.0], 2e9)
+    assert (theirs.seconds, theirs.last) == ([4.0] * 6, 2e9)
 
 
 def test_records_written_a_second(monkeypatch, capsys):

@@ -6,12 +6,14 @@ import pytest
 from prismer_jax.errors import UserError
 from tools.bench import experts
 
-# What a worker says: 'ready', the seconds of each round, and at the end its memory or the bytes of a sample.
+# What a worker says: 'ready', the seconds of each round, those behind the first twice, and at the end its memory or the
+# bytes of a sample.
 WORKER = """
 import sys
 print('ready', flush=True)
-for seconds in {seconds}:
-    sys.stdin.readline() or sys.exit()
+for seconds in {seconds} + {seconds}[1:]:
+    if not sys.stdin.readline():
+        break
     print(seconds, flush=True)
 sys.stdin.read()
 print({last}, flush=True)
