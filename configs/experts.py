@@ -7,6 +7,7 @@ Arguments, as in experts.py:experts=depth+edge,noise=edge:
   noise: of which of them the labels are replaced by noise.
   teachers: whose maps the photo's tokens learn to predict, in training alone (docs/experts.md).
   labels: a folder of other labels of the held-out scenes, such as a student's, to evaluate a trained model with.
+  places: as the quickstart has them.
   steps, batch: of training, and photos in each.
   smoke: all of it in less than a minute, to see that it works.
 """
@@ -19,12 +20,14 @@ from prismer_jax.errors import UserError
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, experts="all", noise="none", teachers="none", labels="", steps=300, batch=16, smoke=False)
+    arg = parse_arg(
+        arg, experts="all", noise="none", teachers="none", labels="", places=False, steps=300, batch=16, smoke=False
+    )
     absent = set(labels.select(arg.noise)) - set(labels.select(arg.experts))
     if absent and arg.noise != "all":  # the arm would be called what it is not
         raise UserError(f"noise={arg.noise}: {', '.join(sorted(absent))} is not in experts={arg.experts}.")
     # The arms of a study may differ in nothing but what is studied: they are the quickstart, and say what they change.
-    config = quickstart.get_config(f"experts={arg.experts}" + (",smoke" if arg.smoke else ""))
+    config = quickstart.get_config(f"experts={arg.experts},places={arg.places},smoke={arg.smoke}")
     if not arg.smoke:  # a sixth of the quickstart's photos: many trainings in an hour, and differences show
         config.batch_size, config.total_steps = arg.batch, arg.steps
 

@@ -28,6 +28,10 @@ def test_an_arm_is_the_quickstart_with_a_budget(experts):
     assert arm == whole
 
 
+def test_a_model_with_places_is_asked_with_other_labels_too():
+    assert load("experts", "places")["model"] == load("quickstart", "places")["model"]
+
+
 def test_noise_stands_behind_every_decode():
     clean, noisy = chains(load("experts")), chains(load("experts", "noise=depth+edge"))
     noise = "|noise_labels('depth+edge', num_classes=9)"

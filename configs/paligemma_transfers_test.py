@@ -163,7 +163,7 @@ def test_adapters_alone_are_trained_beside_kernels_in_four_bits(experts):
     for name, leaf in tree.flatten(made.state["params"]).items():
         trained = "/lora/" in name or name.startswith("labels/")
         assert (name in made.trainable) == trained
-        packed = name.endswith(("codes", "scales"))
+        packed = name.endswith(("codes", "scales", "bases"))
         assert leaf.dtype == ("float32" if trained else "uint8" if packed else "bfloat16"), name
 
 

@@ -62,24 +62,17 @@ def get_config(arg=None):
         question=dict(pp=f"{look}|question_prompt()|tokenize(24)", decode=dict(method="greedy", max_new=8)),
     )
     held_out = dict(name="scenes", split="val", size=SIZE, count=count // 2)
-    config.evals = dict(
-        caption=dict(
-            type="caption",
-            data=dict(**held_out, task="caption"),
-            train_data=dict(train, task="caption"),
-            pp=config.tasks.caption.pp,
+    config.evals = {
+        kind: dict(
+            type=kind,
+            data=dict(**held_out, task=task),
+            train_data=dict(train, task=task),
+            pp=config.tasks[task].pp,
             batch_size=batch,
-            **config.tasks.caption.decode,
-        ),
-        vqa=dict(
-            type="vqa",
-            data=dict(**held_out, task="question"),
-            train_data=dict(train, task="question"),
-            pp=config.tasks.question.pp,
-            batch_size=batch,
-            **config.tasks.question.decode,
-        ),
-    )
+            **config.tasks[task].decode,
+        )
+        for kind, task in (("caption", "caption"), ("vqa", "question"))
+    }
 
     # ---------------------------------------------------------------- what is watched and kept
     config.log_steps = 5 if arg.smoke else 10
