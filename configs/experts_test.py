@@ -29,7 +29,10 @@ def test_an_arm_is_the_quickstart_with_a_budget(experts):
 
 
 def test_a_model_with_places_is_asked_with_other_labels_too():
-    assert load("experts", "places")["model"] == load("quickstart", "places")["model"]
+    """Their size is that of its grid."""
+    asked, whole = load("experts", "places"), load("quickstart", "places")
+    assert asked["model"] == whole["model"] != load("experts")["model"]
+    assert [part["pp"] for part in asked["evals"].values()] == [part["pp"] for part in whole["evals"].values()]
 
 
 def test_noise_stands_behind_every_decode():

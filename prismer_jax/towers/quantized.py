@@ -44,7 +44,7 @@ def pack(kernel: Float[Array, "*layers i o"], kind: str) -> dict[str, Array]:
 
     Codes of 'int8' are int8 [*layers i o], scales bfloat16 [*layers i/128 o]. Codes of 'nf4' are uint8 [*layers i/2 o],
     two rows a byte, the first in its lower half; so are scales, two blocks a byte, uint8 [*layers i/16 o] of SCALES;
-    bases are uint8 [*layers 1 o] of BASES.
+    bases are uint8 [*layers 1 o] of BASES. Parts of a byte and of a block count as whole ones.
     """
     rows, block, kernel = kernel.shape[-2], BLOCK[kind], kernel.astype(jnp.float32)
     if kind == "int8":
