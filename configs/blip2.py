@@ -34,7 +34,7 @@ ALL_BUT_LANGUAGE = (r"(?!language/).*",)
 def get_config(arg=None):
     arg = parse_arg(arg, scenes=True, stage="1", experts="none", init="weights/blip2_scenes", smoke=False)
     choose("stage", arg.stage, STEPS)
-    config = quickstart.get_config(f"experts={arg.experts},smoke={arg.smoke}")
+    config = quickstart.get_config(f"experts={arg.experts},places=False,smoke={arg.smoke}")
     if not arg.smoke:
         config.total_steps = STEPS[arg.stage]
     config.batch_size = batch = 16 if arg.smoke else 32

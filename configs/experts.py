@@ -7,7 +7,7 @@ Arguments, as in experts.py:experts=depth+edge,noise=edge:
   noise: of which of them the labels are replaced by noise.
   teachers: whose maps the photo's tokens learn to predict, in training alone (docs/experts.md).
   labels: a folder of other labels of the held-out scenes, such as a student's, to evaluate a trained model with.
-  places: as the quickstart has them.
+  places: as the quickstart has them; without by default, as in the paper.
   steps, batch: of training, and photos in each.
   smoke: all of it in less than a minute, to see that it works.
 """

@@ -57,7 +57,7 @@ def get_config(arg=None):
 
 
 def on_scenes(arg):
-    config = quickstart.get_config(f"experts={arg.experts},smoke={arg.smoke}")
+    config = quickstart.get_config(f"experts={arg.experts},places=False,smoke={arg.smoke}")
     config.model = dict(
         name="nanovlm",
         variant="tiny",

@@ -28,7 +28,7 @@ ALL_BUT_FEW = (r"(?!.*/lora/|.*(bias|scale)$).*",)  # a new style moves what bia
 def get_config(arg=None):
     style = dict(negative=False, init="", rank=0, lr=0.0, steps=300)
     arg = parse_arg(arg, scenes=True, objects=False, experts="all", smoke=False, **style)
-    config = quickstart.get_config(f"experts={arg.experts},smoke={arg.smoke}")
+    config = quickstart.get_config(f"experts={arg.experts},places=False,smoke={arg.smoke}")
     # Texts are those of the quickstart, several in a row, each of which sees the image and itself from left to right.
     config.model = dict(
         name="paligemma",

@@ -5,7 +5,7 @@
 Arguments, as in quickstart.py:z,smoke:
   z: PrismerZ, the same model without experts, for comparison.
   experts: a subset of them, such as depth+edge.
-  places: they are on the photo's tokens, too: words are read, but no photo without labels (docs/experts.md).
+  places: False for the paper's Prismer; else what they see is on the photo's tokens, too (docs/experts.md).
   smoke: all of it in less than a minute, to see that it works.
 """
 
@@ -19,8 +19,9 @@ LENGTH = 100  # tokens: all eight questions of a scene with their answers, or it
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, z=False, smoke=False, experts="all", places=False)
+    arg = parse_arg(arg, z=False, smoke=False, experts="all", places=True)
     experts = "none" if arg.z else arg.experts
+    places = arg.places and experts != "none"
     count, batch = (128, 16) if arg.smoke else (4000, 32)
 
     config = ConfigDict()
@@ -30,20 +31,24 @@ def get_config(arg=None):
     config.total_steps = 20 if arg.smoke else 900
 
     # ---------------------------------------------------------------- data: captions and questions together
-    look = f"labels_for('{experts}')|decode|resize({SIZE}, {SIZE if arg.places else LABEL_SIZE})"
+    look = f"labels_for('{experts}')|decode|resize({SIZE}, {SIZE if places else LABEL_SIZE})"
     train = dict(name="scenes", split="train", task="all", size=SIZE, count=count)
     config.tokenizer = "scenes"
     config.data = dict(
         captions=dict(**train, pp=f"{look}|pack({LENGTH}, of='captions')", weight=1.0),
         questions=dict(**train, pp=f"{look}|pack({LENGTH}, of='questions', answer='majority')", weight=2.0),
     )
+    if places:  # once it can read, it learns to do without labels as well
+        for name, part in list(config.data.items()):
+            alone = dict(part, pp=f"labels_for('none')|{part.pp}", weight=part.weight / 3, start_percent=67.0)
+            config.data[f"{name}_alone"] = alone
 
     # ---------------------------------------------------------------- model and training
     config.model = dict(
         name="prismer",
         variant="small",
         experts=experts,
-        places=arg.places,
+        places=places,
         image_size=SIZE,
         classes=dict(seg_coco=scenes.CLASSES, obj_detection=scenes.CLASSES),
     )

@@ -11,7 +11,8 @@ from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 from prismer_jax.report import results
 
-DATA_KEYS = ("name", "pp", "weight", "pack", "features")  # of a data section; the rest goes to the data set
+# Of a data section; the rest goes to the data set.
+DATA_KEYS = ("name", "pp", "weight", "pack", "features", *config.duration_keys("start"))
 
 
 def load_source(section: config.Section, where: str) -> Any:

@@ -8,8 +8,10 @@ resuming is slicing at the step; no iterator state is saved.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import importlib
+import itertools
 import logging
 import os
 import signal
@@ -48,8 +50,9 @@ def train_batches(
     """The endless batches of a training run from `first_step` on: this process's rows of each global batch.
 
     Args:
-      data: the mixture, each {'source': ..., 'pp': ..., 'weight': 1.0}; a source has __len__ and __getitem__, and may
-        have order(order, batch_size, seed) -> another function of the place.
+      data: the mixture, each {'source': ..., 'pp': ..., 'weight': 1.0, 'start': 0}, the step from which on it is mixed
+        in; a source has __len__ and __getitem__, and may have order(order, batch_size, seed) -> another function of
+        the place.
       batch_size: of all processes together.
       seed: of the order, of the augmentations and of what replaces bad samples.
       first_step: of the first batch; a resumed run passes the step of its checkpoint.
@@ -68,9 +71,7 @@ def train_batches(
         if not len(part["source"]):
             raise UserError(f"Data set {number + 1} of the mixture is empty. Check its split and limit.")
         if (weight := float(part.get("weight", 1.0))) <= 0:
-            raise UserError(
-                f"Data set {number + 1} of the mixture has weight {weight}; leave it out or make it positive."
-            )
+            raise UserError(f"Data set {number + 1} of the mixture has weight {weight}; leave it out or raise it.")
         own_seed = np.random.SeedSequence([seed, number]).generate_state(1)
         indices = grain.MapDataset.range(len(part["source"])).seed(int(own_seed[0])).shuffle().repeat(None)
         if hasattr(part["source"], "order"):
@@ -78,9 +79,15 @@ def train_batches(
             indices = grain.MapDataset.range(sys.maxsize).seed(int(own_seed[0])).map(order)
         parts.append(indices.random_map(_TrainExample(part["source"], part["pp"])))
         weights.append(weight)
-    if not parts:
-        raise UserError("The mixture has no data set.")
-    chain = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    starts = [part.get("start", 0) * batch_size for part in data]
+    if min(starts, default=1) > 0:
+        raise UserError("The mixture has no data set that starts at step 0.")
+    phases = []  # a part that starts later gives at each place what it would have given anyway
+    for start, stop in itertools.pairwise([*sorted(set(starts)), sys.maxsize - 1]):
+        there = [number for number, first in enumerate(starts) if first <= start]
+        mixed = grain.MapDataset.mix([parts[number] for number in there], [weights[number] for number in there])
+        phases.append(mixed[start:stop])
+    chain = grain.MapDataset.concatenate(phases)
     rows = range(batch_size) if rows is None else rows
     chain = grain.MapDataset.source(_Rows(chain, batch_size, rows)) if len(rows) < batch_size else chain
     chain = chain.batch(len(rows), batch_fn=functools.partial(_collate, trim=len(rows) == batch_size))
@@ -152,40 +159,30 @@ def eval_batches(
     _check_rows(batch_size, rows)
     if not len(source):
         raise UserError("The data set to evaluate on is empty. Check its split and limit.")
-    return EvalBatches(source, pp, batch_size, rows, num_workers, num_threads, numbers)
+    every = np.arange(-(-len(source) // batch_size) * batch_size).reshape(-1, batch_size)
+    wanted = every if numbers is None else every[np.asarray(numbers, int)]
+    wanted = wanted if rows is None else wanted[:, np.asarray(rows)]
+    examples = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
+    collate = functools.partial(_collate, trim=wanted.shape[1] == batch_size, meta=True)
+    return EvalBatches(examples.batch(wanted.shape[1], batch_fn=collate), len(wanted), num_workers, num_threads)
 
 
+@dataclasses.dataclass
 class EvalBatches(Iterable[Batch]):
     """See `eval_batches`; `len` is the number of batches."""
 
-    def __init__(
-        self,
-        source: Any,
-        pp: Any,
-        batch_size: int,
-        rows: Sequence[int] | None,
-        num_workers: int,
-        num_threads: int | None,
-        numbers: Sequence[int] | None,
-    ) -> None:
-        every = np.arange(-(-len(source) // batch_size) * batch_size).reshape(-1, batch_size)
-        wanted = every if numbers is None else every[np.asarray(numbers, int)]
-        wanted = wanted if rows is None else wanted[:, np.asarray(rows)]
-        self._length = len(wanted)
-        examples = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
-        collate = functools.partial(_collate, trim=wanted.shape[1] == batch_size, meta=True)
-        self._chain = examples.batch(wanted.shape[1], batch_fn=collate)
-        self._workers = num_workers, num_threads
+    chain: grain.MapDataset
+    length: int
+    num_workers: int
+    num_threads: int | None
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self._length:
-            return
-        batches = _iterate(self._chain, *self._workers)
+        batches = _iterate(self.chain, self.num_workers, self.num_threads)
         try:
-            for _ in range(self._length):
+            for _ in range(self.length):
                 batch = _next(batches)
                 del batch["_bad"], batch["_cut"], batch["_seen"]
                 yield batch

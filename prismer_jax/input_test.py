@@ -117,6 +117,19 @@ def test_mixtures_keep_their_weights_and_do_not_share_randomness():
     assert first != second
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_part_that_starts_later_changes_no_batch_before_it_and_is_resumed(workers):
+    first = {"source": Numbers(40), "pp": draw, "weight": 3}
+    mixture = [first, {"source": Numbers(40, start=100), "pp": draw, "weight": 1, "start": 4}]
+    whole = take(batches(data=mixture), 10)
+    late = [(batch["image"][:, 0, 0, 0] >= 100).mean() for batch in whole]
+    assert late == [0] * 4 + [0.25] * 6
+    for batch, alone in zip(whole, take(batches(data=[first]), 4), strict=False):
+        np.testing.assert_array_equal(batch["drawn"], alone["drawn"])
+    for batch, resumed in zip(whole[3:], take(batches(3, mixture, num_workers=workers), 7), strict=True):
+        np.testing.assert_array_equal(batch["drawn"], resumed["drawn"])
+
+
 def test_bad_samples_are_counted_named_and_replaced_by_the_same_others(caplog):
     data = [{"source": Numbers(bad=range(5)), "pp": draw}]
     caplog.set_level(logging.WARNING)
@@ -178,6 +191,7 @@ def test_texts_that_were_cut_are_counted_and_reported_once(caplog):
         ({"rows": ()}, r"rows \[\] are not some"),
         ({"data": [{"source": Numbers(0), "pp": draw}]}, "empty"),
         ({"data": [{"source": Numbers(), "pp": draw, "weight": 0}]}, "weight 0"),
+        ({"data": [{"source": Numbers(), "pp": draw, "start": 2}]}, "no data set that starts at step 0"),
     ],
 )
 def test_impossible_settings_are_explained(options, message):

@@ -96,9 +96,9 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     data_seen.check(workdir, {part["name"]: part["source"] for part in mixture}, start.allow_changed_data)
     durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=sum(part["size"] for part in mixture))
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
-    every = {
-        name: max(1, config.steps(cfg, name, default=total_steps, **durations)) for name in ("log", "evaluate", "save")
-    }
+    for part in mixture:
+        part["start"] = config.steps(cfg.data[part["name"]], "start", default=0, **durations)
+    every = {n: max(1, config.steps(cfg, n, default=total_steps, **durations)) for n in ("log", "evaluate", "save")}
 
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
     training = make_step(cfg, tokenizer, mesh, durations)

@@ -80,7 +80,7 @@ class VisionEncoder(nn.Module):
         self.sow("intermediates", "tokens_rgb", x)
         x = (rearrange(x, "b h w d -> b (h w) d") + positions).astype(self.dtype)  # gradients of tables in float32
         if self.experts:
-            maps = self._expert_maps(features, instances, train)
+            maps, means = self._expert_maps(features, instances, train)
             rows = [rearrange(m, "b h w d -> b (h w) d") for m in maps]
             where = jnp.concatenate([layers.resize_positions(positions, m.shape[1:3]) for m in maps])
             tokens = (jnp.concatenate(rows, axis=1) + where).astype(self.dtype)
@@ -96,8 +96,8 @@ class VisionEncoder(nn.Module):
         x = layers.LayerNorm(name="norm_post")(x)
         self.sow("patches", "tokens", x[:, : side**2])  # for training.targets
         if self.experts and self.places:
-            project = layers.Dense(self.width, self.dtype, nn.initializers.zeros, name="places")
-            x = x.at[:, : side**2].add(project(jnp.concatenate(rows, axis=-1)))
+            project = layers.Dense(self.width, self.dtype, name="places")
+            x = x.at[:, : side**2].add(project(jnp.concatenate(rows + means, axis=-1)))
         return x
 
     def _patches(self, image: Array, side: int) -> Array:
@@ -108,13 +108,17 @@ class VisionEncoder(nn.Module):
         patches = rearrange(image, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         return layers.product(patches, kernel.reshape(-1, self.width))
 
-    def _expert_maps(self, features: Features, instances: Any, train: bool) -> list[Array]:
-        stems, maps, whole = {}, [], self.image_size // self.patch_size * self.patch_size
+    def _expert_maps(self, features: Features, instances: Any, train: bool) -> tuple[list[Array], list[Array]]:
+        """Returns the stems' tokens [b h w d] of each expert, and with `places` its map's means in patches [b n c]."""
+        stems, maps, means, side = {}, [], [], self.image_size // self.patch_size
+        whole = side * self.patch_size
         for expert in self.experts:
             item, kind = features[expert], "ids" if EXPERTS[expert].storage == "ids" else "scaled"
-            sides = (item[0] if isinstance(item, tuple) else item).shape[1:3]
-            size = tuple(SCALE[kind] * n // self.patch_size for n in ((whole, whole) if self.places else sides))
+            sides = (whole, whole) if self.places else (item[0] if isinstance(item, tuple) else item).shape[1:3]
+            size = tuple(SCALE[kind] * n // self.patch_size for n in sides)
             x = resize_ids(*item, size) if isinstance(item, tuple) else resize(item, size)
+            if self.places:
+                means.append(rearrange(x, "b (h p) (w q) c -> b (h w) (p q) c", h=side, w=side).mean(2))
             domain = EXPERTS[expert].stem  # both segmentations share a stem
             if domain not in stems:
                 stem = layers.rematerialised(Stem, self.remat)  # kept whole, stems of photos of 480 pixels fill a chip
@@ -127,4 +131,4 @@ class VisionEncoder(nn.Module):
                 if instances is not None:
                     x = add_instances(x, *instances, embedding)
             maps.append(x)
-        return maps
+        return maps, means

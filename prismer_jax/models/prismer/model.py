@@ -86,8 +86,8 @@ class Prismer(nn.Module):
     Attributes:
       experts: names of prismer_jax.labels.EXPERTS whose labels are read.
       image_size: side of the (square) image; labels may have any size.
-      places: unlike the reference, stems read on the grid of patches, and what they read is added to the tokens of
-        these behind the image encoder as well, through a projection that starts at zero (as in towers.label_tokens).
+      places: unlike the reference, stems read on the grid of patches, and what they read there and the map's mean are
+        added to each patch's token behind the image encoder as well, through a projection.
       decoder: sizes of the text decoder: width, layers, heads, mlp_dim, vocab_size, max_positions[, dropout,
         initializer_range, pad]; positions count on from `pad`, the tokenizer's id of padding (RoBERTa's by default).
       classes: names of an expert's classes where a data set has its own; the official number of classes otherwise.

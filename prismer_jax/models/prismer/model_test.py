@@ -191,7 +191,7 @@ def test_several_images_a_row_are_a_user_error():
 def test_with_places_a_word_is_on_the_tokens_near_it():
     """Without, it is in the latents alone, one of all things that experts see; a small model did not learn to read."""
     word = np.full((1, 64, 64, 1), BACKGROUND, np.uint8)
-    word[:, 4:12, 4:12] = 0  # on the second patch of the second of eight rows
+    word[:, 4:12, 4:12] = 0  # on four of the eight by eight patches
     features = np.random.RandomState(0).standard_normal((2, 1, 256, 64)).astype(np.float16)
     batch = {"image": np.full((1, 128, 128, 3), 128, np.uint8), EXPERTS["ocr_detection"].key: word}
     one, other = (jax.tree.map(jnp.asarray, {**batch, WORDS_KEY: said}) for said in features)
@@ -205,13 +205,18 @@ def test_with_places_a_word_is_on_the_tokens_near_it():
         return moved(model, variables)[:3, :3].mean(), moved(model, variables)[5:, 5:].mean()
 
     model, variables = small("ocr_detection", image_size=128, places=True)
-    near, far = near_and_far(model, variables)
-    assert near < 3 * far  # the projection starts at zero
     variables = jax.tree.map(jnp.asarray, variables)
-    kernel = np.random.RandomState(1).standard_normal((32, 32)).astype(np.float32)
+    variables["params"]["encoder"]["places"]["kernel"] *= 0
+    near, far = near_and_far(model, variables)
+    assert near < 3 * far
+    kernel = np.random.RandomState(1).standard_normal((32 + 64, 32)).astype(np.float32)
     variables["params"]["encoder"]["places"]["kernel"] = jnp.asarray(kernel)
     near, far = near_and_far(model, variables)
     assert near > 20 * far
+    kernel[:32] = 0  # without what the stem reads: the word's own vector, on the patches that show it
+    variables["params"]["encoder"]["places"]["kernel"] = jnp.asarray(kernel)
+    changed = np.argwhere(moved(model, variables) > 30 * near_and_far(model, variables)[1])
+    assert changed.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
 def test_places_change_no_model_without_them_and_have_no_official_name():
