@@ -26,7 +26,8 @@ TILE, WINDOW = 4, 6  # pixels on a side: of the output, and of the input that it
 # And infinity. Rounding errors of random convolutions in float32 are four times those of a plain sum with these; with
 # 0, 1, -1, 2, -2, which are the usual ones, they are eight times (measured against float64).
 POINTS = (0, 0.75, -0.75, 1.5, -1.5)
-LEAST_CHANNELS, LEAST_PIXELS = 64, 200  # below, transforms take longer than the products save
+LEAST_CHANNELS, LEAST_PIXELS = 32, 400  # below, transforms take longer than the products save
+TOGETHER = 2**21  # transformed numbers, of input and output, that are held at once: they stay in a processor's cache
 
 
 @functools.cache
@@ -49,31 +50,41 @@ def transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def convolve(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: Sequence[tuple[int, int]]
 ) -> Float[Array, "b H W d"]:
-    """Computes a 3x3 convolution with stride 1 by Winograd's F(4x4, 3x3).
+    """Computes a 3x3 convolution with stride 1 by Winograd's F(4x4, 3x3), strip by strip.
 
     Args:
-      padding: zeros before and after each of the two axes.
+      padding: zeros before and after each of the two axes; negative ones cut.
     """
+    height, width = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], padding, strict=True))
+    tall, wide = -(-height // TILE), -(-width // TILE)  # in tiles
+    numbers = WINDOW**2 * len(x) * tall * wide * sum(kernel.shape[2:])
+    together = max(TOGETHER, WINDOW**2 * math.prod(kernel.shape[2:]))  # each strip reads the whole kernel
+    rows = -(-tall // -(-numbers // together))  # of tiles in a strip
+    strips = -(-tall // rows)
+    # What the last tiles see beyond the padding reaches only pixels that are cut off.
+    (top, _), (left, _) = padding
+    bottom, right = (n * TILE + 2 - m for n, m in ((strips * rows, x.shape[1] + top), (wide, x.shape[2] + left)))
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
+
     source, of_kernel, result = transforms()
-    sizes = [n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], padding, strict=True)]
-    tiles = [-(-n // TILE) for n in sizes]
-    # What the last tiles see beyond the padding reaches only pixels that are cut off; negative padding cuts.
-    ends = [(before, t * TILE + 2 - n - before) for n, t, (before, _) in zip(x.shape[1:3], tiles, padding, strict=True)]
-    first = x[0, 0, 0, 0]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*end, 0) for end in ends), (0, 0, 0)])
-    spans = [(t - 1) * TILE + 1 for t in tiles]  # from the first to the last pixel of one place in the windows
-    # Axis after axis, each as sums of shifted copies; the barrier keeps the first from being computed for each of six.
-    x = jnp.stack(combine(source, [x[:, i : i + spans[0] : TILE] for i in range(WINDOW)]))
-    x = jax.lax.optimization_barrier(x)
-    x = jnp.stack(combine(source, [x[:, :, :, i : i + spans[1] : TILE] for i in range(WINDOW)]), 1)
-    # As one product: XLA sums over axes of length 3 slowly. It adds a zero that depends on the input, or the kernels of
+    # One product: XLA sums over axes of length 3 slowly. It adds a zero that depends on the input, or the kernels of
     # all layers would be transformed before the first layer, and held: a gigabyte.
-    both = jnp.asarray(np.kron(of_kernel, of_kernel), x.dtype) + jnp.minimum(jnp.abs(first), 0)
+    both = jnp.asarray(np.kron(of_kernel, of_kernel), x.dtype) + jnp.minimum(jnp.abs(x[0, 0, 0, 0]), 0)
     kernel = (both @ kernel.reshape(9, -1)).reshape(WINDOW, WINDOW, *kernel.shape[2:])
-    out = jnp.einsum("ijbyxc,ijcd->ijbyxd", x, kernel)
-    out = jax.lax.optimization_barrier(jnp.stack(combine(result, out)))
-    out = jnp.stack(combine(result, [out[:, j] for j in range(WINDOW)]), -2)
-    return rearrange(out, "i b y x j d -> b (y i) (x j) d")[:, : sizes[0], : sizes[1]]
+
+    def strip(i: Array) -> Float[Array, "b H W d"]:
+        y = jax.lax.dynamic_slice_in_dim(padded, i * rows * TILE, rows * TILE + 2, 1)
+        # Axis after axis, as sums of shifted copies. Barriers keep the first from being computed six times.
+        y = jnp.stack(combine(source, [y[:, n : n + TILE * rows - 3 : TILE] for n in range(WINDOW)]))
+        y = jax.lax.optimization_barrier(y)
+        y = jnp.stack(combine(source, [y[:, :, :, n : n + TILE * wide - 3 : TILE] for n in range(WINDOW)]), 1)
+        y = jnp.einsum("ijbyxc,ijcd->ijbyxd", y, kernel)
+        y = jax.lax.optimization_barrier(jnp.stack(combine(result, y)))
+        y = jnp.stack(combine(result, [y[:, n] for n in range(WINDOW)]), -2)
+        return rearrange(y, "i b y x j d -> b (y i) (x j) d")
+
+    out = jax.lax.map(strip, jnp.arange(strips))  # of one strip the compiler makes no loop
+    return rearrange(out, "n b h w d -> b (n h) w d")[:, :height, :width]
 
 
 def combine(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
@@ -84,8 +95,7 @@ def combine(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
 def conv_general_dilated(x: Array, kernel: Array, strides: Sequence[int], padding: Any, **settings: Any) -> Array:
     """Convolves as `jax.lax.conv_general_dilated` does, in whose place `flax.linen.Conv` takes it.
 
-    On a CPU, 3x3 convolutions of one image or a batch [b, h, w, c] in float32 with stride 1 are Winograd's where that
-    is faster.
+    On a CPU, 3x3 convolutions in float32 with stride 1 are Winograd's where that is faster.
     """
     plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **settings)
     dilations = (*(settings.get("lhs_dilation") or (1,)), *(settings.get("rhs_dilation") or (1,)))
