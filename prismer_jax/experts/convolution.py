@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
+from prismer_jax.experts.winograd import Conv
 from prismer_jax.towers import layers
 from prismer_jax.towers.stem import BatchNorm
 from prismer_jax.typing import Array, Float, typed
@@ -35,7 +36,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W {self.features}"]:
-        conv = nn.Conv(
+        conv = Conv(
             self.features,
             (self.kernel, self.kernel),
             self.stride,

@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from prismer_jax.experts import layers
 from prismer_jax.experts.expert import Label, SquareExpert
+from prismer_jax.experts.winograd import Conv
 from prismer_jax.towers.layers import MLP, Attention, LayerNorm, stack
 from prismer_jax.towers.stem import resize
 from prismer_jax.typing import Array, Float, UInt8, typed
@@ -77,7 +78,7 @@ class ResidualUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        conv = functools.partial(nn.Conv, x.shape[-1], (3, 3), padding=1, dtype=self.dtype)
+        conv = functools.partial(Conv, x.shape[-1], (3, 3), padding=1, dtype=self.dtype)
         return x + conv(name="conv_2")(jax.nn.relu(conv(name="conv_1")(jax.nn.relu(x))))
 
 
@@ -110,7 +111,7 @@ class DPT(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h w"]:
         """Takes photos scaled to [-1, 1], whose sides are multiples of 32."""
         tap = functools.partial(self.sow, "intermediates")
-        conv = functools.partial(nn.Conv, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype)
         # The ResNet computes in float32 whatever the dtype: from block to block its errors grow a hundredfold.
         x = layers.StandardizedConv(64, 7, 2, name="stem_conv")(image)
         x = jax.nn.relu(layers.GroupNorm(name="stem_norm")(x))

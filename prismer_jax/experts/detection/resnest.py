@@ -6,6 +6,7 @@ constants: xingyizhou/UniDet, unidet/modeling/backbone/{resnest,splat}.py.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax.experts.convolution import ConvNorm
+from prismer_jax.experts.winograd import conv_general_dilated
 from prismer_jax.towers.layers import torch_uniform
 from prismer_jax.towers.stem import BatchNorm
 from prismer_jax.typing import Array, Float, typed
@@ -40,11 +42,9 @@ class SplitAttention(nn.Module):
         shape = (3, 3, share, RADIX * self.features)
         kernel = self.param("kernel", torch_uniform(9 * share), shape).astype(self.dtype)
         # One convolution a branch: XLA's grouped convolution takes several times as long on a CPU.
+        conv = functools.partial(conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
         pairs = zip(jnp.split(x, RADIX, -1), jnp.split(kernel, RADIX, -1), strict=True)
-        branches = [
-            jax.lax.conv_general_dilated(part, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-            for part, k in pairs
-        ]
+        branches = [conv(part, k, (1, 1), "SAME") for part, k in pairs]
         y = jax.nn.relu(BatchNorm(name="norm")(jnp.concatenate(branches, -1)))
         branches = jnp.split(y, RADIX, -1)
         means = sum(branches).mean((1, 2), keepdims=True)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from prismer_jax.experts.detection import boxes, fpn
+from prismer_jax.experts.winograd import Conv
 from prismer_jax.typing import Array, Float, Int, typed
 
 SIDES = 4  # strides that the smallest anchor's side measures
@@ -45,7 +46,7 @@ class Head(nn.Module):
     @nn.compact
     @typed
     def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w a"], Float[Array, "b h w 4*a"]]:
-        x = jax.nn.relu(nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(x))
+        x = jax.nn.relu(Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(x))
         logits = nn.Conv(ANCHORS, (1, 1), dtype=self.dtype, name="objectness")(x)
         deltas = nn.Conv(4 * ANCHORS, (1, 1), dtype=self.dtype, name="deltas")(x)
         return logits.astype(jnp.float32), deltas.astype(jnp.float32)

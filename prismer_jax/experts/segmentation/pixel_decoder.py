@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax.experts.segmentation.deformable_attention import DeformableAttention, Sizes
+from prismer_jax.experts.winograd import Conv
 from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, typed
 from prismer_jax.weights import rows
@@ -110,7 +111,7 @@ class PixelDecoder(nn.Module):
         finest = features["res2"].astype(jnp.float32)
         finest = group_norm(name="norm_lateral")(nn.Conv(self.width, (1, 1), use_bias=False, name="lateral")(finest))
         finest = finest + resize(maps[-1], finest.shape[1:3])
-        finest = nn.Conv(self.width, (3, 3), use_bias=False, name="fpn")(finest)
+        finest = Conv(self.width, (3, 3), use_bias=False, name="fpn")(finest)
         finest = jax.nn.relu(group_norm(name="norm_fpn")(finest))
         return nn.Conv(self.mask_width, (1, 1), name="mask_features")(finest), maps
 

@@ -121,9 +121,10 @@ def edge() -> Callable[[Any], Any]:
 
 
 def ocr_detection() -> Callable[[Any], Any]:
+    # Of what finds words in the network's maps, which is no part of the network.
+    sys.meta_path.insert(0, Stubs("cv2", "shapely", "pyclipper", "editdistance"))
     import experts.ocr_detection.charnet.modeling.model as charnet
 
-    # What finds words in the network's maps is no part of the network.
     charnet.OrientedTextPostProcessing = lambda **_: None
     model = charnet.CharNet().eval()
 
