@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent
 FLOORS = [
     {"errors", "typing", "registry", "labels", "runtime", "testing"},
     {"batch"},
-    {"config", "files", "label_files", "label_png", "metrics", "objects", "pp", "scores"},
+    {"config", "files", "label_files", "label_png", "label_rows", "metrics", "objects", "pp", "scores"},
     {"tree", "sharding", "optim", "checkpoint", "losses", "input", "weights", "shards"},
     {"towers", "datasets"},
     {"models", "decode"},
@@ -20,8 +20,8 @@ FLOORS = [
     {"captioner", "labelling", "sentences"},
     {"train", "evaluate", "caption", "retrieve", "lmms", "assembly", "compare", "scoring", "training", "planning"},
 ]
-WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "label_png", "files", "metrics", "objects"]
-WORKER_SIDE += ["pp", "shards", "datasets"]
+WORKER_SIDE = ["errors", "registry", "config", "labels", "label_files", "label_png", "label_rows", "files"]
+WORKER_SIDE += ["metrics", "objects", "pp", "shards", "datasets"]
 WITHOUT_JAX = [*WORKER_SIDE, "scores", "report", "compare", "scoring"]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_test.py") and p != PACKAGE / "__init__.py")
 

@@ -5,6 +5,7 @@ import os
 import sys
 import zlib
 
+import cv2
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import label_files, label_png, labels
+from prismer_jax import label_files, label_png, label_rows, labels
 from prismer_jax.errors import BadSample
 
 
@@ -107,6 +108,31 @@ def test_grey_maps_are_read_from_every_kind_of_8_bit_png():
 def test_unusable_maps_name_the_file(expert, data, message):
     with pytest.raises(BadSample, match=f"x.png: .*{message}"):
         label_png.decode(expert, data, "x.png")
+
+
+@pytest.mark.parametrize("height", [1, 15, 16, 17, 47, 64])
+@pytest.mark.parametrize("expert", ["depth", "normal"])
+def test_stored_maps_are_pngs_that_all_read_alike(expert, height):
+    shape = (height, 9, labels.EXPERTS[expert].channels)
+    label = np.random.default_rng(height).integers(0, 256, shape, np.uint8)
+    data = label_rows.encode(label)
+    np.testing.assert_array_equal(label_png.decode(expert, data), label)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))).reshape(shape), label)
+    read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED).reshape(shape)
+    np.testing.assert_array_equal(read[..., ::-1], label)
+    assert label_png.decode(expert, data).flags.writeable
+
+
+def test_what_resembles_a_stored_map_is_read_as_what_it_is():
+    label = np.random.default_rng(0).integers(0, 256, (20, 9, 1), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(label[..., 0]).save(buffer, "png", compress_level=0)  # stored, with filters of its own
+    assert buffer.getvalue()[37:44] in label_png.STORED
+    np.testing.assert_array_equal(label_png.decode("depth", buffer.getvalue()), label)
+    damaged = bytearray(label_rows.encode(label))
+    damaged[43:46] = b"\7\7\7"
+    with pytest.raises(BadSample, match="cannot be read"):
+        label_png.decode("depth", bytes(damaged), "x")
 
 
 def test_ids_up_to_the_last_class_and_the_background_are_valid():

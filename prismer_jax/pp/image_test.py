@@ -250,6 +250,22 @@ def test_random_resized_crop_is_a_crop_then_a_resize():
         np.testing.assert_array_equal(out[key].squeeze(), np.asarray(cut.resize((16, 16), Image.Resampling.NEAREST)))
 
 
+@pytest.mark.parametrize(("size", "most"), [(16, 3), (32, 3), (96, 1)])
+def test_opencvs_filter_is_near_pillows_and_leaves_labels_as_they_are(size, most):
+    """On a photo without sharp edges, whether it grows or shrinks."""
+    maps, photo = all_labels(40, 60), smooth() // 2
+    out, exact = (
+        run(f"random_resized_crop({size}, 16, filter={name!r})", {"image": photo, **maps}, seed=3)
+        for name in ("opencv", "pillow")
+    )
+    assert out["image"].shape == exact["image"].shape == (size, size, 3)
+    assert np.abs(out["image"].astype(int) - exact["image"]).mean() < most
+    assert not np.array_equal(out["image"], exact["image"])
+    assert all(np.array_equal(out[key], exact[key]) for key in maps)
+    with pytest.raises(UserError, match="filter"):
+        pp.build("random_resized_crop(32, filter='nearest')")
+
+
 def test_boxes_lie_inside_and_have_the_wanted_area_and_ratio():
     rng = np.random.default_rng(0)
     for height, width in [(100, 100), (480, 640), (30, 400), (1, 1)]:
@@ -348,6 +364,33 @@ def test_sliding_is_pillows_to_the_bit(move, shape):
                 size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=(0, 0, 0)
             )
             np.testing.assert_array_equal(randaugment.slide(photo, affine), np.asarray(expected))
+
+
+def test_sliding_by_a_hair_from_a_whole_number_is_pillows_too():
+    """Where x + c is rounded, two pixels beside each other have neighbours that are not."""
+    photo, affine = np.random.default_rng(0).integers(0, 256, (5, 70, 3), np.uint8), (1, 0, 1 - 2**-52, 0, 1, 0)
+    assert randaugment._slide(affine, 70, 5) is None
+    expected = Image.fromarray(photo).transform((70, 5), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(randaugment.slide(photo, affine), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("move", "pillows"), [("autocontrast", ImageOps.autocontrast), ("equalize", ImageOps.equalize)]
+)
+def test_contrasts_are_pillows_to_the_bit(move, pillows):
+    rng = np.random.default_rng(0)
+    photos = [np.full((20, 30, 3), 7, np.uint8), np.zeros((1, 1, 3), np.uint8), smooth(200, 250)]
+    for low, high, shape in (
+        (0, 256, (40, 60, 3)),
+        (40, 90, (16, 17, 3)),
+        (200, 202, (31, 33, 3)),
+        (3, 250, (300, 9, 3)),
+    ):
+        photos.append(rng.integers(low, high, shape, np.uint8))
+    photos.append(np.minimum(photos[-1], (9, 100, 255)).astype(np.uint8))  # channels differ
+    for photo in photos:
+        out = randaugment.apply({"image": photo}, move, 5, 1)["image"]
+        np.testing.assert_array_equal(out, np.asarray(getattr(ImageOps, move)(Image.fromarray(photo))))
 
 
 @pytest.mark.parametrize("move", ["brightness", "sharpness"])

@@ -1,21 +1,19 @@
 """From an example of a source to what a record stores: photo and labels are looked at once, here, and found good.
 
 The photo stays as it was encoded where every reader can use it; only what is larger than wanted, or of a kind that does
-not decode to RGB of 8 bits, is encoded again. Label maps are stored as lossless PNG, with the settings of `labels`.
+not decode to RGB of 8 bits, is encoded again. Label maps are stored as PNG that the record file compresses.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from prismer_jax import label_files, label_png, labels
+from prismer_jax import label_png, label_rows, labels
 from prismer_jax.errors import BadSample
 from prismer_jax.pp import image
 from prismer_jax.pp.labels import resample
@@ -52,9 +50,8 @@ def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_sid
     photo = image.read_image(encoded, label_png.MAX_PIXELS, where)
     found = {key: example[key] for name in experts if (key := f"labels/{name}") in example}
     decoded = _decode({"id": example["id"], "image": photo, **found}, None)
-    given = {name: found[f"labels/{name}"] for name in experts if f"labels/{name}" in found}
     if max_side is not None and max(photo.shape[:2]) > max_side:
-        photo, given = _shrink(photo, max_side), {}
+        photo = _shrink(photo, max_side)
         decoded |= resample(decoded, photo.shape[:2])
         encoded = _jpeg(photo)
     elif not _readable_by_all(encoded):
@@ -63,7 +60,7 @@ def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_sid
     arguments = {
         "id": str(example["id"]),
         "image": encoded,
-        "labels": {name: _png(map, given.get(name)) for name, map in maps.items()},
+        "labels": {name: label_rows.encode(map) for name, map in maps.items()},
         "experts": tuple(experts),
         "captions": list(example.get("captions", ())),
         "questions": list(example.get("questions", ())),
@@ -79,34 +76,6 @@ def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_sid
         arguments["word_features"] = features[: len(arguments["words"])]
     _check_texts(arguments)
     return arguments
-
-
-def _png(map: np.ndarray, given: str | bytes | np.ndarray | None) -> bytes:
-    """The PNG of a map: the given one, if that decodes as fast as `label_files.encode`'s."""
-    if given is not None and not isinstance(given, np.ndarray):
-        png = image.read_bytes(given, "a label")
-        if png and decodes_fast(png, map.shape[2]):
-            return png
-    return label_files.encode(map)
-
-
-def decodes_fast(png: bytes, channels: int) -> bool:
-    """Whether a whole PNG has 8 bits, these channels, and in all rows one of the filters of `label_files.encode`.
-
-    Those are no filter (0) and the difference to the row above (2); the others take twice as long to undo. See the PNG
-    specification (ISO/IEC 15948), sections 9 and 11.2.
-    """
-    width, _, bits, colour, _, _, interlace = struct.unpack(">IIBBBBB", png[16:29])
-    if (bits, colour, interlace) != (8, {1: 0, 3: 2}[channels], 0):
-        return False
-    place, pieces = 8, []
-    while png[place + 4 : place + 8] != b"IEND":
-        (length,) = struct.unpack(">I", png[place : place + 4])
-        if png[place + 4 : place + 8] == b"IDAT":
-            pieces.append(png[place + 8 : place + 8 + length])
-        place += length + 12
-    rows = zlib.decompress(b"".join(pieces))
-    return set(rows[:: 1 + width * channels]) <= {0, 2}
 
 
 def _shrink(photo: np.ndarray, side: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The schema of a record: a photo with its labels, captions and questions, in a TFDS ArrayRecord shard.
 
-Photo and label maps are stored as they were encoded (JPEG, PNG), so that neither writing nor reading needs TensorFlow.
+Photos are stored as they were encoded (JPEG, say) and label maps as PNG, so that neither writing nor reading needs
+TensorFlow; the maps' PNG is not compressed, for the shard is (label_rows.py).
 A label that a photo lacks is stored as zero bytes. What varies in number is stored flat, for TFDS reads ragged features
 through TensorFlow only: the answers of all questions lie one after the other, and `answer_counts` says how many
 belong to which question.

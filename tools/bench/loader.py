@@ -5,8 +5,9 @@ official layout. Each runs in a worker process, one round of ours over all photo
 counted is the processor's time, of all threads, so that a sample a second means a sample a second of one core however
 busy the machine is; the fastest round of each counts.
 
-    train        decode, random crop, resize to 480 px (labels to 224), flip, RandAugment(2, 5), caption, token ids
-    evaluation   decode, resize, prompt, token ids
+    train           decode, random crop, resize to 480 px (labels to 224), flip, RandAugment(2, 5), caption, token ids
+    train, opencv   the same where photos are resized by OpenCV's filters, which give other pixels than the reference's
+    evaluation      decode, resize, prompt, token ids
 
 The reference makes no token ids in its Dataset, and its batches are not collated here; ours do both.
 """
@@ -33,16 +34,20 @@ from .worker import Worker, worker
 SIZE, LABEL_SIZE, PATCH = 480, 224, 16  # of the official fine-tuning (configs/caption.yaml, prismer.json: base)
 PREFIX = "A picture of"
 BATCH = 8
+TRAIN = (
+    f"labels_for('all')|decode|random_resized_crop({SIZE}, {LABEL_SIZE}{{}})|flip|randaugment(2, 5)"
+    f"|caption({PREFIX!r}, style='reference')|tokenize(64)"
+)
 PP = {
-    "train": f"labels_for('all')|decode|random_resized_crop({SIZE}, {LABEL_SIZE})|flip|randaugment(2, 5)"
-    f"|caption({PREFIX!r}, style='reference')|tokenize(64)",
+    "train": TRAIN.format(""),
+    "train, opencv": TRAIN.format(", filter='opencv'"),
     "evaluation": f"labels_for('all')|decode|resize({SIZE}, {LABEL_SIZE})|caption_prompt({PREFIX!r})|tokenize(64)",
 }
 COLUMNS = ("loader", "samples/s/core", "reference", "ratio", "kB/sample", "reference", "ratio")
 
 
 def measure(source: Any, reference: pathlib.Path | None, python: str, *, seconds: float = 10) -> list[dict[str, Any]]:
-    """Prints a line for training and one for evaluation, and returns them: samples a second of ours, and of theirs.
+    """Prints a line for each chain of PP, and returns them: samples a second of ours, and of theirs.
 
     Args:
       source: photos with captions and labels, of task 'all'.
@@ -53,7 +58,7 @@ def measure(source: Any, reference: pathlib.Path | None, python: str, *, seconds
     with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as name:
         folder = pathlib.Path(name)
         count = write(source, folder)
-        print("{:<12}{:>16}{:>11}{:>8}{:>12}{:>11}{:>8}".format(*COLUMNS), flush=True)
+        print("{:<14}{:>14}{:>11}{:>8}{:>12}{:>11}{:>8}".format(*COLUMNS), flush=True)
         table = []
         for mode in PP:
             both = _run(folder, mode, reference, python, seconds)
@@ -72,7 +77,7 @@ def _run(
         workers = [stack.enter_context(worker([sys.executable, "-m", f"{__package__}.loader", str(folder), mode]))]
         if reference is not None:
             script = pathlib.Path(__file__).with_name("reference") / "run_dataset.py"
-            command = [python, str(script), str(reference.resolve()), str(folder), mode, str(SIZE)]
+            command = [python, str(script), str(reference.resolve()), str(folder), mode.split(",")[0], str(SIZE)]
             workers.append(stack.enter_context(worker(command)))
         for one in workers:
             if not one.ready:
@@ -88,7 +93,7 @@ def _run(
 
 def _line(mode: str, ours: Worker, theirs: Worker | None, count: int) -> str:
     rate, size = count / min(ours.seconds), ours.last
-    line = f"{mode:<12}{rate:>16.1f}"
+    line = f"{mode:<14}{rate:>14.1f}"
     if theirs is None:
         return line + f"{'-':>11}{'-':>8}{size / 1e3:>12.0f}{'-':>11}{'-':>8}"
     their_rate = count / min(theirs.seconds)
