@@ -11,8 +11,7 @@ from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 from prismer_jax.report import results
 
-# Of a data section; the rest goes to the data set.
-DATA_KEYS = ("name", "pp", "weight", "pack", "features", *config.duration_keys("start"))
+DATA_KEYS = ("name", "pp", "weight", "pack", "features", *config.duration_keys("start"))  # others are the data set's
 
 
 def load_source(section: config.Section, where: str) -> Any:

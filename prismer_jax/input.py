@@ -104,8 +104,7 @@ class TrainBatches(Iterator[Batch]):
     """
 
     def __init__(self, batches: Iterator[Batch], max_bad_fraction: float) -> None:
-        self._batches = batches
-        self._max_bad_fraction = max_bad_fraction
+        self._batches, self._max_bad_fraction = batches, max_bad_fraction
         self.seen = self.bad = self.cut = 0
 
     def __next__(self) -> Batch:
@@ -152,9 +151,8 @@ def eval_batches(
     batch n is the example n * batch_size + r; `rows` are those that are wanted, as in `train_batches`. What is no array
     comes as `meta`, a list of one dict a row. `pp` may draw random numbers: they depend on the example alone. The row
     of a bad sample has a `_mask` of False too, and says in its `meta` why it is bad, {"error", "reason"}: whoever
-    leaves it out has to say so.
-
-    `numbers` names the batches wanted, all by default: a run that goes on leaves out those that it has.
+    leaves it out has to say so. `numbers` names the batches wanted, all by default: a run that goes on leaves out those
+    that it has.
     """
     _check_rows(batch_size, rows)
     if not len(source):
@@ -376,8 +374,7 @@ def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_threads = 1 if num_workers else min(cores, 16)
     # Elements are whole batches: Grain's default of 500 prefetched ones would fill the memory.
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    dataset = chain.to_iter_dataset(options)
+    dataset = chain.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain hands absl flags to its workers
             flags.FLAGS.mark_as_parsed()
