@@ -25,9 +25,9 @@ Parts of a config's run [--config FILE[:arg]], which are the default: scenes, lo
     loader/step   how many times faster the loader is than what it feeds
 
 All in one run, one after the other, so that ratios hold on a noisy machine. `--against CHECKOUT` is another checkout of
-this project, whose worker takes the place of the original's in encoder ... train, prismer, paligemma and blip2. What
-fails is said and does not keep the others from being measured; the exit status is then 2. `--json FILE` leaves
-{"caption": {"ratio": ..., "rows": [...]}, ..., "machine": ...} there, with {"error": ...} for what failed.
+this project, whose worker takes the place of the original's in encoder ... train, experts, loader, prismer, paligemma
+and blip2. What fails is said and does not keep the others from being measured; the exit status is then 2. `--json FILE`
+leaves {"caption": {"ratio": ..., "rows": [...]}, ..., "machine": ...} there, with {"error": ...} for what failed.
 """
 
 from __future__ import annotations
@@ -188,19 +188,19 @@ def _checkout(args: argparse.Namespace) -> Any:
 
 def _experts(args: argparse.Namespace) -> Rows:
     networks = [name for name in args.experts if choose("expert", name, experts.NETWORKS)]
-    settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds)
+    settings = dict(batch=args.batch_size, dtype=args.dtype, seconds=args.seconds, against=_checkout(args))
     if args.reference is not None:
         prismer.check_reference(args.reference)
     return experts.measure(networks, args.reference, _python(args) if args.reference else "", **settings)
 
 
 def _loader(args: argparse.Namespace) -> Rows:
-    if args.reference is None:
-        raise UserError("the loader is compared with the official Dataset alone: give --reference.")
-    prismer.check_reference(args.reference)
+    if args.reference is not None:
+        prismer.check_reference(args.reference)
     named = any(getattr(args, kind) is not None for kind in flags.KINDS)
     source = flags.open_source(args) if named else scenes.load(task="all", size=480, count=64)
-    return loader.measure(source, args.reference, _python(args), seconds=args.seconds)
+    python = _python(args) if args.reference else ""
+    return loader.measure(source, args.reference, python, seconds=args.seconds, against=_checkout(args))
 
 
 SUITES: dict[str, Callable[[argparse.Namespace], Rows]] = {

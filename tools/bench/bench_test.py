@@ -92,7 +92,7 @@ def test_another_checkout_takes_the_place_of_the_original(capsys, tmp_path):
         (package / name).touch()
     said = "import sys\nprint('ready', flush=True)\nfor _ in sys.stdin: print(4, flush=True)\nprint(2 * 10**9)"
     (package / "prismer.py").write_text(said)
-    command = worker.our_command(prismer, "encoder", tmp_path)
+    command = worker.our_command(prismer, "encoder", checkout=tmp_path)
     theirs, _ = worker.in_turn([command, fake([1, 2, 2, 2])], 0)
     assert (theirs.seconds, theirs.last) == ([4.0] * 6, 2e9)
 

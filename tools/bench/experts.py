@@ -1,14 +1,13 @@
 """Speed and memory of the experts, beside those of the official PyTorch code: a part of tools.bench.
 
 Each expert is a worker process of its own (python -m tools.bench.experts EXPERT BATCH DTYPE), and so is the reference
-(reference/run_expert.py): one batch of ours, one of theirs, in turn, so that a noisy machine is as noisy for both. The
-fastest batch of each counts. Networks only, on random 480x480 photos and fresh weights; peak memory is that of the
+(reference/run_expert.py): some batches of ours, some of theirs, in turn, so that a noisy machine is as noisy for both.
+The fastest batch of each counts. Networks only, on random 480x480 photos and fresh weights; peak memory is that of the
 process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import resource
 import sys
@@ -20,18 +19,13 @@ import jax
 import numpy as np
 
 from prismer_jax import runtime, sharding
-from prismer_jax.errors import UserError
 from prismer_jax.experts import EXPERTS, Student
 
-from .worker import worker
+from .worker import beside, our_command
 
 SIDE = 480
 NETWORKS = {**EXPERTS, Student.name: Student}  # the reference has no student
 COLUMNS = ("expert", "images/s", "reference", "ratio", "peak GB", "reference")
-
-
-def our_command(name: str, batch: int, dtype: str) -> list[str]:
-    return [sys.executable, "-m", f"{__package__}.experts", name, str(batch), dtype]
 
 
 def their_command(python: str, reference: pathlib.Path, name: str, batch: int) -> list[str]:
@@ -47,6 +41,7 @@ def measure(
     batch: int = 4,
     dtype: str = "float32",
     seconds: float = 10,
+    against: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
     """Prints a line for each expert, and returns them: photos a second and peak gigabytes of ours, and of theirs.
 
@@ -56,26 +51,19 @@ def measure(
       python: the interpreter for it, which has PyTorch.
       batch: photos at a time.
       dtype: that ours compute in.
-      seconds: how long each expert is measured at least; two batches of each code in any case.
+      seconds: how long each expert is measured at least; two turns of each code in any case.
+      against: a checkout of this project that is measured in place of the original.
     """
     print("{:<16}{:>10}{:>12}{:>8}{:>10}{:>12}".format(*COLUMNS), flush=True)
     table = []
     for name in experts:
-        with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(worker(our_command(name, batch, dtype)))
-            if not ours.ready:
-                raise UserError(f"{name}: its worker ended before its first batch; see above.")
-            workers = [ours]
-            if reference is not None:
-                theirs = stack.enter_context(worker(their_command(python, reference, name, batch)))
-                workers += [theirs] if theirs.ready else []
-            for one in workers:
-                one.step()  # compiles, or fills caches
-                one.seconds.clear()
-            start = time.monotonic()
-            while len(ours.seconds) < 2 or time.monotonic() - start < seconds:
-                for one in workers:
-                    one.step()
+        words = name, str(batch), dtype
+        commands = [our_command(sys.modules[__name__], *words)]
+        if against is not None:
+            commands.append(our_command(sys.modules[__name__], *words, checkout=against))
+        elif reference is not None:
+            commands.append(their_command(python, reference, name, batch))
+        workers = beside(commands, seconds)
         rates = [batch / min(one.seconds) for one in workers]
         peaks = [one.last / 1e9 for one in workers]
         if len(workers) == 2:

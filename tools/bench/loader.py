@@ -14,7 +14,6 @@ The reference makes no token ids in its Dataset, and its batches are not collate
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import sys
@@ -29,7 +28,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import metadata, records, writer
 
-from .worker import Worker, worker
+from .worker import Worker, beside, our_command
 
 SIZE, LABEL_SIZE, PATCH = 480, 224, 16  # of the official fine-tuning (configs/caption.yaml, prismer.json: base)
 PREFIX = "A picture of"
@@ -46,14 +45,22 @@ PP = {
 COLUMNS = ("loader", "samples/s/core", "reference", "ratio", "kB/sample", "reference", "ratio")
 
 
-def measure(source: Any, reference: pathlib.Path | None, python: str, *, seconds: float = 10) -> list[dict[str, Any]]:
+def measure(
+    source: Any,
+    reference: pathlib.Path | None,
+    python: str,
+    *,
+    seconds: float = 10,
+    against: pathlib.Path | None = None,
+) -> list[dict[str, Any]]:
     """Prints a line for each chain of PP, and returns them: samples a second of ours, and of theirs.
 
     Args:
       source: photos with captions and labels, of task 'all'.
       reference: a checkout of NVlabs/prismer.
       python: the interpreter for it, which has PyTorch.
-      seconds: how long each is measured at least; three rounds of each code in any case.
+      seconds: how long each is measured at least; two turns of each code in any case.
+      against: a checkout of this project that reads the same records in place of the official code.
     """
     with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as name:
         folder = pathlib.Path(name)
@@ -61,41 +68,29 @@ def measure(source: Any, reference: pathlib.Path | None, python: str, *, seconds
         print("{:<14}{:>14}{:>11}{:>8}{:>12}{:>11}{:>8}".format(*COLUMNS), flush=True)
         table = []
         for mode in PP:
-            both = _run(folder, mode, reference, python, seconds)
-            print(_line(mode, *both, count), flush=True)
-            rates = [count / min(one.seconds) for one in both if one is not None]
+            commands = [our_command(sys.modules[__name__], str(folder), mode)]
+            if against is not None:
+                commands.append(our_command(sys.modules[__name__], str(folder), mode, checkout=against))
+            elif reference is not None:
+                script = pathlib.Path(__file__).with_name("reference") / "run_dataset.py"
+                command = [python, str(script), str(reference.resolve()), str(folder), mode.split(",")[0], str(SIZE)]
+                commands.append(command)
+            workers = beside(commands, seconds)
+            print(_line(mode, workers, count), flush=True)
+            rates = [count / min(one.seconds) for one in workers]
             table.append(dict(row=mode, a_second=rates))
             if len(rates) == 2:
                 table[-1]["ratio"] = rates[0] / rates[1]
         return table
 
 
-def _run(
-    folder: pathlib.Path, mode: str, reference: pathlib.Path | None, python: str, seconds: float
-) -> tuple[Worker, Worker | None]:
-    with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(worker([sys.executable, "-m", f"{__package__}.loader", str(folder), mode]))]
-        if reference is not None:
-            script = pathlib.Path(__file__).with_name("reference") / "run_dataset.py"
-            command = [python, str(script), str(reference.resolve()), str(folder), mode.split(",")[0], str(SIZE)]
-            workers.append(stack.enter_context(worker(command)))
-        for one in workers:
-            if not one.ready:
-                raise UserError(f"{' '.join(one.process.args)}: ended before its first round; see above.")
-            one.step()  # fills caches
-            one.seconds.clear()
-        start = time.monotonic()
-        while len(workers[0].seconds) < 3 or time.monotonic() - start < seconds:
-            for one in workers:
-                one.step()
-    return workers[0], workers[1] if reference is not None else None
-
-
-def _line(mode: str, ours: Worker, theirs: Worker | None, count: int) -> str:
+def _line(mode: str, workers: list[Worker], count: int) -> str:
+    ours, *others = workers
     rate, size = count / min(ours.seconds), ours.last
     line = f"{mode:<14}{rate:>14.1f}"
-    if theirs is None:
+    if not others:
         return line + f"{'-':>11}{'-':>8}{size / 1e3:>12.0f}{'-':>11}{'-':>8}"
+    (theirs,) = others
     their_rate = count / min(theirs.seconds)
     line += f"{their_rate:>11.1f}{rate / their_rate:>8.1f}"
     return line + f"{size / 1e3:>12.0f}{theirs.last / 1e3:>11.0f}{theirs.last / size:>8.1f}"

@@ -1,5 +1,4 @@
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -49,15 +48,13 @@ def test_too_few_photos_are_an_error(tmp_path):
         loader.write([example(0)], tmp_path)
 
 
-def test_the_fastest_round_of_each_counts(monkeypatch, capsys):
+def test_the_fastest_round_of_each_counts():
     def fake(seconds, size):
         return [sys.executable, "-c", WORKER.format(seconds=seconds, last=size)]
 
-    commands = {loader.sys.executable: fake([9, 2, 1, 4], 1000), "python": fake([9, 8, 5, 7], 45_000)}
-    start = loader.worker
-    monkeypatch.setattr(loader, "worker", lambda command: start(commands[command[0]]))
-    ours, theirs = loader._run(pathlib.Path("x"), "train", pathlib.Path("checkout"), "python", 0)
-    assert loader._line("train", ours, theirs, 10).split() == ["train", "10.0", "2.0", "5.0", "1", "45", "45.0"]
+    workers = loader.beside([fake([9, 2, 1, 4], 1000), fake([9, 8, 5, 7], 45_000)], 0)
+    assert loader._line("train", workers, 10).split() == ["train", "10.0", "2.0", "5.0", "1", "45", "45.0"]
+    assert loader._line("train", workers[:1], 10).split() == ["train", "10.0", "-", "-", "1", "-", "-"]
 
 
 def test_our_worker_tells_seconds_and_bytes(tmp_path):

@@ -124,12 +124,23 @@ def show(title: str, values: Sequence[float], target: float, less: bool = False)
     print(f"{line}{values[1]:>10.2f}{ratio:>7.2f}{'<' if less else '>':>4}{target:>4.1f}", flush=True)
 
 
-def our_command(bench: types.ModuleType, row: str, checkout: pathlib.Path | None = None) -> list[str]:
+def beside(commands: Sequence[Sequence[str]], seconds: float) -> list[Worker]:
+    """`in_turn`, but the first alone where the second cannot do this work; why is said on stderr."""
+    try:
+        return in_turn(commands, seconds)
+    except UserError as error:
+        if len(commands) == 1:
+            raise
+        print(f"ours alone: {error}", file=sys.stderr, flush=True)
+        return in_turn(commands[:1], seconds)
+
+
+def our_command(bench: types.ModuleType, *words: str, checkout: pathlib.Path | None = None) -> list[str]:
     """Returns the command of our worker, or of the one of another checkout of this project."""
     if checkout is None:
-        return [sys.executable, "-m", bench.__spec__.name, row]
+        return [sys.executable, "-m", bench.__spec__.name, *words]
     # Without -P the folder that it is started in would come first.
-    return ["env", f"PYTHONPATH={checkout.resolve()}", sys.executable, "-P", "-m", bench.__spec__.name, row]
+    return ["env", f"PYTHONPATH={checkout.resolve()}", sys.executable, "-P", "-m", bench.__spec__.name, *words]
 
 
 def their_command(python: str | pathlib.Path, bench: types.ModuleType, row: str, settings: pathlib.Path) -> list[str]:
@@ -203,7 +214,7 @@ def compare(
         for name in rows or bench.ROWS:
             commands = [our_command(bench, name)]
             if against is not None:
-                commands.append(our_command(bench, name, against))
+                commands.append(our_command(bench, name, checkout=against))
             elif python and name not in lacking:
                 commands.append(their_command(python, bench, name, path))
             workers = in_turn([one_core(x) if alone else x for x in commands], seconds)
