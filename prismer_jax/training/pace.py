@@ -53,7 +53,7 @@ class Pace:
             workdir.mkdir(parents=True, exist_ok=True)
             storage.write_json(file, {"began": self._began, "starts": self.starts}, indent=None)
         self._clock, self._now = clock, now
-        self._stretches: list[float] = []  # seconds a step
+        self._stretches, self._share = [], 0.0  # seconds a step, and what share of the last stretch was waited
         self._lines = {"waited": 0, "slow": 0}
         self.restart(first_step)
 
@@ -75,11 +75,11 @@ class Pace:
         if steps < 1 or seconds <= 0:
             return {}
         share, each, now = self._waited / seconds, seconds / steps, f"steps {self._step + 1} to {step}"
-        if share > STALLED:
+        if min(share, self._share) > STALLED:  # in one alone a checkpoint may have been written
             self._say("waited", f"{now}: {share:.0%} of the time was spent waiting for the loader; raise num_workers.")
         if len(self._stretches) >= LEAST and each > SLOW * (median := statistics.median(self._stretches)):
             self._say("slow", f"{now} took {each:.3g} s each, {each / median:.1f} times the median of {median:.3g} s.")
-        self._stretches = [*self._stretches[-999:], each]
+        self._stretches, self._share = [*self._stretches[-999:], each], share
         useful = step * statistics.median(self._stretches)
         self.restart(step)
         return {"waiting_for_data": share, "goodput": min(1.0, useful / max(self._now() - self._began, 1e-9))}

@@ -35,8 +35,12 @@ def test_a_stalled_loader_is_reported_with_the_share_of_time_lost(tmp_path, cloc
     assert clock.step(pace, 1, 0.9, wait=0.1)["waiting_for_data"] == pytest.approx(0.1)
     assert not caplog.records
     assert clock.step(pace, 2, 0.5, wait=0.5)["waiting_for_data"] == pytest.approx(0.5)
-    assert "steps 2 to 2: 50% of the time was spent waiting for the loader" in caplog.text
-    for step in range(3, 30):
+    clock.step(pace, 3, 0.9, wait=0.1)
+    clock.step(pace, 4, 0.5, wait=0.5)
+    assert not caplog.records  # as after a checkpoint: no more than one stretch in a row
+    clock.step(pace, 5, 0.4, wait=0.6)
+    assert "steps 5 to 5: 60% of the time was spent waiting for the loader" in caplog.text
+    for step in range(6, 33):
         clock.step(pace, step, 0.5, wait=0.5)
     assert len(caplog.records) == MOST
 
