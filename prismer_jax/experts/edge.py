@@ -56,9 +56,11 @@ class DenseBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], skip: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         for i in range(self.layers):
             # All the zeros come before the first convolution: it sees two pixels beyond the border, the second none.
+            # Cropped, because XLA convolves without padding up to four times as slowly on a CPU with jaxlib 0.10
+            # (findings/jax_cpu_unpadded_convolution.sh).
             first = ConvNorm(self.features, 3, 1, 2, dtype=self.dtype, name=f"layer_{i}_first")
-            second = ConvNorm(self.features, 3, 1, 0, dtype=self.dtype, name=f"layer_{i}_second")
-            x = second(jax.nn.relu(first(jax.nn.relu(x))))
+            second = ConvNorm(self.features, 3, 1, 1, dtype=self.dtype, name=f"layer_{i}_second")
+            x = second(jax.nn.relu(first(jax.nn.relu(x))))[:, 1:-1, 1:-1]
             x = 0.5 * (x + skip)
         return x
 
