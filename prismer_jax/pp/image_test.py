@@ -374,10 +374,8 @@ def test_sliding_by_a_hair_from_a_whole_number_is_pillows_too():
     np.testing.assert_array_equal(randaugment.slide(photo, affine), np.asarray(expected))
 
 
-@pytest.mark.parametrize(
-    ("move", "pillows"), [("autocontrast", ImageOps.autocontrast), ("equalize", ImageOps.equalize)]
-)
-def test_contrasts_are_pillows_to_the_bit(move, pillows):
+@pytest.mark.parametrize("move", ["autocontrast", "equalize"])
+def test_contrasts_are_pillows_to_the_bit(move):
     rng = np.random.default_rng(0)
     photos = [np.full((20, 30, 3), 7, np.uint8), np.zeros((1, 1, 3), np.uint8), smooth(200, 250)]
     for low, high, shape in (
