@@ -7,8 +7,8 @@ wd_mults says otherwise.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 
 from prismer_jax import config, tree
 from prismer_jax.errors import UserError, choose
+from prismer_jax.typing import Array
 
 Schedule = Callable[[Any], Any]
 Patterns = Sequence[tuple[str, Any]]
@@ -47,34 +47,46 @@ def _muon(
     Source: Jordan et al. 2024 (Muon, github.com/KellerJordan/Muon); steps of a kernel are scaled by √max(1, out/in).
     """
 
-    def axes(params: Any) -> Any:
-        return jax.tree.map(lambda x: _matrix_axes(x.ndim), params)
-
-    def scale(updates: Any, _: Any) -> Any:
-        def one(x: Any) -> Any:
-            fan_in = math.prod(x.shape[axis] for axis in np.atleast_1d(_matrix_axes(x.ndim).reduction_axis))
-            return x * max(1.0, x.shape[-1] / fan_in) ** 0.5
-
-        return jax.tree.map(one, updates)
-
     def kinds(params: Any) -> Any:
         def kind(name: str, x: Any) -> str:
             return "kernel" if name.endswith(KERNELS) and x.ndim in (2, 3, 4) else "other"
 
         return jax.tree.map(kind, tree.names(params), params)
 
-    momentum = optax.contrib.scale_by_muon(beta=beta, eps=eps, ns_steps=ns_steps, weight_dimension_numbers=axes)
+    orthogonal = optax.stateless(lambda updates, _: _orthogonal(updates, ns_steps, eps))
     adam = optax.chain(optax.scale_by_adam(b1, b2, eps), optax.scale(adam_ratio))
-    return optax.partition({"kernel": optax.chain(momentum, optax.stateless(scale)), "other": adam}, kinds)
+    return optax.partition({"kernel": optax.chain(optax.trace(beta, nesterov=True), orthogonal), "other": adam}, kinds)
 
 
 KERNELS = ("kernel", "patch_embedding")  # names of what is a matrix, whatever its number of axes
+SMALL = 2**20  # numbers of a kernel that is orthogonalised together with others of its shape
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # x, (xxᵀ)x and (xxᵀ)²x in a step of Jordan et al.
 
 
-def _matrix_axes(ndim: int) -> optax.contrib.MuonDimensionNumbers:
-    """[in, out], [layers, in, out] of a scanned stack, or [h, w, in, out] of a convolution."""
-    reduction = (0, 1, 2) if ndim == 4 else ndim - 2
-    return optax.contrib.MuonDimensionNumbers(reduction, ndim - 1)
+def _orthogonal(updates: Any, steps: int, eps: float) -> Any:
+    """Orthogonalises [in, out], [layers, in, out] of a scanned stack, and [h, w, in, out] of a convolution.
+
+    Small matrices of one shape are one product: a program of a loop for each of them takes longer to be compiled.
+    """
+    leaves, structure = jax.tree.flatten(updates)
+    stacks: dict[Any, dict[int, Array]] = collections.defaultdict(dict)
+    for number, x in enumerate(leaves):
+        x = x.reshape(1 if x.ndim == 4 else -1, x.size // x.shape[-1] if x.ndim == 4 else x.shape[-2], x.shape[-1])
+        stacks[x.shape[1:], x.size > SMALL and number][number] = x
+    for ((fan_in, fan_out), _), stack in stacks.items():
+        x = jnp.concatenate([*stack.values()])
+        x = x.mT if fan_in > fan_out else x
+        x /= jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + eps
+
+        def step(_: Any, x: Array) -> Array:
+            square = x @ x.mT
+            return NEWTON_SCHULZ[0] * x + (NEWTON_SCHULZ[1] * square + NEWTON_SCHULZ[2] * square @ square) @ x
+
+        x = max(1.0, fan_out / fan_in) ** 0.5 * jax.lax.fori_loop(0, steps, step, x)
+        x = x.mT if fan_in > fan_out else x
+        for number, part in zip(stack, jnp.split(x, np.cumsum([*map(len, stack.values())])[:-1]), strict=True):
+            leaves[number] = part.reshape(leaves[number].shape)
+    return jax.tree.unflatten(structure, leaves)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {

@@ -65,7 +65,8 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
         make = importlib.import_module("prismer_jax.training.targets").make
         targets = config.call(make, cfg.targets, "config.targets", model=model)
         init_variables, loss_fn, frozen = targets.init_variables, targets.taught(loss_fn), targets.trained(frozen)
-    params = jax.eval_shape(init_variables, jax.random.key(0))["params"]
+    init_variables, key = jax.jit(init_variables), jax.eval_shape(lambda: jax.random.key(0, impl=PRNG))  # traced once
+    params = jax.eval_shape(init_variables, key)["params"]
     trained, fixed = optim.split(params, frozen)
     optimizer = config.call(
         optim.make,
@@ -79,14 +80,14 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
     )
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        variables = init_variables(rng)
+        variables = dict(init_variables(rng))
         trainable, fixed = optim.split(variables["params"], frozen)
         fixed = {name: x.astype(kept_as) if x.dtype == jnp.float32 else x for name, x in fixed.items()}
         variables["params"] = optim.merge(trainable, fixed)
         return {**variables, "opt": optimizer.tx.init(trainable), "step": jnp.zeros((), jnp.int32)}
 
     spec, tensor = assembly.sharding_of(cfg, model)
-    state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), spec, mesh, tensor)
+    state = sharding.placed(jax.eval_shape(init, key), spec, mesh, tensor)
     gradients = sharding.gradients(params, trained, spec, mesh, tensor)
     places = jax.tree.map(lambda x: x.sharding, state)
     init = jax.jit(init, out_shardings=places)
