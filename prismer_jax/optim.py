@@ -48,10 +48,8 @@ def _muon(
     """
 
     def kinds(params: Any) -> Any:
-        def kind(name: str, x: Any) -> str:
-            return "kernel" if name.endswith(KERNELS) and x.ndim in (2, 3, 4) else "other"
-
-        return jax.tree.map(kind, tree.names(params), params)
+        named = jax.tree.map(lambda name, x: name.endswith(KERNELS) and x.ndim in (2, 3, 4), tree.names(params), params)
+        return jax.tree.map({True: "kernel", False: "other"}.get, named)
 
     orthogonal = optax.stateless(lambda updates, _: _orthogonal(updates, ns_steps, eps))
     adam = optax.chain(optax.scale_by_adam(b1, b2, eps), optax.scale(adam_ratio))
@@ -59,31 +57,29 @@ def _muon(
 
 
 KERNELS = ("kernel", "patch_embedding")  # names of what is a matrix, whatever its number of axes
-SMALL = 2**20  # numbers of a kernel that is orthogonalised together with others of its shape
+SMALL = (
+    2**16
+)  # elements of a tensor that presets may split, dealt with on its own; those of others take long to compile
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # x, (xxᵀ)x and (xxᵀ)²x in a step of Jordan et al.
 
 
 def _orthogonal(updates: Any, steps: int, eps: float) -> Any:
-    """Orthogonalises [in, out], [layers, in, out] of a scanned stack, and [h, w, in, out] of a convolution.
-
-    Small matrices of one shape are one product: a program of a loop for each of them takes longer to be compiled.
-    """
+    """Orthogonalises [in, out], [layers, in, out] of a stack, and [h, w, in, out]; small ones of one shape at once."""
     leaves, structure = jax.tree.flatten(updates)
     stacks: dict[Any, dict[int, Array]] = collections.defaultdict(dict)
     for number, x in enumerate(leaves):
-        x = x.reshape(1 if x.ndim == 4 else -1, x.size // x.shape[-1] if x.ndim == 4 else x.shape[-2], x.shape[-1])
-        stacks[x.shape[1:], x.size > SMALL and number][number] = x
+        x = x.reshape(1, -1, x.shape[-1]) if x.ndim == 4 else x.reshape(-1, *x.shape[-2:])
+        stacks[x.shape[1:], x.size >= SMALL and number][number] = x
     for ((fan_in, fan_out), _), stack in stacks.items():
         x = jnp.concatenate([*stack.values()])
-        x = x.mT if fan_in > fan_out else x
         x /= jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + eps
 
-        def step(_: Any, x: Array) -> Array:
-            square = x @ x.mT
-            return NEWTON_SCHULZ[0] * x + (NEWTON_SCHULZ[1] * square + NEWTON_SCHULZ[2] * square @ square) @ x
+        def step(_: Any, x: Array, wide: bool = fan_in <= fan_out) -> Array:
+            square = x @ x.mT if wide else x.mT @ x
+            square = NEWTON_SCHULZ[1] * square + NEWTON_SCHULZ[2] * square @ square
+            return NEWTON_SCHULZ[0] * x + (square @ x if wide else x @ square)
 
         x = max(1.0, fan_out / fan_in) ** 0.5 * jax.lax.fori_loop(0, steps, step, x)
-        x = x.mT if fan_in > fan_out else x
         for number, part in zip(stack, jnp.split(x, np.cumsum([*map(len, stack.values())])[:-1]), strict=True):
             leaves[number] = part.reshape(leaves[number].shape)
     return jax.tree.unflatten(structure, leaves)
@@ -206,6 +202,10 @@ def make(
     lr_mult = _multipliers(lr_mults, [*leaf_names, *frozen], "lr_mults")
     wd_mult = _multipliers(wd_mults, [*leaf_names, *frozen], "wd_mults")
 
+    def clip(updates: Any, _: Any) -> Any:
+        factor = clip_norm / jnp.maximum(global_norm(updates), clip_norm)
+        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
+
     def decay(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda n, u, p: u + weight_decay * wd_mult[n] * p, tree.names(updates), updates, params)
 
@@ -213,7 +213,7 @@ def make(
         return jax.tree.map(lambda name, u: (u.T * jnp.asarray(lr_mult[name], u.dtype)).T, tree.names(updates), updates)
 
     parts = [
-        *([optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []),
+        *([optax.stateless(clip)] if clip_norm is not None else []),
         direction,
         *([optax.stateless(decay)] if weight_decay else []),
         optax.scale_by_learning_rate(rate),
@@ -221,6 +221,13 @@ def make(
     ]
     groups = {f"lr/{pattern}": lambda step, factor=factor: rate(step) * np.max(factor) for pattern, factor in lr_mults}
     return Optimizer(optax.chain(*parts), {"lr": rate, **groups})
+
+
+def global_norm(tensors: Any) -> Array:
+    """Returns √Σx², float32, where small tensors are one vector."""
+    leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tensors)]
+    small, large = [x.ravel() for x in leaves if x.size < SMALL], [x for x in leaves if x.size >= SMALL]
+    return jnp.sqrt(sum(jnp.square(x).sum() for x in [jnp.concatenate([*small, jnp.zeros(0)]), *large]))
 
 
 def _multipliers(patterns: Patterns, leaf_names: Sequence[str], where: str) -> dict[str, float]:
@@ -251,50 +258,3 @@ def split(params: Any, frozen: Sequence[str] = ()) -> tuple[dict[str, Any], dict
 def merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the nested parameters of `split`'s parts."""
     return tree.unflatten({name: leaf for part in parts for name, leaf in part.items()})
-
-
-def accumulate_gradients(
-    loss_fn: Callable[..., Any], parts: int = 1, places: Mapping[str, Any] | None = None
-) -> Callable[..., Any]:
-    """Returns a function for gradients that sees the batch in `parts` equal parts, one after the other.
-
-    With a loss that is a sum over examples, gradient and sums are those of the whole batch, at the memory of one part.
-    What is *not* the same is BatchNorm in training: each part is normalised with its own statistics, and the running
-    statistics are updated `parts` times, as they would be over so many smaller batches.
-
-    Args:
-      loss_fn: (params, stats, batch, rng) -> (loss, (stats, sums)). `stats` is threaded from part to part (running
-        statistics; may be an empty dict), `sums` is a tree of floats that is added up.
-      parts: how many; it must divide the batch. Each part takes every parts-th example, so that a batch sharded over
-        devices needs no communication.
-      places: shardings of the gradient by name, so that no device holds the whole of it (see sharding.gradients).
-
-    Returns:
-      (params, stats, batch, rng) -> (gradient, stats, sums). Part i gets jax.random.fold_in(rng, i); one part gets rng
-      itself.
-    """
-    gradient_of = jax.grad(loss_fn, has_aux=True)
-
-    def whole(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
-        gradient, (stats, sums) = gradient_of(params, stats, batch, rng)
-        return jax.lax.with_sharding_constraint(gradient, places) if places else gradient, stats, sums
-
-    def in_parts(params: Any, stats: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
-        def part(x: jax.Array) -> jax.Array:
-            if x.shape[0] % parts:
-                raise UserError(f"A batch of {x.shape[0]} cannot be accumulated in {parts} equal parts.")
-            return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-
-        def add(carry: Any, i_and_batch: Any) -> tuple[Any, None]:
-            totals, stats = carry
-            i, batch = i_and_batch
-            gradient, stats, sums = whole(params, stats, batch, jax.random.fold_in(rng, i))
-            return (jax.tree.map(jnp.add, totals, (gradient, sums)), stats), None
-
-        batches = jax.tree.map(part, batch)
-        gradient, _, sums = jax.eval_shape(whole, params, stats, jax.tree.map(lambda x: x[0], batches), rng)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradient, sums))
-        ((gradient, sums), stats), _ = jax.lax.scan(add, (zeros, stats), (jnp.arange(parts), batches))
-        return gradient, stats, sums
-
-    return whole if parts == 1 else in_parts

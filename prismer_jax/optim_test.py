@@ -156,40 +156,6 @@ def test_frozen_parameters_have_no_gradient_and_no_optimizer_state():
         optim.split(PARAMS, [".*"])
 
 
-def loss_fn(params, stats, batch, rng):
-    out = jnp.tanh(batch["x"] @ params["w"]) - batch["y"]
-    loss = jnp.sum(out**2)
-    stats = {"mean": 0.9 * stats["mean"] + 0.1 * batch["x"].mean(0), "draws": stats["draws"] + jax.random.uniform(rng)}
-    return loss, (stats, {"loss": loss, "examples": jnp.asarray(len(out), jnp.float32)})
-
-
-@pytest.mark.parametrize("parts", [2, 4])
-def test_accumulated_gradients_equal_those_of_the_whole_batch(parts):
-    rng = np.random.default_rng(1)
-    params = {"w": rng.normal(size=(5, 3)).astype("f")}
-    batch = {"x": rng.normal(size=(8, 5)).astype("f"), "y": rng.normal(size=(8, 3)).astype("f")}
-    stats, key = {"mean": jnp.zeros(5), "draws": jnp.zeros(())}, jax.random.key(0)
-    gradient, _, sums = optim.accumulate_gradients(loss_fn)(params, stats, batch, key)
-    result = jax.jit(optim.accumulate_gradients(loss_fn, parts))(params, stats, batch, key)
-    np.testing.assert_allclose(result[0]["w"], gradient["w"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(result[2]["loss"], sums["loss"], rtol=1e-6)
-    assert result[2]["examples"] == sums["examples"] == 8
-    # The running mean saw the parts one after the other, each with another key.
-    mean = np.zeros(5)
-    for i in range(parts):
-        mean = 0.9 * mean + 0.1 * batch["x"][i::parts].mean(0)
-    np.testing.assert_allclose(result[1]["mean"], mean, rtol=1e-5)
-    draws = sum(float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(parts))
-    assert float(result[1]["draws"]) == pytest.approx(draws, rel=1e-5)
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    batch = {"x": np.zeros((8, 5), "f"), "y": np.zeros((8, 3), "f")}
-    stats = {"mean": jnp.zeros(5), "draws": jnp.zeros(())}
-    with pytest.raises(UserError, match="8 cannot be accumulated in 3"):
-        optim.accumulate_gradients(loss_fn, 3)({"w": jnp.zeros((5, 3))}, stats, batch, jax.random.key(0))
-
-
 def test_muon_takes_orthogonal_steps_in_kernels_and_adam_steps_elsewhere():
     shapes = {"a/kernel": (3, 8, 24), "stem/kernel": (3, 3, 4, 6), "a/bias": (24,), "word_embedding": (5, 8)}
     params = {name: np.zeros(shape, "f") for name, shape in shapes.items()}
@@ -201,6 +167,39 @@ def test_muon_takes_orthogonal_steps_in_kernels_and_adam_steps_elsewhere():
         assert ((values > 0.6) & (values < 1.3)).all()  # Newton-Schulz' steps end near 1, not at 1
     for name in ("a/bias", "word_embedding"):
         np.testing.assert_allclose(moved[name], -0.05 * np.sign(gradient[name]), rtol=1e-3)
+
+
+def test_muon_treats_a_matrix_as_it_would_alone():
+    shapes = {f"{i}/kernel": shape for i, shape in enumerate([(2, 8, 24), (8, 24), (24, 8), (3, 24, 8), (300, 300)])}
+    params = {name: np.zeros(shape, "f") for name, shape in shapes.items()}
+    gradient = {name: RNG.normal(size=shape).astype("f") for name, shape in shapes.items()}
+
+    def moved(names):
+        ours, theirs = ({name: tree[name] for name in names} for tree in (params, gradient))
+        return run(optim.make(ours, 10, name="muon", lr=0.1, weight_decay=0.0), ours, [theirs, theirs])
+
+    together = moved(shapes)
+    for name in shapes:
+        np.testing.assert_allclose(together[name], moved([name])[name], rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_sees_small_and_large_tensors_of_any_type():
+    params = {
+        "large": np.ones((300, 300), "f"),
+        "a": np.ones(7, "f"),
+        "b": jnp.ones(5, jnp.bfloat16),
+        "c": np.ones((), "f"),
+    }
+    norm = optax.global_norm(jax.tree.map(lambda x: np.asarray(x, "f"), params))
+    np.testing.assert_allclose(optim.global_norm(params), norm, rtol=1e-6)
+    assert float(optim.global_norm({})) == 0
+    still = {name: np.zeros(x.shape, "f") for name, x in params.items()}
+    for clip, length in ((2.0, 2.0), (1e4, float(norm))):
+        optimizer = optim.make(
+            still, 9, name="sgd", momentum=0.0, lr=1.0, schedule="constant", weight_decay=0.0, clip_norm=clip
+        )
+        steps = run(optimizer, still, [{name: np.asarray(x, "f") for name, x in params.items()}])
+        np.testing.assert_allclose(optax.global_norm(steps), length, rtol=1e-5)
 
 
 def test_a_warmup_is_given_once():

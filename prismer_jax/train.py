@@ -136,8 +136,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
     first_batches = [next(batches)] if first_step < total_steps else []
 
-    def compile_update() -> Any:
-        return training.compile(*first_batches) if first_batches else training.update
+    compile_update = training.lower(*first_batches) if first_batches else lambda: training.update
 
     if start.estimate:
         with contextlib.closing(batches):

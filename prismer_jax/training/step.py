@@ -43,12 +43,13 @@ class Step(NamedTuple):
     update: Any
     mesh: jax.sharding.Mesh
 
-    def compile(self, batch: Any) -> Any:
-        """Returns `update`, compiled for a batch of the whole mesh: arrays, or shapes that say where each lies."""
+    def lower(self, batch: Any) -> Callable[[], Any]:
+        """Traces `update` for a batch of the whole mesh: arrays, or shapes that say where each lies; () compiles it."""
         with jax.set_mesh(self.mesh):  # every thread has its own
             lowered = self.update.lower(self.state, batch)
         halves = any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(self.state["params"]))
-        return lowered.compile(ON_CPU if halves and self.mesh.devices.flat[0].platform == "cpu" else None)
+        options = ON_CPU if halves and self.mesh.devices.flat[0].platform == "cpu" else None
+        return lambda: lowered.compile(options)
 
 
 def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, durations: Mapping[str, int]) -> Step:
@@ -134,15 +135,22 @@ def make_update(
             sums = {name: (c.sum(), w.sum()) for name, (c, w) in loss_fn(forward, Batch(batch)).items()}
             return sums["loss"][0], ({k: forward.variables[k] for k in others}, sums)
 
-        compute = optim.accumulate_gradients(objective, accumulate, places)
-        gradient, others, sums = compute(trainable, others, batch, rng)
+        def gradient_of(*seen: Any) -> tuple[Any, Any, Any]:
+            gradient, (others, sums) = jax.grad(objective, has_aux=True)(*seen)
+            return jax.lax.with_sharding_constraint(gradient, places) if places else gradient, others, sums
+
+        if accumulate > 1:
+            in_parts = importlib.import_module("prismer_jax.training.accumulate").in_parts
+            gradient, others, sums = in_parts(gradient_of, accumulate)(trainable, others, batch, rng)
+        else:
+            gradient, others, sums = gradient_of(trainable, others, batch, rng)
         gradient = jax.tree.map(lambda g: (g / sums["loss"][1]).astype(g.dtype), gradient)
         updates, opt = tx.update(gradient, state["opt"], trainable)
         params = optim.merge(optax.apply_updates(trainable, updates), fixed)
         new = {**others, "params": params, "opt": opt, "step": state["step"] + 1}
         means = {f"train/{name}": cost / weight for name, (cost, weight) in sums.items()}
         tokens = batch["mask_input"].sum() if "mask_input" in batch else jnp.zeros((), jnp.int32)
-        return new, {**means, "train/grad_norm": optax.global_norm(gradient), "tokens": tokens}
+        return new, {**means, "train/grad_norm": optim.global_norm(gradient), "tokens": tokens}
 
     return update
 

@@ -161,7 +161,7 @@ def steps_of(made: Step, batch: Any) -> Callable[[], None]:
     Its attribute `temporaries` is XLA's count of the step's temporary memory, in bytes.
     """
     batch = jax.device_put(batch, sharding.batch_sharding(made.mesh))
-    update, state = made.compile(batch), made.init(0)
+    update, state = made.lower(batch)(), made.init(0)
 
     def step() -> None:
         nonlocal state
