@@ -12,6 +12,7 @@ import functools
 import importlib
 import itertools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -97,7 +98,9 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=sum(part["size"] for part in mixture))
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
     for part in mixture:
-        part["start"] = config.steps(cfg.data[part["name"]], "start", default=0, **durations)
+        part["start"] = first = config.steps(cfg.data[part["name"]], "start", default=0, **durations)
+        if first >= total_steps > 0:
+            logging.warning(f"config.data.{part['name']} starts at step {first} of {total_steps}: it is never seen.")
     every = {n: max(1, config.steps(cfg, n, default=total_steps, **durations)) for n in ("log", "evaluate", "save")}
 
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
@@ -135,7 +138,6 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     config.assert_read(cfg)
     batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
     first_batches = [next(batches)] if first_step < total_steps else []
-
     compile_update = training.lower(*first_batches) if first_batches else lambda: training.update
 
     if start.estimate:

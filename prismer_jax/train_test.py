@@ -144,6 +144,15 @@ def test_settings_of_the_end_are_checked_before_the_first_step(tmp_path):
     assert not losses(tmp_path)
 
 
+def test_data_that_start_after_the_last_step_are_named(tmp_path, caplog):
+    cfg = config.plain(load("checkpoint.best_metric=vqa/acuracy"))  # which ends the run before it compiles
+    cfg["data"]["questions"]["start_steps"] = 6
+    with pytest.raises(UserError, match="accuracy"):
+        train(cfg, tmp_path)
+    assert "config.data.questions starts at step 6 of 6: it is never seen." in caplog.text
+    assert "captions" not in caplog.text
+
+
 @pytest.mark.slow
 def test_accumulated_and_frozen_training_runs(tmp_path):
     overrides = ("accumulate=2", "freeze=freeze_lang_vision", "total_steps=1", "mesh.data=4", "mesh.fsdp=2")

@@ -135,15 +135,13 @@ def make_update(
             sums = {name: (c.sum(), w.sum()) for name, (c, w) in loss_fn(forward, Batch(batch)).items()}
             return sums["loss"][0], ({k: forward.variables[k] for k in others}, sums)
 
-        def gradient_of(*seen: Any) -> tuple[Any, Any, Any]:
+        def compute(*seen: Any) -> tuple[Any, Any, Any]:
             gradient, (others, sums) = jax.grad(objective, has_aux=True)(*seen)
             return jax.lax.with_sharding_constraint(gradient, places) if places else gradient, others, sums
 
         if accumulate > 1:
-            in_parts = importlib.import_module("prismer_jax.training.accumulate").in_parts
-            gradient, others, sums = in_parts(gradient_of, accumulate)(trainable, others, batch, rng)
-        else:
-            gradient, others, sums = gradient_of(trainable, others, batch, rng)
+            compute = importlib.import_module("prismer_jax.training.accumulate").in_parts(compute, accumulate)
+        gradient, others, sums = compute(trainable, others, batch, rng)
         gradient = jax.tree.map(lambda g: (g / sums["loss"][1]).astype(g.dtype), gradient)
         updates, opt = tx.update(gradient, state["opt"], trainable)
         params = optim.merge(optax.apply_updates(trainable, updates), fixed)
