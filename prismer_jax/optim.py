@@ -57,9 +57,7 @@ def _muon(
 
 
 KERNELS = ("kernel", "patch_embedding")  # names of what is a matrix, whatever its number of axes
-SMALL = (
-    2**16
-)  # elements of a tensor that presets may split, dealt with on its own; those of others take long to compile
+SMALL = 2**16  # elements of a kernel from which on it is orthogonalised on its own
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # x, (xxᵀ)x and (xxᵀ)²x in a step of Jordan et al.
 
 
@@ -69,7 +67,7 @@ def _orthogonal(updates: Any, steps: int, eps: float) -> Any:
     stacks: dict[Any, dict[int, Array]] = collections.defaultdict(dict)
     for number, x in enumerate(leaves):
         x = x.reshape(1, -1, x.shape[-1]) if x.ndim == 4 else x.reshape(-1, *x.shape[-2:])
-        stacks[x.shape[1:], x.size >= SMALL and number][number] = x
+        stacks[x.shape[1:], number if x.size >= SMALL else None][number] = x
     for ((fan_in, fan_out), _), stack in stacks.items():
         x = jnp.concatenate([*stack.values()])
         x /= jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + eps
@@ -224,9 +222,9 @@ def make(
 
 
 def global_norm(tensors: Any) -> Array:
-    """Returns √Σx², float32, where small tensors are one vector."""
+    """Returns √Σx², float32. What no preset splits (sharding.presets.LEAST) is one vector: fewer loops to compile."""
     leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tensors)]
-    small, large = [x.ravel() for x in leaves if x.size < SMALL], [x for x in leaves if x.size >= SMALL]
+    small, large = [x.ravel() for x in leaves if x.size < 2**10], [x for x in leaves if x.size >= 2**10]
     return jnp.sqrt(sum(jnp.square(x).sum() for x in [jnp.concatenate([*small, jnp.zeros(0)]), *large]))
 
 
