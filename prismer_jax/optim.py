@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from prismer_jax import config, tree
 from prismer_jax.errors import UserError, choose
@@ -45,15 +46,23 @@ def _muon(
     """Orthogonalised momentum for kernels; Adam, at `adam_ratio` of the learning rate, for everything else.
 
     Source: Jordan et al. 2024 (Muon, github.com/KellerJordan/Muon); steps of a kernel are scaled by √max(1, out/in).
+    Momentum and state are those of optax.contrib.scale_by_muon, whose loops, unrolled for each kernel, compile slowly.
     """
 
-    def kinds(params: Any) -> Any:
-        named = jax.tree.map(lambda name, x: name.endswith(KERNELS) and x.ndim in (2, 3, 4), tree.names(params), params)
-        return jax.tree.map({True: "kernel", False: "other"}.get, named)
+    def kind(name: str, x: Any) -> str:
+        return "kernel" if name.endswith(KERNELS) and x.ndim in (2, 3, 4) else "other"
 
-    orthogonal = optax.stateless(lambda updates, _: _orthogonal(updates, ns_steps, eps))
+    def update(updates: Any, state: optax.contrib.MuonState, _: Any = None) -> tuple[Any, optax.contrib.MuonState]:
+        mu, count = optax.tree.update_moment(updates, state.mu, beta, 1), state.count + 1
+        corrected = optax.tree.bias_correction(mu, beta, count + 1), optax.tree.bias_correction(updates, beta, count)
+        momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, *corrected)
+        return _orthogonal(momentum, ns_steps, eps), state._replace(count=count, mu=mu)
+
+    kernel = optax.chain(optax.GradientTransformation(optax.contrib.scale_by_muon().init, update))
     adam = optax.chain(optax.scale_by_adam(b1, b2, eps), optax.scale(adam_ratio))
-    return optax.partition({"kernel": optax.chain(optax.trace(beta, nesterov=True), orthogonal), "other": adam}, kinds)
+    return optax.partition(
+        {"kernel": kernel, "other": adam}, lambda params: jax.tree.map(kind, tree.names(params), params)
+    )
 
 
 KERNELS = ("kernel", "patch_embedding")  # names of what is a matrix, whatever its number of axes

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from prismer_jax import optim
@@ -181,6 +182,24 @@ def test_muon_treats_a_matrix_as_it_would_alone():
     together = moved(shapes)
     for name in shapes:
         np.testing.assert_allclose(together[name], moved([name])[name], rtol=1e-4, atol=1e-5)
+
+
+def test_muon_has_the_steps_and_the_state_of_optax():
+    shapes = {"a/kernel": (2, 8, 24), "b/kernel": (24, 8), "c/kernel": (24, 8)}
+    params = {name: np.zeros(shape, "f") for name, shape in shapes.items()}
+    gradients = [{name: RNG.normal(size=shape).astype("f") for name, shape in shapes.items()} for _ in range(4)]
+    ours = optim.make(params, 10, name="muon", lr=1.0, schedule="constant", weight_decay=0.0).tx
+    axes = {name: optax.contrib.MuonDimensionNumbers(len(shape) - 2, len(shape) - 1) for name, shape in shapes.items()}
+    theirs = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
+    state, expected = ours.init(params), theirs.init(params)
+    for gradient in gradients:
+        steps, state = ours.update(gradient, state, params)
+        others, expected = theirs.update(gradient, expected)
+        for name, (*_, fan_in, fan_out) in shapes.items():
+            scaled = -others[name] * max(1.0, fan_out / fan_in) ** 0.5
+            np.testing.assert_allclose(steps[name], scaled, rtol=1e-3, atol=1e-4)
+    kept = state[0].inner_states["kernel"].inner_state[0]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), kept, expected)
 
 
 def test_clipping_sees_small_and_large_tensors_of_any_type():

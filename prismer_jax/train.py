@@ -139,7 +139,6 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
     first_batches = [next(batches)] if first_step < total_steps else []
     compile_update = training.lower(*first_batches) if first_batches else lambda: training.update
-
     if start.estimate:
         with contextlib.closing(batches):
             estimate = importlib.import_module("prismer_jax.planning.memory").lines

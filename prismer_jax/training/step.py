@@ -48,8 +48,7 @@ class Step(NamedTuple):
         with jax.set_mesh(self.mesh):  # every thread has its own
             lowered = self.update.lower(self.state, batch)
         halves = any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(self.state["params"]))
-        options = ON_CPU if halves and self.mesh.devices.flat[0].platform == "cpu" else None
-        return lambda: lowered.compile(options)
+        return lambda: lowered.compile(ON_CPU if halves and self.mesh.devices.flat[0].platform == "cpu" else None)
 
 
 def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, durations: Mapping[str, int]) -> Step:
