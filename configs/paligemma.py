@@ -10,6 +10,8 @@ Arguments, as in paligemma.py:scenes,experts=none:
   experts: whose label maps are added to the image's tokens; 'all' by default, 'none' for PaliGemma as it is.
   negative: moves the trained model `init` to another style, photos in negative, in `steps` at the rate `lr`: all of it,
     or, with `rank` above 0, adapters of that rank, biases and norms (docs/lora.md).
+  bits: nf4 or int8, of the weights of both towers' blocks, which are then not trained: with `rank`, and for
+    tools.quantize and prismer_jax.evaluate (docs/lora.md).
   smoke: all of it in a minute or two, to see that it works.
 
 The published models are fine-tuned by transfers/paligemma.py.
@@ -27,7 +29,7 @@ ALL_BUT_FEW = (r"(?!.*/lora/|.*(bias|scale)$).*",)  # a new style moves what bia
 
 def get_config(arg=None):
     style = dict(negative=False, init="", rank=0, lr=0.0, steps=300)
-    arg = parse_arg(arg, scenes=True, objects=False, experts="all", smoke=False, **style)
+    arg = parse_arg(arg, scenes=True, objects=False, experts="all", bits="", smoke=False, **style)
     config = quickstart.get_config(f"experts={arg.experts},places=False,smoke={arg.smoke}")
     # Texts are those of the quickstart, several in a row, each of which sees the image and itself from left to right.
     config.model = dict(
@@ -44,6 +46,8 @@ def get_config(arg=None):
         with_objects(config, arg)
     if arg.negative:
         in_negative(config, arg)
+    if arg.bits:
+        config.model.quantize = dict(match="(language|vision)/blocks/.*", kind=arg.bits)
     return config
 
 

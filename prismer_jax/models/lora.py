@@ -122,7 +122,7 @@ class Adapted:
         self, call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         layer = context.module
-        if not _is_dense(context) or (name := _name(layer)) not in self.adapters | self.packed:
+        if not is_dense(context) or (name := kernel_name(layer)) not in self.adapters | self.packed:
             return call(*args, **kwargs)
         (x,) = args
         y = self._call_packed(layer, call, x) if name in self.packed else call(x)
@@ -158,11 +158,11 @@ class Adapter(nn.Module):
         return layers.product(layers.product(x.astype(self.dtype), a), b) * self.lora.scale
 
 
-def _is_dense(context: nn.module.InterceptorContext) -> bool:
+def is_dense(context: nn.module.InterceptorContext) -> bool:
     return isinstance(context.module, DENSE) and context.method_name == "__call__"
 
 
-def _name(layer: nn.Module) -> str:
+def kernel_name(layer: nn.Module) -> str:
     return "/".join((*layer.path, "kernel"))
 
 
@@ -171,8 +171,8 @@ def kernels(model: nn.Module) -> list[str]:
     names = []
 
     def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if _is_dense(context):
-            names.append(_name(context.module))
+        if is_dense(context):
+            names.append(kernel_name(context.module))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):

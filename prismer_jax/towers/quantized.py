@@ -53,26 +53,33 @@ def pack(kernel: Float[Array, "*layers i o"], kind: str) -> dict[str, Array]:
         codes = jnp.round(LARGEST * kernel / divisors)
         return {"codes": codes.clip(-LARGEST, LARGEST).astype(jnp.int8), "scales": scales}
 
-    x, largest = _blocks(kernel, block), jnp.abs(kernel).max(-2, keepdims=True)
-    near = jnp.searchsorted(jnp.asarray(np.sqrt(BASES[1:] * BASES[:-1])), largest)
-    bases = (near + BASES_TRIED.reshape(-1, *[1] * near.ndim)).clip(0, len(BASES) - 1).astype(jnp.uint8)
-
-    scales, mistakes = jax.lax.map(functools.partial(_best_scales, x), bases)
+    bases, x = bases_tried(kernel), _blocks(kernel, block)
+    scales, mistakes = jax.lax.map(functools.partial(best_scales, x), bases)
     best = mistakes.argmin(0, keepdims=True)
     bases, scales = (jnp.take_along_axis(each, best, 0)[0] for each in (bases, scales))
-    divisors = jnp.asarray(BASES)[bases] * _spread(jnp.asarray(SCALES)[scales], block, rows)
-    return {"codes": _pairs(_nearest(kernel / divisors)), "scales": _pairs(scales), "bases": bases}
+    codes = nearest(kernel / _spread(multipliers(bases, scales), block, rows))
+    return {"codes": pairs(codes), "scales": pairs(scales), "bases": bases}
 
 
-def _best_scales(x: Array, bases: Array) -> tuple[Array, Array]:
-    """Returns those of blocks, [*layers i/8 o], with these bases, and how far columns are off then, [*layers 1 o]."""
+def bases_tried(kernel: Array) -> Array:
+    """Returns codes of the bases, [2 *layers 1 o], of which the better is each column's."""
+    largest = jnp.abs(kernel).max(-2, keepdims=True)
+    near = jnp.searchsorted(jnp.asarray(np.sqrt(BASES[1:] * BASES[:-1])), largest)
+    return (near + BASES_TRIED.reshape(-1, *[1] * near.ndim)).clip(0, len(BASES) - 1).astype(jnp.uint8)
+
+
+def best_scales(x: Array, bases: Array, weights: Array | float = 1.0) -> tuple[Array, Array]:
+    """Returns codes of the scales of blocks x [*layers i/8 8 o] by these bases, and how far columns are off with them.
+
+    That is [*layers 1 o], the sum of squares, which `weights` multiply.
+    """
     base, largest = jnp.asarray(BASES)[bases], jnp.maximum(jnp.abs(x).max(-2), TINY)
     near = jnp.round(3 * jnp.log2(base / largest)).astype(jnp.int32)
 
     def better(best: tuple[Array, Array], tried: Array) -> tuple[tuple[Array, Array], None]:
         code = ((near - tried[1]).clip(0, STEPS - 1) + tried[0]).astype(jnp.uint8)
-        divisors = (base * jnp.asarray(SCALES)[code])[..., None, :]
-        mistake = jnp.square(jnp.asarray(NF4)[_nearest(x / divisors)] * divisors - x).sum(-2)
+        scale = multipliers(bases, code)[..., None, :]
+        mistake = (weights * jnp.square(jnp.asarray(NF4)[nearest(x / scale)] * scale - x)).sum(-2)
         return (jnp.where(mistake < best[1], code, best[0]), jnp.minimum(mistake, best[1])), None
 
     none = jnp.zeros(near.shape, jnp.uint8), jnp.full(near.shape, jnp.inf)
@@ -86,11 +93,16 @@ def unpack(packed: dict[str, Array], rows: int) -> Float[Array, "*layers i o"]:
     codes, scales = packed["codes"], packed["scales"]
     if codes.dtype == jnp.int8:
         return codes * _spread(scales, BLOCK["int8"], rows) / LARGEST
-    scales = jnp.asarray(BASES)[packed["bases"]] * jnp.asarray(SCALES)[_apart(scales)]
+    scales = multipliers(packed["bases"], _apart(scales))
     return jnp.asarray(NF4)[_apart(codes)[..., :rows, :]] * _spread(scales, BLOCK["nf4"], rows)
 
 
-def _pairs(codes: Array) -> Array:
+def multipliers(bases: Array, scales: Array) -> Array:
+    """Returns what the values in NF4 are multiplied by, from the codes of bases and scales."""
+    return jnp.asarray(BASES)[bases] * jnp.asarray(SCALES)[scales]
+
+
+def pairs(codes: Array) -> Array:
     """Returns codes of four bits, [*layers i o], two rows a byte, and with a row of zeros where they are odd."""
     low, high = jnp.moveaxis(_blocks(codes, 2), -2, 0)
     return low | high << 4
@@ -100,7 +112,7 @@ def _apart(pairs: Array) -> Array:
     return jnp.stack([pairs & 15, pairs >> 4], axis=-2).reshape(*pairs.shape[:-2], -1, pairs.shape[-1])
 
 
-def _nearest(x: Array) -> Array:
+def nearest(x: Array) -> Array:
     """Returns the codes, uint8, of the values in NF4 that are nearest."""
     return functools.reduce(operator.add, (jnp.uint8(x > middle) for middle in (NF4[1:] + NF4[:-1]) / 2))
 

@@ -1,0 +1,93 @@
+"""Kernels packed by what their layers read, so that what the layers say changes as little as can be: GPTQ.
+
+`quantized.pack` takes the codes that come nearest to the weights. Here one row after the other is rounded, and those
+behind it are moved by what makes up for its error where their inputs go along with its own (Frantar et al., arXiv
+2210.17323, equations 2 and 3). What is stored has the format of `quantized.pack` and takes no more.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from prismer_jax.towers import quantized
+from prismer_jax.typing import Array, Float, typed
+
+KIND, BLOCK = "nf4", quantized.BLOCK["nf4"]
+ROWS = 2048  # that make up for one another at most: the products of their inputs are so many numbers squared
+DAMPING = 0.01  # of the mean square of the inputs, added to each one's, as in the paper's section 3.3
+
+
+def groups(rows: int) -> tuple[int, int]:
+    """Returns how many groups of rows, which know nothing of each other, there are, and the rows of one."""
+    number = -(-rows // ROWS)
+    return number, -(-rows // (number * BLOCK)) * BLOCK
+
+
+def products(x: Float[Array, "*b i"]) -> Float[Array, "g r r"]:
+    """Returns the sum over all tokens of the products of what the rows of a group read, float32."""
+    number, size = groups(x.shape[-1])
+    x = jnp.pad(x.reshape(-1, x.shape[-1]).astype(jnp.float32), [(0, 0), (0, number * size - x.shape[-1])])
+    x = x.reshape(-1, number, size)
+    return jnp.einsum("tgr,tgs->grs", x, x)
+
+
+@typed
+def pack(kernel: Float[Array, "i o"], read: Float[Array, "g r r"]) -> dict[str, Array]:
+    """Returns a kernel's parts as `quantized.pack` does for 'nf4'; `read` are the `products` of its layer's inputs."""
+    (rows, columns), (number, size) = kernel.shape, groups(kernel.shape[0])
+    kernel = kernel.astype(jnp.float32)
+    parts = jnp.pad(kernel, [(0, number * size - rows), (0, 0)]).reshape(number, size, columns)
+    factors = jax.lax.map(_factor, read)
+
+    def tried(bases: Array) -> tuple[Array, Array, Array]:
+        return jax.lax.map(lambda group: _pack_group(*group, bases), (parts, factors))
+
+    bases = quantized.bases_tried(kernel)
+    codes, scales, mistakes = jax.lax.map(tried, bases)
+    best = mistakes.sum(1).argmin(0)  # of each column
+
+    def chosen(x: Array, rows: int) -> Array:
+        return jnp.take_along_axis(x, best[None, None, None], 0)[0].reshape(-1, columns)[:rows]
+
+    codes, scales = (quantized.pairs(chosen(x, n)) for x, n in ((codes, rows), (scales, -(-rows // BLOCK))))
+    return {"codes": codes, "scales": scales, "bases": jnp.take_along_axis(bases, best[None, None], 0)[0]}
+
+
+def pack_stacked(kernel: Array, read: Array) -> dict[str, jax.Array]:
+    """`pack`, one layer after the other, of kernels [*layers i o] and products [*layers g r r]."""
+    flat = kernel.reshape(-1, *kernel.shape[-2:]), read.reshape(-1, *read.shape[-3:])
+    made = jax.lax.map(lambda layer: pack(*layer), flat)
+    return {part: x.reshape(*kernel.shape[:-2], *x.shape[1:]) for part, x in made.items()}
+
+
+def _factor(read: Float[Array, "r r"]) -> Float[Array, "r r"]:
+    """Returns the upper U of which UᵀU is the inverse of the damped products; its row r moves the rows behind r.
+
+    It is the inverse of a factor of the products themselves, in reversed order: the inverse of them all, and then a
+    factor of that, would need more digits than float32 has.
+    """
+    mean = jnp.maximum(jnp.diag(read).mean(), quantized.TINY / DAMPING)
+    eye = jnp.eye(len(read))
+    lower = jnp.linalg.cholesky((read / mean + DAMPING * eye)[::-1, ::-1])
+    return jax.scipy.linalg.solve_triangular(lower[::-1, ::-1], eye)
+
+
+def _pack_group(rows: Array, factor: Array, bases: Array) -> tuple[Array, Array, Array]:
+    """Returns codes [r o] and scales [r/8 o] of rows [r o], and how far what columns [o] say is off, in squares."""
+
+    def block(rows: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        x, moves = (jax.lax.dynamic_slice_in_dim(whole, start, BLOCK) for whole in (rows, factor))
+        within = jax.lax.dynamic_slice_in_dim(moves, start, BLOCK, 1)
+        scales, _ = quantized.best_scales(x[None], bases, jnp.diag(within)[:, None] ** -2)
+        scale = quantized.multipliers(bases, scales)[0]
+        codes, errors = [], []
+        for row in range(BLOCK):
+            codes.append(quantized.nearest(x[row] / scale))
+            errors.append((x[row] - jnp.asarray(quantized.NF4)[codes[row]] * scale) / within[row, row])
+            x = x - within[row][:, None] * errors[row]  # of rows before it U is 0; of itself it is done
+        errors = jnp.stack(errors)
+        return rows - moves.T @ errors, (jnp.stack(codes), scales[0], jnp.square(errors).sum(0))
+
+    _, (codes, scales, mistakes) = jax.lax.scan(block, rows, jnp.arange(0, len(rows), BLOCK))
+    return codes.reshape(rows.shape), scales, mistakes.sum(0)
