@@ -21,7 +21,10 @@ REMOTE = ("gs://bucket/x", "s3://bucket/x", "hf://datasets/a/x", "memory://bucke
 PROGRAMS = {
     **{name: [] for name in ("prismer_jax.train", "prismer_jax.evaluate", "prismer_jax.caption")},
     **{"prismer_jax.retrieve.__main__": [], "tools.audit": [], "tools.demo.__main__": []},
-    **{f"tools.{name}": [] for name in ("build_dataset", "download", "export", "make_labels", "parity", "push")},
+    **{
+        f"tools.{name}": []
+        for name in ("build_dataset", "download", "export", "make_labels", "parity", "push", "quantize")
+    },
     **{f"tools.{name}": [] for name in ("bench.__main__", "sweep", "train_mask_codec", "train_tokenizer", "visualize")},
     **{f"tools.convert {name}": [name] for name in {**convert.family_commands(), **convert.COMMANDS}},
 }
