@@ -1,11 +1,14 @@
-"""Kernels packed by what their layers read, so that what the layers say changes as little as can be: GPTQ.
+"""Kernels packed by what their layers read, so that outputs change little: GPTQ (Frantar et al., arXiv 2210.17323).
 
-`quantized.pack` takes the codes that come nearest to the weights. Here one row after the other is rounded, and those
-behind it are moved by what makes up for its error where their inputs go along with its own (Frantar et al., arXiv
-2210.17323, equations 2 and 3). What is stored has the format of `quantized.pack` and takes no more.
+`quantized.pack` takes the code that is nearest to each weight. Here rows are rounded one after the other, and the error
+of each moves the rows behind it, as far as their inputs go along with its own. The format is that of `quantized.pack`.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +18,16 @@ from prismer_jax.typing import Array, Float, typed
 
 KIND, BLOCK = "nf4", quantized.BLOCK["nf4"]
 ROWS = 2048  # that make up for one another at most: the products of their inputs are so many numbers squared
+CHUNK = 128  # rows whose errors move those behind them at once
 DAMPING = 0.01  # of the mean square of the inputs, added to each one's, as in the paper's section 3.3
+
+Step = Callable[[Array, Array], tuple[Any, Array]]  # (rows, their part of the factor) -> (what is made, errors)
 
 
 def groups(rows: int) -> tuple[int, int]:
     """Returns how many groups of rows, which know nothing of each other, there are, and the rows of one."""
-    number = -(-rows // ROWS)
-    return number, -(-rows // (number * BLOCK)) * BLOCK
+    number, unit = -(-rows // ROWS), CHUNK if rows > CHUNK else BLOCK
+    return number, -(-rows // (number * unit)) * unit
 
 
 def products(x: Float[Array, "*b i"]) -> Float[Array, "g r r"]:
@@ -75,19 +81,30 @@ def _factor(read: Float[Array, "r r"]) -> Float[Array, "r r"]:
 
 def _pack_group(rows: Array, factor: Array, bases: Array) -> tuple[Array, Array, Array]:
     """Returns codes [r o] and scales [r/8 o] of rows [r o], and how far what columns [o] say is off, in squares."""
+    chunk = functools.partial(_sweep, functools.partial(_block, bases), BLOCK)
+    (codes, scales), errors = _sweep(chunk, min(CHUNK, len(rows)), rows, factor)
+    return codes, scales, jnp.square(errors).sum(0)
 
-    def block(rows: Array, start: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-        x, moves = (jax.lax.dynamic_slice_in_dim(whole, start, BLOCK) for whole in (rows, factor))
-        within = jax.lax.dynamic_slice_in_dim(moves, start, BLOCK, 1)
-        scales, _ = quantized.best_scales(x[None], bases, jnp.diag(within)[:, None] ** -2)
-        scale = quantized.multipliers(bases, scales)[0]
-        codes, errors = [], []
-        for row in range(BLOCK):
-            codes.append(quantized.nearest(x[row] / scale))
-            errors.append((x[row] - jnp.asarray(quantized.NF4)[codes[row]] * scale) / within[row, row])
-            x = x - within[row][:, None] * errors[row]  # of rows before it U is 0; of itself it is done
-        errors = jnp.stack(errors)
-        return rows - moves.T @ errors, (jnp.stack(codes), scales[0], jnp.square(errors).sum(0))
 
-    _, (codes, scales, mistakes) = jax.lax.scan(block, rows, jnp.arange(0, len(rows), BLOCK))
-    return codes.reshape(rows.shape), scales, mistakes.sum(0)
+def _sweep(step: Step, size: int, rows: Array, factor: Array) -> tuple[Any, Array]:
+    """Takes the step for so many rows after the other, of which each moves all behind it by its errors."""
+
+    def part(rows: Array, start: Array) -> tuple[Array, tuple[Any, Array]]:
+        x, moves = (jax.lax.dynamic_slice_in_dim(whole, start, size) for whole in (rows, factor))
+        made, errors = step(x, jax.lax.dynamic_slice_in_dim(moves, start, size, 1))
+        return rows - moves.T @ errors, (made, errors)  # of the rows before it U is 0
+
+    _, made = jax.lax.scan(part, rows, jnp.arange(0, len(rows), size))
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), made)
+
+
+def _block(bases: Array, x: Array, factor: Array) -> tuple[tuple[Array, Array], Array]:
+    """Returns codes and scales, [1 o], of the rows of a block, and by what each of them moves those behind it."""
+    scales, _ = quantized.best_scales(x[None], bases, jnp.diag(factor)[:, None] ** -2)
+    scale = quantized.multipliers(bases, scales)[0]
+    codes, errors = [], []
+    for row in range(BLOCK):
+        codes.append(quantized.nearest(x[row] / scale))
+        errors.append((x[row] - jnp.asarray(quantized.NF4)[codes[row]] * scale) / factor[row, row])
+        x = x - factor[row][:, None] * errors[row]
+    return (jnp.stack(codes), scales), jnp.stack(errors)
