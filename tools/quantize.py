@@ -33,7 +33,11 @@ from tools.export import ADAPTED, orbax
 
 
 def read_by(model: Adapted, variables: Any, loss: Loss, batches: Iterable[Any], total: int) -> dict[str, jax.Array]:
-    """Returns the `calibration.products` of the kernels that are to be packed, summed over so many batches."""
+    """Returns the `calibration.products` of the kernels that are to be packed, summed over so many batches.
+
+    Raises:
+      UserError: they are not finite.
+    """
 
     @jax.jit
     def products(variables: Any, batch: Any) -> dict[str, jax.Array]:
@@ -46,6 +50,8 @@ def read_by(model: Adapted, variables: Any, loss: Loss, batches: Iterable[Any], 
             one = products(variables, batch)
             read = jax.block_until_ready(add(read, one) if read else one)
             advance()
+    if odd := sorted(name for name, x in read.items() if not jnp.isfinite(x).all()):
+        raise UserError(f"{odd[0]} reads, or its gradient is, what is not finite. Try --config.model.dtype=float32.")
     return read
 
 
@@ -73,7 +79,7 @@ def quantize(cfg: config.Section, path: pathlib.Path, number: int, output: pathl
       number: of batches.
 
     Raises:
-      UserError: config and checkpoint do not fit each other, or the data cannot be used.
+      UserError: config and checkpoint do not fit each other, or the data cannot be used; or as `read_by`.
     """
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     with jax.set_mesh(mesh):

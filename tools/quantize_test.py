@@ -82,3 +82,24 @@ def test_what_cannot_be_packed_is_refused_in_one_line_and_leaves_nothing(base, t
     with pytest.raises(UserError, match=message):
         quantize.main(["--checkpoint", str(folder), "--config", spec, "--output", str(output), *FLAGS, *flags])
     assert not output.exists()
+
+
+def test_a_model_whose_loss_is_not_finite_is_not_packed(base, tmp_path):
+    folder, _ = base
+    variables, described = checkpoint.load_export(folder)
+    variables["params"]["language"]["word_embedding"][:] = np.inf
+    checkpoint.export(tmp_path / "broken", variables, described)
+    chosen = [*FLAGS, "--config.model.quantize.match=language/blocks/query/.*", "--batches", "1"]
+    with pytest.raises(UserError, match=r"^language/blocks/query/kernel reads, .* not finite"):
+        quantize.main(
+            [
+                "--checkpoint",
+                str(tmp_path / "broken"),
+                "--config",
+                CONFIG,
+                "--output",
+                str(tmp_path / "packed"),
+                *chosen,
+            ]
+        )
+    assert not (tmp_path / "packed").exists()

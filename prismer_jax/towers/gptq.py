@@ -20,6 +20,7 @@ KIND, BLOCK = "nf4", quantized.BLOCK["nf4"]
 ROWS = 2048  # that make up for one another at most: the products of their inputs are so many numbers squared
 CHUNK = 128  # rows whose errors move those behind them at once
 DAMPING = 0.01  # of the mean square of the inputs, added to each one's, as in the paper's section 3.3
+UNREAD = 1e-6  # of the mean of all groups, in place of that of a group of which nothing is read
 
 Step = Callable[[Array, Array], tuple[Any, Array]]  # (rows, their part of the factor) -> (what is made, errors)
 
@@ -44,7 +45,8 @@ def pack(kernel: Float[Array, "i o"], read: Float[Array, "g r r"]) -> dict[str, 
     (rows, columns), (number, size) = kernel.shape, groups(kernel.shape[0])
     kernel = kernel.astype(jnp.float32)
     parts = jnp.pad(kernel, [(0, number * size - rows), (0, 0)]).reshape(number, size, columns)
-    factors = jax.lax.map(_factor, read)
+    mean = jnp.trace(read, axis1=1, axis2=2).sum() / (number * size)  # of squares of inputs, which may be tiny
+    factors = jax.lax.map(_factor, read / jnp.maximum(mean, quantized.TINY))
 
     def tried(bases: Array) -> tuple[Array, Array, Array]:
         return jax.lax.map(lambda group: _pack_group(*group, bases), (parts, factors))
@@ -73,9 +75,8 @@ def _factor(read: Float[Array, "r r"]) -> Float[Array, "r r"]:
     It is the inverse of a factor of the products themselves, in reversed order: the inverse of them all, and then a
     factor of that, would need more digits than float32 has.
     """
-    mean = jnp.maximum(jnp.diag(read).mean(), quantized.TINY / DAMPING)
-    eye = jnp.eye(len(read))
-    lower = jnp.linalg.cholesky((read / mean + DAMPING * eye)[::-1, ::-1])
+    eye, damping = jnp.eye(len(read)), DAMPING * jnp.maximum(jnp.diag(read).mean(), UNREAD)
+    lower = jnp.linalg.cholesky((read + damping * eye)[::-1, ::-1])
     return jax.scipy.linalg.solve_triangular(lower[::-1, ::-1], eye)
 
 
