@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
-from prismer_jax.models import calibration
+from prismer_jax import losses, models
+from prismer_jax.batch import Batch, prompts
+from prismer_jax.models import calibration, lora
 from prismer_jax.towers import layers
 
 
@@ -67,3 +70,28 @@ def test_products_are_of_inputs_times_the_size_of_the_gradient_of_each_layers_ou
     assert found["head/kernel"].shape == (1, 8, 8)
     assert not found["head/kernel"].any()  # what no loss needs
     assert calibration.products(model, names[:1], variables, loss, x).keys() == {names[0]}
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("prismer", dict(experts="none")),
+        pytest.param("nanovlm", dict(image_token=None), marks=pytest.mark.slow),
+        pytest.param("paligemma", dict(remat="full"), marks=pytest.mark.slow),
+        pytest.param("blip2", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_every_kernel_of_every_family_is_felt(family, fields):
+    model, rng = models.build(family, variant="tiny", **fields), np.random.default_rng(0)
+    text, size = rng.integers(3, 190, (2, 6)).astype(np.int32), model.image_size
+    image = rng.integers(0, 256, (2, size, size, 3), np.uint8)
+    batch = dict(image=image, **prompts(text, text > 0), mask_loss=np.ones((2, 6), np.float32))
+    kernels, variables = lora.kernels(model), jax.jit(model.init_variables)(jax.random.key(0, impl="rbg"))
+
+    @jax.jit
+    def felt(variables, batch):
+        return calibration.products(model, kernels, variables, losses.cross_entropy, Batch(batch))
+
+    for name, x in felt(variables, batch).items():
+        assert np.isfinite(x).all(), name
+        assert np.asarray(x).any((-1, -2, -3)).all(), name  # in each layer
