@@ -70,8 +70,6 @@ def test_wide_kernels_are_packed_in_groups_of_rows(monkeypatch):
     assert off(x, w, packed) < 0.9 * off(x, w, plain)
     tiny = gptq.pack(jnp.asarray(w), 1e-30 * read)  # as squares of gradients may be
     np.testing.assert_allclose(quantized.unpack(tiny, 96), quantized.unpack(packed, 96), rtol=1e-5)
-    one = gptq.pack(jnp.asarray(w[:32]), read[:1])
-    assert (packed["bases"] >= one["bases"]).mean() > 0.5  # of the whole column
 
 
 def test_rows_that_nothing_reads_are_packed_all_the_same():
