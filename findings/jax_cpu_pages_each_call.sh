@@ -4,7 +4,7 @@
 # large blocks (MALLOC_MMAP_MAX_, MALLOC_TRIM_THRESHOLD_). Where Linux gives huge pages to those who ask (madvise, as
 # most distributions set it), nobody asks for them: with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which glibc 2.35 and
 # newer read when a program starts, the calls are served 512 pages at a time. Counted are page faults a call, in the same
-# program. Seen with jaxlib 0.10.2 and 0.12.0.1; prismer_jax starts its programs with it (prismer_jax/huge_pages.py),
+# program. Seen with jaxlib 0.10.2 and 0.12.0.1; prismer_jax starts its programs with it (prismer_jax/programs.py),
 # where a training step of its quickstart takes two thirds of the processor's time that it took.
 set -euo pipefail
 if ! grep -q '\[madvise\]' /sys/kernel/mm/transparent_hugepage/enabled 2>/dev/null; then

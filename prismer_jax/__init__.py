@@ -2,9 +2,9 @@
 
 import importlib
 
-from prismer_jax import huge_pages
+from prismer_jax import programs
 
-huge_pages.adopt()
+programs.prepare()
 
 __version__ = "0.2.0.dev0"
 

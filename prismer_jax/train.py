@@ -138,13 +138,13 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     config.assert_read(cfg)
     batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
     first_batches = [next(batches)] if first_step < total_steps else []
-    compile_update = training.lower(*first_batches) if first_batches else lambda: training.update
+    compile_update = functools.partial(training.compile, *first_batches) if first_batches else lambda: training.update
     if start.estimate:
         with contextlib.closing(batches):
             estimate = importlib.import_module("prismer_jax.planning.memory").lines
             print(*estimate(training.state, training.trainable, first_batches, compile_update()), sep="\n")
         return {}
-    with ThreadPoolExecutor(1) as pool:  # the step is compiled while the state is made
+    with ThreadPoolExecutor(1) as pool:  # the step is traced and compiled while the state is made
         compiling = pool.submit(compile_update)
         if first_step:
             state = checkpoints.restore(training.state)

@@ -43,12 +43,12 @@ class Step(NamedTuple):
     update: Any
     mesh: jax.sharding.Mesh
 
-    def lower(self, batch: Any) -> Callable[[], Any]:
-        """Traces `update` for a batch of the whole mesh: arrays, or shapes that say where each lies; () compiles it."""
+    def compile(self, batch: Any) -> Any:
+        """Compiles `update` for a batch of the whole mesh: arrays, or shapes that say where each lies."""
         with jax.set_mesh(self.mesh):  # every thread has its own
             lowered = self.update.lower(self.state, batch)
         halves = any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(self.state["params"]))
-        return lambda: lowered.compile(ON_CPU if halves and self.mesh.devices.flat[0].platform == "cpu" else None)
+        return lowered.compile(ON_CPU if halves and self.mesh.devices.flat[0].platform == "cpu" else None)
 
 
 def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, durations: Mapping[str, int]) -> Step:

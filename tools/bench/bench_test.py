@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.huge_pages import TUNABLES
+from prismer_jax.programs import TUNABLES
 from tools.bench import __main__ as bench
 from tools.bench import build, prismer, startup, worker
 from tools.bench.experts_test import fake

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from prismer_jax import config, huge_pages, runtime, sharding
+from prismer_jax import config, programs, runtime, sharding
 from prismer_jax.errors import UserError
 from prismer_jax.training.step import Step, make_step
 
@@ -74,8 +74,8 @@ class Worker:
 
 
 def as_users_have_it() -> dict[str, str]:
-    """Returns this environment without what `huge_pages.adopt` has added: each code starts as its users start it."""
-    told = os.environ.get("GLIBC_TUNABLES", "").removesuffix(huge_pages.TUNABLES).removesuffix(":")
+    """Returns this environment without what `programs.prepare` has added: each code starts as its users start it."""
+    told = os.environ.get("GLIBC_TUNABLES", "").removesuffix(programs.TUNABLES).removesuffix(":")
     rest = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     return rest | ({"GLIBC_TUNABLES": told} if told else {})
 
@@ -161,7 +161,7 @@ def steps_of(made: Step, batch: Any) -> Callable[[], None]:
     Its attribute `temporaries` is XLA's count of the step's temporary memory, in bytes.
     """
     batch = jax.device_put(batch, sharding.batch_sharding(made.mesh))
-    update, state = made.lower(batch)(), made.init(0)
+    update, state = made.compile(batch), made.init(0)
 
     def step() -> None:
         nonlocal state

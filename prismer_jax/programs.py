@@ -1,18 +1,20 @@
-"""Programs whose memory lies in huge pages, which a kernel hands out 512 at a time."""
+"""How a program of this package starts: garbage is looked for rarely, and memory lies in huge pages."""
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 import sys
 
+GARBAGE = 20_000  # objects made between two searches; Python's 700 take a tenth of a start (docs/performance.md)
 # Ask for huge pages, and keep what is freed for the next step (GNU C library manual, Memory Allocation Tunables; 2.35).
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
 SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def adopt() -> None:
-    """Starts a program of this package again, before it has imported anything, with memory in huge pages.
+def prepare() -> None:
+    """Has a program of this package collect garbage rarely, and start again, as it imports nothing yet, in huge pages.
 
     On a CPU, XLA takes the memory of a step anew each time, as NumPy does that of a photo, and the kernel hands it out
     page by page: a third of a training step (docs/performance.md). Where Linux gives huge pages on request, glibc
@@ -20,8 +22,9 @@ def adopt() -> None:
     """
     words, told = sys.orig_argv, os.environ.get("GLIBC_TUNABLES", "")
     searching = sys.argv[:1] == ["-m"] and "-m" in words  # for the module of `python -m prismer_jax.train`
-    ours = searching and words[words.index("-m") + 1].split(".")[0] in ("prismer_jax", "tools")
-    on_request = SETTING.is_file() and "[madvise]" in SETTING.read_text()  # a file of Linux
-    if ours and on_request and "hugetlb" not in told:
+    if not (searching and words[words.index("-m") + 1].split(".")[0] in ("prismer_jax", "tools")):
+        return
+    gc.set_threshold(GARBAGE)
+    if "hugetlb" not in told and SETTING.is_file() and "[madvise]" in SETTING.read_text():  # a file of Linux
         tunables = ":".join(filter(None, (told, TUNABLES)))
         os.execve(sys.executable, [sys.executable, *words[1:]], {**os.environ, "GLIBC_TUNABLES": tunables})
