@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 
-GARBAGE = 20_000  # objects made between two searches; Python's 700 take a tenth of a start (docs/performance.md)
+GARBAGE = 5_000  # objects made between two searches; Python's 700 take a tenth of a start (docs/performance.md)
 # Ask for huge pages, and keep what is freed for the next step (GNU C library manual, Memory Allocation Tunables; 2.35).
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
 SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")

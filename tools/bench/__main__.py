@@ -25,9 +25,10 @@ Parts of a config's run [--config FILE[:arg]], which are the default: scenes, lo
     loader/step   how many times faster the loader is than what it feeds
 
 All in one run, one after the other, so that ratios hold on a noisy machine. `--against CHECKOUT` is another checkout of
-this project, whose worker takes the place of the original's in encoder ... train, experts, loader, prismer, paligemma
-and blip2. What fails is said and does not keep the others from being measured; the exit status is then 2. `--json FILE`
-leaves {"caption": {"ratio": ..., "rows": [...]}, ..., "machine": ...} there, with {"error": ...} for what failed.
+this project, which takes the place of the original in encoder ... memory, experts, loader, prismer, paligemma, blip2,
+and starts in turn with this one in startup. What fails is said and does not keep the others from being measured; the
+exit status is then 2. `--json FILE` leaves {"caption": {"ratio": ..., "rows": [...]}, ..., "machine": ...} there, with
+{"error": ...} for what failed.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ SUITES: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "experts": _experts,
     "loader": _loader,
     "build": lambda args: build.measure(seconds=args.seconds),
-    "startup": lambda args: startup.measure(),
+    "startup": lambda args: startup.measure(against=_checkout(args)),
     **{name: functools.partial(_family, name=name) for name in FAMILIES},
 }
 

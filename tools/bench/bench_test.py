@@ -63,7 +63,7 @@ def test_several_suites_are_in_one_file_and_what_fails_hides_nothing(monkeypatch
     monkeypatch.setattr(worker, "their_command", lambda _, __, row, ___: fake(sides[row][1], 10**9))
     monkeypatch.setattr(prismer, "check_reference", lambda _: None)
     monkeypatch.setattr(bench, "_python", lambda _: "python")
-    monkeypatch.setattr(startup, "measure", lambda: [dict(row="cold", seconds=1.0)])
+    monkeypatch.setattr(startup, "measure", lambda **_: [dict(row="cold", seconds=1.0)])
     file = tmp_path / "results.json"
     words = ["caption", "vqa_rank", "startup", "train", "--reference", str(tmp_path), "--seconds", "0"]
     with pytest.raises(UserError, match="caption could not be measured: see above"):

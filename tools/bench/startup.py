@@ -5,11 +5,12 @@
 
 Each start is a process of its own, which is ended as soon as it says that its first step is done. A start that is not
 counted renders the quickstart's scenes, where they are not there. The median of the starts counts, by the clock and in
-the processor's time, of all threads.
+the processor's time, of all threads. Another checkout of this project starts in turn with this one.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import resource
@@ -41,8 +42,8 @@ def command(config: str, workdir: str) -> list[str]:
     return [sys.executable, "-m", "prismer_jax.train", "--config", config, "--workdir", workdir]
 
 
-def first_step(words: Sequence[str], environment: Mapping[str, str]) -> Start:
-    """Starts a command and ends it when it says that its first step is done.
+def first_step(words: Sequence[str], environment: Mapping[str, str], checkout: pathlib.Path = ROOT) -> Start:
+    """Starts a command in a checkout of this project and ends it when it says that its first step is done.
 
     Raises:
       UserError: it ends before that; its last line is in the message.
@@ -50,7 +51,7 @@ def first_step(words: Sequence[str], environment: Mapping[str, str]) -> Start:
     environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
     start, line = time.perf_counter(), ""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment)
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=checkout, env=environment)
     with subprocess.Popen(words, **options) as process:
         try:
             for line in process.stdout:
@@ -65,22 +66,31 @@ def first_step(words: Sequence[str], environment: Mapping[str, str]) -> Start:
     return Start(wall, used.ru_utime - before.ru_utime + used.ru_stime - before.ru_stime)
 
 
-def measure(config: str = "configs/quickstart.py") -> list[dict[str, Any]]:
-    """Prints a line for cold and one for warm starts, and returns them with the seconds of every start."""
-    starts: dict[str, list[Start]] = {kind: [] for kind in TARGETS}
+def measure(config: str = "configs/quickstart.py", *, against: pathlib.Path | None = None) -> list[dict[str, Any]]:
+    """Prints a line for cold and one for warm starts, and returns them with the seconds of every start.
+
+    Beside another checkout, `against`, a row has its starts too, and how many times as fast ours is by the clock.
+    """
+    sides = {"starts": ROOT} | ({"against": against} if against else {})
+    rows: dict[str, dict[str, Any]] = {kind: dict(row=kind, **{side: [] for side in sides}) for kind in TARGETS}
     data = {"PRISMER_DATA_DIR": str(storage.data_folder())}
-    for number in range(-1, STARTS):
+    for number, (side, checkout) in itertools.product(range(-1, STARTS), sides.items()):
         with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
             fresh = data | {"PRISMER_CACHE_DIR": f"{folder}/cache", "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
             fresh["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # as runtime.use_compilation_cache has it
             for kind in TARGETS if number >= 0 else ("cold",):
-                start = first_step(command(config, f"{folder}/{kind}"), fresh)
+                start = first_step(command(config, f"{folder}/{kind}"), fresh, checkout)
                 if number >= 0:
-                    starts[kind].append(start)
-    print(f"{'first step of ' + config:<36}{'seconds':>9}{'of cores':>10}{'target':>8}")
-    rows = []
-    for kind, of_kind in starts.items():
-        wall, processor = (statistics.median(values) for values in zip(*of_kind, strict=True))
-        print(f"{kind:<36}{wall:>9.1f}{processor:>10.1f}{TARGETS[kind]:>8.1f}", flush=True)
-        rows.append(dict(row=kind, target=TARGETS[kind], seconds=wall, processor=processor, starts=of_kind))
-    return rows
+                    rows[kind][side].append(start)
+    last = f"{'against':>9}{'ratio':>7}" if against else f"{'target':>8}"
+    print(f"{'first step of ' + config:<36}{'seconds':>9}{'of cores':>10}{last}")
+    for kind, row in rows.items():
+        wall, processor = (statistics.median(values) for values in zip(*row["starts"], strict=True))
+        row |= dict(target=TARGETS[kind], seconds=wall, processor=processor)
+        last = f"{TARGETS[kind]:>8.1f}"
+        if against:
+            theirs = statistics.median(start.wall for start in row["against"])
+            row["ratio"] = theirs / wall
+            last = f"{theirs:>9.1f}{row['ratio']:>7.2f}"
+        print(f"{kind:<36}{wall:>9.1f}{processor:>10.1f}{last}", flush=True)
+    return list(rows.values())

@@ -30,6 +30,19 @@ def test_each_cold_start_has_new_folders_and_the_warm_one_its_own(monkeypatch, c
     assert [line.split()[0] for line in lines] == ["first", "cold", "warm"]
 
 
+def test_another_checkout_starts_in_turn_in_its_own_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path))
+    log = f"open({str(tmp_path / 'folders')!r}, 'a').write(os.getcwd() + '\\n')"
+    wait = "__import__('time').sleep(0.5 if os.path.exists('slow') else 0)"
+    monkeypatch.setattr(startup, "command", lambda *_: [sys.executable, "-c", f"import os\n{log}\n{wait}{STARTS}"])
+    (tmp_path / "slow").touch()
+    rows = startup.measure(against=tmp_path)
+    starts = [startup.ROOT, tmp_path] + [startup.ROOT] * 2 * startup.STARTS + [tmp_path] * 2 * startup.STARTS
+    assert sorted((tmp_path / "folders").read_text().split()) == sorted(map(str, starts))
+    assert all(row["ratio"] > 1 and len(row["against"]) == startup.STARTS for row in rows)
+    assert capsys.readouterr().out.splitlines()[0].split()[-2:] == ["against", "ratio"]
+
+
 def test_a_start_that_fails_says_its_last_line():
     with pytest.raises(UserError, match="ended before its first step: error: no config"):
         startup.first_step([sys.executable, "-c", "print('hello'); print('error: no config')"], {})

@@ -30,7 +30,7 @@ IN_A_ROW = 3  # rounds of one worker before it is the other's turn
 
 
 class Row(NamedTuple):
-    """A line of a table: what is measured, how many of these a round does, and the least ratio of ours to theirs.
+    """A line of a table: what is measured, how many of these a round does, and the least ratio of ours to the original.
 
     `temporaries` is the largest ratio of what XLA counts as temporary memory, where both sides say that.
     """
@@ -115,13 +115,15 @@ def in_turn(commands: Sequence[Sequence[str]], seconds: float) -> list[Worker]:
     return workers
 
 
-def show(title: str, values: Sequence[float], target: float, less: bool = False) -> None:
+def show(title: str, values: Sequence[float], target: float | None, less: bool = False) -> None:
+    """Prints a line of a table; what is compared with no original has no target."""
     line = f"{title:<54}{values[0]:>9.2f}"
     if len(values) == 1:
         print(line, flush=True)
         return
     ratio = values[0] / values[1]
-    print(f"{line}{values[1]:>10.2f}{ratio:>7.2f}{'<' if less else '>':>4}{target:>4.1f}", flush=True)
+    aim = "" if target is None else f"{'<' if less else '>':>4}{target:>4.1f}"
+    print(f"{line}{values[1]:>10.2f}{ratio:>7.2f}{aim}", flush=True)
 
 
 def beside(commands: Sequence[Sequence[str]], seconds: float) -> list[Worker]:
@@ -198,16 +200,16 @@ def compare(
       lacking: rows that the original has not: ours alone is measured.
 
     Returns:
-      The rows, each with what is measured, the target of the ratio, for both sides the rate, the peak memory in
-      gigabytes and the seconds of every round; and, where there are two, the ratios of the fastest rounds, of the
-      median ones and of the peaks; where all say it, XLA's temporary memory of each, in gigabytes.
+      The rows, each with what is measured, the target of the ratio to the original, for both sides the rate, the peak
+      memory in gigabytes and the seconds of every round; and, where there are two, the ratios of the fastest rounds, of
+      the median ones and of the peaks; where all say it, XLA's temporary memory of each, in gigabytes.
 
     Raises:
       UserError: a worker ends early.
     """
     table = []
     other = "against" if against else "original"
-    print(f"{heading:<54}{'ours':>9}{other:>10}{'ratio':>7}{'target':>8}", flush=True)
+    print(f"{heading:<54}{'ours':>9}{other:>10}{'ratio':>7}" + ("" if against else f"{'target':>8}"), flush=True)
     with tempfile.TemporaryDirectory(prefix="prismer_jax.bench.") as folder:
         path = pathlib.Path(folder, "settings.json")
         path.write_text(json.dumps({**bench.settings(), **(more or {})}))
@@ -219,10 +221,11 @@ def compare(
                 commands.append(their_command(python, bench, name, path))
             workers = in_turn([one_core(x) if alone else x for x in commands], seconds)
             row, rounds = bench.ROWS[name], [one.seconds for one in workers]
+            target, memory, temporary = (None,) * 3 if against else (row.target, 1.0, row.temporaries)
             rates, peaks = [row.count / min(times) for times in rounds], [one.last / 1e9 for one in workers]
-            show(row.title, rates, row.target)
-            show(f"peak memory of {name}, GB", peaks, 1.0, less=True)
-            table.append(dict(row=name, title=row.title, target=row.target))
+            show(row.title, rates, target)
+            show(f"peak memory of {name}, GB", peaks, memory, less=True)
+            table.append(dict(row=name, title=row.title, target=target))
             for side, rate, peak, times in zip(("ours", other), rates, peaks, rounds, strict=False):
                 table[-1][side] = dict(a_second=rate, peak_gb=peak, seconds=times)
             if len(rounds) == 2:
@@ -231,6 +234,6 @@ def compare(
                 table[-1] |= ratios | dict(ratio_of_memory=peaks[0] / peaks[1])
             temporaries = [one.temporaries / 1e9 for one in workers if one.temporaries is not None]
             if len(temporaries) == len(workers):
-                show(f"XLA's temporary memory of {name}, GB", temporaries, row.temporaries, less=True)
+                show(f"XLA's temporary memory of {name}, GB", temporaries, temporary, less=True)
                 table[-1]["temporaries_gb"] = temporaries
     return table
