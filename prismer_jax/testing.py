@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.server
 import os
 import pathlib
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 
 # Before jax is imported: sharding is tested on eight virtual CPU devices, and tests compile more than they compute.
 os.environ["XLA_FLAGS"] = " ".join(
-    ("--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1", os.environ.get("XLA_FLAGS", ""))
+    ("--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", ""))
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "prismer_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -22,7 +23,9 @@ import pytest
 from absl import flags
 
 from prismer_jax import runtime
+from prismer_jax.programs import GARBAGE
 
+gc.set_threshold(GARBAGE)  # as programs have it
 runtime.use_xla_sums()  # also of the tests' own functions, whose results those of programs are compared with
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
