@@ -30,17 +30,24 @@ def test_each_cold_start_has_new_folders_and_the_warm_one_its_own(monkeypatch, c
     assert [line.split()[0] for line in lines] == ["first", "cold", "warm"]
 
 
-def test_another_checkout_starts_in_turn_in_its_own_folder(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path))
-    log = f"open({str(tmp_path / 'folders')!r}, 'a').write(os.getcwd() + '\\n')"
-    wait = "__import__('time').sleep(0.5 if os.path.exists('slow') else 0)"
-    monkeypatch.setattr(startup, "command", lambda *_: [sys.executable, "-c", f"import os\n{log}\n{wait}{STARTS}"])
-    (tmp_path / "slow").touch()
+def test_another_checkout_starts_in_turn(monkeypatch, capsys, tmp_path):
+    checkouts = []
+
+    def first_step(words, environment, checkout):
+        checkouts.append(checkout)
+        return startup.Start(wall=3.0 if checkout == tmp_path else 2.0, processor=1.0)
+
+    monkeypatch.setattr(startup, "first_step", first_step)
     rows = startup.measure(against=tmp_path)
-    starts = [startup.ROOT, tmp_path] + [startup.ROOT] * 2 * startup.STARTS + [tmp_path] * 2 * startup.STARTS
-    assert sorted((tmp_path / "folders").read_text().split()) == sorted(map(str, starts))
-    assert all(row["ratio"] > 1 and len(row["against"]) == startup.STARTS for row in rows)
-    assert capsys.readouterr().out.splitlines()[0].split()[-2:] == ["against", "ratio"]
+    assert checkouts[:2] == [startup.ROOT, tmp_path]
+    assert checkouts[2:] == [startup.ROOT, startup.ROOT, tmp_path, tmp_path] * startup.STARTS
+    assert [row["ratio"] for row in rows] == [1.5, 1.5]
+    assert [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]] == [["3.0", "1.50"]] * 2
+
+
+def test_a_command_starts_in_its_checkout(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}$"):
+        startup.first_step([sys.executable, "-c", "import os; print(os.getcwd())"], {}, tmp_path)
 
 
 def test_a_start_that_fails_says_its_last_line():
