@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent
 FLOORS = [
-    {"errors", "typing", "registry", "labels", "runtime", "testing"},
+    {"errors", "typing", "registry", "labels", "programs", "runtime", "testing"},
     {"batch"},
     {"config", "files", "label_files", "label_png", "label_rows", "metrics", "objects", "pp", "scores"},
     {"tree", "sharding", "optim", "checkpoint", "losses", "input", "weights", "shards"},
