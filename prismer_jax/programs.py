@@ -22,9 +22,8 @@ def prepare() -> None:
     """
     words, told = sys.orig_argv, os.environ.get("GLIBC_TUNABLES", "")
     searching = sys.argv[:1] == ["-m"] and "-m" in words  # for the module of `python -m prismer_jax.train`
-    if not (searching and words[words.index("-m") + 1].split(".")[0] in ("prismer_jax", "tools")):
-        return
-    gc.set_threshold(GARBAGE)
-    if "hugetlb" not in told and SETTING.is_file() and "[madvise]" in SETTING.read_text():  # a file of Linux
-        tunables = ":".join(filter(None, (told, TUNABLES)))
-        os.execve(sys.executable, [sys.executable, *words[1:]], {**os.environ, "GLIBC_TUNABLES": tunables})
+    if searching and words[words.index("-m") + 1].split(".")[0] in ("prismer_jax", "tools"):
+        gc.set_threshold(GARBAGE)
+        if "hugetlb" not in told and SETTING.is_file() and "[madvise]" in SETTING.read_text():  # a file of Linux
+            tunables = ":".join(filter(None, (told, TUNABLES)))
+            os.execve(sys.executable, [sys.executable, *words[1:]], {**os.environ, "GLIBC_TUNABLES": tunables})

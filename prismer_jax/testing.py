@@ -12,7 +12,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-# Before jax is imported: sharding is tested on eight virtual CPU devices, and tests compile more than they compute.
+# Before jax is imported: sharding is tested on eight virtual CPU devices, and tests compile more than they compute, so
+# that they do without LLVM's optimisation; $XLA_FLAGS of the user's wins.
 os.environ["XLA_FLAGS"] = " ".join(
     ("--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", ""))
 )

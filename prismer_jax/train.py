@@ -144,14 +144,15 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
             estimate = importlib.import_module("prismer_jax.planning.memory").lines
             print(*estimate(training.state, training.trainable, first_batches, compile_update()), sep="\n")
         return {}
-    with ThreadPoolExecutor(1) as pool:  # the step is traced and compiled while the state is made
-        compiling = pool.submit(compile_update)
-        if first_step:
-            state = checkpoints.restore(training.state)
-        else:
-            state = training.init(cfg.seed)
-            state |= load_initial(state)
-        update = runtime.by_shape(training.update, compiling.result(), first_batches)
+
+    def make_state() -> dict[str, Any]:
+        with jax.set_mesh(mesh):  # every thread has its own
+            state = checkpoints.restore(training.state) if first_step else training.init(cfg.seed)
+            return state | ({} if first_step else load_initial(state))
+
+    with ThreadPoolExecutor(1) as pool:  # the state is made while the step is traced and compiled
+        making = pool.submit(make_state)
+        update, state = runtime.by_shape(training.update, compile_update(), first_batches), making.result()
     sharding.barrier("compiled")
     with contextlib.closing(batches):
         profile_step = functools.partial(runtime.profile_step, **profile)

@@ -27,6 +27,7 @@ from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.sharding import presets_test
 from prismer_jax.testing import ROOT
 from prismer_jax.train import Start, Watch, train, train_on
+from prismer_jax.training.step import Step
 
 SMALL = ("total_steps=6",)
 
@@ -131,6 +132,20 @@ def test_a_dict_a_text_for_the_workdir_a_thread_and_a_running_event_loop_do(tmp_
         pool.submit(asyncio.run, cell()).result()
     assert math.isfinite(losses(tmp_path / "run")[1])
     assert (tmp_path / "run" / "export" / "config.json").exists()
+
+
+def test_the_step_is_traced_as_the_caller_has_set_jax(monkeypatch, tmp_path):
+    """JAX's context managers hold for one thread alone."""
+    found = []
+
+    def compiled(*_):
+        found.append(jax.config.jax_default_matmul_precision)
+        raise UserError("seen")
+
+    monkeypatch.setattr(Step, "compile", compiled)
+    with jax.default_matmul_precision("highest"), pytest.raises(UserError, match="seen"):
+        train(unwatched(), tmp_path)
+    assert found == ["highest"]
 
 
 def test_settings_of_the_end_are_checked_before_the_first_step(tmp_path):

@@ -44,8 +44,8 @@ class Step(NamedTuple):
     mesh: jax.sharding.Mesh
 
     def compile(self, batch: Any) -> Any:
-        """Compiles `update` for a batch of the whole mesh: arrays, or shapes that say where each lies."""
-        with jax.set_mesh(self.mesh):  # every thread has its own
+        """Returns `update` compiled for a batch of the whole mesh: arrays, or shapes that say where each lies."""
+        with jax.set_mesh(self.mesh):
             lowered = self.update.lower(self.state, batch)
         halves = any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(self.state["params"]))
         return lowered.compile(ON_CPU if halves and self.mesh.devices.flat[0].platform == "cpu" else None)
