@@ -7,9 +7,12 @@ resuming is slicing at the step; no iterator state is saved.
 
 from __future__ import annotations
 
+import atexit
 import collections
+import contextlib
 import dataclasses
 import functools
+import gc
 import importlib
 import itertools
 import logging
@@ -178,14 +181,11 @@ class EvalBatches(Iterable[Batch]):
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = _iterate(self.chain, self.num_workers, self.num_threads)
-        try:
+        with contextlib.closing(_iterate(self.chain, self.num_workers, self.num_threads)) as batches:
             for _ in range(self.length):
                 batch = _next(batches)
                 del batch["_bad"], batch["_cut"], batch["_seen"]
                 yield batch
-        finally:
-            batches.close()
 
 
 def eval_example(source: Any, pp: Any, index: int) -> Batch:
@@ -381,6 +381,14 @@ def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None)
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_ignore_interrupts)
     return iter(dataset)
+
+
+@atexit.register
+def _free_shared_memory() -> None:
+    """Waits for the thread in which Grain frees batches of workers. Python would end it and warn of what is left."""
+    if pool := getattr(grain.SharedMemoryArray, "_del_thread_pool", None):
+        gc.collect()  # JAX drops NumPy arrays that its own were made of no sooner
+        pool.apply(int)
 
 
 def _ignore_interrupts(worker: int, count: int) -> None:

@@ -56,12 +56,8 @@ def first_match(patterns: Sequence[str], leaf_names: Iterable[str], where: str) 
                 f"{where}: {pattern!r} matches no parameter. A pattern must match a whole name, as 'encoder/.*' does. "
                 f"{nearest(pattern, leaf_names) if len(leaf_names) < 20 else _examples(pattern, leaf_names)}"
             )
-    matches = {}
-    for name in leaf_names:
-        hit = next((i for i, regex in enumerate(compiled) if regex.fullmatch(name)), None)
-        if hit is not None:
-            matches[name] = hit
-    return matches
+    hits = ((name, [i for i, regex in enumerate(compiled) if regex.fullmatch(name)]) for name in leaf_names)
+    return {name: found[0] for name, found in hits if found}
 
 
 def _examples(pattern: str, leaf_names: list[str]) -> str:

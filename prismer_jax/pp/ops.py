@@ -49,8 +49,7 @@ class Pipeline:
     """
 
     def __init__(self, spec: str, tokenizer: Any = None) -> None:
-        self.spec = spec
-        self.tokenizer = tokenizer
+        self.spec, self.tokenizer = spec, tokenizer
         self.ops = [make(name, args, kwargs, tokenizer) for name, args, kwargs in registry.parse(spec)]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -80,8 +79,6 @@ def make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
     try:
         inspect.signature(factory).bind(*args, **kwargs)
     except TypeError as error:
-        shown = [str(p) for p in parameters.values() if p.name != "tokenizer"]
-        raise UserError(
-            f"The op {name} does not take these arguments ({error}). Write {name}({', '.join(shown)})."
-        ) from None
+        usage = f"{name}({', '.join(str(p) for p in parameters.values() if p.name != 'tokenizer')})"
+        raise UserError(f"The op {name} does not take these arguments ({error}). Write {usage}.") from None
     return factory(*args, **kwargs)
