@@ -8,6 +8,7 @@ was cut. What the maps of each expert mean is said by labels.py, and a PNG is re
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import os
@@ -88,15 +89,24 @@ def home(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def given(folder: str | os.PathLike) -> dict[str, Any]:
-    """Returns {expert: how its labels were made} of a folder's label files; None where RECORD does not say how.
+    """Returns {expert: how its labels were made} of a folder's label files; None where RECORD does not say how,
+    or data sets differ.
 
-    `folder` may place expert and data set, as in 'labels/{expert}/{dataset}'.
+    `folder` may place expert and data set, as in 'labels/{expert}/{dataset}' or 'labels/{dataset}/{expert}'.
     """
-    text = os.fspath(folder)
-    record = home(text.partition("{dataset}")[0]) / RECORD
-    made_with = json.loads(record.read_text()) if record.exists() else {}
-    there = [name for name in EXPERTS if path_of(text.partition("{dataset}")[0], name, "photo").parent.is_dir()]
-    return {name: made_with.get(name) for name in there}
+    start, dataset, end = os.fspath(folder).partition("{dataset}")
+    if dataset and "{expert}" not in start:  # each data set has a folder of labels
+        folders = [f"{path}{end}" for path in sorted(glob.glob(f"{glob.escape(start)}*"))]
+    else:
+        folders = [start]
+    made: dict[str, list[Any]] = {name: [] for name in EXPERTS}
+    for text in folders:
+        record = home(text) / RECORD
+        made_with = json.loads(record.read_text()) if record.exists() else {}
+        for name in EXPERTS:
+            if path_of(text, name, "photo").parent.is_dir():
+                made[name].append(made_with.get(name))
+    return {name: how[0] if how.count(how[0]) == len(how) else None for name, how in made.items() if how}
 
 
 def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarray:

@@ -228,6 +228,17 @@ def test_a_folder_tells_whose_labels_it_has_and_how_they_were_made(tmp_path):
     assert label_files.given(tmp_path / "nothing") == {}
 
 
+@pytest.mark.parametrize("template", ["{dataset}/{expert}", "{dataset}"])
+def test_each_data_set_may_have_a_folder_of_labels(tmp_path, template):
+    """As tools.make_labels --output labels/vg makes them, and docs/reproduce.md has them read."""
+    for dataset, name in (("vg", "depth"), ("vqav2", "depth"), ("vqav2", "edge")):
+        label_files.write(tmp_path / dataset, name, "a.jpg", labels.blank(name, 9, 9))
+        (tmp_path / dataset / label_files.RECORD).write_text('{"depth": "trained weights", "edge": "others"}')
+    assert label_files.given(f"{tmp_path}/{template}") == {"depth": "trained weights", "edge": "others"}
+    (tmp_path / "vg" / label_files.RECORD).write_text('{"depth": "others"}')
+    assert label_files.given(f"{tmp_path}/{template}") == {"depth": None, "edge": "others"}
+
+
 def test_what_goes_with_all_labels_lies_beside_the_experts(tmp_path):
     template = f"{tmp_path}/{{expert}}/vqav2"
     label_files.write(template, "depth", "a.jpg", np.zeros((4, 4, 1), np.uint8))

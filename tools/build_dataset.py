@@ -97,6 +97,10 @@ def _labels(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     """The experts whose labels are stored, those said or those that are there: {name: how they were made}."""
     there = build.labels_of(source, args.labels)
     if args.experts is None:
+        if args.labels and not there:
+            raise UserError(
+                f"{args.labels}: has no folder of any expert ({', '.join(labels.EXPERTS)}). Check --labels."
+            )
         return there
     return {name: there.get(name) for name in labels.select(args.experts.replace(",", "+"))}
 

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -37,6 +38,22 @@ def flags(photos: pathlib.Path, *more: str) -> list[str]:
     given = ["--list", "list.json", "--images", "images", "--labels", "labels", "--output", "set"]
     paths = [word if word.startswith("--") else str(photos / word) for word in given]
     return [*paths, "--processes", "1", "--shard-size", "3", *more]
+
+
+@pytest.mark.parametrize("template", ["labels", "labels/{expert}/{dataset}", "labels/{dataset}/{expert}"])
+def test_labels_that_are_nowhere_are_no_labels_of_no_expert(photos, template):
+    shutil.rmtree(photos / "labels")
+    (photos / "labels").mkdir()
+    with pytest.raises(UserError, match="has no folder of any expert"):
+        build_dataset.main(flags(photos, "--labels", str(photos / template)))
+    build_dataset.main(flags(photos, "--labels", str(photos / template), "--experts", "none"))
+
+
+@pytest.mark.parametrize("template", ["{dataset}/{expert}", "{dataset}"])
+def test_labels_may_lie_by_data_set(photos, capsys, template):
+    (photos / "labels").rename(photos / "vg")
+    build_dataset.main(flags(photos, "--labels", str(photos / template)))
+    assert "labels: depth 5, seg_coco 5" in capsys.readouterr().out
 
 
 def test_a_list_becomes_a_data_set(photos, capsys):

@@ -71,7 +71,7 @@ def load(
     if path is not None and questions is not None:
         raise UserError("Give the questions as `path` or as `questions`, not both.")
     path = questions if path is None else path
-    if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
+    if labels is not None and "{" not in os.fspath(labels) and not os.path.isdir(labels):
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
     places.look_anew()
     dropped = Dropped()
