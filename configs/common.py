@@ -76,6 +76,7 @@ def training(arg, *, batch_size, epochs, freeze, seed=42):
     config.log_steps = 1 if arg.smoke else 50
     config.checkpoint = dict(keep=1)
     config.report = dict(samples=4 if arg.smoke else 12)
+    config.profile = dict(first=0)  # 10: of the tenth step and the next four, for TensorBoard
     return config
 
 

@@ -120,6 +120,7 @@ def on_photos(arg):
     config.save_steps = 25
     config.checkpoint = dict(keep=1)
     config.report = dict(samples=12)
+    config.profile = dict(first=0)  # 10: of the tenth step and the next four, for TensorBoard
     return config
 
 

@@ -84,4 +84,5 @@ def get_config(arg=None):
     config.save_steps = 10 if arg.smoke else 100
     config.checkpoint = dict(keep=1, best_metric="vqa/accuracy")
     config.report = dict(samples=12)
+    config.profile = dict(first=0)  # 10: of the tenth step and the next four, for TensorBoard
     return config

@@ -115,7 +115,7 @@ def settings_of_later(cfg: config.Section) -> tuple[dict[str, Any], dict[str, An
     report = config.arguments(
         results.write, cfg.get("report", {}), "config.report", extra=("folder", "evaluators", "scores", "cfg")
     )
-    profile = config.arguments(runtime.profile_step, cfg.get("profile", {}), "config.profile", extra=("step", "folder"))
+    profile = config.arguments(runtime.profiled, cfg.get("profile", {}), "config.profile", extra=("folder",))
     return report, profile
 
 

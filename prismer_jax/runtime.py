@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -39,14 +40,24 @@ def use_xla_sums() -> None:
         os.environ["XLA_FLAGS"] = f"{told} {name}=-reduce".strip()
 
 
-def profile_step(step: int, folder: pathlib.Path, first: int = 0, steps: int = 5) -> None:
-    """Records a profile of `steps` steps from step `first` of this start on, for TensorBoard; 0 is never."""
+@contextlib.contextmanager
+def profiled(folder: pathlib.Path, first: int = 0, steps: int = 5) -> Iterator[Callable[[int, Any], None]]:
+    """Yields what takes (step of this start, state before it) and records `steps` of them from `first` on; 0 is never.
+
+    The profile, for TensorBoard, is written then, or at the end of a run of fewer steps.
+    """
     import jax
 
-    if first and step == first:
-        jax.profiler.start_trace(str(folder))
-    if first and step == first + steps:
-        jax.profiler.stop_trace()
+    with contextlib.ExitStack() as recording:
+
+        def before(step: int, state: Any) -> None:
+            if first and step in (first, first + steps):
+                jax.block_until_ready(state)  # steps before it may still run
+                recording.close()
+            if first and step == first:
+                recording.enter_context(jax.profiler.trace(str(folder)))
+
+        yield before
 
 
 def by_shape(jitted: Any, compiled: Any, batches: Sequence[Any]) -> Any:

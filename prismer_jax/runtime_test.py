@@ -1,11 +1,13 @@
 """Warnings are plain lines, whatever a library did to logging when it was imported; and XLA's flags are set in time."""
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
 from prismer_jax import runtime
@@ -49,3 +51,12 @@ def test_xla_knows_the_flag_and_a_sum_of_products_is_its_own():
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("run", "first", "written"), [(4, 1, 1), (2, 1, 1), (4, 0, 0), (2, 3, 0)])
+def test_a_profile_is_written_also_of_a_run_that_ends_before_it(tmp_path, run, first, written):
+    with contextlib.suppress(KeyboardInterrupt), runtime.profiled(tmp_path, first=first, steps=2) as before:
+        for step in range(1, run + 1):
+            before(step, jnp.ones(1))
+        raise KeyboardInterrupt
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == written

@@ -154,9 +154,8 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         making = pool.submit(make_state)
         update, state = runtime.by_shape(training.update, compile_update(), first_batches), making.result()
     sharding.barrier("compiled")
-    with contextlib.closing(batches):
-        profile_step = functools.partial(runtime.profile_step, **profile)
-        state = loop(update, state, itertools.chain(first_batches, batches), watch, checkpoints, every, profile_step)
+    with contextlib.closing(batches), runtime.profiled(workdir / "profile", **profile) as before_step:
+        state = loop(update, state, itertools.chain(first_batches, batches), watch, checkpoints, every, before_step)
 
     # ---------------------------------------------------------------------------------------------- what is left behind
     variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
@@ -173,7 +172,7 @@ def loop(
     watch: Watch,
     checkpoints: checkpoint.Checkpointer,
     every: dict[str, int],
-    profile_step: Callable[..., None],
+    before_step: Callable[[int, Any], None],
 ) -> dict[str, Any]:
     """Trains from the state's step to the last one: updates, reports, evaluates and saves. Returns the last state.
 
@@ -181,12 +180,12 @@ def loop(
       update: (state, batch) -> (state, measured), compiled; it donates the state.
       batches: of the steps, on the devices.
       every: steps between two of 'log', 'evaluate' and 'save'.
-      profile_step: (step of this start, folder), see `runtime.profile_step`.
+      before_step: (step of this start, state), see `runtime.profiled`.
     """
     total_steps = watch.total_steps
     with Interrupts(jax.process_count()) as interrupts, watch, checkpoints:
         for step, batch in zip(range(watch.first_step + 1, total_steps + 1), watch.pace.timed(batches), strict=False):
-            profile_step(step - watch.first_step, watch.workdir / "profile")
+            before_step(step - watch.first_step, state)
             with jax.transfer_guard("disallow"):
                 state, measured = update(state, batch)
             watch.note(step, measured)

@@ -76,6 +76,7 @@ def get_config(arg=None):
     config.save_steps = 50
     config.checkpoint = dict(keep=1, best_metric=f"{evaluator}/{metric}")
     config.report = dict(samples=12)
+    config.profile = dict(first=0)  # 10: of the tenth step and the next four, for TensorBoard
     return config
 
 

@@ -205,6 +205,7 @@ def get_config(arg=None):
     config.evaluate_percent = config.save_percent = 50.0 if arg.smoke else 10.0
     config.checkpoint = dict(keep=1)
     config.report = dict(samples=4 if arg.smoke else 12)
+    config.profile = dict(first=0)  # 10: of the tenth step and the next four, for TensorBoard
     return config
 
 
