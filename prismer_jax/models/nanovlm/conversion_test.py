@@ -192,8 +192,8 @@ def test_the_real_encoder_is_its_graph(weights, shared):
     image = np.asarray(Image.open(photo).convert("RGB").resize((224, 224)), np.float32)[None] / 255
     state, table, fields = encoder(weights / "vit_s14.onnx", 224)
     model = ViT(**fields)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(image.shape))
-    named = {name.replace("params", "params/vision", 1): leaf for name, leaf in tree.flatten(shapes).items()}
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(image.shape))["params"]
+    named = {f"params/vision/{name}": leaf for name, leaf in tree.flatten(shapes).items()}
     flat = {name: make() for name, make in rules.from_torch(state, table, named).items()}
     features = model.apply({"params": tree.unflatten(flat)["params"]["vision"]}, jnp.asarray(image))
 
