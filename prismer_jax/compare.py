@@ -21,10 +21,8 @@ import numpy as np
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.report import comparison
+from prismer_jax.scores import bootstrap
 
-RESAMPLES, SEED = 2000, 0
-TOGETHER = 20  # draws at a time, for speed
-LEVEL = 95  # percent, of the intervals
 SHOWN = 8  # samples in which a run is better than the base, and as many in which it is worse
 
 
@@ -130,9 +128,9 @@ def tabulate(folders: Sequence[pathlib.Path]) -> tuple[dict[str, Any], list[Run]
                     row["intervals"][place] = interval
     table = {
         "runs": [run.name for run in runs],
-        "level": LEVEL,
-        "resamples": RESAMPLES,
-        "seed": SEED,
+        "level": bootstrap.LEVEL,
+        "resamples": bootstrap.RESAMPLES,
+        "seed": bootstrap.SEED,
         "metrics": metrics,
     }
     return table, runs, samples
@@ -156,7 +154,7 @@ def check_same_data(name: str, a: Run, ours: Sequence[Mapping], b: Run, theirs: 
 
 
 def intervals(
-    base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], seed: int = SEED
+    base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], seed: int = bootstrap.SEED
 ) -> dict[str, tuple[float, list[float]]]:
     """The bootstrap intervals of the differences of all metrics that are means over samples.
 
@@ -166,30 +164,16 @@ def intervals(
 
     Returns:
       {metric, or metric/type: (mean, [low, high])} of the differences other - base; the mean of the population lies
-      between the ends with LEVEL percent confidence.
+      between the ends with bootstrap.LEVEL percent confidence.
     """
     scored = [(one, two) for one, two in zip(base, other, strict=True) if "scores" in one and "scores" in two]
     if not scored:
         return {}
     metrics = [m for m in scored[0][0]["scores"] if m in scored[0][1]["scores"]]
     types = sorted({one.get("type") or "" for one, _ in scored} | {""})
-    photos = {photo: i for i, photo in enumerate(dict.fromkeys(one["photo"] for one, _ in scored))}
-    sums = np.zeros((len(photos), len(types), len(metrics)))
-    counts = np.zeros((len(photos), len(types)))
-    for one, two in scored:
-        difference = [two["scores"][m] - one["scores"][m] for m in metrics]
-        for kind in {"", one.get("type") or ""}:
-            sums[photos[one["photo"]], types.index(kind)] += difference
-            counts[photos[one["photo"]], types.index(kind)] += 1
-    rng, drawn = np.random.default_rng(seed), []
-    for _ in range(RESAMPLES // TOGETHER):
-        indices = rng.integers(len(photos), size=(TOGETHER, len(photos)))
-        times = np.stack([np.bincount(row, minlength=len(photos)) for row in indices]).astype(float)
-        number = (times @ counts)[..., None]
-        total = (times @ sums.reshape(len(photos), -1)).reshape(TOGETHER, len(types), len(metrics))
-        drawn.append(np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0))  # a rare type: none
-    ends = np.nanpercentile(np.concatenate(drawn), [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
-    means = sums.sum(0) / counts.sum(0)[:, None]
+    differences = np.array([[[two["scores"][m] - one["scores"][m] for m in metrics]] for one, two in scored])
+    counted = np.array([[kind in ("", one.get("type")) for kind in types] for one, _ in scored], float)
+    means, ends = bootstrap.intervals(differences, counted, [one["photo"] for one, _ in scored], seed=seed)
     return {
         f"{metric}/{kind}".rstrip("/"): (float(means[t, m]), ends[:, t, m].tolist())
         for t, kind in enumerate(types)

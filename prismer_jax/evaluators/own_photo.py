@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from prismer_jax.errors import UserError
+from prismer_jax import input as loader
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.common import Batch, Record, local_rows
 from prismer_jax.evaluators.loss import LossEvaluator
+from prismer_jax.scores import bootstrap
 
-RESAMPLES, LEVEL, SEED = 10_000, 95, 0  # of the bootstrap
+RESAMPLES = 10_000  # of the bootstrap
 
 
 class OwnPhotoEvaluator(LossEvaluator):
     """The cross-entropy of texts with their photo beside that with another example's, in nats a token.
 
-    Yields `loss` and `loss_blank` as LossEvaluator, and `loss_other` with the photo of the row before in the batch. Of
-    the difference loss_other - loss: its mean over examples `gain`, the ends `gain_low` and `gain_high` of its 95 %
-    interval by a paired bootstrap (Efron and Tibshirani 1993), and `wins`, the percentage of examples where it is
+    Yields `loss` and `loss_blank` as LossEvaluator, and `loss_other` with the photo that `OtherPhotos` chooses. Of the
+    difference loss_other - loss: its mean over examples `gain`, the ends `gain_low` and `gain_high` of its 95 %
+    interval by a paired bootstrap over photos (`scores.bootstrap`), and `wins`, the percentage of examples where it is
     positive. An example is a photo, with all of its texts in a row (`pack`) or with one.
 
     Args:
-      common: of `common.Evaluator`. The batch has at least two rows.
+      common: of `common.Evaluator`. Each photo is read twice.
     """
 
     main_score, higher_is_better = "gain", True
@@ -35,12 +39,14 @@ class OwnPhotoEvaluator(LossEvaluator):
 
     def check_source(self, where: str = "evaluation") -> None:
         super().check_source(where)
-        if min(self.batch_size, len(self.source)) < 2:
-            raise UserError(f"{where}: another photo takes two examples, in a batch of two at least.")
+        if len(self.source) < 2:
+            raise UserError(f"{where}: another photo takes two examples.")
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         rows = super().measure(variables, batch)
-        costs, weights = map(local_rows, self._costs(variables, self.put(with_others(batch))))
+        shown = [key for key in batch if key in ("image", "image_mask") or key.startswith("labels/")]
+        view = {**batch, **{key: batch["other"][key] for key in shown}}
+        costs, weights = map(local_rows, self._costs(variables, self.put(view)))
         others = (costs / np.where(weights > 0, weights, 1)).tolist()
         return [{**row, "loss_other": other} for row, other in zip(rows, others, strict=True)]
 
@@ -50,23 +56,45 @@ class OwnPhotoEvaluator(LossEvaluator):
         for record, gain in zip(records, gains, strict=True):
             record["scores"] |= {"loss_other": record["loss_other"], "gain": float(gain)}
         yield "loss_other", float(np.mean([record["loss_other"] for record in records]))
-        low, high = interval(gains)
-        yield from (("gain", gains.mean()), ("gain_low", low), ("gain_high", high), ("wins", 100 * (gains > 0).mean()))
+        photos, each = [record["photo"] for record in records], np.ones((len(records), 1))
+        _, ends = bootstrap.intervals(gains[:, None, None], each, photos, RESAMPLES)
+        yield from (("gain", gains.mean()), *zip(("gain_low", "gain_high"), map(float, ends.ravel()), strict=True))
+        yield "wins", 100 * (gains > 0).mean()
+
+    def _load(self, numbers: Sequence[int], num_workers: int | None = None) -> Iterator[Batch]:
+        """This process's part of the host batches of these numbers, each with a batch of other photos as `other`."""
+        others = loader.eval_batches(
+            range(len(self.source)),
+            OtherPhotos(self.source, self.pp),
+            batch_size=self.batch_size,
+            rows=self._rows,
+            num_workers=self.num_workers if num_workers is None else num_workers,
+            numbers=numbers,
+        )
+        for batch, other in zip(super()._load(numbers, num_workers), others, strict=True):
+            yield {**batch, "other": other}
 
 
-def with_others(batch: Batch) -> Batch:
-    """Returns the host batch with the photo and labels of the row before in each row, of the last in the first."""
-    real = np.flatnonzero(batch["_mask"])
-    order = np.arange(len(batch["_mask"]))
-    # A single row in a last batch takes a photo that fills it up, which is another example's.
-    order[real] = np.roll(real, 1) if len(real) > 1 else (real + 1) % len(order)
-    shown = [key for key in batch if key in ("image", "image_mask") or key.startswith("labels/")]
-    return {**batch, **{key: batch[key][order] for key in shown}}
+@dataclass
+class OtherPhotos:
+    """An op: the index of an example -> the arrays of the nearest good one before it that shows another photo.
+
+    Before the first example stands the last. Processes, workers and batches have no part in the choice.
+    """
+
+    source: Any
+    pp: Any
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+        own = photo_of(self.source[index], index)
+        for other in (*range(index - 1, -1, -1), *range(len(self.source) - 1, index, -1)):
+            with contextlib.suppress(BadSample):
+                if photo_of(self.source[other], other) != own:
+                    return loader.eval_example(self.source, self.pp, other)
+        raise UserError(f"own_photo: no good example shows another photo than example {index}. Add one to the data.")
 
 
-def interval(values: Any, seed: int = SEED) -> tuple[float, float]:
-    """Returns the ends between which the mean of the population of `values` [n] lies with LEVEL percent confidence."""
-    values = np.asarray(values, float)
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-    return float(low), float(high)
+def photo_of(example: Mapping[str, Any], index: int) -> Any:
+    """Returns by what an example's photo is told from others: its path or its bytes, or else its id."""
+    image = example.get("image")
+    return image if isinstance(image, str | bytes) else example.get("photo", example.get("id", index))

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.evaluators import own_photo
-from prismer_jax.evaluators.evaluators_test import VARIABLES, captioned, made, pp
+from prismer_jax.evaluators.evaluators_test import VARIABLES, Damaged, asked, captioned, made, pp
 
 
 def source(count, word=None):
@@ -60,15 +59,49 @@ def test_a_single_row_in_the_last_batch_gets_another_photo():
     assert all(record["scores"]["gain"] > 0 for record in evaluator.records)
 
 
+@pytest.mark.parametrize("rows", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0], [1], [2], [3]]])
+def test_the_other_photo_is_the_same_however_processes_share_the_rows(rows):
+    """Here a text is the word of the photo before it, so that it is likeliest with that one alone."""
+    photos = [{**one, "value": i, "word": (i - 1) % 9} for i, one in enumerate(captioned(9))]
+
+    def measured(rows):
+        evaluator = made("own_photo", photos, pp=seen)
+        evaluator._rows = rows  # of each batch of four, those of one process
+        batches = evaluator._load([0, 1, 2])
+        return [dict(zip(rows, evaluator.measure(VARIABLES, batch), strict=True)) for batch in batches]
+
+    for own in rows:
+        for number, records in enumerate(measured(own)):
+            real = [record for row, record in records.items() if 4 * number + row < 9]
+            assert all(record["loss_other"] < 0.1 < record["loss"] for record in real)
+
+
+@pytest.mark.parametrize("key", ["photo", "image"])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_the_other_photo_of_a_question_is_not_its_own(batch_size, key):
+    """Photos have four questions each in a row, by the name of their photo or by its path."""
+    questions = [{**one, "id": f"{i}", key: f"{i // 4}.jpg", "value": 4 + i // 4} for i, one in enumerate(asked(12))]
+    for one in questions:
+        one.update(word=one["value"])
+    evaluator = made("own_photo", Damaged(questions, {4}), pp=seen, batch_size=batch_size)
+    assert dict(evaluator.run(VARIABLES))["wins"] == 100
+    assert len(evaluator.records) == 11
+
+
+def test_questions_of_one_photo_are_drawn_together():
+    def width(photos):
+        rows = [{**one, "photo": f"{i // photos}", "value": 4 + i // photos % 2} for i, one in enumerate(captioned(24))]
+        for i, one in enumerate(rows):
+            one.update(word=one["value"] if i // 6 % 2 else 7)
+        values = dict(made("own_photo", rows, pp=seen).run(VARIABLES))
+        return values["gain_high"] - values["gain_low"]
+
+    assert width(6) > 1.5 * width(1) > 0
+
+
 def test_one_photo_is_refused():
     with pytest.raises(UserError, match="another photo takes two examples"):
         made("own_photo", captioned(1), pp=seen).check_source("config.evals.own")
-    with pytest.raises(UserError, match="another photo takes two examples"):
-        made("own_photo", captioned(4), pp=seen, batch_size=1).check_source()
-
-
-def test_the_interval_is_as_wide_as_the_standard_error_says():
-    values = np.random.default_rng(0).normal(1.0, 2.0, 400)
-    low, high = own_photo.interval(values)
-    assert low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.02)
-    assert high == pytest.approx(values.mean() + 1.96 * values.std() / 20, abs=0.02)
+    same = [{**one, "photo": "1.jpg"} for one in source(4)]
+    with pytest.raises(UserError, match="own_photo: no good example shows another photo than example 0"):
+        dict(made("own_photo", same, pp=seen).run(VARIABLES))

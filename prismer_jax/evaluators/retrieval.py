@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -50,7 +50,7 @@ class RetrievalEvaluator(Evaluator):
         super().__init__(**options)
         matching.check(self.model)
         self.k_test, self.style, self.max_tokens, self.texts_at_once = k_test, style, max_tokens, texts_at_once
-        self._ranks: dict[str, list[float]] = {}
+        self._ranks: dict[str, dict[int, float]] = {}  # by the place of a photo with captions, or of a text
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         vectors = local_rows(matching.read_images(self.model, variables, self.put(batch))["embeddings"])
@@ -88,33 +88,38 @@ class RetrievalEvaluator(Evaluator):
 
         own = [set(np.flatnonzero(owners == photo).tolist()) for photo in range(len(records))]
         self._ranks = {
-            "i2t": [retrieval.rank(final(photo, row), row, own[photo]) for photo, row in enumerate(i2t)],
-            "t2i": [retrieval.rank(final(row, text), row, {owners[text]}) for text, row in enumerate(t2i)],
+            "i2t": {i: retrieval.rank(final(i, row), row, own[i]) for i, row in enumerate(i2t) if own[i]},
+            "t2i": {i: retrieval.rank(final(row, i), row, {owners[i]}) for i, row in enumerate(t2i)},
         }
         self.predictions = []
         for photo, record in enumerate(records):
             record["prediction"] = texts[i2t[photo][retrieval.best(final(photo, i2t[photo]), 1)[0]]]
             self.predictions.append({"image_id": record["id"], "caption": record["prediction"]})
-            ways = {"i2t": self._ranks["i2t"][photo : photo + 1], "t2i": [self._ranks["t2i"][i] for i in own[photo]]}
-            ways = {way: ranks for way, ranks in ways.items() if own[photo]}
-            record["scores"] = {name: x for way, ranks in ways.items() for name, x in retrieval.recalls(way, ranks)}
+            if own[photo]:
+                record["scores"] = self._recalls({"i2t": {photo}, "t2i": own[photo]})
         return records
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
-        values = {name: x for way, ranks in self._ranks.items() for name, x in retrieval.recalls(way, ranks)}
+        values = self._recalls(self._ranks)
         yield from values.items()
         yield "r_mean", sum(values.values()) / len(values)
 
+    def _recalls(self, ways: Mapping[str, Collection[int]]) -> dict[str, float]:
+        """Returns the recalls either way, of these photos and these texts."""
+        ranks = {way: [self._ranks[way][place] for place in places] for way, places in ways.items()}
+        return {name: value for way in ranks for name, value in retrieval.recalls(way, ranks[way])}
+
     def _embed(self, variables: Any, ids: np.ndarray, real: np.ndarray) -> np.ndarray:
         """Returns the vectors of all texts; the processes share each batch of them."""
-        size, found = self.batch_size, []
+        size, found = self.batch_size, []  # (place, vector) of this process's texts, which others may have as well
         for start in range(0, len(ids), size):
             mine = [start + row for row in self._rows if start + row < len(ids)]
             places = [min(start + row, len(ids) - 1) for row in self._rows]
             batch = self.put({"text": ids[places], "mask_input": real[places]})
             vectors = local_rows(matching.read_texts(self.model, variables, batch["text"], batch["mask_input"]))
-            found += [[place, vector.tolist()] for place, vector in zip(mine, vectors, strict=False)]
-        return np.array([vector for _, vector in sorted(gather(found))], np.float32)
+            found += [(place, vector.tolist()) for place, vector in zip(mine, vectors, strict=False)]
+        by_place = dict(gather(found))
+        return np.array([by_place[place] for place in range(len(ids))], np.float32)
 
     def _likeness(self, photos: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Returns float32 [photos, texts]."""

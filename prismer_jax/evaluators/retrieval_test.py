@@ -9,6 +9,7 @@ from prismer_jax import evaluators
 from prismer_jax.batch import prompts
 from prismer_jax.decode import matching
 from prismer_jax.errors import UserError
+from prismer_jax.evaluators import retrieval
 from prismer_jax.evaluators.journal import Journal
 
 PHOTOS, WIDTH, QUERIES, WORDS = 9, 4, 3, 50
@@ -41,6 +42,18 @@ class Matcher(nn.Module):
         score = (keys["image"][:, None, 0] * (text * real).sum(-1) % 101) / 50 - 1
         scores = jnp.stack([-score, score], axis=-1)[:, :, None] + jnp.zeros((QUERIES, 1))
         return jnp.zeros((*text.shape[:2], QUERIES, WIDTH)), scores
+
+
+class Perfect(Matcher):
+    """The vector of a text is that of the photo whose value is the sum of its ids, and all pairs match alike."""
+
+    def read_text(self, batch):
+        states = jnp.asarray(TABLE)[(batch["text"] * batch["mask_input"]).sum(1)]
+        return states, unit(states)
+
+    def matched(self, text, real, image=None, keys=None):
+        states, scores = super().matched(text, real, image, keys)
+        return states, 0 * scores
 
 
 class Tokenizer:
@@ -101,6 +114,25 @@ def test_recalls_are_those_of_the_dense_matrices(k_test, dense):
     assert len(set(expected.values())) > 2
     assert [p["image_id"] for p in evaluator.predictions] == list(range(PHOTOS))
     assert np.mean([record["scores"]["i2t_r1"] for record in evaluator.records]) == pytest.approx(found["i2t_r1"])
+
+
+@pytest.mark.parametrize("k_test", [10, 0])
+@pytest.mark.parametrize("bare", [0, 2, 3])
+def test_a_photo_without_captions_is_found_by_none_and_counts_as_no_miss(k_test, bare, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: [20 * int(text)])  # with its ends a photo's value
+    photos = [{"id": str(i), "value": 20 * i + 3, "captions": [str(i)] if i != bare else []} for i in range(4)]
+    evaluator = made(model=Perfect(), k_test=k_test, source=photos, max_unscored=0.25)
+    assert dict(evaluator.run({})) == {**dict.fromkeys((*evaluator.score_names, "r_mean"), 100), "unscored": 1}
+    assert [record.get("scores", {}).get("i2t_r1") for record in evaluator.records] == [
+        None if i == bare else 100 for i in range(4)
+    ]
+
+
+def test_texts_that_several_processes_embed_count_once(monkeypatch):
+    """As with an axis `tensor` across processes, each of which then holds all rows."""
+    expected = dict(made(k_test=4).run({}))
+    monkeypatch.setattr(retrieval, "gather", lambda entries: 2 * entries)
+    assert dict(made(k_test=4).run({})) == expected
 
 
 def test_a_run_that_was_stopped_matches_only_what_is_left(tmp_path, monkeypatch):

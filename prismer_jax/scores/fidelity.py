@@ -9,7 +9,8 @@ normal   angle: the mean angle in degrees, where both have a direction; a missin
 edge     f: of edge pixels, those at least half as dark as black; one is right if the other map has one within 0.0075 of
          the photo's diagonal, a pixel at least, as in BSDS (Martin et al. 2004, arXiv 1504.06375 section 3)
 classes  miou: the mean over classes that occur of intersection over union, over all photos
-objects  pq: panoptic quality (Kirillov et al., arXiv 1801.00868), the mean over classes; its parts are rq and sq
+objects  pq: panoptic quality (Kirillov et al., arXiv 1801.00868) and its parts rq and sq: each the mean over classes
+         that occur in either map, as in cocodataset/panopticapi (evaluation.py)
 words    pq, all words being of one class; cosine: the mean with the vector of the word that was found
 """
 
@@ -65,6 +66,8 @@ def compare(
 def measures(kind: str, counts: Sequence[Counts]) -> Iterator[tuple[str, float]]:
     """Yields (name, value) of all photos together; nothing where there was nothing to be right about."""
     total = _added(counts)
+    if not total:
+        return
     if kind == "depth" and total["pixels"]:
         yield "abs_rel", total["sum"] / total["pixels"]
     elif kind == "normal" and total["pixels"]:
@@ -73,21 +76,21 @@ def measures(kind: str, counts: Sequence[Counts]) -> Iterator[tuple[str, float]]
         precision, recall = total["right"] / max(total["made"], 1), total["found"] / total["exact"]
         yield from (("f", 2 * precision * recall / max(precision + recall, 1e-9)),)
         yield from (("precision", precision), ("recall", recall))
-    elif EXPERTS[kind].embed == "classes" and total:
+    elif EXPERTS[kind].embed == "classes":
         there = [one for one in total.values() if one["exact"]]
         if there:
             yield "miou", float(np.mean([one["both"] / (one["made"] + one["exact"] - one["both"]) for one in there]))
     elif EXPERTS[kind].storage == "ids":
         cosines = total.pop("cosine", 0.0)
-        there = [one for one in total.values() if one["matched"] + one["missed"]]
-        if there:
-            matched = sum(one["matched"] for one in there)
-            wrong = [one["matched"] + 0.5 * (one["missed"] + one["invented"]) for one in there]
-            yield "pq", float(np.mean([one["overlap"] / w for one, w in zip(there, wrong, strict=True)]))
-            yield "rq", float(np.mean([one["matched"] / w for one, w in zip(there, wrong, strict=True)]))
-            yield "sq", sum(one["overlap"] for one in there) / max(matched, 1)
+        if total:
+            names = ("overlap", "matched", "missed", "invented")
+            overlap, matched, missed, invented = np.array([[one[n] for n in names] for one in total.values()]).T
+            wrong = (missed + invented) / 2
+            yield "pq", float((overlap / (matched + wrong)).mean())
+            yield "rq", float((matched / (matched + wrong)).mean())
+            yield "sq", float((overlap / np.maximum(matched, 1)).mean())
             if EXPERTS[kind].embed == "words":
-                yield "cosine", cosines / max(matched, 1)
+                yield "cosine", cosines / max(float(matched.sum()), 1)
 
 
 def _depth(made: np.ndarray, exact: np.ndarray) -> Counts:

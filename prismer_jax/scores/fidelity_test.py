@@ -65,12 +65,39 @@ def test_panoptic_quality_of_objects():
     exact = grid([[0, 0, 0, 0, b, 1, 1, b, 2, 2]])
     made = grid([[5, 5, 5, b, b, 0, 0, b, 1, 1]])  # ids are free; the last one is called by another class
     scores = measured("obj_detection", (made, exact, {5: 3, 0: 3, 1: 4}, [3, 3, 3]))
-    overlap, wrong = (3 / 4 + 1), 2 + 0.5 * 1  # two found, one missed; of class 4 nothing is there
-    assert scores["pq"] == pytest.approx(overlap / wrong)
-    assert scores["rq"] == pytest.approx(2 / wrong)
-    assert scores["sq"] == pytest.approx(overlap / 2)
+    overlap, wrong = (3 / 4 + 1), 2 + 0.5 * 1  # two found, one missed; of class 4 one is invented, which is worth 0
+    assert scores["pq"] == pytest.approx(overlap / wrong / 2)
+    assert scores["rq"] == pytest.approx(2 / wrong / 2)
+    assert scores["sq"] == pytest.approx(overlap / 2 / 2)
     perfect = measured("obj_detection", (exact, exact, [3, 4, 3], [3, 4, 3]))
     assert perfect == {"pq": 1, "rq": 1, "sq": 1}
+
+
+def test_an_object_of_a_class_that_is_not_there_costs_as_one_that_is_missed():
+    b = BACKGROUND
+    one, two = grid([[0, 0, b, b, b]]), grid([[0, 0, b, 1, 1]])
+    half = {"pq": 0.5, "rq": 0.5, "sq": 0.5}
+    assert measured("obj_detection", (two, one, [3, 4], [3])) == half
+    assert measured("obj_detection", (one, two, [3], [3, 4])) == half
+    assert measured("obj_detection", (two, one, [3, 4], [3]), (one, one, [4], [4])) == pytest.approx(
+        {"pq": (1 + 1 / 1.5) / 2, "rq": (1 + 1 / 1.5) / 2, "sq": 1}
+    )
+
+
+def test_the_parts_of_panoptic_quality_are_means_over_the_same_classes():
+    """As in panopticapi: of class 3 ten things are found whole, of class 4 one by two thirds."""
+    exact = grid([np.arange(11).repeat(3)])
+    made = exact.copy()
+    made[0, -1] = BACKGROUND
+    kinds = [3] * 10 + [4]
+    assert measured("obj_detection", (made, exact, kinds, kinds)) == pytest.approx(
+        {"pq": (1 + 2 / 3) / 2, "rq": 1, "sq": (1 + 2 / 3) / 2}
+    )
+
+
+@pytest.mark.parametrize("kind", fidelity.MAIN)
+def test_no_photo_has_no_measures(kind):
+    assert measured(kind) == {}
 
 
 def test_words_are_found_by_their_place_and_compared_by_their_vector():
