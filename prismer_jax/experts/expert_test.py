@@ -2,8 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from prismer_jax import sharding
+from prismer_jax import sharding, tree
 from prismer_jax.errors import UserError
+from prismer_jax.experts import EXPERTS
 from prismer_jax.experts.testing import ToyDepth as Toy
 from prismer_jax.weights import write
 
@@ -76,3 +77,16 @@ def test_wrong_keys_are_one_error_unless_allowed():
         expert.from_official(state, "toy.pt")
     variables = expert.from_official(state, "toy.pt", allow=[r"head\.bias", r"tail\..*"])
     np.testing.assert_array_equal(variables["params"]["out"]["bias"], [0])
+
+
+@pytest.mark.parametrize("name", ["depth", "ocr_detection"])
+def test_float32_is_multiplied_as_such_on_a_tpu(name):
+    """Its default are operands in bfloat16, which move labels by more than a level."""
+    expert = EXPERTS[name]()
+    prepared = expert.prepare(np.zeros((96, 128, 3), np.uint8))
+    batch = {key: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for key, x in prepared.items()}
+    variables = tree.unflatten(expert.shapes)
+    text = expert._jitted.trace(variables, batch).lower(lowering_platforms=("tpu",)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.convolution" in line or "dot_general" in line]
+    assert products
+    assert all("HIGHEST" in line for line in products)

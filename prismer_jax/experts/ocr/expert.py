@@ -28,7 +28,7 @@ from flax import linen as nn
 
 from prismer_jax import labels
 from prismer_jax.errors import UserError
-from prismer_jax.experts.expert import Label, SquareExpert
+from prismer_jax.experts.expert import Label, SquareExpert, compiled
 from prismer_jax.experts.ocr import clip_text, hourglass, reading
 from prismer_jax.experts.ocr.lexicon import Lexicon
 from prismer_jax.typing import Array, Float, Int, UInt8, typed
@@ -170,7 +170,7 @@ class OcrDetection(SquareExpert):
 
     @functools.cached_property
     def _embed(self) -> Any:
-        return jax.jit(functools.partial(self.module.apply, method="embed"))
+        return compiled(functools.partial(self.module.apply, method="embed"))
 
 
 @typed

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax.experts.expert import Label
+from prismer_jax.experts.expert import Label, compiled
 from prismer_jax.experts.fitted import FittedExpert
 from prismer_jax.experts.segmentation import mask2former
 from prismer_jax.experts.segmentation.panoptic import Panoptic, confident, panoptic
@@ -78,7 +78,7 @@ class Segmentation(FittedExpert):
 
     @functools.cached_property
     def _network(self) -> Any:
-        return jax.jit(self.module.apply)
+        return compiled(self.module.apply)
 
 
 @typed
