@@ -47,7 +47,7 @@ def main(spec: str, overrides: Sequence[str], wanted: str) -> None:
             for count in BATCHES:
                 program = lower(model, variables, task, tokenizer, count, topology.devices[0])
                 sizes, _ = plan.compiled(program, memory.share(variables))
-                room = sizes.get("usable", topology.chip.memory / topology.chip.devices)
+                room = sizes.get("usable", topology.chip.memory)
                 fits = "fits" if sizes["fits"] else "does not fit"
                 many = f"{count} photo{'s' * (count > 1)}"
                 print(f"  {name}, {many}: {sizes['peak'] / 2**30:.2f} of {room / 2**30:.2f} GiB: {fits}", flush=True)

@@ -297,7 +297,14 @@ def test_slices_share_the_axis_data_and_hold_the_others_whole():
         sharding.make_mesh({"data": 1, "fsdp": -1}, topology.devices)
     with pytest.raises(UserError, match=r"No slice 'v5e:3x3' .* Of v5e there are 2x2, 2x4"):
         topologies.describe("v5e:3x3")
-    assert len(topologies.describe("v4:2x2x1").devices) == 2 * topologies.describe("v4:2x2x1").chips == 8
+
+
+@needs_libtpu
+@pytest.mark.parametrize("kind", topologies.CHIPS)
+def test_the_smallest_slice_of_each_kind_makes_a_mesh_of_its_chips(kind):
+    """Also of v4, whose two cores are one device on the machines, and two unless libtpu is told so."""
+    topology = topologies.describe(f"{kind}:{topologies.CHIPS[kind].examples[0]}")
+    assert sharding.make_mesh(None, topology.devices).size == topology.chips == 4
 
 
 @needs_libtpu
@@ -334,10 +341,10 @@ def test_a_kernel_of_parts_is_gathered_before_it_is_used():
     assert facts["traffic"] < 1.3 * 2 * (x.size // 4 + x.size + kernel.size)  # what goes in, once, and comes out
 
 
-@pytest.mark.parametrize(("fits", "expected"), [(True, 8), (False, 19)])
+@pytest.mark.parametrize(("fits", "expected"), [(True, 16), (False, 19)])
 def test_a_program_that_fits_takes_no_more_than_the_device_has(fits, expected):
     """XLA's temporaries have the memory on the chip in them: of a plan that it accepted, 16.25 GiB for a chip of 16."""
-    topology = SimpleNamespace(chip=SimpleNamespace(memory=16, devices=2))
+    topology = SimpleNamespace(chip=SimpleNamespace(memory=16))
     none = dict.fromkeys(set(report.Plan.__dataclass_fields__) - {"topology", "facts"})
     assert report.Plan(topology=topology, facts={"fits": fits, "peak": 19}, **none).peak == expected
 

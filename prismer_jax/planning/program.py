@@ -20,6 +20,9 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 # What moves nothing by itself.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "iota"}
 FREE |= {"after-all", "partition-id", "replica-id", "custom-call", "opt-barrier", "async-start", "async-update"}
+KERNEL = 'custom_call_target="tpu_custom_call"'  # a custom call that is not free
+# Matrix products in the kernels of `towers.fused_attention`, forward and backward, each of queries x keys x channels.
+PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*->.*\{$")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLS = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
@@ -74,7 +77,7 @@ def parse(text: str) -> tuple[Program, str]:
     """Returns ({computation: instructions}, the name of the entry) of the text of an HLO module."""
     program: Program = {}
     entry, body = "", None
-    for line in text.splitlines():
+    for line in re.sub(r'\n(?="|}})', " ", text).splitlines():  # a kernel's attributes take several lines
         if body is None:
             if (head := _HEAD.match(line)) is not None:
                 body = program.setdefault(head[1], [])
@@ -193,6 +196,10 @@ def products(program: Program, counts: dict[str, int]) -> Iterator[tuple[float, 
                     left, right = (arrays(shapes[operand])[0] for operand in one.operands[:2])
                     kind = "f32" if left[0] == right[0] == "f32" else "bf16"
                     yield counts[name] * _flops(one, left[1], right[1]), kind, one.op_name
+                elif KERNEL in one.rest:
+                    number = next((n for kernel, n in PRODUCTS.items() if one.name.startswith(kernel)), 0)
+                    q, k = [x for operand in one.operands for x in arrays(shapes[operand]) if len(x[1]) > 3][:2]
+                    yield counts[name] * number * 2.0 * math.prod(q[1]) * k[1][-2], q[0], one.op_name
 
 
 def _flops(one: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
@@ -261,7 +268,7 @@ def _messages(program: Program, counts: dict[str, int], fused: set[str]) -> floa
 
 
 def _moved(program: Program, one: Instruction, shapes: dict[str, str]) -> float:
-    if one.opcode in FREE or one.opcode.endswith("-done"):
+    if (one.opcode in FREE and KERNEL not in one.rest) or one.opcode.endswith("-done"):
         return 0.0
     given = [shapes[operand] for operand in one.operands if operand in shapes]
     if one.opcode in ("copy-start", "slice-start"):

@@ -49,8 +49,7 @@ class Plan:
 
         Its temporaries have what it puts into the memory on the chip in them, which it does not tell apart.
         """
-        chip = self.topology.chip
-        return min(self.facts["peak"], chip.memory / chip.devices) if self.fits else self.facts["peak"]
+        return min(self.facts["peak"], self.topology.chip.memory) if self.fits else self.facts["peak"]
 
     @property
     def collectives(self) -> list[Collective]:
@@ -59,10 +58,10 @@ class Plan:
     @property
     def times(self) -> dict[str, float]:
         """Seconds that a step takes at least, of each kind of work, if it had the device for itself."""
-        chip, share = self.topology.chip, self.topology.chip.devices
+        chip = self.topology.chip
         seconds = {
-            "compute": self.facts["flops"] * share / chip.flops,
-            "memory": self.facts["traffic"] * share / chip.memory_rate,
+            "compute": self.facts["flops"] / chip.flops,
+            "memory": self.facts["traffic"] / chip.memory_rate,
             "interconnect": 0.0,
             "network": 0.0,
         }
@@ -73,7 +72,7 @@ class Plan:
             elif chip.network_rate:
                 # What goes out of a slice is the same for all of a group within it, who can share the work.
                 within = len(group) / len({getattr(device, "slice_index", 0) for device in group})
-                seconds["network"] += one.sent * share / chip.network_rate / within
+                seconds["network"] += one.sent / chip.network_rate / within
         return seconds
 
     @property
@@ -99,11 +98,9 @@ class Plan:
     def lines(self) -> list[str]:
         """Returns the plan in words and numbers."""
         chip, axes = self.topology.chip, " ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
-        per = "chip" if chip.devices == 1 else f"core ({chip.devices} a chip)"
         head = f"{self.topology.name}, {self.topology.chips} chips, mesh {axes}, sharding {self.sharding}"
-        memory = chip.memory / chip.devices
         rows = [
-            f"{head}, batch {self.batch_size}; per {per}:",
+            f"{head}, batch {self.batch_size}; per chip:",
             f"  parameters            {_size(self.parameters)}",
             f"  gradients             {_size(self.gradients)}  (at most; among the temporaries)",
             f"  optimizer's state     {_size(self.optimizer)}",
@@ -125,7 +122,7 @@ class Plan:
         return [
             *rows,
             f"  temporaries           {_size(self.facts['temporaries'])}  (activations, gradients and the rest)",
-            f"  peak                  {_size(self.peak)}  of {memory / 2**30:.0f} GiB: fits "
+            f"  peak                  {_size(self.peak)}  of {chip.memory / 2**30:.0f} GiB: fits "
             f"(what lies there between steps is {100 * padding:.0f}% larger by padding)",
             f"  model FLOPs           {self.model_flops / self.mesh.size / 1e12:10.3f} T",
             f"  XLA's FLOPs           {self.facts['flops'] / 1e12:10.3f} T  ({again:.2f} of the model's: done again, or"

@@ -32,7 +32,7 @@ class Chip:
       axes: of the torus; a chip has two ports on each.
       examples: shapes of slices that are offered; others that libtpu knows do, too.
       network_rate: bytes a second between slices, of one chip; None where none is published.
-      devices: that JAX sees in one chip, each with an equal share of it.
+      config: libtpu's name of how the cores of a chip are used: as one device, as on the machines.
     """
 
     flops: float
@@ -42,11 +42,11 @@ class Chip:
     axes: int
     examples: tuple[str, ...]
     network_rate: float | None = None
-    devices: int = 1
+    config: str = "default"
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1200e9, 50e9, 3, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"), devices=2),
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 50e9, 3, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"), config="megacore"),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, 2, ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"), 3.125e9),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, 3, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"), 6.25e9),
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 100e9, 2, ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
@@ -81,7 +81,7 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        return len(self.devices) // self.chip.devices
+        return len(self.devices)
 
     def links(self, group: Sequence[Any]) -> int:
         """Returns how many of a chip's ports a collective of these devices can receive by.
@@ -112,7 +112,7 @@ def describe(name: str) -> Topology:
     chip = CHIPS[kind]
     shape = match[3] + "x1" * (chip.axes - 1 - match[3].count("x"))
     try:
-        devices = _devices(f"{kind}:{shape}", int(match[1] or 1))
+        devices = _devices(f"{kind}:{shape}", int(match[1] or 1), chip.config)
     except ModuleNotFoundError:
         raise UserError(f"--plan needs libtpu, which compiles for TPUs without one: {INSTALL}") from None
     except Exception as error:  # jaxlib's own, which names the reason in its first line
@@ -121,11 +121,11 @@ def describe(name: str) -> Topology:
     return Topology(name, chip, devices)
 
 
-def _devices(name: str, slices: int) -> tuple[Any, ...]:
+def _devices(name: str, slices: int, chip: str) -> tuple[Any, ...]:
     import libtpu  # noqa: F401  (only whether it is there; JAX loads it)
     from jax.experimental import topologies
 
     for name_and_value in ENVIRONMENT.items():
         os.environ.setdefault(*name_and_value)
-    more = {"num_slices": slices} if slices > 1 else {}
+    more = {"chip_config_name": chip} | ({"num_slices": slices} if slices > 1 else {})
     return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices)

@@ -113,15 +113,27 @@ def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
         raise UserError(f"A batch of {batch_size}{each} cannot be shared by {unit // parts} devices; use {sizes}.")
 
 
+def free_axes() -> dict[str, int]:
+    """Returns the sizes of the axes along which the compiler may split arrays: none without a mesh, or in shard_map."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
+
+
+def platform() -> str | None:
+    """Returns the platform that a program is traced for: that of the mesh's devices, which may be described ones."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else getattr(mesh.abstract_device, "platform", None)
+
+
 def constrain(x: jax.Array) -> jax.Array:
     """Keeps an array split along its leading axis, as batches are; its other axes, and all without a mesh, stay free.
 
     Where weights are split over that axis, the compiler may else split what is made with them so, and send activations.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    auto = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-    axes = tuple(axis for axis in BATCH_AXES if axis in auto)  # none without a mesh; inside shard_map they are Manual
-    if (parts := math.prod(mesh.shape[axis] for axis in axes)) == 1 or x.shape[0] % parts:
+    free = free_axes()
+    axes = tuple(axis for axis in BATCH_AXES if axis in free)
+    if (parts := math.prod(free[axis] for axis in axes)) == 1 or x.shape[0] % parts:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
 

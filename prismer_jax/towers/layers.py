@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,14 @@ from einops import rearrange
 from flax import linen as nn
 
 from prismer_jax import errors
-from prismer_jax.sharding import constrain, gathered
+from prismer_jax.sharding import constrain, gathered, platform
 from prismer_jax.typing import Array, Float, typed
 
 FLOAT32 = dict(preferred_element_type=jnp.float32)
 _DOTS = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
 Initializer = Callable[..., Array]
+FUSED_KEYS = 512  # from so many keys on, attention is one kernel on a TPU
 
 # What a layer keeps for its backward pass; everything else is computed again.
 REMAT: dict[str, Any] = {
@@ -122,7 +124,7 @@ class Keys(NamedTuple):
 def attend(
     q: Float[Array, "*b t h d"],
     *parts: Keys,
-    dropout: Callable[[Array], Array] = lambda probs: probs,
+    dropout: Callable[[Array], Array] | None = None,
     bias: Float[Array, "*n h t s"] | None = None,
     cap: float = 0.0,
 ) -> Float[Array, "*b t h d"]:
@@ -131,16 +133,26 @@ def attend(
     A query that no mask lets look anywhere attends to everything alike (never NaN). `bias` is added to the logits,
     which before that `soft_cap` bounds by `cap`.
     """
+    if dropout is bias is None and not cap and _fused(q, parts):
+        return importlib.import_module("prismer_jax.towers.fused_attention").attend(q, parts[0].k, parts[0].v)
     logits = jnp.concatenate([_logits(q, part) for part in parts], axis=-1) if parts[1:] else _logits(q, parts[0])
     logits = soft_cap(logits, cap)
     if bias is not None:
         logits = logits + bias
     if any(part.mask is not None for part in parts):
         logits = jnp.where(_joined(parts)[..., None, :, :], logits, jnp.finfo(jnp.float32).min)
-    probs = dropout(jax.nn.softmax(logits).astype(parts[0].v.dtype))
+    probs = jax.nn.softmax(logits).astype(parts[0].v.dtype)
+    probs = probs if dropout is None else dropout(probs)
     ends = np.cumsum([part.k.shape[-3] for part in parts])[:-1]
     mixed = (_mixed(p, part, q.ndim) for p, part in zip(jnp.split(probs, ends, axis=-1), parts, strict=True))
     return functools.reduce(jnp.add, mixed)
+
+
+def _fused(q: Array, parts: Sequence[Keys]) -> bool:
+    """Whether a TPU computes this in one kernel: all see all, and the weights would be much of what goes to memory."""
+    (k, _, mask), *more = parts
+    plain = not more and mask is None and q.ndim == k.ndim == 4 and q.shape[2] == k.shape[2]
+    return plain and k.shape[1] >= FUSED_KEYS and platform() == "tpu"
 
 
 def soft_cap(logits: Array, cap: float) -> Array:
@@ -207,7 +219,8 @@ class Attention(nn.Module):
         return Keys(self._split(self.key(x + positions)), self._split(self.value(x)), mask)
 
     def __call__(self, x: Float[Array, "*b t c"], *parts: Keys) -> Float[Array, "*b t width"]:
-        out = attend(self._split(self.query(x)), *parts, dropout=self._seen)
+        looked_at = self.is_mutable_collection("intermediates") or (self.dropout and not self.deterministic)
+        out = attend(self._split(self.query(x)), *parts, dropout=self._seen if looked_at else None)
         return self.out(rearrange(out, "... h d -> ... (h d)"))
 
     def _seen(self, probs: Array) -> Array:

@@ -1,0 +1,63 @@
+"""Plans of steps with a kernel, which XLA knows nothing of: its operations and bytes, and with libtpu what it saves."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from prismer_jax import sharding
+from prismer_jax.planning import program, topologies
+from prismer_jax.towers import layers
+
+# As libtpu 0.0.42 writes them, shortened: the attributes of a kernel take several lines.
+KERNEL = """HloModule jit_f
+ENTRY %main (q: bf16[4,2,1280,64], k: bf16[4,2,640,64]) -> bf16[4,2,1280,64] {
+  %q = bf16[4,2,1280,64]{3,2,1,0} parameter(0)
+  %k = bf16[4,2,640,64]{3,2,1,0} parameter(1)
+  %mask = s8[1,2,2]{2,1,0} constant({...})
+  %splash_mha_fwd_residuals.1 = (bf16[4,2,1280,64]{3,2,1,0}, f32[4,2,1280,128]{3,2,1,0:T(8,128)S(1)}) custom-call(%mask, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{block_q: 640}"
+}}, metadata={op_name="jit(f)/pallas_call"}
+  ROOT %out = bf16[4,2,1280,64]{3,2,1,0} get-tuple-element(%splash_mha_fwd_residuals.1), index=0, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{block_q: 640}"
+}}
+}
+"""  # noqa: E501  (lines of XLA's)
+
+
+def test_a_kernels_products_and_operands_count():
+    facts = program.facts(KERNEL, 1)
+    assert facts["flops"] == 2 * 2 * (4 * 2 * 1280 * 640 * 64)
+    q, k = 2 * 4 * 2 * 1280 * 64, 2 * 4 * 2 * 640 * 64
+    assert facts["traffic"] == 4 + q + 2 * k + q  # what stays on the chip is no traffic
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e .[plan]"
+)
+@pytest.mark.parametrize(("tokens", "channels", "dtype"), [(1220, 80, "bfloat16"), (964, 64, "float32")])
+def test_attention_in_one_kernel_moves_less_and_keeps_less(monkeypatch, tokens, channels, dtype):
+    """Both of the sizes of photos of 480 pixels, the second one in the blocks that fit a TPU v4's scratch memory."""
+
+    def planned(topology):
+        mesh = sharding.make_mesh(None, topologies.describe(topology).devices)
+        place = NamedSharding(mesh, PartitionSpec("data"))
+        x = jax.ShapeDtypeStruct((4 * mesh.size, tokens, 4, channels), jnp.dtype(dtype), sharding=place)
+
+        def loss(q, k, v):
+            return jnp.square(layers.attend(q, layers.Keys(k, v)).astype(jnp.float32)).sum()
+
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+        return program.facts(compiled.as_text(), mesh.size), compiled.memory_analysis().temp_size_in_bytes
+
+    fused, kept = planned("v5e:2x2")
+    planned("v4:2x2x1")
+    monkeypatch.setattr(layers, "FUSED_KEYS", tokens + 1)
+    plain, all_kept = planned("v5e:2x2")
+    padded = (-(-tokens // 256) * 256 / tokens) ** 2
+    assert fused["flops"] == pytest.approx(7 / 6 * padded * plain["flops"], rel=0.02)  # logits are made again
+    assert fused["traffic"] < plain["traffic"] / 3
+    assert kept < all_kept / 3
