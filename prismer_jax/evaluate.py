@@ -78,6 +78,7 @@ def evaluate_on(
 
     from prismer_jax import assembly, checkpoint, evaluators, pp, sharding
     from prismer_jax.checkpoint.fingerprint import fingerprint
+    from prismer_jax.datasets import data_seen
     from prismer_jax.evaluators.journal import Journal
 
     # ------------------------------------------------------------------------------------------ model and evaluators
@@ -112,11 +113,16 @@ def evaluate_on(
         name: Journal(
             folder / "partial",
             name,
-            {**same, **described[name], "config": {**described[name]["config"], **NO_MATTER}},
+            {
+                **same,
+                **described[name],
+                "config": {**described[name]["config"], **NO_MATTER},
+                "data": [data_seen.fingerprint(s) for s in (evaluator.source, evaluator.train_source) if s is not None],
+            },
             jax.process_index(),
             jax.process_count(),
         )
-        for name in by_name
+        for name, evaluator in by_name.items()
     }
     scores = evaluators.run(by_name, variables, journals)
 
@@ -132,6 +138,7 @@ def evaluate_on(
             "checkpoint": weights,
             "evaluators": described,
             "model": same["model"],
+            "tokenizer": same["tokenizer"],
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}",
         }
         shown = config.plain(cfg.get("report", {})).get("samples", 12)

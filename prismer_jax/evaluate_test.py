@@ -133,6 +133,38 @@ def test_a_stopped_run_goes_on_and_another_checkpoint_begins_anew(finished, mode
     assert len(calls) == math.ceil(len(questions) / 16) - 2 + math.ceil(len(set(questions)) / 16)
 
 
+class Corrected:
+    """A source with other answers."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return {**self.source[index], "answers": ["mauve"]}
+
+
+@pytest.mark.parametrize("replaced", ["data", "train_data"])
+def test_a_stopped_run_whose_data_were_replaced_begins_anew(model, tmp_path, monkeypatch, replaced):
+    """Of the other answers there are as many as before, and the config is the same."""
+    overrides = ("evals.vqa.data.count=8",)  # the model is asked twice: about all photos, and about blank ones
+    with monkeypatch.context() as patch:
+        count_calls(patch, limit=1)
+        with pytest.raises(Stop):
+            run(model[0], tmp_path, *overrides)
+
+    def load(part, where, load=assembly.load_source):
+        return Corrected(load(part, where)) if where.endswith(f".{replaced}") else load(part, where)
+
+    monkeypatch.setattr(assembly, "load_source", load)
+    calls = count_calls(monkeypatch)
+    run(model[0], tmp_path, *overrides)
+    assert len(calls) == 2
+    assert all((sample["references"] == ["mauve"]) == (replaced == "data") for sample in read_samples(tmp_path))
+
+
 def test_a_step_of_a_run_is_a_checkpoint_too(finished, model, tmp_path):
     with checkpoint.Checkpointer(tmp_path / "checkpoints", keep=2) as saved:
         saved.save(3, model[1])

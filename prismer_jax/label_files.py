@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from prismer_jax.errors import BadSample, choose
+from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.label_png import DAMAGED, PNG_END
 from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, no_classes, no_words
@@ -107,6 +107,24 @@ def given(folder: str | os.PathLike) -> dict[str, Any]:
             if path_of(text, name, "photo").parent.is_dir():
                 made[name].append(made_with.get(name))
     return {name: how[0] if how.count(how[0]) == len(how) else None for name, how in made.items() if how}
+
+
+def record(folder: str | os.PathLike, made_with: Mapping[str, str]) -> None:
+    """Notes in RECORD how the labels of experts are made, {expert: how}, before any is written.
+
+    Raises:
+      UserError: the folder holds labels of one of them that were made otherwise.
+    """
+    path = home(folder) / RECORD
+    before = json.loads(path.read_text()) if path.exists() else {}
+    for expert, how in made_with.items():
+        if before.get(expert, how) != how:
+            raise UserError(
+                f"{folder}: holds labels of {expert} made with {before[expert]}, not with {how}. Choose another "
+                f"folder, or delete {path_of(folder, expert, 'photo').parent} and {path}."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_json(path, before | dict(made_with))
 
 
 def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarray:

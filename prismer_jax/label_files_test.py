@@ -2,6 +2,7 @@ import concurrent.futures
 import io
 import json
 import os
+import re
 import sys
 import zlib
 
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from prismer_jax import label_files, label_png, label_rows, labels
-from prismer_jax.errors import BadSample
+from prismer_jax.errors import BadSample, UserError
 
 
 def png(array: np.ndarray, mode: str | None = None) -> bytes:
@@ -237,6 +238,17 @@ def test_each_data_set_may_have_a_folder_of_labels(tmp_path, template):
     assert label_files.given(f"{tmp_path}/{template}") == {"depth": "trained weights", "edge": "others"}
     (tmp_path / "vg" / label_files.RECORD).write_text('{"depth": "others"}')
     assert label_files.given(f"{tmp_path}/{template}") == {"depth": None, "edge": "others"}
+
+
+def test_labels_made_otherwise_are_refused_and_the_rows_of_others_stay(tmp_path):
+    template = f"{tmp_path}/{{expert}}/vqav2"
+    for made_with in ({"depth": "random weights"}, {"edge": "a student"}, {"depth": "random weights"}):
+        label_files.record(template, made_with)
+    remedy = f"or delete {tmp_path / 'depth' / 'vqav2'} and {tmp_path / 'vqav2' / label_files.RECORD}."
+    with pytest.raises(UserError, match=f"depth made with random weights, not with trained ones.*{re.escape(remedy)}"):
+        label_files.record(template, {"normal": "trained ones", "depth": "trained ones"})
+    record = json.loads((tmp_path / "vqav2" / label_files.RECORD).read_text())
+    assert record == {"depth": "random weights", "edge": "a student"}
 
 
 def test_what_goes_with_all_labels_lies_beside_the_experts(tmp_path):

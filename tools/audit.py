@@ -12,12 +12,13 @@ alone, and all experts' at once, are
 OUTPUT/audit.md has, for every arm, the difference that this makes to each evaluator's score, over all and by type of
 question, with 95 % intervals by a paired bootstrap over photos, and what reading an expert's labels takes; audit.png
 shows it, audit.json has all metrics. A run that is stopped goes on with the arms that are not done; what is there of
-another checkpoint or config is refused. What a model does without an expert that it was trained with is not what it
-would do had it been trained without: tools.sweep trains.
+another checkpoint, config or choice of evaluators is refused. What a model does without an expert that it was trained
+with is not what it would do had it been trained without: tools.sweep trains.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import time
@@ -131,21 +132,33 @@ def making(experts: Sequence[str]) -> dict[str, float]:
     return spent
 
 
-def is_done(folder: pathlib.Path, path: pathlib.Path, asked: Mapping[str, Any]) -> bool:
-    """Returns whether a folder holds the results of this checkpoint, asked for in the same way.
+def is_done(folder: pathlib.Path, path: pathlib.Path, asked: Mapping[str, Any], cfg: config.Section) -> bool:
+    """Returns whether a folder holds the results of this checkpoint and config, asked for in the same way.
+
+    A config is the same where it says the same of the model, the tokenizer and all that matters of the evaluators.
 
     Raises:
-      UserError: it holds those of another one, or of one that was there before.
+      UserError: it holds those of another checkpoint or config, of other evaluators, or of a checkpoint that was there
+        before.
     """
     if not (folder / "metrics.json").exists():
         return False
-    record, weights = compare.read(folder).record, checkpoint.find(path)
+    record, weights, content = compare.read(folder).record, checkpoint.find(path), json.loads(config.to_json(cfg))
+    sections = {name: part["config"] for name, part in record["evaluators"].items()}
+    asked = {**asked, "model": content["model"], "tokenizer": content["tokenizer"]}
     same = record["checkpoint"]["path"] == str(weights) and all(record.get(key) == asked[key] for key in asked)
+    same = same and _that_matter(sections) == _that_matter(content["evals"])
     if not same or (folder / "metrics.json").stat().st_mtime < weights.stat().st_mtime:
         raise UserError(
-            f"{folder}: holds results of another checkpoint or config. Choose another --output, or delete it."
+            f"{folder}: holds results of another checkpoint, config or choice of evaluators. Choose another --output, "
+            "or delete it."
         )
     return True
+
+
+def _that_matter(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns evaluators' sections of a config without the settings that change no result."""
+    return {name: {**section, **evaluate.NO_MATTER} for name, section in sections.items()}
 
 
 def audit(
@@ -180,11 +193,11 @@ def audit(
         name = arm.name(experts)
         folders[name] = output / name.replace(" ", "_")
         said = {**(asked or {}), "labels": name}
-        if is_done(folders[name], path, said):
+        changed = {**plain, "evals": {key: altered(part, arm, classes) for key, part in sections.items()}}
+        if is_done(folders[name], path, said, config.Section(changed)):
             print(f"{name}: there already.")
             continue
         print(f"{name} ({len(folders)} of {len(experts) * len(kinds) + len(kinds) + 1})", flush=True)
-        changed = {**plain, "evals": {key: altered(part, arm, classes) for key, part in sections.items()}}
         evaluate.evaluate(config.Section(changed), path, folders[name], asked=said)
     table, runs, _ = compare.tabulate(list(folders.values()))
     scores = {name: part["score"] for name, part in runs[0].record["evaluators"].items()}

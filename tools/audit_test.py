@@ -129,18 +129,85 @@ def test_results_of_another_checkpoint_or_config_are_not_taken_for_those_asked_f
     runs = [tmp_path / name for name in ("one", "two")]
     for run in runs:
         checkpoint.export(run, {"params": {"x": np.ones(2, np.float32)}}, {})
-    asked = {"config": "a.py", "labels": "as it is"}
-    assert not audit.is_done(tmp_path / "arm", runs[0], asked)
+    asked, cfg = {"config": "a.py", "labels": "as it is"}, config.Section(dict(model={}, tokenizer="bytes", evals={}))
+    assert not audit.is_done(tmp_path / "arm", runs[0], asked, cfg)
     record = {"checkpoint": {"path": str(runs[0])}, "metrics": {}, "evaluators": {}, **asked}
     (tmp_path / "arm").mkdir()
-    (tmp_path / "arm/metrics.json").write_text(json.dumps(record))
-    assert audit.is_done(tmp_path / "arm", runs[0], asked)
+    (tmp_path / "arm/metrics.json").write_text(json.dumps({**record, "model": {}, "tokenizer": "bytes"}))
+    assert audit.is_done(tmp_path / "arm", runs[0], asked, cfg)
     for other, said in ((runs[1], asked), (runs[0], {**asked, "config": "b.py"})):
-        with pytest.raises(UserError, match="holds results of another checkpoint or config"):
-            audit.is_done(tmp_path / "arm", other, said)
+        with pytest.raises(UserError, match="holds results of another checkpoint, config or choice of evaluators"):
+            audit.is_done(tmp_path / "arm", other, said, cfg)
     os.utime(tmp_path / "arm/metrics.json", (0, 0))  # the checkpoint was made anew
     with pytest.raises(UserError, match="Choose another --output"):
-        audit.is_done(tmp_path / "arm", runs[0], asked)
+        audit.is_done(tmp_path / "arm", runs[0], asked, cfg)
+
+
+class Evaluated(Exception):
+    """All arms are there."""
+
+
+@pytest.fixture
+def audited(monkeypatch, tmp_path):
+    """A function (config's content, evaluators asked for) that audits it, with results as `evaluate` writes them."""
+
+    def evaluate(cfg, path, folder, asked):
+        content = {"model": config.plain(cfg.model), "tokenizer": cfg.tokenizer}
+        content["evaluators"] = {name: {"config": config.plain(section)} for name, section in cfg.evals.items()}
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(
+            json.dumps({**asked, **content, "checkpoint": {"path": str(path)}, "metrics": {}})
+        )
+
+    def tabulate(folders):
+        raise Evaluated
+
+    def audited(content, only=()):
+        with pytest.raises(Evaluated):
+            run(
+                config.Section(content),
+                tmp_path / "run",
+                tmp_path,
+                only=only,
+                kinds=["blank"],
+                asked={"config": "a.py"},
+            )
+
+    run = audit.audit
+    checkpoint.export(tmp_path / "run", {"params": {"x": np.ones(2, np.float32)}}, {})
+    monkeypatch.setattr(audit.evaluate, "evaluate", evaluate)
+    monkeypatch.setattr(audit.compare, "tabulate", tabulate)
+    return audited
+
+
+SECTION = dict(type="vqa", data=dict(name="scenes", count=4), pp="decode", batch_size=4, num_workers=0)
+CONTENT = dict(
+    model=dict(variant="tiny", experts="depth"),
+    tokenizer="bytes",
+    evals=dict(vqa=SECTION, caption=SECTION | {"batch_size": 2}),
+)
+
+
+def test_results_of_one_evaluator_are_not_those_of_all(audited):
+    audited(CONTENT, ["caption"])
+    audited(CONTENT, ["caption"])  # they are there already
+    with pytest.raises(UserError, match="holds results of another checkpoint, config or choice of evaluators"):
+        audited(CONTENT)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": CONTENT["model"] | {"variant": "base"}},
+        {"tokenizer": "wordpiece"},
+        {"evals": CONTENT["evals"] | {"vqa": SECTION | {"batch_size": 8}}},
+    ],
+)
+def test_results_of_a_config_whose_file_says_something_else_by_now_are_not_taken(audited, other):
+    audited(CONTENT)
+    audited(CONTENT | {"evals": CONTENT["evals"] | {"vqa": SECTION | {"num_workers": 2}}})  # changes no result
+    with pytest.raises(UserError, match="holds results of another checkpoint, config or choice of evaluators"):
+        audited(CONTENT | other)
 
 
 @pytest.mark.slow

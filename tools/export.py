@@ -95,7 +95,8 @@ def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> d
     return conversion.to_torch(variables, conversion.table_of(name, models.build(**fields)))
 
 
-def _on_cpu(shapes: Any) -> Any:
+def on_cpu(shapes: Any) -> Any:
+    """Returns shardings with which a checkpoint is read into the CPU's memory, as `checkpoint.load_export` asks."""
     return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0]), shapes)
 
 
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = checkpoint.description(args.checkpoint).get("model", {})
     if args.format not in AS_IT_IS and not args.merge and any(map(what.get, ADAPTED)):
         raise UserError(f"{args.checkpoint} has adapters or packed kernels, which {args.format} lacks: add --merge.")
-    variables, description = checkpoint.load_export(args.checkpoint, _on_cpu)
+    variables, description = checkpoint.load_export(args.checkpoint, on_cpu)
     if args.merge:
         variables, description = merged(variables, description)
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
 
-from .export import Writer
+from .export import Writer, on_cpu
 
 
 def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib.Path]:
@@ -29,7 +29,7 @@ def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib
     Raises:
       UserError: the model's family has no format that its original loads from the hub.
     """
-    variables, description = checkpoint.load_export(path, _on_cpu)
+    variables, description = checkpoint.load_export(path, on_cpu)
     family = description.get("model", {}).get("name", models.DEFAULT)
     module = conversion.of_family(family)
     formats: Mapping[str, Writer] = getattr(module, "FORMATS", {})
@@ -75,10 +75,6 @@ def _ask(repo: str, question: Callable[[], Any], state: str = "Nothing was publi
         else:
             reason = f"does not answer ({' '.join(str(error).split())[:200] or type(error).__name__})."
         raise UserError(f"{repo}: the hub {reason} {state}") from None
-
-
-def _on_cpu(shapes: Any) -> Any:
-    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0]), shapes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

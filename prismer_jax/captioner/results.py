@@ -37,9 +37,9 @@ def results_of(
     kept = None if journal is None else journal(_described(loaded, request))
     results = {} if kept is None else _earlier(kept, source)  # by the photo's place in the source
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    todo = [number for number, places in enumerate(batches) if not results.keys() >= set(places)]
+    todo = {number for number, places in enumerate(batches) if not results.keys() >= set(places)}
     chain = pp.build(request.how["pp"], tokenizer=loaded.tokenizer)
-    batches_read = iter(input.eval_batches(source, chain, batch_size=size, numbers=todo))
+    batches_read = iter(input.eval_batches(source, chain, batch_size=size, numbers=sorted(todo)))
     for number, places in enumerate(batches):
         if number in todo:
             batch = next(batches_read)

@@ -13,7 +13,7 @@ from prismer_jax.files import storage
 
 FILE = "data.json"
 _SAMPLES = 200  # examples that are looked at where a source has no fingerprint of its own
-_TEXTS = ("id", "name", "captions", "question", "answers", "turns", "class_name")
+_TEXTS = ("id", "name", "captions", "question", "answers", "turns", "class_name", "objects")
 
 
 def fingerprint(source: Any) -> str:

@@ -33,6 +33,11 @@ def test_other_data_are_refused_unless_they_are_allowed(tmp_path, other):
     data_seen.check(tmp_path, {"web": other})
 
 
+def test_other_boxes_of_the_same_photos_are_other_data():
+    first, second = ([{"id": "1", "objects": [{"name": "cat", "box": [0.0, 0.0, 1.0, end]}]}] for end in (0.5, 0.6))
+    assert data_seen.fingerprint(first) != data_seen.fingerprint(second)
+
+
 def test_a_run_without_a_checkpoint_takes_any_data(tmp_path):
     data_seen.check(tmp_path, {"web": examples(5)})
     data_seen.check(tmp_path, {"web": examples(4)})

@@ -50,4 +50,6 @@ class AnswersEvaluator(VQAEvaluator):
                 record["references"] = [text.lower() for text in record["references"]]
                 if record.get("blank") is not None:
                     record["blank"] = record["blank"].lower()
+                if "choices" in record:
+                    record["choices"] = [text.lower() for text in record["choices"]]
         yield from score_records(records, self.score, constant)

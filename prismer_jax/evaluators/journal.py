@@ -30,7 +30,7 @@ class Journal(contextlib.AbstractContextManager):
     Args:
       folder: shared by all processes, made if need be. Where it is not, what other machines found is found again.
       name: of the evaluator.
-      header: what is evaluated, as JSON has it; other weights or settings, another header.
+      header: what is evaluated, as JSON has it; other weights, settings or data, another header.
       process_index, process_count: of this start; earlier ones may have had another number of processes.
     """
 

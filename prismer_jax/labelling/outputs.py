@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from prismer_jax import label_files, labels
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
+from prismer_jax.label_files import record
 from prismer_jax.labelling import official
 from prismer_jax.labelling.job import Job, Stage, split
 from prismer_jax.labelling.ledger import Ledger
@@ -24,20 +24,6 @@ def check_folder(folder: pathlib.Path) -> None:
     home = label_files.home(folder)
     if any(home.glob("*_stats.json")):
         raise UserError(f"{home}: holds what img2dataset has fetched. Give --output a folder beside it.")
-
-
-def record(folder: pathlib.Path, made_with: Mapping[str, str]) -> None:
-    """Notes in a folder of label files how those of experts are made; raises UserError if others were otherwise."""
-    path = folder / label_files.RECORD
-    before = json.loads(path.read_text()) if path.exists() else {}
-    for expert, how in made_with.items():
-        if before.get(expert, how) != how:
-            raise UserError(
-                f"{folder}: holds labels of {expert} made with {before[expert]}, not with {how}. Choose another "
-                f"--output, or delete {folder / expert} and {path}."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.write_json(path, before | dict(made_with))
 
 
 class Output(Protocol):
@@ -85,8 +71,8 @@ class Files:
         official: the official code is to read them too, see official.py.
         """
         self._official = [label_files.path_of(folder, "ocr_detection", "photo").parent] if official else []
-        self._path, self._ledger, self._made_with = label_files.home(folder), ledger, dict(made_with)
-        self.folder = str(self._path)
+        self._folder, self._ledger, self._made_with = folder, ledger, dict(made_with)
+        self.folder = str(label_files.home(folder))
         shards = split(len(source), shard_size)
         # What was marked as done without a look at it from there is looked at again.
         marks = {name: f"{how}, official" if official else how for name, how in made_with.items()}
@@ -95,7 +81,7 @@ class Files:
 
     def claim(self) -> None:
         with self._ledger.leases.wait("record"):
-            record(self._path, self._made_with)
+            record(self._folder, self._made_with)
 
     def stages(self) -> list[Stage]:
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections import Counter
@@ -13,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from prismer_jax import label_files, labels
-from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.objects import shapes, words
 from prismer_jax.objects.codec import MaskCodec
@@ -116,15 +114,7 @@ class Labels:
             expert: {word.strip().lower(): number for number, names in enumerate(rows) for word in names.split(",")}
             for expert, rows in classes.items()
         }
-        path = label_files.home(folder) / label_files.RECORD
-        record = json.loads(path.read_text()) if path.exists() else {}
-        for expert in DRAWN:
-            if record.get(expert, made_with) != made_with:
-                raise UserError(
-                    f"{folder}: holds labels of {expert} made with {record[expert]}. Choose another folder."
-                )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_json(path, record | dict.fromkeys(DRAWN, made_with))
+        label_files.record(folder, dict.fromkeys(DRAWN, made_with))
 
     def write(self, image: str, objects: Sequence[Located], size: tuple[int, int]) -> None:
         """Writes the labels of a photo of that height and width; where there is nothing to label, no file."""

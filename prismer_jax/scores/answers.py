@@ -103,8 +103,8 @@ def yes_no(records: Sequence[Record], said: Sequence[str]) -> dict[str, float]:
 
     Source: Li et al. (POPE), arXiv 2305.10355; what is neither counts as no 'yes', and is wrong.
     """
-    answers = [text.strip().lower() for text in said]
-    truths = ["yes" in record["references"] for record in records]
+    answers = list(map(_plain, said))
+    truths = ["yes" in map(_plain, record["references"]) for record in records]
     yes, hits = answers.count("yes"), sum(a == "yes" and truth for a, truth in zip(answers, truths, strict=True))
     precision, recall = hits / yes if yes else 0.0, hits / sum(truths) if any(truths) else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
@@ -154,6 +154,14 @@ def _exact(said: str, record: Record) -> float:
     return float(said in record["references"])
 
 
+def _in_any_case(said: str, record: Record) -> float:
+    return float(_plain(said) in map(_plain, record["references"]))
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower()
+
+
 SCORES: Mapping[str, Score] = {
     "agreed": Score("accuracy", _agreed),  # OK-VQA, A-OKVQA, VizWiz in big_vision: as three annotators say it
     "anls": Score("anls", _of_texts(anls)),  # DocVQA, InfographicVQA, ST-VQA
@@ -163,7 +171,7 @@ SCORES: Mapping[str, Score] = {
     "pairs": Score("accuracy", option, pairs),  # MMVP
     "relaxed": Score("relaxed_accuracy", _of_texts(relaxed)),  # ChartQA
     "vqa": Score("accuracy", _of_texts(accuracy)),  # VQAv2, TextVQA, VizWiz's own
-    "yes_no": Score("accuracy", lambda said, record: _exact(said.strip().lower(), record), yes_no),  # POPE
+    "yes_no": Score("accuracy", _in_any_case, yes_no),  # POPE
 }
 
 

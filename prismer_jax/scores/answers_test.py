@@ -112,6 +112,14 @@ def test_yes_and_no_with_precision_recall_and_f1():
     assert (found["accuracy_most_frequent"], found["recall_most_frequent"]) == (50.0, 100.0)
 
 
+def test_yes_and_no_are_the_same_in_any_case():
+    assert [SCORES["yes_no"].one(said, {"references": [" Yes"]}) for said in ("yes", "YES ", "no")] == [1.0, 1.0, 0.0]
+    rows = [("yes", ["Yes"]), ("No", ["NO"]), ("no", ["Yes"]), ("Yes", ["No"])]
+    found = scored(rows, "yes_no", constant="Yes")
+    assert (found["accuracy"], found["precision"], found["recall"], found["f1"]) == (50.0, 50.0, 50.0, 50.0)
+    assert (found["accuracy_most_frequent"], found["recall_most_frequent"]) == (50.0, 100.0)
+
+
 def test_pairs_need_both_answers():
     asked = "Are the eyes open or closed? (a) Open (b) Closed"
     rows = [

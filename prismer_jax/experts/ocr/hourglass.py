@@ -22,7 +22,6 @@ from prismer_jax.weights import rows, rules
 from prismer_jax.weights.rules import Rule
 
 STRIDE = 4  # pixels of the photo on a side of a cell of the maps
-MULTIPLE = 32  # the photo's sides are multiples of it: STRIDE and three halvings
 CHANNELS = (256, 256, 256, 512)  # at the hourglass's four scales, fine to coarse
 HEAD = 128  # channels of the heads
 CLASSES = 68  # characters

@@ -5,11 +5,9 @@ Sources: arXiv 2301.12597; salesforce/LAVIS at 506965b, models/blip2_models/, mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
@@ -19,10 +17,9 @@ from prismer_jax.models.blip2.front import Front
 from prismer_jax.models.blip2.matcher import Matcher
 from prismer_jax.models.blip2.seq2seq import Writer
 from prismer_jax.models.decoder_only import check_multiples, fields_of
-from prismer_jax.towers.layers import resize_positions
+from prismer_jax.models.vision import FEATURES, RESIZE  # noqa: F401 - of the family, see __init__.py
 from prismer_jax.towers.qformer import QFormer
 from prismer_jax.towers.vit import ViT
-from prismer_jax.typing import Array
 
 # EVA's ViTs: keys without bias, the class token among what the queries look at, and no norm behind the last block.
 _EVA = dict(patch_size=14, activation="gelu", class_token=True, keep_class=True, final_norm=False, key_bias=False)
@@ -94,18 +91,6 @@ FREEZE: dict[str, tuple[str, ...]] = {
     "freeze_lang_vision": ("vision/.*", "language/.*"),  # stage 2
     "experts_only": (r"(?!labels/).*",),
 }
-
-
-def _resized(table: Array, shape: tuple[int, int]) -> Array:
-    """Returns positions [n d] for another grid; a class token's row, the first, stays as it is."""
-    side = math.isqrt(shape[0])
-    own = shape[0] - side**2
-    return jnp.concatenate([table[:own], resize_positions(table[own:], (side, side))])
-
-
-RESIZE = {"params/vision/position_embedding": _resized}
-
-FEATURES = ("vision/.*",)  # the parameters that `features` reads
 
 
 def build(

@@ -17,11 +17,11 @@ from flax.core import FrozenDict
 from prismer_jax.errors import choose
 from prismer_jax.labels import CLASSES_KEY, WORDS_KEY, select
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, check_multiples, fields_of
+from prismer_jax.models.vision import FEATURES, RESIZE  # noqa: F401 - of the family, see __init__.py
 from prismer_jax.models.vlm import ordinals, text_mask
 from prismer_jax.towers import layers
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
-from prismer_jax.towers.layers import resize_positions
 from prismer_jax.towers.vit import ViT, pixel_shuffle
 from prismer_jax.typing import Array, Float, typed
 
@@ -71,17 +71,6 @@ FREEZE: dict[str, tuple[str, ...]] = {
     ),
 }
 
-
-def _resized(table: Array, shape: tuple[int, int]) -> Array:
-    """Returns positions [n d] for another grid; a class token's row, the first, stays as it is."""
-    side = math.isqrt(shape[0])
-    own = shape[0] - side**2
-    return jnp.concatenate([table[:own], resize_positions(table[own:], (side, side))])
-
-
-RESIZE = {"params/vision/position_embedding": _resized}
-
-FEATURES = ("vision/.*",)  # the parameters that `features` reads
 
 IMAGE = "<|image|>"  # the word in whose places an image's tokens are read
 
