@@ -27,7 +27,6 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.experts import EXPERTS, Expert, Label, Student, weights
 from prismer_jax.files import progress, storage
 from prismer_jax.labelling import pipeline
-from prismer_jax.label_files import record
 from prismer_jax.labelling.pipeline import Photo
 from prismer_jax.labelling.stores import SUFFIXES
 from prismer_jax.pp.image import read_bytes
@@ -227,7 +226,7 @@ class Labelled:
         Raises:
           UserError: the folder holds labels that were made otherwise.
         """
-        record(folder, {name: self._made_with[name] for name in self._folders})
+        label_files.record(folder, {name: self._made_with[name] for name in self._folders})
         for index, key in enumerate(self._keys):
             for name in self._folders if key else ():
                 source = label_files.path_of(self._folders[name], name, key)

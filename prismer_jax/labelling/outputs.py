@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from prismer_jax import label_files, labels
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
-from prismer_jax.label_files import record
 from prismer_jax.labelling import official
 from prismer_jax.labelling.job import Job, Stage, split
 from prismer_jax.labelling.ledger import Ledger
@@ -81,7 +80,7 @@ class Files:
 
     def claim(self) -> None:
         with self._ledger.leases.wait("record"):
-            record(self._folder, self._made_with)
+            label_files.record(self._folder, self._made_with)
 
     def stages(self) -> list[Stage]:
         return []
