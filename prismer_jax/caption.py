@@ -41,6 +41,7 @@ from prismer_jax.captioner import Captioner
 from prismer_jax.captioner.requests import Request, Result, to_answer, to_caption, to_choose
 from prismer_jax.captioner.results import results_of
 from prismer_jax.checkpoint.fingerprint import fingerprint
+from prismer_jax.decode.batch import MOST
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
@@ -93,8 +94,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("Give --labels, which were made before, or --experts, which make them now.")
     if args.images is None and (args.experts is not None or args.picture is not None):
         raise UserError("--experts and --picture are about photos: give --images.")
-    if args.num_captions < 1 or args.batch_size < 1:
-        raise UserError("--num-captions and --batch-size must be at least 1.")
+    beams = 1 if args.num_beams is None else args.num_beams
+    if args.batch_size < 1 or not 1 <= args.num_captions <= MOST or not 1 <= beams <= MOST:
+        raise UserError(f"--num-captions and --num-beams must be from 1 to {MOST}, and --batch-size at least 1.")
+    config.check_seed(args.seed)
     if args.divide_by not in (1023, 1024):
         raise UserError(
             f"--divide-by {args.divide_by}: 1024, as in PaliGemma's announcement, or 1023, as in big_vision."

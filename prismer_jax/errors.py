@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
+
+from prismer_jax import programs
 
 T = TypeVar("T")
 
@@ -67,20 +72,38 @@ def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
 
     The status of one that was preempted, and saved, is Preempted.STATUS.
     """
+    if signal.getsignal(signal.SIGINT) is programs.stop:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(*args, **kwargs)
     except UserError as error:
         sys.exit(_fail(f"error: {error}"))
     except Preempted as error:
         _fail(f"preempted: {error}")
+        _INTERRUPTED.append(Preempted.STATUS)
         sys.exit(Preempted.STATUS)
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted: stopped by Ctrl-C; what was saved before stays valid."))
+        _INTERRUPTED.append(_fail("interrupted: stopped by Ctrl-C; what was saved before stays valid."))
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python flushes what is left
+        sys.exit(_fail("error: what read this program's output has ended; what was written to files stays."))
     except OSError as error:
         if error.filename is None and error.errno is None:  # not about a file: a bug, which wants its traceback
             raise
         where = f" {error.filename}:" if error.filename else ""
         sys.exit(_fail(f"error:{where} {error.strerror}. Check that the path exists, is readable and has free space."))
+
+
+_INTERRUPTED: list[int] = []  # the status of a program that a signal ended
+
+
+@atexit.register  # at the import of this module, so that it comes after what others have registered
+def _leave() -> None:
+    """Ends an interrupted program before Python takes down an interpreter that threads of XLA, compiling, still use."""
+    if _INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(_INTERRUPTED[0])
 
 
 def as_installed(text: str) -> str:

@@ -16,7 +16,6 @@ import gc
 import importlib
 import itertools
 import logging
-import os
 import signal
 import sys
 import zlib
@@ -27,6 +26,7 @@ import grain.python as grain
 import numpy as np
 from absl import flags
 
+from prismer_jax.config.numbers import check_seed, check_workers, cores
 from prismer_jax.errors import BadSample, UserError
 
 Batch = dict[str, Any]
@@ -65,10 +65,11 @@ def train_batches(
       max_bad_fraction: of samples that raise BadSample and are replaced by others, chosen by the same seed.
 
     Raises:
-      UserError: nothing to load, or sizes that do not divide. While iterating: too many bad samples, examples of
+      UserError: nothing to load, or numbers that cannot be. While iterating: too many bad samples, examples of
         different shapes, or whatever an op reports.
     """
     _check_rows(batch_size, rows)
+    check_seed(seed)
     parts, weights = [], []
     for number, part in enumerate(data):
         if not len(part["source"]):
@@ -369,10 +370,10 @@ def _next(batches: Iterator[Batch]) -> Batch:
 
 
 def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None) -> Iterator[Batch]:
+    check_workers(num_workers)
     if num_threads is None:
         # Python runs one thread at a time: decoding scales to some threads, not to a server's hundred cores.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_threads = 1 if num_workers else min(cores, 16)
+        num_threads = 1 if num_workers else min(cores(), 16)
     # Elements are whole batches: Grain's default of 500 prefetched ones would fill the memory.
     dataset = chain.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))
     if num_workers:

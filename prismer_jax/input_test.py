@@ -53,9 +53,9 @@ def take(batches, count):
     return out
 
 
-def batches(first_step=0, data=None, batch_size=8, **options):
+def batches(first_step=0, data=None, batch_size=8, seed=1, **options):
     data = data or [{"source": Numbers(), "pp": draw}]
-    return input.train_batches(data, batch_size=batch_size, seed=1, first_step=first_step, **options)
+    return input.train_batches(data, batch_size=batch_size, seed=seed, first_step=first_step, **options)
 
 
 def assert_same(one, two):
@@ -187,6 +187,8 @@ def test_texts_that_were_cut_are_counted_and_reported_once(caplog):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch of 0"),
+        ({"seed": -1}, "seed=-1: must be a whole number from 0 to 4294967295"),
+        ({"num_workers": -1}, "num_workers=-1: must be from 0"),
         ({"rows": (7, 8)}, r"rows \[7, 8\] are not some of a batch of 8"),
         ({"rows": ()}, r"rows \[\] are not some"),
         ({"data": [{"source": Numbers(0), "pp": draw}]}, "empty"),

@@ -51,7 +51,7 @@ def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.Pa
     example: dict[str, Any] = {}
     for expert in experts:
         png = path_of(folder, expert, image)
-        if not png.exists():
+        if not os.path.exists(png):  # nor where the name is too long for the disk, which pathlib's would raise
             continue
         if png.stat().st_size == 0:
             raise BadSample(
@@ -78,7 +78,7 @@ def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -
     except (OSError, ValueError):  # absent, or shorter than any PNG
         return False
     side = {"instances": ".json", "words": ".npz"}.get(EXPERTS[expert].embed)
-    if side is None or not (path := png.with_suffix(side)).exists():
+    if side is None or not os.path.exists(path := png.with_suffix(side)):
         return side is None
     return zipfile.is_zipfile(path) if side == ".npz" else path.read_bytes().rstrip().endswith(b"}")
 
@@ -141,7 +141,7 @@ def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarr
             table[int(instance)] = int(label)
     except FileNotFoundError:
         raise BadSample(f"{path}: missing; it says the class of each instance in the PNG beside it.") from None
-    except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise BadSample(f"{path}: not a JSON table of instance id to class id ({error}).") from None
     return table
 

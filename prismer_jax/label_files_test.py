@@ -74,6 +74,19 @@ def test_a_missing_label_is_the_background_and_a_file_of_zero_bytes_was_cut(tmp_
     assert labels.blank("normal", 2, 3).shape == (2, 3, 3)
 
 
+@pytest.mark.parametrize("length", [250, 251, 252, 300])
+def test_a_label_whose_name_is_too_long_for_the_disk_is_not_there(tmp_path, length):
+    name = "a" * length + ".jpg"
+    for expert in ("depth", "obj_detection"):
+        label_files.write(tmp_path, expert, "other.jpg", labels.blank(expert, 4, 4))  # so that there are folders
+        assert label_files.locate(tmp_path, [expert], name) == {}
+        assert not label_files.is_whole(tmp_path, expert, name)
+    if length < 252:  # the longest of a PNG
+        label_files.write(tmp_path, "depth", name, labels.blank("depth", 4, 4))
+        assert label_files.is_whole(tmp_path, "depth", name)
+        assert list(label_files.locate(tmp_path, ["depth", "obj_detection"], name)) == ["labels/depth"]
+
+
 def test_images_without_objects_or_words_are_legal(tmp_path):
     empty = labels.blank("ocr_detection", 4, 4)
     for expert in ("obj_detection", "ocr_detection"):

@@ -2,12 +2,16 @@
 
 import gc
 import os
+import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from prismer_jax import programs
+from prismer_jax.testing import ROOT
 
 
 @pytest.fixture
@@ -95,3 +99,16 @@ def test_a_program_starts_twice_at_most_with_the_same_arguments(tmp_path):
     assert first == second  # one process
     assert words == ["None", *command]
     assert again == [programs.TUNABLES, *command]
+
+
+def test_an_interrupt_while_a_program_imports_is_one_line_and_status_2(tmp_path):
+    """At any moment from its first line on: what it imports took a traceback of dozens of lines there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prismer_jax.train", "--help"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    maps = pathlib.Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "jaxlib" not in maps.read_text():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 2
+    assert process.stderr.read() == "interrupted: stopped by Ctrl-C while it was starting.\n"

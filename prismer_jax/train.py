@@ -65,10 +65,10 @@ def train(
     runtime.use_compilation_cache()
     runtime.use_xla_sums()
     sharding.initialize_distributed(cfg.get("distributed"))
-    mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
+    mesh, folder = sharding.make_mesh(config.plain(cfg.get("mesh"))), storage.on_disk(workdir)
     try:
-        with jax.set_mesh(mesh):
-            return train_on(mesh, cfg, storage.on_disk(workdir), Start(estimate, allow_changed_data, started))
+        with jax.set_mesh(mesh), config.alone(folder, jax.process_index() == 0):
+            return train_on(mesh, cfg, folder, Start(estimate, allow_changed_data, started))
     except KeyboardInterrupt as error:  # it says nothing if it came before the first step
         raise error if error.args else Stopped("what was saved before stays; the same call goes on.") from None
 
@@ -86,6 +86,8 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     # -------------------------------------------------------------------------------------------------------- workdir
     batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
     sharding.check_batch(batch_size, mesh, accumulate)
+    config.check_seed(cfg.seed)
+    config.check_workers(cfg.get("num_workers", 0))
     if jax.process_count() > 1:
         processes = importlib.import_module("prismer_jax.sharding.processes")
         processes.check_same("config", json.loads(config.to_json(cfg)))

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from prismer_jax import checkpoint, config, metrics, sharding
 from prismer_jax.checkpoint.fingerprint import fingerprint
+from prismer_jax.config import numbers
 from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.sharding import presets_test
 from prismer_jax.testing import ROOT
@@ -186,6 +187,13 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
     ("overrides", "message"),
     [
         (["batch_size=12"], "cannot be shared by 8 devices; use 8 or 16"),
+        (["seed=-1"], "seed=-1: must be a whole number from 0 to 4294967295"),
+        (["seed=99999999999999999999"], "seed=99999999999999999999: must be a whole number"),
+        (["seed=None"], "seed=None: must be a whole number"),
+        (["num_workers=-1"], "num_workers=-1: must be from 0, which loads in threads"),
+        (["num_workers=1000000"], f"to {16 * numbers.cores()}. One for each of the {numbers.cores()} cores"),
+        (["model.image_size=0"], "image_size=0 must be at least patch_size=16"),
+        (["model.image_size=-16"], "image_size=-16 must be at least"),
         (["optim.name=adamv"], "Did you mean 'adamw'"),
         (["model.name=prismr"], "Did you mean 'prismer'"),
         (["model.variant=tiny"], "raise it"),

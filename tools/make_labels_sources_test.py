@@ -153,6 +153,48 @@ def test_tars_into_label_files_beside_which_they_are_read_again(tars, tmp_path, 
     assert "2 photos were skipped" in capsys.readouterr().err
 
 
+LONG = ("its label files, whose suffixes are longer, would have names too long for the disk", "Give it a shorter name.")
+
+
+@pytest.mark.parametrize("flags", [(), ("--official",), ("--empty-labels",)])
+def test_a_photo_whose_label_has_too_long_a_name_is_skipped_and_all_others_labelled(photos, tmp_path, capsys, flags):
+    lengths = (230, 242, 250, 251)  # .jpg and .png of 251 are the longest names, .json is longer by one
+    for number, length in enumerate(lengths):
+        (photos / ("x" * length + ".jpg")).write_bytes(jpeg(number))
+    for _ in range(2):  # the second start finds all others there
+        assert run("--images", photos, "--output", tmp_path / "out", *flags) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+        assert len(lines) == 1
+        assert all(part in lines[0] for part in ("x" * 251 + ".jpg", *LONG))
+        assert reasons(tmp_path / "out") == {"name too long for label files": 1}
+        (row,) = json.loads((tmp_path / "out/skipped.json").read_text())["photos"]
+        assert (row["image"], row["experts"]) == ("x" * 251 + ".jpg", ["obj_detection"])
+        for expert, most in (("depth", 251), ("obj_detection", 250)):
+            stems = [len(png.stem) for png in (tmp_path / "out" / expert).rglob("x*.png")]
+            assert sorted(stems) == [length for length in lengths if length <= most]
+            assert len(list((tmp_path / "out" / expert / "val").glob("*.png"))) == 4
+        assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_keys_of_tars_too_long_for_label_files_are_skipped_and_in_a_data_set_labelled(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "cache"))
+    keys = ("a", "k" * 300)
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/00000.tar", "w") as tar:
+        for number, key in enumerate(keys):
+            for suffix, data in ((".jpg", jpeg(number)), (".txt", b"a photo")):
+                member = tarfile.TarInfo(key + suffix)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    assert run("--tars", tmp_path / "tars", "--output", tmp_path / "out") == 1
+    assert reasons(tmp_path / "out") == {"name too long for label files": 1, "no label of depth": 1}
+    assert [png.stem for png in (tmp_path / "out/obj_detection").rglob("*.png")] == ["a"]
+    source = datasets.load("tars", path=tmp_path / "tars", labels=tmp_path / "out")
+    assert ["labels/depth" in source[number] for number in range(2)] == [True, False]
+    assert run("--tars", tmp_path / "tars", "--output-dataset", tmp_path / "set") == 0
+    assert all("labels/obj_detection" in whole(tmp_path / "set")[number] for number in range(2))
+
+
 def test_from_raw_tars_to_a_labelled_data_set_in_one_command(tars, tmp_path, capsys):
     out = tmp_path / "set"
     assert run("--tars", tars, "--output-dataset", out) == 1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from prismer_jax import decode
+from prismer_jax import config, decode
 from prismer_jax.captioner.loaded import Loaded, Path, Result
 from prismer_jax.datasets.photos import NO_PHOTO, Asked
 from prismer_jax.decode.ranking import rank_answers
@@ -106,6 +106,7 @@ def to_rank(
     asked: Sequence[Result],
 ) -> Request:
     """Returns a request that ranks texts, answers or names of classes, for each row of a source."""
+    _check_texts([*texts, *(text for ask in asked for text in ask.values())])
     tokens = choice_tokens(loaded.tokenizer, texts, kind, how.get("style", "plain"))
     settings = {**settings, "padding": how["decode"].get("padding", "own")}
 
@@ -137,6 +138,8 @@ def to_write(
 
     With `attention` the result also has where the model looked for each word of the first, see Captioner.ask.
     """
+    config.check_seed(seed)
+    _check_texts([text for ask in asked for text in ask.values()])
     how = choose("task of this checkpoint", task, loaded.tasks)
     texts = style_of(how.get("style", "plain"))
     write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
@@ -172,6 +175,15 @@ def _looked(loaded: Loaded, arrays: Mapping[str, Any], tokens: np.ndarray) -> Se
         {"attention": [(word, seen[places].mean(0)) for word, places in words_of(loaded.tokenizer, row.tolist())]}
         for row, seen in zip(tokens, np.asarray(maps), strict=True)
     ]
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    """Raises a UserError for a text that cannot be encoded, as one from a command line of another encoding."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{text!a} is not UTF-8, which tokenizers read: write the text in it.") from None
 
 
 def _questions(question: str | Sequence[str]) -> list[Result]:

@@ -240,6 +240,7 @@ def test_durations_are_given_once_and_make_sense():
 def test_a_workdir_belongs_to_one_config(tmp_path):
     first = config.strict({"a": (1, 2), "log": {"every": 5}, "fn": json.dumps})
     failed = config.strict({"a": (3,)})
+    (tmp_path / "w").mkdir()
     config.save_resolved(tmp_path / "w", failed)
     config.save_resolved(tmp_path / "w", first)  # nothing was saved by the other
     (tmp_path / "w/checkpoints/10").mkdir(parents=True)
@@ -280,3 +281,13 @@ def test_none_means_none_for_every_key_and_quoted_it_is_a_text(tmp_path):
         config.load(str(tmp_path / "c.py"), [f"nothing={text}"]).nothing for text in ("True", "false", "1e-3", "x")
     ]
     assert values == [True, False, 1e-3, "x"]
+
+
+def test_one_training_at_a_time_has_a_workdir(tmp_path):
+    with config.alone(tmp_path / "w"):
+        with config.alone(tmp_path / "w", first=False):
+            pass  # another process of the same training
+        with pytest.raises(UserError, match="w: another training is under way"), config.alone(tmp_path / "w"):
+            pass
+    with config.alone(tmp_path / "w"):
+        pass

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
-import os
+import pathlib
 import platform
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -26,11 +26,34 @@ def to_json(config: Any) -> str:
     return json.dumps(unwrapped(config), indent=2, default=lambda x: getattr(x, "__qualname__", None) or str(x))
 
 
-def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequence[str] = ()) -> None:
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
+    """Makes a workdir and keeps other trainings out of it; of a training's processes, the `first` asks.
+
+    Raises:
+      UserError: it cannot be written, or another training is under way in it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written ({error.strerror}). Choose another --workdir.") from None
+    with file:
+        try:
+            if first:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{workdir}: another training is under way in it. Choose another --workdir.") from None
+        except OSError:
+            pass  # a disk without locks
+        yield
+
+
+def save_resolved(workdir: pathlib.Path, config: Any, may_change: Sequence[str] = ()) -> None:
     """Writes WORKDIR/config.json, the resolved config, and WORKDIR/versions.json, the `provenance`.
 
     Args:
-      workdir: a folder, made if need be.
+      workdir: a folder.
       config: the config of this start.
       may_change: regexes of full key names ('log_.*') that may differ from what an earlier start saved.
 
@@ -39,13 +62,6 @@ def save_resolved(workdir: str | os.PathLike[str], config: Any, may_change: Sequ
     Raises:
       UserError: the workdir holds the results of another config.
     """
-    workdir = storage.on_disk(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):  # found now, and not when the first checkpoint is due
-            pass
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written ({error.strerror}). Choose another --workdir.") from None
     file = workdir / "config.json"
     new = dict(leaves(json.loads(to_json(config))))
     if file.exists() and any((workdir / "checkpoints").glob("*")):

@@ -12,11 +12,11 @@ import contextlib
 import json
 import math
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prismer_jax.errors import BadSample
+from prismer_jax.files import regular
 
 SIDES = (".txt", ".json")  # of a photo, in the order in which they are asked for captions
 KEYS = ("captions", "caption", "text")  # of a JSON object: the first one with a caption in it
@@ -49,9 +49,9 @@ def read(path: str) -> Captions:
 
     def side(kind: str) -> bytes | None:
         if kind == end.lower():
-            return pathlib.Path(path).read_bytes()
+            return regular.read(path)
         other = stem + kind  # a .txt that is there would have been given
-        return pathlib.Path(other).read_bytes() if kind == ".json" and os.path.exists(other) else None
+        return regular.read(other) if kind == ".json" and os.path.exists(other) else None
 
     try:
         return beside(side, stem)
@@ -82,8 +82,15 @@ def beside(side: Callable[[str], bytes | None], where: str) -> Captions:
 
 def texts(value: Any) -> Captions:
     """Returns the captions that a value means: a text is one, a list several, null and NaN are none."""
+    try:
+        return _texts(value)
+    except RecursionError:  # of hundreds of lists in each other
+        return Captions([], NOT_TEXT)
+
+
+def _texts(value: Any) -> Captions:
     if isinstance(value, list | tuple):
-        parts = [texts(item) for item in value]
+        parts = [_texts(item) for item in value]
         lost = next((part.lost for part in parts if part.lost), None)
         return Captions([text for part in parts for text in part.texts], lost)
     if isinstance(value, str):
@@ -95,7 +102,7 @@ def texts(value: Any) -> Captions:
 
 def _meant(data: bytes, text: str) -> Captions | None:
     """Returns the captions of a .json if the text of the .txt is Python's str() of them, and None otherwise."""
-    with contextlib.suppress(BadSample):
+    with contextlib.suppress(BadSample, RecursionError):
         content = _content(data, "")
         if isinstance(content, dict) and "caption" in content and str(content["caption"]).strip() == text.strip():
             return _unicode(texts(content["caption"]), "")
@@ -118,7 +125,7 @@ def _content(data: bytes, where: str) -> Any:
     text = _decoded(data, where)
     try:
         return json.loads(text) if text.strip() else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSample(f"{where}: not JSON ({error}).", "unreadable side file") from None
 
 

@@ -32,6 +32,19 @@ def test_each_line_of_a_text_is_a_caption(text, expected):
     assert beside(text, b"{") == (expected, None)  # which is not needed
 
 
+@pytest.mark.parametrize("meta", [b"[" * 100_000, b'{"caption": ' + b"1" * 5_000 + b"}"])
+def test_json_that_python_refuses_to_read_is_a_bad_sample(meta):
+    with pytest.raises(BadSample, match=r"a\.json: not JSON"):
+        beside(None, meta)
+    assert beside(b"[a dog]", meta) == (["[a dog]"], None)
+
+
+def test_lists_in_hundreds_of_lists_are_no_caption():
+    nested = b'{"caption": ' + b"[" * 600 + b"]" * 600 + b"}"
+    assert beside(None, nested) == ([], captions.NOT_TEXT)
+    assert beside(b"[a dog]", nested) == (["[a dog]"], None)
+
+
 @pytest.mark.parametrize(
     ("meta", "expected", "lost"),
     [

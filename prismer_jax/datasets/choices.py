@@ -92,10 +92,10 @@ def _entries(path: pathlib.Path) -> list[Any]:
         text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Give a list of questions as JSON lines.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: neither JSON lines nor a JSON list ({error}).") from None
 
 

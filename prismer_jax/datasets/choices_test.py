@@ -56,6 +56,7 @@ def test_what_cannot_be_asked_is_counted_or_one_line(tmp_path, changes, message)
 def test_lists_that_are_none_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         datasets.load("choices", path=tmp_path / "none.jsonl")
-    (tmp_path / "list.json").write_text("{")
-    with pytest.raises(UserError, match="neither JSON lines nor a JSON list"):
-        datasets.load("choices", path=tmp_path / "list.json")
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "list.json").write_text(text)
+        with pytest.raises(UserError, match="neither JSON lines nor a JSON list"):
+            datasets.load("choices", path=tmp_path / "list.json")

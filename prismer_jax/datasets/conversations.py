@@ -203,7 +203,7 @@ class _Lines:
             if isinstance(row := json.loads(line), dict):
                 return row
             why = f"is {type(row).__name__}, not an object"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             why = str(error)
         raise BadSample(f"{self.path}: sample {index}: {why}.", "damaged line")
 

@@ -106,6 +106,7 @@ def test_low_ratings_are_filtered_and_missing_ones_are_not(tmp_path):
     ("row", "message"),
     [
         ("{", "sample 0: Expecting"),
+        ("[" * 100_000, "maximum recursion depth"),
         ("3", "is int, not an object"),
         ({"texts": []}, "has no texts"),
         ({"texts": [{"user": "a"}]}, "text 0 has no user and assistant"),

@@ -138,7 +138,7 @@ def _names(folders: Sequence[str], names: Path | None, indices: Path | None) -> 
 def _json(path: Path, kind: type) -> Any:
     try:
         content = json.loads(pathlib.Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(content, kind):
         raise UserError(f"{path}: holds no JSON {'list of names' if kind is list else 'table of folders'}.")

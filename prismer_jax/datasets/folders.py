@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from prismer_jax.datasets import captions, img2dataset
@@ -14,6 +14,8 @@ from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 
 Path = str | os.PathLike
+
+NOT_UTF8 = "file name that is not UTF-8"
 
 
 def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str, Any]]:
@@ -34,13 +36,14 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
     roots = [os.path.expanduser(os.fspath(item)) for item in items]
     ids: set[str] = set()
     seen: set[str] = set()
+    count = 0
     for root in roots:
         if not os.path.exists(root):
             raise UserError(f"{root}: no such photo or folder.")
-        entries = _walk(root, dropped) if os.path.isdir(root) else _beside(*os.path.split(root))
-        empty = True
+        entries = _walk(root, dropped) if os.path.isdir(root) else _beside(root, dropped)
+        before = count
         for photo in entries:
-            empty = False
+            count += 1
             if len(roots) > 1:  # two photos may have one name: the later one is called by its whole path
                 if (file := identity(photo["image"])) in seen:
                     dropped.add("photo given twice", photo["image"])
@@ -50,8 +53,9 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
                     photo["id"] = photo["image"]
                 ids.add(photo["id"])
             yield photo
-        if empty:
-            raise UserError(f"{root}: has no photos ({', '.join(SUFFIXES)}).{_hint(root, dropped)}")
+        # One of many files that are given, as by *.jpg, is counted alone.
+        if count == before and (os.path.isdir(root) or (root is roots[-1] and not count)):
+            raise UserError(f"{shown([root])}: has no photos ({', '.join(SUFFIXES)}).{_hint(root, dropped)}")
 
 
 def _hint(root: str, dropped: Dropped) -> str:
@@ -90,7 +94,7 @@ def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
         for name in here:
             relative = name if below == "." else os.path.join(below, name)
             if not _is_text(relative):
-                dropped.add("file name that is not UTF-8", repr(os.path.join(folder, name)))
+                dropped.add(NOT_UTF8, repr(os.path.join(folder, name)))
                 continue
             photo = {"id": relative, "name": relative, "image": os.path.join(folder, name)}
             if side := _side(name, beside):
@@ -102,10 +106,13 @@ def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
             yield photo
 
 
-def _beside(folder: str, name: str) -> Iterator[dict[str, Any]]:
+def _beside(path: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
     """Yields a photo that is given by itself."""
-    photo = {"id": name, "name": name, "image": os.path.join(folder, name)}
-    stem = pathlib.Path(photo["image"])
+    stem = pathlib.Path(path)
+    if not _is_text(path):
+        dropped.add(NOT_UTF8, repr(path))
+        return
+    photo = {"id": stem.name, "name": stem.name, "image": path}
     if side := next((path for end in captions.SIDES if (path := stem.with_suffix(end)).exists()), None):
         photo["captions_file"] = str(side)
     yield photo
@@ -115,6 +122,11 @@ def _side(name: str, beside: frozenset[str]) -> str | None:
     stem = os.path.splitext(name)[0]
     ends = (case for end in captions.SIDES for case in (end, end.upper()))
     return next((stem + end for end in ends if stem + end in beside), None)
+
+
+def shown(paths: Iterable[Path]) -> str:
+    """Returns paths as messages name them, that may go into a log: bytes that are not UTF-8 are escaped."""
+    return ", ".join(map(str, paths)).encode(errors="backslashreplace").decode()
 
 
 def _is_text(name: str) -> bool:

@@ -174,6 +174,20 @@ def test_links_to_folders_are_followed_once(web):
     assert len(lists.load(images=web)) == 3
 
 
+def test_pipes_beside_photos_are_bad_samples_and_not_waited_for(web):
+    os.mkfifo(web / "00000/000000009.jpg")
+    os.mkfifo(web / "00000/000000009.txt")
+    os.mkfifo(web / "00002_stats.json")
+    (web / "00002").mkdir()
+    (web / "00002/000020000.jpg").touch()
+    source = lists.load(images=web)
+    (number,) = (i for i in range(len(source)) if source.name(i).endswith("09.jpg"))
+    with pytest.raises(BadSample, match=r"000000009\.txt: Not a regular file") as error:
+        source[number]
+    assert error.value.reason == "unreadable file"
+    assert source.dropped.counts["unreadable side file"] == 1
+
+
 def test_file_names_that_are_not_utf8_are_dropped(web):
     try:
         open(os.fsencode(web / "00001") + b"/caf\xe9.jpg", "wb").close()
@@ -182,6 +196,12 @@ def test_file_names_that_are_not_utf8_are_dropped(web):
     source = lists.load(images=web)
     assert len(source) == 3
     assert source.dropped.counts["file name that is not UTF-8"] == 1
+    (name,) = (os.path.join(web, "00001", name) for name in os.listdir(web / "00001") if name.startswith("caf"))
+    given = lists.load(images=[name, web / "00001/000010001.jpg"])
+    assert (len(given), given.dropped.counts) == (1, {"file name that is not UTF-8": 1})
+    for given in ([name], [name, name]):
+        with pytest.raises(UserError, match=r"Left out: \d x file name that is not UTF-8"):
+            photos.load(given)
 
 
 def test_a_limit_ends_the_search(web, monkeypatch):

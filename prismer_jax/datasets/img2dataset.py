@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 
 from prismer_jax.datasets import captions
-from prismer_jax.files import parquet
+from prismer_jax.files import parquet, regular
 from prismer_jax.files.dropped import Dropped
 
 # What it says of photos that were fetched but could not be decoded, or not resized (its resizer.py); what else it says
@@ -30,14 +29,14 @@ _OF_RESIZING = (
 
 def count_failures(shard: str, dropped: Dropped) -> None:
     """Counts what img2dataset failed to fetch into a shard (its path without ending), from SHARD_stats.json if any."""
-    path = pathlib.Path(f"{shard}_stats.json")
+    path = f"{shard}_stats.json"
     try:
-        stats = json.loads(path.read_text(encoding="utf-8"))
+        stats = json.loads(regular.read(path))
         downloads, resizes = (int(stats.get(f"failed_to_{what}", 0)) for what in ("download", "resize"))
         messages = {str(text): int(count) for text, count in stats.get("status_dict", {}).items() if text != "success"}
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         dropped.add("unreadable side file", f"{path}: not img2dataset's statistics ({error}).")
         return
     of_resizing = {text: n for text, n in messages.items() if resizes and (not downloads or _is_of_resizing(text))}

@@ -41,7 +41,7 @@ def load(
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
     dropped = Dropped()
     photos = [{"source": "", **_alone(photo)} for photo in folders.photos(images, dropped)]
-    where = ", ".join([str(images)] if isinstance(images, str | os.PathLike) else map(str, images))
+    where = folders.shown([images] if isinstance(images, str | os.PathLike) else images)
     for line in dropped.lines():
         logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
     return Source(photos, "caption", None if labels is None else os.fspath(labels), select(experts), dropped)

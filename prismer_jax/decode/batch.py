@@ -27,6 +27,7 @@ METHODS = {
 }
 # Name -> function from prompts, masks and which rows count to prompts, masks and the length of a prompt.
 PADDINGS = {"own": "prismer_jax.decode.batch:as_given", "reference": "prismer_jax.decode.padding:pad_as_reference"}
+MOST = 1000  # sequences of an image at a time, beams or samples: each has a cache of its own
 # Parameters that are no settings.
 _TAKEN = ("prefill", "extend", "encoded", "batch", "rng", "eos", "pad", "max_new", "min_new", "prompt_length")
 
@@ -80,6 +81,9 @@ def generate(
     parameters = inspect.signature(function).parameters
     for name in settings:
         choose(f"setting of decoding method {method!r}:", name, {p: None for p in parameters if p not in _TAKEN})
+    for name in ("num_beams", "num_samples"):
+        if name in settings and not 1 <= settings[name] <= MOST:
+            raise UserError(f"{name}={settings[name]}: must be from 1 to {MOST}.")
     if (max_len > 0) == (max_new > 0) or (min_len > 0 and min_new > 0):
         raise UserError("Give decoding one of max_len and max_new, above 0, and at most one of min_len and min_new.")
     if 0 < max_len <= width:

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from prismer_jax import input as loader
 from prismer_jax import labels, sharding
 from prismer_jax.batch import inputs
+from prismer_jax.config import check_workers
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress
 from prismer_jax.report import selection
@@ -96,6 +97,7 @@ class Evaluator:
         self.records: list[Record] = []
         self.left_out: list[Record] = []
         self._template: dict[str, Any] = {}  # arrays of this process's part of a batch, without an image
+        check_workers(num_workers)
         if mesh is not None:
             sharding.check_batch(batch_size, mesh)
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else sharding.batch_sharding(mesh)

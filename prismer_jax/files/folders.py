@@ -17,7 +17,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a folder to fill, which is renamed to `path` at the end; where another process was faster, its stays."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY))
+    folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:16]}.", suffix=TEMPORARY))
     try:
         yield folder
         try:

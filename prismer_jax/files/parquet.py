@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,13 +69,27 @@ class Table:
         from pyarrow import types
 
         def holds(kind: Any) -> bool:
-            if types.is_list(kind) or types.is_large_list(kind):
-                kind = kind.value_type
             if types.is_struct(kind):
                 return kind.get_field_index("bytes") >= 0
             return types.is_binary(kind) or types.is_large_binary(kind)
 
-        return [field.name for field in self.schema if holds(field.type)]
+        return self._columns_of(holds)
+
+    def text_columns(self) -> list[str]:
+        """Returns the columns that hold texts, or lists of them."""
+        from pyarrow import types
+
+        return self._columns_of(lambda kind: types.is_string(kind) or types.is_large_string(kind))
+
+    def _columns_of(self, holds: Callable[[Any], bool]) -> list[str]:
+        """Returns the columns whose type, or that of the items in their lists, is of a kind."""
+        from pyarrow import types
+
+        items = {
+            f.name: f.type.value_type if types.is_list(f.type) or types.is_large_list(f.type) else f.type
+            for f in self.schema
+        }
+        return [name for name, kind in items.items() if holds(kind)]
 
     def read(self, index: int) -> Row:
         """Returns a row.

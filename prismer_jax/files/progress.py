@@ -66,8 +66,9 @@ class Bar:
         self.total, self.done = total, done
         self._title, self._enabled, self._clock, self._ends = title, enabled, clock, ends
         self._stream = sys.stderr if stream is None else stream
+        self._enabled &= self._stream is not None  # as Python has it where stderr is closed
         self._cell = type(self._stream).__module__ == "ipykernel.iostream"  # of a notebook
-        self._live = enabled and (self._cell or self._stream.isatty() if live is None else live)
+        self._live = self._enabled and (self._cell or self._stream.isatty() if live is None else live)
         self._every = EVERY if every is None else every
         self._said = None if ends else clock()
         self._started: float | None = None

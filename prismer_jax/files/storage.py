@@ -146,8 +146,8 @@ def temporary(path: str | os.PathLike) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="prismer_jax.") as scratch:
             yield os.path.join(scratch, name)
         return
-    # Not by the process's id: processes of two hosts may have the same one, and be at this file both.
-    name = os.path.join(folder, f".{name}.{secrets.token_hex(4)}{TEMPORARY}")
+    # No id of the process, which one of another host may have, and little of the name, which may be as long as can be.
+    name = os.path.join(folder, f".{name[:16]}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
         yield name
     finally:

@@ -75,6 +75,22 @@ def test_a_file_that_cannot_be_written_is_named_without_its_temporary_name(tmp_p
         storage.write("nowhere://a", b"")
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "a" * 242])
+def test_the_longest_names_that_a_disk_takes_are_written(tmp_path, name):
+    storage.write(tmp_path / name, "whole")
+    with storage.temporary(tmp_path / name) as half:
+        assert pathlib.Path(half).parent == tmp_path
+        assert len(os.path.basename(half).encode()) < 80
+        pathlib.Path(half).write_bytes(b"half")
+        folders.sweep(tmp_path)
+        assert storage.names(str(tmp_path)) == [name]
+    with folders.new_folder(tmp_path / "folder" / name) as folder:
+        (folder / "a").touch()
+    assert storage.names(str(tmp_path / "folder" / name)) == ["a"]
+    with pytest.raises(OSError, match="name too long"):
+        storage.write(tmp_path / ("a" * 256), "text")
+
+
 def test_a_new_folder_appears_when_it_is_full_and_the_first_of_two_stays(tmp_path):
     final = tmp_path / "deep" / "folder"
     with folders.new_folder(final) as first, folders.new_folder(final) as second:

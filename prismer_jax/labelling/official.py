@@ -16,6 +16,7 @@ from PIL import Image
 
 from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
+from prismer_jax.files import regular
 from prismer_jax.labelling.pipeline import Photo
 from prismer_jax.pp.image import EXIF_ORIENTATION, UPRIGHT
 from prismer_jax.weights import words
@@ -39,7 +40,10 @@ def check(photo: Photo) -> None:
 
 def _turned(source: str | bytes) -> bool:
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else regular.opened(source) as file,
+            Image.open(file) as image,
+        ):
             # Pillow itself turns a TIFF as it is loaded, for whoever loads it.
             return image.format != "TIFF" and image.getexif().get(EXIF_ORIENTATION) in UPRIGHT
     except Exception:  # what else is wrong with the photo, reading it will say

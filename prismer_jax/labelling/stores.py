@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import os
 import pathlib
 import shutil
 import threading
@@ -99,7 +101,7 @@ class LabelFiles:
         if not label_files.is_whole(self.folder, expert, photo.name):
             return None
         paths = (label_files.path_of(self.folder, expert, photo.name).with_suffix(suffix) for suffix in SUFFIXES)
-        return {path.suffix: path.read_bytes() for path in paths if path.exists()}
+        return {path.suffix: path.read_bytes() for path in paths if os.path.exists(path)}
 
 
 class _Files:
@@ -121,6 +123,18 @@ class _Files:
             self._write(photo, Label(labels.blank(self._expert, *image_size(photo.source, where=photo.name))))
 
     def _write(self, photo: Photo, label: Label) -> None:
+        try:
+            self._write_files(photo, label)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise BadSample(
+                f"{photo.name}: its label files, whose suffixes are longer, would have names too long for the disk. "
+                "Give it a shorter name.",
+                "name too long for label files",
+            ) from None
+
+    def _write_files(self, photo: Photo, label: Label) -> None:
         if self._official:
             official.check(photo)
             if labels.EXPERTS[self._expert].embed == "words":  # first, as the map says that all is there

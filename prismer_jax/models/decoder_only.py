@@ -57,10 +57,10 @@ def fields_of(
 
 
 def check_multiples(*sizes: tuple[str, int, int]) -> None:
-    """Raises a UserError unless each (name, whole, part) is a whole number of parts."""
+    """Raises a UserError unless each (name, whole, part) is a whole number of parts, one at least."""
     for what, whole, part in sizes:
-        if whole % part:
-            raise UserError(f"{what} {whole} is not a multiple of {part}.")
+        if not 0 < part <= whole or whole % part:
+            raise UserError(f"{what} {whole} is not a multiple of {part}; both must be above 0.")
 
 
 class Columns(NamedTuple):

@@ -138,7 +138,7 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text())
         kind = config["peft_type"], config["r"], config["lora_alpha"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder}: is no adapter of PEFT ({type(error).__name__}: {error}).") from None
     other = [key for key in _UNLIKE if config.get(key)]
     if kind[0] != "LORA" or other:

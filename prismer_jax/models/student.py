@@ -230,10 +230,11 @@ def build(
     known = {field for field in Student.__dataclass_fields__ if field not in ("kinds", "classes", "parent", "name")}
     for field in sizes:
         choose("field of the student", field, dict.fromkeys(known))
-    if sizes["image_size"] % sizes["patch_size"] or sizes["patch_size"] % 2 ** sizes["doublings"]:
+    size, patch, unit = sizes["image_size"], sizes["patch_size"], 2 ** sizes["doublings"]
+    if not 0 < patch <= size or size % patch or patch % unit:
         raise UserError(
-            f"config.model: image_size={sizes['image_size']} must be a multiple of patch_size={sizes['patch_size']}, "
-            f"and that one of 2^doublings={2 ** sizes['doublings']}."
+            f"config.model: image_size={size} must be a multiple of patch_size={patch}, "
+            f"and that one of 2^doublings={unit}, all above 0."
         )
     own = FrozenDict({kind: tuple(names) for kind, names in (classes or {}).items()})
     for kind in own:

@@ -128,6 +128,8 @@ def test_it_has_no_names_in_other_frameworks_files():
         (dict(variant="bas"), "Did you mean 'base'"),
         (dict(widht=3), "Did you mean 'width'"),
         (dict(image_size=100), "image_size=100 must be a multiple of patch_size=16"),
+        (dict(image_size=0), "image_size=0 must be a multiple of patch_size=16.*, all above 0"),
+        (dict(image_size=-16), "image_size=-16 must be a multiple"),
         (dict(doublings=5), r"and that one of 2\^doublings=32"),
         (dict(classes={"depth": ("a",)}), "depth has no classes"),
     ],

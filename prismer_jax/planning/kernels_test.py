@@ -55,7 +55,7 @@ def test_attention_in_one_kernel_moves_less_and_keeps_less(monkeypatch, tokens, 
 
     fused, kept = planned("v5e:2x2")
     planned("v4:2x2x1")
-    monkeypatch.setattr(layers, "FUSED_KEYS", tokens + 1)
+    monkeypatch.setattr(layers, "FUSED", tokens + 1)
     plain, all_kept = planned("v5e:2x2")
     padded = (-(-tokens // 256) * 256 / tokens) ** 2
     assert fused["flops"] == pytest.approx(7 / 6 * padded * plain["flops"], rel=0.02)  # logits are made again

@@ -25,7 +25,7 @@ def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:
         where = os.fspath(choices)
         try:
             choices = json.loads(storage.on_disk(choices).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{where}: not a JSON file with a list of texts ({error}).") from None
     if not isinstance(choices, list | tuple) or not choices:
         raise UserError(f"{where}: not a list of texts.")

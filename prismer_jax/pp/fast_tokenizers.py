@@ -60,7 +60,7 @@ class TokenizersJson(_Fast):
             try:
                 named = json.loads(config.read_text(encoding="utf-8"))
                 token = named.get(f"{kind}_token") or named.get({"bos": "cls_token", "eos": "sep_token"}.get(kind))
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise UserError(f"{config}: not a tokenizer's configuration ({error}).") from None
             token = token.get("content") if isinstance(token, dict) else token
             names = () if token is None else (token,)
@@ -85,7 +85,7 @@ class Roberta(_Fast):
             bos, pad, eos, unk = (table[token] for token in ("<s>", "<pad>", "</s>", "<unk>"))
         except KeyError as error:
             raise UserError(f"{vocab}: not RoBERTa's, it has no token {error}. Fetch its vocab.json again.") from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{vocab}: not a table of tokens ({error}). Fetch RoBERTa's vocab.json again.") from None
         try:
             model = tokenizers.models.BPE.from_file(str(vocab), str(merges))

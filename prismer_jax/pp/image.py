@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from prismer_jax import label_png, labels
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files import regular
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -125,14 +126,18 @@ def orientation(image: Image.Image) -> int:
 
 
 def read_bytes(source: bytes | str, where: str) -> bytes:
+    """Returns the bytes of a file, or those that are given.
+
+    Raises:
+      BadSample: there is no such file, it cannot be read, or it is a pipe or a device.
+    """
     if isinstance(source, bytes):
         return source
     try:
-        with open(source, "rb") as file:
-            return file.read()
-    except OSError as error:
+        return regular.read(source)
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
         reason = "missing photo" if isinstance(error, FileNotFoundError) else "unreadable file"
-        raise BadSample(f"{where}: {error.strerror}.", reason) from None
+        raise BadSample(f"{where}: {getattr(error, 'strerror', None) or error}.", reason) from None
 
 
 def to_rgb(image: Image.Image, where: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import io
 from PIL import Image
 
 from prismer_jax import label_png
+from prismer_jax.files import regular
 from prismer_jax.pp.image import orientation, read_image
 
 TIFF_SIZE = (0x0100, 0x0101)  # the tags of width and height, as stored
@@ -23,7 +24,10 @@ def image_size(
     """
     where = where or (source if isinstance(source, str) else "a photo")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else regular.opened(source) as file,
+            Image.open(file) as image,
+        ):
             width, height = image.size
             if not label_png.too_large(width, height, max_pixels):
                 if image.format == "TIFF":  # whose `size` is turned already in some versions of Pillow, in others not

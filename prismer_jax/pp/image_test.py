@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 
@@ -179,6 +180,18 @@ def test_unreadable_photos_name_the_file(tmp_path):
     assert error.value.reason == "missing photo"
     with pytest.raises(BadSample, match="image of example x"):
         run("decode", {"image": b""})
+    for name in ("a\0.jpg", "\ud800.jpg"):
+        with pytest.raises(BadSample) as error:
+            run("decode", {"image": name})
+        assert error.value.reason == "unreadable file"
+
+
+@pytest.mark.parametrize("read", [image_size, lambda path: run("decode", {"image": path})])
+def test_a_pipe_is_no_photo_and_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "b.jpg")
+    with pytest.raises(BadSample, match=r"b\.jpg: Not a regular file") as error:
+        read(str(tmp_path / "b.jpg"))
+    assert error.value.reason == "unreadable file"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -151,7 +151,7 @@ def _texts(query: Sequence[str], path: pathlib.Path | None) -> list[str]:
         try:
             content = path.read_text(encoding="utf-8")
             texts += json.loads(content) if path.suffix == ".json" else content.splitlines()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: not a file of texts, a JSON list or one a line ({error}).") from None
     if wrong := [text for text in texts if not isinstance(text, str) or not text.strip()]:
         raise UserError(f"{path or '--query'}: {wrong[0]!r} is no text to find photos by.")

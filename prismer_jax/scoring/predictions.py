@@ -62,7 +62,7 @@ def read_predictions(path: pathlib.Path) -> list[Prediction]:
     """Reads a file of predictions; what an entry lacks is seen when it is scored.
 
     Raises:
-      UserError: no such file, it is not JSON, not a list of objects, or empty.
+      UserError: no such file, it is not JSON, not a list of objects, or empty, or an entry could not be stored.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -71,13 +71,23 @@ def read_predictions(path: pathlib.Path) -> list[Prediction]:
     try:
         content = json.loads(text)
         content = [content] if isinstance(content, dict) and _is_entry(content) else content
-    except ValueError:
+    except (ValueError, RecursionError):
         content = [_line(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise UserError(f"{path}: is not a list of objects: {SHOULD}.")
     if not content:
         raise UserError(f"{path}: has no predictions.")
+    for number, entry in enumerate(content, 1):
+        try:
+            encoded(entry)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: entry {number} cannot be stored as UTF-8 ({error}). Mend it.") from None
     return [Prediction(entry) for entry in content]
+
+
+def encoded(value: Any) -> bytes:
+    """Returns JSON in UTF-8; raises UnicodeEncodeError for half a character, which JSON can hold and UTF-8 cannot."""
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def task_of(entries: Sequence[Prediction], path: pathlib.Path) -> Task:
@@ -100,5 +110,5 @@ def _is_entry(content: Mapping[str, Any]) -> bool:
 def _line(line: str, path: pathlib.Path, number: int) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: line {number} is not JSON ({error}): {SHOULD}.") from None

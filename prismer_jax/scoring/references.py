@@ -13,7 +13,8 @@ from typing import Any
 
 from prismer_jax.datasets import formats
 from prismer_jax.errors import UserError
-from prismer_jax.scoring.predictions import Prediction, Task
+from prismer_jax.files.dropped import Dropped
+from prismer_jax.scoring.predictions import Prediction, Task, encoded
 
 logger = logging.getLogger(__name__)
 TYPES = ("question_type", "answer_type")
@@ -83,7 +84,8 @@ class References:
         left_out = formats.LeftOut()
         for path, answers in zip(paths, annotations or [None] * len(paths), strict=True):
             for row in formats.rows(path, answers, split, left_out):
-                self._add(row, path)
+                if _is_storable(row, left_out.entries):
+                    self._add(row, path)
         for part in (left_out.entries, left_out.texts):
             for line in part.lines():
                 logger.warning("%s: left out: %s.", self.where, line.strip().rstrip("."))
@@ -143,9 +145,23 @@ class References:
         return row.question["answers"] if row.question else ()
 
 
+def _is_storable(row: formats.Row, dropped: Dropped) -> bool:
+    """Returns whether results can hold what a row says; leaves captions out of it that they cannot, and counts both."""
+
+    def holds(value: Any, what: str) -> bool:
+        try:
+            return bool(encoded(value))
+        except UnicodeEncodeError:
+            dropped.add(f"{what} that is not UTF-8", ascii(row.image))
+            return False
+
+    row.captions = [text for text in row.captions if not isinstance(text, str) or holds(text, "caption")]
+    return holds([row.image, row.dataset, row.id, row.texts, row.question], "question" if row.question else "entry")
+
+
 def _number(id: int | str) -> int | str:
     """Returns the id of a photo, which lists hand on as a text, as a number where it is written as one."""
-    return int(id) if isinstance(id, str) and re.fullmatch(r"0|[1-9][0-9]*", id) else id
+    return int(id) if isinstance(id, str) and re.fullmatch(r"0|[1-9][0-9]{0,17}", id) else id
 
 
 def _is_end(one: str, other: str) -> bool:

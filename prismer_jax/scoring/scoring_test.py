@@ -247,6 +247,11 @@ def test_two_photos_of_one_name_are_not_mixed_up(tmp_path):
         ({"a": 1}, COCO, [], "is not a list of objects: predictions are a list of"),
         ([1], COCO, [], "is not a list of objects"),
         ("[1\n", COCO, [], "line 1 is not JSON"),
+        ("[" * 100_000, COCO, [], "line 1 is not JSON"),
+        ("[" + "1" * 5_000 + "]", COCO, [], "line 1 is not JSON"),
+        (json.dumps([{"image_id": 5, "caption": "\ud800"}]), COCO, [], r"entry 1 cannot be stored as UTF-8"),
+        (json.dumps([*OFFICIAL, {"image_id": "\ud800"}]), COCO, [], r"entry 4 cannot be stored as UTF-8"),
+        (OFFICIAL, "[" * 100_000, [], r"references\.json: cannot be read as JSON"),
         ([{"image_id": 7}], COCO, [], "has no texts but image_id"),
         (ANSWERED, COCO, ["--metrics", "meteor"], "meteor"),
     ],
@@ -256,6 +261,23 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, predictions, references, f
         score(tmp_path, predictions, references, *flags)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_references_that_are_not_utf8_are_left_out_and_counted(tmp_path, caplog):
+    bad = "\ud800"
+    rows = [{"image": "1.jpg", "image_id": 1, "captions": ["a dog", bad]}, {"image": f"{bad}.jpg", "caption": "a cat"}]
+    score(tmp_path, [{"image_id": 1, "caption": "a dog"}], json.dumps(rows))
+    assert "1 x caption that is not UTF-8, the first: '1.jpg'" in caplog.text
+    assert "1 x entry that is not UTF-8" in caplog.text
+    assert json.loads((tmp_path / "out/samples/caption.jsonl").read_text())["references"] == ["a dog"]
+    asked = [{"image": f"{i}.jpg", "question": "q", "question_id": i, "answer": a} for i, a in enumerate(["a", bad])]
+    score(tmp_path, [{"question_id": 0, "answer": "a"}], json.dumps(asked))
+    assert "1 x question that is not UTF-8" in caplog.text
+
+
+def test_ids_of_thousands_of_digits_stay_texts(tmp_path):
+    long = "1" * 5_000
+    score(tmp_path, [{"image_id": long, "caption": "a"}], [{"image": "1.jpg", "image_id": long, "caption": "a"}])
 
 
 def test_an_id_of_two_photos_is_an_error(tmp_path):

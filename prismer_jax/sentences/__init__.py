@@ -135,5 +135,5 @@ def _json(path: pathlib.Path, default: Any) -> Any:
         if default is not None:
             return default
         raise UserError(f"{path}: there is none. Give the folder of a model of sentence-transformers.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}). Fetch it again.") from None

@@ -21,7 +21,7 @@ FLOAT32 = dict(preferred_element_type=jnp.float32)
 _DOTS = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
 Initializer = Callable[..., Array]
-FUSED_KEYS = 512  # from so many keys on, attention is one kernel on a TPU
+FUSED = 512  # queries and keys from which on attention is one kernel on a TPU
 
 # What a layer keeps for its backward pass; everything else is computed again.
 REMAT: dict[str, Any] = {
@@ -152,7 +152,7 @@ def _fused(q: Array, parts: Sequence[Keys]) -> bool:
     """Whether a TPU computes this in one kernel: all see all, and the weights would be much of what goes to memory."""
     (k, _, mask), *more = parts
     plain = not more and mask is None and q.ndim == k.ndim == 4 and q.shape[2] == k.shape[2]
-    return plain and k.shape[1] >= FUSED_KEYS and platform() == "tpu"
+    return plain and min(q.shape[1], k.shape[1]) >= FUSED and platform() == "tpu"
 
 
 def soft_cap(logits: Array, cap: float) -> Array:

@@ -8,6 +8,7 @@ both, a few rounds each: the first after a pause also brings back memory that a 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -52,11 +53,16 @@ class Worker:
 
     def __init__(self, command: Sequence[str]) -> None:
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.process = subprocess.Popen(command, env=as_users_have_it(), **pipes)
+        # In a session of its own, so that Ctrl-C reaches the bench alone, which then ends it.
+        self.process = subprocess.Popen(command, env=as_users_have_it(), start_new_session=True, **pipes)
         self.seconds: list[float] = []
         self.last = 0
         self.temporaries: int | None = None
-        self.ready = self.process.stdout.readline().strip() == "ready"
+
+    @functools.cached_property
+    def ready(self) -> bool:
+        """Whether it is set up, which is waited for."""
+        return self.process.stdout.readline().strip() == "ready"
 
     def step(self) -> None:
         self.process.stdin.write("\n")
@@ -86,6 +92,9 @@ def worker(command: Sequence[str]) -> Iterator[Worker]:
     process = Worker(command)
     try:
         yield process
+    except BaseException:
+        process.process.kill()
+        raise
     finally:
         process.close()
 

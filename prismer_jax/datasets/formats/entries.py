@@ -26,7 +26,7 @@ ID_KEYS = ("image_id", "img_id", "id")  # of a photo
 QUESTION_ID_KEYS = ("question_id", "questionId", "qa_id")
 ANSWER_KEYS = ("answers", "answer", "direct_answers", "multiple_choice_answer")
 LIST_KEYS = ("questions", "qas", "qa_pairs")  # of several questions about one photo
-_READ = frozenset(
+READ = frozenset(
     (*PHOTO_KEYS, *ID_KEYS, *QUESTION_ID_KEYS, *ANSWER_KEYS, *LIST_KEYS, *CAPTION_KEYS, *conversations.KEYS)
 ) | {"question", "question_type", "answer_type", "choices", "correct_choice_idx", "dataset", "split", "weight"}
 _TALK = frozenset(conversations.KEYS)
@@ -34,7 +34,7 @@ _ASKING = _TALK | {*LIST_KEYS, "question", "question_id"}
 _BESIDE = _TALK | {*LIST_KEYS, "captions", "caption"}  # what a question is not alone with
 _TEXTS = frozenset(rows.TEXTS)
 # What else entries have that is no text for a model: where a photo comes from.
-_ORIGIN = frozenset({"url", "license", "date_captured", "coco_url", "flickr_url", "source", "author", "class_name"})
+ORIGIN = frozenset({"url", "license", "date_captured", "coco_url", "flickr_url", "source", "author", "class_name"})
 _ANSWERING = ("answer", "response", "reply", "label", "target", "output", "solution")  # in keys of unread answers
 
 
@@ -45,7 +45,7 @@ def entries(content: Iterable[Any], left_out: LeftOut) -> Iterator[Row]:
         rows = rows_of(entry)
         first = rows[0]
         says = first.captions or (first.question and first.question["answers"])
-        if not says and (unread := entry.keys() - _READ - _ORIGIN):
+        if not says and (unread := entry.keys() - READ - ORIGIN):
             count_unread(entry, unread, f"photo {rows[0].image}", left_out.texts, bool(rows[0].question))
         return rows
 
@@ -67,7 +67,12 @@ def count_unread(entry: Entry, keys: Iterable[str], where: str, dropped: Dropped
         value = value[0] if isinstance(value, list) and value else value
         answer = asked and any(word in key.lower() for word in _ANSWERING)
         if isinstance(value, str) and (answer or " " in value.strip()):
-            dropped.add(f"text under `{key}`, which is not read (`caption` and `answers` are)", where)
+            dropped.add(unread_reason(key), where)
+
+
+def unread_reason(key: str) -> str:
+    """Returns why texts under a key that nobody reads are left out."""
+    return f"text under `{key}`, which is not read (`caption` and `answers` are)"
 
 
 def rows_of(entry: Entry) -> list[Row]:

@@ -131,6 +131,64 @@ def test_tables_and_lines_under_any_ending(folder, name, text):
     assert [e["captions"] for e in read(folder, text, name)] == [["one"], ["two, or more"]]
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ('image,caption\na.jpg,a dog\nb.jpg,"a 5 inch screen\na.jpg,a cat\nb.jpg,a bird\n', 3, "unexpected end"),
+        ('\n\na.jpg\ta dog\nb.jpg\t"5" screen"\n', 4, "expected after"),
+        ('image,caption\na.jpg,"a 5 inch screen\nb.jpg,a cat\na.jpg,one of 6"\n', 2, "goes on over other rows"),
+        ("image,caption\na.jpg,a\rb\nb.jpg,c\n", 2, "new-line character seen in unquoted field"),
+        ("image,caption\na.jpg,one\n" + "b.jpg," + "x" * 200_000, 3, "larger than field limit"),
+    ],
+)
+def test_rows_that_do_not_end_are_refused_by_their_line(folder, text, line, problem):
+    with pytest.raises(UserError, match=rf"l\.csv: line {line} is not a row of a table: .*{problem}.*twice\.$"):
+        read(folder, text, "l.csv")
+
+
+@pytest.mark.parametrize("text", ["\x00\x01\r\ufffd,\rimage", "x" * 200_000, '"\r', "a\rb\nc"])
+def test_bytes_that_are_no_table_are_named(folder, text):
+    with pytest.raises(UserError, match="neither JSON nor a table of photos: its first line is"):
+        read(folder, text, "l.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ("image,caption\ra.jpg,one\rb.jpg,two\r", ["one", "two"]),
+        ('image,caption\r\na.jpg,"one\r\nline, ""more"""\r\n', ['one\r\nline, "more"']),
+        ('image_name| comment_number| comment\na.jpg| 0| "Hi" says the sign\nb.jpg| 0| 5" wide', None),
+        ("a.jpg#0\ta\x85b\u2028c\r\nb.jpg#0\ttwo\n", ["a\x85b\u2028c", "two"]),
+        ("\timage\tcaption\n0\ta.jpg\tone\n", ["one"]),
+    ],
+)
+def test_line_ends_and_quotation_marks_of_tables(folder, text, captions):
+    assert [e["captions"][0] for e in read(folder, text, "l.csv")] == (captions or ['"Hi" says the sign', '5" wide'])
+
+
+DEEP, NESTED, LONG = "[" * 100_000, "[" * 600 + "]" * 600, "1" * 5_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.json", DEEP, "cannot be read as JSON"),
+        ("l.json", f"[{LONG}]", "cannot be read as JSON"),
+        ("l.jsonl", '{"image": "a.jpg", "caption": "one"}\n{"image": ' + DEEP, "line 2 is not JSON"),
+        ("l.jsonl", '{"image": "a.jpg", "caption": "one"}\n{"image": ' + LONG + "}", "line 2 is not JSON"),
+        ("l.json", '[{"image": "a.jpg", "caption": ' + NESTED + "}]", "texts cannot be used"),
+        ("l.json", '[{"image": "a.jpg", "question": "q?", "answer": ' + NESTED + "}]", "unreadable entry"),
+    ],
+)
+def test_json_that_python_refuses_to_read_is_named(folder, name, text, message):
+    with pytest.raises(UserError, match=message):
+        read(folder, text, name)
+
+
+def test_a_question_id_of_thousands_of_digits_stays_a_text(folder):
+    assert read(folder, f"image,question,question_id\na.jpg,q?,{LONG}\n", "l.csv")[0]["question_id"] == LONG
+
+
 def test_parquet(folder):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -81,13 +81,13 @@ class Source(Packed):
 
 def _entries(path: pathlib.Path) -> Iterable[Mapping[str, Any]]:
     try:
-        text = path.read_text()
-        lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else None
+        text = path.read_text(encoding="utf-8-sig")
+        lines = [line for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else None
         content = json.loads(text) if lines is None else [json.loads(line) for line in lines]
         content = _of_coco(content) if isinstance(content, Mapping) else content
     except FileNotFoundError:
         raise UserError(f"{path}: no such list of objects.") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         what = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}: is no list of objects ({what}). Give COCO's instances, or JSON lines.") from None
     if not isinstance(content, list) or not all(isinstance(entry, Mapping) for entry in content):

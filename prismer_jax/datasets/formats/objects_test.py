@@ -101,6 +101,16 @@ def test_a_few_bad_objects_are_left_out(photos):
     assert len(load(photos, content, max_bad=0.5)[0]["objects"]) == 1
 
 
+def test_lines_may_hold_separators_of_lines_and_what_is_no_json_is_named(photos):
+    box = {"name": "a\u2028b", "bbox": [1, 1, 2, 2]}
+    line = {"image": "a.png", "height": 10, "width": 20, "objects": [box]}
+    (photos / "list.jsonl").write_text(json.dumps(line, ensure_ascii=False), encoding="utf-8")
+    assert datasets.load("objects", path=photos / "list.jsonl")[0]["objects"][0]["name"] == "a\u2028b"
+    (photos / "list.jsonl").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"list\.jsonl: is no list of objects .maximum recursion depth"):
+        datasets.load("objects", path=photos / "list.jsonl")
+
+
 def test_no_such_list(photos):
     with pytest.raises(UserError, match="no such list"):
         datasets.load("objects", path=photos / "none.json")

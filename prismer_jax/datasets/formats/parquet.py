@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from prismer_jax.datasets import captions
 from prismer_jax.datasets.conversations import photo_of
 from prismer_jax.datasets.formats import conversations, row
-from prismer_jax.datasets.formats.entries import LIST_KEYS, rows_of
+from prismer_jax.datasets.formats.entries import ANSWER_KEYS, LIST_KEYS, ORIGIN, READ, rows_of, unread_reason
 from prismer_jax.datasets.formats.reading import PHOTO_KEYS
 from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
@@ -29,10 +30,13 @@ from prismer_jax.files import parquet, storage
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select
 
+logger = logging.getLogger(__name__)
+
 Path = str | os.PathLike
 
 _ASKING = ("question", *LIST_KEYS)
 _SAYING = ("class_name", *row.CAPTION_KEYS)
+_TELLING = frozenset((*_SAYING, *ANSWER_KEYS, *LIST_KEYS, *conversations.KEYS))
 
 
 def load(
@@ -77,11 +81,18 @@ def load(
             f"{photos.tables[0].path}: has no column for the task {task!r}, such as {needed[task][0]!r} or "
             f"{needed[task][1]!r}; its columns are {', '.join(photos.tables[0].columns)}."
         )
-    return Source(photos, task, labels, select(experts), Dropped(), limit)
+    for line in photos.unread.lines():
+        logger.warning("%s: left out: %s.", several[0], line.strip())
+    return Source(photos, task, labels, select(experts), photos.unread, limit)
 
 
 class Photos(Sequence[dict[str, Any]]):
-    """The photos of tables with what is said of them, as lists.Source wants them."""
+    """The photos of tables with what is said of them, as lists.Source wants them.
+
+    Attributes:
+      tables: their files.
+      unread: counts the rows of columns of texts that are not read, in tables that say nothing in those that are.
+    """
 
     def __init__(self, files: Sequence[pathlib.Path | str], source: str | None, limit: int | None) -> None:
         """Args:
@@ -93,12 +104,15 @@ class Photos(Sequence[dict[str, Any]]):
           UserError: a table has no column of photos.
         """
         self.tables: list[parquet.Table] = []
+        self.unread = Dropped()
         self._columns: list[str] = []  # of the photos in each
         for file in files:
             left = None if limit is None else limit - sum(map(len, self.tables))
             if left is None or left > 0:
                 self.tables.append(parquet.Table(file, left))
                 self._columns.append(_photo_column(self.tables[-1]))
+                for name in _unread_texts(self.tables[-1]):
+                    self.unread.add(unread_reason(name), str(file), len(self.tables[-1]))
         self._ends = np.cumsum([len(table) for table in self.tables])
         paths = [pathlib.PurePosixPath("/", str(f) if storage.is_remote(f) else os.path.abspath(f)) for f in files]
         shared = os.path.commonpath([path.parent for path in paths])
@@ -168,6 +182,14 @@ def _said(entry: row.Entry, where: str) -> dict[str, Any]:
             questions.append(one.question)
     left_out = {"left_out": [(reason, where) for reason in dropped.counts]} if dropped else {}
     return {**said, "captions": texts, "questions": questions, **left_out}
+
+
+def _unread_texts(table: parquet.Table) -> list[str]:
+    """Returns the columns of texts that are not read, by the table's schema alone; none beside what says something."""
+    if not _TELLING.isdisjoint(table.columns):
+        return []
+    # A webdataset that `datasets` has read has __key__ and __url__ beside its jpg and txt.
+    return [name for name in table.text_columns() if name not in READ | ORIGIN and not name.startswith("__")]
 
 
 def _photo_column(table: parquet.Table) -> str:

@@ -103,6 +103,22 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
     assert example["left_out"] == [("caption that is not a text", f"{tmp_path}/n.parquet: row 0")]
 
 
+def test_texts_in_columns_that_nobody_reads_are_named(tmp_path, caplog, capsys):
+    rows = [{"jpg": photo(i), "txt": "a dog", "tags": ["a", "b"], "__key__": "1", "url": "u", "n": 1} for i in (1, 2)]
+    write(tmp_path / "web.parquet", rows)
+    reasons = {f"text under `{key}`, which is not read (`caption` and `answers` are)": 2 for key in ("tags", "txt")}
+    assert datasets.load("parquet", path=tmp_path / "web.parquet", task="all").dropped.counts == reasons
+    assert "web.parquet: left out: 2 x text under `txt`, which is not read" in caplog.text
+    build_dataset.main(
+        ["--parquet", str(tmp_path / "web.parquet"), "--output", str(tmp_path / "a"), "--processes", "1"]
+    )
+    assert "2 x text under `txt`" in capsys.readouterr().out
+    write(tmp_path / "asked.parquet", [{"image": photo(1), "question": "q?", "gt": "red"}])
+    assert "`gt`" in next(iter(datasets.load("parquet", path=tmp_path / "asked.parquet").dropped.counts))
+    write(tmp_path / "said.parquet", [{"image": photo(1), "caption": "a dog", "alt_text": "dog"}])
+    assert not datasets.load("parquet", path=tmp_path / "said.parquet").dropped
+
+
 def test_what_is_no_table_of_photos_is_named(tmp_path, monkeypatch):
     write(tmp_path / "list.parquet", [{"image": "a.jpg", "caption": "one"}])
     with pytest.raises(UserError, match=r"list\.parquet: has no column of photos .*columns are image, caption"):

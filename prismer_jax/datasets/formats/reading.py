@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from prismer_jax.errors import UserError
@@ -42,7 +43,7 @@ _OTHERS = {  # files that are no lists, by their first bytes
     b"<": "is a web page or XML. Fetch the list again, or convert it to JSON",
 }
 _TOKEN = re.compile(r"(\S[^\t#]*)#\d+\t(.*)")  # Flickr8k.token.txt, results_20130124.token: photo#number, tab, caption
-_PHOTO = re.compile(r"[^\t,;|]+\.(?:jpe?g|png|webp|bmp|gif|tiff?)", re.IGNORECASE)
+_PHOTO = re.compile(r"[^\t\n,;|]+\.(?:jpe?g|png|webp|bmp|gif|tiff?)", re.IGNORECASE)
 _DELIMITERS = "\t,;|"
 
 
@@ -79,6 +80,8 @@ def read(path: Path) -> Any:
         if error.msg == "Extra data" and "\n" in text[: error.pos]:
             return _lines(text, path)
         raise UserError(f"{path}: line {error.lineno} is not JSON: {error.msg}.") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+        raise UserError(f"{path}: cannot be read as JSON: {error}.") from None
 
 
 def _lines(text: str, path: pathlib.Path) -> list[Any]:
@@ -87,38 +90,71 @@ def _lines(text: str, path: pathlib.Path) -> list[Any]:
         if line.strip():
             try:
                 content.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number} is not JSON: {error.msg}.") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is not JSON: {getattr(error, 'msg', error)}.") from None
     return content
 
 
 def _table(text: str, path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the rows of a table by the names in its header; without one, of photos and captions."""
-    head = text.lstrip().split("\n", 1)[0].rstrip("\r")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # the line ends of old Macs
+    start = re.match(r"(?:\s*\n)?", text).end()
+    blank, text = text.count("\n", 0, start), text[start:]
+    head = text.split("\n", 1)[0].strip("\r ")
     if _TOKEN.fullmatch(head):
         return [
             {"image": match[1].strip(), "caption": match[2]} if (match := _TOKEN.fullmatch(line)) else {"line": line}
-            for line in text.splitlines()
+            for line in text.replace("\r\n", "\n").split("\n")
             if line.strip()
         ]
     for delimiter in _DELIMITERS:
-        names = [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter), [])]
-        if set(names) & set(PHOTO_KEYS):
+        names = _names(head, delimiter)
+        if has_header := bool(set(names) & set(PHOTO_KEYS)):
             break
         if len(names) == 2 and _PHOTO.fullmatch(names[0]):
-            names, text = ["image", "caption"], f"header\n{text.lstrip()}"
+            names = ["image", "caption"]
             break
     else:
         raise UserError(
             f"{path}: is neither JSON nor a table of photos: its first line is {head[:60]!r}. A table begins with the "
             "names of its columns, such as image,caption."
         )
-    reader = csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter, skipinitialspace=True)
+    rows = [_cells(names, row) for row in _rows(text, delimiter, path, blank)]
+    return rows[has_header:]
+
+
+def _names(head: str, delimiter: str) -> list[str]:
+    """Returns the cells of a table's first line as names of columns; none of a line that is no row."""
     try:
-        next(reader)
-        return [_cells(names, row) for row in reader if row]
+        return [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def _rows(text: str, delimiter: str, path: pathlib.Path, line: int) -> Iterator[list[str]]:
+    """Yields the cells of each row of a table, whose text begins behind so many lines of its file.
+
+    Raises:
+      UserError: a row has quotation marks or line ends that leave open where its cells end; names the line.
+    """
+    # Flickr30k's results.csv has a space before each cell and quotes none, so that a caption may begin with a mark.
+    spaced = delimiter == "|"
+    lines = io.StringIO(text, newline="\n")  # csv refuses a \r in a cell that is not quoted
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=not spaced, strict=True)
+    swallowed, before = re.compile(rf"\n{_PHOTO.pattern} *{re.escape(delimiter)}", re.IGNORECASE), 0
+    try:
+        for row in reader:
+            if reader.line_num - before > 1 and any(map(swallowed.search, row)):
+                raise csv.Error("a quoted cell goes on over other rows")
+            before = reader.line_num
+            if row:
+                yield [cell.strip() for cell in row] if spaced else row
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num} is not a row of a table: {error}.") from None
+        raise UserError(
+            f"{path}: line {line + before + 1} is not a row of a table: {str(error).partition(' - ')[0]}. Put a cell "
+            "with quotation marks or line ends in quotation marks, and write those inside twice."
+        ) from None
 
 
 def _cells(names: list[str], row: list[str]) -> dict[Any, Any]:
@@ -127,7 +163,7 @@ def _cells(names: list[str], row: list[str]) -> dict[Any, Any]:
     if len(row) > len(names):
         cells[None] = row[len(names) :]
     # A table has no types: an id that is written as a number is one.
-    if (id := cells.get("question_id")) and id.isdecimal() and str(int(id)) == id:
+    if (id := cells.get("question_id")) and re.fullmatch(r"0|[1-9][0-9]{0,17}", id):
         cells["question_id"] = int(id)
     return cells
 

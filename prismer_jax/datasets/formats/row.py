@@ -68,7 +68,7 @@ def each(
         except BadSample as error:
             dropped.add(error.reason, f"{what} {number}: {error}")
             continue
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             if not isinstance(entry, Mapping | tuple):
                 problem = f"is {shown(entry)} instead of an object with keys"

@@ -81,7 +81,7 @@ def load(
         if annotations is not None or split is not None or task == "question":
             raise UserError("Photos without a list have no questions and no splits; give `path`.")
         roots = _several(images)
-        where, task = ", ".join(map(str, roots[:3])), task or "caption"
+        where, task = folders.shown(roots[:3]), task or "caption"
         name = source or os.path.basename(os.path.abspath(roots[0]))
         every_photo = ({"source": name, **photo} for photo in folders.photos(roots, dropped))
         photos: Iterable[Example] = every_photo

@@ -125,7 +125,7 @@ def _config(folder: pathlib.Path) -> Mapping[str, Any]:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{folder}/config.json: cannot be read ({error.strerror}). Give the folder with it.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder}/config.json: is not JSON ({error}). Fetch it again.") from None
 
 

@@ -201,7 +201,7 @@ def _config_of(folder: pathlib.Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Give the folder that holds it.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}). Fetch it again.") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: is no table of settings. Fetch it again.")

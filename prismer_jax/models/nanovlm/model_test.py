@@ -133,6 +133,9 @@ def test_sizes_of_the_published_models():
     [
         (dict(variant="223m"), "Did you mean '222m'"),
         (dict(vision=dict(patch=4)), "field of vision 'patch'"),
+        (dict(vision=dict(image_size=0)), "vision.image_size 0 is not a multiple of 4; both must be above 0"),
+        (dict(vision=dict(image_size=-8)), "vision.image_size -8 is not"),
+        (dict(vision=dict(patch_size=0)), "is not a multiple of 0; both"),
         (dict(language=dict(kv_heads=4)), "language.heads 6 is not a multiple of 4"),
         (dict(shuffle=3), "patches on a side 8 is not a multiple of 3"),
         (dict(positions="row"), "positions 'row'"),

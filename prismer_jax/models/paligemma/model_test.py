@@ -207,6 +207,9 @@ def test_the_best_samples_come_first():
     [
         (dict(variant="pt_225"), "pt_224"),
         (dict(variant="tiny", vision=dict(image_size=60)), "not a multiple of 14"),
+        (dict(variant="tiny", vision=dict(image_size=0)), "image_size 0 is not a multiple of 14; both must be above 0"),
+        (dict(variant="tiny", vision=dict(image_size=-28)), "vision.image_size -28 is not"),
+        (dict(variant="tiny", vision=dict(patch_size=0)), "is not a multiple of 0; both"),
         (dict(variant="tiny", cap="never"), "never"),
         (dict(variant="tiny", language=dict(widht=3)), "width"),
     ],

@@ -283,6 +283,9 @@ def build(
         ("width (resampler)", model.width, model.resampler_heads),
         ("decoder.width", model.decoder["width"], model.decoder["heads"]),
     ):
-        if width % heads:
+        if not 0 < heads <= width or width % heads:
             raise UserError(f"{what} {width} is not a multiple of {heads} heads.")
+    if not 0 < model.patch_size <= model.image_size:
+        sizes = f"image_size={model.image_size} must be at least patch_size={model.patch_size}"
+        raise UserError(f"config.model: {sizes}, and both above 0.")
     return model

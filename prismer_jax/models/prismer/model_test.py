@@ -336,6 +336,10 @@ def test_freezing_keeps_what_connects_vision_and_language():
         (dict(experts="dept"), "Did you mean 'depth'"),
         (dict(classes=dict(depth=["a"])), "depth has no classes"),
         (dict(width=100, heads=3), "not a multiple"),
+        (dict(heads=0), "width 768 is not a multiple of 0 heads"),
+        (dict(image_size=0), "image_size=0 must be at least patch_size=16"),
+        (dict(image_size=-480), "image_size=-480 must be at least"),
+        (dict(patch_size=0), "patch_size=0, and both above 0"),
         (dict(remat="ful", variant="tiny"), "Did you mean 'full'"),
     ],
 )
