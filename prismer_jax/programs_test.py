@@ -1,5 +1,6 @@
 """Which programs are readied: started again for huge pages as the same program, with garbage looked for rarely."""
 
+import functools
 import gc
 import os
 import pathlib
@@ -103,9 +104,9 @@ def test_a_program_starts_twice_at_most_with_the_same_arguments(tmp_path):
 
 def test_an_interrupt_while_a_program_imports_is_one_line_and_status_2(tmp_path):
     """At any moment from its first line on: what it imports took a traceback of dozens of lines there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prismer_jax.train", "--help"], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "prismer_jax.train", "--help"]
+    heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell runs behind ignores it
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     maps = pathlib.Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and "jaxlib" not in maps.read_text():
         time.sleep(0.001)

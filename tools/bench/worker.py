@@ -94,9 +94,9 @@ def worker(command: Sequence[str]) -> Iterator[Worker]:
         yield process
     except BaseException:
         process.process.kill()
+        process.process.communicate()
         raise
-    finally:
-        process.close()
+    process.close()
 
 
 def one_core(command: Sequence[str]) -> list[str]:
