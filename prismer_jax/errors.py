@@ -78,13 +78,14 @@ def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         main(*args, **kwargs)
     except UserError as error:
         sys.exit(_fail(f"error: {error}"))
-    except Preempted as error:
-        _fail(f"preempted: {error}")
-        _INTERRUPTED.append(Preempted.STATUS)
-        sys.exit(Preempted.STATUS)
-    except KeyboardInterrupt:
-        _INTERRUPTED.append(_fail("interrupted: stopped by Ctrl-C; what was saved before stays valid."))
-        sys.exit(2)
+    except KeyboardInterrupt as error:
+        status, said = 2, "interrupted: stopped by Ctrl-C; what was saved before stays valid."
+        if isinstance(error, Preempted):
+            status, said = Preempted.STATUS, f"preempted: {error}"
+        _fail(said)
+        if main.__module__ == "__main__":  # and not one that a test, say, has called
+            _INTERRUPTED.append(status)
+        sys.exit(status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python flushes what is left
         sys.exit(_fail("error: what read this program's output has ended; what was written to files stays."))

@@ -31,6 +31,24 @@ errors.run_main(main)
 """
 
 
+CALLED = """
+import contextlib
+from prismer_jax import errors
+
+def main():
+    raise KeyboardInterrupt
+
+main.__module__ = "another"
+with contextlib.suppress(SystemExit):
+    errors.run_main(main)
+"""
+
+
+def test_a_program_that_calls_another_ones_main_has_its_own_status():
+    """A test run, say, whose status would else be that of the main that it tests."""
+    assert subprocess.run([sys.executable, "-c", CALLED], cwd=ROOT, capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize("thread", ["daemon", "joined"])
 def test_an_interrupt_while_a_thread_compiles_is_one_line_and_status_2(thread):
     """Python took down its interpreter while XLA's threads still used it: jaxlib 0.10.2 died of SIGSEGV."""

@@ -121,9 +121,13 @@ def free_axes() -> dict[str, int]:
 
 
 def platform() -> str | None:
-    """Returns the platform that a program is traced for: that of the mesh's devices, which may be described ones."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.default_backend() if mesh.empty else getattr(mesh.abstract_device, "platform", None)
+    """Returns the platform that a program is traced for: that of the mesh's devices, which may be described ones.
+
+    Without a mesh it is that of the only device, and None where several may share an array: no kernel can be split.
+    """
+    if (mesh := jax.sharding.get_abstract_mesh()).empty:
+        return jax.default_backend() if jax.device_count() == 1 else None
+    return getattr(mesh.abstract_device, "platform", None)
 
 
 def constrain(x: jax.Array) -> jax.Array:

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 
 import jax
@@ -70,7 +71,7 @@ def test_devices_compute_their_rows_and_heads(axes):
 
 def kernels(mesh, queries=600, keys=600, mask=None, **options):
     q, k, v, _ = drawn(4, queries, keys, 2, 64)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh) if mesh else contextlib.nullcontext():
         traced = jax.jit(lambda q, k, v: layers.attend(q, layers.Keys(k, v, mask), **options)).trace(q, k, v)
     return str(traced.jaxpr).count("pallas_call")
 
@@ -79,6 +80,14 @@ def test_it_is_a_kernel_on_a_tpu_alone():
     assert kernels(TPU) == 1
     assert kernels(TPU.update(abstract_device=None)) == 0
     assert kernels(sharding.make_mesh().abstract_mesh) == 0
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(1, 1), (4, 0)])
+def test_without_a_mesh_only_one_device_has_a_kernel(monkeypatch, devices, expected):
+    """Experts label batches that several devices share, without one; XLA cannot split a kernel among them."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert kernels(None) == expected
 
 
 def test_what_the_kernel_does_not_do_is_computed_as_elsewhere():
