@@ -198,7 +198,8 @@ def products(program: Program, counts: dict[str, int]) -> Iterator[tuple[float, 
                     yield counts[name] * _flops(one, left[1], right[1]), kind, one.op_name
                 elif KERNEL in one.rest:
                     number = next((n for kernel, n in PRODUCTS.items() if one.name.startswith(kernel)), 0)
-                    q, k = [x for operand in one.operands for x in arrays(shapes[operand]) if len(x[1]) > 3][:2]
+                    given = [x for operand in one.operands for x in arrays(shapes[operand])]
+                    q, k = [x for x in given if x[0] in ("bf16", "f32") and len(x[1]) > 2][:2]  # masks are integers
                     yield counts[name] * number * 2.0 * math.prod(q[1]) * k[1][-2], q[0], one.op_name
 
 

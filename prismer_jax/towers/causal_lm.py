@@ -145,7 +145,9 @@ class Block(nn.Module):
             keys = jax.tree.map(lambda leaf: leaf.astype(m.keys_dtype), keys)
         parts = [(prompt, "prompt"), (own, "own"), (keys, "new")]
         parts = [Keys(k["k"].astype(x.dtype), k["v"].astype(x.dtype), masks[name]) for k, name in parts if k]
-        mixed = layers.attend(queries, *parts, dropout=lambda probs: within(self._seen(probs)), cap=m.attention_cap)
+        looked_at = self.is_mutable_collection("intermediates") or (m.dropout and self.has_rng("dropout"))
+        seen = (lambda probs: within(self._seen(probs))) if looked_at else None
+        mixed = layers.attend(queries, *parts, dropout=seen, cap=m.attention_cap)
         mixed = rearrange(mixed, "... h d -> ... (h d)")
         attention = within(self._dense("out", width)(mixed))
         self.sow("intermediates", "attention_out", attention)

@@ -130,11 +130,11 @@ def attend(
 ) -> Float[Array, "*b t h d"]:
     """Multi-head attention over all parts under one softmax, in float32; only logits are ever joined.
 
-    A query that no mask lets look anywhere attends to everything alike (never NaN). `bias` is added to the logits,
-    which before that `soft_cap` bounds by `cap`.
+    A query that no mask lets look anywhere attends to everything alike, or in a TPU's kernel to the first key (never
+    NaN). `bias` is added to the logits, which before that `soft_cap` bounds by `cap`.
     """
-    if dropout is bias is None and not cap and _fused(q, parts):
-        return importlib.import_module("prismer_jax.towers.fused_attention").attend(q, parts[0].k, parts[0].v)
+    if dropout is bias is None and _fused(q, parts):
+        return importlib.import_module("prismer_jax.towers.fused_attention").attend(q, *parts[0], cap)
     logits = jnp.concatenate([_logits(q, part) for part in parts], axis=-1) if parts[1:] else _logits(q, parts[0])
     logits = soft_cap(logits, cap)
     if bias is not None:
@@ -149,10 +149,9 @@ def attend(
 
 
 def _fused(q: Array, parts: Sequence[Keys]) -> bool:
-    """Whether a TPU computes this in one kernel: all see all, and the weights would be much of what goes to memory."""
-    (k, _, mask), *more = parts
-    plain = not more and mask is None and q.ndim == k.ndim == 4 and q.shape[2] == k.shape[2]
-    return plain and min(q.shape[1], k.shape[1]) >= FUSED and platform() == "tpu"
+    """Whether a TPU computes this in one kernel: without a cache, where the weights would be much of what moves."""
+    (k, *_), *cached = parts
+    return not cached and q.ndim == k.ndim and min(q.shape[-3], k.shape[-3]) >= FUSED and platform() == "tpu"
 
 
 def soft_cap(logits: Array, cap: float) -> Array:
