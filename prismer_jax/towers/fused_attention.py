@@ -34,7 +34,7 @@ def attend(
     v: Float[Array, "*b s g d"],
     mask: Bool[Array | np.ndarray, "*n t s"] | None = None,
     cap: float = 0.0,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> Float[Array, "*b t h d"]:
     """Returns softmax(q kᵀ / √d) v of every head; products are summed, and the softmax made, in float32.
 
@@ -43,7 +43,7 @@ def attend(
     Args:
       mask: True where a query may look, broadcast to [*b t s]; a query that sees nothing is given the first key.
       cap: bounds the logits, see layers.soft_cap; 0 for none.
-      interpret: run the kernel as JAX operations, on any platform: for tests.
+      interpret: True, or how (pallas' InterpretParams), to run the kernel as JAX operations on any platform: for tests.
     """
     shape, pairs = q.shape, (*q.shape[:-2], k.shape[-3])
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
@@ -62,7 +62,7 @@ def attend(
     return local(q, k, v, mask).reshape(shape)
 
 
-def _local(q: Array, k: Array, v: Array, mask: Array | None, cap: float, interpret: bool) -> Array:
+def _local(q: Array, k: Array, v: Array, mask: Array | None, cap: float, interpret: Any) -> Array:
     (_, t, _, d), s = q.shape, k.shape[1]
     most = BLOCK // q.dtype.itemsize if mask is None else MASKED
     (block_q, t_whole), (block_k, s_whole) = (_blocks(length, most) for length in (t, s))

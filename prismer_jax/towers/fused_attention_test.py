@@ -5,12 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from prismer_jax import sharding
 from prismer_jax.towers import fused_attention, layers
 from prismer_jax.towers.causal_lm import CausalLM
 
+# A TPU's memories and transfers in between, where what is read before it is written is NaN.
+TPU_MEMORY = pltpu.InterpretParams(uninitialized_memory="nan")
 TPU = AbstractMesh(
     (4, 1, 2), sharding.AXES, (AxisType.Auto,) * 3, abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu")
 )
@@ -42,7 +45,7 @@ def plain(q, k, v, mask=None, cap=0.0):
 def test_values_and_gradients_are_those_of_the_weights_in_memory(batch, t, s, heads, channels):
     """Also where the last block is filled up, and where there are several blocks."""
     given = drawn(batch, t, s, heads, channels)
-    fused = value_and_gradients(functools.partial(fused_attention.attend, interpret=True), *given)
+    fused = value_and_gradients(functools.partial(fused_attention.attend, interpret=TPU_MEMORY), *given)
     for ours, expected in zip(fused, value_and_gradients(plain, *given), strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-6)
 
@@ -57,7 +60,7 @@ def masked(batch, t, s, rng):
 
 @pytest.mark.parametrize(
     ("batch", "t", "s", "heads", "groups", "cap"),
-    [(2, 700, 700, 4, 2, 0.0), (2, 1100, 1100, 2, 1, 0.0), (1, 1100, 1100, 3, 3, 2.0), (3, 130, 700, 2, 2, 0.0)],
+    [(2, 600, 600, 4, 2, 0.0), (1, 1100, 1100, 2, 1, 0.0), (1, 600, 600, 1, 1, 2.0), (2, 130, 600, 2, 2, 0.0)],
 )
 def test_masks_and_shared_keys_are_those_of_the_weights_in_memory(batch, t, s, heads, groups, cap):
     """What nobody of a block sees is not computed. A query that sees nothing has a finite value, of no consequence."""
@@ -65,7 +68,7 @@ def test_masks_and_shared_keys_are_those_of_the_weights_in_memory(batch, t, s, h
     k, v, mask = k[:, :, :groups], v[:, :, :groups], masked(batch, t, s, np.random.default_rng(0))
     sees = mask.any(-1)[..., None, None]
     assert not sees.all()
-    fused = functools.partial(fused_attention.attend, mask=mask, cap=cap, interpret=True)
+    fused = functools.partial(fused_attention.attend, mask=mask, cap=cap, interpret=TPU_MEMORY)
     fused = value_and_gradients(fused, q, k, v, weights * sees)
     expected = value_and_gradients(functools.partial(plain, mask=mask, cap=cap), q, k, v, weights * sees)
     assert np.isfinite(fused[0]).all()
@@ -77,7 +80,7 @@ def test_sequences_of_a_row_have_rows_of_their_own():
     """Language models have an axis for them, [b k t h d], also where there is but one; masks broadcast over it."""
     q, k, v, _ = (x.reshape(2, 2, *x.shape[1:]) for x in drawn(4, 140, 140, 2, 64))
     mask = masked(2, 140, 140, np.random.default_rng(0))[:, None]
-    fused = fused_attention.attend(q, k, v, mask, interpret=True)
+    fused = fused_attention.attend(q, k, v, mask, interpret=TPU_MEMORY)
     expected = plain(q, k, v, mask)
     sees = mask.any(-1)[..., None, None]
     np.testing.assert_allclose(fused * sees, expected * sees, atol=2e-6)
@@ -86,7 +89,7 @@ def test_sequences_of_a_row_have_rows_of_their_own():
 def test_bfloat16_is_summed_in_float32():
     q, k, v, _ = drawn(1, 600, 600, 2, 64, jnp.bfloat16)
     expected = plain(*(x.astype(jnp.float32) for x in (q, k, v)))
-    fused = jax.jit(functools.partial(fused_attention.attend, interpret=True))(q, k, v)
+    fused = jax.jit(functools.partial(fused_attention.attend, interpret=TPU_MEMORY))(q, k, v)
     assert fused.dtype == jnp.bfloat16
     errors = [np.abs(np.asarray(x, np.float32) - expected).max() for x in (fused, plain(q, k, v))]
     assert errors[0] < 1.2 * errors[1]
