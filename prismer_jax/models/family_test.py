@@ -1,5 +1,6 @@
 """What a new family takes: the module that docs/adding.md shows, and nothing else."""
 
+import functools
 import importlib.util
 import re
 import sys
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from prismer_jax import checkpoint, config, models
+from prismer_jax import checkpoint, config, models, sharding
 from prismer_jax.batch import Batch, prompts
 from prismer_jax.captioner import Captioner
 from prismer_jax.decode import generate
 from prismer_jax.decode.cache import reorder
 from prismer_jax.errors import UserError
 from prismer_jax.testing import ROOT
+from prismer_jax.towers import fused_attention, layers
 from prismer_jax.train import train
 from prismer_jax.training.step import PRNG
 from prismer_jax.weights import safe
@@ -122,6 +124,40 @@ def test_a_tree_of_tokens_is_read_as_its_branches_are(toy, name):
         expected = rows[:, row, : len(path)]
         np.testing.assert_allclose(nodes[:, path], expected, atol=1e-5 * np.abs(expected).max())
     assert np.abs(nodes[:, 3] - nodes[:, 1]).max() > 1e-3  # which branch it is on matters
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow if x in SLOW else ()) for x in MODELS if x != "toy"]
+)
+def test_each_family_gives_the_same_where_attention_is_a_tpus_kernel(name, monkeypatch):
+    """On devices that split rows and heads, with weights of attention that nobody drops or looks at."""
+    model, mesh = models.build(MODELS[name][0], **MODELS[name][1]), sharding.make_mesh({"data": 4, "tensor": 2})
+    rng, size = np.random.default_rng(0), model.image_size
+    text, lengths = rng.integers(3, 30, (4, 6)).astype(np.int32), np.array([[6], [4], [5], [3]])
+    batch = {"image": rng.integers(0, 256, (4, size, size, 3), np.uint8), **prompts(text, np.arange(6) < lengths)}
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    weights = jnp.asarray(rng.standard_normal((4, 6, 1)) * (np.arange(6) < lengths)[..., None], jnp.float32)
+
+    def logits_and_gradients(params, kernels):
+        monkeypatch.setattr(layers, "FUSED", 1 if kernels else 1000)
+        rest = {key: part for key, part in variables.items() if key != "params"}
+
+        def weighted(params, batch):
+            logits = model.apply({**rest, "params": params}, batch)
+            return (jax.nn.log_softmax(logits) * weights).sum(), logits
+
+        with jax.set_mesh(mesh):
+            traced = jax.jit(jax.grad(weighted, has_aux=True)).trace(params, batch)
+            assert ("pallas_call" in str(traced.jaxpr)) == kernels
+            gradients, logits = traced.lower().compile()(params, batch)
+        return logits * (weights != 0), gradients
+
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    interpreted = functools.partial(fused_attention.attend, interpret=True)
+    monkeypatch.setattr(fused_attention, "attend", interpreted)
+    params, batch = jax.device_put((variables["params"], batch), sharding.replicated(mesh))
+    fused, plain = (logits_and_gradients(params, kernels) for kernels in (True, False))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5 + 1e-5 * np.abs(y).max()), fused, plain)
 
 
 def test_a_family_that_lacks_a_part_of_the_interface_is_told_so(toy, monkeypatch):
