@@ -119,7 +119,7 @@ def test_a_folder_of_marks_serves_one_output_at_a_time(photos, capsys):
 
 KILLED = """
 import sys, time
-from prismer_jax import label_png
+from prismer_jax import label_files
 from prismer_jax.files import progress
 from prismer_jax.experts import testing
 from tools import make_labels
