@@ -21,7 +21,8 @@ FLOAT32 = dict(preferred_element_type=jnp.float32)
 _DOTS = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
 Initializer = Callable[..., Array]
-FUSED = 512  # queries and keys from which on attention is one kernel on a TPU
+# Queries and keys from which on attention is one kernel on a TPU, without a mask and with one (docs/scaling.md).
+FUSED, FUSED_MASKED = 256, 2048
 
 # What a layer keeps for its backward pass; everything else is computed again.
 REMAT: dict[str, Any] = {
@@ -150,8 +151,9 @@ def attend(
 
 def _fused(q: Array, parts: Sequence[Keys]) -> bool:
     """Whether a TPU computes this in one kernel: without a cache, where the weights would be much of what moves."""
-    (k, *_), *cached = parts
-    return not cached and q.ndim == k.ndim and min(q.shape[-3], k.shape[-3]) >= FUSED and platform() == "tpu"
+    (k, _, mask), *cached = parts
+    long = min(q.shape[-3], k.shape[-3]) >= (FUSED if mask is None else FUSED_MASKED)
+    return not cached and q.ndim == k.ndim and long and platform() == "tpu"
 
 
 def soft_cap(logits: Array, cap: float) -> Array:
