@@ -62,7 +62,7 @@ def predict(shared):
     photos = datasets.load("lists", images=shared / "data/photos")
 
     def run(kind, prompt, **options):
-        options = dict(style="reference", padding="reference", blank=False, quiet=True, batch_size=5) | options
+        options = dict(style="reference", padding="reference", predict_only=True, quiet=True, batch_size=5) | options
         evaluator = evaluators.build(
             kind,
             model=model,
