@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
-    if args.choices is not None and (args.num_captions > 1 or args.top_p is not None or args.temperature is not None):
+    drawn = args.num_captions > 1 or args.top_p is not None or args.temperature is not None
+    if args.choices is not None and drawn:
         raise UserError("--choices are ranked, not sampled: leave --num-captions, --top-p and --temperature out.")
     if args.prompt is not None and (args.choices is not None or args.question is not None):
         raise UserError("--prompt is said instead of asking: leave --question and --choices out.")
@@ -102,8 +103,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--divide-by {args.divide_by}: 1024, as in PaliGemma's announcement, or 1023, as in big_vision."
         )
-    if args.num_beams is not None and (args.choices is not None or args.num_captions > 1 or args.top_p is not None):
-        raise UserError("--num-beams searches: leave --choices, --num-captions and --top-p out.")
+    if args.num_beams is not None and (args.choices is not None or drawn):
+        raise UserError("--num-beams searches: leave --choices, --num-captions, --top-p and --temperature out.")
+    if args.output is not None and args.output.is_dir():
+        raise UserError(f"--output {args.output}: is a folder. Name the file to write, such as results.json.")
     if args.embed is not None and (args.output is None or args.images is None or args.question or args.choices):
         raise UserError("--embed is for captions: give --images and --output, and leave --question and --choices out.")
     runtime.use_compilation_cache()
@@ -111,14 +114,13 @@ def main(argv: list[str] | None = None) -> None:
     embedder = None if args.embed is None else SentenceEmbedder(args.embed)
     captioner = Captioner(args.checkpoint, args.experts)
     settings = {k: v for k, v in (("top_p", args.top_p), ("temperature", args.temperature)) if v is not None}
-    if args.num_beams is not None:
-        settings |= {"method": "beam", "num_beams": args.num_beams}
+    settings |= {} if args.num_beams is None else {"method": "beam", "num_beams": args.num_beams}
     if args.choices is not None:
         choices = args.choices[0] if len(args.choices) == 1 else args.choices
         request = to_choose(captioner, args.images, choices, args.question, args.labels, None)
     elif args.question is None:
-        how_many = args.num_captions, args.seed, settings
-        request = to_caption(captioner, args.images, args.labels, *how_many, args.prompt)
+        given = args.labels, args.num_captions, args.seed, settings, args.prompt
+        request = to_caption(captioner, args.images, *given)
     else:
         request = to_answer(captioner, args.images, args.question, args.labels, args.num_captions, args.seed, settings)
     reader = _reader(captioner, request.source, args)

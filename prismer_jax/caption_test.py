@@ -105,6 +105,39 @@ def test_every_label_is_seen_where_it_is_there(captioner, photos):
     np.testing.assert_allclose(everything, score(None), rtol=1e-4)  # none is left
 
 
+def test_labels_that_are_not_there_are_counted(captioner, photos, caplog):
+    """A folder of another level, or of other photos, has none, and the captions would be those without experts."""
+    (photos / "labels/depth/p2.png").unlink()
+    captioner.caption(photos / "photos", labels=photos / "labels")
+    assert "labels has no label by depth for 1 of 5 photos" in caplog.text
+    captioner.caption(photos / "photos/p0.png", labels=photos / "photos")
+    assert "photos has no label by depth for 1, " in caplog.text
+
+
+def test_two_photos_that_would_share_labels_do_not(captioner, photos):
+    Image.new("RGB", (30, 40), "red").save(photos / "photos/p1.jpg")
+    named = [result["image"] for result in captioner.caption(photos / "photos", labels=photos / "labels")]
+    assert named == ["p0.png", "p1.jpg", "p2.png", "p3.png", "p4.png"]
+    assert len(captioner.caption(photos / "photos")) == 6
+
+
+def test_a_method_of_decoding_may_be_another_than_the_checkpoints(captioner, photos):
+    """And photos may come from a generator, as those of Path.glob."""
+    found = captioner.caption((photos / "photos").glob("p[01].png"), method="greedy")
+    assert len(found) == 2
+    (beams,) = captioner.caption(photos / "photos/p0.png", num_beams=1)
+    assert beams["captions"] == next(row for row in found if row["image"] == "p0.png")["captions"]
+    drawn = captioner.caption(photos / "photos/p0.png", method="sample")
+    assert drawn == captioner.caption(photos / "photos/p0.png", temperature=1.0)
+    assert captioner.answer(photos / "photos/p0.png", "what is it?", num_beams=2)[0]["answers"]
+    with pytest.raises(UserError, match="method='sample'"):
+        captioner.caption(photos / "photos/p0.png", num_captions=2, method="beam")
+    with pytest.raises(UserError, match="3 is no photo"):
+        captioner.caption(3)
+    with pytest.raises(UserError, match="no question"):
+        captioner.answer(photos / "photos/p0.png", None)
+
+
 def test_official_folders_may_have_data_sets_in_them(captioner, photos):
     for expert in EXPERTS:
         (photos / f"labels/{expert}/helpers").mkdir()
@@ -366,6 +399,8 @@ def test_a_photo_that_changed_meanwhile_is_captioned_again(captioner, photos, mo
         ("", ["--choices", "a", ""], r"the choices: '' is no text to choose"),
         ("", ["--choices", "a", "b", "--top-p", "0.9"], "--choices are ranked, not sampled"),
         ("", ["--num-beams", "3", "--top-p", "0.9"], "--num-beams searches"),
+        ("", ["--num-beams", "3", "--temperature", "0.5"], "--num-beams searches"),
+        ("", ["--output", "."], r"--output \.: is a folder. Name the file"),
         ("", ["--embed", "all-MiniLM-L6-v2"], "--embed is for captions: give --images and --output"),
         ("", ["--output", "x.json", "--embed", "all-MiniLM-L6-v2"], "Fetch it with python -m tools"),
         ("", ["--qestion", "who"], "Did you mean '--question'"),

@@ -74,7 +74,11 @@ def read(folder: pathlib.Path) -> Run:
             raise UserError(f"{place / 'metrics.json'}: is damaged. Evaluate again.") from None
         if isinstance(record, dict) and {"metrics", "evaluators", "checkpoint"} <= record.keys():
             return Run(str(folder), place, record)
-    what = "no such folder" if not folder.exists() else "holds no results of an evaluation (metrics.json)"
+    what = (
+        "no such folder"
+        if not folder.exists()
+        else "holds no results of an evaluation (metrics.json; a training's has no samples)"
+    )
     raise UserError(f"{folder}: {what}. Make them: python -m prismer_jax.evaluate --config ... --checkpoint {folder}.")
 
 

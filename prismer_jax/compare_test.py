@@ -163,7 +163,7 @@ def test_what_is_no_result_is_one_line_that_says_what_to_do(tmp_path):
 
     refused(tmp_path / "nowhere", "no such folder")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", r"holds no results of an evaluation \(metrics\.json\)")
+    refused(tmp_path / "empty", r"holds no results of an evaluation \(metrics\.json;")
     (tmp_path / "empty" / "metrics.json").write_text('{"vqa/accuracy": 1.0}')  # a training's
     refused(tmp_path / "empty", r"prismer_jax\.evaluate --config")
     (tmp_path / "empty" / "metrics.json").write_text('{"metr')

@@ -178,6 +178,15 @@ def test_dry_run_says_the_commands_and_leaves_nothing(files, capsys):
     assert not (files / "out").exists()
 
 
+def test_an_arm_joins_the_configs_own_argument(tmp_path):
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\nfrom prismer_jax.config import parse_arg\n"
+        "def get_config(arg=None):\n    return ConfigDict({**vars(parse_arg(arg, a=1, b=1)), 'seed': 0})\n"
+    )
+    (run,) = sweep.plan(f"{tmp_path}/config.py:a=2", [sweep.parse_arm("b=3")], [0], tmp_path / "out")
+    assert run.spec.endswith("config.py:a=2,b=3")
+
+
 @pytest.mark.parametrize(
     ("arms", "message"),
     [

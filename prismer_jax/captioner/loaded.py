@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from prismer_jax import checkpoint, datasets, models, pp
+from prismer_jax import checkpoint, datasets, label_files, models, pp
 from prismer_jax.datasets.photos import Photos, are_files
 from prismer_jax.errors import UserError
 
@@ -48,12 +48,15 @@ class Loaded:
 
     def photos(self, images: Any, labels: Path | None) -> Any:
         """Returns a source of photos, with the labels of a folder or, without one, with those of the experts."""
+        images = list(images) if isinstance(images, Iterator) else images  # as Path.glob gives them
         if are_files(images):
             source = datasets.load("photos", images=images, labels=labels, experts=self.model.experts)
         elif labels is not None:
             raise UserError(f"{labels}: label files are found by the names of photos, which those in memory lack.")
         else:
             source = Photos(images)
+        if labels is not None:
+            self._warn_of_absent(source, labels)
         if labels is not None or not self.model.experts:
             return source
         if self.experts is None:
@@ -63,6 +66,13 @@ class Loaded:
         if line := self.experts.line():
             logger.warning("%s", line)
         return self.experts.label(source)
+
+    def _warn_of_absent(self, source: Any, labels: Path) -> None:
+        """Says of which experts a folder has no labels for photos: another folder's, or of other names, would."""
+        folder, names = os.fspath(labels).replace("{dataset}", ""), [source.name(index) for index in range(len(source))]
+        counts = {e: sum(not label_files.is_whole(folder, e, name) for name in names) for e in self.model.experts}
+        if absent := ", ".join(f"{expert} for {count}" for expert, count in counts.items() if count):
+            logger.warning("%s has no label by %s of %d photos, which are seen without.", labels, absent, len(names))
 
     def leave_out(self, source: Any, meta: Mapping[int, Mapping[str, Any]]) -> None:
         """Notes which photos of a source cannot be used; `meta` has those of a batch, by their place."""

@@ -143,11 +143,18 @@ def to_write(
     how = choose("task of this checkpoint", task, loaded.tasks)
     texts = style_of(how.get("style", "plain"))
     write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
-    if number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}:
-        length = {k: v for k, v in how["decode"].items() if k in ("max_new", "min_new", "max_len", "min_len")}
-        options = {"method": "sample", "num_samples": number, **length, **how.get("sample", {}), **settings}
+    own = how["decode"].get("method", "beam")
+    drawn = number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}
+    method = settings.get("method", "sample" if drawn else "beam" if "num_beams" in settings else own)
+    if drawn and (method != "sample" or "num_beams" in settings):
+        raise UserError(
+            "Several texts, top_p, top_k and temperature are of method='sample': leave method and beams out."
+        )
+    length = {k: v for k, v in how["decode"].items() if k in ("max_new", "min_new", "max_len", "min_len")}
+    if method == "sample":
+        options = {"num_samples": number, **length, **how.get("sample", {}), **settings, "method": method}
     else:
-        options = {**how["decode"], **settings}
+        options = {**(how["decode"] if method == own else length), **settings, "method": method}
     options |= {"eos": loaded.tokenizer.eos, "pad": loaded.tokenizer.pad}
 
     def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
@@ -192,7 +199,7 @@ def _questions(question: str | Sequence[str]) -> list[Result]:
     Raises:
       UserError: there is no question.
     """
-    asked = [{"question": text} for text in ([question] if isinstance(question, str) else question)]
-    if not asked:
-        raise UserError("There is no question to answer: give one, or several.")
+    asked = [{"question": text} for text in ([question] if isinstance(question, str) else question or [])]
+    if not asked or not all(isinstance(ask["question"], str) for ask in asked):
+        raise UserError("There is no question to answer: give one, or several, as text.")
     return asked

@@ -28,6 +28,7 @@ def orbax() -> ModuleType:
     import orbax.checkpoint
 
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells again, at length, which of its writes have failed
     return orbax.checkpoint
 
 

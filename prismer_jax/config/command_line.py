@@ -136,7 +136,8 @@ def _override(config: Any, override: str) -> None:
     for depth, part in enumerate([*parents, last]):
         is_list = isinstance(node, list | tuple)
         valid = [str(i) for i in range(len(node))] if is_list else list(node.keys()) if hasattr(node, "keys") else []
-        if part not in valid:
+        field = parents[:1] == ["model"] and depth == len(parents) and hasattr(node, "keys")  # the model knows its own
+        if part not in valid and not field:
             prefix = "".join(f"{p}." for p in key.split(".")[:depth])
             names = [name for name, _ in leaves(unwrapped(config))]
             raise UserError(f"No config key {prefix}{part!r} for --config.{key}. {nearest(key, names)}")
@@ -145,11 +146,13 @@ def _override(config: Any, override: str) -> None:
     if isinstance(node, tuple):
         raise UserError(f"--config.{key}: a tuple cannot be changed in place; override {'.'.join(parents)} whole.")
     place = int(last) if isinstance(node, list) else last
-    if hasattr(node[place], "keys"):
-        inside = ", ".join(f"{key}.{k}" for k in list(node[place].keys())[:3])
+    old = node[place] if last in valid else None
+    if hasattr(old, "keys"):
+        inside = ", ".join(f"{key}.{k}" for k in list(old.keys())[:3])
         raise UserError(f"--config.{key} is a section; set one of its keys ({inside} ...).")
     try:
-        node[place] = _convert(text, node[place], f"--config.{key}")
+        with config.unlocked():
+            node[place] = _convert(text, old, f"--config.{key}")
     except TypeError:  # a placeholder, which has a type but no value yet
         raise UserError(f"--config.{key} is of another type than {text!r}.") from None
 

@@ -100,6 +100,21 @@ def test_load_runs_the_file_and_applies_typed_overrides(file):
     assert [d.weight for d in loaded.data] == [1.0, 3.0]
 
 
+def test_a_field_of_the_model_need_not_be_in_the_config(tmp_path):
+    """As `remat`, which pages advise, in configs that leave it as it is; the model refuses what it does not have."""
+    (tmp_path / "config.py").write_text(
+        "import ml_collections\n"
+        "def get_config(arg=None):\n"
+        "    return ml_collections.ConfigDict(dict(model=dict(name='x', language=dict(width=8)), lr=1.0))\n"
+    )
+    given = ["model.remat=full", "model.language.dropout=0.1", "model.lora={'rank': 4}"]
+    loaded = config.load(str(tmp_path / "config.py"), given)
+    assert (loaded.model.remat, loaded.model.language.dropout, loaded.model.lora.rank) == ("full", 0.1, 4)
+    for key in ("remat=full", "modl.remat=full", "model.vision.width=8", "model.name.y=1"):
+        with pytest.raises(UserError, match="No config key"):
+            config.load(str(tmp_path / "config.py"), [key])
+
+
 def test_values_that_refer_to_others_follow_an_override(file):
     assert config.load(str(file), ["steps=30"]).half == 15
 

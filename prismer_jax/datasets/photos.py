@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from prismer_jax.datasets import folders
+from prismer_jax.datasets import folders, label_names
 from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files.dropped import Dropped
@@ -40,7 +40,8 @@ def load(
     if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
     dropped = Dropped()
-    photos = [{"source": "", **_alone(photo)} for photo in folders.photos(images, dropped)]
+    found = ({"source": "", **_alone(photo)} for photo in folders.photos(images, dropped))
+    photos = list(found if labels is None else label_names.distinct(found, labels, dropped))
     where = folders.shown([images] if isinstance(images, str | os.PathLike) else images)
     for line in dropped.lines():
         logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
@@ -59,6 +60,8 @@ def are_files(images: Photo | Sequence[Photo]) -> bool:
 
 def _several(images: Photo | Sequence[Photo]) -> Sequence[Photo]:
     one = isinstance(images, str | os.PathLike | bytes | Image.Image) or getattr(images, "ndim", 4) < 4
+    if not one and not isinstance(images, Iterable):
+        raise UserError(f"{images!r} is no photo: give files, folders, bytes, Pillow's images or arrays.")
     return [images] if one else list(images)
 
 

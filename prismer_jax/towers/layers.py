@@ -21,8 +21,7 @@ FLOAT32 = dict(preferred_element_type=jnp.float32)
 _DOTS = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm of the reference
 Initializer = Callable[..., Array]
-# Queries and keys from which on attention is one kernel on a TPU, without a mask and with one (docs/scaling.md).
-FUSED, FUSED_MASKED = 256, 2048
+FUSED, FUSED_MASKED = 256, 2048  # queries and keys from which on attention is one kernel on a TPU (docs/scaling.md)
 
 # What a layer keeps for its backward pass; everything else is computed again.
 REMAT: dict[str, Any] = {
