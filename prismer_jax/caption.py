@@ -113,14 +113,14 @@ def main(argv: list[str] | None = None) -> None:
     runtime.log_warnings()
     embedder = None if args.embed is None else SentenceEmbedder(args.embed)
     captioner = Captioner(args.checkpoint, args.experts)
-    settings = {k: v for k, v in (("top_p", args.top_p), ("temperature", args.temperature)) if v is not None}
-    settings |= {} if args.num_beams is None else {"method": "beam", "num_beams": args.num_beams}
+    settings = {key: getattr(args, key) for key in ("num_beams", "top_p", "temperature")}
+    settings = {key: value for key, value in settings.items() if value is not None}
     if args.choices is not None:
         choices = args.choices[0] if len(args.choices) == 1 else args.choices
         request = to_choose(captioner, args.images, choices, args.question, args.labels, None)
     elif args.question is None:
-        given = args.labels, args.num_captions, args.seed, settings, args.prompt
-        request = to_caption(captioner, args.images, *given)
+        how_many = args.num_captions, args.seed, settings
+        request = to_caption(captioner, args.images, args.labels, *how_many, args.prompt)
     else:
         request = to_answer(captioner, args.images, args.question, args.labels, args.num_captions, args.seed, settings)
     reader = _reader(captioner, request.source, args)

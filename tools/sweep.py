@@ -119,7 +119,7 @@ def plan(
     runs = []
     for seed in seeds:
         for arm in arms:
-            spec = f"{file}{',' if '.py:' in file else ':'}{arm.argument}" if arm.argument else file
+            spec = f"{file}{',' if ':' in file else ':'}{arm.argument}" if arm.argument else file
             keys = (*overrides, *arm.overrides, f"seed={seed}")
             run = Run(arm, seed, spec, keys, output / arm.folder / f"seed{seed}")
             wanted = json.loads(config.to_json(config.load(spec, keys)))

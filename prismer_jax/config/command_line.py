@@ -92,14 +92,11 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Section:
         beside = [str(pathlib.Path(file).with_name(p.name)) for p in path.parent.glob("*.py")]
         raise UserError(f"No config file {file}. {nearest(file, beside)}")
     config = _run_config_file(path, arg)
-    plain = unwrapped(config)
-    if not isinstance(plain, dict):
+    if not isinstance(unwrapped(config), dict):
         raise UserError(f"{file}: get_config returned a {type(config).__name__}; return an ml_collections.ConfigDict.")
-    if overrides:
-        for override in overrides:
-            _override(config, override.removeprefix("--config."))
-        plain = unwrapped(config)
-    return Section(plain)
+    for override in overrides:
+        _override(config, override.removeprefix("--config."))
+    return Section(unwrapped(config))
 
 
 def _run_config_file(path: pathlib.Path, arg: str) -> Any:
@@ -150,9 +147,10 @@ def _override(config: Any, override: str) -> None:
     if hasattr(old, "keys"):
         inside = ", ".join(f"{key}.{k}" for k in list(old.keys())[:3])
         raise UserError(f"--config.{key} is a section; set one of its keys ({inside} ...).")
+    if hasattr(node, "unlock"):  # a ConfigDict, which takes no new key else
+        node.unlock()
     try:
-        with config.unlocked():
-            node[place] = _convert(text, old, f"--config.{key}")
+        node[place] = _convert(text, old, f"--config.{key}")
     except TypeError:  # a placeholder, which has a type but no value yet
         raise UserError(f"--config.{key} is of another type than {text!r}.") from None
 

@@ -100,12 +100,13 @@ def test_load_runs_the_file_and_applies_typed_overrides(file):
     assert [d.weight for d in loaded.data] == [1.0, 3.0]
 
 
-def test_a_field_of_the_model_need_not_be_in_the_config(tmp_path):
+@pytest.mark.parametrize("kind", ["ml_collections.ConfigDict", "dict"])
+def test_a_field_of_the_model_need_not_be_in_the_config(tmp_path, kind):
     """As `remat`, which pages advise, in configs that leave it as it is; the model refuses what it does not have."""
     (tmp_path / "config.py").write_text(
         "import ml_collections\n"
         "def get_config(arg=None):\n"
-        "    return ml_collections.ConfigDict(dict(model=dict(name='x', language=dict(width=8)), lr=1.0))\n"
+        f"    return {kind}(dict(model=dict(name='x', language=dict(width=8)), lr=1.0))\n"
     )
     given = ["model.remat=full", "model.language.dropout=0.1", "model.lora={'rank': 4}"]
     loaded = config.load(str(tmp_path / "config.py"), given)

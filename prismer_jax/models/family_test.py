@@ -158,7 +158,12 @@ def test_each_family_gives_the_same_where_attention_is_a_tpus_kernel(name, monke
     monkeypatch.setattr(fused_attention, "attend", interpreted)
     params, batch = jax.device_put((variables["params"], batch), sharding.replicated(mesh))
     fused, plain = (logits_and_gradients(params, kernels) for kernels in (True, False))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5 + 1e-5 * np.abs(y).max()), fused, plain)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(plain))  # gradients that are 0 are rounding errors of others
+
+    def compare(x, y):
+        np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max() + 1e-7 * largest)
+
+    jax.tree.map(compare, fused, plain)
 
 
 def test_a_family_that_lacks_a_part_of_the_interface_is_told_so(toy, monkeypatch):

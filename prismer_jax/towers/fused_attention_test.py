@@ -73,7 +73,7 @@ def test_masks_and_shared_keys_are_those_of_the_weights_in_memory(batch, t, s, h
     expected = value_and_gradients(functools.partial(plain, mask=mask, cap=cap), q, k, v, weights * sees)
     assert np.isfinite(fused[0]).all()
     for ours, theirs in zip((fused[0] * sees, *fused[1:]), (expected[0] * sees, *expected[1:]), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=5e-6)
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())  # the first keys' are large
 
 
 def test_sequences_of_a_row_have_rows_of_their_own():
@@ -110,7 +110,7 @@ def test_devices_compute_their_rows_and_heads(axes, groups):
         assert axes == {"tensor": 8} or not fused[0].sharding.is_fully_replicated
     expected = value_and_gradients(functools.partial(plain, mask=mask), q, k, v, weights)
     for ours, theirs in zip(fused, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=5e-6)
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * 4 / (groups or 4))  # of shared keys, sums over heads
 
 
 def kernels(mesh, queries=600, keys=600, mask=None, cached=0, **options):
