@@ -115,10 +115,14 @@ def _masked(make: Callable[..., Any], mask: Array, q: Array, k: Array, v: Array)
 
 
 def _blocks(length: int, most: int) -> tuple[int, int]:
-    """Returns the length of a block, a multiple of LANES and at most `most`, and that of as many as hold `length`."""
-    count = -(-length // most)
-    block = -(-length // (count * LANES)) * LANES
-    return block, count * block
+    """Returns the length of a block, a multiple of LANES, and that of as many as hold `length`, of which few are more.
+
+    A block has at most `most`, and half of it at least where there are several: small ones read keys more often.
+    """
+    least = min(-(-length // LANES) * LANES, most // 2)
+    sizes = [size for size in range(LANES, most + 1, LANES) if size >= least]
+    whole, block = min((-(-length // size) * size, -size) for size in sizes)
+    return -block, whole
 
 
 def _filled(x: Array, length: int) -> Array:

@@ -76,6 +76,21 @@ def test_masks_and_shared_keys_are_those_of_the_weights_in_memory(batch, t, s, h
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())  # the first keys' are large
 
 
+@pytest.mark.parametrize(
+    ("length", "most", "expected"),
+    [
+        (260, 1024, (384, 384)),
+        (964, 1024, (1024, 1024)),
+        (1240, 1024, (640, 1280)),
+        (4096, 512, (512, 4096)),
+        (4128, 512, (384, 4224)),
+        (1300, 512, (512, 1536)),
+    ],
+)
+def test_blocks_are_large_and_filled_up_little(length, most, expected):
+    assert fused_attention._blocks(length, most) == expected
+
+
 def test_sequences_of_a_row_have_rows_of_their_own():
     """Language models have an axis for them, [b k t h d], also where there is but one; masks broadcast over it."""
     q, k, v, _ = (x.reshape(2, 2, *x.shape[1:]) for x in drawn(4, 140, 140, 2, 64))
