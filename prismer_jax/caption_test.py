@@ -121,6 +121,17 @@ def test_two_photos_that_would_share_labels_do_not(captioner, photos):
     assert len(captioner.caption(photos / "photos")) == 6
 
 
+def test_a_photo_that_is_given_again_has_a_result_each_time(captioner, photos):
+    """So that results are in the order of what was given; in a folder that is given beside it, it is one."""
+    files = [photos / f"photos/p{i}.png" for i in (1, 0, 1)]
+    for labels in (None, photos / "labels"):
+        again = captioner.caption(files, labels=labels)
+        assert [result["image"] for result in again] == ["p1.png", "p0.png", "p1.png"]
+        assert again[0]["captions"] == again[2]["captions"]
+    assert len(captioner.caption([photos / "photos", files[0]])) == 6
+    assert len(captioner.caption([files[0], photos / "photos"])) == 5
+
+
 def test_a_method_of_decoding_may_be_another_than_the_checkpoints(captioner, photos):
     """And photos may come from a generator, as those of Path.glob."""
     found = captioner.caption((photos / "photos").glob("p[01].png"), method="greedy")
@@ -192,6 +203,12 @@ def test_given_answers_and_classes_are_ranked(captioner, photos, question):
     compiled = _compiled._cache_size()
     assert found == captioner.choose(photos / "photos", texts, question, labels=where, k=3, batch_size=4)
     assert _compiled._cache_size() == compiled  # for two batches, the last one filled up, and all of it again
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_so_few_choices_cannot_be_ranked(captioner, photos, k):
+    with pytest.raises(UserError, match=f"k={k}: must be at least 1"):
+        captioner.choose(photos / "photos", ["red", "blue"], k=k)
 
 
 def test_the_command_chooses_as_the_evaluator_does(export, captioner, photos, capsys):

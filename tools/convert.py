@@ -52,6 +52,7 @@ def family(name: str, command: conversion.Command, argv: Sequence[str]) -> None:
     command.flags(parser)
     _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv)
+    config.check_seed(getattr(args, "seed", 0))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     result = command.run(args, functools.partial(_on_disk, folder=args.output.parent))
     checkpoint.export(args.output, result.variables, result.description, result.files)

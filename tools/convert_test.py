@@ -201,6 +201,8 @@ def test_a_model_starts_from_backbones(tmp_path):
     state = public.a_state(backbones.TEXT, conversion.shapes_of(model))
     write.safetensors_file(tmp_path / "roberta.safetensors", state)
     flags = ("--text", str(tmp_path / "roberta.safetensors"), "--variant", "prismerz_tiny")
+    with pytest.raises(UserError, match=r"seed=-1: must be"):
+        convert.main(["backbone", *flags, "--output", str(tmp_path / "out"), "--seed", "-1"])
     convert.main(["backbone", *flags, "--output", str(tmp_path / "out"), "--seed", "1"])
     variables, description = checkpoint.load_export(tmp_path / "out")
     assert description["model"] == {"name": "prismer", "variant": "tiny", "experts": [], "image_size": 96}

@@ -92,7 +92,11 @@ def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> d
         raise UserError(f"{description['folder']} does not say which model it is of; use --format orbax or msgpack.")
     if "labels" in variables.get("params", {}):  # which LabelTokens reads; Prismer's stems are its own
         raise UserError(f"{description['folder']}: the original of {name} has no experts; use --format orbax.")
-    return conversion.to_torch(variables, conversion.table_of(name, models.build(**fields)))
+    try:
+        table = conversion.table_of(name, models.build(**fields))
+    except UserError as error:
+        raise UserError(f"{description['folder']}: {error}") from None
+    return conversion.to_torch(variables, table)
 
 
 def on_cpu(shapes: Any) -> Any:

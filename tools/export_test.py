@@ -101,4 +101,7 @@ def test_bad_usage_is_one_line(folder, tmp_path):
     checkpoint.export(tmp_path / "other", {"w": np.ones(2)}, {"model": {"name": "other"}})
     with pytest.raises(UserError, match=r"Unknown model 'other'\. Valid names: "):
         run(tmp_path / "other", "torch", tmp_path / "out")
+    checkpoint.export(tmp_path / "small", {"w": np.ones(2)}, {"model": {"name": "student", "variant": "tiny"}})
+    with pytest.raises(UserError, match=r"small: A student has no names in the files of other frameworks"):
+        run(tmp_path / "small", "torch", tmp_path / "out")
     assert not (tmp_path / "out").exists()

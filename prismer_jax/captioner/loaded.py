@@ -50,7 +50,7 @@ class Loaded:
         """Returns a source of photos, with the labels of a folder or, without one, with those of the experts."""
         images = list(images) if isinstance(images, Iterator) else images  # as Path.glob gives them
         if are_files(images):
-            source = datasets.load("photos", images=images, labels=labels, experts=self.model.experts)
+            source = datasets.load("photos", images=images, labels=labels, experts=self.model.experts, repeats=True)
         elif labels is not None:
             raise UserError(f"{labels}: label files are found by the names of photos, which those in memory lack.")
         else:

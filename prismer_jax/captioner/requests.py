@@ -91,6 +91,8 @@ def to_choose(
     """Returns what Captioner.choose asks; raises UserError if the checkpoint lacks the task."""
     task, kind = ("caption", "class") if question is None else ("question", "answer")
     how = choose("task of this checkpoint", task, loaded.tasks)
+    if k is not None and k < 1:
+        raise UserError(f"k={k}: must be at least 1, of the choices that are ranked as a whole.")
     settings = {"k": k or {"class": 32, "answer": 16}[kind]}
     asked = [{}] if question is None else _questions(question)
     return to_rank(loaded, loaded.photos(images, labels), how, read_choices(choices), kind, settings, asked)

@@ -18,7 +18,7 @@ Path = str | os.PathLike
 NOT_UTF8 = "file name that is not UTF-8"
 
 
-def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str, Any]]:
+def photos(images: Path | Sequence[Path], dropped: Dropped, repeats: bool = False) -> Iterator[dict[str, Any]]:
     """Yields the photos of folders, recursively and in order, and files given as such.
 
     Each has `id`, `name` (path below the folder), `image` (path), and `captions` (from a parquet table) or
@@ -28,6 +28,7 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
       images: a folder, a file, or several.
       dropped: counts what img2dataset could not fetch into the folders, photos of kinds that are not read, those that
         several of `images` hold, and names that are not UTF-8.
+      repeats: a file that is given by itself is a photo each time, with the id that it had.
 
     Raises:
       UserError: there is no such photo or folder, or no photo in a folder.
@@ -35,7 +36,7 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
     items = [images] if isinstance(images, str | os.PathLike) else list(images)
     roots = [os.path.expanduser(os.fspath(item)) for item in items]
     ids: set[str] = set()
-    seen: set[str] = set()
+    seen: dict[str, str] = {}  # file -> id
     count = 0
     for root in roots:
         if not os.path.exists(root):
@@ -46,12 +47,15 @@ def photos(images: Path | Sequence[Path], dropped: Dropped) -> Iterator[dict[str
             count += 1
             if len(roots) > 1:  # two photos may have one name: the later one is called by its whole path
                 if (file := identity(photo["image"])) in seen:
-                    dropped.add("photo given twice", photo["image"])
+                    if repeats and photo["image"] == root:
+                        yield photo | {"id": seen[file]}
+                    else:
+                        dropped.add("photo given twice", photo["image"])
                     continue
-                seen.add(file)
                 if photo["id"] in ids:
                     photo["id"] = photo["image"]
                 ids.add(photo["id"])
+                seen[file] = photo["id"]
             yield photo
         # One of many files that are given, as by *.jpg, is counted alone.
         if count == before and (os.path.isdir(root) or (root is roots[-1] and not count)):

@@ -39,18 +39,18 @@ def distinct(photos: Iterable[dict[str, Any]], labels: str | os.PathLike, droppe
     """Yields photos; leaves out those whose label files would be those of one before them.
 
     Args:
-      photos: dicts with `name`, `image` and `source`, perhaps `dataset`; see lists.Source.
+      photos: dicts with `id`, `name`, `image` and `source`, perhaps `dataset`; see lists.Source.
       labels: the folder of the label files; where it holds '{dataset}', names are compared within data sets.
       dropped: counts what is left out.
     """
     by_dataset, any_case = "{dataset}" in os.fspath(labels), ignores_case(labels)
-    owners: dict[Any, str] = {}
+    owners: dict[Any, dict[str, Any]] = {}
     for photo in photos:
         name: Any = key(photo["name"], any_case)
         if by_dataset:
             name = str(photo.get("dataset") or photo["source"]), name
-        owner = owners.setdefault(name, photo["image"])
-        if owner is photo["image"]:
+        owner = owners.setdefault(name, photo)
+        if owner["id"] == photo["id"]:  # itself, or the same photo again
             yield photo
         else:
-            dropped.add(USED_TWICE, f"{photo['image']}: its label files would be those of {owner}. {REMEDY}")
+            dropped.add(USED_TWICE, f"{photo['image']}: its label files would be those of {owner['image']}. {REMEDY}")

@@ -75,7 +75,8 @@ def test_a_disk_that_ignores_case_makes_one_file_of_two_names(tmp_path, monkeypa
     folder.mkdir()
     (tmp_path / "lABELS").symlink_to(folder)  # as if
     assert label_names.ignores_case(folder)
-    photos = [{"name": name, "image": f"photos/{name}", "source": "x"} for name in ("a.jpg", "A.jpg", "b.jpg")]
+    names = ("a.jpg", "A.jpg", "b.jpg")
+    photos = [{"id": name, "name": name, "image": f"photos/{name}", "source": "x"} for name in names]
     dropped = Dropped()
     assert [photo["name"] for photo in label_names.distinct(photos, folder, dropped)] == ["a.jpg", "b.jpg"]
     assert dropped.counts == {"name used twice": 1}

@@ -25,7 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def load(
-    images: Path | Sequence[Path], *, labels: Path | None = None, experts: str | Sequence[str] = tuple(EXPERTS)
+    images: Path | Sequence[Path],
+    *,
+    labels: Path | None = None,
+    experts: str | Sequence[str] = tuple(EXPERTS),
+    repeats: bool = False,
 ) -> Source:
     """Returns a source of photos, in the order of `folders.photos`, without the captions that lie beside them.
 
@@ -33,6 +37,7 @@ def load(
       images: a folder (recursively), a file, or several of either.
       labels: as in `lists.load`.
       experts: whose label files are looked for.
+      repeats: as in `folders.photos`.
 
     Raises:
       UserError: there is no such photo or folder, or no photo in a folder.
@@ -40,7 +45,7 @@ def load(
     if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
     dropped = Dropped()
-    found = ({"source": "", **_alone(photo)} for photo in folders.photos(images, dropped))
+    found = ({"source": "", **_alone(photo)} for photo in folders.photos(images, dropped, repeats))
     photos = list(found if labels is None else label_names.distinct(found, labels, dropped))
     where = folders.shown([images] if isinstance(images, str | os.PathLike) else images)
     for line in dropped.lines():

@@ -146,7 +146,7 @@ def warnings(stats: Statistics, names: Sequence[str] = ()) -> list[str]:
         return [f"{row.name}: no photo has a label. Run make_labels, or check the folder."] if stats.photos else []
     if stats.share("missing") > MISSING:
         rest = " (the official code writes none where it finds no word)" if row.embed == "words" else ""
-        remedy = "Run make_labels again: it makes what is missing."
+        remedy = "Run make_labels again: it makes what is missing, and names the photos that it cannot read."
         say.append(f"{stats.missing} of {stats.photos} photos have no label{rest}. {remedy}")
     if many and stats.empty == stats.present and row.name != "ocr_detection":
         say.append("every map is empty. Check the checkpoint that the expert was given.")

@@ -133,6 +133,31 @@ def test_tables_and_lines_under_any_ending(folder, name, text):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.json", '{"a.jpg": "one", "b.jpg": "three", "a.jpg": ["two"]}'),
+        ("l.csv", "image,caption,caption\na.jpg,one,two\nb.jpg,three,\n"),
+        ("l.csv", "image,caption,id,caption\na.jpg,one,1,two\nb.jpg,,2,three\n"),
+    ],
+)
+def test_what_a_list_names_twice_is_not_lost(folder, name, text):
+    assert [e["captions"] for e in read(folder, text, name)] == [["one", "two"], ["three"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a.jpg": {"caption": "one"}, "a.jpg": {"caption": "two"}}', "'a.jpg' stands there twice"),
+        ('[{"image": "https://x.org/a.jpg", "caption": "one"}]', "first is https://x.org/a.jpg. Fetch it"),
+        ('[{"image": {"path": "gs://x/a.jpg"}, "caption": "one"}]', "first is gs://x/a.jpg. Fetch it with"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(folder, text, message):
+    with pytest.raises(UserError, match=message):
+        read(folder, text)
+
+
+@pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
         ('image,caption\na.jpg,a dog\nb.jpg,"a 5 inch screen\na.jpg,a cat\nb.jpg,a bird\n', 3, "unexpected end"),

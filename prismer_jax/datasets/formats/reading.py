@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from prismer_jax.errors import UserError
@@ -74,7 +74,10 @@ def read(path: Path) -> Any:
     if start == "{" and path.suffix.lower() in LINES:
         return _lines(text, path)
     try:
-        return json.loads(text)
+        content = json.loads(text)
+        if isinstance(content, dict) and all("." in name for name in content):  # it may name a photo for each caption
+            return json.loads(text, object_pairs_hook=_joined)
+        return content
     except json.JSONDecodeError as error:
         # Hugging Face's Dataset.to_json and pandas write lines into files that they call .json.
         if error.msg == "Extra data" and "\n" in text[: error.pos]:
@@ -82,6 +85,23 @@ def read(path: Path) -> Any:
         raise UserError(f"{path}: line {error.lineno} is not JSON: {error.msg}.") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
         raise UserError(f"{path}: cannot be read as JSON: {error}.") from None
+
+
+def _joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the dict of an object in JSON, in which a key that stands several times has the values of all in a list.
+
+    Raises:
+      ValueError: such a value is no text and no list of texts.
+    """
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            if not all(isinstance(one, str | list) for one in (content[key], value)):
+                raise ValueError(f"{key!r} stands there twice")
+            before, more = (one if isinstance(one, list) else [one] for one in (content[key], value))
+            value = before + more
+        content[key] = value
+    return content
 
 
 def _lines(text: str, path: pathlib.Path) -> list[Any]:
@@ -120,7 +140,8 @@ def _table(text: str, path: pathlib.Path) -> list[dict[str, Any]]:
             f"{path}: is neither JSON nor a table of photos: its first line is {head[:60]!r}. A table begins with the "
             "names of its columns, such as image,caption."
         )
-    rows = [_cells(names, row) for row in _rows(text, delimiter, path, blank)]
+    shared = {name for name in names if name and names.count(name) > 1}
+    rows = [_cells(names, shared, row) for row in _rows(text, delimiter, path, blank)]
     return rows[has_header:]
 
 
@@ -157,9 +178,12 @@ def _rows(text: str, delimiter: str, path: pathlib.Path, line: int) -> Iterator[
         ) from None
 
 
-def _cells(names: list[str], row: list[str]) -> dict[Any, Any]:
+def _cells(names: list[str], shared: Collection[str], row: list[str]) -> dict[Any, Any]:
+    """Returns the cells of a row by the names of their columns; those of columns that share a name in a list."""
     cells: dict[Any, Any] = {name: cell or None for name, cell in zip(names, row, strict=False)}
     cells.update(dict.fromkeys(names[len(row) :]))
+    for name in shared:
+        cells[name] = [cell for other, cell in zip(names, row, strict=False) if other == name and cell]
     if len(row) > len(names):
         cells[None] = row[len(names) :]
     # A table has no types: an id that is written as a number is one.

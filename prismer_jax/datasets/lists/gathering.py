@@ -107,8 +107,9 @@ class Gatherer:
         missing, there = list(self._missing), list(self._by_path.values())
         total = len(missing) + len(there)
         if missing and (len(missing) > self._max_missing * total or not there):
+            check = "Fetch it with img2dataset, or check `images`" if "://" in missing[0] else "Check `images`"
             raise UserError(
-                f"{where}: {len(missing)} of {total} photos are missing, the first is {missing[0]}. Check `images`"
+                f"{where}: {len(missing)} of {total} photos are missing, the first is {missing[0]}. {check}"
                 + (f", or allow more with max_missing (now {self._max_missing})." if there else ".")
             )
         return there
@@ -119,9 +120,10 @@ class Gatherer:
             return None
         place = finder.find(row)
         if not place.there:
-            if place.path not in self._missing:
-                self._missing[place.path] = None
-                self._dropped.add("missing photo", place.path)
+            missing = row.image if "://" in row.image else place.path
+            if missing not in self._missing:
+                self._missing[missing] = None
+                self._dropped.add("missing photo", missing)
             return None
         if place.file in self._by_path:
             return self._by_path[place.file]
