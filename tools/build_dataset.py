@@ -79,7 +79,7 @@ def _plan(source: Any, args: argparse.Namespace) -> build.Plan:
     made_with = _labels(args, source)
     given = {key: value for key, value in vars(args).items() if value is not None and key not in NOT_WHAT}
     made_from = json.loads(json.dumps(given, default=str))
-    made_from |= {"ids": build.digest(source), "dropped": getattr(source, "dropped", Dropped()).to_json()}
+    made_from |= {"data": build.digest(source), "dropped": getattr(source, "dropped", Dropped()).to_json()}
     return build.Plan(
         folder=folder,
         name=metadata.identifier(args.tfds_name or os.path.basename(folder.rstrip("/"))),

@@ -137,6 +137,15 @@ def test_a_shard_may_be_so_many_bytes(photos):
         build_dataset.main(flags(photos, "--shard-size", "20KB"))
 
 
+def test_a_list_that_was_edited_is_another_data_set(photos):
+    """Its shards would keep what it said before, or, after a stop, be of both."""
+    build_dataset.main(flags(photos))
+    rows = json.loads((photos / "list.json").read_text())
+    (photos / "list.json").write_text(json.dumps([row | {"answer": "no"} for row in rows]))
+    with pytest.raises(UserError, match=r"holds shards of another data set \(made_from\.data was .* or delete it"):
+        build_dataset.main(flags(photos))
+
+
 def test_a_damaged_data_set_ends_with_status_1(photos, capsys):
     build_dataset.main(flags(photos))
     shard = next((photos / "set").glob("*-00000-of-*2"))

@@ -251,6 +251,14 @@ def test_labels_added_to_a_data_set_in_a_new_version_of_it(tars, tmp_path):
         run(*flags, experts="depth")
 
 
+def test_captions_that_come_later_are_another_data_set(photos, tmp_path):
+    flags = ("--images", photos, "--output-dataset", tmp_path / "set")
+    assert run(*flags, experts="depth") == 0
+    (photos / "val/1.txt").write_text("a red cone")
+    with pytest.raises(UserError, match=r"set: holds shards of another data set \(made_from\.data was"):
+        run(*flags, experts="depth")
+
+
 def test_label_files_of_a_data_set(tars, tmp_path):
     assert run("--tars", tars, "--output-dataset", tmp_path / "set", experts="depth") == 1
     assert run("--dataset-dir", tmp_path / "set", "--output", tmp_path / "out", experts="depth") == 0

@@ -17,6 +17,7 @@ from typing import Any
 from prismer_jax.errors import UserError
 
 POLL = 0.5  # seconds between two looks at how far the workers are
+THREADED = ("jax", "array_record.python.array_record_data_source")  # modules that start threads, once they are used
 
 
 def cores() -> int:
@@ -25,8 +26,11 @@ def cores() -> int:
 
 
 def context() -> Any:
-    """Of multiprocessing: forked processes share a source's memory, millions of photos; but JAX has threads."""
-    fork = "fork" in multiprocessing.get_all_start_methods() and "jax" not in sys.modules
+    """Of multiprocessing: forked processes share a source's memory, millions of photos; but some modules have threads.
+
+    Forked after its parent has closed an ArrayRecord, a process that reads one may die (array_record 0.8.6).
+    """
+    fork = "fork" in multiprocessing.get_all_start_methods() and not any(name in sys.modules for name in THREADED)
     return multiprocessing.get_context("fork" if fork else "spawn")
 
 

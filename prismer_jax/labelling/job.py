@@ -11,7 +11,6 @@ then it comes back for what others have left. It ends when all is done, by whome
 from __future__ import annotations
 
 import bisect
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -233,15 +232,5 @@ def ready_shards(job: Job, work: Work, after: Sequence[str]) -> list[int]:
 
 
 def settings(source: Any, shard_size: int) -> dict[str, Any]:
-    """Returns what a job's marks are valid for: how many photos there are, their names, and how they are split.
-
-    The names are a hash of all, or of some ids where only reading a photo tells its name.
-    """
-    if hasattr(source, "name"):
-        digest = hashlib.sha256()
-        for index in range(len(source)):
-            digest.update(f"{source.name(index)}\n".encode())
-        names = digest.hexdigest()[:16]
-    else:
-        names = build.digest(source)
-    return {"photos": len(source), "shard_size": shard_size, "names": names}
+    """Returns what a job's marks are valid for: how many photos there are, their names, and how they are split."""
+    return {"photos": len(source), "shard_size": shard_size, "names": build.names(source)}

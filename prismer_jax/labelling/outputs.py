@@ -126,7 +126,7 @@ class Dataset:
             count=len(source),
             shard_size=shard_size,
             max_side=None,
-            made_from=dict(made_from) | {"ids": build.digest(source)},
+            made_from=dict(made_from) | {"data": build.digest(source)},
             labels=there | dict(made_with),
         )
         self._store = LabelShards(work / "labels")

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import label_files
+from prismer_jax.datasets import data_seen
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import folders, progress, storage, workers
 from prismer_jax.files.dropped import Dropped
@@ -91,10 +92,20 @@ def _some(source: Any) -> Iterator[dict[str, Any] | BadSample]:
         yield from take(source, int(index), int(index) + 1)
 
 
+def names(source: Any) -> str:
+    """Returns a hash of the names of a source's photos, or of some ids where only reading a photo tells its name."""
+    if not hasattr(source, "name"):
+        ids = [None if isinstance(example, BadSample) else example["id"] for example in _some(source)]
+        return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(f"{source.name(index)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def digest(source: Any) -> str:
-    """Tells a source from another of the same length: a hash of some of its ids."""
-    ids = [None if isinstance(example, BadSample) else example["id"] for example in _some(source)]
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    """Tells a source from another, or from itself before its list was edited: a hash of its names and its texts."""
+    return hashlib.sha256(f"{names(source)} {data_seen.fingerprint(source)}".encode()).hexdigest()[:16]
 
 
 def labels_of(source: Any, folder: str | None) -> dict[str, Any]:
@@ -164,7 +175,8 @@ def claim(plan: Plan) -> None:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror}). Choose another --output.") from None
     for one in (before, now):
         one.get("made_from", {}).pop("dropped", None)  # a report, which may tell more the second time
-    if difference := change(before, now):
+        one.update({f"made_from.{key}": value for key, value in one.pop("made_from", {}).items()})
+    if difference := change(before, dict.fromkeys(before) | now):
         raise UserError(
             f"{plan.folder}: holds shards of another data set ({difference}). Choose another --output, or delete it."
         )

@@ -41,7 +41,7 @@ def plan_for(folder: pathlib.Path | str, count: int = 10, **change) -> build.Pla
         count=count,
         shard_size=4,
         max_side=None,
-        made_from={"ids": build.digest(Photos(count))},
+        made_from={"data": build.digest(Photos(count))},
     )
     return dataclasses.replace(plan, **change)
 
@@ -92,7 +92,8 @@ def test_only_what_is_missing_or_damaged_is_made_again(tmp_path):
         ({"count": 11}, "count was 10"),
         ({"max_side": 64}, "max_side was null, now it is 64"),
         ({"experts": ("depth",)}, "experts was"),
-        ({"made_from": {"list": "other.json"}}, "made_from was"),
+        ({"made_from": {"data": "0a1b"}}, r"made_from\.data was \S+, now it is .0a1b."),
+        ({"made_from": {}}, r"made_from\.data was \S+, now it is null"),
     ],
 )
 def test_a_folder_keeps_to_one_data_set(tmp_path, change, what):

@@ -9,8 +9,6 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from array_record.python import array_record_data_source
-
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.shards import manifest
@@ -79,6 +77,8 @@ def open_shard(path: str, row: manifest.Row) -> Sequence[bytes]:
 
 
 def _open(path: str) -> Sequence[bytes]:
+    from array_record.python import array_record_data_source  # no earlier: see workers.THREADED
+
     try:
         return array_record_data_source.ArrayRecordDataSource(path)
     except (RuntimeError, ValueError) as error:
