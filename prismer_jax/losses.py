@@ -38,6 +38,8 @@ def cross_entropy(
         part that is accumulated, and then over the parts, as huggingface/nanoVLM does (train.py).
       chunk: columns whose logits are in memory at once, 0 for all; of models with `text_costs` (decoder_only.py).
     """
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing={label_smoothing}: must be at least 0 and less than 1.")
     choose("normalize of cross_entropy", normalize, dict.fromkeys(("none", "example", "batch", "part")))
     if chunk:
         costs = forward(batch, method="text_costs", label_smoothing=label_smoothing, chunk=chunk)

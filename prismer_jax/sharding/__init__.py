@@ -105,9 +105,11 @@ def rows_of(sharding: jax.sharding.Sharding, size: int) -> list[int]:
 
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Raises a UserError with the nearest valid sizes unless the devices can share each of `parts` parts of a batch."""
+    if parts < 1:
+        raise UserError(f"accumulate={parts}: must be at least 1.")
     unit = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * parts
     if batch_size < 1 or batch_size % unit:
-        below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
+        below, above = batch_size // unit * unit, max(batch_size // unit + 1, 1) * unit
         sizes = f"{below} or {above}" if below > 0 else f"{above}"
         each = f" in {parts} accumulated parts" if parts > 1 else ""
         raise UserError(f"A batch of {batch_size}{each} cannot be shared by {unit // parts} devices; use {sizes}.")

@@ -40,6 +40,9 @@ def test_batches_that_the_devices_do_not_divide_are_refused():
     for args, message in [
         ((12,), "12 cannot be shared by 8 devices; use 8 or 16"),
         ((3,), "use 8."),
+        ((-1,), "use 8."),
+        ((8, 0), "accumulate=0: must be at least 1"),
+        ((8, -4), "accumulate=-4: must be at least 1"),
         ((40, 2), "40 in 2 accumulated parts cannot be shared by 8 devices; use 32 or 48"),
     ]:
         with pytest.raises(UserError, match=message):
