@@ -178,6 +178,12 @@ def test_several_questions_have_the_answers_of_each_and_encode_a_photo_once(capt
     assert {(len(arrays["image"]), len(arrays["labels/depth"]), len(arrays["text"])) for arrays in seen} == {(2, 2, 4)}
 
 
+def test_a_question_that_is_cut_is_named_once(captioner, photos, caplog):
+    captioner.answer(photos / "photos", ["what is it", "is it red " * 30], batch_size=2)
+    (line,) = [record.message for record in caplog.records if "cut" in record.message]
+    assert line == f"{'is it red ' * 30!r} has more tokens than this checkpoint reads, and was cut."
+
+
 def test_no_question_is_no_answer(captioner, photos):
     with pytest.raises(UserError, match="no question to answer"):
         captioner.answer(photos / "photos", [])

@@ -306,8 +306,8 @@ class _EvalExample:
             return {"_error": str(error)}
         name = str(example.get("question_id", example.get("id", index))).encode()
         arrays = _arrays(example) | {"draw": np.uint32(zlib.crc32(name))}
-        meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_") and k != "cut"}
-        return empty | arrays | {"meta": meta}
+        meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_")}
+        return empty | arrays | {"meta": meta | {"cut": bool(example.get("_cut"))}}
 
     @functools.cached_property
     def _filler(self) -> Batch:

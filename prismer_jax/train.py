@@ -121,6 +121,8 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         **assembly.description(cfg, tokenizer),
     )
     first_step = checkpoints.latest_step() or 0
+    if not first_step and (export := workdir / "export").exists():  # which all programs would take for this run's
+        raise UserError(f"{export} is of a run whose checkpoints are gone. Delete it, or use another --workdir.")
     load_initial = assembly.make_initial(cfg, training.model)
     watch = Watch(cfg, workdir, evals, training.optimizer.schedules, checkpoints, total_steps, every["log"], start.time)
 

@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,13 @@ def test_the_step_is_traced_as_the_caller_has_set_jax(monkeypatch, tmp_path):
     with jax.default_matmul_precision("highest"), pytest.raises(UserError, match="seen"):
         train(unwatched(), tmp_path)
     assert found == ["highest"]
+
+
+def test_an_export_without_checkpoints_is_of_another_run(finished, tmp_path):
+    """A run that is killed before its own export would leave it, and every program prefers exports."""
+    shutil.copytree(finished[0] / "export", tmp_path / "export")
+    with pytest.raises(UserError, match="export is of a run whose checkpoints are gone. Delete it, or"):
+        train(unwatched("seed=7"), tmp_path)
 
 
 def test_settings_of_the_end_are_checked_before_the_first_step(tmp_path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from prismer_jax.captioner.requests import Request, Result
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import BadSample
 from prismer_jax.evaluators.journal import Journal
+
+logger = logging.getLogger(__name__)
 
 
 def results_of(
@@ -39,12 +42,14 @@ def results_of(
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
     todo = {number for number, places in enumerate(batches) if not results.keys() >= set(places)}
     chain = pp.build(request.how["pp"], tokenizer=loaded.tokenizer)
+    said_of: set[str] = set()
     batches_read = iter(input.eval_batches(source, chain, batch_size=size, numbers=sorted(todo)))
     for number, places in enumerate(batches):
         if number in todo:
             batch = next(batches_read)
             new = {place: row for row, place in enumerate(places) if batch["_mask"][row] and place not in results}
             loaded.leave_out(source, {place: batch["meta"][row] for row, place in enumerate(places)})
+            _say_of_cut(batch["meta"], said_of)
             if new:
                 said = request.say(batch, _once(batch, times))
                 for place, row in new.items():
@@ -53,6 +58,15 @@ def results_of(
                 if kept is not None:
                     kept.write({"files": _files(source[place]), "result": results[place]} for place in new)
         yield from (results.pop(place) for place in places if place in results)
+
+
+def _say_of_cut(meta: Sequence[Mapping[str, Any]], said_of: set[str]) -> None:
+    """Says which texts the tokenizer has cut, once each: two questions that differ at their ends would be one."""
+    for row in meta:
+        text = row.get("question") or row.get("prompt")
+        if row.get("cut") and text and text not in said_of:
+            said_of.add(text)
+            logger.warning("%r has more tokens than this checkpoint reads, and was cut.", text)
 
 
 def _described(loaded: Loaded, request: Request) -> dict[str, Any]:
