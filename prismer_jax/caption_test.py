@@ -207,7 +207,7 @@ def test_given_answers_and_classes_are_ranked(captioner, photos, question):
         assert len(set(result["choices"]) & set(texts)) == 3
     assert len({tuple(r["scores"]) for r in found}) == 5
     compiled = _compiled._cache_size()
-    assert found == captioner.choose(photos / "photos", texts, question, labels=where, k=3, batch_size=4)
+    assert found == captioner.choose(photos / "photos", iter(texts), question, labels=where, k=3, batch_size=4)
     assert _compiled._cache_size() == compiled  # for two batches, the last one filled up, and all of it again
 
 

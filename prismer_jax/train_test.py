@@ -153,7 +153,7 @@ def test_the_step_is_traced_as_the_caller_has_set_jax(monkeypatch, tmp_path):
 def test_an_export_without_checkpoints_is_of_another_run(finished, tmp_path):
     """A run that is killed before its own export would leave it, and every program prefers exports."""
     shutil.copytree(finished[0] / "export", tmp_path / "export")
-    with pytest.raises(UserError, match="export is of a run whose checkpoints are gone. Delete it, or"):
+    with pytest.raises(UserError, match=r"export is of a run whose checkpoints are gone\. Delete it, or"):
         train(unwatched("seed=7"), tmp_path)
 
 
@@ -202,6 +202,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
         (["num_workers=1000000"], f"to {16 * numbers.cores()}. One for each of the {numbers.cores()} cores"),
         (["model.image_size=0"], "image_size=0 must be at least patch_size=16"),
         (["model.image_size=-16"], "image_size=-16 must be at least"),
+        (["model.image_size=112"], "photos of 96x96 pixels, but config.model.image_size is 112: give both the same"),
         (["accumulate=0"], "accumulate=0: must be at least 1"),
         (["optim.lr=-1.0"], "lr=-1.0: must be at least 0"),
         (["optim.weight_decay=-0.1"], "weight_decay=-0.1: must be at least 0"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +14,13 @@ from prismer_jax.files import storage
 from prismer_jax.pp.text import style_of
 
 
-def read_choices(choices: Sequence[str] | str | os.PathLike[str]) -> list[str]:
+def read_choices(choices: Iterable[str] | str | os.PathLike[str]) -> list[str]:
     """Returns texts to choose among, each once, from a list of them or a JSON file with a list.
 
     Raises:
       UserError: there is no such list, or not every entry is a text.
     """
-    where = "the choices"
+    where, choices = "the choices", list(choices) if isinstance(choices, Iterator) else choices
     if isinstance(choices, str | os.PathLike):
         where = os.fspath(choices)
         try:

@@ -110,6 +110,7 @@ class ViT(nn.Module):
     @typed
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b n {self.width}"]:
         positions = self.param("position_embedding", _NORMAL, (self.grid**2 + self.class_token, self.width))
+        layers.check_patches(image, self.patch_size, self.image_size)
         x = self._patches(image)
         self.sow("intermediates", "patches", x)
         if self.class_token:

@@ -76,6 +76,7 @@ class VisionEncoder(nn.Module):
         normal = nn.initializers.normal(self.width**-0.5)
         positions = self.param("position_embedding", normal, (side**2, self.width))
 
+        layers.check_patches(image, self.patch_size, self.image_size)
         x = self._patches(image, side)
         self.sow("intermediates", "tokens_rgb", x)
         x = (rearrange(x, "b h w d -> b (h w) d") + positions).astype(self.dtype)  # gradients of tables in float32
