@@ -105,8 +105,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     if args.num_beams is not None and (args.choices is not None or drawn):
         raise UserError("--num-beams searches: leave --choices, --num-captions, --top-p and --temperature out.")
-    if args.output is not None and args.output.is_dir():
-        raise UserError(f"--output {args.output}: is a folder. Name the file to write, such as results.json.")
+    if args.output is not None and args.output.exists() and not args.output.is_file():
+        raise UserError(f"--output {args.output}: is no file. Name the one to write, such as results.json.")
     if args.embed is not None and (args.output is None or args.images is None or args.question or args.choices):
         raise UserError("--embed is for captions: give --images and --output, and leave --question and --choices out.")
     runtime.use_compilation_cache()

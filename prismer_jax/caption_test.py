@@ -423,7 +423,7 @@ def test_a_photo_that_changed_meanwhile_is_captioned_again(captioner, photos, mo
         ("", ["--choices", "a", "b", "--top-p", "0.9"], "--choices are ranked, not sampled"),
         ("", ["--num-beams", "3", "--top-p", "0.9"], "--num-beams searches"),
         ("", ["--num-beams", "3", "--temperature", "0.5"], "--num-beams searches"),
-        ("", ["--output", "."], r"--output \.: is a folder. Name the file"),
+        ("", ["--output", "."], r"--output \.: is no file. Name the one"),
         ("", ["--embed", "all-MiniLM-L6-v2"], "--embed is for captions: give --images and --output"),
         ("", ["--output", "x.json", "--embed", "all-MiniLM-L6-v2"], "Fetch it with python -m tools"),
         ("", ["--qestion", "who"], "Did you mean '--question'"),

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 
@@ -73,6 +74,14 @@ def test_a_file_that_cannot_be_written_is_named_without_its_temporary_name(tmp_p
     assert error.value.filename == str(tmp_path / "nowhere" / "a.txt")
     with pytest.raises(UserError, match="nowhere://a: cannot be reached"):
         storage.write("nowhere://a", b"")
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is no file that can be written"):
+        storage.write(tmp_path / "pipe", "text")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "a" * 242])

@@ -23,6 +23,7 @@ import numpy as np
 
 import prismer_jax
 from prismer_jax import label_files, label_png, labels, pp, runtime, sharding
+from prismer_jax.datasets import label_names
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.experts import EXPERTS, Expert, Label, Student, weights
 from prismer_jax.files import progress, storage
@@ -223,12 +224,20 @@ class Labelled:
     def save(self, folder: pathlib.Path) -> None:
         """Copies the labels to a folder in the official layout, as tools.make_labels leaves it.
 
+        Of two photos whose label files would be the same only the first has them there, and a line says so.
+
         Raises:
           UserError: the folder holds labels that were made otherwise.
         """
         label_files.record(folder, {name: self._made_with[name] for name in self._folders})
-        for index, key in enumerate(self._keys):
-            for name in self._folders if key else ():
+        any_case, owners = label_names.ignores_case(folder), {}
+        for index, key in ((index, key) for index, key in enumerate(self._keys) if key):
+            owner = owners.setdefault(label_names.key(self.name(index), any_case), index)
+            if self._keys[owner] != key:
+                this, first = (_called(self._source[place]) for place in (index, owner))
+                logger.warning("%s: not saved in %s, where its label files would be those of %s.", this, folder, first)
+                continue
+            for name in self._folders:
                 source = label_files.path_of(self._folders[name], name, key)
                 target = label_files.path_of(folder, name, self.name(index))
                 for suffix in SUFFIXES:  # the map comes last: it says that all is there

@@ -1,6 +1,7 @@
 """Photos in, captions out, with experts of a few parameters that label them on the way."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -216,6 +217,21 @@ def test_the_command_labels_answers_saves_and_draws(exported, experts, photos, t
     assert sheet.shape[1] > 2 * report_photos.PHOTO  # two columns
     assert (sheet == (26, 28, 34)).all(-1).any()  # the background of the map of objects
     assert "sheet.png: 4 of 4 results" in capsys.readouterr().err
+
+
+def test_photos_of_one_name_do_not_share_the_labels_that_are_saved(exported, experts, photos, tmp_path, caplog):
+    files = [tmp_path / folder / "p0.png" for folder in ("one", "two")]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        shutil.copy(photos / f"p{number}.png", file)
+    flags = ["--checkpoint", str(exported), "--experts", str(experts), "--save-labels", str(tmp_path / "labels")]
+    caption.main([*flags, "--images", *map(str, [*files, files[0]])])
+    (row,) = prismer_jax.load(exported, experts).label(files[0])
+    saved = label_files.path_of(tmp_path / "labels", "depth", "p0.png").read_bytes()
+    np.testing.assert_array_equal(label_png.decode("depth", saved), row["labels"]["depth"])
+    (line,) = [record.message for record in caplog.records if "not saved" in record.message]
+    assert line.startswith(f"{files[1]}: not saved in ")
+    assert line.endswith(f"those of {files[0]}.")
 
 
 @pytest.mark.parametrize(
