@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from prismer_jax.datasets.formats import row as rows
 from prismer_jax.datasets.formats.genome import WEIGHTS
 from prismer_jax.datasets.formats.reading import PHOTO_KEYS
 from prismer_jax.datasets.formats.row import CAPTION_KEYS, Entry, LeftOut, Row
+from prismer_jax.datasets.formats.suffixes import PHOTOS
 from prismer_jax.errors import BadSample
 from prismer_jax.files.dropped import Dropped
 
@@ -33,6 +35,8 @@ _TALK = frozenset(conversations.KEYS)
 _ASKING = _TALK | {*LIST_KEYS, "question", "question_id"}
 _BESIDE = _TALK | {*LIST_KEYS, "captions", "caption"}  # what a question is not alone with
 _TEXTS = frozenset(rows.TEXTS)
+_NAME_KEYS = frozenset({"file_name", "filename", "image_name"})  # of a photo's name, whose folder may be under another
+_FOLDER_KEYS = frozenset({"filepath", "file_path", "path"})  # as in Karpathy's files
 # What else entries have that is no text for a model: where a photo comes from.
 ORIGIN = frozenset({"url", "license", "date_captured", "coco_url", "flickr_url", "source", "author", "class_name"})
 _ANSWERING = ("answer", "response", "reply", "label", "target", "output", "solution")  # in keys of unread answers
@@ -152,7 +156,20 @@ def _photo(entry: Entry) -> str:
         raise BadSample(f"has {len(value)} photos", "entry of several photos")
     if not isinstance(value, str):
         raise BadSample(f"the path of a photo is {rows.shown(value)}", "entry without photo")
+    if key in _NAME_KEYS and not _FOLDER_KEYS.isdisjoint(entry):
+        folders = (entry[key] for key in PHOTO_KEYS if key in _FOLDER_KEYS and isinstance(entry.get(key), str))
+        return _in_folder(next(filter(None, folders), ""), value)
     return value
+
+
+def _in_folder(folder: str, name: str) -> str:
+    """Returns the path of a photo that is named under one key, and its folder, or its whole path, under another."""
+    if "://" in folder or name.startswith(os.path.join(folder, "")):
+        return name
+    if os.path.basename(folder) == os.path.basename(name):
+        return folder
+    of_another_file = os.path.splitext(folder)[1].lower() in PHOTOS
+    return name if of_another_file else os.path.join(folder, name)
 
 
 def _question(entry: Entry) -> dict[str, Any]:
