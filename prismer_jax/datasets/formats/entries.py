@@ -85,7 +85,7 @@ def rows_of(entry: Entry) -> list[Row]:
     Raises:
       BadSample: it names no photo, or what it says is no text.
     """
-    image, dataset = _photo(entry), entry.get("dataset")
+    image, dataset = _photo(entry), _dataset(entry)
     texts = {} if _TEXTS.isdisjoint(entry) else rows.texts(entry)
     id = None
     if "COCO_" not in image:  # whose number is in its name
@@ -172,9 +172,25 @@ def _in_folder(folder: str, name: str) -> str:
     return name if of_another_file else os.path.join(folder, name)
 
 
+def _dataset(entry: Entry) -> str | None:
+    """Returns the data set that an entry says it is of, a number as a text.
+
+    Raises:
+      BadSample: it is neither.
+    """
+    value = entry.get("dataset")
+    if rows.is_empty(value):
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return rows.id_text(value)
+    raise BadSample(f"its dataset is {rows.shown(value)} instead of a text", "dataset that is not a text")
+
+
 def _question(entry: Entry) -> dict[str, Any]:
     texts = _answers(entry)
-    dataset, weight = entry.get("dataset"), entry.get("weight")
+    dataset, weight = _dataset(entry), entry.get("weight")
     question: dict[str, Any] = {
         "question": rows.question(entry.get("question")),
         "question_type": str(entry.get("question_type") or ""),

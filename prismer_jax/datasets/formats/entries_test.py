@@ -30,3 +30,20 @@ def read(*entries) -> tuple[list[formats.Row], dict[str, int]]:
 def test_a_name_beside_its_folder_is_one_path(entry, image):
     ((row,), _) = read({**entry, "caption": "x"})
     assert (row.image, row.captions) == (image, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("vqa", "vqa"), (2014, "2014"), (2014.0, "2014"), (float("nan"), None), (None, None), (" ", None)],
+)
+def test_a_data_set_may_be_a_number(dataset, name):
+    ((row,), _) = read({"image": "a.jpg", "caption": "x", "dataset": dataset})
+    assert row.dataset == name
+
+
+@pytest.mark.parametrize("dataset", [["coco"], {"name": "coco"}, True])
+def test_a_data_set_that_is_no_text_is_left_out(dataset):
+    entry = {"image": "a.jpg", "dataset": dataset}
+    asked = {"question": "q?", "answer": "x"}
+    entries = [{**entry, "caption": "x"}, {**entry, **asked}, {"image": "a.jpg", "questions": [{**entry, **asked}]}]
+    assert read(*entries) == ([], {"dataset that is not a text": 3})
