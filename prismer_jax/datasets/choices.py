@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prismer_jax.datasets.formats import row
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
@@ -124,7 +125,7 @@ def _example(entry: Any, number: int, folder: pathlib.Path, letters: str, where:
         "question": question,
         "letters": letters,
         **({} if texts is None else {"choices": [str(text) for text in texts]}),
-        "answers": [_right(entry.get("answer"), letters, where)],
+        "answers": [_right(entry.get("answer"), letters, texts, where)],
         "question_type": str(_first(entry, "category") or ""),
     }
 
@@ -140,10 +141,15 @@ def _listed(question: str) -> str:
     return LETTERS[:number] if number > 1 else ""
 
 
-def _right(answer: Any, letters: str, where: str) -> str:
+def _right(answer: Any, letters: str, texts: list[Any] | None, where: str) -> str:
     """Returns the letter of an answer, which is a letter or an index."""
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):
-        return letters[answer]
+    number = row.whole(answer)
+    if number is not None and 0 <= number < len(letters):
+        try:
+            row.answer_among(texts, number)
+        except BadSample as error:
+            raise BadSample(f"{where}: {error}.", error.reason) from None
+        return letters[number]
     letter = answer.strip().strip("().").upper() if isinstance(answer, str) else ""
     if len(letter) != 1 or letter not in letters:
         raise BadSample(

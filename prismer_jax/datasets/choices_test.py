@@ -20,6 +20,7 @@ def test_options_are_listed_in_the_text_or_beside_it(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     science = {"question": "Which?", "choices": ["x", "y", "z"], "answer": 2, "subject": "s", "image": "a.png"}
     source = load(tmp_path, GOOD, science, {**science, "answer": "(a)", "image": ["a.png", "a.png"]})
+    assert load(tmp_path, {**science, "answer": 2.0})[0]["answers"] == ["C"]  # of a column with gaps
     first, second, third = (source[i] for i in range(3))
     assert (first["id"], first["letters"], first["answers"], first["image"]) == ("7", "AB", ["B"], None)
     assert first["question_type"] == "people"
@@ -42,6 +43,7 @@ def test_a_question_that_lists_none_has_the_letters_that_are_given(tmp_path):
         ({"answer": None}, "has the answer None"),
         ({"question": "Who?"}, "has no `choices`, and its text lists none"),
         ({"choices": ["one"]}, "as choices, which is no list of 2 to 26 texts"),
+        ({"choices": [1, 2, 3], "answer": 2}, "its answer 2 may be one of the choices"),
         ({"question": " "}, "no text `question`"),
         ({"image": "none.png"}, r"none\.png, which is not there"),
     ],

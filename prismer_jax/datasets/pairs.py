@@ -16,6 +16,7 @@ from typing import Any
 
 from prismer_jax import label_files
 from prismer_jax.datasets import conversations, lists
+from prismer_jax.datasets.formats.row import answer_among, id_text
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.labels import EXPERTS
 
@@ -99,16 +100,16 @@ def _suffixes(row: Mapping[str, Any], where: str) -> list[str]:
     """Returns what may be said; [] of a row of a test set.
 
     Raises:
-      BadSample: it is no text, or no choice.
+      BadSample: it is no text, or no choice, or may be one of two.
     """
     said = next((row[key] for key in SUFFIXES if row.get(key) is not None), [])
-    choices = row.get("choices")
-    if isinstance(said, int) and not isinstance(said, bool) and isinstance(choices, list):
-        if not 0 <= said < len(choices):
-            raise BadSample(f"{where}: its answer is choice {said} of {len(choices)}.", "answer that is no choice")
-        said = choices[said]
+    if isinstance(choices := row.get("choices"), list):
+        try:
+            said = answer_among(choices, said)
+        except BadSample as error:
+            raise BadSample(f"{where}: {error}.", error.reason) from None
     texts = said if isinstance(said, list) else [said]
-    texts = [str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text for text in texts]
+    texts = [id_text(text) if isinstance(text, int | float) and not isinstance(text, bool) else text for text in texts]
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise BadSample(f"{where}: its suffix is {wrong[0]!r} instead of a text.", "no text")
     return texts

@@ -61,6 +61,14 @@ def test_fields_make_a_prefix(folder):
         turns(example, "affix('caption {language}')")
 
 
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [({"answer": 2.0}, "2"), ({"suffix": [2.0]}, "2"), ({"answer": 1.0, "choices": ["x", "y"]}, "y")],
+)
+def test_numbers_of_a_column_with_gaps_are_whole(folder, said, text):
+    assert write(folder, {"image": "a.jpg", **said})[0]["answers"] == [text]
+
+
 def test_frames_are_spread_evenly_and_repeated(folder):
     for number in range(5):
         Image.new("RGB", (4, 4), (number * 50,) * 3).save(folder / f"{number}.png")
@@ -84,6 +92,7 @@ def test_frames_are_spread_evenly_and_repeated(folder):
         ({"image": "a.jpg", "suffix": {"text": "x"}}, "its suffix is {'text': 'x'} instead of a text"),
         ({"image": "a.jpg", "prefix": 3, "suffix": "x"}, "its prefix is 3 instead of a text"),
         ({"image": "a.jpg", "choices": ["x"], "answer": 1}, "its answer is choice 1 of 1"),
+        ({"image": "a.jpg", "choices": [1, 2, 3], "answer": 2}, "its answer 2 may be one of the choices"),
     ],
 )
 def test_wrong_lines_are_bad_samples_that_name_file_and_line(folder, row, message):

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from prismer_jax.datasets import formats
 from prismer_jax.errors import UserError
 
 Task = Literal["caption", "vqa", "choice"]
@@ -42,15 +43,14 @@ class Prediction:
         if isinstance(value, list):
             value = value[0] if value else None
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-            return str(value)
+            return formats.id_text(value)
         return value if isinstance(value, str) else None
 
     def id(self, key: str) -> str | None:
         """Returns an id as the text by which ids are compared: 5 and "5" are one, "05" is another."""
         value = self.entry.get(key)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
+        is_id = isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
+        return formats.id_text(value) if is_id and not isinstance(value, bool) else None
 
     def __str__(self) -> str:
         shown = {key: self.entry[key] for key in ("question_id", "image_id", "image", "question") if key in self.entry}

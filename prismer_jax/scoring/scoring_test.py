@@ -165,8 +165,9 @@ def test_accuracies_are_those_of_the_official_script_overall_and_by_type(tmp_pat
 
 def test_answers_of_a_list_and_numbers_as_answers(tmp_path):
     rows = [{"image": "a.jpg", "question": q, "answer": a, "question_id": i} for i, (q, a) in enumerate(["a2", "bx"])]
-    said = [{"question_id": 0, "answer": 2}, {"question_id": 1, "answer": "y"}]
-    assert score(tmp_path, said, rows)["metrics"]["vqa/accuracy"] == 50.0
+    for answer in (2, 2.0, [2.0]):
+        said = [{"question_id": 0.0, "answer": answer}, {"question_id": 1, "answer": "y"}]
+        assert score(tmp_path, said, rows)["metrics"]["vqa/accuracy"] == 50.0
 
 
 def test_classes_and_choices(tmp_path):

@@ -218,21 +218,11 @@ def _answers(entry: Entry) -> list[str]:
     """Returns the answers of a question; where there are choices, a number is the number of one."""
     choices = entry.get("choices")
     for key in ANSWER_KEYS if not isinstance(entry.get("weight"), list) else ("answer", *ANSWER_KEYS):
-        if key in entry:
-            value = entry[key]
-            if choices and isinstance(value, int) and not isinstance(value, bool):
-                value = _choice(choices, value)
-            if texts := rows.answers(value):
-                return texts
-    if choices and isinstance(number := entry.get("correct_choice_idx"), int):
-        return rows.answers(_choice(choices, number))
+        if key in entry and (texts := rows.answers(rows.answer_among(choices, entry[key]))):
+            return texts
+    if choices and (number := rows.whole(entry.get("correct_choice_idx"))) is not None:
+        return rows.answers(rows.chosen(choices, number))
     return []
-
-
-def _choice(choices: list[Any], number: int) -> Any:
-    if not isinstance(choices, list) or not 0 <= number < len(choices):
-        raise BadSample(f"the answer is choice {number} of {rows.shown(choices)}", "answer that is no choice")
-    return choices[number]
 
 
 def _weight(value: Any) -> float:

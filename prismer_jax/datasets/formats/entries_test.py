@@ -47,3 +47,30 @@ def test_a_data_set_that_is_no_text_is_left_out(dataset):
     asked = {"question": "q?", "answer": "x"}
     entries = [{**entry, "caption": "x"}, {**entry, **asked}, {"image": "a.jpg", "questions": [{**entry, **asked}]}]
     assert read(*entries) == ([], {"dataset that is not a text": 3})
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ({"answer": 2.0}, "2"),  # of an integer column with a gap
+        ({"answers": [2.0, None]}, "2"),
+        ({"answer": 2.5}, "2.5"),
+        ({"answer": "2.0"}, "2.0"),
+        ({"answer": 1.0, "choices": ["a", "b"]}, "b"),
+        ({"correct_choice_idx": 1.0, "choices": ["a", "b"]}, "b"),
+        ({"answer": 1, "choices": ["1", "2"]}, "2"),  # as in ScienceQA
+        ({"answer": 1, "choices": [10, 20]}, "20"),
+        ({"answer": 20, "choices": [10, 20]}, "20"),
+        ({"answer": 1, "choices": [0, 1.0]}, "1"),
+        ({"answer": "2", "choices": [1, 2, 3]}, "2"),
+        ({"correct_choice_idx": 2, "choices": [1, 2, 3]}, "3"),
+    ],
+)
+def test_numbers_as_answers_and_of_choices(said, answer):
+    ((row,), _) = read({"image": "a.jpg", "question": "q?", **said})
+    assert row.question["answers"] == [answer] * 10
+
+
+def test_a_number_that_may_be_an_answer_or_that_of_a_choice_is_left_out():
+    entry = {"image": "a.jpg", "question": "q?", "choices": [1, 2, 3]}
+    assert read({**entry, "answer": 2}, {**entry, "answer": 1.0}) == ([], {"answer of two meanings": 2})

@@ -113,13 +113,47 @@ def answers(value: Any) -> list[str]:
     if isinstance(value, bool):
         return ["yes" if value else "no"]
     if isinstance(value, int | float):
-        return [str(value)]
+        return [id_text(value)]  # 2.0 is the number 2 of a column with gaps
     raise BadSample(f"an answer is {shown(value)} instead of a text", "answer that is not a text")
 
 
 def repeated(texts: list[str]) -> list[str]:
     """Returns answers as ten annotators would have given them, where there is one."""
     return texts * ANSWERS if len(texts) == 1 else texts
+
+
+def chosen(choices: Any, number: int) -> Any:
+    """Returns a choice by its number, the first being 0.
+
+    Raises:
+      BadSample: there is no such choice.
+    """
+    if not isinstance(choices, list):
+        raise BadSample(f"its choices are {shown(choices)} instead of a list", "choices that are no list")
+    if not 0 <= number < len(choices):
+        raise BadSample(f"its answer is choice {number} of {len(choices)}", "answer that is no choice")
+    return choices[number]
+
+
+def answer_among(choices: Any, answer: Any) -> Any:
+    """Returns what an answer beside choices says: a number is that of a choice, as in ScienceQA.
+
+    Where choices are numbers, too, it may be one of them; those of ScienceQA and A-OKVQA are texts.
+
+    Raises:
+      BadSample: there is no such choice, or two may be meant.
+    """
+    number = whole(answer)
+    if not choices or number is None:
+        return answer
+    if not isinstance(choices, list) or not any(type(one) in (int, float) and one == number for one in choices):
+        return chosen(choices, number)
+    if 0 <= number < len(choices) and choices[number] != number:
+        raise BadSample(
+            f"its answer {number} may be one of the choices {shown(choices)} or the number of one: write it as a text",
+            "answer of two meanings",
+        )
+    return number
 
 
 def question(value: Any) -> str:
@@ -140,13 +174,20 @@ def number_or_text(value: Any) -> int | str | None:
     Raises:
       BadSample: it is neither a number nor a text.
     """
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+    if isinstance(value, str):
         return value
-    if isinstance(value, float) and value.is_integer():  # tables with gaps turn whole columns into such
-        return int(value)
+    if (number := whole(value)) is not None:
+        return number
     if is_empty(value):
         return None
     raise BadSample(f"an id is {shown(value)} instead of a number or a text", "unreadable id")
+
+
+def whole(value: Any) -> int | None:
+    """Returns a whole number, also one of a column that gaps have turned into floats; None of anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def id_text(value: Any) -> str:
