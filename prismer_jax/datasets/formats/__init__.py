@@ -52,7 +52,9 @@ def rows(
 
 def wants_annotations(content: Any) -> bool:
     """Returns whether a list is of questions whose answers are in a file of their own."""
-    return isinstance(content, Mapping) and "questions" in content and not _names_photos(content["questions"])
+    if not isinstance(content, Mapping) or "questions" not in content or _names_photos(content["questions"]):
+        return False
+    return "data_subtype" in content or not _is_entry(content)
 
 
 def _choose(content: Any, annotations: Path | None, split: str | None, left_out: LeftOut) -> Iterable[Row]:
@@ -101,9 +103,8 @@ def _as_entries(content: Mapping[str, Any]) -> Any:
         raise ValueError("it has annotations but no `images`, which say what the photos are called")
     if isinstance(content.get("data"), Mapping) and "dialogs" in content["data"]:
         raise ValueError("it is a list of VisDial, whose dialogs cannot be read")
-    chat = any(key in content for key in conversations.KEYS)
-    if chat or (_names_photos([content]) and not isinstance(content.get("images"), list)):
-        return [content]  # a single line of JSON lines
+    if _is_entry(content):
+        return [content]
     first = _first(list(content.values()))
     if "imageId" in first:
         return content
@@ -125,6 +126,12 @@ def _first(content: Any) -> Mapping[str, Any]:
 
 def _names_photos(content: Any) -> bool:
     return any(key in _first(content) for key in PHOTO_KEYS)
+
+
+def _is_entry(content: Mapping[str, Any]) -> bool:
+    """Returns whether an object is an entry itself, as in a file of JSON lines that has one."""
+    chat = any(key in content for key in conversations.KEYS)
+    return chat or (_names_photos([content]) and not isinstance(content.get("images"), list))
 
 
 def _no_split(split: str | None) -> None:

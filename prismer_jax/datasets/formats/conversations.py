@@ -28,24 +28,36 @@ _DESCRIBE = re.compile(
 )
 
 
-def exchanges(entry: Entry) -> Iterator[tuple[str, str]]:
-    """Yields (prompt, reply) of each reply in an entry's conversation; the prompt of a caption is empty.
+def exchanges(entry: Entry) -> list[tuple[str, str]]:
+    """Returns (prompt, reply) of each reply in an entry's conversations; the prompt of a caption is empty.
 
     Raises:
       BadSample: the conversation is no list of turns.
     """
-    turns = next(entry[key] for key in KEYS if key in entry)
+    said: list[tuple[str, str]] = []
+    for key in KEYS:
+        if key in entry:  # one conversation may stand there in two forms
+            said += [exchange for exchange in _exchanges(entry[key]) if exchange not in said]
+    return said
+
+
+def prompt(text: str) -> str:
+    """Returns what a person says, without what stands for the photo."""
+    return " ".join(_PLACEHOLDER.sub(" ", text).split())
+
+
+def _exchanges(turns: Any) -> Iterator[tuple[str, str]]:
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise BadSample(f"its conversation is {shown(turns)} instead of a list of turns", "unreadable conversation")
-    prompt = None
+    asked = None
     for turn in turns:
         role, text = str(turn.get("from", turn.get("role", ""))), _text(turn.get("value", turn.get("content")))
         if role in ASKING:
-            prompt = " ".join(_PLACEHOLDER.sub(" ", text).split())
-        elif role in ANSWERING and prompt is not None:
-            caption = "?" not in prompt and _DESCRIBE.search(prompt)
-            yield "" if caption else prompt, text.strip()
-            prompt = None
+            asked = prompt(text)
+        elif role in ANSWERING and asked is not None:
+            caption = "?" not in asked and _DESCRIBE.search(asked)
+            yield "" if caption else asked, text.strip()
+            asked = None
 
 
 def _text(content: Any) -> str:

@@ -28,10 +28,11 @@ ID_KEYS = ("image_id", "img_id", "id")  # of a photo
 QUESTION_ID_KEYS = ("question_id", "questionId", "qa_id")
 ANSWER_KEYS = ("answers", "answer", "direct_answers", "multiple_choice_answer")
 LIST_KEYS = ("questions", "qas", "qa_pairs")  # of several questions about one photo
-READ = frozenset(
-    (*PHOTO_KEYS, *ID_KEYS, *QUESTION_ID_KEYS, *ANSWER_KEYS, *LIST_KEYS, *CAPTION_KEYS, *conversations.KEYS)
-) | {"question", "question_type", "answer_type", "choices", "correct_choice_idx", "dataset", "split", "weight"}
+_ABOUT_A_QUESTION = ("question", "question_type", "answer_type", "choices", "correct_choice_idx", "weight")
+_OF_A_QUESTION = frozenset((*QUESTION_ID_KEYS, *ANSWER_KEYS, *_ABOUT_A_QUESTION))
+READ = _OF_A_QUESTION | {*PHOTO_KEYS, *ID_KEYS, *LIST_KEYS, *CAPTION_KEYS, *conversations.KEYS, "dataset", "split"}
 _TALK = frozenset(conversations.KEYS)
+_LISTS = _TALK | frozenset(LIST_KEYS)
 _ASKING = _TALK | {*LIST_KEYS, "question", "question_id"}
 _BESIDE = _TALK | {*LIST_KEYS, "captions", "caption"}  # what a question is not alone with
 _TEXTS = frozenset(rows.TEXTS)
@@ -93,6 +94,8 @@ def rows_of(entry: Entry) -> list[Row]:
             if (number := entry.get(key)) is not None:
                 id = rows.id_text(number)
                 break
+    if not _LISTS.isdisjoint(entry):  # a table has a cell for each of them also where there is nothing in it
+        entry = {key: value for key, value in entry.items() if key not in _LISTS or not rows.is_nothing(value)}
     if _ASKING.isdisjoint(entry):
         captions = rows.captions_of(entry)
         if captions is None and "class_name" in texts:
@@ -100,29 +103,46 @@ def rows_of(entry: Entry) -> list[Row]:
         return [Row(image, dataset, id, captions or [], None, texts)]
     if _BESIDE.isdisjoint(entry) and "question" in entry:
         return [Row(image, dataset, id, [], _question(entry), texts)]
-    if not _TALK.isdisjoint(entry):
-        return _conversation(entry, image, dataset, id, texts)
-    return _questions(entry, image, dataset, id, texts)
+    captions, questions = _all_said(entry)
+    out = [Row(image, dataset, id, [], question, texts) for question in questions or [None]]
+    out[0].captions = captions
+    return out
 
 
-def _questions(entry: Entry, image: str, dataset: Any, id: str | None, texts: dict[str, str]) -> list[Row]:
-    """Returns the rows of an entry that may have questions and captions."""
-    asked = [{**entry, **inner} for key in LIST_KEYS if key in entry for inner in entry[key]]
+def _all_said(entry: Entry) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Returns the captions and the questions of an entry that may have both, and a conversation."""
+    asked, talk = _asked(entry), conversations.exchanges(entry)
+    # Where a question is asked, `text` or a comment may be anything.
+    captions = rows.captions_of(entry, ("captions", "caption") if asked or talk else CAPTION_KEYS) or []
+    if (captions or talk) and all(rows.is_empty(one.get("question")) for one in asked):
+        asked = []  # a table has a cell for the question also where there is none
+    if (asked or talk) and all(map(rows.is_empty, captions)):
+        captions = []
+    captions = captions + [reply for prompt, reply in talk if not prompt and reply not in captions]
+    questions = [_question(one) for one in asked]
+    if not talk:
+        return captions, questions
+    # The same question may stand there twice, also without its answer: as a text, and as a turn.
+    prompts = {prompt for prompt, _ in talk}
+    texts = [conversations.prompt(one["question"]) for one in questions]
+    said = {(text, answer) for text, one in zip(texts, questions, strict=True) for answer in one["answers"]}
+    questions = [one for text, one in zip(texts, questions, strict=True) if one["answers"] or text not in prompts]
+    for prompt, reply in talk:
+        if prompt and (prompt, reply) not in said:
+            answers = rows.repeated([reply])
+            questions.append({"question": prompt, "question_type": "", "answers": answers, "weight": 1.0})
+    return captions, questions
+
+
+def _asked(entry: Entry) -> list[Entry]:
+    """Returns what an entry asks, each as an entry of its own."""
+    shared = {key: value for key, value in entry.items() if key not in _OF_A_QUESTION} if "question" in entry else entry
+    asked = [{**shared, **inner} for key in LIST_KEYS if key in entry for inner in entry[key]]
     if "question" in entry:
         asked.append(entry)
     elif not asked and "text" in entry and "question_id" in entry:  # as in LLaVA's files of questions
         asked.append({**entry, "question": entry["text"]})
-    # Where a question is asked, `text` or a comment may be anything.
-    captions = rows.captions_of(entry, ("captions", "caption") if asked else CAPTION_KEYS)
-    if asked and captions and all(rows.is_empty(one.get("question")) for one in asked):
-        asked = []  # a table has a cell for the question also where there is none
-    if not asked:
-        return [Row(image, dataset, id, captions or [], None, texts)]
-    if captions and all(map(rows.is_empty, captions)):
-        captions = None
-    questions = [Row(image, dataset, id, [], _question(one), texts) for one in asked]
-    questions[0].captions = captions or []
-    return questions
+    return asked
 
 
 def _photo(entry: Entry) -> str:
@@ -230,14 +250,3 @@ def _weight(value: Any) -> float:
     if not (math.isfinite(weight) and weight >= 0):
         raise BadSample(f"a weight is {value!r}", "weight that is no number")
     return weight
-
-
-def _conversation(entry: Entry, image: str, dataset: Any, id: str | None, texts: dict[str, str]) -> list[Row]:
-    out = [Row(image, dataset, id, [], None, texts)]
-    for prompt, reply in conversations.exchanges(entry):
-        if prompt:
-            question = {"question": prompt, "question_type": "", "answers": rows.repeated([reply]), "weight": 1.0}
-            out.append(Row(image, dataset, id, question=question, texts=texts))
-        else:
-            out[0].captions.append(reply)
-    return out if len(out) == 1 or out[0].captions else out[1:]

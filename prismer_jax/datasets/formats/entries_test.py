@@ -74,3 +74,54 @@ def test_numbers_as_answers_and_of_choices(said, answer):
 def test_a_number_that_may_be_an_answer_or_that_of_a_choice_is_left_out():
     entry = {"image": "a.jpg", "question": "q?", "choices": [1, 2, 3]}
     assert read({**entry, "answer": 2}, {**entry, "answer": 1.0}) == ([], {"answer of two meanings": 2})
+
+
+TALK = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "red"}]
+DESCRIBED = [{"role": "user", "content": "Describe it."}, {"role": "assistant", "content": "a dog"}]
+ASKED = [("What is it?", ["red"] * 10)]
+
+
+@pytest.mark.parametrize("empty", [None, [], {}, "", float("nan")])
+@pytest.mark.parametrize("key", ["conversations", "messages", "conversation", "questions", "qas", "qa_pairs"])
+def test_empty_questions_and_conversations_are_none(key, empty):
+    asked = {"question": "q?", "answer": "x", key: empty}
+    rows, counts = read({"image": "a.jpg", "text": "x", key: empty}, {"image": "a.jpg", **asked})
+    assert (rows[0].captions, rows[0].question, counts) == (["x"], None, {})
+    assert rows[1].question["answers"] == ["x"] * 10
+
+
+@pytest.mark.parametrize(
+    ("entry", "captions", "questions"),
+    [
+        ({"caption": "x", "conversations": TALK}, ["x"], ASKED),
+        ({"caption": "x", "messages": DESCRIBED}, ["x", "a dog"], []),
+        ({"caption": "a dog", "messages": DESCRIBED}, ["a dog"], []),
+        ({"caption": None, "conversations": TALK}, [], ASKED),
+        ({"question": "q?", "answer": "x", "messages": DESCRIBED}, ["a dog"], [("q?", ["x"] * 10)]),
+        ({"question": "q?", "answer": "x", "conversations": TALK}, [], [("q?", ["x"] * 10), *ASKED]),
+        ({"question": "What is it?", "answer": "red", "conversations": TALK}, [], ASKED),
+        ({"question": "<image>\nWhat is it?", "conversations": TALK}, [], ASKED),
+        ({"question": None, "answer": None, "conversations": TALK}, [], ASKED),
+        ({"questions": [{"question": "q?", "answer": "x"}], "messages": DESCRIBED}, ["a dog"], [("q?", ["x"] * 10)]),
+        ({"conversations": TALK, "messages": DESCRIBED}, ["a dog"], ASKED),
+        ({"conversations": TALK, "messages": TALK}, [], ASKED),
+        (
+            {"caption": "x", "question": "q?", "answer": "x", "questions": [{"question": "r?"}]},
+            ["x"],
+            [("r?", []), ("q?", ["x"] * 10)],
+        ),
+    ],
+)
+def test_what_stands_beside_questions_and_conversations_is_read(entry, captions, questions):
+    rows, counts = read({"image": "a.jpg", **entry})
+    assert counts == {}
+    assert [text for row in rows for text in row.captions] == captions
+    asked = [row.question for row in rows if row.question]
+    assert [(one["question"], one["answers"]) for one in asked] == questions
+
+
+def test_an_entry_alone_in_its_file_may_have_questions():
+    content = {"image": "a.jpg", "caption": "x", "questions": [{"question": "q?", "answer": "x"}]}
+    (row,) = formats.rows("list.json", content=content)
+    assert (row.captions, row.question["answers"]) == (["x"], ["x"] * 10)
+    assert [row.captions for row in formats.rows("list.json", content={**content, "questions": None})] == [["x"]]

@@ -215,6 +215,11 @@ def is_empty(value: Any) -> bool:
     return value is None or value != value
 
 
+def is_nothing(value: Any) -> bool:
+    """Returns whether a value is empty, or a list or an object with nothing in it."""
+    return not value if isinstance(value, list | Mapping) else is_empty(value)
+
+
 def shown(value: Any) -> str:
     """Returns a value as an error shows it, in a few characters."""
     text = repr(value)
