@@ -52,17 +52,22 @@ def rows(
 
 def wants_annotations(content: Any) -> bool:
     """Returns whether a list is of questions whose answers are in a file of their own."""
+    return _asks(content) and not vqa.has_answers(content)
+
+
+def _asks(content: Any) -> bool:
+    """Returns whether a list is a file of questions that name their photos by ids."""
     if not isinstance(content, Mapping) or "questions" not in content or _names_photos(content["questions"]):
         return False
     return "data_subtype" in content or not _is_entry(content)
 
 
 def _choose(content: Any, annotations: Path | None, split: str | None, left_out: LeftOut) -> Iterable[Row]:
-    if wants_annotations(content):
+    if annotations is not None and not wants_annotations(content):
+        raise ValueError("it has its answers inside; leave `annotations` out")
+    if _asks(content):
         _no_split(split)
         return vqa.questions(content, None if annotations is None else read(annotations), left_out)
-    if annotations is not None:
-        raise ValueError("it has its answers inside; leave `annotations` out")
     if isinstance(content, Mapping) and isinstance(images := content.get("images"), list) and _first(images):
         if any("sentences" in image and "filename" in image for image in images if isinstance(image, Mapping)):
             return coco.karpathy(content, split, left_out)

@@ -32,7 +32,7 @@ def captions(content: Entry, left_out: LeftOut) -> Iterator[Row]:
       ValueError: two photos have one id, so that nobody can know whose their captions are.
     """
     images = content["images"]
-    own_captions = _by_image(content.get("annotations") or (), _names(images), left_out)
+    own_captions = _by_image(content.get("annotations") or (), names(images), left_out)
 
     def row(image: Entry) -> Iterable[Row]:
         id = id_text(image["id"])
@@ -65,19 +65,23 @@ def karpathy(content: Entry, split: str | None, left_out: LeftOut) -> Iterator[R
     yield from each(content["images"], row, left_out.entries, "image")
 
 
-def _names(images: Iterable[Any]) -> dict[str, Any]:
-    """Returns {id: file name}; what has neither is left to the rows' reader."""
-    names: dict[str, Any] = {}
+def names(images: Iterable[Any]) -> dict[str, Any]:
+    """Returns {id: file name}; what has neither is left to the rows' reader.
+
+    Raises:
+      ValueError: two photos have one id.
+    """
+    by_id: dict[str, Any] = {}
     for image in images:
         if not isinstance(image, dict) or "id" not in image:
             continue
         name = image.get("file_name")
-        if names.setdefault(id := id_text(image["id"]), name) != name:
+        if by_id.setdefault(id := id_text(image["id"]), name) != name:
             raise ValueError(
-                f"the photos {names[id]} and {name} have one id, {image['id']!r}: captions of either cannot be told "
+                f"the photos {by_id[id]} and {name} have one id, {image['id']!r}: captions of either cannot be told "
                 "apart. Number the photos anew where files are merged, or give the files one by one"
             )
-    return names
+    return by_id
 
 
 def _by_image(annotations: Iterable[Any], names: dict[str, Any], left_out: LeftOut) -> dict[str, list[Any]]:

@@ -94,7 +94,8 @@ def rows_of(entry: Entry) -> list[Row]:
             if (number := entry.get(key)) is not None:
                 id = rows.id_text(number)
                 break
-    if not _LISTS.isdisjoint(entry):  # a table has a cell for each of them also where there is nothing in it
+    if not _LISTS.isdisjoint(entry) and any(key in entry and rows.is_nothing(entry[key]) for key in _LISTS):
+        # A table has a cell for each of them also where there is nothing in it.
         entry = {key: value for key, value in entry.items() if key not in _LISTS or not rows.is_nothing(value)}
     if _ASKING.isdisjoint(entry):
         captions = rows.captions_of(entry)
@@ -119,19 +120,23 @@ def _all_said(entry: Entry) -> tuple[list[Any], list[dict[str, Any]]]:
     if (asked or talk) and all(map(rows.is_empty, captions)):
         captions = []
     captions = captions + [reply for prompt, reply in talk if not prompt and reply not in captions]
+    turns = [exchange for exchange in talk if exchange[0]]
     questions = [_question(one) for one in asked]
-    if not talk:
-        return captions, questions
-    # The same question may stand there twice, also without its answer: as a text, and as a turn.
-    prompts = {prompt for prompt, _ in talk}
-    texts = [conversations.prompt(one["question"]) for one in questions]
-    said = {(text, answer) for text, one in zip(texts, questions, strict=True) for answer in one["answers"]}
-    questions = [one for text, one in zip(texts, questions, strict=True) if one["answers"] or text not in prompts]
-    for prompt, reply in talk:
-        if prompt and (prompt, reply) not in said:
-            answers = rows.repeated([reply])
-            questions.append({"question": prompt, "question_type": "", "answers": answers, "weight": 1.0})
+    if questions and turns:
+        questions, turns = _once(questions, turns)
+    for prompt, reply in turns:
+        answers = rows.repeated([reply])
+        questions.append({"question": prompt, "question_type": "", "answers": answers, "weight": 1.0})
     return captions, questions
+
+
+def _once(questions: list[dict[str, Any]], turns: list[tuple[str, str]]) -> tuple[list[Any], list[Any]]:
+    """Leaves out what stands there twice: turns that questions have, and questions without answers that turns have."""
+    prompts, texts = {prompt for prompt, _ in turns}, [conversations.prompt(one["question"]) for one in questions]
+    pairs = list(zip(texts, questions, strict=True))
+    said = {(text, answer) for text, one in pairs for answer in one["answers"]}
+    asked = [one for text, one in pairs if one["answers"] or text not in prompts]
+    return asked, [turn for turn in turns if turn not in said]
 
 
 def _asked(entry: Entry) -> list[Entry]:
@@ -199,7 +204,7 @@ def _dataset(entry: Entry) -> str | None:
       BadSample: it is neither.
     """
     value = entry.get("dataset")
-    if rows.is_empty(value):
+    if value is None or rows.is_empty(value):
         return None
     if isinstance(value, str):
         return value
@@ -209,7 +214,7 @@ def _dataset(entry: Entry) -> str | None:
 
 
 def _question(entry: Entry) -> dict[str, Any]:
-    texts = _answers(entry)
+    texts = answers_of(entry)
     dataset, weight = _dataset(entry), entry.get("weight")
     question: dict[str, Any] = {
         "question": rows.question(entry.get("question")),
@@ -234,7 +239,7 @@ def _question(entry: Entry) -> dict[str, Any]:
     return question
 
 
-def _answers(entry: Entry) -> list[str]:
+def answers_of(entry: Entry) -> list[str]:
     """Returns the answers of a question; where there are choices, a number is the number of one."""
     choices = entry.get("choices")
     for key in ANSWER_KEYS if not isinstance(entry.get("weight"), list) else ("answer", *ANSWER_KEYS):

@@ -1,7 +1,8 @@
 """Questions in files of the benchmarks that do not name their photos: VQAv2 (OK-VQA is the same) and GQA.
 
 - VQAv2's: {"data_subtype", "questions": [{"question_id", "image_id", "question"}]}, and the answers in a second file,
-  {"annotations": [{"question_id", "image_id", "answers": [{"answer"}]}]}. `images`, as in COCO's, may name photos.
+  {"annotations": [{"question_id", "image_id", "answers": [{"answer"}]}]}. `images`, as in COCO's, may name photos. In
+  one file the answers are in the questions, or in `annotations` beside them, where COCO's captions may be, too.
 - GQA's: {question id: {"imageId", "question", "answer", "types"}}; the photo is <imageId>.jpg
 """
 
@@ -10,26 +11,43 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from prismer_jax.datasets.formats import row
+from prismer_jax.datasets.formats import coco, entries, row
 from prismer_jax.datasets.formats.row import Entry, LeftOut, Row
 from prismer_jax.errors import BadSample
 
 # The official files of the test-dev split name photos of the test set by another name than these have.
 PARTS = {"test-dev2015": "test2015"}
+_OFFICIAL = {"image_id", "question_id", "question"}
+_ANSWERS = frozenset((*entries.ANSWER_KEYS, "correct_choice_idx"))
+
+
+def has_answers(content: Entry) -> bool:
+    """Returns whether a file of questions has answers in it: in the questions, or in `annotations` of its own."""
+    return any(map(_is_answered, _list(content, "questions"))) or any(map(_is_answer, _list(content, "annotations")))
 
 
 def questions(content: Entry, annotations: Any, left_out: LeftOut) -> Iterator[Row]:
-    """Yields a row a question, with the answers that the second file has; without that file, with none.
+    """Yields a row a question, with its own answers or those that annotations have, and before a row a captioned photo.
 
-    Where there is a second file, a question that it does not answer is left out.
+    Where there are annotations of answers, a question that has none and that they do not answer is left out.
+
+    Args:
+      content: the file of the questions.
+      annotations: the file of their answers; None where there is no second file.
+      left_out: counts what is no row.
 
     Raises:
-      ValueError: nothing says which photos the questions are of, or the second file answers none of them.
+      ValueError: nothing says which photos the questions are of, or the annotations answer none of them.
     """
-    names = {row.id_text(image["id"]): image["file_name"] for image in content.get("images", ())}
-    part = content.get("data_subtype")
+    images, part = content.get("images") or (), content.get("data_subtype")
+    names = coco.names(images)
     if not names and not part:
         raise ValueError("it neither names its images nor, by data_subtype, the part of COCO that they are of")
+    inside = content.get("annotations") or ()
+    captioned = {"images": images, "annotations": [entry for entry in inside if not _is_answer(entry)]}
+    yield from (photo for photo in coco.captions(captioned, left_out) if photo.captions)
+    if annotations is None and any(map(_is_answer, inside)):
+        annotations = {"annotations": [entry for entry in inside if _is_answer(entry)]}
     by_question = None if annotations is None else _Annotations(annotations)
     matched = 0
 
@@ -43,14 +61,17 @@ def questions(content: Entry, annotations: Any, left_out: LeftOut) -> Iterator[R
         else:  # the official files name no photos: COCO's names follow from its ids
             folder = PARTS.get(part, part)
             image = f"{folder}/COCO_{folder}_{int(photo):012d}.jpg"
-        annotation = {} if by_question is None else by_question.of(asked)
+        annotation = {} if by_question is None or _is_answered(asked) else by_question.of(asked)
         matched += 1
+        if asked.keys() != _OFFICIAL or not isinstance(image, str):
+            own = {key: value for key, value in asked.items() if key not in _ANSWERS or not annotation}
+            return entries.rows_of({**annotation, **own, "image": image, "question": asked["question"]})
         question = {
             "question": row.question(asked["question"]),
             "question_type": str(annotation.get("question_type", "")),
             "answer_type": str(annotation.get("answer_type", "")),
             "question_id": row.number_or_text(asked["question_id"]),
-            "answers": row.repeated(_answers(annotation)),
+            "answers": row.repeated(entries.answers_of(annotation)),
         }
         return (Row(image, None, photo, question=question),)
 
@@ -117,6 +138,16 @@ class _Annotations:
         return f"{row.id_text(entry['image_id'])} {id}" if self._by_photo else id
 
 
-def _answers(annotation: Entry) -> list[str]:
-    key = next((key for key in ("answers", "answer", "multiple_choice_answer") if key in annotation), None)
-    return [] if key is None else row.answers(annotation[key])
+def _list(content: Entry, key: str) -> list[Any]:
+    return value if isinstance(value := content.get(key), list) else []
+
+
+def _is_answered(asked: Any) -> bool:
+    """Returns whether a question has answers of its own."""
+    if not isinstance(asked, Mapping) or _ANSWERS.isdisjoint(asked):
+        return False
+    return any(not row.is_nothing(asked.get(key)) for key in _ANSWERS)
+
+
+def _is_answer(annotation: Any) -> bool:
+    return isinstance(annotation, Mapping) and "question_id" in annotation and "caption" not in annotation
