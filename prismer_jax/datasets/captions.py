@@ -3,15 +3,17 @@
 Beside KEY.jpg lie KEY.txt, a caption a line, or KEY.json with the captions under one of `KEYS`, or both, as img2dataset
 writes them (github.com/rom1504/img2dataset, writer.py). Its .txt is Python's str() of the caption: "['a dog', 'a pet']"
 of a list, "nan" of an empty cell of a table, two lines of a caption with a line break in it. Where a .txt may be one of
-these, the .json beside it says what was meant.
+these, the .json beside it says what was meant; without it the text of a list is still one.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ KEYS = ("captions", "caption", "text")  # of a JSON object: the first one with a
 EMPTY = "empty side file"
 NO_KEY = "side file without a caption"
 NOT_TEXT = "caption that is not a text"
+
+_ITEM = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|[-+.\w]+""")  # of a list as Python prints it
 
 
 class Captions(NamedTuple):
@@ -75,9 +79,29 @@ def beside(side: Callable[[str], bytes | None], where: str) -> Captions:
         return Captions(lines)
     data = side(".json")
     if lines:
-        return Captions(lines) if data is None else _meant(data, text) or Captions(lines)
+        return (None if data is None else _meant(data, text)) or _printed(text) or Captions(lines)
     captions = Captions([]) if data is None else _in_json(data, f"{where}.json")
     return Captions([], EMPTY) if text is not None and not captions.texts else captions
+
+
+def listed(text: str) -> list[str] | None:
+    """Returns the texts of a list that somebody wrote as one text; None of any other text.
+
+    The list is JSON's, or as Python prints it, or NumPy, which puts no commas. Numbers in it are texts, too, and null
+    is none.
+    """
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    values: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(text)
+    if values is None and not _ITEM.sub("", text[1:-1]).strip(", \n"):
+        with contextlib.suppress(ValueError, SyntaxError):
+            values = [None if item == "nan" else ast.literal_eval(item) for item in _ITEM.findall(text[1:-1])]
+    if values is None or not all(value is None or type(value) in (str, int, float) for value in values):
+        return None
+    said = (value for value in values if value is not None and value == value)
+    return [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in said]
 
 
 def texts(value: Any) -> Captions:
@@ -107,6 +131,12 @@ def _meant(data: bytes, text: str) -> Captions | None:
         if isinstance(content, dict) and "caption" in content and str(content["caption"]).strip() == text.strip():
             return _unicode(texts(content["caption"]), "")
     return None
+
+
+def _printed(text: str) -> Captions | None:
+    """Returns the captions of a .txt that is the text of a list, and None otherwise."""
+    values = listed(text.strip())
+    return None if values is None else Captions(texts(values).texts, None if values else EMPTY)
 
 
 def _in_json(data: bytes, where: str) -> Captions:

@@ -107,3 +107,35 @@ def test_damaged_side_files_are_bad_samples_with_their_reason():
             beside(text, meta)
         assert error.value.reason == reason
     assert beside(None, b'{"alt": "\\ud83d", "caption": "a dog"}') == (["a dog"], None)
+
+
+LONG = "[" + "1" * 5_000 + "]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("['a dog', \"it's a pet\"]", ["a dog", "it's a pet"]),
+        ('["a dog", "a \\"pet\\""]', ["a dog", 'a "pet"']),
+        ('["a \\u00e9"]', ["a é"]),
+        ("['a dog' 'a pet'\n 'a cat']", ["a dog", "a pet", "a cat"]),  # of a NumPy array
+        ("['a dog', None, nan]", ["a dog"]),
+        ('["a dog", null]', ["a dog"]),
+        ("[1, 2.0, 2.5]", ["1", "2", "2.5"]),
+        ("['a, b']", ["a, b"]),
+        ("[]", []),
+        *((text, None) for text in ("a dog", "", "[sic]", "[a dog]", "['a'] and ['b']", "[['a'], ['b']]", "['a', 'b'")),
+        *(
+            (text, None)
+            for text in ("[{'answer': 'a'}]", "[True]", "['a' + 'b']", "['a' ... 'b']", LONG, "[" * 9999 + "]")
+        ),
+    ],
+)
+def test_the_text_of_a_list_is_a_list(text, expected):
+    assert captions.listed(text) == expected
+
+
+def test_a_text_of_a_list_without_its_json_is_a_list():
+    assert beside(b"['a dog', 'a pet']\n") == (["a dog", "a pet"], None)
+    assert beside(b"['a dog', 'a pet']", {"caption": "another"}) == (["a dog", "a pet"], None)
+    assert beside(b"[]") == ([], "empty side file")

@@ -19,14 +19,13 @@ from prismer_jax.datasets.formats import conversations
 from prismer_jax.datasets.formats import row as rows
 from prismer_jax.datasets.formats.genome import WEIGHTS
 from prismer_jax.datasets.formats.reading import PHOTO_KEYS
-from prismer_jax.datasets.formats.row import CAPTION_KEYS, Entry, LeftOut, Row
+from prismer_jax.datasets.formats.row import ANSWER_KEYS, CAPTION_KEYS, Entry, LeftOut, Row
 from prismer_jax.datasets.formats.suffixes import PHOTOS
 from prismer_jax.errors import BadSample
 from prismer_jax.files.dropped import Dropped
 
 ID_KEYS = ("image_id", "img_id", "id")  # of a photo
 QUESTION_ID_KEYS = ("question_id", "questionId", "qa_id")
-ANSWER_KEYS = ("answers", "answer", "direct_answers", "multiple_choice_answer")
 LIST_KEYS = ("questions", "qas", "qa_pairs")  # of several questions about one photo
 _ABOUT_A_QUESTION = ("question", "question_type", "answer_type", "choices", "correct_choice_idx", "weight")
 _OF_A_QUESTION = frozenset((*QUESTION_ID_KEYS, *ANSWER_KEYS, *_ABOUT_A_QUESTION))

@@ -145,6 +145,25 @@ def test_what_a_list_names_twice_is_not_lost(folder, name, text):
 
 
 @pytest.mark.parametrize(
+    ("text", "key", "values"),
+    [
+        (
+            "image,caption\na.jpg,\"['one', 'two']\"\nb.jpg,\"[sic] three\"\n",
+            "captions",
+            [["one", "two"], ["[sic] three"]],
+        ),
+        ('image,captions\na.jpg,"[""one"", ""two""]"\nb.jpg,[]\n', "captions", [["one", "two"], []]),
+        ("image,text,text\na.jpg,\"['one', 'two']\",three\n", "captions", [["one", "two", "three"]]),
+        ("a.jpg\t['one', 'two']\n", "captions", [["one", "two"]]),
+        ("image,question,answers\na.jpg,q?,\"['one', 'two']\"\n", "answers", [["one", "two"]]),
+        ("image,question,answer\na.jpg,[q?],[2]\n", "answers", [["2"] * 10]),
+    ],
+)
+def test_lists_in_cells_of_tables_are_lists(folder, text, key, values):
+    assert [e[key] for e in read(folder, text, "l.csv")] == values
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"a.jpg": {"caption": "one"}, "a.jpg": {"caption": "two"}}', "'a.jpg' stands there twice"),

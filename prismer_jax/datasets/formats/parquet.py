@@ -22,7 +22,7 @@ import numpy as np
 from prismer_jax.datasets import captions
 from prismer_jax.datasets.conversations import photo_of
 from prismer_jax.datasets.formats import conversations, row
-from prismer_jax.datasets.formats.entries import ANSWER_KEYS, LIST_KEYS, ORIGIN, READ, rows_of, unread_reason
+from prismer_jax.datasets.formats.entries import LIST_KEYS, ORIGIN, READ, rows_of, unread_reason
 from prismer_jax.datasets.formats.reading import PHOTO_KEYS
 from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
@@ -36,7 +36,7 @@ Path = str | os.PathLike
 
 _ASKING = ("question", *LIST_KEYS)
 _SAYING = ("class_name", *row.CAPTION_KEYS)
-_TELLING = frozenset((*_SAYING, *ANSWER_KEYS, *LIST_KEYS, *conversations.KEYS))
+_TELLING = frozenset((*_SAYING, *row.ANSWER_KEYS, *LIST_KEYS, *conversations.KEYS))
 
 
 def load(

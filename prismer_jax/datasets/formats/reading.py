@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from prismer_jax.datasets import captions
+from prismer_jax.datasets.formats.row import ANSWER_KEYS, CAPTION_KEYS
 from prismer_jax.errors import UserError
 from prismer_jax.files import parquet
 
@@ -44,6 +46,7 @@ _OTHERS = {  # files that are no lists, by their first bytes
 }
 _TOKEN = re.compile(r"(\S[^\t#]*)#\d+\t(.*)")  # Flickr8k.token.txt, results_20130124.token: photo#number, tab, caption
 _PHOTO = re.compile(r"[^\t\n,;|]+\.(?:jpe?g|png|webp|bmp|gif|tiff?)", re.IGNORECASE)
+_TEXTS = frozenset((*CAPTION_KEYS, *ANSWER_KEYS))  # columns in whose cells a list may be written
 _DELIMITERS = "\t,;|"
 
 
@@ -184,12 +187,23 @@ def _cells(names: list[str], shared: Collection[str], row: list[str]) -> dict[An
     cells.update(dict.fromkeys(names[len(row) :]))
     for name in shared:
         cells[name] = [cell for other, cell in zip(names, row, strict=False) if other == name and cell]
+    for name in _TEXTS.intersection(cells):
+        cells[name] = _unlisted(cells[name])
     if len(row) > len(names):
         cells[None] = row[len(names) :]
     # A table has no types: an id that is written as a number is one.
     if (id := cells.get("question_id")) and re.fullmatch(r"0|[1-9][0-9]{0,17}", id):
         cells["question_id"] = int(id)
     return cells
+
+
+def _unlisted(cell: Any) -> Any:
+    """Returns the texts of a cell in which a list stands as pandas or a person writes it; another cell as it is."""
+    if isinstance(cell, list):
+        return [text for one in map(_unlisted, cell) for text in (one if isinstance(one, list) else [one])]
+    if not cell or cell[0] != "[" or (texts := captions.listed(cell)) is None:
+        return cell
+    return texts
 
 
 def _parquet(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ Entry = Mapping[str, Any]
 ANSWERS = 10  # an answer given once counts as given by all ten annotators of VQAv2, whose accuracy needs three
 TEXTS = ("domain", "class_name")  # of a photo: the entries that are passed on as they are
 CAPTION_KEYS = ("captions", "caption", "text", "texts", "sentences", "sentence", "description", "comment")
+ANSWER_KEYS = ("answers", "answer", "direct_answers", "multiple_choice_answer")
 INNER_KEYS = ("caption", "text", "raw", "answer", "raw_answer")  # where a text is an object of its own
 _COCO_NAME = re.compile(r"COCO_[a-z]+\d{4}_(\d{12})\.\w+$")
 

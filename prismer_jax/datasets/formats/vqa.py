@@ -18,7 +18,7 @@ from prismer_jax.errors import BadSample
 # The official files of the test-dev split name photos of the test set by another name than these have.
 PARTS = {"test-dev2015": "test2015"}
 _OFFICIAL = {"image_id", "question_id", "question"}
-_ANSWERS = frozenset((*entries.ANSWER_KEYS, "correct_choice_idx"))
+_ANSWERS = frozenset((*row.ANSWER_KEYS, "correct_choice_idx"))
 
 
 def has_answers(content: Entry) -> bool:
