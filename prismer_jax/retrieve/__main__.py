@@ -23,10 +23,13 @@ from prismer_jax import config, datasets, runtime
 from prismer_jax.captioner import Captioner
 from prismer_jax.captioner.comparing import Comparer, compared
 from prismer_jax.checkpoint.fingerprint import fingerprint
+from prismer_jax.datasets import formats
+from prismer_jax.datasets.formats.reading import LINES
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import progress, storage
 from prismer_jax.retrieve.index import Index
 
+LISTS = (".json", *LINES, ".csv", ".tsv", ".parquet")  # files that are no lines of texts
 PART = 1024  # photos in a part of the index
 
 
@@ -36,7 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", nargs="+", required=True, type=storage.on_disk, help="photos, or folders of them")
     parser.add_argument("--labels", type=storage.on_disk, help="folder of expert labels")
     parser.add_argument("--query", nargs="+", default=[], help="texts to find photos by")
-    parser.add_argument("--texts", type=storage.on_disk, help="a JSON list of texts, or a file with one a line")
+    parser.add_argument(
+        "--texts", type=storage.on_disk, help="a file with one a line, a JSON list, or a list of captions"
+    )
     parser.add_argument("--index", type=storage.on_disk, help="folder of the photos' vectors; default IMAGES.index")
     parser.add_argument("--top", type=int, default=5, help="photos to find for each text")
     parser.add_argument("--rerank", type=int, default=16, help="so many, the most alike, are ranked again; 0 for none")
@@ -54,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     comparer = captioner.comparer()
     source = datasets.load("photos", images=args.images, labels=args.labels, experts=captioner.model.experts)
     header = {"how": dict(comparer.how), "weights": fingerprint(captioner.variables)}
-    first = args.images[0]
-    index = Index(args.index or first.with_name(f"{first.name}.index"), json.loads(json.dumps(header)))
+    beside = pathlib.Path(f"{os.path.abspath(args.images[0])}.index")  # also of '.', which has no name
+    index = Index(args.index or beside, json.loads(json.dumps(header)))
     size = min(args.batch_size, len(source))
     places = encode(comparer, source, index, size)
     found = find(comparer, source, index, places, texts, args.top, args.rerank, size)
@@ -146,19 +151,39 @@ def rank_again(
 
 def _texts(query: Sequence[str], path: pathlib.Path | None) -> list[str]:
     """Returns the texts to find photos by, each once."""
-    texts = list(query)
-    if path is not None:
-        try:
-            content = path.read_text(encoding="utf-8")
-            texts += json.loads(content) if path.suffix == ".json" else content.splitlines()
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}: not a file of texts, a JSON list or one a line ({error}).") from None
+    texts = [*query, *([] if path is None else _texts_in(path))]
     if wrong := [text for text in texts if not isinstance(text, str) or not text.strip()]:
         raise UserError(f"{path or '--query'}: {wrong[0]!r} is no text to find photos by.")
     once = list(dict.fromkeys(text.strip() for text in texts))
     if len(once) < len(texts):
         print(f"{len(texts) - len(once)} texts are there more than once; each is asked once.", file=sys.stderr)
     return once
+
+
+def _texts_in(path: pathlib.Path) -> list[Any]:
+    """Returns the texts of a file: one a line, a JSON list of them, or the captions of a list of photos.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    if path.suffix.lower() not in LISTS:
+        try:
+            return path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a file of texts, a JSON list or one a line ({error}).") from None
+    content = formats.read(path)
+    if isinstance(content, list) and not any(isinstance(entry, Mapping) for entry in content):
+        return content
+    left_out = formats.LeftOut()
+    captions = [text for row in formats.rows(path, left_out=left_out, content=content) for text in row.captions]
+    texts = [text for text in captions if isinstance(text, str) and text.strip()]
+    if len(texts) < len(captions):
+        left_out.texts.add("empty caption, or one that is no text", count=len(captions) - len(texts))
+    for line in (*left_out.entries.lines(), *left_out.texts.lines()):
+        print(f"{path}: left out: {line.strip()}", file=sys.stderr)
+    if not texts:
+        raise UserError(f"{path}: has no captions to find photos by.")
+    return texts
 
 
 def _file(example: Mapping[str, Any]) -> list[int]:

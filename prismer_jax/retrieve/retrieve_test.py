@@ -101,14 +101,51 @@ def test_the_command_finds_photos_and_encodes_only_what_is_new(captioner, photos
     assert sorted(line.split()[2] for line in lines) == ["p1.png", "p2.png", "p3.png", "p4.png"]
 
 
+COCO = {
+    "images": [{"id": 1, "file_name": "a.jpg"}],
+    "annotations": [{"image_id": 1, "caption": text} for text in (*TEXTS, " ", TEXTS[0])],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.json", json.dumps(TEXTS)),
+        ("t.json", "\ufeff" + json.dumps(COCO)),
+        ("t.json", json.dumps([{"image": "a.jpg", "caption": TEXTS}])),
+        ("t.jsonl", "".join(json.dumps({"image": "a.jpg", "text": text}) + "\n" for text in TEXTS)),
+        ("t.csv", "image,caption\n" + "".join(f"a.jpg,{text}\n" for text in TEXTS)),
+        ("t.txt", "\ufeff" + "\n".join(TEXTS)),
+    ],
+)
+def test_texts_of_a_file_or_a_list(tmp_path, name, text, capsys):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert retrieve._texts([], tmp_path / name) == TEXTS
+    assert ("t.json: left out: 1 x empty caption" in capsys.readouterr().err) == ("annotations" in text)
+
+
+def test_the_index_of_the_folder_one_is_in_lies_beside_it(captioner, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    retrieve.main(["--checkpoint", str(captioner.folder), "--images", ".", "--query", "a cat", "--rerank", "0"])
+    assert photos.with_name("photos.index").is_dir()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--query", " "], "' ' is no text to find photos by"),
         (["--texts", "nowhere.txt"], r"nowhere\.txt: not a file of texts"),
+        (["--texts", "empty.json"], r"empty\.json: has no captions to find photos by"),
+        (["--texts", "object.json"], r"object\.json: it is an object with a in it"),
+        (["--texts", "text.json"], r"text\.json: is neither JSON nor a table"),
+        (["--texts", "numbers.json"], r"numbers\.json: 1 is no text to find photos by"),
         (["--top", "0"], "--top and --batch-size must be at least 1"),
     ],
 )
-def test_bad_input_is_one_line(captioner, photos, flags, message):
+def test_bad_input_is_one_line(captioner, photos, flags, message, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    files = {"empty": [{"image": "a.jpg", "caption": None}], "object": {"a": 1}, "text": "a cat", "numbers": [1, "a"]}
+    for name, content in files.items():
+        (photos.parent / f"{name}.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         retrieve.main(["--checkpoint", str(captioner.folder), "--images", str(photos), *flags])
