@@ -33,11 +33,18 @@ ONE_NPZ = threading.Lock()  # read at a time by threads: findings/numpy_load_thr
 def path_of(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> pathlib.Path:
     """Returns the path of an image's PNG, `folder/expert/image.png`; `image` is relative to the images' folder.
 
-    `folder` may place the expert itself, as in 'labels/{expert}/vqav2' for the official per-data-set folders.
+    `folder` may place the expert itself, as in 'labels/{expert}/vqav2' for the official per-data-set folders. The path
+    lies in the folder, whatever a list calls the image; see `inside`.
     """
     folder = os.fspath(folder)
     root = pathlib.Path(folder.replace("{expert}", expert)) if "{expert}" in folder else pathlib.Path(folder) / expert
-    return root / pathlib.PurePath(image).with_suffix(".png")
+    return root.joinpath(*inside(image)).with_suffix(".png")
+
+
+def inside(image: str | os.PathLike) -> list[str]:
+    """Returns the parts of an image's path without those that would lead out of a folder: the root, and '..'."""
+    path = pathlib.PurePath(image)
+    return [part for part in path.parts if part not in (path.anchor, "..")]
 
 
 def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.PathLike) -> dict[str, Any]:

@@ -58,6 +58,13 @@ def test_official_folders_have_a_data_set_inside_the_expert(tmp_path):
     assert path == tmp_path / "edge/vqav2/val2014/x.png"
 
 
+@pytest.mark.parametrize("image", ["/sub/x.png", "//sub/x.png", "../sub/x.png", "sub/../x.png", "/", ".."])
+def test_no_name_of_an_image_leads_out_of_the_folder(tmp_path, image):
+    path = label_files.path_of(tmp_path / "labels", "depth", image)
+    assert ".." not in path.parts
+    assert path.is_relative_to(tmp_path / "labels")
+
+
 def test_a_missing_label_is_the_background_and_a_file_of_zero_bytes_was_cut(tmp_path):
     label_files.write(tmp_path, "depth", "x.jpg", labels.blank("depth", 4, 4))
     assert list(label_files.locate(tmp_path, labels.PAPER, "x.jpg")) == ["labels/depth"]

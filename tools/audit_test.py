@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prismer_jax import checkpoint, config, datasets, label_files, labels
 from prismer_jax.datasets.altered import Altered, keys_of
@@ -68,6 +69,16 @@ def test_labels_of_a_folder_take_the_place_of_an_experts_own(tmp_path):
     assert (example["labels/edge"], example[labels.CLASSES_KEY][0]) == (b"own", 5)
     with pytest.raises(UserError, match=r"holds no labels of edge\. Make them"):
         datasets.load("altered", of=dict(name="scenes"), experts="edge", how="folder", labels=tmp_path)
+
+
+def test_labels_of_a_folder_are_found_for_questions_whose_ids_are_not_their_photos(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg")
+    asked = [{"image": f"{tmp_path}/a.jpg", "question": "what?", "question_id": 5, "answer": "x"}]
+    (tmp_path / "q.json").write_text(json.dumps(asked))
+    label_files.write(tmp_path / "labels", "depth", "a.jpg", labels.blank("depth", 6, 8))
+    of = dict(name="lists", path=f"{tmp_path}/q.json", images=f"{tmp_path}")
+    source = datasets.load("altered", of=of, experts="depth", how="folder", labels=tmp_path / "labels")
+    assert source[0]["labels/depth"] == str(tmp_path / "labels/depth/a.png")
 
 
 def test_an_arm_changes_the_labels_of_its_experts_and_nothing_else():

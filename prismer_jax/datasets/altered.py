@@ -78,7 +78,8 @@ class Altered:
             other = self._other(index, example["image"])
             out |= {key: other[key] for key in self._keys if key in other}
         elif self._how == "folder":
-            out |= label_files.locate(self._labels, self._experts, str(example["id"]))
+            name = self._source.name(index) if hasattr(self._source, "name") else str(example["id"])
+            out |= label_files.locate(self._labels, self._experts, name)
         return out
 
     def _other(self, index: int, photo: Any) -> dict[str, Any]:

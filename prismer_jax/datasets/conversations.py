@@ -112,20 +112,29 @@ class Source:
         """Returns (what messages call it, FILE/NUMBER, the row, its photos) of a sample."""
         table, row, number = self._find(index)
         name = f"{pathlib.PurePosixPath(table.path).stem}/{number}"
-        folder = self._images
-        if folder is None and not storage.is_remote(table.path):
-            folder = pathlib.Path(table.path).parent
+        folder = self.folder(index)
         photos = row.get("images", row.get("image"))
         photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
         photos = [photo_of(photo, folder, f"{table.path}: photo of sample {number}") for photo in photos]
         return f"{table.path}: sample {number}", name, row, photos
 
-    def _find(self, index: int) -> tuple[Any, dict[str, Any], int]:
+    def folder(self, index: int) -> pathlib.Path | None:
+        """Returns the folder that a sample's paths are relative to; None of a remote table, whose photos are inside."""
+        if self._images is not None:
+            return self._images
+        path = self._tables[self._place(index)[0]].path
+        return None if storage.is_remote(path) else pathlib.Path(path).parent
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Returns the number of a sample's table, and of its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"{index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, "right"))
+        return number, index - (int(self._ends[number - 1]) if number else 0)
+
+    def _find(self, index: int) -> tuple[Any, dict[str, Any], int]:
+        number, inside = self._place(index)
         table = self._tables[number]
-        inside = index - (int(self._ends[number - 1]) if number else 0)
         return table, table.read(inside), inside
 
     def _turns(self, row: Mapping[str, Any], where: str) -> list[dict[str, str]]:

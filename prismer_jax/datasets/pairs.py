@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prismer_jax import label_files
-from prismer_jax.datasets import conversations, lists
+from prismer_jax.datasets import conversations, lists, places
 from prismer_jax.datasets.formats.row import answer_among, id_text
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.labels import EXPERTS
@@ -38,7 +38,8 @@ def load(
     Args:
       path: files, or a folder of such tables.
       images: the folder that paths of photos are relative to; by default that of their file.
-      labels: the folder of label files, labels/<expert>/<photo>.png, of rows that name one photo by its path.
+      labels: the folder of label files, labels/<expert>/<photo>.png, of rows that name one photo by its path; <photo>
+        is that path below the folder of photos, which must hold it where it is absolute.
       limit: take only so many rows, the first ones.
       options: of lists.load, where the file is such a list.
 
@@ -79,8 +80,22 @@ class Pairs(conversations.Source):
         photo = photos[0] if isinstance(photos[0], str) else name
         image = photos if "images" in row else photos[0]
         if self.labels is not None and isinstance(row.get("image"), str):
-            own |= label_files.locate(self.labels, tuple(EXPERTS), row["image"])
+            own |= label_files.locate(self.labels, tuple(EXPERTS), self._label_name(index, row["image"], where))
         return {"photo": photo, **own, "id": str(id), "image": image, "answers": said, "captions": said}
+
+    def _label_name(self, index: int, image: str, where: str) -> str:
+        """Returns what a photo's label files are called: its path below the folder that paths are relative to.
+
+        Raises:
+          BadSample: it lies elsewhere, where two photos of one name would share their label files.
+        """
+        if not os.path.isabs(image):
+            return image
+        folder, path = str(self.folder(index)), os.path.normpath(image)
+        if (name := places.below(places.spellings(folder), path, places.identity(path))) is None:
+            remedy = "Give as `images` a folder that holds it, below which its label files are called as it is."
+            raise BadSample(f"{where}: its photo lies outside of {folder}. {remedy}", "photo outside of images")
+        return name
 
 
 class Once:

@@ -124,3 +124,18 @@ def test_labels_lie_in_a_folder_under_the_names_of_photos(folder):
     assert (maps[1] != 7).all()  # the background
     with pytest.raises(UserError, match="no such folder of labels"):
         load("pairs", path=folder / "rows.jsonl", labels=folder / "nowhere")
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["images", "beside the table"])
+def test_labels_are_found_however_a_photos_path_is_spelled(folder, given):
+    (folder / "labels/depth/sub").mkdir(parents=True)
+    (folder / "sub").mkdir()
+    Image.new("RGB", (8, 6)).save(folder / "sub/a.png")
+    Image.new("L", (8, 6), 7).save(folder / "labels/depth/sub/a.png")
+    (link := folder.with_name(f"{folder.name}_link")).symlink_to(folder)
+    spelled = ["sub/a.png", "./sub/a.png", f"{folder}/sub/a.png", f"{link}/sub/a.png", "/elsewhere/sub/a.png"]
+    write(folder, *({"image": image, "suffix": "x"} for image in spelled))
+    source = load("pairs", path=folder / "rows.jsonl", labels=folder / "labels", images=folder if given else None)
+    assert {source[i]["labels/depth"] for i in range(4)} == {str(folder / "labels/depth/sub/a.png")}
+    with pytest.raises(BadSample, match=r"sample 4: its photo lies outside of .*Give as `images` a folder that holds"):
+        source[4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from prismer_jax.datasets.formats import Row
@@ -48,11 +49,11 @@ class Places:
         source: takes the place of '{dataset}' where no entry says it.
         """
         self._list, self._source = path, source
-        self._above: list[str] = []  # the given folder with a slash, as it is spelled and without links
+        self._above: list[str] = []  # spellings of the given folder
         if images is not None:
             self._root = os.path.expanduser(os.fspath(images))
             if "{dataset}" not in self._root:
-                self._above = [os.path.join(one, "") for one in (os.path.abspath(self._root), real(self._root))]
+                self._above = spellings(self._root)
         else:
             self._root = str(path.parent / "images" if (path.parent / "images").is_dir() else path.parent)
         self._moved: dict[str, str] = {}  # the file that an absolute path of elsewhere is taken for -> that path
@@ -73,7 +74,7 @@ class Places:
         elif absolute:
             name, official = parts[-1], False
         if absolute and (file := existing(image)):
-            name = name if official else self._below_root(image, file) or name
+            name = name if official else below(self._above, image, file) or name
             return Place(image, _inside(name), file, dataset, True)
         names = [name, *(f"{part}/{parts[-1]}" for part in GENOME_PARTS if dataset == GENOME)]
         if len(parts) == 1 and name.startswith("COCO_"):  # COCO's own lists of captions do not name the folder
@@ -87,14 +88,6 @@ class Places:
                     return Place(path, _inside(candidate), file, dataset, True)
         path = os.path.join(folders[0], name)
         return Place(path, _inside(name), path, dataset, False)
-
-    def _below_root(self, path: str, file: str) -> str | None:
-        """Returns a path, or the file that it is, relative to the given folder of photos; None if it lies elsewhere."""
-        for above in self._above:
-            for one in (path, file):
-                if one.startswith(above):
-                    return one[len(above) :]
-        return None
 
     def _folders(self, dataset: str | None) -> list[str]:
         if "{dataset}" not in self._root:
@@ -137,6 +130,22 @@ def identity(path: str) -> str:
     """
     folder, name = os.path.split(path)
     return os.path.join(real(folder), name)
+
+
+def spellings(folder: str) -> list[str]:
+    """Returns a folder's absolute path, as it is spelled and without links, each with a slash at its end."""
+    return [os.path.join(one, "") for one in (os.path.abspath(folder), real(folder))]
+
+
+def below(above: Sequence[str], path: str, file: str) -> str | None:
+    """Returns a path relative to a folder; None if it lies elsewhere.
+
+    Args:
+      above: the folder's `spellings`.
+      path: of a photo.
+      file: its `identity`.
+    """
+    return next((one[len(start) :] for start in above for one in (path, file) if one.startswith(start)), None)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -179,8 +179,7 @@ class Reader:
         self.broken += broken
         self.without_mask += self.codec is None and "<seg" in text
         if self.pictures is not None:
-            inside = [part for part in pathlib.PurePath(result["image"]).parts if part not in ("/", "..")]
-            path = self.pictures.joinpath(*inside).with_suffix(".png")
+            path = self.pictures.joinpath(*label_files.inside(result["image"])).with_suffix(".png")
             path.parent.mkdir(parents=True, exist_ok=True)
             with storage.replacing(path) as name:
                 picture(photo, objects).save(name, format="PNG")
