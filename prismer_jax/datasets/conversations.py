@@ -42,7 +42,7 @@ def load(
     formatting: int = 1,
     kind: type[Source] | None = None,
 ) -> Source:
-    """Returns a source of examples with `id`, `image` (a list, which may be empty) and `turns`.
+    """Returns a source of examples with `id` (FILE/NUMBER), `image` (a list, which may be empty) and `turns`.
 
     Args:
       path: files of JSON lines or Parquet, or folders of them; of Parquet also where fsspec reaches, such as
@@ -64,12 +64,13 @@ def load(
     )
     kind = kind or Source
     tables: list[Any] = []
-    for file in _files(path):
+    files = _files(path)
+    for file in files:
         left = None if limit is None else limit - sum(map(len, tables))
         if left is None or left > 0:
             is_parquet = str(file).endswith(".parquet")
             tables.append(parquet.Table(file, left, kind.columns) if is_parquet else _Lines(file, left))
-    source = kind(tables, None if images is None else storage.on_disk(images), minima)
+    source = kind(tables, _names(files), None if images is None else storage.on_disk(images), minima)
     if not len(source):
         raise UserError(f"{path}: has no samples. Check the path and limit.")
     for name, least in minima.items():
@@ -89,8 +90,11 @@ class Source:
 
     columns: tuple[str, ...] | None = COLUMNS
 
-    def __init__(self, tables: Sequence[Any], images: Path | None, minima: Mapping[str, int]) -> None:
-        self._tables, self._images, self._minima = list(tables), images, dict(minima)
+    def __init__(
+        self, tables: Sequence[Any], names: Sequence[str], images: Path | None, minima: Mapping[str, int]
+    ) -> None:
+        """Takes the files that are read, what their samples are called by, and what `load` says."""
+        self._tables, self._names, self._images, self._minima = list(tables), names, images, dict(minima)
         self._ends = np.cumsum([len(table) for table in tables])
         files = [parquet.identity(table.path) for table in tables]
         self.made_of = json.dumps([files, images and os.fspath(images), self._minima])
@@ -111,7 +115,7 @@ class Source:
     def found(self, index: int) -> tuple[str, str, dict[str, Any], list[bytes | str]]:
         """Returns (what messages call it, FILE/NUMBER, the row, its photos) of a sample."""
         table, row, number = self._find(index)
-        name = f"{pathlib.PurePosixPath(table.path).stem}/{number}"
+        name = f"{self._names[self._place(index)[0]]}/{number}"
         folder = self.folder(index)
         photos = row.get("images", row.get("image"))
         photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
@@ -220,3 +224,18 @@ class _Lines:
 def _files(path: Path | Sequence[Path]) -> list[pathlib.Path | str]:
     several = [path] if isinstance(path, str | os.PathLike) else path
     return [file for one in several for file in parquet.files(one, ENDS)]
+
+
+def _names(files: Sequence[pathlib.Path | str]) -> list[str]:
+    """Returns what the samples of each file are called by: its stem; its path below the folder of all, if stems repeat.
+
+    A file that is there again has a number.
+    """
+    paths = [pathlib.PurePosixPath("/", str(f) if storage.is_remote(f) else os.path.abspath(f)) for f in files]
+    names = [path.stem for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    shared = os.path.commonpath([path.parent for path in paths])
+    names = [str(path.relative_to(shared)) for path in paths]
+    times = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name}#{before + 1}" if before else name for name, before in zip(names, times, strict=True)]

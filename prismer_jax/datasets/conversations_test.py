@@ -74,6 +74,25 @@ def test_parquet_folders_are_read_by_row_groups(tmp_path, png):
     assert [len(decoded(source[i])) for i in (10, 11, 12)] == [0, 1, 2]
 
 
+def test_samples_of_files_of_one_name_have_ids_of_their_own(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        lines(tmp_path / folder, {"texts": SAID}, {"texts": SAID})
+    parquet.write_table(pyarrow.Table.from_pylist([{"texts": SAID}]), tmp_path / "one/talks.parquet")
+    one, two = tmp_path / "one/talks.jsonl", tmp_path / "two/talks.jsonl"
+    table = tmp_path / "one/talks.parquet"
+    for paths, names in (
+        ([one], ["talks/0", "talks/1"]),
+        ([one, two], ["one/talks.jsonl/0", "one/talks.jsonl/1", "two/talks.jsonl/0", "two/talks.jsonl/1"]),
+        ([one, table], ["talks.jsonl/0", "talks.jsonl/1", "talks.parquet/0"]),
+        ([one, one], ["talks.jsonl/0", "talks.jsonl/1", "talks.jsonl#2/0", "talks.jsonl#2/1"]),
+    ):
+        source = load(paths)
+        assert [source[i]["id"] for i in range(len(source))] == names
+        assert load(paths, limit=1)[0]["id"] == names[0]
+    assert len({example["id"] for example in map(load(tmp_path).__getitem__, range(5))}) == 5
+
+
 def test_a_limit_reads_no_further(tmp_path):
     table = pyarrow.Table.from_pylist([{"images": [], "texts": SAID}] * 3)
     parquet.write_table(table, tmp_path / "a.parquet")
