@@ -86,6 +86,8 @@ def test_a_prompt_needs_no_photo(captioner, photos):
     assert alone["scores"] != captioner.caption(prompt="Why?", max_new=5)[0]["scores"]
     with pytest.raises(UserError, match="Give photos to caption, or a prompt"):
         captioner.caption()
+    with pytest.raises(UserError, match="5 is no text: give prompts and questions as texts"):
+        captioner.caption(prompt=5)
 
 
 def test_the_command_takes_a_prompt(model, photos, capsys):

@@ -1,6 +1,7 @@
 """Photos in, captions and answers out, from an export of a small model with random weights."""
 
 import functools
+import io
 import json
 import re
 
@@ -145,8 +146,30 @@ def test_a_method_of_decoding_may_be_another_than_the_checkpoints(captioner, pho
         captioner.caption(photos / "photos/p0.png", num_captions=2, method="beam")
     with pytest.raises(UserError, match="3 is no photo"):
         captioner.caption(3)
-    with pytest.raises(UserError, match="no question"):
-        captioner.answer(photos / "photos/p0.png", None)
+
+
+def test_a_photo_is_read_from_an_open_file_and_from_any_bytes(captioner, photos, tmp_path):
+    data = (photos / "photos/p0.png").read_bytes()
+    written = io.BytesIO()
+    written.write(data)  # whose place is its end
+    (expected,) = captioner.caption(data)
+    with open(photos / "photos/p0.png", "rb") as file:
+        for photo in (file, io.BytesIO(data), written, bytearray(data), memoryview(data)):
+            assert captioner.caption(photo) == [expected]
+        both = captioner.caption([file, bytearray(data)])
+    assert [result["captions"] for result in both] == [expected["captions"]] * 2
+    for no_photo in (file, io.StringIO("x")):  # which is closed, and of text
+        with pytest.raises(UserError, match=r"cannot be read as a photo \(.*\)\. Give a file that is open for reading"):
+            captioner.caption([no_photo])
+
+
+@pytest.mark.parametrize("question", [None, 5, [5], [], b"what", ["what", None]])
+def test_no_text_is_no_question(captioner, photos, question):
+    with pytest.raises(UserError, match="no question to answer"):
+        captioner.answer(photos / "photos/p0.png", question)
+    if question is not None:
+        with pytest.raises(UserError, match="no question to answer"):
+            captioner.choose(photos / "photos/p0.png", ["a", "b"], question)
 
 
 def test_official_folders_may_have_data_sets_in_them(captioner, photos):
@@ -182,11 +205,6 @@ def test_a_question_that_is_cut_is_named_once(captioner, photos, caplog):
     captioner.answer(photos / "photos", ["what is it", "is it red " * 30], batch_size=2)
     (line,) = [record.message for record in caplog.records if "cut" in record.message]
     assert line == f"{'is it red ' * 30!r} has more tokens than this checkpoint reads, and was cut."
-
-
-def test_no_question_is_no_answer(captioner, photos):
-    with pytest.raises(UserError, match="no question to answer"):
-        captioner.answer(photos / "photos", [])
 
 
 def test_a_photo_that_cannot_be_used_is_left_out_once_for_all_questions(captioner, photos, capsys):

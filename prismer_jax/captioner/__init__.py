@@ -53,8 +53,8 @@ class Captioner(Loaded):
 
         Args:
           images: a folder (recursively), a file, or several of either; or photos in memory, the bytes of a file, an
-            image of Pillow or an array uint8 [h, w, 3], or several, called '0', '1' ...; None for a prompt alone, whose
-            result has the image "".
+            open file, an image of Pillow or an array uint8 [h, w, 3], or several, called '0', '1' ...; None for a
+            prompt alone, whose result has the image "".
           prompt: what is said instead of the checkpoint's own prompt, if it is one that is asked in words.
           labels: folder of expert labels in the official layout; experts without a label see the background. By
             default the experts label the photos, if their weights were given to `load`.

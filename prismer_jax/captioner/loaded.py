@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from prismer_jax import checkpoint, datasets, label_files, models, pp
-from prismer_jax.datasets.photos import Photos, are_files
+from prismer_jax.datasets.photos import Photos, are_files, several
 from prismer_jax.errors import UserError
 
 Path = str | os.PathLike
@@ -48,7 +48,7 @@ class Loaded:
 
     def photos(self, images: Any, labels: Path | None) -> Any:
         """Returns a source of photos, with the labels of a folder or, without one, with those of the experts."""
-        images = list(images) if isinstance(images, Iterator) else images  # as Path.glob gives them
+        images = several(images)
         if are_files(images):
             source = datasets.load("photos", images=images, labels=labels, experts=self.model.experts, repeats=True)
         elif labels is not None:

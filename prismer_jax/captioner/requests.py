@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -187,8 +187,10 @@ def _looked(loaded: Loaded, arrays: Mapping[str, Any], tokens: np.ndarray) -> Se
 
 
 def _check_texts(texts: Sequence[str]) -> None:
-    """Raises a UserError for a text that cannot be encoded, as one from a command line of another encoding."""
+    """Raises a UserError for what is no text, or cannot be encoded, as one from a command line of another encoding."""
     for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{text!r} is no text: give prompts and questions as texts.")
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -201,7 +203,8 @@ def _questions(question: str | Sequence[str]) -> list[Result]:
     Raises:
       UserError: there is no question.
     """
-    asked = [{"question": text} for text in ([question] if isinstance(question, str) else question or [])]
+    several = not isinstance(question, str) and isinstance(question, Iterable)
+    asked = [{"question": text} for text in (question if several else [question])]
     if not asked or not all(isinstance(ask["question"], str) for ask in asked):
         raise UserError("There is no question to answer: give one, or several, as text.")
     return asked

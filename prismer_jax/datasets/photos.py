@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,7 +18,7 @@ from prismer_jax.labels import EXPERTS, select
 from prismer_jax.pp.image import to_rgb
 
 Path = str | os.PathLike
-Photo = Path | bytes | Image.Image | np.ndarray
+Photo = Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 Example = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -59,15 +59,38 @@ def _alone(photo: dict[str, str]) -> dict[str, str | list[str]]:
 
 def are_files(images: Photo | Sequence[Photo]) -> bool:
     """Whether these are files and folders, for `load`, and none is a photo in memory, for `Photos`."""
-    photos = _several(images)
+    photos = several(images)
     return bool(photos) and all(isinstance(photo, str | os.PathLike) for photo in photos)
 
 
-def _several(images: Photo | Sequence[Photo]) -> Sequence[Photo]:
-    one = isinstance(images, str | os.PathLike | bytes | Image.Image) or getattr(images, "ndim", 4) < 4
+def several(images: Photo | Iterable[Photo]) -> list[Photo]:
+    """Returns photos as a list, also of one or of an iterator, as Path.glob gives them; open files are read.
+
+    Raises:
+      UserError: this is no photo, or an open file cannot be read.
+    """
+    one = isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image) or hasattr(images, "read")
+    one = one or getattr(images, "ndim", 4) < 4
     if not one and not isinstance(images, Iterable):
         raise UserError(f"{images!r} is no photo: give files, folders, bytes, Pillow's images or arrays.")
-    return [images] if one else list(images)
+    return [_unopened(photo) for photo in ([images] if one else images)]
+
+
+def _unopened(photo: Any) -> Photo:
+    """Returns as bytes what an open file holds from its beginning, or other bytes than `bytes`; all else as it is."""
+    if isinstance(photo, bytearray) or (isinstance(photo, memoryview) and photo.ndim == 1):
+        return bytes(photo)
+    if not hasattr(photo, "read"):
+        return photo
+    try:
+        if getattr(photo, "seekable", bool)():
+            photo.seek(0)  # what was just written to is at its end
+        data, why = photo.read(), "it is of text"
+    except (OSError, ValueError) as error:
+        data, why = None, error
+    if not isinstance(data, bytes):
+        raise UserError(f"{photo!r} cannot be read as a photo ({why}). Give a file that is open for reading bytes.")
+    return data
 
 
 class Examples:
@@ -99,7 +122,7 @@ class Photos(Examples):
     """
 
     def __init__(self, images: Photo | Sequence[Photo]) -> None:
-        photos = _several(images)
+        photos = several(images)
         if not photos:
             raise UserError("There is no photo: give files, folders, bytes, Pillow's images or arrays.")
         files = [os.fspath(photo) if isinstance(photo, str | os.PathLike) else None for photo in photos]
