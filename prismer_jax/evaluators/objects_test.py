@@ -1,6 +1,7 @@
 """Boxes and masks from photos to scores and pictures, by a small converted PaliGemma that is told what to write."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -137,6 +138,28 @@ def test_the_command_prints_draws_and_saves_objects(folder, model, monkeypatch, 
     assert len(names) == 2
     assert (maps["labels/seg_coco"] < 255).sum() == 800
     assert "labels/obj_detection" not in source[1]
+
+
+def test_photos_of_one_name_and_questions_of_one_photo_have_pictures_of_their_own(
+    folder, model, monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "a.jpg", "b.jpg"):
+        Image.new("RGB", (80, 40)).save(tmp_path / "photos" / name)
+    saying(monkeypatch, model, *(words.spell(box, "cat") for box in (CAT, DOG) * 3))
+    asked = ["--question", "detect cat", "detect dog", "--images", str(tmp_path / "photos")]
+    files = ["--output", tmp_path / "out.json", "--draw", tmp_path / "drawn", "--save-labels", tmp_path / "labels"]
+    caption.main(["--checkpoint", str(folder / "model"), *asked, *map(str, files)])
+    results = json.loads((tmp_path / "out.json").read_text())
+    pictures = [pathlib.Path(result["picture"]) for result in results]
+    assert [path.name for path in pictures] == ["a.png", "a_2.png", "a_3.png", "a_4.png", "b.png", "b_2.png"]
+    assert len({path.read_bytes() for path in pictures}) > 1
+    for path, result in zip(pictures, results, strict=True):
+        _, y1, x2, y2 = map(int, result["objects"][0]["box"])
+        assert np.asarray(Image.open(path))[y1 + 15 : y2, x2 - 1].any(-1).all()  # a line of its box
+    assert "labels of 4 results were not saved, for their files are those of others: a.jpg, a.png, b.jpg" in (
+        capsys.readouterr().err
+    )
 
 
 def test_masks_without_a_codec_are_left_out_and_said(folder, model, monkeypatch, capsys):

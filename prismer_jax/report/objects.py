@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 from collections import Counter
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from prismer_jax import label_files, labels
+from prismer_jax.datasets import label_names
 from prismer_jax.files import storage
 from prismer_jax.objects import shapes, words
 from prismer_jax.objects.codec import MaskCodec
@@ -97,6 +99,7 @@ class Labels:
 
     Attributes:
       unknown: how often each name was met that is no class of the detector's, and is left out.
+      unsaved: photos, once for each result whose label files would be those of an earlier one, which stay.
 
     Raises:
       UserError: the folder holds labels that were made otherwise.
@@ -110,6 +113,8 @@ class Labels:
         made_with: str,
     ) -> None:
         self.folder, self.name, self.unknown = folder, name, Counter()
+        self.unsaved, self._names = Counter(), set()
+        self._any_case = label_names.ignores_case(folder)
         self._ids = {
             expert: {word.strip().lower(): number for number, names in enumerate(rows) for word in names.split(",")}
             for expert, rows in classes.items()
@@ -118,14 +123,19 @@ class Labels:
 
     def write(self, image: str, objects: Sequence[Located], size: tuple[int, int]) -> None:
         """Writes the labels of a photo of that height and width; where there is nothing to label, no file."""
+        name = label_names.key(self.name(image), self._any_case)
+        if name in self._names:
+            self.unsaved[image] += 1
+            return
+        self._names.add(name)
         instances, classes = (labels.blank(expert, *size) for expert in DRAWN)
         kinds: list[int] = []
         shown = sorted(((_inside(one, size), one) for one in objects), key=lambda pair: -np.count_nonzero(pair[0]))
         for inside, one in shown:
-            name = one["name"].lower()
-            kind, stuff = (self._ids[expert].get(name) for expert in DRAWN)
+            word = one["name"].lower()
+            kind, stuff = (self._ids[expert].get(word) for expert in DRAWN)
             if kind is None:
-                self.unknown[name] += 1
+                self.unknown[word] += 1
             elif len(kinds) < labels.BACKGROUND:
                 instances[inside] = len(kinds)
                 kinds.append(kind)
@@ -168,9 +178,13 @@ class Reader:
     ) -> None:
         self.read, self.codec, self.scale, self.pictures, self.labels = read, codec, scale, pictures, labels
         self.broken = self.without_mask = 0
+        self._drawn: set[str] = set()
 
     def __call__(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Returns a result of the captioner with `objects` and `broken` of the first text that is in it."""
+        """Returns a result of the captioner with `objects` and `broken` of the first text that is in it.
+
+        Where photos are drawn, `picture` is the path of this one.
+        """
         text = next(iter(result.get("captions") or result.get("answers") or ()), "")
         if "<loc" not in text or not result["image"]:
             return result
@@ -179,13 +193,22 @@ class Reader:
         self.broken += broken
         self.without_mask += self.codec is None and "<seg" in text
         if self.pictures is not None:
-            path = self.pictures.joinpath(*label_files.inside(result["image"])).with_suffix(".png")
+            path = self._picture_path(self.pictures, result["image"])
             path.parent.mkdir(parents=True, exist_ok=True)
             with storage.replacing(path) as name:
                 picture(photo, objects).save(name, format="PNG")
+            result = {**result, "picture": str(path)}
         if self.labels is not None:
             self.labels.write(result["image"], objects, photo.shape[:2])
         return {**result, "objects": objects, "broken": broken}
+
+    def _picture_path(self, folder: pathlib.Path, image: str) -> pathlib.Path:
+        """Returns where a picture goes: called as its photo, with a number where an earlier one is, in any case."""
+        first = folder.joinpath(*label_files.inside(image)).with_suffix(".png")
+        numbered = (first.with_stem(f"{first.stem}_{number}") for number in itertools.count(2))
+        path = next(one for one in itertools.chain([first], numbered) if str(one).casefold() not in self._drawn)
+        self._drawn.add(str(path).casefold())
+        return path
 
     def problems(self) -> Iterator[str]:
         """Yields a line for each kind of thing that was left out of all results."""
@@ -196,3 +219,7 @@ class Reader:
         if self.labels is not None and self.labels.unknown:
             names = ", ".join(f"{name} ({count})" for name, count in self.labels.unknown.most_common(6))
             yield f"No labels were made of names that are no class of the object detector's: {names}."
+        if self.labels is not None and (unsaved := self.labels.unsaved):
+            names = ", ".join(list(unsaved)[:6])
+            count = unsaved.total()
+            yield f"The labels of {count} results were not saved, for their files are those of others: {names}."
