@@ -28,6 +28,9 @@ def write(
 ) -> None:
     """Writes what `python -m prismer_jax.evaluate` leaves: metrics.json, predictions, samples/NAME.jsonl, report.html.
 
+    What other evaluators have left in the folder stays, in metrics.json too, if it is of the same model, and is deleted
+    if it is of another.
+
     Args:
       folder: made if need be.
       evaluators: {name: evaluator}, which have run: those of `prismer_jax.evaluators`.
@@ -42,8 +45,37 @@ def write(
     for name, evaluator in evaluators.items():
         with storage.replacing(folder / "samples" / f"{name}.jsonl") as file, open(file, "w") as lines:
             lines.writelines(json.dumps(sample) + "\n" for sample in evaluator.records)
+    _keep_others(folder, record)
     write_page(folder / "report.html", evaluators, record, samples)
     storage.write_json(folder / "metrics.json", record)
+
+
+def _keep_others(folder: pathlib.Path, record: dict[str, Any]) -> None:
+    """Adds to a record what the folder's metrics.json says of other evaluators of this model; else deletes their files.
+
+    Only files that metrics.json names are deleted, and never predictions that have just been scored.
+    """
+    try:
+        earlier = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):  # absent, or damaged
+        return
+    if not isinstance(earlier, dict) or not {"metrics", "evaluators", "checkpoint"} <= earlier.keys():  # a training's
+        return
+    others = {name: part for name, part in earlier["evaluators"].items() if name not in record["evaluators"]}
+    if _evaluated(earlier) == _evaluated(record):
+        metrics = {key: value for key, value in earlier["metrics"].items() if key.partition("/")[0] in others}
+        record |= {"metrics": metrics | record["metrics"], "evaluators": others | record["evaluators"]}
+        return
+    scored = pathlib.Path(record["checkpoint"]["path"]).resolve()
+    for name in others:
+        for file in (folder / "predictions" / f"{name}.json", folder / "samples" / f"{name}.jsonl"):
+            if pathlib.PurePath(name).name == name and file.resolve() != scored:
+                file.unlink(missing_ok=True)
+
+
+def _evaluated(record: Mapping[str, Any]) -> list[Any]:
+    """Returns what a record is of: a model, or a file of predictions and its references."""
+    return [record["checkpoint"].get("fingerprint"), *(record.get(key) for key in ("model", "tokenizer", "references"))]
 
 
 def write_page(path: pathlib.Path, evaluators: Mapping[str, Any], record: Mapping[str, Any], samples: int) -> None:

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from prismer_jax import compare, evaluate
+from prismer_jax import compare, evaluate, scoring
 from prismer_jax.errors import UserError
+from prismer_jax.report import evaluation
 from prismer_jax.scores.caption_test import our_scores
 from prismer_jax.scores.ptb import tokenize_all
 
@@ -294,6 +295,65 @@ def test_results_can_be_compared(tmp_path):
     score(tmp_path / "b", [{**entry, "caption": "a cat"} for entry in OFFICIAL], COCO)
     table = compare.compare([tmp_path / "a/out", tmp_path / "b/out"], tmp_path / "both")
     assert table["metrics"]["caption/cider"]["differences"][0] < 0
+
+
+def scored(tmp_path, name, model, value=1.0):
+    """Leaves results of an evaluator in tmp_path, as if it had been run on a model; returns what the folder holds."""
+    records = [{"id": 1, "photo": "", "type": "", "references": ["a"], "prediction": "a", "scores": {"x": value}}]
+    described = {"samples": 1, "decoding": {}, "score": "x", "higher_is_better": True, "config": {}}
+    record = {
+        "checkpoint": {"path": "runs/a", "step": 1, "fingerprint": model},
+        "evaluators": {name: described},
+        "devices": "",
+    }
+    evaluation.write(tmp_path, {name: scoring.Scored("x", records, records)}, {f"{name}/x": value}, record)
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert {metric.split("/")[0] for metric in record["metrics"]} == record["evaluators"].keys()
+    for part in ("predictions", "samples"):
+        theirs = {file.stem for file in (tmp_path / part).iterdir() if file.stem != "mine"}
+        assert theirs == record["evaluators"].keys()
+    return record
+
+
+def test_results_of_one_model_are_kept_together_and_those_of_another_replaced(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/mine.jsonl").touch()
+    scored(tmp_path, "vqa", "one")
+    record = scored(tmp_path, "caption", "one", 2.0)
+    assert record["metrics"] == {"vqa/x": 1.0, "caption/x": 2.0}
+    assert ">vqa<" in (tmp_path / "report.html").read_text()
+    assert scored(tmp_path, "vqa", "one", 3.0)["metrics"] == {"caption/x": 2.0, "vqa/x": 3.0}
+    assert scored(tmp_path, "choice", "another")["metrics"] == {"choice/x": 1.0}
+    assert (tmp_path / "samples/mine.jsonl").exists()
+
+
+def test_only_files_that_the_results_before_name_are_deleted(tmp_path):
+    """A training's metrics.json, or a damaged one, names none; and no name leads out of the folder."""
+    (tmp_path / "out/predictions").mkdir(parents=True)
+    outside = write(tmp_path / "mine.json", "[]")
+    for before in ("{", {"vqa/accuracy": 1.0}, {"metrics": {}, "evaluators": {"../../mine": {}}, "checkpoint": {}}):
+        training = write(tmp_path / "out/predictions/vqa.json", "[]")
+        write(tmp_path / "out/metrics.json", before)
+        score(tmp_path, OFFICIAL, COCO)
+        assert training.exists()
+        assert outside.exists()
+
+
+def test_predictions_that_are_scored_stay(tmp_path):
+    scored(tmp_path / "out", "nocaps", "one")
+    score(tmp_path, OFFICIAL, COCO, name="out/predictions/nocaps.json")
+    assert [path.name for path in sorted((tmp_path / "out").rglob("*.json*"))] == [
+        "metrics.json", "caption.json", "nocaps.json", "caption.jsonl"
+    ]  # fmt: skip
+
+
+def test_scores_of_other_predictions_replace_those_before(tmp_path):
+    asked = [{"image": "7.jpg", "question": "what?", "question_id": 1, "answer": ["a"] * 10}]
+    score(tmp_path, [{"question_id": 1, "answer": "a"}], asked)
+    assert (tmp_path / "out/samples/vqa.jsonl").exists()
+    score(tmp_path, OFFICIAL, COCO)
+    assert [file.name for file in (tmp_path / "out/samples").iterdir()] == ["caption.jsonl"]
+    assert [file.name for file in (tmp_path / "out/predictions").iterdir()] == ["caption.json"]
 
 
 def test_no_jax_is_imported_and_errors_are_one_line(tmp_path):
