@@ -89,14 +89,12 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     config.check_seed(cfg.seed)
     config.check_workers(cfg.get("num_workers", 0))
     if jax.process_count() > 1:
-        processes = importlib.import_module("prismer_jax.sharding.processes")
-        processes.check_same("config", json.loads(config.to_json(cfg)))
+        importlib.import_module("prismer_jax.sharding.processes").check_same("config", json.loads(config.to_json(cfg)))
     config.save_resolved(workdir, cfg, MAY_CHANGE)
 
     # ------------------------------------------------------------------------------------------------------------ data
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     mixture = assembly.load_mixture(cfg.data, tokenizer)
-    data_seen.check(workdir, {part["name"]: part["source"] for part in mixture}, start.allow_changed_data)
     durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=sum(part["size"] for part in mixture))
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
     for part in mixture:
@@ -110,6 +108,8 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
     if cfg.get("targets") or hasattr(training.model, "kinds"):  # it learns what labels say
         importlib.import_module("prismer_jax.datasets.labels_there").check_training(mixture, cfg, training.model)
     evals = assembly.make_evaluators(cfg.evals, training.model, tokenizer, mesh, quiet=True)
+    sources = {part["name"]: part["source"] for part in mixture} | {f"evals.{n}": e.source for n, e in evals.items()}
+    data_seen.check(workdir, sources, start.allow_changed_data)
     assembly.check_metric(cfg.get("checkpoint", {}).get("best_metric"), evals)
 
     # ------------------------------------------------------------------------------------------- state and checkpoints

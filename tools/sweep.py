@@ -8,7 +8,8 @@ override, as in "fast: size=large config.optim.lr=3e-3". The seed is config.seed
 command line holds for all arms.
 
 Each run is a program of its own with its own workdir, OUTPUT/<arm>/seed<n>. Started again the sweep skips what is
-finished and goes on with what is not; a run that fails is named at the end and costs no other run.
+finished and goes on with what is not; a run that fails is named at the end and costs no other run. Runs that have seen
+different data, as of a list that was edited between two seeds, are refused: they are no seeds of one study.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prismer_jax import config
+from prismer_jax.datasets import data_seen
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import progress, storage
 from prismer_jax.report import study
@@ -75,12 +77,36 @@ class Run:
         keys = [f"--config.{override}" for override in self.overrides]
         return [sys.executable, "-m", "prismer_jax.train", "--config", self.spec, "--workdir", str(self.workdir), *keys]
 
+    @property
+    def finished(self) -> float:
+        """The time at which it finished."""
+        return (self.workdir / "metrics.json").stat().st_mtime
+
     def results(self) -> dict[str, float] | None:
         """Its metrics, None while it is not finished: metrics.json is the last file that a training writes."""
         try:
             return json.loads((self.workdir / "metrics.json").read_text())
         except (OSError, ValueError):  # absent, or cut off by a kill
             return None
+
+    def data(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Returns what it saw, {(key of the config, all that its data depend on): examples and fingerprint}.
+
+        Nothing of a run that is not finished, nor of one of an earlier version, which does not say.
+        """
+        if self.results() is None:
+            return {}
+        try:
+            seen = json.loads((self.workdir / data_seen.FILE).read_text())
+        except (OSError, ValueError):
+            return {}
+        cfg, data = json.loads((self.workdir / "config.json").read_text()), {}
+        for name, what in seen.items():
+            group, dot, evaluator = name.partition(".")
+            key = f"config.{name}.data" if dot else f"config.data.{name}"
+            section = cfg[group][evaluator]["data"] if dot else cfg["data"][name]
+            data[key, json.dumps([section, cfg.get("tokenizer")])] = what  # rows are packed by a tokenizer
+        return data
 
 
 def parse_arm(text: str) -> Arm:
@@ -106,7 +132,8 @@ def plan(
     Every config is made once, so that a mistake in the last arm is found before the first run.
 
     Raises:
-      UserError: an arm or a seed occurs twice, a config cannot be made, or a workdir holds the run of another one.
+      UserError: an arm or a seed occurs twice, a config cannot be made, a workdir holds the run of another one, or
+        finished runs saw different data.
     """
     for what, values in (
         ("Seed", list(seeds)),
@@ -126,7 +153,27 @@ def plan(
             if run.results() is not None and json.loads((run.workdir / "config.json").read_text()) != wanted:
                 raise UserError(f"{run.workdir} holds a finished run of another config. Use another --output.")
             runs.append(run)
+    check_data(runs)
     return runs
+
+
+def check_data(runs: Sequence[Run]) -> None:
+    """Checks that finished runs whose configs name the same data, to learn from or to be scored on, saw the same.
+
+    Raises:
+      UserError: they did not; names the older run.
+    """
+    first: dict[tuple[str, str], tuple[Run, dict[str, Any]]] = {}
+    for run in runs:
+        for what, seen in run.data().items():
+            pair = [first.setdefault(what, (run, seen)), (run, seen)]
+            if pair[0][1] == seen:
+                continue
+            (old, before), (new, now) = sorted(pair, key=lambda one: one[0].finished)
+            raise UserError(
+                f"{old.workdir}: saw other data of {what[0]} than {new.workdir} ({before['examples']} examples, there "
+                f"{now['examples']}). Delete it, so that it is trained again, or use another --output."
+            )
 
 
 @contextlib.contextmanager
@@ -177,7 +224,8 @@ def sweep(
 
 
 def collect(runs: Sequence[Run]) -> dict[str, dict[int, dict[str, float]]]:
-    """{arm: {seed: {metric: value}}} of the runs that are finished."""
+    """{arm: {seed: {metric: value}}} of the runs that are finished; raises UserError if they saw different data."""
+    check_data(runs)
     found: dict[str, dict[int, dict[str, float]]] = {run.arm.name: {} for run in runs}
     for run in runs:
         if (results := run.results()) is not None:

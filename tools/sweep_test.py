@@ -1,7 +1,9 @@
 """The sweep with trainings of no work; slow: with real ones."""
 
 import json
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import pytest
 
 from prismer_jax import config
+from prismer_jax.datasets import data_seen
 from prismer_jax.errors import UserError
 from prismer_jax.testing import ROOT
 from tools import sweep
@@ -20,7 +23,8 @@ from prismer_jax.config import parse_arg
 
 def get_config(arg=None):
     arg = parse_arg(arg, good=1.0, fail=False, wait="")
-    return ConfigDict(dict(seed=0, lr=0.1, good=arg.good, fail=arg.fail, wait=arg.wait))
+    data, evals = {"web": {"name": "lists"}}, {"vqa": {"type": "vqa", "data": {"name": "lists"}}}
+    return ConfigDict(dict(seed=0, lr=0.1, good=arg.good, fail=arg.fail, wait=arg.wait, data=data, evals=evals))
 """
 
 # Stands for prismer_jax.train: its score is known, it can fail, and it can wait until a file is there.
@@ -209,6 +213,51 @@ def test_a_folder_with_runs_of_another_config_is_refused(files, run):
     run("--arms", "good=1", "--seeds", "0")
     with pytest.raises(UserError, match="holds a finished run of another config"):
         run("--arms", "good=1", "--seeds", "0", "--config.lr=0.5")
+
+
+@pytest.mark.parametrize("changed", ["web", "evals.vqa"])
+def test_runs_that_saw_other_data_are_not_averaged(files, run, changed):
+    def see(seed, name, count, arm="good=1"):
+        path = files / f"out/{arm}/seed{seed}/{data_seen.FILE}"
+        seen = {"web": 9, "evals.vqa": 9} | {name: count}
+        path.write_text(json.dumps({name: {"examples": n, "fingerprint": f"{n}"} for name, n in seen.items()}))
+
+    run("--arms", "one: good=1", "--seeds", "0", "1")
+    run("--arms", "two: good=2", "--seeds", "0")
+    see(0, changed, 9)
+    see(1, changed, 9)
+    run("--arms", "one: good=1", "--seeds", "0", "1", "2")  # whose trainer leaves no such file, as earlier versions did
+    before = (files / "out/results.md").read_text()
+    os.utime(files / "out/good=1/seed1/metrics.json", (1, 1))  # the older one is named
+    see(0, changed, 8)
+    section = {"web": "config.data.web", "evals.vqa": "config.evals.vqa.data"}[changed]
+    message = rf"out/good=1/seed1: saw other data of {section} than .*/seed0 \(9 examples, there 8\)\. Delete it"
+    with pytest.raises(UserError, match=message) as error:
+        run("--arms", "one: good=1", "--seeds", "0", "1", "3")
+    assert "\n" not in str(error.value)
+    assert not (files / "out/good=1/seed3").exists()
+    assert (files / "out/results.md").read_text() == before
+    see(1, changed, 8)
+    see(0, changed, 7, "good=2")  # an arm's rows stand beside another's
+    with pytest.raises(UserError, match=section):
+        run("--arms", "one: good=1", "two: good=2", "--seeds", "0")
+    shutil.rmtree(files / "out/good=2/seed0")
+    run("--arms", "one: good=1", "two: good=2", "--seeds", "0", "1")
+
+
+def test_the_run_that_sees_other_data_ends_the_sweep(files, run, monkeypatch):
+    def trained(one, lock, train=sweep.train):
+        problem = train(one, lock)
+        (one.workdir / data_seen.FILE).write_text(json.dumps({"web": {"examples": 5, "fingerprint": str(one.seed)}}))
+        return problem
+
+    monkeypatch.setattr(sweep, "train", trained)
+    with pytest.raises(
+        UserError, match=r"seed0: saw other data of config.data.web than .*seed1 \(5 examples, there 5\)"
+    ):
+        run("--arms", "one: good=1", "--seeds", "0", "1", "2")
+    assert not (files / "out/good=1/seed2").exists()
+    assert list(results(files)["results"]["one"]) == ["0"]
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def check(workdir: pathlib.Path, sources: Mapping[str, Any], allow: bool = False
 
     Args:
       workdir: of the run; without checkpoints it belongs to nobody, and takes any data.
-      sources: {name in the config: source}.
+      sources: {name in config.data: source}, and {'evals.NAME': source} of evaluators, whose data may change.
       allow: take other data than the run began with.
 
     Raises:
@@ -54,7 +54,7 @@ def check(workdir: pathlib.Path, sources: Mapping[str, Any], allow: bool = False
         except ValueError:
             raise UserError(f"{path} is damaged. Delete it to go on with the data that are there now.") from None
         for name in seen:
-            if (old := before.get(name)) is not None and old != seen[name]:
+            if (old := before.get(name)) not in (None, seen[name]) and not name.startswith("evals."):
                 counts = f"{old.get('examples')} examples then, {seen[name]['examples']} now"
                 raise UserError(
                     f"{workdir}: the data of config.data.{name} changed since this run began ({counts}). Restore them, "

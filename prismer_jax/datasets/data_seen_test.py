@@ -33,6 +33,14 @@ def test_other_data_are_refused_unless_they_are_allowed(tmp_path, other):
     data_seen.check(tmp_path, {"web": other})
 
 
+def test_what_evaluators_see_is_noted_and_may_change(tmp_path):
+    began(tmp_path, web=examples(5), **{"evals.vqa": examples(2)})
+    first = json.loads((tmp_path / data_seen.FILE).read_text())
+    data_seen.check(tmp_path, {"web": examples(5), "evals.vqa": examples(3)})
+    second = json.loads((tmp_path / data_seen.FILE).read_text())
+    assert [seen["evals.vqa"]["examples"] for seen in (first, second)] == [2, 3]
+
+
 def test_other_boxes_of_the_same_photos_are_other_data():
     first, second = ([{"id": "1", "objects": [{"name": "cat", "box": [0.0, 0.0, 1.0, end]}]}] for end in (0.5, 0.6))
     assert data_seen.fingerprint(first) != data_seen.fingerprint(second)
