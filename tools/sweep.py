@@ -4,8 +4,8 @@
         --seeds 0 1 2 --baselines "all six" PrismerZ --output runs/experts
 
 An arm is "[NAME: ]WORDS": a word is the config's argument, as after the colon of FILE.py:arg, or a key of the config to
-override, as in "fast: size=large config.optim.lr=3e-3". The seed is config.seed. Every --config.key=value of the
-command line holds for all arms.
+override, as in "fast: size=large config.optim.lr=3e-3". The seed is config.seed, which --seeds alone says. Every other
+--config.key=value of the command line holds for all arms.
 
 Each run is a program of its own with its own workdir, OUTPUT/<arm>/seed<n>. Started again the sweep skips what is
 finished and goes on with what is not; a run that fails is named at the end and costs no other run. Runs that have seen
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -132,8 +133,8 @@ def plan(
     Every config is made once, so that a mistake in the last arm is found before the first run.
 
     Raises:
-      UserError: an arm or a seed occurs twice, a config cannot be made, a workdir holds the run of another one, or
-        finished runs saw different data.
+      UserError: an arm or a seed occurs twice, an override is the seed, a config cannot be made, a workdir holds the run
+        of another one, or finished runs saw different data.
     """
     for what, values in (
         ("Seed", list(seeds)),
@@ -143,6 +144,10 @@ def plan(
         for value in values:
             if values.count(value) > 1:
                 raise UserError(f"{what} {value!r} is there twice. Leave one out.")
+    for override in itertools.chain(overrides, *(arm.overrides for arm in arms)):
+        key, _, value = override.partition("=")
+        if key == "seed":
+            raise UserError(f"config.seed={value}: the sweep sets the seed. Say --seeds {value} instead.")
     runs = []
     for seed in seeds:
         for arm in arms:

@@ -174,11 +174,11 @@ def test_sigterm_ends_the_sweep_and_its_training(files):
 def test_dry_run_says_the_commands_and_leaves_nothing(files, capsys):
     arm = "good=1 config.lr=3"
     where = ["--config", f"{files}/config.py", "--output", f"{files}/out"]
-    sweep.main([*where, "--arms", arm, "--seeds", "1", "--dry-run", "--config.seed=7"])
+    sweep.main([*where, "--arms", arm, "--seeds", "1", "--dry-run", "--config.lr=7"])
     said = capsys.readouterr().out.split()
     assert said[:2] == ["to", "do"]
     assert said[3:6] == ["-m", "prismer_jax.train", "--config"]
-    assert said[-3:] == ["--config.seed=7", "--config.lr=3", "--config.seed=1"]  # the last one counts
+    assert said[-3:] == ["--config.lr=7", "--config.lr=3", "--config.seed=1"]  # the last one counts
     assert not (files / "out").exists()
 
 
@@ -201,6 +201,8 @@ def test_an_arm_joins_the_configs_own_argument(tmp_path):
         (["good=1 config.learning=2"], "No config key 'learning'"),
         (["good=1", "--baselines", "x"], "Unknown arm 'x'"),
         (["good=1", "--seeds", "1", "1"], "Seed 1 is there twice"),
+        (["good=1 config.seed=3"], r"config\.seed=3: the sweep sets the seed\. Say --seeds 3 instead"),
+        (["good=1", "--config.seed=3"], r"config\.seed=3: the sweep sets the seed\. Say --seeds 3 instead"),
     ],
 )
 def test_mistakes_are_found_before_the_first_run(files, run, arms, message):
