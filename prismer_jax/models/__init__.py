@@ -51,11 +51,11 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quant
 def frozen(name: str, freeze: str | Sequence[str], model: Any = None) -> tuple[str, ...]:
     """Returns regexes of the parameters that are not trained: those of a family's freezing mode, or the given ones.
 
-    Of a model with adapters, mode 'none' freezes all else.
+    Of a model with adapters, mode 'none' freezes all else. A string that cannot be a mode's name is a regex.
 
     Raises:
       UserError: an unknown family or mode.
     """
-    if not isinstance(freeze, str):
-        return tuple(freeze)
+    if not isinstance(freeze, str) or not freeze.replace("-", "_").isidentifier():
+        return (freeze,) if isinstance(freeze, str) else tuple(freeze)
     return choose("freezing mode", freeze, family(name).FREEZE) or getattr(model, "frozen", ())

@@ -194,3 +194,13 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_a_user_error():
 
     with pytest.raises(UserError, match=r"has embeddings for 50265 ids, the tokenizer '.*gemma\.model' has 256000"):
         models.build("prismer", tokenizer=Gemma)
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_what_stays_is_a_mode_or_regexes_of_names(family):
+    """A string, as a command line gives it, was a mode always."""
+    assert models.frozen(family, ".*/bias") == models.frozen(family, [".*/bias"]) == (".*/bias",)
+    assert models.frozen(family, "none") == ()
+    for unknown in ("freeze_vison", "freeze-vision", "bias"):
+        with pytest.raises(UserError, match=f"Unknown freezing mode '{unknown}'"):
+            models.frozen(family, unknown)
