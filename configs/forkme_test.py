@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import configs_test
-from prismer_jax import assembly, config, evaluate, input
+from prismer_jax import assembly, checkpoint, config, evaluate, input, tree
 from prismer_jax.batch import inputs
 from prismer_jax.caption_prompt_test import converted
 from prismer_jax.captioner import Captioner
@@ -81,6 +81,39 @@ def test_new_experts_say_nothing_at_first(model, mine):
         encoded.append(np.asarray(jax.jit(functools.partial(made.apply, method="encode"))(variables, row)))
     assert "labels/depth" in batch
     np.testing.assert_array_equal(*encoded)
+
+
+def exported(folder, spec):
+    """Exports the model of a smoke config on scenes, with new parameters, as a training would; returns the folder."""
+    cfg = config.load(f"{ROOT}/configs/{spec}")
+    words = tokenizer.load(cfg.tokenizer)
+    variables = jax.jit(assembly.make_model(cfg, words).init_variables)(jax.random.key(1))
+    checkpoint.export(folder, variables, assembly.description(cfg, words)["config"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "fresh"),
+    [
+        ("z", "depth", {"stem_depth", "resampler"}),
+        ("experts=depth", "depth+edge", {"stem_edge", "places"}),
+        ("experts=depth+obj_detection", "depth", {"stem_obj_detection", "instance_embedding", "places"}),
+        ("experts=depth", "depth", set()),
+    ],
+)
+def test_a_prismer_is_shown_experts_that_it_has_not_seen(known, asked, fresh, mine, tmp_path):
+    """What reads them starts from scratch, and nothing else: the checkpoint was refused."""
+    folder = exported(tmp_path / "known", f"quickstart.py:smoke,{known}")
+    cfg = config.load(f"{ROOT}/transfers/forkme.py:data={mine},init={folder},experts={asked}")
+    words = tokenizer.load(cfg.tokenizer)
+    model = assembly.make_model(cfg, words)
+    start = jax.tree.map(
+        lambda x: np.full(x.shape, 7, x.dtype), jax.eval_shape(model.init_variables, jax.random.key(0))
+    )
+    loaded = tree.flatten(assembly.make_initial(cfg, model)(start))
+    names = {name.split("/")[2] for name, x in loaded.items() if name.startswith("params") and (x == 7).all()}
+    assert names == fresh - {"stem_obj_detection", "instance_embedding"}
+    assert "labels/depth" in first_batch(cfg, words)
 
 
 def test_what_is_no_converted_model_is_named(tmp_path, mine):

@@ -12,18 +12,19 @@ Arguments, as in forkme.py:data=my_photos,task=questions,init=runs/other:
   task: captions, or questions: then of questions_train.json and questions_val.json.
   model: prismer, nanovlm, paligemma or blip2, the family of what is named in `init`.
   init: what to start from: a workdir, an export or what tools.convert has written.
-  experts: whose label maps the model sees; by default all of Prismer's, and none of the others', to which they are new.
+  experts: whose label maps the model sees, by default those that it knows. What reads others starts from scratch.
   labels: folder of their label maps, LABELS/<expert>/<photo>.png; without them the experts see an empty map.
   smoke: a few steps from scratch on rendered scenes, to see that it works.
 """
 
 import os
 
+import jax
 from ml_collections import ConfigDict
 
 from configs import nanovlm, quickstart
 from configs.blip2_stage1 import NO_DECAY
-from prismer_jax import models, registry
+from prismer_jax import models, registry, tree
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError, choose
@@ -80,20 +81,39 @@ def get_config(arg=None):
     return config
 
 
+def take(config, arg, start):
+    """Takes the model and the tokenizer of a checkpoint; what reads experts that are new to it starts from scratch."""
+    config.model, config.tokenizer = start.model, start.tokenizer
+    if arg.experts:
+        config.model = {**start.model.to_dict(), "experts": arg.experts}
+        config.init_fresh = differences(start.model, config.model) if config.init else ()
+
+
+def differences(old, new):
+    """Returns regexes of the parameters that one of two models lacks or has otherwise, where their experts differ."""
+    old, new = (
+        tree.flatten(jax.eval_shape(models.build(**fields.to_dict()).init_variables, jax.random.key(0)))
+        for fields in (old, new)
+    )
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if names:  # these have rows of every expert
+        names += [name for name in new if name in ("params/encoder/places/kernel", "params/labels/out/kernel")]
+    modules = {"/".join(name.split("/")[:3]) for name in names}  # such as params/encoder/stem_depth
+    return tuple(f"{module}(/.*)?" for module in sorted(modules))
+
+
 def of_prismer(config, arg, captions):
-    # Model, tokenizer and the way to look and to ask are those of the checkpoint. Experts that it does not know are
-    # named in the error; name them in `init_fresh`, as regexes over parameter names, to start them from scratch.
+    # Model, tokenizer and the way to look and to ask are those of the checkpoint.
     config.init = None if arg.smoke else arg.init or "runs/quickstart"
     trained = config.init is not None and os.path.exists(config.init)
     start = nanovlm.converted(config.init) if trained else quickstart.get_config()
-    config.model, config.tokenizer = start.model, start.tokenizer
+    take(config, arg, start)
     config.loss = dict(name="cross_entropy", label_smoothing=0.1, normalize="example")
     config.optim = dict(lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup_percent=10.0)
     config.accumulate = 1  # parts of a batch one after the other, where memory is short
 
     how = choose("task of this checkpoint", "caption" if captions else "question", start.tasks.to_dict())
     if arg.experts:
-        config.model.experts = arg.experts
         how["pp"] = nanovlm.other_ops(how["pp"], labels_for=f"labels_for({arg.experts!r})")
     ops = {name: args for name, args, _ in registry.parse(how["pp"])}
     prefix, style = (*ops.get("caption_prompt", ()), "")[0], how.get("style", "plain")
@@ -108,10 +128,8 @@ def of_nanovlm(config, arg, captions):
     # Model, tokenizer and the way to look at a photo are those of the checkpoint.
     config.init = None if arg.smoke else arg.init or "models/nanovlm_222m"
     start = nanovlm.get_config("variant=460m_8k,smoke") if arg.smoke else nanovlm.converted(config.init)
-    config.model, config.tokenizer = start.model, start.tokenizer
-    config.model.experts = arg.experts or config.model.get("experts", "none")
-    if arg.experts and not arg.smoke:
-        config.init_fresh = ("(params|batch_stats|tables)/labels/.*",)  # at first they add nothing
+    take(config, arg, start)
+    config.model.experts = config.model.get("experts", "none")
     config.loss = dict(name="cross_entropy", label_smoothing=0.0, normalize="batch")
     config.optim = dict(lr=5e-5, weight_decay=0.01, clip_norm=1.0, warmup_percent=3.0)
     config.accumulate = 4  # parts of a batch one after the other; more where memory is short
@@ -127,12 +145,10 @@ def of_paligemma(config, arg, captions):
     # Model, tokenizer and the way to look at a photo are those of the checkpoint; the settings are big_vision's for it.
     config.init = None if arg.smoke else arg.init or "models/3b_pt_224"
     start = paligemma.get_config("task=forkme,smoke") if arg.smoke else nanovlm.converted(config.init)
-    config.model, config.tokenizer = start.model, start.tokenizer
+    take(config, arg, start)
     config.model.language = {**config.model.get("language", {}), "logit_cap": 0.0}
     config.model.remat = "full"
-    config.model.experts = arg.experts or config.model.get("experts", "none")
-    if arg.experts and not arg.smoke:
-        config.init_fresh = ("(params|batch_stats|tables)/labels/.*",)  # at first they add nothing
+    config.model.experts = config.model.get("experts", "none")
     row = paligemma.settings("forkme", 224)
     paligemma.reference(config, row)
     if not arg.smoke:
@@ -153,7 +169,7 @@ def of_blip2(config, arg, captions):
     # at ten times its rate, as the queries alone train.
     config.init = None if arg.smoke else arg.init or "weights/blip2_opt2.7b"
     start = blip2_caption.get_config("smoke") if arg.smoke else nanovlm.converted(config.init)
-    config.model, config.tokenizer = start.model, start.tokenizer
+    take(config, arg, start)
     model = models.build(**config.model.to_dict())
     if not model.language:
         raise UserError(
@@ -166,8 +182,6 @@ def of_blip2(config, arg, captions):
 
     how = tasks(model)["caption" if captions else "question"] | dict(style="blip")
     if arg.experts:
-        config.model.experts = arg.experts
-        config.init_fresh = () if arg.smoke else ("(params|batch_stats|tables)/labels/.*",)  # at first they add nothing
         how["pp"] = nanovlm.other_ops(how["pp"], labels_for=f"labels_for({arg.experts!r})")
     text = f"caption({blip2_caption.PROMPT!r}, style='blip')" if captions else "question(style='blip')"
     crop = f"random_resized_crop({model.image_size}, scale=(0.5, 1.0))|flip()"

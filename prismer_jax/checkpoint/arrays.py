@@ -82,12 +82,12 @@ def read(folder: pathlib.Path, expected: Shapes) -> dict[str, Any]:
         return tree.flatten(reader.restore(folder, args=args))
 
 
-def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool = False, exact: bool = True) -> None:
+def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool = False, start: bool = False) -> None:
     """Raises a UserError that lists what of the expected arrays a folder lacks or has otherwise.
 
     Args:
       partial: it may hold more than is expected.
-      exact: it may not hold numbers with a fraction in another type.
+      start: a run starts from it: numbers with a fraction may be of another type, and the error names init_fresh.
     """
 
     def listed(names: list[str]) -> str:
@@ -98,7 +98,7 @@ def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool
 
     def same(a: Any, b: Any) -> bool:
         fractions = all(jax.numpy.issubdtype(x.dtype, np.inexact) for x in (a, b))
-        return a.shape == b.shape and (np.dtype(a.dtype) == np.dtype(b.dtype) or (fractions and not exact))
+        return a.shape == b.shape and (np.dtype(a.dtype) == np.dtype(b.dtype) or (fractions and start))
 
     missing = [name for name in expected if name not in saved]
     extra = [] if partial else [name for name in saved if name not in expected]
@@ -107,13 +107,11 @@ def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool
         for name in expected
         if name in saved and not same(saved[name], expected[name])
     ]
-    differences = [
-        f"{len(names)} {what}: {listed(names)}"
-        for what, names in [("missing in it", missing), ("not expected", extra), ("of another shape or type", other)]
-        if names
-    ]
+    groups = {"missing in it": missing, "not expected": extra, "of another shape or type": other}
+    differences = [f"{len(names)} {what}: {listed(names)}" for what, names in groups.items() if names]
     if differences:
-        raise UserError(f"The checkpoint {folder} is of another model or optimiser. {'; '.join(differences)}.")
+        remedy = " Name what starts from scratch, or is left out, by --config.init_fresh=REGEX." if start else ""
+        raise UserError(f"The checkpoint {folder} is of another model or optimiser. {'; '.join(differences)}.{remedy}")
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -159,7 +159,7 @@ def load_into(
     whole = {name: saved.pop(name) for name in pack or {} if name in saved}
     for name, x in whole.items():
         saved |= {f"{name}/{part}": made for part, made in jax.eval_shape(pack[name], x).items()}
-    arrays.compare(folder, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, exact=False)
+    arrays.compare(folder, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, start=True)
     read = {name: x for name, x in {**expected, **as_saved}.items() if name.rpartition("/")[0] not in whole}
     values = {**tree.flatten(state), **layout.read(folder, read)}
     with jax.transfer_guard("allow"):

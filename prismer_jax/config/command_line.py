@@ -134,7 +134,7 @@ def _override(config: Any, override: str) -> None:
         is_list = isinstance(node, list | tuple)
         valid = [str(i) for i in range(len(node))] if is_list else list(node.keys()) if hasattr(node, "keys") else []
         field = parents[:1] == ["model"] and depth == len(parents) and hasattr(node, "keys")  # the model knows its own
-        if part not in valid and not field:
+        if part not in valid and not field and not (key == "init_fresh" and "init" in valid):
             prefix = "".join(f"{p}." for p in key.split(".")[:depth])
             names = [name for name, _ in leaves(unwrapped(config))]
             raise UserError(f"No config key {prefix}{part!r} for --config.{key}. {nearest(key, names)}")
@@ -143,7 +143,7 @@ def _override(config: Any, override: str) -> None:
     if isinstance(node, tuple):
         raise UserError(f"--config.{key}: a tuple cannot be changed in place; override {'.'.join(parents)} whole.")
     place = int(last) if isinstance(node, list) else last
-    old = node[place] if last in valid else None
+    old = node[place] if last in valid else () if key == "init_fresh" else None
     if hasattr(old, "keys"):
         inside = ", ".join(f"{key}.{k}" for k in list(old.keys())[:3])
         raise UserError(f"--config.{key} is a section; set one of its keys ({inside} ...).")

@@ -100,6 +100,16 @@ def test_load_runs_the_file_and_applies_typed_overrides(file):
     assert [d.weight for d in loaded.data] == [1.0, 3.0]
 
 
+@pytest.mark.parametrize(("given", "regexes"), [("a/.*", ("a/.*",)), ("a/.*,b", ("a/.*", "b")), ("'a',", ("a",))])
+def test_what_starts_from_scratch_need_not_be_in_a_config_with_init(tmp_path, given, regexes):
+    (tmp_path / "config.py").write_text("def get_config(arg=None):\n    return dict(init=None, model=dict(a=1))\n")
+    loaded = config.load(str(tmp_path / "config.py"), [f"init_fresh={given}"])
+    assert loaded.init_fresh == regexes
+    (tmp_path / "config.py").write_text("def get_config(arg=None):\n    return dict(model=dict(a=1))\n")
+    with pytest.raises(UserError, match="No config key 'init_fresh'"):
+        config.load(str(tmp_path / "config.py"), [f"init_fresh={given}"])
+
+
 @pytest.mark.parametrize("kind", ["ml_collections.ConfigDict", "dict"])
 def test_a_field_of_the_model_need_not_be_in_the_config(tmp_path, kind):
     """As `remat`, which pages advise, in configs that leave it as it is; the model refuses what it does not have."""
