@@ -269,11 +269,12 @@ class Watch:
         """
         for step, measured in self._pending:
             measured = jax.device_get(measured)
+            remedy = "Lower config.optim.lr, or set config.optim.clip_norm."
+            if not measured.pop("weight"):
+                remedy = "No token of this batch is to be learnt: pp of config.data must write targets behind prompts."
             if not math.isfinite(measured["train/loss"]):
-                raise UserError(
-                    f"The loss is {measured['train/loss']} at step {step}; the last checkpoint is of step "
-                    f"{self._checkpoints.latest_step()}. Lower config.optim.lr, or set config.optim.clip_norm."
-                )
+                last = f"the last checkpoint is of step {self._checkpoints.latest_step()}"
+                raise UserError(f"The loss is {measured['train/loss']} at step {step}; {last}. {remedy}")
             self._progress.step(images=self._batch_size, tokens=int(measured.pop("tokens")))
             if step % self._log_steps == 0 or step == self.total_steps:
                 rates = self._progress.show(loss=measured["train/loss"])

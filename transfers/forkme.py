@@ -82,7 +82,13 @@ def get_config(arg=None):
 
 
 def take(config, arg, start):
-    """Takes the model and the tokenizer of a checkpoint; what reads experts that are new to it starts from scratch."""
+    """Takes the model and the tokenizer of a checkpoint; what reads experts that are new to it starts from scratch.
+
+    Raises:
+      UserError: it is of another family than `model` says.
+    """
+    if (family := start.model.get("name", models.DEFAULT)) != arg.model:
+        raise UserError(f"{config.init} is of the family {family}, not {arg.model}: say model={family}.")
     config.model, config.tokenizer = start.model, start.tokenizer
     if arg.experts:
         config.model = {**start.model.to_dict(), "experts": arg.experts}
@@ -115,13 +121,20 @@ def of_prismer(config, arg, captions):
     how = choose("task of this checkpoint", "caption" if captions else "question", start.tasks.to_dict())
     if arg.experts:
         how["pp"] = nanovlm.other_ops(how["pp"], labels_for=f"labels_for({arg.experts!r})")
-    ops = {name: args for name, args, _ in registry.parse(how["pp"])}
-    prefix, style = (*ops.get("caption_prompt", ()), "")[0], how.get("style", "plain")
-    text = f"caption({prefix!r}, style={style!r})" if captions else f"question(style={style!r})"
     # Augmentation sees the labels too. Leave `flip` out where texts say left or right.
-    crop = "random_resized_crop({}, {})|flip()".format(*ops["resize"])
-    learn = dict(resize=crop, caption_prompt=text, question_prompt=text, tokenize=f"tokenize({LENGTH})")
-    return nanovlm.other_ops(how["pp"], **learn), how
+    crop = "random_resized_crop({}, {})|flip()".format(*ops_of(how["pp"])["resize"])
+    return nanovlm.other_ops(how["pp"], resize=crop, **texts(how, captions)), how
+
+
+def ops_of(pp):
+    return {name: args for name, args, _ in registry.parse(pp)}
+
+
+def texts(how, captions):
+    """Returns the ops of whole texts, by the names of those with which a checkpoint is given the prompt alone."""
+    prefix, style = (*ops_of(how["pp"]).get("caption_prompt", ()), "")[0], how.get("style", "plain")
+    text = f"caption({prefix!r}, style={style!r})" if captions else f"question(style={style!r})"
+    return dict(caption_prompt=text, question_prompt=text, tokenize=f"tokenize({LENGTH})")
 
 
 def of_nanovlm(config, arg, captions):
@@ -134,8 +147,10 @@ def of_nanovlm(config, arg, captions):
     config.optim = dict(lr=5e-5, weight_decay=0.01, clip_norm=1.0, warmup_percent=3.0)
     config.accumulate = 4  # parts of a batch one after the other; more where memory is short
 
-    asked = start.tasks["caption" if captions else "question"].pp
-    asked = f"labels_for('{config.model.experts}')|{nanovlm.other_ops(asked, labels_for='')}"
+    how = choose("task of this checkpoint", "caption" if captions else "question", start.tasks.to_dict())
+    asked = f"labels_for('{config.model.experts}')|{nanovlm.other_ops(how['pp'], labels_for='')}"
+    if "ask" not in ops_of(asked):  # trained here from scratch, or on photos: it is asked as Prismer is
+        return nanovlm.other_ops(asked, **texts(how, captions)), {**how, "pp": asked}
     learn = nanovlm.other_ops(asked, ask=f"turns({PROMPT!r})")
     decode = dict(method="greedy", max_new=40, prompt_length=0)
     return learn, dict(pp=nanovlm.other_ops(asked, ask=f"ask({PROMPT!r})"), decode=decode)

@@ -146,8 +146,8 @@ def make_update(
         params = optim.merge(optax.apply_updates(trainable, updates), fixed)
         new = {**others, "params": params, "opt": opt, "step": state["step"] + 1}
         means = {f"train/{name}": cost / weight for name, (cost, weight) in sums.items()}
-        tokens = batch["mask_input"].sum() if "mask_input" in batch else jnp.zeros((), jnp.int32)
-        return new, {**means, "train/grad_norm": optim.global_norm(gradient), "tokens": tokens}
+        real = batch["mask_input"].sum() if "mask_input" in batch else jnp.zeros((), jnp.int32)
+        return new, {**means, "train/grad_norm": optim.global_norm(gradient), "tokens": real, "weight": sums["loss"][1]}
 
     return update
 
