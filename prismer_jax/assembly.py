@@ -125,6 +125,7 @@ def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, A
     Those of `config.files` go with it, too, such as a codec of masks.
     """
     what = {"model": config.plain(cfg.model), "tokenizer": tokenizer.spec, "tasks": config.plain(cfg.tasks), **more}
+    what |= {"freeze": config.plain(cfg.get("freeze", "none"))} if cfg.model.get("lora") else {}  # for tools.export
     files = [*tokenizer.files(), *map(storage.on_disk, cfg.get("files", ()))]
     return {"config": what, "files": {path.name: path for path in files}}
 

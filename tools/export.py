@@ -20,12 +20,13 @@ from typing import Any
 
 import jax
 
-from prismer_jax import checkpoint, config, models
+from prismer_jax import checkpoint, config, models, optim, tree
 from prismer_jax.checkpoint import sizes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, lora, peft
 from prismer_jax.weights import write
+from prismer_jax.weights.rules import grouped
 
 
 def torch(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
@@ -68,21 +69,35 @@ def msgpack(output: pathlib.Path, variables: Mapping[str, Any], description: Map
 
 
 def adapter(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """Writes the adapters of LoRA as PEFT does."""
+    """Writes the adapters of LoRA as PEFT does.
+
+    Raises:
+      UserError: there are none, or something else was trained, without which they say something else.
+    """
     fields = description.get("model", {})
     if not fields.get("lora"):
         raise UserError(f"{description['folder']} has no adapters: config.model.lora was not set.")
-    peft.write(output, variables["params"], models.build(**fields), fields.get("name", models.DEFAULT))
+    name, model = fields.get("name", models.DEFAULT), models.build(**fields)
+    if "freeze" in description:  # it was trained here, and not given its adapters by tools.convert
+        trained = optim.split(variables["params"], models.frozen(name, description["freeze"], model))[0]
+        moved = [*(key for key in trained if "/lora/" not in key), *tree.flatten(variables.get("batch_stats", {}))]
+        if moved:
+            raise UserError(
+                f"{description['folder']}: {grouped(moved)} were trained, too, which a folder of adapters lacks. Use "
+                "--merge with another format, or --format orbax."
+            )
+    peft.write(output, variables["params"], model, name)
 
 
 def merged(variables: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the variables and the description of a model whose adapters are in its kernels, none of them packed."""
     fields = description.get("model", {})
     own = {key: value for key, value in fields.items() if key not in ADAPTED}
+    rest = {key: value for key, value in description.items() if key != "freeze"}
     if not any(map(fields.get, ADAPTED)):
         raise UserError(f"{description['folder']} has neither adapters nor packed kernels: leave out --merge.")
     params = lora.merged(models.build(**fields), variables["params"])
-    return {**variables, "params": params}, {**description, "model": own}
+    return {**variables, "params": params}, {**rest, "model": own}
 
 
 def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:

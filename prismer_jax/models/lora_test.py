@@ -1,5 +1,6 @@
 """Adapters and packed kernels in every family: nothing changes at first, adapters alone train, files go both ways."""
 
+import contextlib
 import functools
 import json
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from prismer_jax import checkpoint, config, decode, metrics, models, optim, pp, sharding, tree
+from prismer_jax import assembly, checkpoint, config, decode, metrics, models, optim, pp, sharding, tree
 from prismer_jax.batch import prompts
 from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import UserError
@@ -265,6 +266,28 @@ def test_adapters_go_to_peft_and_back_and_into_kernels(family, leaves, tmp_path)
     expected = jax.jit(model.apply)(variables, batch_of(model))
     plain = jax.jit(model.model.apply)({"params": merged["params"]}, batch_of(model))
     np.testing.assert_allclose(plain, expected, atol=3e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("freeze", "lost"),
+    [
+        ("none", ""),
+        ([r"(?!.*/lora/|.*(bias|scale)$).*"], "language/blocks"),
+        (["vision/.*"], "word_embedding"),
+    ],
+)
+def test_what_else_was_trained_is_not_left_out_of_a_folder_of_adapters(freeze, lost, tmp_path):
+    """Biases and norms, as in the recipe of docs/lora.md, were."""
+    _, variables = made("paligemma")
+    cfg = dict(model=dict(name="paligemma", **FIELDS["paligemma"], lora=ALL), tasks={}, freeze=freeze)
+    description = assembly.description(config.strict(cfg), pp.tokenizer.load("scenes"))["config"]
+    checkpoint.export(tmp_path / "in", variables, description)
+    flags = ["--checkpoint", str(tmp_path / "in"), "--output"]
+    with pytest.raises(UserError, match=f"{lost}.* trained, too, .*--merge") if lost else contextlib.nullcontext():
+        export.main([*flags, str(tmp_path / "peft"), "--format", "adapter"])
+    assert (tmp_path / "peft").exists() == (not lost)
+    export.main([*flags, str(tmp_path / "whole"), "--format", "orbax", "--merge"])
+    assert "freeze" not in checkpoint.description(tmp_path / "whole")
 
 
 def test_adapters_of_other_models_are_refused_in_one_line(tmp_path):
