@@ -133,8 +133,8 @@ def plan(
     Every config is made once, so that a mistake in the last arm is found before the first run.
 
     Raises:
-      UserError: an arm or a seed occurs twice, an override is the seed, a config cannot be made, a workdir holds the run
-        of another one, or finished runs saw different data.
+      UserError: an arm or a seed occurs twice, an override is the seed, a config cannot be made, a workdir holds the
+        run of another one, or finished runs saw different data.
     """
     for what, values in (
         ("Seed", list(seeds)),

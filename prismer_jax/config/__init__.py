@@ -9,9 +9,9 @@ runs the file and overrides its keys, `section.py` and `durations.py` read, `num
 from prismer_jax.config.command_line import ArgumentParser, load, parse_arg
 from prismer_jax.config.durations import duration_keys, steps
 from prismer_jax.config.keeping import alone, provenance, save_resolved, to_json
-from prismer_jax.config.numbers import check_at_least, check_seed, check_workers
+from prismer_jax.config.numbers import check_seed, check_workers
 from prismer_jax.config.section import Section, arguments, assert_read, call, plain, strict, unread
 
-__all__ = ["ArgumentParser", "Section", "alone", "arguments", "assert_read", "call", "check_at_least", "check_seed"]
+__all__ = ["ArgumentParser", "Section", "alone", "arguments", "assert_read", "call", "check_seed"]
 __all__ += ["check_workers", "duration_keys", "load", "parse_arg", "plain", "provenance", "save_resolved", "steps"]
 __all__ += ["strict", "to_json", "unread"]

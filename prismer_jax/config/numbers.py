@@ -14,13 +14,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_at_least(least: float, **numbers: float) -> None:
-    """Raises a UserError for the first of the named numbers that is less, or no number."""
-    for name, number in numbers.items():
-        if not number >= least:
-            raise UserError(f"{name}={number}: must be at least {least}.")
-
-
 def check_seed(seed: int | None) -> None:
     """Raises a UserError unless all generators take the seed: jax.random.key drops what is above 32 bits."""
     if seed is None or not 0 <= seed < 2**32:

@@ -291,8 +291,8 @@ def check_patches(image: Array, patch_size: int, image_size: int) -> None:
     """Raises a UserError unless images [b h w 3] have as many patches as the model has places for."""
     height, width = image.shape[1:3]
     if (height // patch_size, width // patch_size) != (image_size // patch_size,) * 2:
-        made = f"photos of {height}x{width} pixels, but config.model.image_size is {image_size}"
-        raise errors.UserError(f"The ops of config.data and evals make {made}: give both the same.")
+        sizes = f"photos of {height}x{width} pixels, but config.model.image_size is {image_size}"
+        raise errors.UserError(f"The ops make {sizes}: give both the same.")
 
 
 @typed
