@@ -72,7 +72,7 @@ class Writer(contextlib.AbstractContextManager):
         """
         if not self._enabled:
             return
-        line = {"step": int(step), **{name: _number(value) for name, value in values.items()}}
+        line = {"step": int(step), **{k: v if type(v) is int else float(v) for k, v in values.items()}}
         with self._explained():
             with self._jsonl.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -121,10 +121,6 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Value]]:
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines
-
-
-def _number(value: Any) -> Value:
-    return value if type(value) is int else float(value)
 
 
 class EventFile:
