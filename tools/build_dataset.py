@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax import config, labels
-from prismer_jax.datasets import flags
+from prismer_jax.datasets import data_seen, flags
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage, workers
 from prismer_jax.files.dropped import Dropped
@@ -79,7 +79,8 @@ def _plan(source: Any, args: argparse.Namespace) -> build.Plan:
     made_with = _labels(args, source)
     given = {key: value for key, value in vars(args).items() if value is not None and key not in NOT_WHAT}
     made_from = json.loads(json.dumps(given, default=str))
-    made_from |= {"data": build.digest(source), "dropped": getattr(source, "dropped", Dropped()).to_json()}
+    made_from |= {"names": build.names(source), "data": data_seen.fingerprint(source)}
+    made_from |= {"dropped": getattr(source, "dropped", Dropped()).to_json()}
     return build.Plan(
         folder=folder,
         name=metadata.identifier(args.tfds_name or os.path.basename(folder.rstrip("/"))),

@@ -186,7 +186,7 @@ class Captioner(Loaded):
     def features(
         self,
         images: Path | Sequence[Path] | None = None,
-        texts: Sequence[str] | None = None,
+        texts: str | Sequence[str] | None = None,
         *,
         labels: Path | None = None,
         batch_size: int = 16,
@@ -202,10 +202,16 @@ class Captioner(Loaded):
           [texts e], "multimodal": states of the queries [photos q d]}, as far as there are photos and texts.
         """
         source = None if images is None else self.photos(images, labels)
+        texts = [texts] if isinstance(texts, str) else texts
         return self.comparer().features(source, texts, min(batch_size, len(source or ())))
 
     def match(
-        self, images: Path | Sequence[Path], texts: Sequence[str], *, labels: Path | None = None, batch_size: int = 16
+        self,
+        images: Path | Sequence[Path],
+        texts: str | Sequence[str],
+        *,
+        labels: Path | None = None,
+        batch_size: int = 16,
     ) -> list[dict[str, Any]]:
         """Compares each photo with each text.
 
@@ -214,7 +220,7 @@ class Captioner(Loaded):
           that they match, "score": what LAVIS ranks by, the cosine and the logit of 'yes' in sum}], without those in
           `left_out`. Of a text that fits, "itm" is near 1, whereas "itc" of 0.3 to 0.4 is much.
         """
-        source = self.photos(images, labels)
+        source, texts = self.photos(images, labels), [texts] if isinstance(texts, str) else texts
         return list(self.comparer().match(source, texts, min(batch_size, len(source))))
 
     def comparer(self) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from prismer_jax import label_files, labels
+from prismer_jax.datasets import data_seen
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.labelling import official
@@ -126,7 +127,7 @@ class Dataset:
             count=len(source),
             shard_size=shard_size,
             max_side=None,
-            made_from=dict(made_from) | {"data": build.digest(source)},
+            made_from=dict(made_from) | {"names": build.names(source), "data": data_seen.fingerprint(source)},
             labels=there | dict(made_with),
         )
         self._store = LabelShards(work / "labels")

@@ -57,6 +57,7 @@ def test_features_and_matches_say_what_the_model_does(captioner, photos):
     rows = captioner.match(photos, TEXTS, batch_size=3)
     assert [row["image"] for row in rows] == found["images"]
     assert len(captioner.left_out) == 1
+    assert [row["texts"] for row in captioner.match(photos / "p0.png", TEXTS[0])] == [[TEXTS[0]]]  # of one, no letters
     likeness = np.einsum("nqe,me->nqm", found["image"], found["text"][:3]).max(1)
     np.testing.assert_allclose([row["itc"] for row in rows], likeness, atol=1e-5)
     head = captioner.variables["params"]["match_head"]

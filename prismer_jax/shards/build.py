@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import label_files
-from prismer_jax.datasets import data_seen
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import folders, progress, storage, workers
 from prismer_jax.files.dropped import Dropped
@@ -101,11 +100,6 @@ def names(source: Any) -> str:
     for index in range(len(source)):
         digest.update(f"{source.name(index)}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def digest(source: Any) -> str:
-    """Tells a source from another, or from itself before its list was edited: a hash of its names and its texts."""
-    return hashlib.sha256(f"{names(source)} {data_seen.fingerprint(source)}".encode()).hexdigest()[:16]
 
 
 def labels_of(source: Any, folder: str | None) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def plan_for(folder: pathlib.Path | str, count: int = 10, **change) -> build.Pla
         count=count,
         shard_size=4,
         max_side=None,
-        made_from={"data": build.digest(Photos(count))},
+        made_from={"names": build.names(Photos(count))},
     )
     return dataclasses.replace(plan, **change)
 
@@ -92,8 +92,8 @@ def test_only_what_is_missing_or_damaged_is_made_again(tmp_path):
         ({"count": 11}, "count was 10"),
         ({"max_side": 64}, "max_side was null, now it is 64"),
         ({"experts": ("depth",)}, "experts was"),
-        ({"made_from": {"data": "0a1b"}}, r"made_from\.data was \S+, now it is .0a1b."),
-        ({"made_from": {}}, r"made_from\.data was \S+, now it is null"),
+        ({"made_from": {"names": "0a1b"}}, r"made_from\.names was \S+, now it is .0a1b."),
+        ({"made_from": {}}, r"made_from\.names was \S+, now it is null"),
     ],
 )
 def test_a_folder_keeps_to_one_data_set(tmp_path, change, what):
@@ -286,12 +286,12 @@ def test_a_remote_folder_is_built_without_leases(tmp_path, monkeypatch):
     assert not [name for name in storage.names("memory://bucket/built") if name.startswith(".")]
 
 
-def test_another_source_of_the_same_length_has_another_digest():
+def test_another_source_of_the_same_length_has_other_names():
     class Others(Photos):
         def __getitem__(self, index):
             return example(index + 1)
 
-    assert build.digest(Photos(10)) == build.digest(Photos(10)) != build.digest(Others(10))
+    assert build.names(Photos(10)) == build.names(Photos(10)) != build.names(Others(10))
 
 
 def test_an_estimate_is_that_of_the_records(tmp_path):
