@@ -51,9 +51,10 @@ def write(
 
 
 def _keep_others(folder: pathlib.Path, record: dict[str, Any]) -> None:
-    """Adds to a record what the folder's metrics.json says of other evaluators of this model; else deletes their files.
+    """Adds to a record what the folder's metrics.json says of other evaluators of this model.
 
-    Only files that metrics.json names are deleted, and never predictions that have just been scored.
+    Of another model's evaluators the predictions and samples are moved to `before`, for nothing names them any more;
+    but never predictions that have just been scored.
     """
     try:
         earlier = json.loads((folder / "metrics.json").read_text())
@@ -68,9 +69,11 @@ def _keep_others(folder: pathlib.Path, record: dict[str, Any]) -> None:
         return
     scored = pathlib.Path(record["checkpoint"]["path"]).resolve()
     for name in others:
-        for file in (folder / "predictions" / f"{name}.json", folder / "samples" / f"{name}.jsonl"):
-            if pathlib.PurePath(name).name == name and file.resolve() != scored:
-                file.unlink(missing_ok=True)
+        for part in (f"predictions/{name}.json", f"samples/{name}.jsonl"):
+            file, aside = folder / part, folder / "before" / part
+            if pathlib.PurePath(name).name == name and file.exists() and file.resolve() != scored:
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(aside)
 
 
 def _evaluated(record: Mapping[str, Any]) -> list[Any]:

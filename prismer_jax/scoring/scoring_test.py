@@ -315,7 +315,7 @@ def scored(tmp_path, name, model, value=1.0):
     return record
 
 
-def test_results_of_one_model_are_kept_together_and_those_of_another_replaced(tmp_path):
+def test_results_of_one_model_are_kept_together_and_those_of_another_put_aside(tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples/mine.jsonl").touch()
     scored(tmp_path, "vqa", "one")
@@ -324,10 +324,11 @@ def test_results_of_one_model_are_kept_together_and_those_of_another_replaced(tm
     assert ">vqa<" in (tmp_path / "report.html").read_text()
     assert scored(tmp_path, "vqa", "one", 3.0)["metrics"] == {"caption/x": 2.0, "vqa/x": 3.0}
     assert scored(tmp_path, "choice", "another")["metrics"] == {"choice/x": 1.0}
+    assert json.loads((tmp_path / "before/samples/vqa.jsonl").read_text())["scores"] == {"x": 3.0}
     assert (tmp_path / "samples/mine.jsonl").exists()
 
 
-def test_only_files_that_the_results_before_name_are_deleted(tmp_path):
+def test_only_files_that_the_results_before_name_are_moved(tmp_path):
     """A training's metrics.json, or a damaged one, names none; and no name leads out of the folder."""
     (tmp_path / "out/predictions").mkdir(parents=True)
     outside = write(tmp_path / "mine.json", "[]")
@@ -343,7 +344,7 @@ def test_predictions_that_are_scored_stay(tmp_path):
     scored(tmp_path / "out", "nocaps", "one")
     score(tmp_path, OFFICIAL, COCO, name="out/predictions/nocaps.json")
     assert [path.name for path in sorted((tmp_path / "out").rglob("*.json*"))] == [
-        "metrics.json", "caption.json", "nocaps.json", "caption.jsonl"
+        "nocaps.jsonl", "metrics.json", "caption.json", "nocaps.json", "caption.jsonl"
     ]  # fmt: skip
 
 
