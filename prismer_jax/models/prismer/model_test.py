@@ -146,7 +146,7 @@ def test_a_missing_label_is_the_background():
     for name in set(model.experts) - set(given):
         full[EXPERTS[name].key] = jnp.asarray(np.stack([blank(name, 48, 32)] * 2))
     ours, theirs = (apply(model, "encode", variables, batch) for batch in (some, full))
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)  # processors order sums otherwise
     assert apply(model, "encode", variables, {"image": some["image"]}).shape == (2, 4 + 4, 32)  # patches, latents
 
 
