@@ -199,8 +199,7 @@ def make(
       UserError: an unknown name or option, a number that no training has, or a regex that matches no parameter.
     """
     if not (lr >= 0 and weight_decay >= 0 and (clip_norm is None or clip_norm > 0)):
-        given = f"{lr=}, {weight_decay=}, {clip_norm=}"
-        raise UserError(f"{given}: the first two are at least 0; clip_norm is above 0, or None, which clips nothing.")
+        raise UserError(f"{lr=}, {weight_decay=}, {clip_norm=}: two are at least 0, the norm above 0 or None.")
     of_schedule = {key: options.pop(key) for key in ("start_lr", "end_lr", "stairs", "warmup_from") if key in options}
     direction = config.call(choose("optimizer", name, OPTIMIZERS), options, f"optimizer {name!r}")
     if warmup_share is not None:

@@ -52,15 +52,12 @@ def first_match(patterns: Sequence[str], leaf_names: Iterable[str], where: str) 
         raise UserError(f"{where}: {error.pattern!r} is not a regular expression: {error}.") from None
     for pattern, regex in zip(patterns, compiled, strict=True):
         if not any(map(regex.fullmatch, leaf_names)):
+            word = max(re.findall(r"\w+", pattern), key=len, default="")
+            similar = [name for name in leaf_names if word and word in name] or leaf_names
+            like = f"Names are like {', '.join(map(repr, similar[:3]))}."
             raise UserError(
                 f"{where}: {pattern!r} matches no parameter. A pattern must match a whole name, as 'encoder/.*' does. "
-                f"{nearest(pattern, leaf_names) if len(leaf_names) < 20 else _examples(pattern, leaf_names)}"
+                f"{nearest(pattern, leaf_names) if len(leaf_names) < 20 else like}"
             )
     hits = ((name, [i for i, regex in enumerate(compiled) if regex.fullmatch(name)]) for name in leaf_names)
     return {name: found[0] for name, found in hits if found}
-
-
-def _examples(pattern: str, leaf_names: list[str]) -> str:
-    word = max(re.findall(r"\w+", pattern), key=len, default="")
-    similar = [name for name in leaf_names if word and word in name] or leaf_names
-    return f"Names are like {', '.join(map(repr, similar[:3]))}."

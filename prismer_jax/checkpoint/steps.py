@@ -84,7 +84,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
     def best_step(self) -> int | None:
         """Returns the step that is best by the metric (the later of equals), or None if none has a finite one."""
-        metrics = self._metrics()
+        metrics = sizes.read_json(self.directory / _METRICS)
         scores = {step: metrics[str(step)] for step in self.all_steps() if str(step) in metrics}
         sign = 1 if self._best_mode == "max" else -1
         return max(scores, key=lambda step: (sign * scores[step], step), default=None)
@@ -108,7 +108,10 @@ class Checkpointer(contextlib.AbstractContextManager):
             if metrics is not None and (best := self._best_metric) is not None:
                 if best not in metrics:
                     raise UserError(f"No metric {best!r} to choose by. {nearest(best, metrics)}")
-                self._note(step, float(metrics[best]))
+                if jax.process_index() == 0 and math.isfinite(value := float(metrics[best])):
+                    noted, steps = sizes.read_json(file := self.directory / _METRICS), self.all_steps()
+                    kept = {name: v for name, v in noted.items() if int(name) in steps}
+                    storage.write_json(file, {**kept, str(step): value}, indent=None)
             if step in self.all_steps():
                 return
             with jax.transfer_guard("allow"):  # the loop forbids transfers that nobody asked for
@@ -201,14 +204,6 @@ class Checkpointer(contextlib.AbstractContextManager):
             if self._torn[step]:
                 logger.warning("%s is torn and left out: %s.", self.directory / str(step), self._torn[step])
         return bool(self._torn[step])
-
-    def _metrics(self) -> dict[str, float]:
-        return sizes.read_json(self.directory / _METRICS)
-
-    def _note(self, step: int, value: float) -> None:
-        if jax.process_index() == 0 and math.isfinite(value):
-            metrics = {name: v for name, v in self._metrics().items() if int(name) in self.all_steps()}
-            storage.write_json(self.directory / _METRICS, {**metrics, str(step): value}, indent=None)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

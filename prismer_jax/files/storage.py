@@ -159,9 +159,7 @@ def publish(name: str | os.PathLike, path: str | os.PathLike) -> None:
     """Moves a finished local file to its path: on local disks in one step, after its bytes are on the disk."""
     if is_remote(path):
         return remote().put(os.fspath(name), os.fspath(path))
-    if os.path.exists(path) and not (
-        os.path.isfile(path) or os.path.isdir(path)
-    ):  # a device such as /dev/stdout, which root would replace
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # such as /dev/stdout
         raise UserError(f"{path}: is no file that can be written. Name another.")
     _sync(name)
     os.replace(name, path)

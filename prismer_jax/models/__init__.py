@@ -56,6 +56,6 @@ def frozen(name: str, freeze: str | Sequence[str], model: Any = None) -> tuple[s
     Raises:
       UserError: an unknown family or mode.
     """
-    if not isinstance(freeze, str) or not freeze.replace("-", "_").isidentifier():
-        return (freeze,) if isinstance(freeze, str) else tuple(freeze)
-    return choose("freezing mode", freeze, family(name).FREEZE) or getattr(model, "frozen", ())
+    if isinstance(freeze, str) and freeze.replace("-", "_").isidentifier():
+        return choose("freezing mode", freeze, family(name).FREEZE) or getattr(model, "frozen", ())
+    return (freeze,) if isinstance(freeze, str) else tuple(freeze)

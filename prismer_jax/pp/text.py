@@ -108,9 +108,7 @@ def caption_prompt(prefix: str = "") -> Op:
 
 @register
 def question(
-    style: str = "plain",
-    max_words: int | None = None,
-    answer: Literal["sample", "majority"] = "sample",
+    style: str = "plain", max_words: int | None = None, answer: Literal["sample", "majority"] = "sample"
 ) -> Op:
     """Makes a question's training text: prompt = question, target = one of `answers`, loss times its `weight`.
 

@@ -28,8 +28,8 @@ def write(
 ) -> None:
     """Writes what `python -m prismer_jax.evaluate` leaves: metrics.json, predictions, samples/NAME.jsonl, report.html.
 
-    What other evaluators have left in the folder stays, in metrics.json too, if it is of the same model, and is deleted
-    if it is of another.
+    What other evaluators have left in the folder stays, in metrics.json too, if it is of the same model, and goes to
+    `before` if it is of another.
 
     Args:
       folder: made if need be.

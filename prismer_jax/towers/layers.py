@@ -289,10 +289,8 @@ def bicubic_matrix(old: int, new: int) -> np.ndarray:
 
 def check_patches(image: Array, patch_size: int, image_size: int) -> None:
     """Raises a UserError unless images [b h w 3] have as many patches as the model has places for."""
-    height, width = image.shape[1:3]
-    if (height // patch_size, width // patch_size) != (image_size // patch_size,) * 2:
-        sizes = f"photos of {height}x{width} pixels, but config.model.image_size is {image_size}"
-        raise errors.UserError(f"The ops make {sizes}: give both the same.")
+    if any(side // patch_size != image_size // patch_size for side in image.shape[1:3]):
+        raise errors.UserError(f"The ops make photos of {image.shape[1:3]}, but model.image_size is {image_size}.")
 
 
 @typed

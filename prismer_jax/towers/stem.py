@@ -130,10 +130,7 @@ class Stem(nn.Module):
 
 @typed
 def add_instances(
-    x: Float[Array, "b gh gw d"],
-    ids: UInt8[Array, "b h w"],
-    rows: Int[Array, "#b 256"],
-    embedding: Float[Array, "n d"],
+    x: Float[Array, "b gh gw d"], ids: UInt8[Array, "b h w"], rows: Int[Array, "#b 256"], embedding: Float[Array, "n d"]
 ) -> Float[Array, "b gh gw d"]:
     """Adds `embedding[rows[b, id]]` where the instance map, reduced by nearest neighbour, shows that id."""
     (gh, gw), (h, w) = x.shape[1:3], ids.shape[1:]

@@ -145,8 +145,12 @@ def test_a_missing_label_is_the_background():
     full = dict(some)
     for name in set(model.experts) - set(given):
         full[EXPERTS[name].key] = jnp.asarray(np.stack([blank(name, 48, 32)] * 2))
-    ours, theirs = (apply(model, "encode", variables, batch) for batch in (some, full))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)  # processors order sums otherwise
+    with jax.enable_x64(True):  # in float32 the last digits are the processor's
+        exact = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, variables)
+        double = model.clone(dtype=jnp.float64)
+        ours, theirs = (apply(double, "encode", exact, batch) for batch in (some, full))
+    assert ours.dtype == np.float64
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
     assert apply(model, "encode", variables, {"image": some["image"]}).shape == (2, 4 + 4, 32)  # patches, latents
 
 
