@@ -37,6 +37,7 @@ CORE = [
     "rich>=13",  # progress bars
 ]
 EVAL = ["pycocoevalcap>=1.2"]  # the official caption metrics, 104 MB of jars: METEOR and SPICE, which need Java
+GCS = ["gcsfs>=2024.6"]  # runs and models in a bucket, gs://
 GGUF = ["gguf>=0.17"]  # language models in llama.cpp's files, for tools.convert nanovlm
 ONNX = ["onnx>=1.16"]  # image encoders in ONNX files, for tools.convert nanovlm
 OKVQA = ["simplemma>=1"]  # base forms of OK-VQA's answers, without spaCy and its model
@@ -45,6 +46,7 @@ TEST = [
     "setuptools>=77",  # builds the wheel whose files a test looks at
     "pytest-xdist>=3",  # two cores test twice as fast
     "ruff>=0.8",
+    *GCS,
     "hypothesis>=6",  # properties of parsers and metrics
     "nbclient>=0.10",  # runs the notebooks
     "nbformat>=5.7",  # checks that they are valid
@@ -93,13 +95,14 @@ setup(
     entry_points={"lmms_eval.models": ["prismer_jax = prismer_jax.lmms:manifest"]},
     extras_require={
         "test": TEST,
+        "gcs": GCS,
         "gguf": GGUF,
         "onnx": ONNX,
         "okvqa": OKVQA,
         "data": ["pyarrow>=15"],  # Parquet; tensorflow-datasets brings it today
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "plan": ["libtpu>=0.0.42"],  # compiles for TPUs that are not there
-        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13", *GCS],  # hosts of a pod have no disk in common
         "beam": ["apache-beam>=2.60"],  # data sets built by clusters; needs Pillow 12, protobuf 6, so no part of `test`
         "wandb": ["wandb"],  # experiment tracking
         "demo": [

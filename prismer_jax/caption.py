@@ -55,9 +55,7 @@ from prismer_jax.sentences import SentenceEmbedder, submission
 
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.caption", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--checkpoint", required=True, type=storage.on_disk, help="a workdir, an export or a checkpoint"
-    )
+    parser.add_argument("--checkpoint", required=True, type=storage.folder, help="a workdir, an export or a checkpoint")
     parser.add_argument("--images", nargs="+", type=storage.on_disk, help="photos, or folders of them")
     parser.add_argument("--labels", type=storage.on_disk, help="folder of expert labels, labels/<expert>/<photo>.png")
     parser.add_argument("--experts", type=storage.on_disk, help="or folder of the experts' weights, which label now")

@@ -45,7 +45,7 @@ def evaluate(
     Args:
       cfg: the config.
       checkpoint_path: whatever `checkpoint.find` accepts.
-      folder: of the results. What is found on the way is kept in FOLDER/partial until all is there.
+      folder: of the results, also of a bucket. What is found on the way is kept in FOLDER/partial until all is there.
       only: names of the evaluators that are run; all by default.
       settings: of all of them, such as {"predict_only": True}, instead of the config's.
       asked: what the results say of where the config came from, such as {"config": "configs/quickstart.py:z"}.
@@ -60,8 +60,9 @@ def evaluate(
     runtime.use_compilation_cache()
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
-    with jax.set_mesh(mesh):
-        return evaluate_on(mesh, cfg, checkpoint_path, folder, only, settings or {}, asked or {})
+    first = jax.process_index() == 0
+    with jax.set_mesh(mesh), storage.mirrored(folder, sends=first) as here:
+        return evaluate_on(mesh, cfg, checkpoint_path, here, only, settings or {}, asked or {})
 
 
 def evaluate_on(
@@ -178,12 +179,12 @@ def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Pat
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.evaluate", description=__doc__)
     parser.add_argument("--config", help="FILE.py[:arg]; --config.key=value overrides a key")
-    parser.add_argument("--checkpoint", type=storage.on_disk, help="a workdir, an export or a checkpoint")
+    parser.add_argument("--checkpoint", type=storage.folder, help="a workdir, an export or a checkpoint")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these of the config's evaluators")
     parser.add_argument("--plan", metavar="v5e:2x2,...", help="only say what writing takes of a TPU: docs/scaling.md")
     parser.add_argument("--predict-only", action="store_true", help="score nothing: there are no references")
     parser.add_argument("--max-unscored", type=float, help="fraction of samples without score or reference")
-    parser.add_argument("--output", type=storage.on_disk, help="for results; default CHECKPOINT/evaluation")
+    parser.add_argument("--output", type=storage.folder, help="for results; default CHECKPOINT/evaluation")
     parser.add_argument(
         "--compare",
         nargs="+",

@@ -69,7 +69,7 @@ class Watch(contextlib.nullcontext):
         self.measured = measured
         if step == 5 and jax.process_index() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-    def settle(self):
+    def keep(self):
         jax.block_until_ready(self.measured)
 
 with jax.set_mesh(mesh):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.server
+import importlib
 import os
 import pathlib
 import sys
@@ -51,6 +52,25 @@ def served(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _bucket_server() -> Iterator[None]:
+    """Serves gs://bucket to this process and its children: clients read the address once."""
+    pytest.importorskip("gcsfs", reason="gcsfs, which reads buckets, is not installed")
+    handler = importlib.import_module("prismer_jax.files.bucket_test").Bucket
+    with served(handler) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it looks for credentials, for a while
+        yield
+
+
+@pytest.fixture
+def bucket(_bucket_server: None, tmp_path: pathlib.Path) -> str:
+    """A folder of its own, gs://bucket/..., in a bucket that a thread of this process serves."""
+    return f"gs://bucket/{tmp_path.name}"
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def train(
 
     Args:
       cfg: what `config.load` returns, a ConfigDict or a dict.
-      workdir: a folder for checkpoints, metrics and the report; made if need be.
+      workdir: a folder for checkpoints, metrics and the report, also of a bucket, gs://; made if need be.
       estimate: only compile the training step and say how much memory that takes.
       allow_changed_data: go on with a run although its data are no longer those that it began with.
 
@@ -65,10 +65,10 @@ def train(
     runtime.use_compilation_cache()
     runtime.use_xla_sums()
     sharding.initialize_distributed(cfg.get("distributed"))
-    mesh, folder = sharding.make_mesh(config.plain(cfg.get("mesh"))), storage.on_disk(workdir)
+    mesh, folder = sharding.make_mesh(config.plain(cfg.get("mesh"))), storage.folder(workdir)
     try:
-        with jax.set_mesh(mesh), config.alone(folder, jax.process_index() == 0):
-            return train_on(mesh, cfg, folder, Start(estimate, allow_changed_data, started))
+        with jax.set_mesh(mesh), config.alone(folder, jax.process_index() == 0) as place:
+            return train_on(mesh, cfg, place, Start(estimate, allow_changed_data, started))
     except KeyboardInterrupt as error:  # it says nothing if it came before the first step
         raise error if error.args else Stopped("what was saved before stays; the same call goes on.") from None
 
@@ -81,7 +81,7 @@ class Start(NamedTuple):
     time: float
 
 
-def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path, start: Start) -> dict[str, float]:
+def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: config.Workdir, start: Start) -> dict[str, float]:
     """`train` on a mesh, which is set: from the config to all that `loop` needs, top to bottom."""
     # -------------------------------------------------------------------------------------------------------- workdir
     batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
@@ -117,11 +117,11 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         checkpoint.Checkpointer,
         cfg.get("checkpoint", config.Section({})),
         "config.checkpoint",
-        directory=workdir / "checkpoints",
+        directory=workdir.path / "checkpoints",
         **assembly.description(cfg, tokenizer),
     )
     first_step = checkpoints.latest_step() or 0
-    if not first_step and (export := workdir / "export").exists():  # which all programs would take for this run's
+    if not first_step and (export := workdir.path / "export").exists():  # which all programs would take for this run's
         raise UserError(f"{export} is of a run whose checkpoints are gone. Delete it, or use another --workdir.")
     load_initial = assembly.make_initial(cfg, training.model)
     watch = Watch(cfg, workdir, evals, training.optimizer.schedules, checkpoints, total_steps, every["log"], start.time)
@@ -158,14 +158,14 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: pathlib.Path
         making = pool.submit(make_state)
         update, state = runtime.by_shape(training.update, compile_update(), first_batches), making.result()
     sharding.barrier("compiled")
-    with contextlib.closing(batches), runtime.profiled(workdir / "profile", **profile) as before_step:
+    with contextlib.closing(batches), runtime.profiled(workdir.files / "profile", **profile) as before_step:
         state = loop(update, state, itertools.chain(first_batches, batches), watch, checkpoints, every, before_step)
 
     # ---------------------------------------------------------------------------------------------- what is left behind
     variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
-    checkpoint.export(workdir / "export", variables, **assembly.description(cfg, tokenizer, step=total_steps))
+    checkpoint.export(workdir.path / "export", variables, **assembly.description(cfg, tokenizer, step=total_steps))
     if jax.process_index() == 0:
-        results.write(workdir, evals, watch.scores, cfg, **report_options)
+        results.write(workdir.files, evals, watch.scores, cfg, **report_options)
     return watch.scores
 
 
@@ -194,7 +194,7 @@ def loop(
                 state, measured = update(state, batch)
             watch.note(step, measured)
             if interrupts.after(step):
-                watch.settle()
+                watch.keep()
                 if saves := interrupts.preempted or jax.process_count() == 1:  # all processes have to
                     checkpoints.save(step, state)
                     checkpoints.wait()  # an error here is one to report
@@ -204,7 +204,7 @@ def loop(
             if evaluates:
                 watch.evaluate(step, state)
             if step % every["save"] == 0 or step == total_steps:
-                watch.settle()
+                watch.keep()
                 checkpoints.save(step, state, watch.scores if evaluates else None)
         watch.evaluate(total_steps, state)
         checkpoints.save(total_steps, state, watch.scores)
@@ -222,7 +222,7 @@ class Watch:
     def __init__(
         self,
         cfg: config.Section,
-        workdir: pathlib.Path,
+        workdir: config.Workdir,
         evals: dict[str, evaluators.Evaluator],
         schedules: Mapping[str, Callable[[int], Any]],
         checkpoints: checkpoint.Checkpointer,
@@ -237,10 +237,10 @@ class Watch:
         self._evals, self._schedules, self._started = evals, schedules, started
         self._batch_size, self._log_steps = cfg.batch_size, log_steps
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
-        self.pace = Pace(workdir, first_step, writes=main_process)
+        self.pace = Pace(workdir.files, first_step, writes=main_process)
         self._progress = metrics.Progress(total_steps, first_step, enabled=main_process)
         told = dict(wandb=config.plain(cfg.get("wandb")), config=config.plain(cfg))
-        self._writer = metrics.Writer(workdir, first_step=first_step, enabled=main_process, **told)
+        self._writer = metrics.Writer(workdir.files, first_step=first_step, enabled=main_process, **told)
 
     def __enter__(self) -> Watch:
         self._progress.__enter__()
@@ -283,6 +283,11 @@ class Watch:
                 self._writer.write(step, {**measured, **lr, **rates})
         self._pending.clear()
 
+    def keep(self) -> None:
+        """Settles, and has what is written lie where checkpoints do: a run may go on from one on another machine."""
+        self.settle()
+        self.workdir.push()
+
     def evaluate(self, step: int, state: dict[str, Any]) -> None:
         """Runs all evaluators and writes their scores."""
         self.settle()
@@ -296,7 +301,7 @@ class Watch:
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.train", description=__doc__)
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:arg; --config.key=value overrides a key")
-    parser.add_argument("--workdir", type=storage.on_disk, help="checkpoints, metrics and report go here")
+    parser.add_argument("--workdir", type=storage.folder, help="checkpoints, metrics and report go here")
     parser.add_argument("--estimate", action="store_true", help="only say how much memory a step takes")
     parser.add_argument("--plan", metavar="v5e:4x4,...", help="only say what a step takes on TPUs: docs/scaling.md")
     parser.add_argument("--allow-changed-data", action="store_true", help="go on although the data changed since")

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from prismer_jax import checkpoint, config, models, optim, tree
-from prismer_jax.checkpoint import sizes
+from prismer_jax.checkpoint import disk
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, lora, peft
@@ -42,7 +42,7 @@ def safetensors(output: pathlib.Path, variables: Mapping[str, Any], description:
 def orbax(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Writes a self-contained folder, with what lies beside the weights."""
     folder = pathlib.Path(description["folder"])
-    own = (checkpoint.DESCRIPTION, "metrics.json", sizes.FILE)  # of this folder, or of the run it lies in
+    own = (checkpoint.DESCRIPTION, "metrics.json", disk.SIZES)  # of this folder, or of the run it lies in
     files = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in own}
     what = {key: value for key, value in description.items() if key not in ("folder", "versions")}
     checkpoint.export(output, variables, what, files)
@@ -141,9 +141,7 @@ def family_formats() -> dict[str, Writer]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.export", description=__doc__.partition(":")[0])
-    parser.add_argument(
-        "--checkpoint", required=True, type=storage.on_disk, help="an export, a workdir or a checkpoint"
-    )
+    parser.add_argument("--checkpoint", required=True, type=storage.folder, help="an export, a workdir or a checkpoint")
     parser.add_argument("--format", required=True, help=", ".join({**FORMATS, **family_formats()}))
     parser.add_argument("--output", required=True, type=storage.on_disk, help="a file; for orbax a folder")
     parser.add_argument("--merge", action="store_true", help="add adapters to their kernels, and unpack these")

@@ -107,7 +107,7 @@ def quantize(cfg: config.Section, path: pathlib.Path, number: int, output: pathl
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.quantize", description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="a workdir, an export, a checkpoint")
+    parser.add_argument("--checkpoint", required=True, type=storage.folder, help="a workdir, an export, a checkpoint")
     parser.add_argument("--config", required=True, help="FILE.py[:arg]; its model.quantize says what is packed")
     parser.add_argument("--batches", type=int, default=8, help="of its data, of config.batch_size examples; default 8")
     parser.add_argument("--output", required=True, type=storage.on_disk, help="a folder")

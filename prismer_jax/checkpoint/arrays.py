@@ -8,7 +8,6 @@ import logging
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from prismer_jax import tree
 from prismer_jax.errors import UserError
 
+_CLIENTS = ("aiohttp", "gcsfs", "google")  # of buckets, which raise errors of their own
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # '/'-joined name -> shape, type and perhaps sharding
 
 
@@ -127,16 +127,12 @@ def nested(state: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def explained(what: str, remove: pathlib.Path | None = None) -> Iterator[None]:
-    """Turns errors of the file system into UserErrors; tensorstore's are ValueErrors with the code in the text."""
+def explained(what: str) -> Iterator[None]:
+    """Turns errors of the file system and of buckets into UserErrors."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        in_text = re.search(r"([^:]+?) \[os_error_code=", str(error))
-        if remove is not None:
-            shutil.rmtree(remove, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) else in_text and in_text[1].strip()
-        if not reason:
+    except Exception as error:
+        if not (reason := _reason(error)):
             raise
         raise UserError(f"{what}: {reason}. Make space, or choose another folder; older ones stay valid.") from error
 
@@ -146,8 +142,20 @@ def readable(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Turns errors of reading a folder into UserErrors."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | ValueError | KeyError) and not _reason(error):
+            raise
         reason = f"{error}".splitlines()[0][:300] if str(error) else type(error).__name__
         raise UserError(
             f"Cannot read {folder}: {reason}. Is it damaged? Delete it to go on from an older one."
         ) from error
+
+
+def _reason(error: Exception) -> str | None:
+    """Returns why files cannot be had, None of another error; tensorstore's are ValueErrors with a code in the text."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if type(error).__module__.partition(".")[0] in _CLIENTS or "[http_response_code=" in str(error):
+        return str(error).partition("\n")[0][:300]
+    in_text = isinstance(error, ValueError) and re.search(r"([^:]+?) \[os_error_code=", str(error))
+    return in_text[1].strip() if in_text else None

@@ -7,7 +7,6 @@ import logging
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +14,9 @@ import jax
 import numpy as np
 
 from prismer_jax import sharding, tree
-from prismer_jax.checkpoint import arrays, layout
+from prismer_jax.checkpoint import arrays, disk, layout
 from prismer_jax.checkpoint.layout import PathLike
-from prismer_jax.checkpoint.steps import Checkpointer
+from prismer_jax.checkpoint.steps import Checkpointer, place
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 
@@ -41,26 +40,16 @@ def export(
       UserError: the folder exists and is no export, or cannot be written.
     """
     ocp = arrays.orbax()
-    final = storage.on_disk(directory).absolute()
-    if final.exists() and not layout.is_export(final) and (final.is_file() or any(final.iterdir())):
+    final, main = storage.folder(directory), jax.process_index() == 0
+    if final.exists() and not layout.is_export(final) and not place(final).is_free(final):
         raise UserError(f"{final} exists and is no exported model; choose another folder or delete it.")
-    new, old = _beside(final, "new"), _beside(final, "old")
-    main = jax.process_index() == 0
-    with arrays.explained(f"Cannot write {final}", new if main else None):
-        if main:
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(parents=True)
-            layout.describe(new, config, files or {})
+    with arrays.explained(f"Cannot write {final}"), place(final).replacing(final, main) as new:
         sharding.barrier("export")
         with ocp.Checkpointer(arrays.handler(alone=True)) as writer, jax.transfer_guard("allow"):
             writer.save(new / layout.WEIGHTS, args=ocp.args.PyTreeSave(arrays.nested(variables)))
         if main:
-            if final.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(final, old)  # killed here, `find` knows where to look
-            os.rename(new, final)
-            shutil.rmtree(old, ignore_errors=True)
-        sharding.barrier("exported")
+            layout.describe(new, config, files or {})
+    sharding.barrier("exported")
 
 
 def find(path: PathLike) -> pathlib.Path:
@@ -71,13 +60,13 @@ def find(path: PathLike) -> pathlib.Path:
     Raises:
       UserError: there is nothing of the kind.
     """
-    path = storage.on_disk(path).absolute()
+    path = storage.folder(path)
     for candidate in (path, path / "export"):
-        if not candidate.exists() and layout.is_export(old := _beside(candidate, "old")):
+        if not candidate.exists() and layout.is_export(old := disk.beside(candidate, "old")):
             return old  # a process was killed between the two renames of `export`
         if layout.is_export(candidate):
             return candidate
-    if (path / layout.COMMITTED).exists():
+    if place(path).is_step(path):
         return path
     for candidate in (path, path / "checkpoints"):
         if (step := Checkpointer(candidate).latest_step()) is not None:
@@ -115,6 +104,7 @@ def description(path: PathLike) -> dict[str, Any]:
     """Returns the config that lies beside an exported model or a checkpoint, and its 'folder'; see `load_export`."""
     folder = find(path)
     home = folder if layout.is_export(folder) else folder.parent
+    home = storage.remote().copies(os.fspath(home)) if storage.is_remote(home) else home
     try:
         config = json.loads((home / layout.DESCRIPTION).read_text()) if (home / layout.DESCRIPTION).exists() else {}
     except ValueError:
@@ -175,7 +165,3 @@ def load_into(
 
 def _is_variable(name: str) -> bool:
     return re.match(r"(opt|step|params/targets)(/|$)", name) is None  # the heads of training.targets stay behind
-
-
-def _beside(folder: pathlib.Path, what: str) -> pathlib.Path:
-    return folder.with_name(f".{folder.name}.{what}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +12,13 @@ import jax
 
 from prismer_jax import config as configs
 from prismer_jax.checkpoint import arrays
+from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 
 PathLike = str | os.PathLike[str]
 WEIGHTS = "weights"  # the folder of arrays in an export
 ITEM = "default"  # and in a step, called as Orbax's CheckpointManager calls it; version 0.1 had none there
 DESCRIPTION = "config.json"
-COMMITTED = "_CHECKPOINT_METADATA"  # in a step: Orbax writes it before the rename
 
 
 def describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str, PathLike | bytes]) -> None:
@@ -26,17 +26,14 @@ def describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str
     for name, source in files.items():
         if pathlib.Path(name).name != name:
             raise ValueError(f"{name!r} must be a plain file name")
-        if isinstance(source, bytes):
-            (folder / name).write_bytes(source)
-        else:
-            shutil.copyfile(source, folder / name)
+        storage.write(folder / name, source if isinstance(source, bytes) else pathlib.Path(source).read_bytes())
     storage.write_json(folder / DESCRIPTION, {**config, "versions": configs.provenance()["packages"]})
 
 
 def saved_shapes(folder: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns {name: shape and type} of a step of a Checkpointer, an export, or its folder of arrays."""
     with arrays.readable(folder):
-        return arrays.shapes_in(_arrays(pathlib.Path(folder)))
+        return arrays.shapes_in(_arrays(storage.folder(folder)))
 
 
 def read(folder: pathlib.Path, expected: arrays.Shapes) -> dict[str, Any]:
@@ -54,3 +51,17 @@ def _arrays(folder: pathlib.Path) -> pathlib.Path:
 def is_export(folder: pathlib.Path) -> bool:
     """Returns whether a folder is an exported model, and no step."""
     return (folder / DESCRIPTION).is_file() and (folder / WEIGHTS).is_dir()
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """Returns what a JSON file holds, {} if there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return json.loads(storage.read(os.fspath(file)))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise UserError(f"{file} is damaged: it is not JSON. Delete it, and keep the checkpoints beside it.") from None

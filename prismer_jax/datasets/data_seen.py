@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from prismer_jax.config import Workdir
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage
 
@@ -35,7 +35,7 @@ def fingerprint(source: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def check(workdir: pathlib.Path, sources: Mapping[str, Any], allow: bool = False) -> None:
+def check(workdir: Workdir, sources: Mapping[str, Any], allow: bool = False) -> None:
     """Writes WORKDIR/data.json, {set: number of examples and fingerprint}; a run that goes on must find it unchanged.
 
     Args:
@@ -46,9 +46,9 @@ def check(workdir: pathlib.Path, sources: Mapping[str, Any], allow: bool = False
     Raises:
       UserError: the data of a run that has checkpoints changed, and this is not allowed.
     """
-    path = workdir / FILE
+    path = workdir.files / FILE
     seen = {name: {"examples": len(s), "fingerprint": fingerprint(s)} for name, s in sources.items()}
-    if path.exists() and not allow and any((workdir / "checkpoints").glob("*")):
+    if path.exists() and not allow and workdir.has_checkpoints():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -57,7 +57,7 @@ def check(workdir: pathlib.Path, sources: Mapping[str, Any], allow: bool = False
             if (old := before.get(name)) not in (None, seen[name]) and not name.startswith("evals."):
                 counts = f"{old.get('examples')} examples then, {seen[name]['examples']} now"
                 raise UserError(
-                    f"{workdir}: the data of config.data.{name} changed since this run began ({counts}). Restore them, "
-                    "begin in another --workdir, or go on with other losses: --allow-changed-data."
+                    f"{workdir.path}: the data of config.data.{name} changed since this run began ({counts}). Restore "
+                    "them, begin in another --workdir, or go on with other losses: --allow-changed-data."
                 )
     storage.write_json(path, seen)

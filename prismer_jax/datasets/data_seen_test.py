@@ -6,6 +6,7 @@ import tarfile
 
 import pytest
 
+from prismer_jax import config
 from prismer_jax.datasets import data_seen, lists, tars
 from prismer_jax.errors import BadSample, UserError
 
@@ -16,27 +17,27 @@ def examples(count, **changes):
 
 def began(workdir, **sources):
     (workdir / "checkpoints" / "2").mkdir(parents=True)
-    data_seen.check(workdir, sources)
+    data_seen.check(config.Workdir(workdir, workdir), sources)
 
 
 def test_the_same_data_go_on(tmp_path):
     began(tmp_path, web=examples(5), own=examples(2))
-    data_seen.check(tmp_path, {"web": examples(5), "own": examples(2)})
+    data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": examples(5), "own": examples(2)})
 
 
 @pytest.mark.parametrize("other", [examples(4), examples(5, captions=["another"]), examples(5, id="x")])
 def test_other_data_are_refused_unless_they_are_allowed(tmp_path, other):
     began(tmp_path, web=examples(5))
     with pytest.raises(UserError, match=r"config.data.web changed .*5 examples then.*--allow-changed-data"):
-        data_seen.check(tmp_path, {"web": other})
-    data_seen.check(tmp_path, {"web": other}, allow=True)
-    data_seen.check(tmp_path, {"web": other})
+        data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": other})
+    data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": other}, allow=True)
+    data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": other})
 
 
 def test_what_evaluators_see_is_noted_and_may_change(tmp_path):
     began(tmp_path, web=examples(5), **{"evals.vqa": examples(2)})
     first = json.loads((tmp_path / data_seen.FILE).read_text())
-    data_seen.check(tmp_path, {"web": examples(5), "evals.vqa": examples(3)})
+    data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": examples(5), "evals.vqa": examples(3)})
     second = json.loads((tmp_path / data_seen.FILE).read_text())
     assert [seen["evals.vqa"]["examples"] for seen in (first, second)] == [2, 3]
 
@@ -47,8 +48,8 @@ def test_other_boxes_of_the_same_photos_are_other_data():
 
 
 def test_a_run_without_a_checkpoint_takes_any_data(tmp_path):
-    data_seen.check(tmp_path, {"web": examples(5)})
-    data_seen.check(tmp_path, {"web": examples(4)})
+    data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": examples(5)})
+    data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": examples(4)})
 
 
 def test_only_some_examples_of_many_are_looked_at(tmp_path):
@@ -85,7 +86,7 @@ def test_a_damaged_file_says_so(tmp_path):
     began(tmp_path, web=examples(5))
     (tmp_path / data_seen.FILE).write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        data_seen.check(tmp_path, {"web": examples(5)})
+        data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": examples(5)})
 
 
 def test_one_changed_caption_of_a_list_is_seen_and_another_place_of_it_is_not(tmp_path):

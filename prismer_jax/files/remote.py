@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
+import pathlib
 import posixpath
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -34,14 +36,16 @@ def size(path: str) -> int:
 
 
 def names(folder: str) -> list[str]:
-    """Returns the names of a folder's files."""
+    """Returns the names of a folder's files as they are now: others write there, too."""
     with _file(folder) as (system, inner):
+        system.invalidate_cache(inner)
         return [posixpath.basename(name.rstrip("/")) for name in system.ls(inner, detail=False)]
 
 
 def find(folder: str) -> dict[str, int]:
     """Returns the bytes of each file below a folder, or of a file itself, by its path, sorted."""
     with _file(folder) as (system, inner):
+        system.invalidate_cache(inner)
         found = system.find(inner, detail=True)
         return {str(system.unstrip_protocol(name)): int(found[name]["size"]) for name in sorted(found)}
 
@@ -55,14 +59,52 @@ def open_ranges(path: str) -> Iterator[BinaryIO]:
 
 def write(path: str, data: bytes) -> None:
     """Writes a file; a store has it whole or not at all."""
-    with _file(path) as (system, inner):
+    with _file(path, writes=True) as (system, inner):
         system.pipe_file(inner, data)
 
 
 def put(name: str, path: str) -> None:
     """Copies a local file to a store."""
-    with _file(path) as (system, inner):
+    with _file(path, writes=True) as (system, inner):
         system.put_file(name, inner)
+
+
+def delete(path: str) -> None:
+    """Deletes a file."""
+    with _file(path) as (system, inner):
+        system.rm_file(inner)
+
+
+def delete_folder(folder: str) -> None:
+    """Deletes all files below a folder, if there are any."""
+    for path in find(folder):
+        with contextlib.suppress(FileNotFoundError):
+            delete(path)
+
+
+def bucket(path: str) -> pathlib.Path:
+    """Returns a path of gs:// that has the methods of pathlib, as Orbax takes it."""
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{path}: buckets need a package that is not installed: pip install gcsfs.")
+    from etils import epath
+
+    return epath.Path(path.rstrip("/"))
+
+
+def copies(folder: str) -> pathlib.Path:
+    """Returns a folder of the cache with copies of the files that lie in a remote one, but of none below it."""
+    with _file(folder) as (system, inner):
+        system.invalidate_cache(inner)
+        files = [file for file in system.ls(inner, detail=True) if file["type"] == "file"]
+        marks = sorted(f"{file['name']} {file['size']} {system.checksum(file['name'])}" for file in files)
+        home = storage.data_folder() / "remote" / hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
+        for file in files:
+            copy = home / posixpath.basename(file["name"])
+            if not copy.exists():
+                home.mkdir(parents=True, exist_ok=True)
+                with storage.replacing(copy) as name:
+                    system.get_file(file["name"], name)
+    return home
 
 
 def cached(path: str, size: int, sha256: str) -> str:
@@ -80,7 +122,7 @@ def cached(path: str, size: int, sha256: str) -> str:
 
 
 @contextlib.contextmanager
-def _file(path: str) -> Iterator[tuple[Any, str]]:
+def _file(path: str, writes: bool = False) -> Iterator[tuple[Any, str]]:
     """Yields (file system, path in it); what its client raises becomes one line, but that a file is missing."""
     try:
         system, inner = fsspec.core.url_to_fs(path)
@@ -88,7 +130,11 @@ def _file(path: str) -> Iterator[tuple[Any, str]]:
         raise UserError(f"{path}: cannot be reached ({error}).") from None
     try:
         yield system, inner
-    except (FileNotFoundError, UserError):
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        if writes and error.filename is None:  # no local file
+            raise UserError(f"{path}: cannot be written: there is no such bucket.") from None
         raise
     except Exception as error:  # each client has its own
         raise UserError(f"{path}: cannot be read or written ({type(error).__name__}: {error}).") from None

@@ -35,7 +35,7 @@ PART = 1024  # photos in a part of the index
 
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m prismer_jax.retrieve", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="a workdir or an export")
+    parser.add_argument("--checkpoint", required=True, type=storage.folder, help="a workdir or an export")
     parser.add_argument("--images", nargs="+", required=True, type=storage.on_disk, help="photos, or folders of them")
     parser.add_argument("--labels", type=storage.on_disk, help="folder of expert labels")
     parser.add_argument("--query", nargs="+", default=[], help="texts to find photos by")

@@ -65,9 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tools.demo", description="A page that shows what a trained model says of a photo, and why."
     )
     defaults = Limits()
-    parser.add_argument(
-        "--checkpoint", required=True, type=storage.on_disk, help="a workdir, an export or a checkpoint"
-    )
+    parser.add_argument("--checkpoint", required=True, type=storage.folder, help="a workdir, an export or a checkpoint")
     parser.add_argument("--experts", type=storage.on_disk, help="folder of the experts' weights, to label new photos")
     parser.add_argument(
         "--examples", type=storage.on_disk, default="scenes", help="scenes (the default), a folder of photos, or none"
