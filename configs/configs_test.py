@@ -58,14 +58,36 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("file", PAPER)
-def test_every_key_is_read_before_the_first_step(file, monkeypatch, tmp_path):
+@pytest.fixture
+def stop_before_the_first_step(monkeypatch):
     def stop(*_):
         raise Stopped
 
     monkeypatch.setattr(train.input, "to_device", stop)
+
+
+@pytest.mark.parametrize("file", PAPER)
+def test_every_key_of_full_size_is_read_before_the_first_step(file, stop_before_the_first_step, tmp_path):
     cfg = load(file, f"data={miniature.folder()},experts=none", "tokenizer=scenes", "total_epochs=100000")
     with pytest.raises(Stopped):
+        train.train(cfg, tmp_path)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_key_is_read_and_one_that_nobody_reads_is_an_error(file, stop_before_the_first_step, tmp_path):
+    cfg = config.plain(load(file, "smoke"))
+    for part in (cfg, *cfg["evals"].values()):
+        part["batch_size"] = max(part["batch_size"], jax.device_count() * cfg.get("accumulate", 1))
+    with pytest.raises(Stopped):
+        train.train(cfg, tmp_path / "run")
+    with pytest.raises(UserError, match=r"Config key 'optimm\.lr' is never read"):
+        train.train(cfg | {"optimm": {"lr": 1.0}}, tmp_path / "other")
+
+
+def test_a_misspelt_setting_of_the_loss_is_an_error(stop_before_the_first_step, tmp_path):
+    cfg = config.plain(load("configs/quickstart.py", "smoke"))
+    cfg["loss"]["lable_smoothing"] = 0.1
+    with pytest.raises(UserError, match=r"config\.loss: unknown key 'lable_smoothing'. Did you mean 'label_smoothing'"):
         train.train(cfg, tmp_path)
 
 

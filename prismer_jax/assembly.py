@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,9 +62,8 @@ def sharding_of(cfg: config.Section, model: Any) -> tuple[Any, Any]:
 def make_loss(section: config.Section) -> losses.Loss:
     """Returns the loss (forward, batch) -> costs with the section's settings; see `losses`."""
     fn = registry.imported("loss", section.name, losses.LOSSES)
-    return lambda *args: config.call(
-        lambda **options: fn(*args, **options), {k: section[k] for k in section if k != "name"}, "config.loss"
-    )
+    called_with = list(inspect.signature(fn).parameters)[:2]
+    return functools.partial(fn, **config.arguments(fn, section, "config.loss", skip=("name",), extra=called_with))
 
 
 def make_evaluators(

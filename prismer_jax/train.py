@@ -239,7 +239,7 @@ class Watch:
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
         self.pace = Pace(workdir.files, first_step, writes=main_process)
         self._progress = metrics.Progress(total_steps, first_step, enabled=main_process)
-        told = dict(wandb=config.plain(cfg.get("wandb")), config=config.plain(cfg))
+        told = dict(wandb=config.plain(cfg.get("wandb")), config=json.loads(config.to_json(cfg)))  # which reads no key
         self._writer = metrics.Writer(workdir.files, first_step=first_step, enabled=main_process, **told)
 
     def __enter__(self) -> Watch:
