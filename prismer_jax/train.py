@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +44,6 @@ MAY_CHANGE = (
 def train(
     cfg: config.Section | Mapping[str, Any],
     workdir: str | os.PathLike[str],
-    estimate: bool = False,
     allow_changed_data: bool = False,
 ) -> dict[str, float]:
     """Trains as the config says, in `workdir`; returns the last value of every evaluation metric.
@@ -53,7 +51,6 @@ def train(
     Args:
       cfg: what `config.load` returns, a ConfigDict or a dict.
       workdir: a folder for checkpoints, metrics and the report, also of a bucket, gs://; made if need be.
-      estimate: only compile the training step and say how much memory that takes.
       allow_changed_data: go on with a run although its data are no longer those that it began with.
 
     Raises:
@@ -68,7 +65,7 @@ def train(
     mesh, folder = sharding.make_mesh(config.plain(cfg.get("mesh"))), storage.folder(workdir)
     try:
         with jax.set_mesh(mesh), config.alone(folder, jax.process_index() == 0) as place:
-            return train_on(mesh, cfg, place, Start(estimate, allow_changed_data, started))
+            return train_on(mesh, cfg, place, Start(allow_changed_data, started))
     except KeyboardInterrupt as error:  # it says nothing if it came before the first step
         raise error if error.args else Stopped("what was saved before stays; the same call goes on.") from None
 
@@ -76,7 +73,6 @@ def train(
 class Start(NamedTuple):
     """How a run was asked for: see `train`; and when, by time.monotonic()."""
 
-    estimate: bool
     allow_changed_data: bool
     time: float
 
@@ -143,11 +139,6 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: config.Workd
     batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
     first_batches = [next(batches)] if first_step < total_steps else []
     compile_update = functools.partial(training.compile, *first_batches) if first_batches else lambda: training.update
-    if start.estimate:
-        with contextlib.closing(batches):
-            estimate = importlib.import_module("prismer_jax.planning.memory").lines
-            print(*estimate(training.state, training.trainable, first_batches, compile_update()), sep="\n")
-        return {}
 
     def make_state() -> dict[str, Any]:
         with jax.set_mesh(mesh):  # every thread has its own
@@ -310,9 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.plan:
         return importlib.import_module("prismer_jax.planning.plan").main(args.config, overrides, args.plan)
     if args.estimate:
-        with tempfile.TemporaryDirectory() as scratch:
-            train(config.load(args.config, overrides), pathlib.Path(scratch), estimate=True)
-        return
+        return importlib.import_module("prismer_jax.planning.memory").main(args.config, overrides)
     if args.workdir is None:
         raise UserError("The following arguments are required: --workdir. Try --help.")
     cfg = config.load(args.config, overrides)

@@ -244,7 +244,7 @@ def of_one_device(prismer, tmp_path_factory):
     """Its losses on a mesh of one device."""
     workdir, mesh = tmp_path_factory.mktemp("one"), sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        train_on(mesh, config.strict(prismer), workdir, Start(False, False, time.monotonic()))
+        train_on(mesh, config.strict(prismer), workdir, Start(False, time.monotonic()))
     return losses(workdir)
 
 

@@ -6,13 +6,13 @@ A key that is misspelt, of another type, or that nobody reads is a UserError bef
 runs the file and overrides its keys, `section.py` and `durations.py` read, `numbers.py` checks, `keeping.py` writes.
 """
 
-from prismer_jax.config.command_line import ArgumentParser, load, parse_arg
+from prismer_jax.config.command_line import RECIPES, ArgumentParser, load, parse_arg
 from prismer_jax.config.durations import duration_keys, steps
 from prismer_jax.config.keeping import Workdir, alone, provenance, save_resolved, to_json
 from prismer_jax.config.numbers import check_seed, check_workers
 from prismer_jax.config.section import Section, arguments, assert_read, call, plain, strict, unread
 
-__all__ = ["ArgumentParser", "Section", "Workdir", "alone", "arguments", "assert_read", "call"]
+__all__ = ["RECIPES", "ArgumentParser", "Section", "Workdir", "alone", "arguments", "assert_read", "call"]
 __all__ += [
     "check_seed",
     "check_workers",

@@ -1,12 +1,33 @@
-"""How much memory a training step takes."""
+"""How much memory a training step takes: python -m prismer_jax.train --config FILE.py --estimate"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+
+from prismer_jax import config, runtime, sharding
+from prismer_jax.planning import stand_ins
+
+
+def main(spec: str, overrides: Sequence[str]) -> None:
+    """Prints what the step of a config takes on the devices that are here; no data and no weights need be.
+
+    Args:
+      spec, overrides: of `config.load`.
+
+    Raises:
+      UserError: the config cannot be used, or needs its data to be planned.
+    """
+    runtime.use_compilation_cache()
+    runtime.use_xla_sums()
+    cfg = config.strict(config.load(spec, overrides))
+    mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
+    sharding.check_batch(cfg.batch_size, mesh, cfg.get("accumulate", 1))
+    step, batch = stand_ins.step(cfg, mesh)
+    print(*lines(step.state, step.trainable, batch, step.compile(batch)), sep="\n")
 
 
 def lines(state: Any, trainable: Iterable[Any], batch: Any, compiled: Any) -> list[str]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from prismer_jax import config, sharding
-from prismer_jax.planning import memory, plan
+from prismer_jax.planning import memory, plan, stand_ins
 from prismer_jax.testing import ROOT
 
 WIDTH, BATCH, LAYERS = 256, 4096, 8
@@ -40,13 +40,22 @@ def test_memory_is_told_apart():
     assert re.match(r"a step takes 0\.\d\d GiB of each", lines[-1])
 
 
+def test_an_estimate_needs_no_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "none"))
+    memory.main(f"{ROOT}/configs/quickstart.py:z,smoke", ["batch_size=8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("parameters ")
+    assert lines[-1].startswith("a step takes ")
+    assert not (tmp_path / "none").exists()
+
+
 def measure(preset, remat):
     """Returns the bytes a device of state and gradients, and of a step's peak, of a PrismerZ of 16 M on 8 devices."""
     values = config.plain(config.load(f"{ROOT}/transfers/vqav2.py:smoke,experts=none"))
     decoder = dict(values["model"]["decoder"], width=256, layers=8, mlp_dim=1024)
     values["model"] |= dict(width=256, layers=8, decoder=decoder, remat=remat)
     cfg = config.strict(values | dict(batch_size=64, sharding=preset))
-    step, batch = plan._step(cfg, sharding.make_mesh())
+    step, batch = stand_ins.step(cfg, sharding.make_mesh())
     state = [step.state["params"], step.state["opt"], plan._gradients(cfg, step)]
     with jax.set_mesh(step.mesh):
         compiled = step.update.lower(step.state, batch).compile({"xla_backend_optimization_level": 0})

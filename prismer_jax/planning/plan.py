@@ -23,10 +23,9 @@ from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.planning import memory, model_flops, program, stand_ins, topologies
 from prismer_jax.planning.report import Plan, table
-from prismer_jax.training.step import Step, make_step
+from prismer_jax.training.step import Step
 
 VERSION = 2  # of what is kept of a compilation
-EXAMPLES = 10**9  # of a made-up data set: a schedule's length costs nothing
 
 
 def main(spec: str, overrides: Sequence[str], wanted: str) -> None:
@@ -62,7 +61,7 @@ def main(spec: str, overrides: Sequence[str], wanted: str) -> None:
 
 def plan(cfg: config.Section, topology: topologies.Topology, mesh: jax.sharding.Mesh, preset: str) -> Plan:
     """Returns the plan of a config's training step on a mesh of a topology's devices."""
-    step, batch = _step(cfg, mesh)
+    step, batch = stand_ins.step(cfg, mesh)
     with jax.set_mesh(mesh):
         lowered = step.update.lower(step.state, batch)
     facts = _facts(lowered, memory.share((step.state, batch)), topology, mesh)
@@ -79,19 +78,6 @@ def plan(cfg: config.Section, topology: topologies.Topology, mesh: jax.sharding.
         model_flops=_model_flops(cfg),
         facts=facts,
     )
-
-
-def _step(cfg: config.Section, mesh: jax.sharding.Mesh) -> tuple[Step, Any]:
-    tokenizer = stand_ins.tokenizer(cfg.tokenizer)
-    durations: dict[str, int] = dict(batch_size=cfg.batch_size, num_examples=EXAMPLES)
-    durations["total_steps"] = config.steps(cfg, "total", **durations)
-    step = make_step(cfg, tokenizer, mesh, durations)
-    place = sharding.batch_sharding(mesh)
-    batch = {
-        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-        for key, x in stand_ins.batch(cfg, tokenizer, step.model).items()
-    }
-    return step, batch
 
 
 def _gradients(cfg: config.Section, step: Step) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,4 +1,4 @@
-"""What a step's batch looks like, without the data: the config's own chain of ops, on a made-up photo and text.
+"""A training step and the shapes of its batch, without the data: the config's own chain of ops, on a made-up photo and text.
 
 Shapes alone decide what a step costs, and a laptop seldom holds twelve million photos, nor a tokenizer's files.
 """
@@ -12,17 +12,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import config, labels, pp
+from prismer_jax import config, labels, pp, sharding
 from prismer_jax.batch import inputs
 from prismer_jax.datasets import miniature
 from prismer_jax.datasets.packing import Layout, join
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.training import features
+from prismer_jax.training.step import Step, make_step
 
+EXAMPLES = 10**9  # of a made-up data set: a schedule's length costs nothing
 PHOTO = (480, 640, 3)  # COCO's usual; nothing but the number of its tiles could depend on it
 QUESTION, ANSWER = "?", "a"  # short: of the tokenizer that stands in, each byte is a token
 
 logger = logging.getLogger(__name__)
+
+
+def step(cfg: config.Section, mesh: jax.sharding.Mesh) -> tuple[Step, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the training step of a config on a mesh, and the shapes of its batch; raises as `batch`."""
+    words = tokenizer(cfg.tokenizer)
+    durations: dict[str, int] = dict(batch_size=cfg.batch_size, num_examples=EXAMPLES)
+    durations["total_steps"] = config.steps(cfg, "total", **durations)
+    made, place = make_step(cfg, words, mesh, durations), sharding.batch_sharding(mesh)
+    shapes = batch(cfg, words, made.model)
+    return made, {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for key, x in shapes.items()}
 
 
 def tokenizer(spec: str) -> Any:
