@@ -140,6 +140,7 @@ def make_initial(cfg: config.Section, model: Any) -> Callable[[Mapping[str, Any]
         if path is None:
             return {}
         pp.tokenizer.check_ids(checkpoint.description(path), path)
-        return checkpoint.load_into(state, path, fresh, resize, **getattr(model, "loading", {}))
+        load_into = importlib.import_module("prismer_jax.checkpoint.initial").load_into
+        return load_into(state, path, fresh, resize, **getattr(model, "loading", {}))
 
     return load

@@ -56,12 +56,13 @@ def evaluate(
     import jax  # a comparison needs none of this
 
     from prismer_jax import sharding
+    from prismer_jax.files.mirror import mirrored
 
     runtime.use_compilation_cache()
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     first = jax.process_index() == 0
-    with jax.set_mesh(mesh), storage.mirrored(folder, sends=first) as here:
+    with jax.set_mesh(mesh), mirrored(folder, sends=first) as here:
         return evaluate_on(mesh, cfg, checkpoint_path, here, only, settings or {}, asked or {})
 
 
@@ -159,6 +160,7 @@ def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Pat
     import jax
 
     from prismer_jax import assembly, checkpoint, models, pp, sharding
+    from prismer_jax.checkpoint.initial import load_into
 
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     spec, tensor = assembly.sharding_of(cfg, model)
@@ -166,7 +168,7 @@ def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Pat
     pp.tokenizer.check_ids(checkpoint.description(path), path)
     try:
         resize = models.family(cfg.model.get("name", models.DEFAULT)).RESIZE
-        return checkpoint.load_into(like, path, resize=resize, **getattr(model, "loading", {}))
+        return load_into(like, path, resize=resize, **getattr(model, "loading", {}))
     except UserError as error:
         theirs, ours = checkpoint.description(path).get("model", {}), json.loads(config.to_json(cfg.model))
         other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cache_dir() -> pathlib.Path:
     """The folder of everything that can be made again: $PRISMER_CACHE_DIR or ~/.cache/prismer_jax."""
     return pathlib.Path(os.environ.get("PRISMER_CACHE_DIR") or pathlib.Path.home() / ".cache" / "prismer_jax")

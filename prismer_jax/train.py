@@ -15,11 +15,10 @@ import json
 import logging
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -65,20 +64,15 @@ def train(
     mesh, folder = sharding.make_mesh(config.plain(cfg.get("mesh"))), storage.folder(workdir)
     try:
         with jax.set_mesh(mesh), config.alone(folder, jax.process_index() == 0) as place:
-            return train_on(mesh, cfg, place, Start(allow_changed_data, started))
+            return train_on(mesh, cfg, place, started, allow_changed_data)
     except KeyboardInterrupt as error:  # it says nothing if it came before the first step
         raise error if error.args else Stopped("what was saved before stays; the same call goes on.") from None
 
 
-class Start(NamedTuple):
-    """How a run was asked for: see `train`; and when, by time.monotonic()."""
-
-    allow_changed_data: bool
-    time: float
-
-
-def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: config.Workdir, start: Start) -> dict[str, float]:
-    """`train` on a mesh, which is set: from the config to all that `loop` needs, top to bottom."""
+def train_on(
+    mesh: jax.sharding.Mesh, cfg: config.Section, workdir: config.Workdir, started: float, allow_changed_data: bool
+) -> dict[str, float]:
+    """`train` on a mesh, which is set, `started` by time.monotonic(): from the config to all that `loop` needs."""
     # -------------------------------------------------------------------------------------------------------- workdir
     batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
     sharding.check_batch(batch_size, mesh, accumulate)
@@ -105,7 +99,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: config.Workd
         importlib.import_module("prismer_jax.datasets.labels_there").check_training(mixture, cfg, training.model)
     evals = assembly.make_evaluators(cfg.evals, training.model, tokenizer, mesh, quiet=True)
     sources = {part["name"]: part["source"] for part in mixture} | {f"evals.{n}": e.source for n, e in evals.items()}
-    data_seen.check(workdir, sources, start.allow_changed_data)
+    data_seen.check(workdir, sources, allow_changed_data)
     assembly.check_metric(cfg.get("checkpoint", {}).get("best_metric"), evals)
 
     # ------------------------------------------------------------------------------------------- state and checkpoints
@@ -120,7 +114,7 @@ def train_on(mesh: jax.sharding.Mesh, cfg: config.Section, workdir: config.Workd
     if not first_step and (export := workdir.path / "export").exists():  # which all programs would take for this run's
         raise UserError(f"{export} is of a run whose checkpoints are gone. Delete it, or use another --workdir.")
     load_initial = assembly.make_initial(cfg, training.model)
-    watch = Watch(cfg, workdir, evals, training.optimizer.schedules, checkpoints, total_steps, every["log"], start.time)
+    watch = Watch(cfg, workdir, evals, training.optimizer.schedules, checkpoints, total_steps, every["log"], started)
 
     # ------------------------------------------------------------------------------------------------ batches and step
     if any("features" in part for part in cfg.data.values()):

@@ -22,13 +22,12 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from prismer_jax import checkpoint, config, metrics, sharding
+from prismer_jax import checkpoint, config, metrics, runtime, sharding
 from prismer_jax.checkpoint.fingerprint import fingerprint
-from prismer_jax.config import numbers
 from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.sharding import presets_test
 from prismer_jax.testing import ROOT
-from prismer_jax.train import Start, Watch, train, train_on
+from prismer_jax.train import Watch, train, train_on
 from prismer_jax.training.step import Step
 
 SMALL = ("total_steps=6",)
@@ -208,7 +207,7 @@ def test_a_batch_of_prompts_alone_is_named_as_that(tmp_path):
         (["seed=99999999999999999999"], "seed=99999999999999999999: must be a whole number"),
         (["seed=None"], "seed=None: must be a whole number"),
         (["num_workers=-1"], "num_workers=-1: must be from 0, which loads in threads"),
-        (["num_workers=1000000"], f"to {16 * numbers.cores()}. One for each of the {numbers.cores()} cores"),
+        (["num_workers=1000000"], f"to {16 * runtime.cores()}. One for each of the {runtime.cores()} cores"),
         (["model.image_size=0"], "image_size=0 must be at least patch_size=16"),
         (["model.image_size=-16"], "image_size=-16 must be at least"),
         (["model.image_size=112"], "The ops make photos of (96, 96), but model.image_size is 112"),
@@ -244,7 +243,7 @@ def of_one_device(prismer, tmp_path_factory):
     """Its losses on a mesh of one device."""
     workdir, mesh = tmp_path_factory.mktemp("one"), sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        train_on(mesh, config.strict(prismer), workdir, Start(False, time.monotonic()))
+        train_on(mesh, config.strict(prismer), config.Workdir(workdir, workdir), time.monotonic(), False)
     return losses(workdir)
 
 

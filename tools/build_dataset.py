@@ -17,10 +17,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from prismer_jax import config, labels
+from prismer_jax import config, labels, runtime
 from prismer_jax.datasets import data_seen, flags
 from prismer_jax.errors import UserError, run_main
-from prismer_jax.files import storage, workers
+from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.shards import build, check, manifest, metadata
 
@@ -63,7 +63,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--experts", help="such as depth,edge; default: those of --labels")
     add("--tfds-name", help="what TFDS calls the data set; default: the folder")
     add("--tfds-split", default="train", help="what TFDS calls the split; default train")
-    add("--processes", type=int, default=workers.cores(), help="worker processes; default one a core")
+    add("--processes", type=int, default=runtime.cores(), help="worker processes; default one a core")
     add("--dry-run", action="store_true", help="only say how many records, bytes and hours")
     add("--check", type=storage.plain, metavar="DIR", help="verify a finished data set instead")
     args, overrides = parser.parse(argv)

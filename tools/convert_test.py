@@ -16,6 +16,7 @@ from PIL import Image
 import prismer_jax
 from prismer_jax import checkpoint, models, tree
 from prismer_jax.captioner import Captioner
+from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
 from prismer_jax.models import conversion
@@ -111,7 +112,7 @@ def test_a_run_starts_from_what_was_converted(tiny, tmp_path):
     folder = run(tiny, tmp_path)
     model = models.build("prismer", variant="tiny", experts="all")
     state = jax.eval_shape(model.init_variables, jax.random.key(0))
-    variables = checkpoint.load_into({**state, "step": jax.ShapeDtypeStruct((), np.int32)}, folder)
+    variables = load_into({**state, "step": jax.ShapeDtypeStruct((), np.int32)}, folder)
     np.testing.assert_array_equal(variables["params"]["decoder"]["head_bias"], tiny["text_decoder.lm_head.bias"])
 
 

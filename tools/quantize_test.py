@@ -7,6 +7,7 @@ import pytest
 
 from prismer_jax import assembly, checkpoint, config, input, losses, models, pp, tree
 from prismer_jax.batch import Batch
+from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.errors import UserError
 from prismer_jax.testing import ROOT
 from tools import export, quantize
@@ -50,7 +51,7 @@ def test_a_packed_model_says_nearly_what_it_said_and_is_whole_again_by_merging(b
 
     fields = described["model"]
     model, plain = models.build(**fields), models.build(**{k: v for k, v in fields.items() if k != "quantize"})
-    nearest = checkpoint.load_into(jax.eval_shape(model.init_variables, jax.random.key(0)), folder, **model.loading)
+    nearest = load_into(jax.eval_shape(model.init_variables, jax.random.key(0)), folder, **model.loading)
     mixture = assembly.load_mixture(cfg.data, pp.tokenizer.load("scenes"))
     batch = next(input.train_batches(mixture, batch_size=8, seed=7))
     run = jax.jit(lambda model, variables: losses.apply(model, variables, Batch(batch)), static_argnums=0)

@@ -66,6 +66,8 @@ def test_it_runs_the_quickstart_in_an_empty_folder(checkout, tmp_path):
         assert done.returncode == status, done.stderr
         return done.stdout + done.stderr
 
+    recipes = run("-c", "from prismer_jax import config; print(config.RECIPES)")
+    assert (pathlib.Path(recipes.strip()) / "transfers/forkme.py").is_file()
     where = run("-c", "import prismer_jax; print(prismer_jax.__file__)")
     assert pathlib.Path(where.strip()) == site / "prismer_jax/__init__.py"
     run("-m", "prismer_jax.train", "--config", "configs/quickstart.py:smoke", "--workdir", "runs/quickstart")

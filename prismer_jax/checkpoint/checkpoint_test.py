@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prismer_jax import checkpoint, sharding, tree
 from prismer_jax.checkpoint import Checkpointer
+from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.errors import UserError
 from prismer_jax.sharding import presets
 
@@ -89,9 +90,7 @@ def test_restores_on_any_mesh(tmp_path):
     state = make_state(size=64)["params"]
 
     def place(mesh, rule):
-        shapes = jax.eval_shape(lambda: state)
-        shardings = presets.param_shardings(shapes, [(".*", rule)], mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        return presets.placed({"params": jax.eval_shape(lambda: state)}, [(".*", rule)], mesh)["params"]
 
     mesh8 = sharding.make_mesh({"data": 1, "fsdp": 8})
     abstract = place(mesh8, "fsdp(min_size=1)")
@@ -280,12 +279,10 @@ os.environ.update(JAX_COORDINATOR_ADDRESS="localhost:" + sys.argv[2], JAX_NUM_PR
 sharding.initialize_distributed()
 mesh = sharding.make_mesh({"fsdp": 4})
 expected = np.arange(64.0).reshape(8, 8)
-place = lambda shapes: presets.param_shardings(shapes, [("w", "fsdp(min_size=1)")], mesh)
 init = lambda: {"w": jnp.arange(64.0).reshape(8, 8), "n": jnp.int32(3)}
 with jax.set_mesh(mesh):
-    like = jax.eval_shape(init)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, place(like))
-    state = jax.jit(init, out_shardings=place(like))()
+    like = presets.placed({"params": jax.eval_shape(init)}, [("w", "fsdp(min_size=1)")], mesh)["params"]
+    state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))()
     with Checkpointer(sys.argv[1] + "/checkpoints", keep=2) as saver:
         for step in range(4):
             saver.save(step, state)
@@ -391,27 +388,27 @@ def test_a_new_run_starts_from_another_ones_variables(tmp_path):
         else:
             with Checkpointer(tmp_path / "checkpoints") as saver:
                 saver.save(9, saved)
-        loaded = checkpoint.load_into(state, tmp_path / path)
+        loaded = load_into(state, tmp_path / path)
         assert_bitwise(loaded, {k: source[k] for k in ("params", "stats", "table")})
         assert loaded["params"]["head"].sharding == state["params"]["head"].sharding
-        fresh = checkpoint.load_into(state, tmp_path / path, fresh=["params/head"])
+        fresh = load_into(state, tmp_path / path, fresh=["params/head"])
         assert_bitwise(fresh["params"], {**source["params"], "head": state["params"]["head"]})
 
     other = {**state, "params": {"encoder": state["params"]["encoder"], "stems": {"depth": jnp.zeros(3)}}}
     with pytest.raises(
         UserError, match=r"1 missing in it: params/stems/depth; 1 not expected: params/head\. .*init_fresh="
     ):
-        checkpoint.load_into(other, tmp_path / "export")
-    loaded = checkpoint.load_into(other, tmp_path / "export", fresh=["params/stems/.*", "params/head"])
+        load_into(other, tmp_path / "export")
+    loaded = load_into(other, tmp_path / "export", fresh=["params/stems/.*", "params/head"])
     assert_bitwise(loaded["params"]["stems"], other["params"]["stems"])
     assert_bitwise(loaded["params"]["encoder"], source["params"]["encoder"])
     with pytest.raises(UserError, match="init_fresh: 'params/heads' matches no parameter"):
-        checkpoint.load_into(state, tmp_path / "export", fresh=["params/heads"])
+        load_into(state, tmp_path / "export", fresh=["params/heads"])
 
     wider = {**state, "params": {**state["params"], "head": jnp.zeros((2, *source["params"]["head"].shape))}}
     with pytest.raises(UserError, match="1 of another shape or type: params/head"):
-        checkpoint.load_into(wider, tmp_path / "export", resize={"params/encoder": lambda x, shape: x})
-    loaded = checkpoint.load_into(wider, tmp_path / "export", resize={"params/head": np.broadcast_to})
+        load_into(wider, tmp_path / "export", resize={"params/encoder": lambda x, shape: x})
+    loaded = load_into(wider, tmp_path / "export", resize={"params/head": np.broadcast_to})
     assert_bitwise(loaded["params"]["head"], np.broadcast_to(source["params"]["head"], wider["params"]["head"].shape))
     assert_bitwise(loaded["params"]["encoder"], source["params"]["encoder"])
 

@@ -1,4 +1,4 @@
-"""Models in use: exported into a folder of their own, found, read, and loaded into the state of another run."""
+"""Models in use: exported into a folder of their own, found and read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from prismer_jax import sharding, tree
 from prismer_jax.checkpoint import arrays, disk, layout
@@ -93,7 +92,7 @@ def load_export(path: PathLike, shardings: Callable[[Any], Any] | None = None) -
       UserError: there is nothing of the kind, or it cannot be read.
     """
     config, folder = description(path), find(path)
-    shapes = {name: x for name, x in layout.saved_shapes(folder).items() if _is_variable(name)}
+    shapes = {name: x for name, x in layout.saved_shapes(folder).items() if is_variable(name)}
     if shardings is not None:
         places = tree.flatten(shardings(tree.unflatten(shapes)))
         shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n]) for n, x in shapes.items()}
@@ -112,56 +111,6 @@ def description(path: PathLike) -> dict[str, Any]:
     return {**config, "folder": str(home)}
 
 
-def load_into(
-    state: Mapping[str, Any],
-    path: PathLike,
-    fresh: Sequence[str] = (),
-    resize: Mapping[str, Callable[[np.ndarray, tuple[int, ...]], Any]] | None = None,
-    optional: Sequence[str] = (),
-    pack: Mapping[str, Callable[[np.ndarray], dict[str, Any]]] | None = None,
-) -> dict[str, Any]:
-    """Returns the variables of a state with the values of an exported model, or of another run's checkpoint.
-
-    Numbers with a fraction may be of another type in the file; they are converted.
-
-    Args:
-      state: initialised; its variables are everything but 'opt' and 'step'. Every leaf returned is placed like its own.
-      path: whatever `find` accepts.
-      fresh: regexes of whole names ('params/encoder/stems/.*'): what they match keeps its initial values and need not
-        be in the file, or is in the file and need not be in the state.
-      resize: {name: function of (saved array, expected shape)} of what may have another shape in the file, as position
-        embeddings of another resolution have (see models.RESIZE).
-      optional: regexes of names that keep their initial values if the file has none of them.
-      pack: {name: function of the saved array -> {part: array}} of what the state may hold in parts, 'name/part'.
-
-    Raises:
-      UserError: there is nothing of the kind, a regex matches nothing, or the file and the state differ elsewhere.
-    """
-    folder = find(path)
-    ours = {name: leaf for name, leaf in tree.flatten(state).items() if _is_variable(name)}
-    saved = {name: shape for name, shape in layout.saved_shapes(folder).items() if _is_variable(name)}
-    skipped = tree.first_match([*fresh, *optional], {**ours, **saved}, "init_fresh")
-    if any(matched >= len(fresh) and name in saved for name, matched in skipped.items()):
-        skipped = tree.first_match(fresh, {**ours, **saved}, "init_fresh")
-    expected = {name: arrays.abstract(leaf) for name, leaf in ours.items() if name not in skipped}
-    other = [n for n in resize or {} if n in expected and n in saved and saved[n].shape != expected[n].shape]
-    as_saved = {name: jax.ShapeDtypeStruct(saved[name].shape, expected[name].dtype) for name in other}
-    whole = {name: saved.pop(name) for name in pack or {} if name in saved}
-    for name, x in whole.items():
-        saved |= {f"{name}/{part}": made for part, made in jax.eval_shape(pack[name], x).items()}
-    arrays.compare(folder, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, start=True)
-    read = {name: x for name, x in {**expected, **as_saved}.items() if name.rpartition("/")[0] not in whole}
-    values = {**tree.flatten(state), **layout.read(folder, read)}
-    with jax.transfer_guard("allow"):
-        for name in other:
-            logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*expected[name].shape])
-            values[name] = jax.device_put(resize[name](values[name], expected[name].shape), expected[name].sharding)
-        for name, x in whole.items():  # one after the other: the file may be larger than the memory
-            for part, made in jax.jit(pack[name])(layout.read(folder, {name: x})[name]).items():
-                values[f"{name}/{part}"] = jax.device_put(made, expected[f"{name}/{part}"].sharding)
-    variables = {key: part for key, part in state.items() if _is_variable(key)}
-    return jax.tree.map(values.__getitem__, tree.names(variables))
-
-
-def _is_variable(name: str) -> bool:
+def is_variable(name: str) -> bool:
+    """Returns whether a name of a state is one of the model's variables."""
     return re.match(r"(opt|step|params/targets)(/|$)", name) is None  # the heads of training.targets stay behind

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
+from prismer_jax import runtime
 from prismer_jax.errors import UserError
 
 WORKERS = 16  # processes a core at most: more would only fill the memory, and take hours to start
-
-
-def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_seed(seed: int | None) -> None:
@@ -22,8 +16,9 @@ def check_seed(seed: int | None) -> None:
 
 def check_workers(number: int | None) -> None:
     """Raises a UserError unless this machine can have so many loader processes; with 0 threads load."""
-    if number is None or not 0 <= number <= WORKERS * cores():
+    cores = runtime.cores()
+    if number is None or not 0 <= number <= WORKERS * cores:
         raise UserError(
-            f"num_workers={number}: must be from 0, which loads in threads, to {WORKERS * cores()}. One for each of "
-            f"the {cores()} cores that this process may use keeps them busy."
+            f"num_workers={number}: must be from 0, which loads in threads, to {WORKERS * cores}. One for each of the "
+            f"{cores} cores that this process may use keeps them busy."
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from prismer_jax import datasets
+from prismer_jax import datasets, runtime
 from prismer_jax.errors import UserError
-from prismer_jax.files import storage, workers
+from prismer_jax.files import storage
 
 KINDS = ("list", "images", "tars", "parquet", "dataset_dir")
 MISSING = 1.0  # of photos from the web up to a third are gone; tools count them
@@ -63,7 +63,7 @@ def open_source(args: argparse.Namespace) -> Any:
         case "parquet":
             return datasets.load("parquet", path=args.parquet, **shared)
         case "tars":
-            return datasets.load("tars", path=args.tars, processes=workers.cores(), **shared)
+            return datasets.load("tars", path=args.tars, processes=runtime.cores(), **shared)
         case _:
             own = dict(annotations=args.annotations, split=args.split, max_missing=args.max_missing)
             return datasets.load("lists", path=args.list, images=args.images, **own, **shared)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prismer_jax import checkpoint, tree
+from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.errors import UserError
 from prismer_jax.experts import EXPERTS
 from prismer_jax.experts.expert import Expert
@@ -89,4 +90,4 @@ def load(expert: Expert, checkpoints: Path) -> dict[str, Any]:
     """
     path = find(expert, checkpoints)
     expert.open(path)
-    return checkpoint.load_into(tree.unflatten(expert.shapes), path) if path.is_dir() else official(expert, path)
+    return load_into(tree.unflatten(expert.shapes), path) if path.is_dir() else official(expert, path)

@@ -219,7 +219,7 @@ def test_what_other_machines_wrote_and_deleted_is_seen(bucket):
 
 
 def test_a_store_that_is_no_bucket_and_a_package_that_is_missing_are_said(monkeypatch, bucket):
-    with pytest.raises(UserError, match="s3://b/run: is remote, where only a path on a disk or on gs:// will do"):
+    with pytest.raises(UserError, match="s3://b/run: is remote, where only a path on a disk will do"):
         storage.folder("s3://b/run")
     with pytest.raises(UserError, match="gs://nobody/run/a: cannot be written: there is no such bucket"):
         storage.write("gs://nobody/run/a", b"")

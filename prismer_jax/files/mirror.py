@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError
@@ -28,6 +28,16 @@ LOCK = ".lock"  # an object that is written at each of them, by the one who send
 STALE = 3  # looks after which the owner of one that did not change is dead
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def mirrored(path: pathlib.Path, sends: bool = True) -> Iterator[pathlib.Path]:
+    """Yields a folder on a disk: the same, or that of a `Mirror` where it is in a bucket."""
+    if not storage.is_remote(path):
+        yield path
+        return
+    with Mirror(os.fspath(path), sends=sends) as mirror:
+        yield mirror.folder
 
 
 class Mirror(contextlib.AbstractContextManager):

@@ -47,19 +47,14 @@ def on_disk(path: str | os.PathLike) -> pathlib.Path:
     """Returns a path that can only be on a disk: the type of such flags, and of such values of configs.
 
     Raises:
-      UserError: it is remote.
+      UserError: it is remote, also where pathlib has made gs:/ of gs://.
     """
-    text = _remote_again(plain(path))
+    text = re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", plain(path))
     if is_remote(text):
         raise UserError(
             f"{text}: is remote, where only a path on a disk will do. Copy it to one, or mount the store as a folder."
         )
     return pathlib.Path(text)
-
-
-def _remote_again(path: str) -> str:
-    """The path as it was before pathlib made gs:/ of gs://."""
-    return re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", path)
 
 
 def folder(path: str | os.PathLike) -> pathlib.Path:
@@ -68,22 +63,9 @@ def folder(path: str | os.PathLike) -> pathlib.Path:
     Raises:
       UserError: it is in another store, or the package for buckets is not installed.
     """
-    text = _remote_again(plain(path))
-    if text.startswith(NATIVE):
-        return remote().bucket(text)
-    if is_remote(text):
-        raise UserError(f"{text}: is remote, where only a path on a disk or on gs:// will do. Copy it to one.")
+    if bucket := re.match(r"gs:/+(.+)", plain(path)):
+        return remote().bucket(f"gs://{bucket[1]}")
     return on_disk(path).absolute()
-
-
-@contextlib.contextmanager
-def mirrored(path: pathlib.Path, sends: bool = True) -> Iterator[pathlib.Path]:
-    """Yields a folder on a disk: the same, or one whose files come from a bucket and are sent there; see mirror.py."""
-    if not is_remote(path):
-        yield path
-        return
-    with importlib.import_module("prismer_jax.files.mirror").Mirror(os.fspath(path), sends=sends) as mirror:
-        yield mirror.folder
 
 
 def join(folder: str, name: str) -> str:

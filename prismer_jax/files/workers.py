@@ -20,11 +20,6 @@ POLL = 0.5  # seconds between two looks at how far the workers are
 THREADED = ("jax", "array_record.python.array_record_data_source")  # modules that start threads, once they are used
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def context() -> Any:
     """Of multiprocessing: forked processes share a source's memory, millions of photos; but some modules have threads.
 

@@ -109,7 +109,7 @@ class Adapted:
 
     @property
     def loading(self) -> dict[str, Any]:
-        """Returns arguments of checkpoint.load_into, for files of the model without adapters, and not packed."""
+        """Returns arguments of `checkpoint.initial.load_into` for files of the model without adapters, not packed."""
         pack = functools.partial(quantized.pack_stacked, kind=self.quantize.kind) if self.quantize else None
         packs = {f"params/{name}": pack for name in self.packed}
         return {"optional": (ADAPTERS,) if self.lora else (), "pack": packs}

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from prismer_jax import assembly, checkpoint, config, decode, metrics, models, optim, pp, sharding, tree
 from prismer_jax.batch import prompts
+from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import UserError
 from prismer_jax.models import lora, peft
@@ -374,7 +375,7 @@ def test_a_run_trains_the_adapters_of_a_packed_checkpoint(base, tmp_path):
         "params": jax.eval_shape(models.build(**base, lora=dict(match="language/.*")).init_variables, KEY)["params"]
     }
     with pytest.raises(UserError, match=r"of another model.*params/language/blocks/down/lora/a"):
-        checkpoint.load_into(like, tmp_path / "run")
+        load_into(like, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A training step and the shapes of its batch, without the data: the config's own chain of ops, on a made-up photo and text.
+"""A training step and the shapes of its batch, without the data: the config's own ops, on a made-up photo and text.
 
 Shapes alone decide what a step costs, and a laptop seldom holds twelve million photos, nor a tokenizer's files.
 """

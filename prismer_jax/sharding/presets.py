@@ -40,11 +40,17 @@ def placed(state: Mapping[str, Any], spec: str | Rules, mesh: Mesh, tensor: Rule
     Args:
       state: {'params', ...} of arrays or shapes; without 'opt' where only variables are wanted.
       mesh: of `sharding.make_mesh`.
-      spec: the name of a preset, or rules as `param_shardings` takes them, which hold for the optimiser's state too.
+      spec: the name of a preset, or rules, of the optimiser's state too: [(regex of whole names, rule)], of which the
+        first that matches counts; what none matches is replicated. A rule is 'replicate'; 'fsdp' or
+        'fsdp(min_size=65536)', which splits a dimension that the axis divides (see `_split`), if the array has at least
+        so many elements; 'tensor(axis=-1, units=12)', which splits an axis of so many equal units (its length by
+        default) if the mesh's axis divides their number, and else warns; or one entry a dimension: None, an axis, or
+        several, as (None, 'tensor'), which must divide.
       tensor: the family's rules for the preset 'tensor' (models.split.tensor_rules).
 
     Raises:
-      UserError: an unknown preset, a mesh without the axis that it splits over, or a rule that does not fit.
+      UserError: an unknown preset or rule, a mesh without the axis that it splits over, a regex that matches nothing,
+        or a rule that does not fit the shape.
     """
     params, opt, _ = _tables(state["params"], spec, mesh, tensor)
     whole = NamedSharding(mesh, WHOLE)
@@ -67,25 +73,6 @@ def gradients(
     """
     places = _tables(params, spec, mesh, tensor)[2]
     return {name: places[name] for name in trained if name in places}
-
-
-def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Returns the tree of NamedShardings for parameters.
-
-    Args:
-      shapes: arrays or ShapeDtypeStructs.
-      rules: [(regex of whole names, spec)], the first that matches counts; what none matches is replicated. A spec is
-        'replicate'; 'fsdp' or 'fsdp(min_size=65536)', which splits a dimension that the axis divides (see `_split`), if
-        the array has at least so many elements; 'tensor(axis=-1, units=12)', which splits an axis of so many equal
-        units (its length by default) if the mesh's axis divides their number, and else warns; or one entry a
-        dimension: None, an axis, or several, as (None, 'tensor'), which must divide.
-      mesh: of `sharding.make_mesh`.
-
-    Raises:
-      UserError: a regex matches nothing, or a spec is unknown or does not fit the shape.
-    """
-    specs = _specs(tree.flatten(shapes), rules, mesh)
-    return jax.tree.map(lambda name: NamedSharding(mesh, specs[name]), tree.names(shapes))
 
 
 def _tables(

@@ -229,15 +229,20 @@ SHAPES = {
 }
 
 
+def shardings(rules, mesh):
+    placed = presets.placed({"params": SHAPES}, rules, mesh)["params"]
+    return jax.tree.map(lambda x: x.sharding, placed)
+
+
 def test_rules_split_what_is_large_and_divides():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
-    specs = jax.tree.map(lambda s: s.spec, presets.param_shardings(SHAPES, [(".*", "fsdp")], mesh))
+    specs = jax.tree.map(lambda s: s.spec, shardings([(".*", "fsdp")], mesh))
     assert specs["big"]["kernel"] == PartitionSpec("fsdp", None)
     assert specs["big"]["bias"] == specs["odd"]["kernel"] == PartitionSpec()
     rules = [(".*/bias", "fsdp(min_size=1)"), ("big/.*", (("data", "tensor"), "fsdp")), (".*", "replicate")]
-    specs = jax.tree.map(lambda s: s.spec, presets.param_shardings(SHAPES, rules, mesh))
+    specs = jax.tree.map(lambda s: s.spec, shardings(rules, mesh))
     assert specs["big"] == {"kernel": PartitionSpec(("data", "tensor"), "fsdp"), "bias": PartitionSpec("fsdp")}
-    nothing = presets.param_shardings(SHAPES, [], mesh)
+    nothing = shardings([], mesh)
     assert all(s.is_fully_replicated for s in jax.tree.leaves(nothing))
 
 
@@ -255,4 +260,4 @@ def test_rules_split_what_is_large_and_divides():
 )
 def test_rules_that_do_not_fit_are_refused(rule, message):
     with pytest.raises(UserError, match=message):
-        presets.param_shardings(SHAPES, [rule], sharding.make_mesh({"data": 2, "fsdp": 4}))
+        shardings([rule], sharding.make_mesh({"data": 2, "fsdp": 4}))

@@ -22,9 +22,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import checkpoint, input, label_files, models, pp, sharding, tree
+from prismer_jax import checkpoint, input, label_files, models, pp, runtime, sharding, tree
+from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import progress, storage, workers
+from prismer_jax.files import progress, storage
 
 VERSION = 1  # of the files
 BESIDE = ("image_mask", "grids")  # what ops make beside the image that later ops or the model read
@@ -88,7 +89,7 @@ def encoder_weights(
     saved = checkpoint.saved_shapes(checkpoint.find(path))
     others = [re.escape(name) for name in saved if name.removeprefix("params/") not in shapes and "params/" in name]
     others += [re.escape(name) for name in saved if name.startswith(("batch_stats/", "tables/"))]
-    return checkpoint.load_into({"params": tree.unflatten(like)}, path, others, resize)["params"]
+    return load_into({"params": tree.unflatten(like)}, path, others, resize)["params"]
 
 
 def folder_of(encode: Any, params: Any, source: Any, chain: Any) -> pathlib.Path:
@@ -162,7 +163,7 @@ class Cached:
 
         if not indices:
             return
-        with progress.bar("features of photos", len(indices)) as advance, ThreadPoolExecutor(workers.cores()) as pool:
+        with progress.bar("features of photos", len(indices)) as advance, ThreadPoolExecutor(runtime.cores()) as pool:
             for start in range(0, len(indices), BATCH):
                 some = indices[start : start + BATCH]
                 good = {i: example for i, example in zip(some, pool.map(prepared, some), strict=True) if example}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from prismer_jax import checkpoint, losses, models, optim
 from prismer_jax.batch import prompts
+from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.errors import UserError
 from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, PAPER, WORDS_KEY, class_vectors, select
 from prismer_jax.towers import label_costs
@@ -174,7 +175,7 @@ def test_a_model_in_use_has_no_heads(trained, tmp_path):
         checkpoints.save(40, last)
     variables, _ = checkpoint.load_export(tmp_path / "run")
     assert variables["params"].keys() == {"encoder", "decoder"}
-    again = checkpoint.load_into(first, tmp_path / "run")  # another training begins with it, and with heads of its own
+    again = load_into(first, tmp_path / "run")  # another training begins with it, and with heads of its own
     np.testing.assert_array_equal(
         again["params"]["encoder"]["patch_embedding"], last["params"]["encoder"]["patch_embedding"]
     )

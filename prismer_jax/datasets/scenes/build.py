@@ -16,9 +16,9 @@ from typing import Any
 
 import cv2
 
+from prismer_jax import runtime
 from prismer_jax.datasets.scenes.generator import VERSION, Settings, example
 from prismer_jax.errors import UserError
-from prismer_jax.files import workers
 from prismer_jax.labels import PAPER
 from prismer_jax.shards import build, ingest, manifest
 
@@ -55,7 +55,7 @@ def plan(settings: Settings, folder: str) -> build.Plan:
 def make(settings: Settings, folder: str) -> manifest.Manifest:
     """Builds the data set in `folder`, with all processor cores; raises UserError as `build.build` does."""
     cv2.setNumThreads(1)  # a process has one core
-    return build.build(plan(settings, folder), Scenes(settings), workers.cores())
+    return build.build(plan(settings, folder), Scenes(settings), runtime.cores())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
