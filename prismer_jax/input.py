@@ -26,7 +26,8 @@ import grain.python as grain
 import numpy as np
 from absl import flags
 
-from prismer_jax.config.numbers import check_seed, check_workers, cores
+from prismer_jax import runtime
+from prismer_jax.config.numbers import check_seed, check_workers
 from prismer_jax.errors import BadSample, UserError
 
 Batch = dict[str, Any]
@@ -373,7 +374,7 @@ def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None)
     check_workers(num_workers)
     if num_threads is None:
         # Python runs one thread at a time: decoding scales to some threads, not to a server's hundred cores.
-        num_threads = 1 if num_workers else min(cores(), 16)
+        num_threads = 1 if num_workers else min(runtime.cores(), 16)
     # Elements are whole batches: Grain's default of 500 prefetched ones would fill the memory.
     dataset = chain.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))
     if num_workers:
