@@ -43,7 +43,7 @@ def training(arg, *, batch_size, epochs, freeze, seed=42):
       arg: the parsed arguments.
       batch_size: examples a step.
       epochs: passes over the examples; an epoch has every caption or question once, not every photo.
-      freeze: which parameters stay as they are, as in prismer_jax/models/prismer.py.
+      freeze: which parameters stay as they are, as in prismer_jax/models/prismer/model.py.
       seed: of the order of the examples, of augmentation and of new parameters.
     """
     config = ConfigDict()

@@ -67,6 +67,8 @@ PAPER = ("depth", "normal", "edge", "seg_coco", "obj_detection", "ocr_detection"
 def select(spec: str | Sequence[str] | None) -> tuple[str, ...]:
     """Returns names of experts, in the table's order, from 'all' (the paper's six), 'none', 'depth+edge' or a sequence.
 
+    In a config's argument, where commas have another meaning, names are joined by '+'; elsewhere ',' does as well.
+
     Raises:
       UserError: a name is unknown.
     """
@@ -74,7 +76,7 @@ def select(spec: str | Sequence[str] | None) -> tuple[str, ...]:
         return ()
     if spec == "all":
         return PAPER
-    names = [name.strip() for name in spec.split("+")] if isinstance(spec, str) else list(spec)
+    names = [name.strip() for name in spec.replace(",", "+").split("+")] if isinstance(spec, str) else list(spec)
     for name in names:
         choose("expert", name, EXPERTS)
     return tuple(name for name in EXPERTS if name in names)

@@ -103,7 +103,7 @@ def _labels(args: argparse.Namespace, source: Any) -> dict[str, Any]:
                 f"{args.labels}: has no folder of any expert ({', '.join(labels.EXPERTS)}). Check --labels."
             )
         return there
-    return {name: there.get(name) for name in labels.select(args.experts.replace(",", "+"))}
+    return {name: there.get(name) for name in labels.select(args.experts)}
 
 
 def _shard_size(args: argparse.Namespace, source: Any, experts: Sequence[str]) -> int:

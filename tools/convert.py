@@ -13,8 +13,9 @@
   label-tables  the vectors of class names that label maps are looked up in
   ocr-labels    the .pt files beside the label maps of the official ocr_detection
   adapter       a converted model and an adapter for it, of the library PEFT
+  nanovlm, paligemma, blip2   a model of these families, or parts to start one from
 
-Every family of models has a command: its own ones, or its name. They write a folder that captioning (--checkpoint),
+They write a folder that captioning (--checkpoint),
 training (config.init) and tools.export take; `expert` writes one that tools.make_labels takes. Of a model's arrays one
 is in memory at a time; the disk of --output holds them twice for a while.
 """

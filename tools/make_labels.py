@@ -46,12 +46,12 @@ def choose_experts(spec: str) -> list[Callable[..., Expert]]:
     """The experts of 'depth,edge' or 'all', each after those that it needs; of 'student:depth,edge' what one makes."""
     name, _, only = spec.partition(":")
     if name == Student.name:
-        return [functools.partial(Student, only=labels.select(only.replace(",", "+") or None))]
+        return [functools.partial(Student, only=labels.select(only or None))]
     if Student.name in spec.replace("+", ",").split(","):
         raise UserError(
             f"--experts {spec}: a student labels alone, as student or student:depth,edge; run it by itself."
         )
-    names = labels.select(spec.replace(",", "+"))
+    names = labels.select(spec)
     for name in names:
         choose("expert", name, EXPERTS)
     return [expert for name, expert in EXPERTS.items() if name in names]

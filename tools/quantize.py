@@ -1,6 +1,6 @@
 """Packs a model's kernels in four bits by what they read in a config's data.
 
-    python -m tools.quantize --checkpoint weights/paligemma --config transfers/paligemma.py:qlora --output packed/
+    python -m tools.quantize --checkpoint models/paligemma --config transfers/paligemma.py:qlora --output packed/
     python -m prismer_jax.train --config transfers/paligemma.py:qlora,init=packed/ --workdir runs/mine
 
 Packs what `config.model.quantize` matches. Without this command a training packs the same kernels while it reads the

@@ -47,7 +47,7 @@ def get_config(arg=None):
 
     # The data. `lists` reads COCO captions, the official Prismer lists (captions or questions), VQAv2's files (with
     # annotations="...": their answers), JSON lines, and folders of photos with a .txt beside each: see
-    # prismer_jax/datasets/lists/; `tars` and `records` are for more photos than a folder holds.
+    # prismer_jax/datasets/formats/; `tars` and `records` are for more photos than a folder holds.
     train = dict(name="lists", path=f"{arg.data}/{arg.task}_train.json")
     held_out = dict(name="lists", path=f"{arg.data}/{arg.task}_val.json")
     if arg.model == "paligemma":  # or JSON lines of {image, prefix, suffix}, captions_train.jsonl
