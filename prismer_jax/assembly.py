@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, registry, runtime
+from prismer_jax.datasets import checks
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 from prismer_jax.report import results
@@ -16,25 +17,27 @@ from prismer_jax.report import results
 DATA_KEYS = ("name", "pp", "weight", "pack", "features", *config.duration_keys("start"))  # others are the data set's
 
 
-def load_source(section: config.Section, where: str) -> Any:
-    """Returns the source of examples that a section {name, ...} of the config describes."""
+def load_source(section: config.Section, where: str, pp: str = "", experts: str | Sequence[str] = ()) -> Any:
+    """Returns the source of examples that a section {name, ...} of the config describes; see `checks.check`."""
     options = {key: config.plain(section[key]) for key in section if key not in DATA_KEYS}
     try:
-        return datasets.load(section.name, **options)
+        source = datasets.load(section.name, **options)
     except TypeError as error:
         raise UserError(f"{where}: data set {section.name!r}: {error}.") from None
+    checks.check(source, where, pp, experts)
+    return source
 
 
-def load_mixture(section: config.Section, tokenizer: Any) -> list[dict[str, Any]]:
+def load_mixture(section: config.Section, tokenizer: Any, experts: str | Sequence[str] = ()) -> list[dict[str, Any]]:
     """Returns what `input.train_batches` mixes, and its `name`, from {any name: {name, pp, weight, pack, ...}}.
 
     `size` is the number of the set's texts, as the reference counts its examples: of each photo with five captions,
     five. Weights are proportions of a batch; sets whose weights are 'size' are mixed as if they were one. With `pack`,
-    the settings of datasets.packing.rows, an example is a row of several.
+    the settings of datasets.packing.rows, an example is a row of several. `experts` are those that the model reads.
     """
     mixture = []
     for name, part in section.items():
-        source, weight = load_source(part, f"config.data.{name}"), part.get("weight", 1.0)
+        source, weight = load_source(part, f"config.data.{name}", part.pp, experts), part.get("weight", 1.0)
         chain = pp.build(part.pp, tokenizer=tokenizer)
         if "pack" in part:
             try:
@@ -81,7 +84,7 @@ def make_evaluators(
             skip=("data", "train_data", "pp"),
             model=model,
             tokenizer=tokenizer,
-            source=load_source(part.data, f"{where}.data"),
+            source=load_source(part.data, f"{where}.data", part.pp, model.experts),
             train_source=None if train_data is None else load_source(train_data, f"{where}.train_data"),
             pp=pp.build(part.pp, tokenizer=tokenizer),
             mesh=mesh,

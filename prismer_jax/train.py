@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from prismer_jax import assembly, checkpoint, config, evaluators, input, metrics, pp, runtime, sharding
-from prismer_jax.datasets import data_seen
+from prismer_jax.datasets import checks, data_seen
 from prismer_jax.errors import Preempted, Stopped, UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.report import results
@@ -84,7 +84,7 @@ def train_on(
 
     # ------------------------------------------------------------------------------------------------------------ data
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
-    mixture = assembly.load_mixture(cfg.data, tokenizer)
+    mixture = assembly.load_mixture(cfg.data, tokenizer, config.plain(cfg.model.get("experts", "none")))
     durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=sum(part["size"] for part in mixture))
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
     for part in mixture:
@@ -96,7 +96,7 @@ def train_on(
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
     training = make_step(cfg, tokenizer, mesh, durations)
     if cfg.get("targets") or hasattr(training.model, "kinds"):  # it learns what labels say
-        importlib.import_module("prismer_jax.datasets.labels_there").check_training(mixture, cfg, training.model)
+        checks.check_training(mixture, cfg, training.model)
     evals = assembly.make_evaluators(cfg.evals, training.model, tokenizer, mesh, quiet=True)
     sources = {part["name"]: part["source"] for part in mixture} | {f"evals.{n}": e.source for n, e in evals.items()}
     data_seen.check(workdir, sources, allow_changed_data)

@@ -49,7 +49,7 @@ SMALL = 1 << 20  # bytes; arrays below stay in memory
 def family(name: str, command: conversion.Command, argv: Sequence[str]) -> None:
     """Converts files of a family of models."""
     parser = config.ArgumentParser(prog=f"python -m tools.convert {name}", description=command.help)
-    parser.add_argument("--output", required=True, type=storage.on_disk, help="the folder to write")
+    _output(parser, "the folder to write")
     command.flags(parser)
     _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv)
@@ -101,9 +101,7 @@ def expert(argv: Sequence[str]) -> None:
     parser = config.ArgumentParser(prog="python -m tools.convert expert", description=expert.__doc__)
     parser.add_argument("--name", required=True, help=", ".join(experts.EXPERTS))
     parser.add_argument("--input", required=True, type=storage.on_disk, help="the official file")
-    parser.add_argument(
-        "--output", required=True, type=storage.on_disk, help="the folder to write; best called as --name"
-    )
+    _output(parser, "the folder to write; best called as --name")
     _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv)
     model = choose("expert", args.name, experts.EXPERTS)()
@@ -119,7 +117,7 @@ def tables(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--input", required=True, type=storage.on_disk, help=f"folder of {', '.join(label_tables.FILES)}"
     )
-    parser.add_argument("--output", required=True, type=storage.on_disk, help="an .npz file")
+    _output(parser, "an .npz file")
     args = _flags(parser, argv)
     label_tables.convert(args.input, args.output)
     print(f"{args.output}: use it as --label-tables of the other commands.")
@@ -140,7 +138,7 @@ def adapter(argv: Sequence[str]) -> None:
     parser = config.ArgumentParser(prog="python -m tools.convert adapter", description=adapter.__doc__)
     parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="the model, as exported or converted")
     parser.add_argument("--input", required=True, type=storage.on_disk, help="folder of adapter_model.safetensors")
-    parser.add_argument("--output", required=True, type=storage.on_disk, help="the folder to write")
+    _output(parser, "the folder to write")
     args = _flags(parser, argv)
     variables, description = checkpoint.load_export(args.checkpoint)
     fields = description.get("model", {})
@@ -154,6 +152,11 @@ def adapter(argv: Sequence[str]) -> None:
     print(f"{args.output}: {sum(x.size for x in arrays.values()):,} parameters of rank {section['rank']} were added.")
 
 
+def _output(parser: config.ArgumentParser, what: str) -> None:
+    parser.add_argument("--output", required=True, type=storage.on_disk, help=what)
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
 def _allow(parser: config.ArgumentParser) -> None:
     parser.add_argument(
         "--allow", nargs="+", default=[], metavar="REGEX", help="keys that may be missing or unexpected"
@@ -164,6 +167,9 @@ def _flags(parser: config.ArgumentParser, argv: Sequence[str]) -> argparse.Names
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
+    there = getattr(args, "output", None)
+    if there and there.exists() and not args.force and not (there.is_dir() and not any(there.iterdir())):
+        raise UserError(f"{there} exists; choose another name, or replace it with --force.")
     return args
 
 

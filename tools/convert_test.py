@@ -136,7 +136,7 @@ def test_positions_are_resized_where_a_resolution_is_asked_for(tiny_z, tmp_path)
     ):
         run(state, tmp_path, *z[:2])
     for size, wanted in (("112", positions), ("96", resize_positions(positions, (6, 6)))):
-        variables, description = checkpoint.load_export(run(state, tmp_path, *z, size))
+        variables, description = checkpoint.load_export(run(state, tmp_path, *z, size, "--force"))
         np.testing.assert_array_equal(variables["params"]["encoder"]["position_embedding"], wanted)
         assert f"resize({size}, 224)" in description["tasks"]["caption"]["pp"]
 
@@ -192,9 +192,20 @@ def test_backbones_and_other_files_are_told_from_checkpoints(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tiny, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="exists and is no exported model"):
+    for flags, message in [((), "out exists; choose another"), (("--force",), "exists and is no exported model")]:
+        with pytest.raises(UserError, match=message):
+            run(tiny, tmp_path, *flags)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_model_that_is_there_is_replaced_where_that_is_asked_for(tiny, tmp_path):
+    out = run(tiny, tmp_path)
+    (out / "mark").write_text("trained for days")
+    with pytest.raises(UserError, match=r"out exists; choose another name, or replace it with --force"):
         run(tiny, tmp_path)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    assert (out / "mark").exists()
+    run(tiny, tmp_path, "--force")
+    assert not (out / "mark").exists()
 
 
 def test_a_model_starts_from_backbones(tmp_path):
@@ -270,5 +281,5 @@ def test_an_expert_becomes_a_folder_and_a_wrong_file_is_named(tmp_path, monkeypa
     with pytest.raises(UserError, match="weights of the expert depth, not of obj_detection"):
         convert.main(["expert", "--name", "obj_detection", *flags[:2], "--output", str(tmp_path / "other")])
     with pytest.raises(UserError, match="Did you mean 'depth'"):
-        convert.main(["expert", "--name", "dept", *flags])
+        convert.main(["expert", "--name", "dept", *flags[:2], "--output", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()

@@ -142,12 +142,13 @@ def readable(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Turns errors of reading a folder into UserErrors."""
     try:
         yield
-    except Exception as error:
-        if not isinstance(error, OSError | ValueError | KeyError) and not _reason(error):
-            raise
-        reason = f"{error}".splitlines()[0][:300] if str(error) else type(error).__name__
+    except UserError:
+        raise
+    except Exception as error:  # Orbax 0.12.8 has one of no other type, of what tensorstore says
+        cause = error.__cause__ or error if type(error) is Exception else error
+        reason = f"{cause}".splitlines()[0][:300] if str(cause) else type(cause).__name__
         raise UserError(
-            f"Cannot read {folder}: {reason}. Is it damaged? Delete it to go on from an older one."
+            f"Cannot read {folder}: {reason}. Is it damaged? Copy it again, or delete it to go on from an older one."
         ) from error
 
 

@@ -238,6 +238,17 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
             Checkpointer(tmp_path).restore({"x": jnp.zeros(2)})
 
 
+def test_an_export_that_was_copied_in_part_is_one_line(tmp_path):
+    checkpoint.export(tmp_path, {"params": {"x": jnp.arange(10_000.0)}}, {})
+    data = max((path for path in tmp_path.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    os.truncate(data, 1000)
+    with pytest.raises(UserError, match=r"^Cannot read [^\n]+Copy it again, or delete it[^\n]+$"):
+        checkpoint.load_export(tmp_path)
+    data.unlink()
+    with pytest.raises(UserError, match=r"^Cannot read [^\n]+Copy it again, or delete it[^\n]+$"):
+        checkpoint.load_export(tmp_path)
+
+
 def test_a_torn_checkpoint_is_named_and_the_previous_one_used(tmp_path, caplog):
     with Checkpointer(tmp_path, keep=2) as saver:
         for step in (1, 2):

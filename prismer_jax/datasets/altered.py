@@ -53,7 +53,7 @@ def keys_of(expert: str) -> list[str]:
 
 
 class Altered:
-    """The examples of a source, with other labels."""
+    """The examples of a source, with other labels; of the experts in `blank` without."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class Altered:
         labels: str | os.PathLike[str] | None = None,
     ) -> None:
         self._source, self._keys, self._how, self._experts, self._labels = source, keys, how, experts, labels
+        self.blank = tuple(experts) if how == "blank" else ()
         self._order = np.random.default_rng(seed).permutation(len(source))
         self._place = np.argsort(self._order)  # of each example in that order
 

@@ -38,7 +38,8 @@ class CaptionEvaluator(TextEvaluator):
     def __init__(self, *, method: str = "beam", metrics: Sequence[str] = (), **options: Any) -> None:
         super().__init__(**options)
         self.method, self.more = method, tuple(metrics)
-        self.score_names = (*SCORES, *self.more)
+        if type(self).metrics is CaptionEvaluator.metrics:  # others' metrics are another's to name
+            self.score_names = (*SCORES, *self.more)
         for name in self.more:  # now, and not after all captions are made
             registry.imported("metric", name, FURTHER).check()
         self.check_settings(registry.imported("decoding method", method, decode.METHODS), decode.generate)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from prismer_jax import labels, sharding
-from prismer_jax.datasets import labels_there
+from prismer_jax.datasets import checks
 from prismer_jax.evaluators.common import Batch, Evaluator, Record, local_rows
 from prismer_jax.experts import student
 from prismer_jax.scores import fidelity
@@ -40,7 +40,7 @@ class FidelityEvaluator(Evaluator):
         self._read = jax.jit(read, out_shardings=place)
 
     def check_source(self, where: str = "evaluation") -> None:
-        labels_there.check([{"source": self.source}], self.kinds, where)
+        checks.check_taught([{"source": self.source}], self.kinds, where)
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         said = self.put({"image": batch["image"]})

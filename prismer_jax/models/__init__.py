@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,14 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quant
         more ids than the model.
     """
     module = family(name)
-    model = module.build(tokenizer=tokenizer, **fields)
+    if "variant" in fields:
+        choose("variant", fields["variant"], module.VARIANTS)
+    try:
+        model = module.build(tokenizer=tokenizer, **fields)
+    except TypeError as error:
+        if not (unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error))) or unknown[1] not in fields:
+            raise
+        raise UserError(f"config.model: the family {name!r} has no field {unknown[1]!r}.") from None
     vlm.check(model, module)
     if tokenizer is not None and getattr(model, "vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
         raise UserError(

@@ -8,19 +8,22 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
-from prismer_jax import checkpoint, config, models, sharding
+from prismer_jax import assembly, checkpoint, config, labels, models, sharding
 from prismer_jax.batch import Batch, prompts
 from prismer_jax.captioner import Captioner
 from prismer_jax.decode import generate
 from prismer_jax.decode.cache import reorder
 from prismer_jax.errors import UserError
+from prismer_jax.evaluators.caption import CaptionEvaluator
+from prismer_jax.report import draw
 from prismer_jax.testing import ROOT
 from prismer_jax.towers import fused_attention, layers
 from prismer_jax.train import train
-from prismer_jax.training.step import PRNG
+from prismer_jax.training.step import PRNG, make_update
 from prismer_jax.weights import safe
 from tools import convert, export
 
@@ -177,6 +180,55 @@ def test_a_family_that_lacks_a_part_of_the_interface_is_told_so(toy, monkeypatch
     monkeypatch.delattr(toy, "RESIZE")
     with pytest.raises(UserError, match=r"lacks toy\.RESIZE, Half\.__call__, Half\.prefill, Half\.extend, Half\.init_"):
         models.build("toy")
+
+
+def test_a_variant_or_a_field_that_a_family_lacks_is_a_user_error(toy):
+    with pytest.raises(UserError, match=r"Unknown variant 'nan'\. Did you mean 'nano'"):
+        models.build("toy", variant="nan")
+    with pytest.raises(UserError, match=r"config\.model: the family 'toy' has no field 'widht'"):
+        models.build("toy", widht=32)
+
+
+@pytest.mark.parametrize(
+    "costs",
+    [
+        lambda loss, weight: loss.mean(),
+        lambda loss, weight: {"loss": loss.mean()},
+        lambda loss, weight: {"mine": (loss, weight)},
+        lambda loss, weight: (loss, weight),
+        lambda loss, weight: {"loss": (loss, 1.0)},
+    ],
+)
+def test_a_loss_of_another_form_is_a_user_error(costs):
+    update = make_update(None, lambda forward, batch: costs(batch["x"], batch["x"]), optax.sgd(1.0))
+    state = {"params": {"w": jnp.ones(2)}, "opt": optax.sgd(1.0).init({"w": jnp.ones(2)}), "step": jnp.int32(0)}
+    with pytest.raises(UserError, match=r"config\.loss: the function must return a dict of arrays, {'loss'"):
+        jax.eval_shape(update, state, {"x": jnp.ones(4)})
+
+
+def test_an_evaluator_of_ones_own_metrics_may_choose_the_best_checkpoint():
+    class Length(CaptionEvaluator):
+        main_score, score_names = "words", ("words",)
+
+        def metrics(self, records):
+            yield "words", 3.0
+
+    class Unnamed(CaptionEvaluator):
+        metrics = Length.metrics
+
+    def made(kind):
+        return kind(model=None, tokenizer=None, source=[], pp=None, mesh=sharding.make_mesh(), batch_size=8)
+
+    assembly.check_metric("length/words", {"length": made(Length)})
+    with pytest.raises(UserError, match="No metric 'length/cider'"):
+        assembly.check_metric("length/cider", {"length": made(Length)})
+    assembly.check_metric("length/words", {"length": made(Unnamed)})  # nobody knows what it yields
+
+
+def test_an_expert_of_ones_own_is_shown_by_its_name(monkeypatch):
+    monkeypatch.setitem(labels.EXPERTS, "wet_floor", labels.Expert("wet_floor", 1, "grey", "wet_floor", "scaled", 0))
+    sample = {"image": np.zeros((8, 8, 3), np.uint8), "labels": {"wet_floor": np.zeros((8, 8, 1), np.uint8)}}
+    assert [name for name, _ in draw.pictures(sample)] == ["Photo", "Wet floor"]
 
 
 def test_a_batch_without_a_key_that_the_model_reads_is_a_user_error(toy):

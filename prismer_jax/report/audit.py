@@ -13,7 +13,8 @@ LOSS, OTHER, LINE = "#b42318", "#475467", "#98a2b3"
 
 def chosen(metrics: Mapping[str, Any], scores: Mapping[str, str]) -> dict[str, Any]:
     """Returns of all metrics each evaluator's score, {evaluator: its name}, over all and then by type of question."""
-    names = [f"{evaluator}/{score}" for evaluator, score in scores.items()]
+    first = {name.partition("/")[0]: name for name in reversed(metrics)}  # of one that has no score
+    names = [f"{one}/{score}" if f"{one}/{score}" in metrics else first.get(one, "") for one, score in scores.items()]
     return {
         **{name: metrics[name] for name in names if name in metrics},
         **{name: row for name, row in metrics.items() if name.rpartition("/")[0] in names},

@@ -37,6 +37,11 @@ RIGHT, WRONG, PARTLY = "#168a49", "#c8322f", "#b07000"
 LEGEND_ENTRIES, LEGEND_COLUMNS = 10, 5
 
 
+def title(expert: str) -> str:
+    """Returns what the maps of an expert are called in pictures."""
+    return TITLES.get(expert, expert.replace("_", " ").capitalize())
+
+
 def colorize(expert: str, label: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
     """Returns a label map in colours for people.
 
@@ -118,7 +123,7 @@ def pictures(sample: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
     """Returns (title, uint8 [h,w,3]) of the photo and of every label map of a sample, in the table's order."""
     maps = [
         (
-            TITLES[expert],
+            title(expert),
             colorize(expert, sample["labels"][expert], sample.get("instances") if expert == "obj_detection" else None),
         )
         for expert in EXPERTS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax.labels import EXPERTS
-from prismer_jax.report.draw import TITLES, id_colors
+from prismer_jax.report.draw import id_colors, title
 from prismer_jax.report.statistics import Statistics, name_of
 
 SHOWN = 12  # classes of a histogram
@@ -118,7 +118,7 @@ def _coverage(axes: Any, statistics: Mapping[str, Statistics]) -> None:
                     color=INK if state == "empty" else "white",
                 )
             left += width
-    axes.set_yticks(range(len(statistics)), [TITLES[expert] for expert in statistics], fontsize=10)
+    axes.set_yticks(range(len(statistics)), [title(expert) for expert in statistics], fontsize=10)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xticks([])
@@ -141,7 +141,7 @@ def _values(axes: Any, stats: Statistics, names: Sequence[str]) -> None:
     axes.set_xlim(0, 256)
     axes.set_xticks([0, 64, 128, 192, 255])
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
-    axes.set_title(f"{TITLES[stats.expert]}: values", **_heading())
+    axes.set_title(f"{title(stats.expert)}: values", **_heading())
 
 
 def _classes(axes: Any, stats: Statistics, names: Sequence[str]) -> None:
@@ -154,7 +154,7 @@ def _classes(axes: Any, stats: Statistics, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(top)), [t if len(t) < 22 else t[:20] + "…" for t in texts], fontsize=8.5)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.set_title(f"{TITLES[stats.expert]}: {len(stats.classes)} classes, share of {what}", **_heading())
+    axes.set_title(f"{title(stats.expert)}: {len(stats.classes)} classes, share of {what}", **_heading())
     if not top:
         axes.set_xticks([])
         axes.text(0.5, 0.5, "none", ha="center", va="center", color=WARN, fontsize=11, transform=axes.transAxes)

@@ -12,7 +12,7 @@ import optax
 
 from prismer_jax import assembly, config, losses, models, optim, sharding
 from prismer_jax.batch import Batch
-from prismer_jax.errors import choose
+from prismer_jax.errors import UserError, choose
 
 NO_VARIABLES = ("opt", "step")  # of the state; all else are the model's
 KEPT_AS = {name: name for name in ("float32", "bfloat16", "float16")}  # types of what is not trained
@@ -131,7 +131,7 @@ def make_update(
 
         def objective(trainable: Any, others: Any, batch: Any, rng: jax.Array) -> Any:
             forward = Forward(model, {**others, "params": optim.merge(trainable, fixed)}, rng)
-            sums = {name: (c.sum(), w.sum()) for name, (c, w) in loss_fn(forward, Batch(batch)).items()}
+            sums = _sums(loss_fn(forward, Batch(batch)))
             return sums["loss"][0], ({k: forward.variables[k] for k in others}, sums)
 
         def compute(*seen: Any) -> tuple[Any, Any, Any]:
@@ -150,6 +150,16 @@ def make_update(
         return new, {**means, "train/grad_norm": optim.global_norm(gradient), "tokens": real, "weight": sums["loss"][1]}
 
     return update
+
+
+def _sums(costs: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Returns the sums of a loss's costs and weights, each an array of the examples; raises UserError for others."""
+    try:
+        sums = {name: (cost.sum(), weight.sum()) for name, (cost, weight) in costs.items()}
+        return {"loss": sums["loss"], **sums}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        form = "a dict of arrays, {'loss': (costs [B], weights [B]), ...}"
+        raise UserError(f"config.loss: the function must return {form}.") from None
 
 
 class Forward:

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from prismer_jax.errors import UserError
-from prismer_jax.report.draw import TITLES
+from prismer_jax.report.draw import title
 
 from . import panels
 from .limits import Limits, Rate, read_photo
@@ -183,7 +183,7 @@ class Page:
                 awaited = [name for name in awaited if name != done]
                 yield {self.photo: photo, self.maps: panels.maps(self.model.sample(photo), awaited)}
             there = self.model.labelled(photo)
-            switches = gr.update(choices=[(TITLES[name], name) for name in there], value=there, visible=bool(there))
+            switches = gr.update(choices=[(title(name), name) for name in there], value=there, visible=bool(there))
             yield {self.switches: switches, self.caption: self._caption(photo, there)}
 
     def _begun(self, chosen: Example, note: str) -> Update:

@@ -46,7 +46,7 @@ def maps(sample: Mapping[str, Any], awaited: Sequence[str] = ()) -> str:
     """Returns the photo, its label maps and their legend; in the place of maps that are awaited, what they will be."""
     figures = [_figure(picture, title) for title, picture in draw.pictures(sample)]
     figures += [
-        f'<figure class="awaited"><div aria-hidden="true"></div><figcaption>{draw.TITLES[name]} …</figcaption></figure>'
+        f'<figure class="awaited"><div aria-hidden="true"></div><figcaption>{draw.title(name)} …</figcaption></figure>'
         for name in awaited
     ]
     keys = "".join(
@@ -98,7 +98,7 @@ def comparison(answers: Mapping[str, str]) -> str:
     whole = answers[""]
     rows = []
     for name, text in answers.items():
-        what = f"without {draw.TITLES[name].lower()}" if name else "all experts"
+        what = f"without {draw.title(name).lower()}" if name else "all experts"
         changed = "changed" if text != whole else ""
         mark = '<b class="mark">changes</b>' if changed else ""
         rows.append(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from prismer_jax.labels import EXPERTS
 from prismer_jax.models.prismer.model import VARIANTS
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.weights import rows, rules
@@ -19,7 +20,7 @@ from prismer_jax.weights.rules import Rule
 
 POSITIONS = "expert_encoder.positional_embedding"
 _PATCHES = "expert_encoder.conv1.rgb.weight"
-_STEMS = ("depth", "normal", "edge", "seg", "obj_detection", "ocr_detection")
+_STEMS = tuple(dict.fromkeys(expert.stem for expert in EXPERTS.values()))
 
 
 def _stem(domain: str) -> list[Rule]:

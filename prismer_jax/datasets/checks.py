@@ -1,0 +1,91 @@
+"""Whether a data set's examples hold what is read of them: texts in lists, and labels, before hours are spent on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prismer_jax import registry
+from prismer_jax.errors import BadSample, UserError
+from prismer_jax.labels import EXPERTS, select
+
+SAMPLE = 200  # examples that are looked at
+MAKE = "Make them with python -m tools.make_labels"
+
+logger = logging.getLogger(__name__)
+
+
+def check(source: Any, where: str, pp: str = "", experts: str | Sequence[str] = ()) -> None:
+    """Checks the types of texts by the first example that can be read, and warns where labels are missing.
+
+    Args:
+      source: of examples.
+      where: the section of the config, such as 'config.data.web'.
+      pp: its ops; experts that `labels_for` leaves out need no labels, nor do the source's own `blank` ones.
+      experts: whose labels the model reads. Of one that no example of a sample has labels of, it sees empty maps.
+
+    Raises:
+      UserError: captions or answers are no lists of texts, or a question or a class name is no text.
+    """
+    for example in _sample(source):
+        lists = [(key, example[key]) for key in ("captions", "answers") if example.get(key) is not None]
+        wrong = [f"{key}: {x!r}" for key, x in lists if not isinstance(x, list | tuple) or not _are_texts(x)]
+        ones = [(key, example[key]) for key in ("question", "class_name") if example.get(key) is not None]
+        wrong += [f"{key}: {x!r}" for key, x in ones if not isinstance(x, str)]
+        if wrong:
+            form = "captions and answers are lists of texts, a question and a class name are one"
+            raise UserError(f"{where}: an example has {wrong[0][:100]}; {form}.")
+        break
+    kept = [select(*args, **kwargs) for name, args, kwargs in registry.parse(pp) if name == "labels_for"] if pp else []
+    wanted = [name for name in select(experts) if all(name in names for names in kept)]
+    if absent := missing([source], [name for name in wanted if name not in getattr(source, "blank", ())]):
+        logger.warning("%s: no labels of %s; the model sees empty maps. %s.", where, ", ".join(absent), MAKE)
+
+
+def check_taught(parts: Sequence[Mapping[str, Any]], kinds: Sequence[str], where: str = "config.data") -> None:
+    """Checks that the `source` of some part of a mixture has labels of each kind that is to be learnt.
+
+    Raises:
+      UserError: none has one of a kind; the message begins with `where`.
+    """
+    if names := missing([part["source"] for part in parts], kinds):
+        left_out = "or leave them out of what is to be learnt"
+        raise UserError(f"{where}: no example has labels of {', '.join(names)}. {MAKE}, {left_out}.")
+
+
+def check_training(mixture: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any], model: Any) -> None:
+    """Checks that there are labels of each kind that a student is to learn, or that `config.targets` teaches."""
+    targets = cfg.get("targets")
+    kinds = select(targets.get("experts", "all")) if targets else ()
+    check_taught(mixture, [*getattr(model, "kinds", ()), *kinds])
+
+
+def missing(sources: Sequence[Any], kinds: Sequence[str]) -> list[str]:
+    """Returns the kinds of which no example, of a sample of each source, has a label."""
+    left = set(kinds)
+    for source in sources if kinds else ():
+        for example in _sample(source):
+            left -= {kind for kind in left if _has(example.get(EXPERTS[kind].key))}
+            if not left:
+                return []
+    return [kind for kind in kinds if kind in left]
+
+
+def _sample(source: Any) -> Iterator[Mapping[str, Any]]:
+    for index in np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(int)).tolist():
+        try:
+            yield source[index]
+        except BadSample:
+            continue
+
+
+def _are_texts(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _has(label: Any) -> bool:
+    """Returns whether there is a label: zero bytes say in a record that there is none."""
+    return label is not None and len(label) > 0
