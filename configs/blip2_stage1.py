@@ -1,12 +1,16 @@
-"""Stage 1 of BLIP-2 as released: queries learn to compare, to match and to write texts of photos, for a frozen ViT-g.
+r"""Stage 1 of BLIP-2 as released: queries learn to compare, to match and to write texts of photos, for a frozen ViT-g.
 
-    python -m tools.convert blip2 --qformer blip2_pretrained.pth --vision eva_vit_g.pth --output weights/blip2_stage1
+    python -m tools.download blip2 bert-base-uncased
+    python -m tools.convert blip2 --qformer weights/blip2/bert --vision weights/blip2/eva_vit_g.pth \
+        --output weights/blip2_stage1
     python -m prismer_jax.train --config configs/blip2_stage1.py --workdir runs/blip2_stage1
 
 Arguments, as in blip2_stage1.py:sets=coco,batch=64:
   data: folder of lists and photos; see prismer_jax/datasets/paper.py.
   sets: COCO and Visual Genome as released; PAPER below has the sets of the paper that are found there, too.
-  init: what is trained on; '' begins with new queries and a new vision transformer, which learns little while frozen.
+  init: what is trained on, by default the published start: a Q-Former from BERT, and EVA's ViT-g. Made from LAVIS's
+    blip2_pretrained.pth (--qformer) it is a finished stage 1, to be trained on. '' begins with new queries and a new
+    vision transformer, which learns little while frozen.
   tokenizer: BERT's, such as tokenizers:FOLDER of its tokenizer.json.
   res, batch: pixels of a side; examples a step, over all devices: LAVIS has 100, and 64 in stage 2, a process.
   smoke: all of it in a minute, on a dozen rendered scenes, to see that it works.

@@ -12,9 +12,9 @@
   smollm2       HuggingFaceTB/SmolLM2-135M, -360M-Instruct and others, each with its tokenizer
   paligemma     google/paligemma-3b-pt-224, google/paligemma2-3b-mix-448 and others, each with its tokenizer; whoever
                 fetches them accepts Gemma's licence on the page of each, and has a token in HF_TOKEN
-  blip2         pretrained_opt2.7b, caption_flant5xl and others, as LAVIS calls them: its file, and the vision
-                transformer, language model and tokenizer that it lacks; or Salesforce/blip2-opt-2.7b and others, or
-                a language model alone, such as facebook/opt-1.3b
+  blip2         pretrained_opt2.7b, caption_flant5xl and others, as LAVIS calls them: its file and the parts that it
+                lacks; bert-base-uncased, which stage 1 begins with, and EVA's ViT-g; or Salesforce/blip2-opt-2.7b
+                and others, or a language model alone, such as facebook/opt-1.3b
   sentences     all-MiniLM-L6-v2, which makes vectors of captions
   tokenizer     RoBERTa's vocab.json and merges.txt
   label-tables  vectors of class names, and the PCA of words (NVIDIA's non-commercial licence)
@@ -145,12 +145,13 @@ def _repositories(names: Sequence[str], files: Sequence[str], owner: str = "") -
 
 def _blip2() -> dict[str, Any]:
     """Returns whole models under LAVIS's names; files that several of them share are fetched once."""
+    bert = {name: Item(HubFile(BERT, name), f"bert/{name}") for name in ("model.safetensors", "tokenizer.json")}
     found: dict[str, Any] = {name: Repository(name) for name in BLIP2_HUB}
+    found[BERT.partition("/")[2]] = [*bert.values(), Item(WebFile(f"{LAVIS}/{EVA}"), EVA)]
     for name, (vision, language) in BLIP2.items():
         files = [file for file in (f"blip2_{name}.pth", vision) if file]
         parts: list[Any] = [Item(WebFile(f"{LAVIS}/{file}"), file) for file in files]
-        words = [Item(HubFile(BERT, "tokenizer.json"), "bert/tokenizer.json")]
-        found[name] = parts + (words if language == BERT else [Repository(language)])
+        found[name] = [*parts, bert["tokenizer.json"] if language == BERT else Repository(language)]
     return found
 
 

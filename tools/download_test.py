@@ -116,6 +116,8 @@ def test_a_blip2_is_fetched_with_the_parts_that_its_file_lacks(monkeypatch, weig
     assert targets == ["blip2_pretrained_opt2.7b.pth", "eva_vit_g.pth", *shared, "blip2_caption_opt2.7b.pth"]
     stage1 = [item.target for item in download.select("blip2", ["finetune_coco"])]
     assert stage1 == ["blip2_finetune_coco.pth", "bert/tokenizer.json"]
+    start = [item.target for item in download.select("blip2", ["bert-base-uncased"])]
+    assert start == ["bert/model.safetensors", "bert/tokenizer.json", "eva_vit_g.pth"]
     assert set(download.BLIP2) <= set(blip2.VARIANTS)
 
 

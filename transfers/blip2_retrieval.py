@@ -1,9 +1,12 @@
-"""Retrieval of COCO's photos and captions by stage 1 of BLIP-2, fine-tuned whole at 364 pixels.
+r"""Retrieval of COCO's photos and captions by stage 1 of BLIP-2, fine-tuned whole at 364 pixels.
 
+    python -m tools.convert blip2 --qformer blip2_pretrained.pth --vision eva_vit_g.pth \
+        --output weights/blip2_pretrained
     python -m prismer_jax.train --config transfers/blip2_retrieval.py --workdir runs/blip2_retrieval
     python -m prismer_jax.evaluate --config transfers/blip2_retrieval.py:on=flickr30k --checkpoint weights/finetune_coco
 
 Arguments, as in blip2_retrieval.py:on=coco_val,k_test=256, are those of configs/blip2_stage1.py, and:
+  init: a finished stage 1, LAVIS's by default.
   on: coco_test, as LAVIS chooses the best epoch, coco_val, or flickr30k: DATA/flickr30k_test.json of [{"image",
     "caption": [...]}] and photos in DATA/flickr30k.
   k_test: how many of the likeliest are ranked again.
@@ -23,7 +26,7 @@ READ = 35  # tokens of a text that is searched for
 
 
 def get_config(arg=None):
-    own = dict(init="weights/blip2_stage1", tokenizer="tokenizers:weights/blip2/bert", batch=14, res=364)
+    own = dict(init="weights/blip2_pretrained", tokenizer="tokenizers:weights/blip2/bert", batch=14, res=364)
     arg = arguments(arg, **own, on="coco_test", k_test=128, layer_decay=0.95)
     section = dict(
         name="blip2", variant="finetune_coco", vision=dict(image_size=arg.res), dtype="bfloat16", remat="full"

@@ -18,7 +18,7 @@ from prismer_jax import models, pp, tree
 from prismer_jax.errors import UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
-from prismer_jax.models.blip2 import parts
+from prismer_jax.models.blip2 import bert, parts
 from prismer_jax.models.blip2.model import RESIZE, VARIANTS, VIT_L
 from prismer_jax.models.blip2.table import table as table_of
 from prismer_jax.models.blip2.table import to_hugging_face
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
     """Converts what --input has, or --qformer with --vision and --language.
 
     A file of stage 1 with a --language makes a model to begin stage 2 with: its heads are left out, and the layer in
-    front of the language model is fresh.
+    front of the language model is fresh. A BERT makes a model to begin stage 1 with: what it lacks is fresh.
 
     Raises:
       UserError: a part is missing, or one does not fit; the message says which, and what to give.
@@ -69,7 +69,13 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
     fields = _fields(args, state, fields, language)
     model = models.build("blip2", **fields)
     _check(where, state, model)
+    note = ""
+    if "query_tokens" not in state:
+        state = bert.completed(state, model, args.seed, str(main))
+        note = " Queries, cross-attention and heads are fresh: train stage 1."
     fresh = bool(model.language) and _layer_in_front(state) is None
+    if fresh:
+        note += " The layer in front of the language model is fresh: train stage 2."
     flat = _arrays(args, state, model, where, labels, "params/projector/" if fresh else "-")
     packs: Mapping[str, Any] = {}
     if args.dtype in PACKED:
@@ -81,7 +87,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
             variables |= {f"{name}/{key}": put(np.asarray(x)) for key, x in jax.jit(pack)(make()).items()}
         else:
             variables[name] = put(make())
-    return _described(args, model, {"name": "blip2", **fields}, tree.unflatten(variables), fresh)
+    return _described(args, model, {"name": "blip2", **fields}, tree.unflatten(variables), note)
 
 
 def _fields(
@@ -94,7 +100,7 @@ def _fields(
         fields = {"variant": known["variant"], "embed_dim": model.embed_dim, **{k: x for k, x in own.items() if x}}
         fields |= {key: known[key] for key in ("experts", "stem_width", "classes") if key in known}
     else:
-        usual = "pretrained" if "temp" in state else f"pretrained_{_language_of(state)}"
+        usual = "pretrained" if bert.WORDS in state else f"pretrained_{_language_of(state)}"
         fields = {"variant": args.variant or usual}
     choose("variant", fields["variant"], VARIANTS)
     if language:
@@ -170,10 +176,11 @@ def _arrays(
     asked, theirs = shapes[POSITIONS].shape, parts.positions(state)
     shapes[POSITIONS] = jax.ShapeDtypeStruct((theirs, asked[1]), kept)
     read = {name: leaf for name, leaf in shapes.items() if not name.startswith(fresh) and name not in labels}
-    flat: dict[str, Any] = dict(rules.from_torch(state, table_of(model), read, where, args.allow))
+    initial = functools.partial(conversion.initial_values, model, seed=args.seed)
+    flat: dict[str, Any] = dict(rules.from_torch(state, table_of(model), read, where, args.allow, initial))
     flat |= {name: functools.partial(np.asarray, x) for name, x in labels.items()}
     if names := [name for name in shapes if name not in flat]:
-        values = conversion.initial_values(model, names, args.seed)
+        values = initial(names)
         flat |= {name: functools.partial(np.asarray, values[name], kept) for name in names}
     if theirs != asked[0]:
         make = flat[POSITIONS]
@@ -182,13 +189,12 @@ def _arrays(
 
 
 def _described(
-    args: argparse.Namespace, model: Any, fields: dict[str, Any], variables: dict[str, Any], fresh: bool
+    args: argparse.Namespace, model: Any, fields: dict[str, Any], variables: dict[str, Any], note: str
 ) -> Converted:
     tokenizer = pp.tokenizer.load(args.tokenizer) if args.tokenizer else None
     spec = f"{args.tokenizer.partition(':')[0]}:." if tokenizer and tokenizer.files() else args.tokenizer
     files = {path.name: path for path in tokenizer.files()} if tokenizer else {}
     description = {"model": fields, "tasks": tasks(model), **({"tokenizer": spec} if spec else {})}
-    note = " The layer in front of the language model is fresh: train stage 2." if fresh else ""
     if not tokenizer:
         note += " Convert again with --tokenizer, such as tokenizers:FOLDER, to use it."
     return Converted(model, variables, description, files, note)
@@ -213,7 +219,9 @@ def tasks(model: Any) -> dict[str, Any]:
 def _flags(parser: argparse.ArgumentParser) -> None:
     disk = storage.on_disk
     parser.add_argument("--input", type=disk, help="folder of a repository of Hugging Face's, such as blip2-opt-2.7b")
-    parser.add_argument("--qformer", type=disk, help="LAVIS's file, or the workdir of a stage 1 that was trained here")
+    parser.add_argument(
+        "--qformer", type=disk, help="LAVIS's file, the workdir of a stage 1 of this project, or a BERT"
+    )
     parser.add_argument("--vision", type=disk, help="eva_vit_g.pth or clip_vit_L.pth, where the other file holds none")
     parser.add_argument("--language", type=disk, help="folder of an OPT, a T5, a Llama, or of a model trained here")
     parser.add_argument("--variant", help="such as pretrained_opt2.7b; the files say which by default")

@@ -14,6 +14,7 @@ import numpy as np
 from prismer_jax import checkpoint, models, tree
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
+from prismer_jax.models.blip2 import bert
 from prismer_jax.models.blip2.table import LANGUAGE, UNUSED, of_hugging_face
 from prismer_jax.weights import rules, safe
 
@@ -47,6 +48,8 @@ class Part(NamedTuple):
 def queries(path: pathlib.Path) -> Part:
     """Reads a file of LAVIS's, a repository of Hugging Face's, or a BLIP-2 that was trained or converted here.
 
+    Or a BERT, which a Q-Former begins as: `bert.completed` adds what it lacks, its queries among that.
+
     Raises:
       UserError: it is none of these.
     """
@@ -64,9 +67,7 @@ def queries(path: pathlib.Path) -> Part:
     if any(key.endswith("language_projection.weight") for key in state):
         t5 = any(key.endswith("language_model.shared.weight") for key in state)
         state = of_hugging_face(state, "t5" if t5 else "opt")
-    if "query_tokens" not in state:
-        raise UserError(f"{path}: holds no queries: it is no file of BLIP-2's. Give one such as blip2_pretrained.pth.")
-    return Part(dict(state), {})
+    return Part(dict(state) if "query_tokens" in state else bert.read(state, str(path)), {})
 
 
 def vision(path: pathlib.Path) -> dict[str, np.ndarray]:

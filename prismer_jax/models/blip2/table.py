@@ -13,7 +13,7 @@ from prismer_jax.weights.rules import Rule, Table
 
 _BLOCK, _OURS = "visual_encoder.blocks.{}", "vision/blocks"
 _LAYER = "Qformer.bert.encoder.layer.{}"
-_EMBEDDINGS, _HEAD = "Qformer.bert.embeddings", "Qformer.cls.predictions"
+EMBEDDINGS, HEAD = "Qformer.bert.embeddings", "Qformer.cls.predictions"
 _WORDS = "params/qformer/word_embedding"
 
 VISION = (
@@ -71,15 +71,15 @@ def _layer(number: int, every: int) -> list[Rule]:
 def _qformer(every: int) -> list[Rule]:
     return [
         Rule("query_tokens", ("params/qformer/query_tokens",), "leading"),
-        Rule(f"{_EMBEDDINGS}.word_embeddings.weight", (_WORDS,)),
-        Rule(f"{_EMBEDDINGS}.position_embeddings.weight", ("params/qformer/position_embedding",)),
-        *rows.norm(f"{_EMBEDDINGS}.LayerNorm", "qformer/norm_embedding"),
+        Rule(f"{EMBEDDINGS}.word_embeddings.weight", (_WORDS,)),
+        Rule(f"{EMBEDDINGS}.position_embeddings.weight", ("params/qformer/position_embedding",)),
+        *rows.norm(f"{EMBEDDINGS}.LayerNorm", "qformer/norm_embedding"),
         *(rule for number in range(every) for rule in _layer(number, every)),
-        Rule(f"{_HEAD}.bias", ("params/qformer/head_bias",)),
-        *rows.dense(f"{_HEAD}.transform.dense", "qformer/head"),
-        *rows.norm(f"{_HEAD}.transform.LayerNorm", "qformer/norm_head"),
-        Rule(f"{_HEAD}.decoder.weight", (_WORDS,), derived=True),
-        Rule(f"{_HEAD}.decoder.bias", ("params/qformer/head_bias",), derived=True),
+        Rule(f"{HEAD}.bias", ("params/qformer/head_bias",)),
+        *rows.dense(f"{HEAD}.transform.dense", "qformer/head"),
+        *rows.norm(f"{HEAD}.transform.LayerNorm", "qformer/norm_head"),
+        Rule(f"{HEAD}.decoder.weight", (_WORDS,), derived=True),
+        Rule(f"{HEAD}.decoder.bias", ("params/qformer/head_bias",), derived=True),
     ]
 
 
@@ -99,7 +99,7 @@ def table(model: Any) -> Table:
         name, own = LANGUAGE[model.language["tower"]]
         found += [*rows.dense(f"{name}_proj", "projector"), *own]
     positions = lambda shape: np.arange(most, dtype=np.int64)[None]  # noqa: E731
-    return Table(tuple(found), constants={f"{_EMBEDDINGS}.position_ids": ("params/qformer/query_tokens", positions)})
+    return Table(tuple(found), constants={f"{EMBEDDINGS}.position_ids": ("params/qformer/query_tokens", positions)})
 
 
 # Hugging Face's names from LAVIS's (transformers, convert_blip_2_original_to_pytorch.py), the first that fits.
