@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import re
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from prismer_jax import assembly, checkpoint, config, labels, models, sharding
+from prismer_jax import assembly, checkpoint, config, labels, losses, models, sharding
 from prismer_jax.batch import Batch, prompts
 from prismer_jax.captioner import Captioner
 from prismer_jax.decode import generate
@@ -204,6 +205,28 @@ def test_a_loss_of_another_form_is_a_user_error(costs):
     state = {"params": {"w": jnp.ones(2)}, "opt": optax.sgd(1.0).init({"w": jnp.ones(2)}), "step": jnp.int32(0)}
     with pytest.raises(UserError, match=r"config\.loss: the function must return a dict of arrays, {'loss'"):
         jax.eval_shape(update, state, {"x": jnp.ones(4)})
+
+
+def test_the_loss_that_is_shown_is_one(monkeypatch):
+    """With gamma 0 it is cross-entropy over the tokens of a batch."""
+    page = (ROOT / "docs/adding.md").read_text()
+    source = "".join(re.findall(r"(?m)^\+(.*\n)", page[page.index("+def focal") : page.index("## A metric")]))
+    module = types.ModuleType("focal")
+    module.__dict__.update(jax=jax, jnp=jnp)
+    exec(source, module.__dict__)
+    monkeypatch.setitem(sys.modules, "focal", module)
+    monkeypatch.setitem(losses.LOSSES, "focal", "focal:focal")
+    rng = np.random.default_rng(0)
+    logits, text = jnp.asarray(rng.normal(size=(2, 5, 7))), jnp.asarray(rng.integers(0, 7, (2, 5)))
+    batch = {"text": text, "mask_loss": jnp.asarray(rng.integers(0, 2, (2, 5)), jnp.float32)}
+
+    def mean(**section):
+        costs, weights = assembly.make_loss(config.strict(section))(lambda batch: logits, batch)["loss"]
+        return costs.sum() / weights.sum()
+
+    plain = mean(name="cross_entropy", label_smoothing=0.0, normalize="batch")
+    np.testing.assert_allclose(mean(name="focal", gamma=0.0), plain, rtol=1e-5)
+    assert mean(name="focal") < plain
 
 
 def test_an_evaluator_of_ones_own_metrics_may_choose_the_best_checkpoint():

@@ -93,7 +93,9 @@ def language(path: pathlib.Path) -> Part:
     """
     if _is_ours(path):
         variables, description = checkpoint.load_export(path)
-        fields = {"tower": "llama", **dict(models.build(**description["model"]).language)}
+        if (own := getattr(models.build(**description["model"]), "language", None)) is None:
+            raise UserError(f"{path}: its model has no language model of its own. Give a nanoVLM, PaliGemma or BLIP-2.")
+        fields = {"tower": "llama", **dict(own)}
         flat = {k: x for k, x in tree.flatten({"params": variables["params"]}).items() if "/language/" in k}
         return Part(rules.to_torch(flat, rules.Table(LANGUAGE[fields["tower"]][1])), fields)
     config = _config(path)
