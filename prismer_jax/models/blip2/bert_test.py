@@ -72,7 +72,7 @@ def converted(folder, state, *options, write_file=write.safetensors_file, name="
         old.unlink()
     write_file(folder / "bert" / name, state)
     given = flags(folder, qformer="bert", vision="eva_vit_g.pth")
-    convert.main(["blip2", "--variant", "tiny_stage1", *given, "--output", str(folder / "out"), *options])
+    convert.main(["blip2", "--variant", "tiny_stage1", *given, "--force", "--output", str(folder / "out"), *options])
     variables, description = checkpoint.load_export(folder / "out")
     return tree.flatten(variables), description
 
