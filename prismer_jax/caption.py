@@ -58,11 +58,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, type=storage.folder, help="a workdir, an export or a checkpoint")
     parser.add_argument("--images", nargs="+", type=storage.on_disk, help="photos, or folders of them")
     parser.add_argument("--labels", type=storage.on_disk, help="folder of expert labels, labels/<expert>/<photo>.png")
-    parser.add_argument("--experts", type=storage.on_disk, help="or folder of the experts' weights, which label now")
+    parser.add_argument(
+        "--experts", type=storage.on_disk, help="folder of the experts' weights, which label the photos"
+    )
     parser.add_argument(
         "--question", nargs="+", help="answer this, or these, about each photo instead of captioning it"
     )
-    parser.add_argument("--prompt", help="say this instead of the checkpoint's own prompt; needs no photos")
+    parser.add_argument("--prompt", help="use this instead of the checkpoint's own prompt; needs no photos")
     parser.add_argument("--choices", nargs="+", help="choose among these texts, or those of a JSON file")
     parser.add_argument("--num-beams", type=int, help="search with so many beams")
     parser.add_argument("--num-captions", type=int, default=1, help="how many, sampled, of each photo")
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mask-codec", type=storage.on_disk, help="vae-oid.npz, for the masks that a model writes")
     parser.add_argument("--divide-by", type=int, default=1024, help="1024 or 1023, of the places that a model writes")
     parser.add_argument("--draw", type=storage.on_disk, help="a folder for photos with the boxes and masks in them")
-    parser.add_argument("--save-labels", type=storage.on_disk, help="a folder for them, or for --experts' labels")
+    parser.add_argument("--save-labels", type=storage.on_disk, help="a folder to write the experts' labels to")
     parser.add_argument("--picture", type=storage.plain, help="a picture of photos, label maps and what was said")
     args, overrides = parser.parse(argv)
     if overrides:

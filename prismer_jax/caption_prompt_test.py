@@ -115,7 +115,7 @@ def test_flags_that_do_not_go_together_are_refused(flags, message):
 def test_captions_that_begin_with_a_prefix_take_no_prompt(captioner, photos, monkeypatch):
     tasks = {"caption": dict(pp="decode|resize(32)|caption_prompt('A')|tokenize(3)", decode=dict(max_new=3))}
     monkeypatch.setattr(captioner, "tasks", tasks)
-    with pytest.raises(UserError, match="prompt='Who\\?': this checkpoint's captions are not asked for in words"):
+    with pytest.raises(UserError, match="prompt='Who\\?': this checkpoint takes no text prompt for captions"):
         captioner.caption(photos, prompt="Who?")
 
 

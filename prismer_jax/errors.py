@@ -88,7 +88,7 @@ def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         sys.exit(status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python flushes what is left
-        sys.exit(_fail("error: what read this program's output has ended; what was written to files stays."))
+        sys.exit(_fail("error: the reader of this program's output has ended; what was written to files stays."))
     except OSError as error:
         if error.filename is None and error.errno is None:  # not about a file: a bug, which wants its traceback
             raise

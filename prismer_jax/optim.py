@@ -199,7 +199,7 @@ def make(
       UserError: an unknown name or option, a number that no training has, or a regex that matches no parameter.
     """
     if not (lr >= 0 and weight_decay >= 0 and (clip_norm is None or clip_norm > 0)):
-        raise UserError(f"{lr=}, {weight_decay=}, {clip_norm=}: two are at least 0, the norm above 0 or None.")
+        raise UserError(f"{lr=}, {weight_decay=}, {clip_norm=}: two are >= 0, clip_norm is > 0 or None.")
     of_schedule = {key: options.pop(key) for key in ("start_lr", "end_lr", "stairs", "warmup_from") if key in options}
     direction = config.call(choose("optimizer", name, OPTIMIZERS), options, f"optimizer {name!r}")
     if warmup_share is not None:
@@ -259,7 +259,7 @@ def split(params: Any, frozen: Sequence[str] = ()) -> tuple[dict[str, Any], dict
     trainable = {k: v for k, v in flat.items() if k not in matches}
     if packed := [k for k, v in trainable.items() if not jnp.issubdtype(v.dtype, jnp.floating)]:
         raise UserError(
-            f"freeze: {packed[0]!r} is packed by config.model.quantize, but trains. Freeze it, or pack it not."
+            f"freeze: {packed[0]!r} is quantized (config.model.quantize) but not frozen: freeze it, too."
         )
     return trainable, {k: v for k, v in flat.items() if k in matches}
 

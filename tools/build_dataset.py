@@ -59,7 +59,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=storage.plain, help="folder of the data set, local or gs://..., s3://...")
     add("--shard-size", default="1000", help="samples or bytes (500MB) a shard; default 1000")
-    add("--max-side", type=int, help="pixels; larger photos are made so small")
+    add("--max-side", type=int, help="pixels; larger photos are scaled down to it")
     add("--experts", help="such as depth,edge; default: those of --labels")
     add("--tfds-name", help="what TFDS calls the data set; default: the folder")
     add("--tfds-split", default="train", help="what TFDS calls the split; default train")

@@ -86,7 +86,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=storage.plain,
         help="or for a data set of records, local or gs://...",
     )
-    parser.add_argument("--work", type=storage.on_disk, help=f"that processes share; default {WORK} there")
+    parser.add_argument("--work", type=storage.on_disk, help=f"a folder that all processes share; default {WORK} there")
     parser.add_argument("--experts", default="all", help="such as depth,edge, or student; default: all of the paper's")
     parser.add_argument("--checkpoints", type=storage.on_disk, help="folder of tools.download's, tools.convert's files")
     parser.add_argument("--random-weights", action="store_true", help="meaningless labels, for tests and timing")
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recheck", action="store_true", help="make also labels that were lost or cut since")
     parser.add_argument("--dry-run", action="store_true", help="only say how many labels, bytes and hours")
     parser.add_argument("--batch-size", type=int, default=4, help="photos at a time; default 4")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="that the networks compute in")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="type that the networks compute in")
     parser.add_argument("--threads", type=int, default=THREADS, help=f"for reading, and for writing; here {THREADS}")
     parser.add_argument("--shard-size", type=int, default=256, help="photos a process takes at a time; default 256")
     parser.add_argument(

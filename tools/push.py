@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.push", description=__doc__.partition(":")[0])
     parser.add_argument("--checkpoint", required=True, type=storage.folder, help="an export, a workdir or a checkpoint")
     parser.add_argument("--repo", required=True, help="USER/NAME, which must not exist yet")
-    parser.add_argument("--private", action="store_true", help="for your own eyes")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be uploaded")
     args, overrides = parser.parse(argv)
     if overrides:

@@ -131,7 +131,7 @@ class Captioner(Loaded):
           UserError: the model has no experts, or their weights were not given to `load`.
         """
         if self.experts is None:
-            remedy = "Load it with their weights: experts=FOLDER" if self.model.experts else "It has none"
+            remedy = "Load it with their weights: experts=FOLDER" if self.model.experts else "This model has no experts"
             raise UserError(f"Photos are labelled by the model's experts. {remedy}.")
         source, self.left_out, labelled = self.photos(images, None), [], []
         for place in range(len(source)):

@@ -56,7 +56,7 @@ def to_caption(
         raise UserError("Give photos to caption, or a prompt.")
     if prompt is not None and not takes_prompt(choose("task of this checkpoint", "caption", loaded.tasks)["pp"]):
         raise UserError(
-            f"prompt={prompt!r}: this checkpoint's captions are not asked for in words. Leave the prompt out, or "
+            f"prompt={prompt!r}: this checkpoint takes no text prompt for captions. Leave the prompt out, or "
             "ask it as a question."
         )
     if images is None and loaded.model.experts:
@@ -150,7 +150,7 @@ def to_write(
     method = settings.get("method", "sample" if drawn else "beam" if "num_beams" in settings else own)
     if drawn and (method != "sample" or "num_beams" in settings):
         raise UserError(
-            "Several texts, top_p, top_k and temperature are of method='sample': leave method and beams out."
+            "Several texts, top_p, top_k and temperature need method='sample': leave method and num_beams out."
         )
     length = {k: v for k, v in how["decode"].items() if k in ("max_new", "min_new", "max_len", "min_len")}
     if method == "sample":

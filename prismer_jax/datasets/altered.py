@@ -89,4 +89,4 @@ class Altered:
             other = self._source[int(self._order[(self._place[index] + step) % len(self)])]
             if other["image"] != photo:
                 return other
-        raise UserError("Labels cannot be shuffled among the photos of a data set that has one.")
+        raise UserError("Labels cannot be shuffled: the data set has one photo.")

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset-dir", type=storage.plain, metavar="DIR", help="what tools.build_dataset made, or where, remote")
     add("--labels", type=path, metavar="DIR", help="folder of labels: DIR/<expert>/<photo>.png")
     add("--limit", type=int, help="only the first N photos")
-    add("--max-missing", type=float, default=MISSING, help="fraction of photos that may miss; default 1")
+    add("--max-missing", type=float, default=MISSING, help="fraction of photos that may be missing; default 1")
     add("--source-name", help="name of the data set; default: the list's")
 
 

@@ -195,7 +195,7 @@ def test_what_cannot_be_labelled_is_one_line(exported, experts, tmp_path, photos
         prismer_jax.load(exported).answer(b"x", QUESTIONS, labels=tmp_path)
     bare = prismer_jax.load(export(tmp_path / "bare", []), experts)
     assert "the model has no experts, and does not use" in caplog.text
-    with pytest.raises(UserError, match="It has none"):
+    with pytest.raises(UserError, match="This model has no experts"):
         bare.label(photos)
 
 

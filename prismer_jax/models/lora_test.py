@@ -407,7 +407,7 @@ def test_a_run_of_adapters_that_was_stopped_goes_on_to_the_bit(base, tmp_path, m
 
 def test_what_is_packed_cannot_train():
     cfg, mesh = config.strict(smoke(quantize=dict(match="language/.*"))), sharding.make_mesh()
-    with pytest.raises(UserError, match=r"is packed by config\.model\.quantize, but trains"):
+    with pytest.raises(UserError, match=r"is quantized \(config\.model\.quantize\) but not frozen"):
         make_step(cfg, pp.tokenizer.load("scenes"), mesh, dict(total_steps=2, batch_size=8))
 
 

@@ -39,7 +39,7 @@ def main(spec: str, overrides: Sequence[str], wanted: str) -> None:
     model = assembly.make_model(cfg, tokenizer)
     tasks = {name: task for name, task in config.plain(cfg.get("tasks", {})).items() if "decode" in task}
     if not tasks:
-        raise UserError(f"{spec}: none of its tasks writes; --plan of evaluate is of config.tasks.NAME.decode.")
+        raise UserError(f"{spec}: none of its tasks generates text; evaluate --plan needs config.tasks.NAME.decode.")
     variables = kept(model, cfg.model.get("dtype", "float32"))
     for topology in slices:
         print(f"{topology.name}, one chip, weights {memory.share(variables) / 2**30:.2f} GiB")

@@ -44,7 +44,7 @@ def test_what_writes_nothing_or_has_no_libtpu_is_one_line(monkeypatch):
     with pytest.raises(UserError, match="pip install"):
         evaluate.main(["--config", SMOKE, "--plan", "v5e:2x2"])
     monkeypatch.setattr(decoding.topologies, "describe", lambda name: name)
-    with pytest.raises(UserError, match="none of its tasks writes"):
+    with pytest.raises(UserError, match="none of its tasks generates text"):
         decoding.main(f"{ROOT}/configs/blip2_stage1.py:smoke", [], "v5e:2x2")
 
 

@@ -54,7 +54,7 @@ def masks_in(source: Any, chain: Any, most: int, seed: int = 0) -> np.ndarray:
 
     found = [mask for mask, _ in zip(every(), range(most), strict=False)]
     if len(found) < CODES:
-        raise UserError(f"{len(found)} objects with masks: a codec of {CODES} codes needs more.")
+        raise UserError(f"{len(found)} objects with masks are too few to train a codec of {CODES} codes.")
     return np.stack(found)
 
 

@@ -52,7 +52,7 @@ def test_the_command_trains_on_a_list(tmp_path, capsys):
     train_mask_codec.main(["--output", str(tmp_path / "codec.npz"), *flags])
     assert "of 15 masks" in capsys.readouterr().out
     assert codecs.load(str(tmp_path / "codec.npz")).decode(np.zeros((1, 16), int)).shape == (1, 64, 64)
-    with pytest.raises(UserError, match="a codec of 128 codes needs more"):
+    with pytest.raises(UserError, match="too few to train a codec of 128 codes"):
         train_mask_codec.main(["--output", str(tmp_path / "codec.npz"), *flags, "--masks", "20"])
     with pytest.raises(UserError, match="multiple of 8"):
         train_mask_codec.main(["--output", str(tmp_path / "codec.npz"), "--width", "9"])

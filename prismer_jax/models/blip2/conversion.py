@@ -228,7 +228,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, help="pixels of a side; positions are interpolated to it")
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
     parser.add_argument("--tokenizer", help="the language model's, such as tokenizers:FOLDER")
-    parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
+    parser.add_argument("--seed", type=int, default=0, help="of new parameters")
 
 
 COMMANDS = {"blip2": Command("Converts a BLIP-2, of one file or several.", _flags, run)}

@@ -281,7 +281,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="a list of photos with captions, as COCO's: fit the fresh projector so that it says their words",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
+    parser.add_argument("--seed", type=int, default=0, help="of new parameters")
 
 
 def run(args: argparse.Namespace, put: Put) -> Converted:

@@ -178,7 +178,7 @@ def _backbone_flags(parser: argparse.ArgumentParser) -> None:
         "--vision", type=storage.on_disk, help="CLIP's file: ViT-B-16.pt, ViT-L-14-336px.pt, OpenCLIP's H"
     )
     parser.add_argument("--text", type=storage.on_disk, help="RoBERTa's file: pytorch_model.bin or model.safetensors")
-    parser.add_argument("--seed", type=int, default=0, help="of what is fresh")
+    parser.add_argument("--seed", type=int, default=0, help="of new parameters")
     _flags(parser)
 
 
