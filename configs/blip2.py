@@ -56,6 +56,8 @@ def get_config(arg=None):
         config.data = dict(captions=dict(**train, pp=f"{look}|caption()|tokenize({LENGTH})", weight=1.0))
         several = dict(k_test=16, style="plain", max_tokens=LENGTH, texts_at_once=16)
         config.evals = dict(retrieval=dict(type="retrieval", data=held_out, pp=look, batch_size=batch, **several))
+        match = dict(pp=look, style="plain", max_tokens=LENGTH)
+        config.tasks = dict(caption=config.tasks.caption, match=match)
         config.checkpoint = dict(keep=1)
         return config
     config.model.variant, config.model.qformer, config.model.language = "tiny", QUERIES, LANGUAGE

@@ -20,8 +20,10 @@ Source: salesforce/LAVIS, lavis/projects/blip2/train/pretrain_stage1.yaml; there
 
 from ml_collections import ConfigDict
 
+from prismer_jax import models
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import miniature, paper
+from prismer_jax.models.blip2.conversion import tasks
 
 PAPER = ("coco", "vg", "cc12m", "cc3m_sgu")  # the paper adds 115 million pairs of LAION
 LENGTH = 32  # tokens of a text, its start and its end among them
@@ -40,6 +42,7 @@ def get_config(arg=None):
         config.model.update(vision=dict(image_size=arg.res), dtype="bfloat16", remat="dots")
     config.freeze = "freeze_vision"
     config.loss = dict(name="blip2_stage1", gather="reference")
+    config.tasks = tasks(models.build(**config.model.to_dict()))
     return config
 
 

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from prismer_jax import config, models, optim, tree
+import prismer_jax
+from prismer_jax import assembly, checkpoint, config, models, optim, pp, tree
+from prismer_jax.errors import UserError
 from prismer_jax.models import frozen
 from prismer_jax.testing import ROOT
 
@@ -84,3 +86,35 @@ def test_fine_tunings_train_what_they_say_and_ask_as_the_released_evaluations(fi
     else:
         assert (name, evaluator.max_new, evaluator.length_penalty) == ("okvqa", 10, -1.0)
         assert evaluator.style == "blip_spacy"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "configs/blip2.py:scenes,stage=1",
+        "configs/blip2_stage1.py",
+        "configs/blip2_stage1.py:smoke",
+        "transfers/blip2_retrieval.py",
+        "transfers/blip2_retrieval.py:smoke",
+    ],
+)
+def test_a_stage_1_is_asked_to_compare_as_its_evaluator_does(spec):
+    cfg = config.load(str(ROOT / spec), [])
+    assert cfg.tasks.keys() == {"caption", "match"}
+    for evaluator in cfg.evals.values():
+        assert (cfg.tasks.match.pp, cfg.tasks.match.style) == (evaluator.pp, evaluator.style)
+
+
+def test_a_stage_1_that_was_trained_here_matches_and_captions(tmp_path):
+    cfg = load("blip2", "scenes,stage=1,smoke")
+    tokenizer = pp.tokenizer.load(cfg.tokenizer)
+    variables = assembly.make_model(cfg, tokenizer).init_variables(jax.random.key(0))
+    checkpoint.export(tmp_path / "whole", variables, **assembly.description(cfg, tokenizer))
+    photo = np.zeros((96, 96, 3), np.uint8)
+    captioner = prismer_jax.load(tmp_path / "whole")
+    ((row,),) = (captioner.match(photo, ["a red ball"]),)
+    assert 0 < row["itm"][0] < 1
+    assert captioner.caption(photo)[0]["captions"]
+    del captioner.tasks["match"]
+    with pytest.raises(UserError, match=r'under tasks, .*: "match": {"pp": "decode\|resize\(96\)"'):
+        captioner.match(photo, ["a red ball"])

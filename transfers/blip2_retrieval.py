@@ -40,7 +40,7 @@ def get_config(arg=None):
     config.freeze = "none"
     config.loss = dict(name="blip2_stage1", gather="reference")
 
-    config.tasks = {} if arg.smoke else tasks(model)
+    config.tasks = tasks(model)
     look = f"labels_for('none')|decode|resize({arg.res})"
     shared = dict(type="retrieval", pp=look, batch_size=8 if arg.smoke else 16, style="blip")
     read = dict(k_test=4, max_tokens=60) if arg.smoke else dict(k_test=arg.k_test, max_tokens=READ)

@@ -225,8 +225,14 @@ class Captioner(Loaded):
 
     def comparer(self) -> Any:
         """Returns the comparing.Comparer of the model; raises UserError if it compares nothing."""
-        from prismer_jax.captioner.comparing import Comparer  # which captions need not
+        from prismer_jax.captioner.comparing import Comparer, matching  # which captions need not
 
         self.left_out = []
-        how = choose("task of this checkpoint", "match", self.tasks)
-        return Comparer(self.model, self.variables, self.tokenizer, how, self.leave_out)
+        if "match" not in self.tasks:
+            matching.check(self.model)
+            example = f'"match": {{"pp": "decode|resize({self.model.image_size})", "style": "blip", "max_tokens": 32}}'
+            raise UserError(
+                f"{self.folder}: its config.json does not say how photos and texts are read to be compared. Write it "
+                f"there, under tasks, with the style and the length that it was trained with: {example}."
+            )
+        return Comparer(self.model, self.variables, self.tokenizer, self.tasks["match"], self.leave_out)
