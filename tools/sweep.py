@@ -32,7 +32,7 @@ from typing import Any
 
 from prismer_jax import config
 from prismer_jax.datasets import data_seen
-from prismer_jax.errors import UserError, choose, run_main
+from prismer_jax.errors import UserError, choose, nearest, run_main
 from prismer_jax.files import progress, storage
 from prismer_jax.report import study
 from prismer_jax.report.study import Results
@@ -126,7 +126,12 @@ def parse_arm(text: str) -> Arm:
 
 
 def plan(
-    file: str, arms: Sequence[Arm], seeds: Sequence[int], output: pathlib.Path, overrides: Sequence[str] = ()
+    file: str,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    output: pathlib.Path,
+    overrides: Sequence[str] = (),
+    metrics: Sequence[str] = (),
 ) -> list[Run]:
     """All runs, seeds in the outer loop: what is there when a sweep is stopped are whole comparisons.
 
@@ -134,7 +139,7 @@ def plan(
 
     Raises:
       UserError: an arm or a seed occurs twice, an override is the seed, a config cannot be made, a workdir holds the
-        run of another one, or finished runs saw different data.
+        run of another one, finished runs saw different data, or a metric is of no evaluator of any arm.
     """
     for what, values in (
         ("Seed", list(seeds)),
@@ -148,7 +153,8 @@ def plan(
         key, _, value = override.partition("=")
         if key == "seed":
             raise UserError(f"config.seed={value}: the sweep sets the seed. Say --seeds {value} instead.")
-    runs = []
+    runs: list[Run] = []
+    evaluators: set[str] = set()
     for seed in seeds:
         for arm in arms:
             spec = f"{file}{',' if ':' in file else ':'}{arm.argument}" if arm.argument else file
@@ -158,6 +164,10 @@ def plan(
             if run.results() is not None and json.loads((run.workdir / "config.json").read_text()) != wanted:
                 raise UserError(f"{run.workdir} holds a finished run of another config. Use another --output.")
             runs.append(run)
+            evaluators |= wanted.get("evals", {}).keys()
+    for metric in metrics:
+        if (name := metric.partition("/")[0]) not in evaluators:
+            raise UserError(f"Unknown metric {metric!r}: no arm has an evaluator {name!r}. {nearest(name, evaluators)}")
     check_data(runs)
     return runs
 
@@ -271,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     arms = [parse_arm(text) for text in args.arms]
     for name in args.baselines:
         choose("arm", name, {arm.name: arm for arm in arms})
-    runs = plan(args.config, arms, args.seeds, args.output, overrides)
+    runs = plan(args.config, arms, args.seeds, args.output, overrides, args.metrics)
     if args.dry_run:
         for run in runs:
             print("finished" if run.results() else "to do   ", shlex.join(run.command))
@@ -283,6 +293,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed. {'; '.join(f'{k}: {v}' for k, v in failed.items())}"
         )
+    names = {name for run in runs for name in run.results() or ()}
+    for metric in args.metrics:
+        if metric not in names:
+            remedy = "Start again with it: no run is trained again."
+            raise UserError(f"Unknown metric {metric!r}, a column of dashes. {nearest(metric, names)} {remedy}")
 
 
 def interrupt(*_: Any) -> None:

@@ -23,7 +23,8 @@ from prismer_jax.config import parse_arg
 
 def get_config(arg=None):
     arg = parse_arg(arg, good=1.0, fail=False, wait="")
-    data, evals = {"web": {"name": "lists"}}, {"vqa": {"type": "vqa", "data": {"name": "lists"}}}
+    data = {"web": {"name": "lists"}}
+    evals = {name: {"type": "vqa", "data": {"name": "lists"}} for name in ("a", "vqa")}
     return ConfigDict(dict(seed=0, lr=0.1, good=arg.good, fail=arg.fail, wait=arg.wait, data=data, evals=evals))
 """
 
@@ -209,6 +210,18 @@ def test_mistakes_are_found_before_the_first_run(files, run, arms, message):
     with pytest.raises(UserError, match=message):
         run("--arms", *arms)
     assert not (files / "out").exists()
+
+
+def test_an_unknown_metric_is_an_error_that_costs_no_run(files, run):
+    arguments = ["--arms", "one: good=1", "--seeds", "0"]
+    with pytest.raises(UserError, match=r"'vqq/accuracy': no arm has an evaluator 'vqq'\. Did you mean 'vqa'"):
+        run(*arguments, "--metrics", "vqq/accuracy")
+    assert not (files / "out").exists()
+    with pytest.raises(UserError, match=r"Unknown metric 'a/scor', .* Did you mean 'a/score'\?"):
+        run(*arguments, "--metrics", "a/scor")
+    run(*arguments, "--metrics", "a/score", "a/score_blank")
+    assert starts(files / "out/good=1/seed0") == 1
+    assert "a/score_blank" in (files / "out/results.md").read_text()
 
 
 def test_a_folder_with_runs_of_another_config_is_refused(files, run):
