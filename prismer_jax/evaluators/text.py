@@ -21,6 +21,7 @@ from prismer_jax.evaluators.common import Batch, Evaluator, Journal, Record, gat
 from prismer_jax.pp.text import style_of
 
 SCANNED = 5000  # examples of the training set that are looked at for the most frequent text
+FIRST = 500  # examples, neighbours, whose ids are compared before a model is asked
 
 
 class TextEvaluator(Evaluator):
@@ -58,6 +59,7 @@ class TextEvaluator(Evaluator):
                 f"{where}: no sample has a reference {self.text_key}, so nothing can be scored. Give a list, or "
                 "annotations, that have them, or set predict_only=True (evaluate --predict-only) for predictions alone."
             )
+        check_unique([self.key_of(example, i) for i, example in enumerate(scan(self.source, FIRST))], f"{where}: ")
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -137,16 +139,16 @@ class TextEvaluator(Evaluator):
         return self._frequent
 
 
-def check_unique(keys: Sequence[Hashable]) -> None:
+def check_unique(keys: Sequence[Hashable], where: str = "") -> None:
     """Raises a UserError where an id occurs twice: an average would count it twice, a result file not at all."""
-    twice = [key for key, count in Counter(keys).items() if count > 1]
-    if twice:
-        raise UserError(f"{len(twice)} ids occur more than once in the data set to evaluate, such as {twice[0]!r}.")
+    if twice := [key for key, count in Counter(keys).items() if count > 1]:
+        more = f"more than once in the data set to evaluate, such as {twice[0]!r}. Give each example its own."
+        raise UserError(f"{where}{len(twice)} ids occur {more}")
 
 
-def scan(source: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields evenly spaced good examples of a source, at most SCANNED; images stay encoded."""
+def scan(source: Any, first: int | None = None) -> Iterator[Mapping[str, Any]]:
+    """Yields evenly spaced good examples of a source, at most SCANNED, or the first ones; images stay encoded."""
     count = len(source or ())
-    for index in range(0, count, max(1, -(-count // SCANNED))):
+    for index in range(0, count, max(1, -(-count // SCANNED))) if first is None else range(min(first, count)):
         with contextlib.suppress(BadSample):
             yield source[index]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from prismer_jax.errors import UserError
 from prismer_jax.evaluators import text as module
 from prismer_jax.evaluators.text import TextEvaluator, scan
 
@@ -41,3 +42,23 @@ def test_scan_is_evenly_spaced_and_bounded(monkeypatch):
     seen = list(scan(range(95)))
     assert seen == list(range(0, 95, 10))
     assert list(scan(None)) == []
+    assert list(scan(range(95), 3)) == [0, 1, 2]
+
+
+def test_ids_that_occur_twice_are_found_before_training_and_name_the_section():
+    class Source:
+        """A million examples, of which two neighbours are of one photo."""
+
+        read = 0
+
+        def __len__(self):
+            return 1_000_000
+
+        def __getitem__(self, index):
+            self.read += 1
+            return {"id": str(index // 2), "captions": ["a cat"]}
+
+    options = dict(model=None, tokenizer=None, pp=None, source=Source(), batch_size=2)
+    with pytest.raises(UserError, match=r"config\.evals\.mine: 250 ids occur more than once .*, such as 0\. Give each"):
+        Listening(**options).check_source("config.evals.mine")
+    assert options["source"].read < 1000
