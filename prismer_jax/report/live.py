@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 
+from IPython import get_ipython
 from IPython.display import HTML, Image, display
 
 from prismer_jax import metrics
@@ -17,6 +18,8 @@ from prismer_jax.report import page
 def curves(workdir: str | os.PathLike[str], every: float = 5.0) -> Iterator[None]:
     """Draws loss, rate and scores of a run while the `with` block trains it, and once more at its end.
 
+    Outside IPython, as in a script that was a notebook, it draws nothing.
+
     with curves("runs/mine"):
         train(cfg, "runs/mine")
 
@@ -24,6 +27,9 @@ def curves(workdir: str | os.PathLike[str], every: float = 5.0) -> Iterator[None
       workdir: of the run; what an earlier start has logged there is drawn, too.
       every: seconds between drawings.
     """
+    if get_ipython() is None:
+        yield
+        return
     handle, ended = display(HTML("Curves appear here with the first logged step."), display_id=True), threading.Event()
 
     def draw() -> None:

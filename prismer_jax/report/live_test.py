@@ -14,6 +14,7 @@ def test_curves_are_drawn_while_a_run_writes_and_at_its_end(tmp_path, monkeypatc
             drawn.append(image.data)
 
     monkeypatch.setattr(live, "display", lambda first, display_id: Handle())
+    monkeypatch.setattr(live, "get_ipython", object)
     with live.curves(tmp_path, every=0.01), metrics.Writer(tmp_path) as writer:
         time.sleep(0.05)
         assert not drawn  # nothing is logged yet
@@ -27,3 +28,10 @@ def test_curves_are_drawn_while_a_run_writes_and_at_its_end(tmp_path, monkeypatc
     assert len(drawn) > count
     assert drawn[-1][:4] == b"\x89PNG"
     assert drawn[-1] != drawn[0]
+
+
+def test_a_script_draws_nothing(tmp_path, capsys):
+    with live.curves(tmp_path, every=0.01), metrics.Writer(tmp_path) as writer:
+        writer.write(1, {"train/loss": 2.0})
+        time.sleep(0.05)
+    assert capsys.readouterr() == ("", "")
