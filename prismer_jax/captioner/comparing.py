@@ -53,7 +53,9 @@ class Comparer:
         self.model, self.variables, self.tokenizer, self.how, self.note = model, variables, tokenizer, how, note
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns texts as unit vectors [texts e]."""
+        """Returns texts as unit vectors [texts e]; raises UserError if there is none."""
+        if not len(texts):
+            raise UserError("There is no text to compare photos with: give one or more.")
         ids, real = self._tokens(texts)
         vectors = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):

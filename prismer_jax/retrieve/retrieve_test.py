@@ -49,6 +49,9 @@ def test_features_and_matches_say_what_the_model_does(captioner, photos):
     (photos / "p1.png").write_bytes(b"no photo")
     with pytest.raises(UserError, match="5 photos and 3 texts"):
         captioner.features(photos, TEXTS)
+    for compare in (lambda: captioner.match(photos, []), lambda: captioner.features(texts=[])):
+        with pytest.raises(UserError, match="There is no text to compare photos with"):
+            compare()
     found = captioner.features(photos, [*TEXTS, "a", "a cat"], batch_size=3)
     kept = [0, 2, 3, 4]
     assert found["images"] == [f"p{i}.png" for i in kept]
