@@ -34,9 +34,10 @@ UPRIGHT = {2 + i: Image.Transpose[turn] for i, turn in enumerate(TURNS)}  # EXIF
 
 @register
 def decode(max_pixels: int = label_png.MAX_PIXELS) -> Op:
-    """Decodes the photo (bytes or a path) to upright uint8 RGB [H, W, 3], and its label maps to uint8 [h, w, c].
+    """Decodes the photo to upright uint8 RGB [H, W, 3], and its label maps to uint8 [h, w, c].
 
-    Of an example with a list of photos, or an empty one, all are decoded; such an example has no label maps.
+    A photo is bytes, a path, an image of Pillow or an array that is decoded already. Of an example with a list of
+    photos, or an empty one, all are decoded; such an example has no label maps.
 
     Photos of any kind that Pillow reads become RGB: grey, palettes, CMYK, 16 bits (the high byte), and transparency
     on white; EXIF orientation is applied. Labels must have the upright photo's size or its proportions.
@@ -68,7 +69,7 @@ def _name(example: Example, key: str) -> str:
     return f"{key} of example {example.get('id', '?')}"
 
 
-def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
+def read_image(source: bytes | str | Image.Image | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
     """Returns a photo as upright uint8 RGB [H, W, 3]; see `decode`.
 
     The reasons of its BadSamples: missing photo, unreadable file, empty file, not an image, image of a kind that is
@@ -76,11 +77,12 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
     """
     if isinstance(source, np.ndarray):
         return source
-    data = read_bytes(source, where)
-    if not data:
+    opened = isinstance(source, Image.Image)
+    data = None if opened else read_bytes(source, where)
+    if data == b"":
         raise BadSample(f"{where}: the file is empty. Fetch the photo again or take it off the list.", "empty file")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = source if opened else Image.open(io.BytesIO(data))
     except Image.DecompressionBombError:
         raise BadSample(f"{where}: more pixels than any photo has.", "too many pixels") from None
     except Exception as error:
@@ -97,7 +99,7 @@ def read_image(source: bytes | str | np.ndarray, max_pixels: int, where: str) ->
                 f"{label_png.MAX_SIDE} on a side.",
                 "too many pixels",
             )
-        pixels = _jpeg(image, data)
+        pixels = None if opened else _jpeg(image, data)
         if pixels is None:
             pixels = to_rgb(image, where)
         turn = orientation(image)  # of what was loaded: Pillow turns a TIFF itself and takes the tag away

@@ -133,6 +133,23 @@ def test_the_header_tells_the_size_that_the_photo_will_have(orientation, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", as_kinds())
+def test_images_of_pillow_are_photos_as_their_files_are(kind):
+    data, expected = as_kinds()[kind]
+    np.testing.assert_array_equal(run("decode", {"image": Image.open(io.BytesIO(data))})["image"], expected)
+
+
+def test_an_image_of_pillow_that_cannot_be_used_is_named():
+    cut = Image.open(io.BytesIO(encode(smooth())[:-60]))
+    for image, spec, message in (
+        (cut, "decode", r"image of example x: not a readable image"),
+        (Image.new("F", (3, 4)), "decode", "pixels of mode F"),
+        (Image.new("RGB", (30, 40)), "decode(max_pixels=1000)", "max_pixels=1000"),
+    ):
+        with pytest.raises(BadSample, match=message):
+            run(spec, {"image": image})
+
+
 def test_photos_with_damaged_exif_are_still_photos():
     data = encode(smooth(), "jpeg", exif=b"Exif\x00\x00MM\x00*garbage")
     assert run("decode", {"image": data})["image"].shape == (40, 60, 3)
