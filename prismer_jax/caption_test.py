@@ -461,3 +461,10 @@ def test_an_export_without_its_tokenizer_says_what_it_needs(export, tmp_path):
     checkpoint.export(tmp_path / "bare", {"params": {"any": np.ones(1)}}, what)
     with pytest.raises(UserError, match=r"bare/vocab\.json: no such file"):
         caption.Captioner(tmp_path / "bare")
+    del what["tokenizer"]
+    checkpoint.export(tmp_path / "converted", {"params": {"any": np.ones(1)}}, what)
+    with pytest.raises(UserError, match=r"config\.json lacks tokenizer\. Convert it again with --tokenizer\."):
+        caption.Captioner(tmp_path / "converted")
+    checkpoint.export(tmp_path / "old", {"params": {"any": np.ones(1)}}, {"model": MODEL})
+    with pytest.raises(UserError, match=r"config\.json lacks tokenizer and tasks\. Export it with this version\."):
+        caption.Captioner(tmp_path / "old")

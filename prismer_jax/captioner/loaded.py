@@ -36,8 +36,9 @@ class Loaded:
           UserError: there is no such thing, or it does not say how it is used.
         """
         self.variables, cfg = checkpoint.load_export(path, shardings=_on_one_device)
-        if not {"model", "tokenizer", "tasks"} <= cfg.keys():
-            raise UserError(f"{path}: its config.json lacks model, tokenizer or tasks. Export it with this version.")
+        if lacking := [key for key in ("model", "tokenizer", "tasks") if key not in cfg]:
+            remedy = "Convert it again with --tokenizer" if lacking == ["tokenizer"] else "Export it with this version"
+            raise UserError(f"{path}: its config.json lacks {' and '.join(lacking)}. {remedy}.")
         pp.tokenizer.check_ids(cfg, path)
         self.tokenizer = pp.tokenizer.load_from(cfg["folder"], cfg["tokenizer"])
         self.model = models.build(**cfg["model"], tokenizer=self.tokenizer)
