@@ -5,6 +5,8 @@
   orbax        a self-contained folder (weights, config, tokenizer) out of a run or one of its checkpoints
   msgpack      the nested variables, as flax.serialization.msgpack_restore reads them
   nanovlm      a folder that the original nanoVLM's from_pretrained reads
+  big_vision   a folder with PaliGemma's model.npz, as big_vision reads it
+  blip2_hf     a folder that transformers' Blip2ForConditionalGeneration reads
   adapter      a folder of the LoRA adapters alone, which the library PEFT reads
 
 A model with adapters or packed kernels (docs/lora.md) goes into the originals' formats as one without, by --merge.
@@ -140,17 +142,20 @@ def family_formats() -> dict[str, Writer]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    folders = {"orbax": orbax, "adapter": adapter, **family_formats()}
+    formats = {**FORMATS, **folders}
     parser = config.ArgumentParser(prog="python -m tools.export", description=__doc__.partition(":")[0])
     parser.add_argument("--checkpoint", required=True, type=storage.folder, help="an export, a workdir or a checkpoint")
-    parser.add_argument("--format", required=True, help=", ".join({**FORMATS, **family_formats()}))
-    parser.add_argument("--output", required=True, type=storage.on_disk, help="a file; for orbax a folder")
+    parser.add_argument("--format", required=True, help=", ".join(formats))
+    parser.add_argument(
+        "--output", required=True, type=storage.on_disk, help=f"a folder for {', '.join(folders)}, else a file"
+    )
     parser.add_argument("--merge", action="store_true", help="add adapters to their kernels, and unpack these")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     args, overrides = parser.parse(argv)
     if overrides:
         raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
-    folders = {"orbax": orbax, "adapter": adapter, **family_formats()}
-    writer = choose("format", args.format, {**FORMATS, **folders})
+    writer = choose("format", args.format, formats)
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
     if args.output.is_dir() and args.format not in folders:

@@ -105,3 +105,18 @@ def test_bad_usage_is_one_line(folder, tmp_path):
     with pytest.raises(UserError, match=r"small: A student has no names in the files of other frameworks"):
         run(tmp_path / "small", "torch", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_help_says_which_formats_are_folders(capsys):
+    with pytest.raises(SystemExit):
+        export.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a folder for orbax, adapter, blip2_hf, nanovlm, big_vision, else a file" in said
+
+
+@pytest.mark.parametrize(("experts", "remedy"), [(["depth"], "orbax"), ("none", "safetensors")])
+def test_a_blip2_that_transformers_does_not_know_names_a_format_that_takes_it(tmp_path, experts, remedy):
+    fields = dict(name="blip2", variant="tiny_stage1", experts=experts)
+    checkpoint.export(tmp_path / "in", {"params": {"any": np.ones(1)}}, {"model": fields})
+    with pytest.raises(UserError, match=rf"use --format {remedy}\.$"):
+        run(tmp_path / "in", "blip2_hf", tmp_path / "out")

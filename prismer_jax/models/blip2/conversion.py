@@ -274,7 +274,7 @@ def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], descr
     if not model.language or model.experts or model.vision.get("first_norm"):
         raise UserError(
             f"{output}: transformers' BLIP-2 has EVA's image encoder, a language model and no experts; use --format "
-            "safetensors."
+            f"{'orbax' if model.experts else 'safetensors'}."
         )
     state = to_hugging_face(conversion.to_torch({"params": variables["params"]}, table_of(model)))
     output.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import logging
 import pathlib
 from collections import ChainMap
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ _LAYER = "decoder.blocks.{}"
 _PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
 PROMPT, ANSWER = 256, 300  # tokens of what is asked and said at most; the latter as generate.py has it
 HEAD, WORDS, FREQUENCIES = "decoder.head.weight", "decoder.token_embedding.weight", "decoder.rotary_embd.inv_freq"
+
+logger = logging.getLogger(__name__)
 
 
 def _packed(key: str, name: str) -> list[Rule]:
@@ -89,7 +92,10 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
     frequencies = inverse_frequencies(language["width"] // language["heads"], base)
     state = {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}
     del state[WORDS]
-    config = description.get("nanovlm") or config_json.of(model)
+    if not (config := description.get("nanovlm")):
+        config = config_json.of(model)
+        said = "%s: lm_tokenizer is %s, nanoVLM's default: write there what the model was trained with, here %s."
+        logger.warning(said, output / "config.json", config["lm_tokenizer"], description.get("tokenizer"))
     output.mkdir(parents=True, exist_ok=True)
     safetensors_file(output / "model.safetensors", state, {WORDS: HEAD})
     storage.write(output / "config.json", json.dumps(config, indent=4))

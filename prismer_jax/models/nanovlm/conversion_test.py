@@ -16,7 +16,7 @@ from prismer_jax.captioner import Captioner
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.nanovlm import build, config_json
-from prismer_jax.models.nanovlm.conversion import FREQUENCIES, HEAD, LLAMA, SIGLIP, TABLE, WORDS, encoder
+from prismer_jax.models.nanovlm.conversion import FREQUENCIES, HEAD, LLAMA, SIGLIP, TABLE, WORDS, encoder, write
 from prismer_jax.pp import chat
 from prismer_jax.pp.chat_test import letters
 from prismer_jax.towers.vit import ViT
@@ -40,6 +40,18 @@ def official(folder, dtype=np.float32, words=HEAD, **changes):
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
     save_file(state, folder / "model.safetensors", {WORDS: HEAD})
     return state
+
+
+def test_the_tokenizer_of_a_model_that_was_trained_here_is_said_not_to_be_the_folders(tmp_path, caplog):
+    model = build("tiny", **SIZES)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree.unflatten(conversion.shapes_of(model)))
+    fields = dict(name="nanovlm", variant="tiny", **SIZES)
+    write(tmp_path / "out", variables, {"model": fields, "tokenizer": "scenes"})
+    assert "out/config.json: lm_tokenizer is HuggingFaceTB/SmolLM2-360M-Instruct" in caplog.text
+    assert "here scenes." in caplog.text
+    caplog.clear()
+    write(tmp_path / "out", variables, {"model": fields, "nanovlm": config_json.of(model)})
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("words", [HEAD, WORDS])
