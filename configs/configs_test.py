@@ -68,7 +68,7 @@ def stop_before_the_first_step(monkeypatch):
 
 @pytest.mark.parametrize("file", PAPER)
 def test_every_key_of_full_size_is_read_before_the_first_step(file, stop_before_the_first_step, tmp_path):
-    cfg = load(file, f"data={miniature.folder()},experts=none", "tokenizer=scenes", "total_epochs=100000")
+    cfg = load(file, f"data={miniature.folder()},experts=none", "init=None", "tokenizer=scenes", "total_epochs=100000")
     with pytest.raises(Stopped):
         train.train(cfg, tmp_path)
 

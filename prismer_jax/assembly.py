@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prismer_jax import checkpoint, config, datasets, evaluators, losses, models, pp, registry, runtime
+from prismer_jax import config, datasets, evaluators, losses, models, pp, registry, runtime
 from prismer_jax.datasets import checks
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
@@ -137,13 +137,7 @@ def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, A
 def make_initial(cfg: config.Section, model: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Returns a function from a fresh state to the variables that `config.init` names, if it names any."""
     path, fresh = cfg.get("init"), config.plain(cfg.get("init_fresh", ()))
-    resize = models.family(cfg.model.get("name", models.DEFAULT)).RESIZE
-
-    def load(state: Mapping[str, Any]) -> dict[str, Any]:
-        if path is None:
-            return {}
-        pp.tokenizer.check_ids(checkpoint.description(path), path)
-        load_into = importlib.import_module("prismer_jax.checkpoint.initial").load_into
-        return load_into(state, path, fresh, resize, **getattr(model, "loading", {}))
-
-    return load
+    if path is None:
+        return lambda state: {}
+    start = importlib.import_module("prismer_jax.training.start")
+    return functools.partial(start.load, path=path, section=cfg.model, model=model, fresh=fresh)

@@ -159,23 +159,12 @@ def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Pat
     """
     import jax
 
-    from prismer_jax import assembly, checkpoint, models, pp, sharding
-    from prismer_jax.checkpoint.initial import load_into
+    from prismer_jax import assembly, sharding
+    from prismer_jax.training import start
 
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     spec, tensor = assembly.sharding_of(cfg, model)
-    like = sharding.placed(shapes, spec, mesh, tensor)
-    pp.tokenizer.check_ids(checkpoint.description(path), path)
-    try:
-        resize = models.family(cfg.model.get("name", models.DEFAULT)).RESIZE
-        return load_into(like, path, resize=resize, **getattr(model, "loading", {}))
-    except UserError as error:
-        theirs, ours = checkpoint.description(path).get("model", {}), json.loads(config.to_json(cfg.model))
-        other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-        if not theirs or not other:
-            raise
-        listed = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in other[:3])
-        raise UserError(f"{path}: is of another model than the config's: {listed}.") from error
+    return start.load(sharding.placed(shapes, spec, mesh, tensor), path, cfg.model, model)
 
 
 def main(argv: list[str] | None = None) -> None:

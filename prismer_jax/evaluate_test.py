@@ -184,6 +184,17 @@ def test_a_checkpoint_of_another_model_is_told_by_its_settings(model, tmp_path):
         evaluate.evaluate(cfg, model[0], tmp_path)
 
 
+def test_a_training_from_another_model_is_told_its_settings_too(model):
+    cfg = config.load(SPEC.replace("smoke", "smoke,experts=depth"))
+    cfg = config.Section({**config.plain(cfg), "init": str(model[0])})
+    made = assembly.make_model(cfg, pp.tokenizer.load(cfg.tokenizer))
+    shapes = jax.eval_shape(made.init_variables, jax.random.key(0))
+    with pytest.raises(
+        UserError, match=r"not expected: .*init_fresh=REGEX\. .* experts is 'all' there, 'depth' here\.$"
+    ):
+        assembly.make_initial(cfg, made)(shapes)
+
+
 @pytest.mark.parametrize(
     ("path", "only", "message"),
     [("nowhere", ("vqa",), "nowhere does not exist"), ("", ("vqaa",), "Did you mean 'vqa'")],

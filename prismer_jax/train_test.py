@@ -22,7 +22,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from prismer_jax import checkpoint, config, metrics, runtime, sharding
+from prismer_jax import checkpoint, config, datasets, metrics, runtime, sharding
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.sharding import presets_test
@@ -181,6 +181,13 @@ def test_accumulated_and_frozen_training_runs(tmp_path):
     overrides = ("accumulate=2", "freeze=freeze_lang_vision", "total_steps=1", "mesh.data=4", "mesh.fsdp=2")
     train(unwatched(*overrides, arg="smoke,experts=depth+obj_detection"), tmp_path)
     assert math.isfinite(losses(tmp_path)[1])
+
+
+def test_what_a_run_starts_from_is_looked_for_before_data_are_prepared(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "load", None)
+    with pytest.raises(UserError, match="nowhere does not exist: expected an exported model"):
+        train(unwatched() | {"init": str(tmp_path / "nowhere")}, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
