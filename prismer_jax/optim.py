@@ -258,9 +258,7 @@ def split(params: Any, frozen: Sequence[str] = ()) -> tuple[dict[str, Any], dict
         raise UserError(f"freeze: {list(frozen)} freezes every parameter; nothing is left to train.")
     trainable = {k: v for k, v in flat.items() if k not in matches}
     if packed := [k for k, v in trainable.items() if not jnp.issubdtype(v.dtype, jnp.floating)]:
-        raise UserError(
-            f"freeze: {packed[0]!r} is quantized (config.model.quantize) but not frozen: freeze it, too."
-        )
+        raise UserError(f"freeze: {packed[0]!r} is quantized (config.model.quantize) but not frozen: freeze it, too.")
     return trainable, {k: v for k, v in flat.items() if k in matches}
 
 
