@@ -12,6 +12,7 @@ import http.server
 import itertools
 import json
 import re
+import shutil
 import threading
 import time
 import urllib.parse
@@ -197,6 +198,20 @@ def test_two_programs_do_not_write_to_one_folder_and_one_that_was_killed_is_no_o
     with mirror.Mirror(folder):
         pass
     assert mirror.LOCK not in storage.names(folder)
+
+
+def test_what_cannot_be_sent_at_the_end_is_kept_here(folder, monkeypatch):
+    here = mirror.Mirror(folder).__enter__()
+    (here.folder / "report.html").write_text("of days")
+    monkeypatch.setattr(remote, "put", refuse)
+    with pytest.raises(UserError, match=rf"no network\)\. What is not there yet lies in {here.folder}\."):
+        here.__exit__(None, None, None)
+    assert (here.folder / "report.html").read_text() == "of days"
+    shutil.rmtree(here.folder)
+
+
+def refuse(name, path):
+    raise UserError(f"{path}: cannot be read or written (no network).")
 
 
 def test_objects_whose_names_lead_out_of_the_folder_are_refused(bucket):

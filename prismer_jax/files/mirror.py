@@ -87,7 +87,10 @@ class Mirror(contextlib.AbstractContextManager):
         if self._sends:
             self._end.set()
             self._thread.join()
-            self.push()
+            try:
+                self.push()
+            except UserError as error:
+                raise UserError(f"{error} What is not there yet lies in {self.folder}.") from None
             with contextlib.suppress(FileNotFoundError):
                 remote.delete(f"{self._url}/{LOCK}")
         shutil.rmtree(self.folder, ignore_errors=True)
