@@ -15,9 +15,9 @@
   adapter       a converted model and an adapter for it, of the library PEFT
   nanovlm, paligemma, blip2   a model of these families, or parts to start one from
 
-They write a folder that captioning (--checkpoint),
-training (config.init) and tools.export take; `expert` writes one that tools.make_labels takes. Of a model's arrays one
-is in memory at a time; the disk of --output holds them twice for a while.
+Models become a folder that captioning (--checkpoint), training (config.init) and tools.export take, an expert one that
+tools.make_labels takes. Of a model's arrays one is in memory at a time; the disk of --output holds them twice for a
+while.
 """
 
 from __future__ import annotations
