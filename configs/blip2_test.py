@@ -105,7 +105,8 @@ def test_a_stage_1_is_asked_to_compare_as_its_evaluator_does(spec):
         assert (cfg.tasks.match.pp, cfg.tasks.match.style) == (evaluator.pp, evaluator.style)
 
 
-def test_a_stage_1_that_was_trained_here_matches_and_captions(tmp_path):
+@pytest.mark.slow
+def test_a_stage_1_that_was_trained_here_matches(tmp_path):
     cfg = load("blip2", "scenes,stage=1,smoke")
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     variables = assembly.make_model(cfg, tokenizer).init_variables(jax.random.key(0))
@@ -114,7 +115,6 @@ def test_a_stage_1_that_was_trained_here_matches_and_captions(tmp_path):
     captioner = prismer_jax.load(tmp_path / "whole")
     ((row,),) = (captioner.match(photo, ["a red ball"]),)
     assert 0 < row["itm"][0] < 1
-    assert captioner.caption(photo)[0]["captions"]
     del captioner.tasks["match"]
     with pytest.raises(UserError, match=r'under tasks, .*: "match": {"pp": "decode\|resize\(96\)"'):
         captioner.match(photo, ["a red ball"])

@@ -155,8 +155,9 @@ def test_a_stopped_run_whose_data_were_replaced_begins_anew(model, tmp_path, mon
         with pytest.raises(Stop):
             run(model[0], tmp_path, *overrides)
 
-    def load(part, where, load=assembly.load_source):
-        return Corrected(load(part, where)) if where.endswith(f".{replaced}") else load(part, where)
+    def load(part, where, *options, load=assembly.load_source):
+        source = load(part, where, *options)
+        return Corrected(source) if where.endswith(f".{replaced}") else source
 
     monkeypatch.setattr(assembly, "load_source", load)
     calls = count_calls(monkeypatch)

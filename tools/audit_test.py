@@ -44,7 +44,7 @@ def test_shuffled_labels_are_those_of_another_photo_and_always_the_same():
 def test_blank_labels_are_not_there_and_one_photo_cannot_be_shuffled():
     assert set(Questions()[3]) - set(Altered(Questions(), KEYS, "blank", 0)[3]) == set(KEYS)
     one = [{"image": b"a", "labels/depth": 1}] * 2
-    with pytest.raises(UserError, match="a data set that has one"):
+    with pytest.raises(UserError, match="the data set has one photo"):
         Altered(one, ["labels/depth"], "shuffled", 0)[0]
     with pytest.raises(UserError, match="Did you mean 'shuffled'"):
         datasets.load("altered", of=dict(name="scenes", count=1), experts="depth", how="shufled")

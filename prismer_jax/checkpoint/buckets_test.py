@@ -123,6 +123,27 @@ def get_config(arg=None):
 """
 
 
+def test_what_a_run_writes_before_its_first_step_is_in_its_bucket(bucket, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr("prismer_jax.input.to_device", stop)
+    (tmp_path / "toy.py").write_text(CONFIG)
+    with pytest.raises(Stopped):
+        train(config.load(str(tmp_path / "toy.py")), bucket)
+    assert set(storage.names(bucket)) == {
+        *("config.json", "versions.json", "data.json", "starts.json", "metrics.jsonl", "metrics.csv", "tensorboard")
+    }
+    storage.write(f"{bucket}/checkpoints/3/{buckets.COMMITTED}", "")  # now it belongs to this config
+    with pytest.raises(UserError, match=f"{bucket} belongs to another config"):
+        train(config.load(str(tmp_path / "toy.py"), ["optim.lr=1e-4"]), bucket)
+
+
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_its_bucket(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "EVERY", 0.5)
     monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
@@ -144,12 +165,9 @@ def test_a_run_that_was_killed_goes_on_from_its_bucket(bucket, tmp_path, monkeyp
     seen = losses(storage.read(f"{run}/metrics.jsonl").decode())
     assert seen == losses((tmp_path / "whole/metrics.jsonl").read_text())
     assert list(seen) == [1, 2, 3, 4, 5, 6]
-    assert {"report.html", "metrics.json", "config.json", "tensorboard", "export"} <= set(storage.names(run))
+    assert {"report.html", "metrics.json", "tensorboard", "export", "checkpoints"} <= set(storage.names(run))
     assert mirror.LOCK not in storage.names(run)
     variables, described = checkpoint.load_export(run)
     assert described["step"] == 6
     whole, _ = checkpoint.load_export(tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, variables, whole)
-    other = config.load(spec, ["optim.lr=1e-4"])
-    with pytest.raises(UserError, match="belongs to another config"):
-        train(other, run)

@@ -45,7 +45,7 @@ def test_what_writes_nothing_or_has_no_libtpu_is_one_line(monkeypatch):
         evaluate.main(["--config", SMOKE, "--plan", "v5e:2x2"])
     monkeypatch.setattr(decoding.topologies, "describe", lambda name: name)
     with pytest.raises(UserError, match="none of its tasks generates text"):
-        decoding.main(f"{ROOT}/configs/blip2_stage1.py:smoke", [], "v5e:2x2")
+        decoding.main(f"{ROOT}/configs/student.py:scenes,smoke", [], "v5e:2x2")
 
 
 def test_a_program_refused_for_its_temporaries_alone_takes_the_weights_besides(monkeypatch, capsys):

@@ -68,7 +68,7 @@ def test_the_scenes_do_not_depend_on_the_number_of_processes(tmp_path, monkeypat
     settings = scenes.Settings("train", SIZE, 2 * build.FEW + 3, 0)
     files = []
     for processes in (1, 3):
-        monkeypatch.setattr(build.workers, "cores", lambda processes=processes: processes)
+        monkeypatch.setattr(build.runtime, "cores", lambda processes=processes: processes)
         made = build.make(settings, str(tmp_path / str(processes)))
         files.append([(row.file, row.sha256) for row in made.shards])
     assert files[0] == files[1]
