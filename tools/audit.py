@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 from prismer_jax import checkpoint, compare, config, datasets, evaluate, labels, pp, runtime, sharding
+from prismer_jax.datasets import checks
 from prismer_jax.datasets.altered import HOW
 from prismer_jax.errors import BadSample, UserError, choose, run_main
 from prismer_jax.experts import EXPERTS
@@ -182,12 +183,17 @@ def audit(
       time_making: also run each expert's network, with random weights, for the clock.
 
     Raises:
-      UserError: the model has no experts, `output` holds the audit of something else, or as `evaluate.evaluate`.
+      UserError: the model has no experts, no example has labels of one, `output` holds the audit of something else, or
+        as `evaluate.evaluate`.
     """
     experts = experts_of(cfg)
     plain = config.plain(cfg)
     sections = {name: choose("evaluator of the config", name, plain["evals"]) for name in only or plain["evals"]}
     classes = plain["model"].get("classes") or {}
+    for name, part in sections.items():
+        if absent := checks.missing([datasets.load(**part["data"])], experts):
+            said = f"config.evals.{name}: no labels of {', '.join(absent)}, which an audit would call worth nothing"
+            raise UserError(f"{said}. {checks.MAKE}.")
     folders = {}
     for arm in arms(experts, kinds):
         name = arm.name(experts)

@@ -136,6 +136,16 @@ def test_a_model_without_experts_is_one_line(capsys):
     assert capsys.readouterr().err == "error: The config's model has no experts: there is nothing to audit.\n"
 
 
+def test_an_expert_without_labels_is_not_called_worth_nothing(tmp_path):
+    cfg = config.plain(config.load(SPEC))
+    cfg["evals"] = {"vqa": cfg["evals"]["vqa"]}
+    cfg["evals"]["vqa"]["data"] = dict(name="photos", images=str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    with pytest.raises(UserError, match=r"^config\.evals\.vqa: no labels of depth, normal, .* worth nothing\. Make"):
+        audit.audit(config.Section(cfg), tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_of_another_checkpoint_or_config_are_not_taken_for_those_asked_for(tmp_path):
     runs = [tmp_path / name for name in ("one", "two")]
     for run in runs:
