@@ -222,7 +222,7 @@ def audit(
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.audit", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, type=storage.folder, help="a workdir, a step or an export")
+    parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="a workdir, a step or an export")
     parser.add_argument("--config", required=True, help="FILE.py or FILE.py:arg, the config that it was trained with")
     parser.add_argument("--output", required=True, type=storage.on_disk, help="folder of the results")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="evaluators of the config")

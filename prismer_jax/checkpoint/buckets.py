@@ -36,7 +36,7 @@ def sweep(directory: pathlib.Path) -> None:
 
 def delete(directory: pathlib.Path, step: int) -> None:
     """Deletes a step; a kill leaves a half that is no checkpoint."""
-    _clear(directory / str(step), COMMITTED)
+    remote.delete_folder(os.fspath(directory / str(step)), first=COMMITTED)
 
 
 def note(directory: pathlib.Path, steps: Iterable[int]) -> None:
@@ -59,18 +59,10 @@ def replacing(final: pathlib.Path, main: bool) -> Iterator[pathlib.Path]:
     half = os.fspath(final / _HALF)
     if main:
         storage.write(half, b"")
-        _clear(final, layout.DESCRIPTION)
-        storage.write(half, b"")
+        remote.delete_folder(os.fspath(final), first=layout.DESCRIPTION, keep=_HALF)
     yield final
     if main:
         remote.delete(half)
-
-
-def _clear(folder: pathlib.Path, last: str) -> None:
-    """Deletes a folder, and first of all the file by which it is whole."""
-    with contextlib.suppress(FileNotFoundError):
-        remote.delete(os.fspath(folder / last))
-    remote.delete_folder(os.fspath(folder))
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

@@ -80,7 +80,8 @@ def replacing(final: pathlib.Path, main: bool) -> Iterator[pathlib.Path]:
     try:
         yield new
     except (OSError, ValueError):
-        shutil.rmtree(new, ignore_errors=True)
+        if main:
+            shutil.rmtree(new, ignore_errors=True)
         raise
     if main:
         if final.exists():

@@ -50,6 +50,10 @@ def test_labels_that_a_model_reads_and_nobody_has_are_said(caplog):
     checks.check([{"image": b""}], "config.evals.vqa", PP, ("depth",))
     assert "config.evals.vqa: no labels of depth" in caplog.text
     checks.check([], "config.evals.vqa", PP, ("depth",))
+    for every in ("labels_for()", "labels_for(experts='all')"):
+        caplog.clear()
+        checks.check([{"image": b""}], "config.evals.vqa", every, ("depth",))
+        assert "no labels of depth" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ import importlib.util
 import pathlib
 import posixpath
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import fsspec
 
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
+
+DELETIONS = 16  # at once
 
 
 def read(path: str) -> bytes:
@@ -75,11 +78,18 @@ def delete(path: str) -> None:
         system.rm_file(inner)
 
 
-def delete_folder(folder: str) -> None:
-    """Deletes all files below a folder, if there are any."""
-    for path in find(folder):
+def delete_folder(folder: str, first: str = "", keep: str = "") -> None:
+    """Deletes all files below a folder, if there are any: the one named `first` before others, `keep` not at all."""
+
+    def away(path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             delete(path)
+
+    paths = set(find(folder)) - {posixpath.join(folder, keep)}
+    if (whole := posixpath.join(folder, first)) in paths:
+        away(whole)
+    with ThreadPoolExecutor(DELETIONS) as pool:  # a store takes its time with each
+        list(pool.map(away, paths - {whole}))
 
 
 def bucket(path: str) -> pathlib.Path:
