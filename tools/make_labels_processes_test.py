@@ -20,22 +20,29 @@ from tools import make_labels
 
 COUNT = 40
 
-# The command with the toy experts, made slow; what it writes is logged: FOLDER/<expert>/<photo> by which process.
+# The command with the toy experts, made slow; what it writes is logged: which expert's, by which process. It begins
+# when as many processes as there are could begin: else the first may have done it all before the last is there.
 PROGRAM = """
 import os, pathlib, sys, time
 from prismer_jax import label_files
 from prismer_jax.experts import testing, weights
 from tools import make_labels
 make_labels.EXPERTS = weights.EXPERTS = testing.TOYS
-log, pause, files = pathlib.Path(sys.argv[1]), float(sys.argv[2]), label_files.files
+log, pause, count, files = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), label_files.files
+finish = make_labels.finish
+def meet(*args):
+    (log.parent / f"arrived.{os.getpid()}").touch()
+    while len([*log.parent.glob("arrived.*")]) < count:
+        time.sleep(0.02)
+    finish(*args)
 def logged(expert, label, **parts):
     time.sleep(pause)
     made = files(expert, label, **parts)
     with open(log, "a") as file:
         file.write(f"{expert} {os.getpid()}\\n")
     return made
-label_files.files = logged
-make_labels.main(sys.argv[3:])
+label_files.files, make_labels.finish = logged, meet
+make_labels.main(sys.argv[4:])
 """
 
 
@@ -60,7 +67,7 @@ class Job:
 
     def start(self, count, *flags, environments=None):
         environments = environments or [{}] * count
-        command = [sys.executable, "-c", PROGRAM, str(self.log), str(self.pause), *self.flags, *flags]
+        command = [sys.executable, "-c", PROGRAM, str(self.log), str(self.pause), str(count), *self.flags, *flags]
         self.processes = [
             subprocess.Popen(
                 command, env=self.environment | more, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
