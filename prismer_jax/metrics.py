@@ -85,15 +85,11 @@ class Writer(contextlib.AbstractContextManager):
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
-    def close(self) -> None:
-        """Closes the files; the writer is not used after that."""
+    def __exit__(self, *_: Any) -> None:
         if self._enabled:
             self._events.close()
-        if self._enabled and self._wandb is not None:
-            self._wandb.finish()
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+            if self._wandb is not None:
+                self._wandb.finish()
 
     def _rewrite_csv(self) -> None:
         lines = read(self._jsonl.parent)

@@ -17,6 +17,7 @@ from prismer_jax.captioner.requests import Request, Result
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import BadSample
 from prismer_jax.evaluators.journal import Journal
+from prismer_jax.files import versions
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ def _earlier(journal: Journal, source: Any) -> dict[int, Result]:
 def _files(example: Mapping[str, Any]) -> dict[str, list[int]]:
     """Returns size and time of the photo and of its label files."""
     paths = {key: value for key, value in example.items() if key == "image" or key.startswith("labels/")}
-    stats = {key: os.stat(path) for key, path in paths.items() if isinstance(path, str) and os.path.exists(path)}
-    return {key: [stat.st_size, stat.st_mtime_ns] for key, stat in stats.items()}
+    there = {key: path for key, path in paths.items() if isinstance(path, str) and os.path.exists(path)}
+    return {key: list(versions.version(path)) for key, path in there.items()}
 
 
 def _once(batch: Mapping[str, Any], times: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prismer_jax import label_files
+from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
 
 USED_TWICE = "name used twice"
@@ -24,6 +26,13 @@ def key(name: str, any_case: bool = False) -> str:
     stem, _, suffix = name.rpartition(".")
     whole = name if "/" in suffix or not stem or stem.endswith("/") else stem
     return whole.casefold() if any_case else whole
+
+
+def folder(labels: str | os.PathLike | None) -> str | None:
+    """Returns the folder of labels as text; raises UserError if there is none. One with '{expert}' in it is many."""
+    if labels is not None and "{" not in os.fspath(labels) and not storage.on_disk(labels).is_dir():
+        raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
+    return None if labels is None else os.fspath(labels)
 
 
 def ignores_case(folder: str | os.PathLike) -> bool:

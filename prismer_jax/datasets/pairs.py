@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prismer_jax import label_files
-from prismer_jax.datasets import conversations, lists, places
+from prismer_jax.datasets import conversations, label_names, lists, places
 from prismer_jax.datasets.formats.row import answer_among, id_text
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.labels import EXPERTS
@@ -53,8 +53,7 @@ def load(
         return Once(lists.load(path, images=images, labels=labels, limit=limit, **options))
     if options:
         raise UserError(f"{path}: {', '.join(options)}: of lists alone; leave them out.")
-    if labels is not None and not os.path.isdir(labels):
-        raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
+    labels = label_names.folder(labels)
     source = conversations.load(path, images=images, limit=limit, kind=Pairs)
     source.labels = labels
     return source

@@ -42,15 +42,14 @@ def load(
     Raises:
       UserError: there is no such photo or folder, or no photo in a folder.
     """
-    if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
-        raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
+    labels = label_names.folder(labels)
     dropped = Dropped()
     found = ({"source": "", **_alone(photo)} for photo in folders.photos(images, dropped, repeats))
     photos = list(found if labels is None else label_names.distinct(found, labels, dropped))
     where = folders.shown([images] if isinstance(images, str | os.PathLike) else images)
     for line in dropped.lines():
         logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
-    return Source(photos, "caption", None if labels is None else os.fspath(labels), select(experts), dropped)
+    return Source(photos, "caption", labels, select(experts), dropped)
 
 
 def _alone(photo: dict[str, str]) -> dict[str, str | list[str]]:

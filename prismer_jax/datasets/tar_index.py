@@ -23,7 +23,7 @@ from prismer_jax.datasets import captions
 from prismer_jax.datasets.captions import SIDES
 from prismer_jax.datasets.formats.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import storage
+from prismer_jax.files import storage, versions
 from prismer_jax.files.dropped import Dropped
 
 PARTS = ("photo", *SIDES)  # of a sample
@@ -111,10 +111,9 @@ def _folder(folder: str, *_: str | None) -> str:
 def _made_of(path: str) -> list[Any]:
     """What tells one tar from another of its name."""
     try:
-        stat = os.stat(path)
+        return [VERSION, "".join(SUFFIXES), *versions.version(path)]  # suffixes: Pillow may read more one day
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.") from None
-    return [VERSION, "".join(SUFFIXES), stat.st_size, stat.st_mtime_ns]  # of which Pillow may read more one day
 
 
 def _from_lists(names: list[str], places: list[int], dropped: Dropped) -> Index:

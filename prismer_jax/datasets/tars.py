@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.datasets import captions, img2dataset, places, tar_index
+from prismer_jax.datasets import captions, img2dataset, label_names, places, tar_index
 from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
@@ -68,8 +68,7 @@ def load(
     """
     if task not in (None, "caption", "all"):
         raise UserError(f"Tars hold captions only, not what task={task!r} needs; use task='caption'.")
-    if labels is not None and "{expert}" not in os.fspath(labels) and not os.path.isdir(labels):
-        raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
+    labels = label_names.folder(labels)
     dropped = Dropped()
     paths = _expand(path, dropped)
     top = os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in paths])
@@ -80,8 +79,7 @@ def load(
         what = "no photos" if not len(samples) else f"no captions of the {len(samples)} photos"
         reason = f" Left out: {dropped.lines()[0].strip()}" if dropped else ""
         raise UserError(f"{top}: there are {what} in its {len(paths)} tars.{reason}")
-    folder = None if labels is None else os.fspath(labels)
-    return Source(samples, task or "caption", folder, select(experts), dropped)
+    return Source(samples, task or "caption", labels, select(experts), dropped)
 
 
 class Samples(Sequence[dict[str, Any]]):

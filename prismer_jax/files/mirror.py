@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError
-from prismer_jax.files import remote, storage
+from prismer_jax.files import remote, storage, versions
 
 EVERY = 10.0  # seconds between two looks at what changed
 LOCK = ".lock"  # an object that is written at each of them, by the one who sends
@@ -115,7 +115,7 @@ class Mirror(contextlib.AbstractContextManager):
             if name.partition("/")[0] not in self._left_out and not name.endswith(storage.TEMPORARY):
                 with contextlib.suppress(FileNotFoundError):
                     if path.is_file():
-                        found[name] = (path.stat().st_mtime_ns, path.stat().st_size)
+                        found[name] = versions.version(path)
         return found
 
     def _push_now_and_then(self) -> None:

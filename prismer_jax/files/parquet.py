@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import storage
+from prismer_jax.files import storage, versions
 
 Path = str | os.PathLike
 Row = dict[str, Any]
@@ -136,8 +136,7 @@ def identity(path: Path) -> list[Any]:
     """Returns what tells a file from another, or from what it was: its place, its size, and on a disk its time."""
     if storage.is_remote(path):
         return [str(path), storage.size(str(path))]
-    stat = os.stat(path)
-    return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
+    return [os.path.realpath(path), *versions.version(path)]
 
 
 def files(path: Path, ends: Sequence[str] = (".parquet",)) -> list[pathlib.Path | str]:

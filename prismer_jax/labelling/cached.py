@@ -26,7 +26,7 @@ from prismer_jax import label_files, label_png, labels, pp, runtime, sharding
 from prismer_jax.datasets import label_names
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.experts import EXPERTS, Expert, Label, Student, weights
-from prismer_jax.files import progress, storage
+from prismer_jax.files import progress, storage, versions
 from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.pipeline import Photo
 from prismer_jax.labelling.stores import SUFFIXES
@@ -268,5 +268,5 @@ def _key(source: Any, index: int) -> str | None:
 def _version(paths: Sequence[pathlib.Path], more: Sequence[str]) -> str:
     """Returns a digest of which files weights are, by name, size and time: to read gigabytes takes longer."""
     files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    stats = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files if (stat := file.stat()) and file.is_file()]
+    stats = [(file.name, *versions.version(file)) for file in files if file.is_file()]
     return hashlib.sha256(repr([stats, *more]).encode()).hexdigest()[:16]

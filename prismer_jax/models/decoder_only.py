@@ -19,6 +19,7 @@ from flax.core import FrozenDict
 from prismer_jax.errors import UserError, choose
 from prismer_jax.losses import label_costs
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
+from prismer_jax.towers import layers
 from prismer_jax.towers.causal_lm import CausalLM, windowed
 from prismer_jax.towers.vit import ViT
 from prismer_jax.typing import Array, Bool, Float, Int, typed
@@ -194,12 +195,7 @@ class DecoderOnly(nn.Module):
         hidden, news = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
         if seen is not None:
             return self.decoder.logits(hidden), cache
-
-        def put(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
-
-        own = jax.tree.map(put, cache["own"], news)
-        rows = {"count": count + length}
+        own, rows = layers.appended(cache["own"], news, index), {"count": count + length}
         return self.decoder.logits(hidden), {**cache, "own": own, "rows": rows, "index": index + length}
 
     def attention_to(self, kept: Mapping[str, Any], side: int) -> tuple[Float[Array, "b t s"], int]:

@@ -26,7 +26,7 @@ from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.datasets import formats
 from prismer_jax.datasets.formats.reading import LINES
 from prismer_jax.errors import UserError, run_main
-from prismer_jax.files import progress, storage
+from prismer_jax.files import progress, storage, versions
 from prismer_jax.retrieve.index import Index
 
 LISTS = (".json", *LINES, ".csv", ".tsv", ".parquet")  # files that are no lines of texts
@@ -187,8 +187,7 @@ def _texts_in(path: pathlib.Path) -> list[Any]:
 
 
 def _file(example: Mapping[str, Any]) -> list[int]:
-    stat = os.stat(example["image"])
-    return [stat.st_size, stat.st_mtime_ns]
+    return list(versions.version(example["image"]))
 
 
 class _Some:

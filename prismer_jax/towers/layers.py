@@ -37,6 +37,11 @@ def torch_uniform(fan_in: int) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def appended(own: Any, new: Any, column: Array) -> Any:
+    """Returns keys and values [layers b k room h d] of a cache with new ones [layers b k t h d] from a column on."""
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y, (0, 0, 0, column, 0, 0)), own, new)
+
+
 def quick_gelu(x: Array) -> Array:
     """x·σ(1.702x), the GELU of CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)

@@ -255,11 +255,7 @@ class T5(nn.Module):
         hidden, keys = self.decode(tokens, masks, positions, cache=cache)
         if seen is not None:
             return self.logits(hidden), cache
-
-        def put(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, new, (0, 0, 0, index, 0, 0))
-
-        own = jax.tree.map(put, cache["own"], keys["new"])
+        own = layers.appended(cache["own"], keys["new"], index)
         return self.logits(hidden), {**cache, "own": own, "index": index + length}
 
     def _dropped(self, x: Array) -> Array:

@@ -25,7 +25,7 @@ import numpy as np
 from prismer_jax import checkpoint, input, label_files, models, pp, runtime, sharding, tree
 from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import progress, storage
+from prismer_jax.files import progress, storage, versions
 
 VERSION = 1  # of the files
 BESIDE = ("image_mask", "grids")  # what ops make beside the image that later ops or the model read
@@ -187,8 +187,8 @@ class Cached:
                 f"{self._folder}: features are of one photo an example, which is {type(photo).__name__} here."
             )
         if isinstance(photo, str):
-            found = os.stat(photo) if os.path.exists(photo) else None
-            said = f"{os.path.realpath(photo)} {found and (found.st_size, found.st_mtime_ns)}".encode()
+            version = versions.version(photo) if os.path.exists(photo) else None
+            said = f"{os.path.realpath(photo)} {version}".encode()
         else:
             said = photo if isinstance(photo, bytes) else np.ascontiguousarray(photo).tobytes()
         name = hashlib.sha256(said).hexdigest()[:32]

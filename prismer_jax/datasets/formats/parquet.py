@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.datasets import captions
+from prismer_jax.datasets import captions, label_names
 from prismer_jax.datasets.conversations import photo_of
 from prismer_jax.datasets.formats import conversations, row
 from prismer_jax.datasets.formats.entries import LIST_KEYS, ORIGIN, READ, rows_of, unread_reason
@@ -64,10 +64,7 @@ def load(
     Raises:
       UserError: a file is missing or damaged, has no column of photos, or none that says what `task` needs.
     """
-    if labels is not None:
-        labels = os.fspath(labels)
-        if "{expert}" not in labels and not storage.on_disk(labels).is_dir():
-            raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
+    labels = label_names.folder(labels)
     several = [path] if isinstance(path, str | os.PathLike) else path
     photos = Photos(
         [file for one in several for file in parquet.files(one)], source, None if task == "question" else limit

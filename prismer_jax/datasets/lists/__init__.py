@@ -71,8 +71,7 @@ def load(
     if path is not None and questions is not None:
         raise UserError("Give the questions as `path` or as `questions`, not both.")
     path = questions if path is None else path
-    if labels is not None and "{" not in os.fspath(labels) and not os.path.isdir(labels):
-        raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
+    labels = label_names.folder(labels)
     places.look_anew()
     dropped = Dropped()
     if path is None:
@@ -104,7 +103,7 @@ def load(
         _say_what_lacks(task, photos, where)
         photos = photos if task == "question" else photos[:limit]
     experts = select(experts)
-    opened = Source(photos, task, None if labels is None else os.fspath(labels), experts, dropped, limit)
+    opened = Source(photos, task, labels, experts, dropped, limit)
     if path is not None:
         opened.files = [*paths, *_several(annotations)]
     for line in dropped.lines():  # now that folders have been searched, too

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from prismer_jax import registry
-from prismer_jax.models.blip2.front import Front
+from prismer_jax.models.blip2.front import Projected
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind
-from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, typed
 
 TOWERS = {
@@ -30,23 +29,14 @@ def tower(name: str) -> type[nn.Module]:
     return registry.imported("language.tower", name, TOWERS)
 
 
-class Captioner(Front, DecoderOnly):
+class Captioner(Projected, DecoderOnly):
     """The model of stage 2 with any causal language model of the project."""
 
     def setup(self) -> None:
         super().setup()
-        dtype, fields = jnp.dtype(self.dtype), dict(self.language)
-        self.projector = layers.Dense(
-            fields["width"], dtype=dtype, kernel_init=layers.torch_uniform(self.qformer["width"])
-        )
-        self.decoder = tower(fields.pop("tower"))(**fields, remat=self.remat, dtype=dtype, name="language")
-
-    @typed
-    def encode(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b q d"]:
-        """Returns the queries as the language model reads them."""
-        hidden, _ = self.queried(self.image_tokens(batch, train))
-        self.sow("intermediates", "queried", hidden)
-        return self.projector(hidden)
+        fields = dict(self.language)
+        language = tower(fields.pop("tower"))
+        self.decoder = language(**fields, remat=self.remat, dtype=jnp.dtype(self.dtype), name="language")
 
     def columns(self, encoded: Array, batch: Mapping[str, Any]) -> Columns:
         """Returns the queries and the text behind them, each of which sees what is before it."""

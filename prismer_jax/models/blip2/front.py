@@ -12,7 +12,7 @@ from flax.core import FrozenDict
 
 from prismer_jax.models.vlm import init_from_shapes
 from prismer_jax.towers.label_tokens import LabelTokens
-from prismer_jax.towers.layers import LayerNorm
+from prismer_jax.towers.layers import Dense, LayerNorm, torch_uniform
 from prismer_jax.towers.qformer import QFormer
 from prismer_jax.towers.vit import ViT
 from prismer_jax.typing import Array, Float, typed
@@ -87,3 +87,19 @@ class Front(nn.Module):
     def init_variables(self, rng: Array) -> dict[str, Any]:
         """Returns {'params'}, with experts also {'batch_stats', 'tables'}; no shape of theirs depends on a batch."""
         return init_from_shapes(self, rng, self.image_size)
+
+
+class Projected(Front):
+    """The image side of stage 2: the queries, as wide as the states of the language model that reads them."""
+
+    def setup(self) -> None:
+        super().setup()
+        draw = torch_uniform(self.qformer["width"])
+        self.projector = Dense(self.language["width"], dtype=jnp.dtype(self.dtype), kernel_init=draw)
+
+    @typed
+    def encode(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b q d"]:
+        """Returns the queries as the language model reads them."""
+        hidden, _ = self.queried(self.image_tokens(batch, train))
+        self.sow("intermediates", "queried", hidden)
+        return self.projector(hidden)

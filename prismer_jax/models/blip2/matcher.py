@@ -99,9 +99,7 @@ class Matcher(Front):
         parts, new = self.queries({"text": x}, masks=masks, past=past)
         if seen is not None:
             return self.queries.logits(parts["text"]), cache
-        put = lambda old, keys: jax.lax.dynamic_update_slice(old, keys, (0, 0, 0, index, 0, 0))  # noqa: E731
-        own = jax.tree.map(put, own, selected(new, "text"))
-        rows = {"count": count + length}
+        own, rows = layers.appended(own, selected(new, "text"), index), {"count": count + length}
         return self.queries.logits(parts["text"]), {**cache, "own": own, "rows": rows, "index": index + length}
 
     def _write(self, past: dict[str, Any], batch: Mapping[str, Any]) -> tuple[Array, dict[str, Any]]:

@@ -7,14 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from prismer_jax.models.blip2.front import Front
+from prismer_jax.models.blip2.front import Projected
 from prismer_jax.models.vlm import ordinals
-from prismer_jax.towers import layers
 from prismer_jax.towers.t5 import T5
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 
-class Writer(Front):
+class Writer(Projected):
     """The model of stage 2 with T5 or FlanT5.
 
     Of a text, the tokens with `mask_ar` 0 are the prompt, which the encoder reads, and the others what the decoder
@@ -28,22 +27,12 @@ class Writer(Front):
 
     def setup(self) -> None:
         super().setup()
-        dtype, fields = jnp.dtype(self.dtype), {k: v for k, v in self.language.items() if k != "tower"}
-        self.projector = layers.Dense(
-            fields["width"], dtype=dtype, kernel_init=layers.torch_uniform(self.qformer["width"])
-        )
-        self.decoder = T5(**fields, remat=self.remat, dtype=dtype, name="language")
+        fields = {k: v for k, v in self.language.items() if k != "tower"}
+        self.decoder = T5(**fields, remat=self.remat, dtype=jnp.dtype(self.dtype), name="language")
 
     @property
     def vocab_size(self) -> int:
         return self.language["vocab_size"]
-
-    @typed
-    def encode(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b q d"]:
-        """Returns the queries as the language model reads them."""
-        hidden, _ = self.queried(self.image_tokens(batch, train))
-        self.sow("intermediates", "queried", hidden)
-        return self.projector(hidden)
 
     @typed
     def __call__(self, batch: Mapping[str, Any], train: bool = False) -> Float[Array, "b t v"]:

@@ -20,7 +20,7 @@ from prismer_jax.labels import BACKGROUND, EXPERTS, MAX_IDS, select
 from prismer_jax.models.prismer.encoder import VisionEncoder
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.label_lookup import features, label_maps, label_tables
-from prismer_jax.towers.layers import resize_positions
+from prismer_jax.towers.layers import appended, resize_positions
 from prismer_jax.towers.roberta import TextDecoder
 from prismer_jax.towers.stem import INSTANCE_ROWS
 from prismer_jax.typing import Array, Bool, Float, Int, UInt8, typed
@@ -214,9 +214,8 @@ class Prismer(nn.Module):
         logits, keys = self.text(tokens, positions, masks, None, cache, collect=True)
         if seen is not None:
             return logits, cache
-        news, at = {name: part["new"] for name, part in keys.items()}, (0, 0, 0, index, 0, 0)
+        own = appended(cache["own"], {name: part["new"] for name, part in keys.items()}, index)
         rows = {"count": count + real.sum(-1, dtype=jnp.int32)}
-        own = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, at), cache["own"], news)
         return logits, {**cache, "own": own, "rows": rows, "index": index + length}
 
     def _prompt(self, batch: Mapping[str, Any], room: int = 0) -> tuple[Array, Array, dict[str, Array], Array]:
