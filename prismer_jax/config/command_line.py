@@ -137,7 +137,8 @@ def _override(config: Any, override: str) -> None:
         if part not in valid and not field and not (key == "init_fresh" and "init" in valid):
             prefix = "".join(f"{p}." for p in key.split(".")[:depth])
             names = [name for name, _ in leaves(unwrapped(config))]
-            raise UserError(f"No config key {prefix}{part!r} for --config.{key}. {nearest(key, names)}")
+            hint = f"{nearest(key, names)} A key that the file leaves out is set there: docs/config.md."
+            raise UserError(f"No config key {prefix}{part!r} for --config.{key}. {hint}")
         if depth < len(parents):
             node = node[int(part) if is_list else part]
     if isinstance(node, tuple):

@@ -135,6 +135,7 @@ def test_values_that_refer_to_others_follow_an_override(file):
     [
         ("optim.l=1", r"No config key optim.'l' for --config.optim.l"),
         ("optm.lr=1", "Did you mean 'optim.lr'"),
+        ("max_bad_fraction=0", r"A key that the file leaves out is set there: docs/config\.md"),
         ("steps=many", "--config.steps is of type int, not 'many'"),
         ("limit=many", "--config.limit is of another type than 'many'"),
         ("optim=1", "is a section; set one of its keys"),
@@ -258,6 +259,25 @@ def test_durations_are_given_once_and_make_sense():
             config.steps(section, "x", batch_size=1)
     with pytest.raises(UserError, match="use x_steps"):
         config.steps({"x_percent": 1}, "x", batch_size=1)
+
+
+@pytest.mark.parametrize(("section", "expected"), [({}, 400), ({"x_steps": None}, 400), ({"x_percent": 0.01}, 1)])
+def test_intervals_are_at_least_a_step(section, expected):
+    assert config.interval(section, "x", batch_size=10, total_steps=400) == expected
+    with pytest.raises(UserError, match=r"'x_epochs' must be above 0; leave it out, or set None"):
+        config.interval({"x_epochs": 0}, "x", batch_size=10, num_examples=1000, total_steps=400)
+
+
+def test_none_is_as_if_a_key_were_left_out_or_an_error():
+    def fn(lr: "float", clip: "float | None" = 1.0, warmup: "int" = 0, other=2):
+        return lr, clip, warmup, other
+
+    assert config.strict({"a": None}).get("a", 3) == 3
+    given = dict(lr=1, clip=None, other=None)
+    assert config.call(fn, given, "config.optim") == (1, None, 0, None)
+    for key in ("lr", "warmup"):
+        with pytest.raises(UserError, match=rf"config\.optim\.{key} is None; it is of type (float|int)\."):
+            config.call(fn, {**given, key: None}, "config.optim")
 
 
 # --- keeping ---

@@ -49,3 +49,19 @@ def steps(
     if times is None:
         raise UserError(f"Config key {given[0]!r} cannot be used here; use {name}_steps.")
     return max(round(value * times / parts), 1 if value > 0 else 0)
+
+
+def interval(section: Mapping[str, Any], name: str, **durations: Any) -> int:
+    """Returns the steps between two of what is done every so often; without a key, all of the training.
+
+    Args:
+      section, name, durations: of `steps`, `total_steps` among them.
+
+    Raises:
+      UserError: as `steps`, or the value is 0.
+    """
+    found = steps(section, name, default=max(1, durations["total_steps"]), **durations)
+    if found == 0:
+        key = next(key for key in duration_keys(name) if section.get(key) is not None)
+        raise UserError(f"Config key {key!r} must be above 0; leave it out, or set None, for the end of the run alone.")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,8 +42,9 @@ class Section(Mapping[str, Any]):
         raise TypeError(f"The config is read-only: set {self._path}{key} in the config file.")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Returns the value, or `default` if the config leaves the key out."""
-        return self[key] if key in self._values else default
+        """Returns the value, or `default` if the config leaves the key out or sets it to None."""
+        value = self[key] if key in self._values else None
+        return default if value is None else value
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
@@ -136,7 +138,8 @@ def call(
       extra: arguments that the program gives; a key of the section must not repeat them.
 
     Raises:
-      UserError: a key that fn does not take (with the nearest that it does), or a required one that is missing.
+      UserError: a key that fn does not take (with the nearest that it does), a required one that is missing, or a
+        None whose type has none.
     """
     return fn(**arguments(fn, section, where, skip=skip, extra=extra), **extra)
 
@@ -152,6 +155,9 @@ def arguments(
     for key in given:
         if key in extra or (key not in names and not takes_any):
             raise UserError(f"{where}: unknown key {key!r}. {nearest(key, names)}")
+    for key in (key for key in names if key in given and given[key] is None and parameters[key].default is not None):
+        if isinstance(kind := parameters[key].annotation, str) and not re.search(r"\b(None|Any|Optional)\b", kind):
+            raise UserError(f"{where}.{key} is None; it is of type {kind}. One with a default may be left out.")
     missing = [n for n in names if n not in given and parameters[n].default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing.")
