@@ -71,6 +71,8 @@ def train_batches(
     """
     _check_rows(batch_size, rows)
     check_seed(seed)
+    if not isinstance(max_bad_fraction, int | float) or not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"max_bad_fraction={max_bad_fraction!r}: a number from 0 to 1.")
     parts, weights = [], []
     for number, part in enumerate(data):
         if not len(part["source"]):

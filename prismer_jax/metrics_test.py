@@ -171,6 +171,8 @@ def test_wandb_gets_the_values_and_the_same_id_when_resumed(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="not installed: pip install wandb"):
         metrics.Writer(tmp_path, wandb={})
+    with pytest.raises(UserError, match=r"wandb=False: a section of wandb.init's arguments"):
+        metrics.Writer(tmp_path, wandb=False)
 
 
 # --- progress ---

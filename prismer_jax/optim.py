@@ -240,6 +240,8 @@ def global_norm(tensors: Any) -> Array:
 
 
 def _multipliers(patterns: Patterns, leaf_names: Sequence[str], where: str) -> dict[str, float]:
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in patterns):
+        raise UserError(f"{where}={patterns!r}: a list of (regex of names, factor).")
     matches = tree.first_match([pattern for pattern, _ in patterns], leaf_names, where)
     return {name: patterns[matches[name]][1] if name in matches else 1.0 for name in leaf_names}
 

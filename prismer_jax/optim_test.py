@@ -137,6 +137,7 @@ def test_unknown_names_options_and_patterns_say_the_nearest():
         (dict(beta1=0.8), "optimizer 'adamw': unknown key 'beta1'"),
         (dict(name="sgd", momentun=0.8), "unknown key 'momentun'. Did you mean 'momentum'"),
         (dict(lr_mults=[("decoder/.*", 1.0)]), "lr_mults: 'decoder/.*' matches no parameter"),
+        (dict(lr_mults={"encoder/.*": 0.5}), "lr_mults={'encoder/.*': 0.5}: a list of (regex of names, factor)"),
         (dict(wd_mults=[("bias", 1.0)]), "wd_mults: 'bias' matches no parameter"),
         (dict(warmup_steps=11), "warm-up of 11 steps does not fit into 10"),
     ]:

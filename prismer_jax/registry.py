@@ -19,6 +19,8 @@ def parse(spec: str) -> list[Call]:
       UserError: the text is not of that form.
     """
     try:
+        if not isinstance(spec, str):
+            raise SyntaxError("not a text")
         tree = ast.parse(spec.strip(), mode="eval").body
     except SyntaxError as error:
         raise UserError(f"Cannot parse {spec!r}: {error.msg}. Write it as \"op(1, key='x')|other_op\".") from None

@@ -15,8 +15,10 @@ def start(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapping[str
     """Returns a run of wandb.init with these options; one in the same workdir goes on in it.
 
     Raises:
-      UserError: wandb is not installed.
+      UserError: wandb is not installed, or the options are no section.
     """
+    if not isinstance(options, Mapping):
+        raise UserError(f"wandb={options!r}: a section of wandb.init's arguments, as dict(project='mine'), or None.")
     try:
         import wandb
     except ImportError:

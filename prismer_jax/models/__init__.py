@@ -39,6 +39,8 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quant
     module = family(name)
     if "variant" in fields:
         choose("variant", fields["variant"], module.VARIANTS)
+    if "dtype" in fields:
+        choose("config.model.dtype", fields["dtype"], dict.fromkeys(("float32", "bfloat16", "float16")))
     try:
         model = module.build(tokenizer=tokenizer, **fields)
     except TypeError as error:

@@ -21,7 +21,8 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
-from prismer_jax.labels import EXPERTS, FEATURES, select
+from prismer_jax.labels import EXPERTS, select
+from prismer_jax.labels import FEATURES as WORD_FEATURES  # a family's own FEATURES are regexes
 from prismer_jax.losses import Costs, Forward
 from prismer_jax.towers import layers, vit
 from prismer_jax.towers.label_costs import ARROW, edge_costs, map_costs, middle_costs, places, predicted_channels, unit
@@ -144,7 +145,7 @@ class Student(nn.Module):
             if kind == "edge":
                 cost = edge_costs(maps, jnp.asarray(batch[EXPERTS[kind].key]))
             if EXPERTS[kind].embed == "instances":
-                cost += middle_costs(maps[..., FEATURES:], batch[EXPERTS[kind].key])
+                cost += middle_costs(maps[..., WORD_FEATURES:], batch[EXPERTS[kind].key])
             costs[kind] = cost, there
         return costs
 
@@ -164,11 +165,11 @@ class Student(nn.Module):
                 nothing = words @ unit(jnp.asarray(tables[kind][-1])) > BACKGROUND_NEAR
                 read[kind] = jnp.where(nothing[..., None], 0.0, words).astype(jnp.float16)
             else:
-                nearest = (unit(maps[..., :FEATURES]) @ unit(jnp.asarray(tables[kind])).T).argmax(-1)
+                nearest = (unit(maps[..., :WORD_FEATURES]) @ unit(jnp.asarray(tables[kind])).T).argmax(-1)
                 read[kind] = jnp.where(nearest < len(tables[kind]) - 1, nearest, -1).astype(jnp.int16)
                 if EXPERTS[kind].embed == "instances":
                     size = np.array(maps.shape[1:3])
-                    ends = (places(*size) + ARROW * maps[..., FEATURES:]) * size
+                    ends = (places(*size) + ARROW * maps[..., WORD_FEATURES:]) * size
                     ends = jnp.clip(ends, 0, size - 1).astype(jnp.int16)
                     read[kind] = jnp.concatenate([read[kind][..., None], ends], -1)
         return read

@@ -488,6 +488,8 @@ def test_labels_for_keeps_tables_that_are_there():
         "random_resized_crop(9, ratio=(0, 1))",
         "flip(normals='x')",
         "resiez(9)",
+        "random_resized_crop(9, scale=3)",  # of another type
+        "randaugment('x')",
     ],
 )
 def test_wrong_settings_are_user_errors_when_the_chain_is_built(spec):

@@ -78,7 +78,7 @@ def make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
         kwargs = {**kwargs, "tokenizer": tokenizer}
     try:
         inspect.signature(factory).bind(*args, **kwargs)
-    except TypeError as error:
+        return factory(*args, **kwargs)
+    except TypeError as error:  # or of a value of another type
         usage = f"{name}({', '.join(str(p) for p in parameters.values() if p.name != 'tokenizer')})"
         raise UserError(f"The op {name} does not take these arguments ({error}). Write {usage}.") from None
-    return factory(*args, **kwargs)

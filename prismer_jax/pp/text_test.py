@@ -150,6 +150,7 @@ def test_examples_without_usable_text_are_bad_samples_with_their_id(spec, exampl
         ("tokenize(2)", "at least 3"),
         ("tokenize", "length"),
         ("tokenize(9, pad='middle')", "left"),
+        ("tokenize('9')", r"The op tokenize does not take these arguments .*Write tokenize\(length"),
     ],
 )
 def test_wrong_settings_are_explained_when_the_chain_is_built(spec, message):

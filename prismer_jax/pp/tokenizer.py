@@ -140,7 +140,7 @@ def load(spec: str) -> Tokenizer:
     Raises:
       UserError: the kind is unknown, or a file is missing or garbled.
     """
-    kind, _, where = spec.partition(":")
+    kind, _, where = str(spec).partition(":")
     cls = registry.imported("tokenizer", kind, KINDS)
     if kind != "scenes" and not where:
         raise UserError(f"The tokenizer {spec!r} names no folder or file: {kind}:PATH.")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from prismer_jax import config
 from prismer_jax.labels import EXPERTS, PAPER
-from prismer_jax.report import draw, page
+from prismer_jax.report import draw, page, results
 from prismer_jax.report.draw import colorize, contact, panel
 from prismer_jax.report.page import write_report
 
@@ -116,3 +117,18 @@ def test_report_of_an_empty_workdir_is_a_page_without_pictures(tmp_path):
 )
 def test_metric_names_split_into_evaluator_metric_variant_and_type(name, parts):
     assert page.split_name(name) == parts
+
+
+class Evaluator:
+    predictions = ({"image_id": 1},)
+
+    def samples(self, number):
+        self.number = number
+        return []
+
+
+@pytest.mark.parametrize(("samples", "each"), [(12, 6), (1, 1), (0, None)])
+def test_a_report_shows_as_many_samples_as_it_is_told(samples, each, tmp_path):
+    evaluators = {"a": Evaluator(), "b": Evaluator()}
+    results.write(tmp_path, evaluators, {}, config.Section({}), samples=samples)
+    assert [getattr(evaluator, "number", None) for evaluator in evaluators.values()] == [each, each]

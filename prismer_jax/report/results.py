@@ -25,11 +25,11 @@ def write(
       evaluators: {name: evaluator}, which have run.
       scores: what they yielded.
       cfg: the config, which the report shows.
-      samples: how many of all evaluators the report shows.
+      samples: how many of all evaluators the report shows, of each one at least; 0 for none.
     """
     write_predictions(folder, evaluators)
     shown = [evaluator for evaluator in evaluators.values() if evaluator.predictions]
-    panels = [sample for evaluator in shown for sample in evaluator.samples(max(1, samples // len(shown)))]
+    panels = [part for evaluator in shown if samples for part in evaluator.samples(max(1, samples // len(shown)))]
     page.write_report(folder, panels, scores, config.to_json(cfg))
     storage.write_json(folder / "metrics.json", dict(scores))
 

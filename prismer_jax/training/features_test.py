@@ -118,6 +118,7 @@ def test_a_bad_photo_is_a_bad_sample(tmp_path, init):
         (dict(init=None), "name them by config.init"),
         (dict(pack={"length": 8}), "use one of both"),
         (dict(family="prismer"), "of prismer keeps no features"),
+        (dict(family="student"), "of student keeps no features"),
     ],
 )
 def test_features_that_cannot_be_kept_are_refused(tmp_path, init, options, message):
