@@ -95,6 +95,45 @@ def test_a_misspelt_setting_of_the_loss_is_an_error(stop_before_the_first_step, 
         train.train(cfg, tmp_path)
 
 
+EVALUATOR = dict(type="loss", pp="decode", data=dict(name="scenes", split="val", size=96, count=64), batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("data", "captions", {"weight": "sized"}, r"data\.captions\.weight='sized': a number above 0, or 'size'"),
+        ("evals", "loss", {**EVALUATOR, "bs": 3}, r"config\.evals\.loss: evaluator 'loss': unexpected .* 'bs'"),
+        ("evals", "loss", {**EVALUATOR, "type": "refcoco"}, r"evals\.loss: evaluator 'refcoco': missing .* 'codec'"),
+        ("evals", "loss", {**EVALUATOR, "loss_options": {"chunkk": 2}}, "loss_options .*: unknown key 'chunkk'"),
+        ("tasks", "caption", {"decod": {}}, r"config\.tasks\.caption: unknown key 'decod'\. Did you mean 'decode'"),
+        ("tasks", "caption", {"pp": "decod"}, "Unknown preprocessing op 'decod'"),
+        ("tasks", "caption", {"decode": {"method": "beem"}}, r"tasks\.caption\.decode: .*Did you mean 'beam'"),
+        ("tasks", "caption", {"decode": {"num_beam": 3}}, r"tasks\.caption\.decode: .*Did you mean 'num_beams'"),
+        ("tasks", "caption", {"sample": {"top": 3}}, r"tasks\.caption\.sample: .*Did you mean 'top_"),
+    ],
+)
+def test_a_section_is_checked_before_the_first_step(section, key, value, message, stop_before_the_first_step, tmp_path):
+    cfg = config.plain(load("configs/quickstart.py", "smoke,z"))
+    cfg[section][key] = {**cfg[section].get(key, {}), **value}
+    with pytest.raises(UserError, match=message) as error:
+        train.train(cfg, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("files", ["no_such_codec.npz", ["no_such_codec.npz"]])
+def test_a_file_that_checkpoints_carry_must_be_there(files, stop_before_the_first_step, tmp_path):
+    cfg = config.plain(load("configs/quickstart.py", "smoke,z")) | {"files": files}
+    with pytest.raises(UserError, match=r"config\.files: .*no_such_codec\.npz does not exist"):
+        train.train(cfg, tmp_path)
+
+
+def test_none_of_an_optional_key_is_as_if_it_were_left_out(stop_before_the_first_step, tmp_path):
+    cfg = config.plain(load("configs/quickstart.py", "smoke,z"))
+    optional = ("accumulate", "num_workers", "sharding", "freeze", "report", "profile", "max_bad_fraction", "prng")
+    with pytest.raises(Stopped):
+        train.train(cfg | dict.fromkeys(optional), tmp_path)
+
+
 def test_hyperparameters_are_the_published_ones():
     """NVlabs/prismer at 4f27ab3, configs/*.yaml."""
     base, large = load("configs/pretrain.py"), load("configs/pretrain.py", "size=large")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prismer_jax import config, datasets, evaluators, losses, models, pp, registry, runtime
 from prismer_jax.datasets import checks
+from prismer_jax.decode import batch as decoding
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
+from prismer_jax.pp.ops import Pipeline
+from prismer_jax.pp.text import style_of
 from prismer_jax.report import results
 
 DATA_KEYS = ("name", "pp", "weight", "pack", "features", *config.duration_keys("start"))  # others are the data set's
@@ -46,6 +50,8 @@ def load_mixture(section: config.Section, tokenizer: Any, experts: str | Sequenc
                 raise UserError(f"config.data.{name}.pack: {error}.") from None
         size = getattr(source, "texts", len(source))
         weight = size if weight == "size" else weight
+        if not isinstance(weight, int | float):
+            raise UserError(f"config.data.{name}.weight={weight!r}: a number above 0, or 'size'.")
         mixture.append({"name": name, "source": source, "pp": chain, "weight": weight, "size": size})
     return mixture
 
@@ -77,11 +83,7 @@ def make_evaluators(
     for name, part in section.items():
         where = f"config.evals.{name}"
         train_data = part.get("train_data")
-        made[name] = config.call(
-            evaluators.build,
-            part,
-            where,
-            skip=("data", "train_data", "pp"),
+        given = dict(
             model=model,
             tokenizer=tokenizer,
             source=load_source(part.data, f"{where}.data", part.pp, model.experts),
@@ -90,8 +92,53 @@ def make_evaluators(
             mesh=mesh,
             quiet=quiet,
         )
+        try:
+            made[name] = config.call(evaluators.build, part, where, skip=("data", "train_data", "pp"), **given)
+        except TypeError as error:
+            if not (wrong := re.search(r"(missing|unexpected) .*argument.*", str(error))):
+                raise
+            raise UserError(f"{where}: evaluator {part.type!r}: {wrong[0]}.") from None
         made[name].check_source(where)  # now, and not after hours of training
     return made
+
+
+def check_tasks(section: config.Section, tokenizer: Any) -> None:
+    """Checks what checkpoints carry for their use, and training itself never asks for.
+
+    Raises:
+      UserError: a task has a key or an op that does not exist, or decoding lacks a setting.
+    """
+    for name, part in section.items():
+        config.call(task, part, f"config.tasks.{name}", where=f"config.tasks.{name}", tokenizer=tokenizer)
+
+
+def task(
+    pp: str,
+    *,
+    style: str = "plain",
+    decode: Mapping[str, Any] | None = None,
+    sample: Mapping[str, Any] | None = None,
+    max_tokens: int = 32,
+    where: str,
+    tokenizer: Any,
+) -> None:
+    """Checks a task of a checkpoint.
+
+    Args:
+      pp: ops that make a prompt of an example.
+      style: of pp.text.STYLES: how texts are read back.
+      decode: settings of decode.generate and of its method.
+      sample: further settings where a user asks for samples.
+      max_tokens: of a text that is compared with photos.
+      where: the section of the config.
+
+    Raises:
+      UserError: as `check_tasks`.
+    """
+    Pipeline(pp, tokenizer)
+    style_of(style)
+    decoding.check(decode or {}, f"{where}.decode")
+    decoding.check({"method": "sample", **(sample or {})}, f"{where}.sample")
 
 
 def check_metric(name: str | None, evals: Mapping[str, evaluators.Evaluator]) -> None:
@@ -114,12 +161,14 @@ def settings_of_later(cfg: config.Section) -> tuple[dict[str, Any], dict[str, An
     """Returns the settings of the report and of the profile, checked although they are not needed before the end.
 
     Raises:
-      UserError: there is no such setting.
+      UserError: there is no such setting, or a profile of no steps.
     """
     report = config.arguments(
         results.write, cfg.get("report", {}), "config.report", extra=("folder", "evaluators", "scores", "cfg")
     )
     profile = config.arguments(runtime.profiled, cfg.get("profile", {}), "config.profile", extra=("folder",))
+    if profile.get("first", 0) < 0 or profile.get("steps", 1) < 1:
+        raise UserError(f"config.profile: {profile}; first is a step, or 0 for no profile, and steps at least 1.")
     return report, profile
 
 
@@ -130,7 +179,10 @@ def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, A
     """
     what = {"model": config.plain(cfg.model), "tokenizer": tokenizer.spec, "tasks": config.plain(cfg.tasks), **more}
     what |= {"freeze": config.plain(cfg.get("freeze", "none"))} if cfg.model.get("lora") else {}  # for tools.export
-    files = [*tokenizer.files(), *map(storage.on_disk, cfg.get("files", ()))]
+    further = cfg.get("files", ())
+    files = [*tokenizer.files(), *map(storage.on_disk, [further] if isinstance(further, str) else further)]
+    if missing := [path for path in files if not path.is_file()]:
+        raise UserError(f"config.files: {missing[0]} does not exist.")
     return {"config": what, "files": {path.name: path for path in files}}
 
 

@@ -93,12 +93,13 @@ def train_on(
         part["start"] = first = config.steps(cfg.data[part["name"]], "start", default=0, **durations)
         if first >= total_steps > 0:
             logging.warning(f"config.data.{part['name']} starts at step {first} of {total_steps}: it is never seen.")
-    every = {n: max(1, config.steps(cfg, n, default=total_steps, **durations)) for n in ("log", "evaluate", "save")}
+    every = {n: config.interval(cfg, n, **durations) for n in ("log", "evaluate", "save")}
 
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
     training = make_step(cfg, tokenizer, mesh, durations)
     if cfg.get("targets") or hasattr(training.model, "kinds"):  # it learns what labels say
         checks.check_training(mixture, cfg, training.model)
+    assembly.check_tasks(cfg.tasks, tokenizer)
     evals = assembly.make_evaluators(cfg.evals, training.model, tokenizer, mesh, quiet=True)
     sources = {part["name"]: part["source"] for part in mixture} | {f"evals.{n}": e.source for n, e in evals.items()}
     data_seen.check(workdir, sources, allow_changed_data)

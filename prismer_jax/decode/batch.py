@@ -100,6 +100,23 @@ def generate(
     return run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
 
 
+def settings_of(*functions: Callable[..., Any]) -> dict[str, None]:
+    """Returns the names of what a config may set of `generate`, a method or `rank`: not what the program gives them."""
+    own = {"model", "variables", "answers", "answer_mask", "settings"} | set(_TAKEN) - {"max_new", "min_new"}
+    own -= {"prompt_length"} if generate in functions else set()
+    return {p: None for function in functions for p in inspect.signature(function).parameters if p not in own}
+
+
+def check(settings: Mapping[str, Any], where: str) -> None:
+    """Raises a UserError that begins with `where` for settings of `generate` that do not exist."""
+    try:
+        function = registry.imported("decoding method", settings.get("method", "beam"), METHODS)
+        for name in settings:
+            choose("setting of decoding", name, settings_of(generate, function))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def as_given(text: Array, mask_input: Array, counted: Array | None = None) -> tuple[Array, Array, int]:
     """Leaves prompts as they are; a prompt's length is their number of columns."""
     return text, mask_input, text.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from prismer_jax import batch as inputs
-from prismer_jax import losses, registry, sharding
+from prismer_jax import config, losses, registry, sharding
 from prismer_jax.evaluators.common import Batch, Evaluator, Record, blank, local_rows
 
 
@@ -31,7 +32,9 @@ class LossEvaluator(Evaluator):
         self, *, loss: str = "cross_entropy", loss_options: dict[str, Any] | None = None, **common: Any
     ) -> None:
         super().__init__(**common)
-        function, options = registry.imported("loss", loss, losses.LOSSES), loss_options or {}
+        function = registry.imported("loss", loss, losses.LOSSES)
+        called_with = list(inspect.signature(function).parameters)[:2]
+        options = config.arguments(function, loss_options or {}, f"loss_options of {loss!r}", extra=called_with)
 
         def costs(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             forward = functools.partial(losses.apply, self.model, variables)

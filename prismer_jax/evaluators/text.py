@@ -16,11 +16,13 @@ import numpy as np
 from prismer_jax import decode
 from prismer_jax import input as loader
 from prismer_jax.batch import prompts
+from prismer_jax.decode.batch import settings_of
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.evaluators.common import Batch, Evaluator, Journal, Record, gather, local_rows
 from prismer_jax.pp.text import style_of
 
 SCANNED = 5000  # examples of the training set that are looked at for the most frequent text
+OPTIONS = dict.fromkeys(("batch_size", "num_workers", "blank", "max_unscored", "predict_only", "style"))  # of all
 FIRST = 500  # examples, neighbours, whose ids are compared before a model is asked
 
 
@@ -67,9 +69,8 @@ class TextEvaluator(Evaluator):
 
     def check_settings(self, *functions: Callable[..., Any]) -> None:
         """Raises a UserError for a setting that is not a parameter of one of these functions."""
-        parameters = {name: None for function in functions for name in inspect.signature(function).parameters}
         for name in self.settings:
-            choose(f"option of {type(self).__name__}:", name, parameters)
+            choose(f"option of {type(self).__name__}:", name, {**OPTIONS, **settings_of(*functions)})
 
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]
