@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prismer_jax import config, datasets, evaluators, losses, models, pp, registry, runtime
 from prismer_jax.datasets import checks
-from prismer_jax.decode import batch as decoding
 from prismer_jax.errors import UserError, nearest
 from prismer_jax.files import storage
 from prismer_jax.pp.ops import Pipeline
@@ -83,7 +81,11 @@ def make_evaluators(
     for name, part in section.items():
         where = f"config.evals.{name}"
         train_data = part.get("train_data")
-        given = dict(
+        made[name] = config.call(
+            evaluators.build,
+            part,
+            where,
+            skip=("data", "train_data", "pp"),
             model=model,
             tokenizer=tokenizer,
             source=load_source(part.data, f"{where}.data", part.pp, model.experts),
@@ -92,27 +94,17 @@ def make_evaluators(
             mesh=mesh,
             quiet=quiet,
         )
-        try:
-            made[name] = config.call(evaluators.build, part, where, skip=("data", "train_data", "pp"), **given)
-        except TypeError as error:
-            if not (wrong := re.search(r"(missing|unexpected) .*argument.*", str(error))):
-                raise
-            raise UserError(f"{where}: evaluator {part.type!r}: {wrong[0]}.") from None
         made[name].check_source(where)  # now, and not after hours of training
     return made
 
 
 def check_tasks(section: config.Section, tokenizer: Any) -> None:
-    """Checks what checkpoints carry for their use, and training itself never asks for.
-
-    Raises:
-      UserError: a task has a key or an op that does not exist, or decoding lacks a setting.
-    """
+    """Raises a UserError for what checkpoints could not be used by; training itself asks for no task."""
     for name, part in section.items():
-        config.call(task, part, f"config.tasks.{name}", where=f"config.tasks.{name}", tokenizer=tokenizer)
+        config.call(check_task, part, f"config.tasks.{name}", where=f"config.tasks.{name}", tokenizer=tokenizer)
 
 
-def task(
+def check_task(
     pp: str,
     *,
     style: str = "plain",
@@ -122,23 +114,12 @@ def task(
     where: str,
     tokenizer: Any,
 ) -> None:
-    """Checks a task of a checkpoint.
-
-    Args:
-      pp: ops that make a prompt of an example.
-      style: of pp.text.STYLES: how texts are read back.
-      decode: settings of decode.generate and of its method.
-      sample: further settings where a user asks for samples.
-      max_tokens: of a text that is compared with photos.
-      where: the section of the config.
-
-    Raises:
-      UserError: as `check_tasks`.
-    """
+    """Checks a task: its ops, how texts are read back, and the settings of decoding, further ones where it draws."""
     Pipeline(pp, tokenizer)
     style_of(style)
-    decoding.check(decode or {}, f"{where}.decode")
-    decoding.check({"method": "sample", **(sample or {})}, f"{where}.sample")
+    check = importlib.import_module("prismer_jax.decode.batch").check
+    check(decode or {}, f"{where}.decode")
+    check({"method": "sample", **(sample or {})}, f"{where}.sample")
 
 
 def check_metric(name: str | None, evals: Mapping[str, evaluators.Evaluator]) -> None:

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import pathlib
-import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,9 +24,9 @@ from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.label_png import DAMAGED, PNG_END
 from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, FEATURES, WORDS_KEY, no_classes, no_words
+from prismer_jax.registry import READING
 
 RECORD = "make_labels.json"  # in a folder of label files: which weights made those of each expert
-ONE_NPZ = threading.Lock()  # read at a time by threads: findings/numpy_load_threads_jax.sh
 
 
 def path_of(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> pathlib.Path:
@@ -163,7 +162,7 @@ def read_words(path: str | os.PathLike, data: bytes | None = None) -> tuple[np.n
             remedy = "missing; it holds the features of the words in the PNG beside it"
         raise BadSample(f"{path}: {remedy}.")
     try:
-        with ONE_NPZ, np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as file:
+        with READING, np.load(path if data is None else io.BytesIO(data), allow_pickle=False) as file:
             features, words = file["features"], [str(word) for word in file["words"]]
         if features.dtype.kind not in "iuf" or features.shape != (len(words), FEATURES):  # V2: bfloat16 of NumPy's save
             raise ValueError(f"the features of {len(words)} words are {features.dtype.str} {list(features.shape)}")

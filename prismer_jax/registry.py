@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
 
+READING = threading.Lock()  # of what Python parses, NumPy's headers too: findings/numpy_load_threads_jax.sh
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
@@ -21,7 +23,8 @@ def parse(spec: str) -> list[Call]:
     try:
         if not isinstance(spec, str):
             raise SyntaxError("not a text")
-        tree = ast.parse(spec.strip(), mode="eval").body
+        with READING:
+            tree = ast.parse(spec.strip(), mode="eval").body
     except SyntaxError as error:
         raise UserError(f"Cannot parse {spec!r}: {error.msg}. Write it as \"op(1, key='x')|other_op\".") from None
     return [_call(node, spec) for node in _split(tree)]

@@ -7,7 +7,7 @@ runs the file and overrides its keys, `section.py` and `durations.py` read, `num
 """
 
 from prismer_jax.config.command_line import RECIPES, ArgumentParser, load, parse_arg
-from prismer_jax.config.durations import duration_keys, interval, steps
+from prismer_jax.config.durations import duration_keys, steps
 from prismer_jax.config.keeping import Workdir, alone, provenance, save_resolved, to_json
 from prismer_jax.config.numbers import check_seed, check_workers
 from prismer_jax.config.section import Section, arguments, assert_read, call, plain, strict, unread
@@ -17,7 +17,6 @@ __all__ += [
     "check_seed",
     "check_workers",
     "duration_keys",
-    "interval",
     "load",
     "parse_arg",
     "plain",

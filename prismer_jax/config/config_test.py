@@ -263,9 +263,9 @@ def test_durations_are_given_once_and_make_sense():
 
 @pytest.mark.parametrize(("section", "expected"), [({}, 400), ({"x_steps": None}, 400), ({"x_percent": 0.01}, 1)])
 def test_intervals_are_at_least_a_step(section, expected):
-    assert config.interval(section, "x", batch_size=10, total_steps=400) == expected
-    with pytest.raises(UserError, match=r"'x_epochs' must be above 0; leave it out, or set None"):
-        config.interval({"x_epochs": 0}, "x", batch_size=10, num_examples=1000, total_steps=400)
+    assert config.steps(section, "x", batch_size=10, total_steps=400, default=400, least=1) == expected
+    with pytest.raises(UserError, match=r"'x_epochs' must be a number above 0, not 0\."):
+        config.steps({"x_epochs": 0}, "x", batch_size=10, num_examples=1000, total_steps=400, default=400, least=1)
 
 
 def test_none_is_as_if_a_key_were_left_out_or_an_error():

@@ -22,6 +22,7 @@ def steps(
     num_examples: int | None = None,
     total_steps: int | None = None,
     default: int | None = None,
+    least: int = 0,
 ) -> int:
     """Returns a duration in steps, from exactly one of NAME_steps, NAME_epochs, NAME_examples, NAME_percent.
 
@@ -32,9 +33,10 @@ def steps(
       num_examples: examples an epoch; needed for epochs.
       total_steps: what percent refers to.
       default: the answer when no key is given; without it that is an error.
+      least: 1 if there must be a step, else 0.
 
     Raises:
-      UserError: none or several of the keys are given, or the value is negative or cannot be converted.
+      UserError: none or several of the keys are given, or the value is below `least` or cannot be converted.
     """
     given = [key for key in duration_keys(name) if section.get(key) is not None]
     if not given and default is not None:
@@ -42,26 +44,12 @@ def steps(
     if len(given) != 1:
         raise UserError(f"Give exactly one of {', '.join(duration_keys(name))}; the config has {given or 'none'}.")
     value, unit = section[given[0]], given[0].rpartition("_")[2]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise UserError(f"Config key {given[0]!r} must be a number, at least 0, not {value!r}.")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    if not number or (least and not value):
+        bound = "above" if least else "of at least"
+        raise UserError(f"Config key {given[0]!r} must be a number {bound} 0, not {value!r}.")
     units = dict(steps=(1, 1), epochs=(num_examples, batch_size), examples=(1, batch_size), percent=(total_steps, 100))
     times, parts = units[unit]
     if times is None:
         raise UserError(f"Config key {given[0]!r} cannot be used here; use {name}_steps.")
     return max(round(value * times / parts), 1 if value > 0 else 0)
-
-
-def interval(section: Mapping[str, Any], name: str, **durations: Any) -> int:
-    """Returns the steps between two of what is done every so often; without a key, all of the training.
-
-    Args:
-      section, name, durations: of `steps`, `total_steps` among them.
-
-    Raises:
-      UserError: as `steps`, or the value is 0.
-    """
-    found = steps(section, name, default=max(1, durations["total_steps"]), **durations)
-    if found == 0:
-        key = next(key for key in duration_keys(name) if section.get(key) is not None)
-        raise UserError(f"Config key {key!r} must be above 0; leave it out, or set None, for the end of the run alone.")
-    return found

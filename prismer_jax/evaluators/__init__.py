@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax import registry
+from prismer_jax.errors import UserError
 from prismer_jax.evaluators.common import Evaluator, Journal
 
 # Type -> module and class; imported when an evaluator of it is asked for.
@@ -29,9 +31,15 @@ def build(type: str, **options: Any) -> Evaluator:
     """Makes the evaluator of that type; `options` go to its class.
 
     Raises:
-      UserError: an unknown type or option.
+      UserError: an unknown type or option, or one that is missing.
     """
-    return registry.imported("evaluator", type, EVALUATORS)(**options)
+    made = registry.imported("evaluator", type, EVALUATORS)
+    try:
+        return made(**options)
+    except TypeError as error:
+        if wrong := re.search(r"(missing|unexpected) .*argument.*", str(error)):
+            raise UserError(f"Evaluator {type!r}: {wrong[0]}.") from None
+        raise
 
 
 def run(

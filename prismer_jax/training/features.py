@@ -22,10 +22,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import checkpoint, input, label_files, models, pp, runtime, sharding, tree
+from prismer_jax import checkpoint, input, models, pp, runtime, sharding, tree
 from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, versions
+from prismer_jax.registry import READING
 
 VERSION = 1  # of the files
 BESIDE = ("image_mask", "grids")  # what ops make beside the image that later ops or the model read
@@ -138,7 +139,7 @@ class Cached:
         example = dict(self._source[index])
         path = self._path(example.pop("image"))
         try:
-            with label_files.ONE_NPZ, np.load(path) as stored:
+            with READING, np.load(path) as stored:
                 made = dict(stored)
         except FileNotFoundError:
             input.eval_example(_Photos(self._source, [index]), self._chain, 0)  # raises what is wrong with the photo
