@@ -23,6 +23,7 @@ while.
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import pathlib
 import sys
@@ -34,7 +35,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import checkpoint, config, experts, models, pp, runtime, tree
+from prismer_jax import checkpoint, config, experts, models, runtime, tree
 from prismer_jax.errors import UserError, as_installed, choose, run_main
 from prismer_jax.experts import weights
 from prismer_jax.files import storage
@@ -52,7 +53,7 @@ def family(name: str, command: conversion.Command, argv: Sequence[str]) -> None:
     _output(parser, "the folder to write")
     command.flags(parser)
     _allow(parser)
-    started, args = time.monotonic(), _flags(parser, argv)
+    started, args = time.monotonic(), _flags(parser, argv, command.fields)
     config.check_seed(getattr(args, "seed", 0))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     result = command.run(args, functools.partial(_on_disk, folder=args.output.parent))
@@ -71,10 +72,11 @@ def by_table(name: str) -> conversion.Command:
     def flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--input", required=True, type=storage.on_disk, help="the official file")
         parser.add_argument("--variant", required=True, help=", ".join(module.VARIANTS))
-        parser.add_argument("--tokenizer", required=True, help="its spec, such as tokenizers:FOLDER")
+        conversion.add_tokenizer(parser, "tokenizers", required=True)
 
     def run(args: argparse.Namespace, put: conversion.Put) -> conversion.Converted:
-        tokenizer, fields = pp.tokenizer.load(args.tokenizer), {"name": name, "variant": args.variant}
+        tokenizer = conversion.tokenizer_of(args.tokenizer, "tokenizers")
+        fields = conversion.merged({"name": name, "variant": args.variant}, args.model)
         model = models.build(**fields, tokenizer=tokenizer)
         table, state = conversion.of_family(name).TABLE, safe.load(args.input)
         variables = conversion.from_torch(state, model, table, str(args.input), allow=args.allow, put=put)
@@ -163,10 +165,24 @@ def _allow(parser: config.ArgumentParser) -> None:
     )
 
 
-def _flags(parser: config.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def _flags(parser: config.ArgumentParser, argv: Sequence[str], fields: bool = False) -> argparse.Namespace:
+    """Returns the flags, and where `fields` may be given, as `model` those of --config.model.KEY=VALUE."""
     args, overrides = parser.parse(argv)
-    if overrides:
-        raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
+    known: dict[str, Any] = {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        section, _, name = key.partition(".")
+        if not (fields and section == "model" and name):
+            only = "--config.model.KEY alone is taken, a field of the model" if fields else "nothing here has a config"
+            raise UserError(f"Unknown argument --config.{override}: {only}.")
+        try:
+            known[name.replace(".", "/")] = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            known[name.replace(".", "/")] = text
+    try:
+        args.model = tree.unflatten(known)
+    except TypeError:
+        raise UserError("--config.model: a field is given as a whole and in parts. Leave out one of them.") from None
     there = getattr(args, "output", None)
     if there and there.exists() and not args.force and not (there.is_dir() and not any(there.iterdir())):
         raise UserError(f"{there} exists; choose another name, or replace it with --force.")

@@ -6,6 +6,7 @@
   msgpack      the nested variables, as flax.serialization.msgpack_restore reads them
   nanovlm      a folder that the original nanoVLM's from_pretrained reads
   big_vision   a folder with PaliGemma's model.npz, as big_vision reads it
+  paligemma_hf a folder that transformers' PaliGemmaForConditionalGeneration reads
   blip2_hf     a folder that transformers' Blip2ForConditionalGeneration reads
   adapter      a folder of the LoRA adapters alone, which the library PEFT reads
 

@@ -111,7 +111,7 @@ def test_the_help_says_which_formats_are_folders(capsys):
     with pytest.raises(SystemExit):
         export.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "a folder for orbax, adapter, blip2_hf, nanovlm, big_vision, else a file" in said
+    assert "a folder for orbax, adapter, blip2_hf, nanovlm, big_vision, paligemma_hf, else a file" in said
 
 
 @pytest.mark.parametrize(("experts", "remedy"), [(["depth"], "orbax"), ("none", "safetensors")])

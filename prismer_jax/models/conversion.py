@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prismer_jax import tree
+from prismer_jax import pp, tree
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.models import family
 from prismer_jax.weights import rules
 
 Put = Callable[[Any], Any]
+PARTS = ("vision", "qformer", "language", "decoder", "classes")  # what is a dict among the arguments of models.build
 
 
 def of_family(name: str) -> types.ModuleType:
@@ -68,11 +70,62 @@ class Command(NamedTuple):
       help: a sentence.
       flags: adds its flags to a parser.
       run: (parsed flags, function that puts each array where it belongs) -> Converted.
+      fields: whether `run` reads the flags' `model`, the fields of --config.model.KEY.
     """
 
     help: str
     flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Put], Converted]
+    fields: bool = True
+
+
+def merged(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of models.build with one's own on top of them, and so in each dict among them.
+
+    Raises:
+      UserError: a part of a model is given a value, which has fields of its own.
+    """
+    for name in PARTS:
+        if not isinstance(own.get(name, {}), Mapping):
+            raise UserError(
+                f"--config.model.{name}={own[name]!r}: it has fields; give them, --config.model.{name}.KEY."
+            )
+    both = {
+        k: {**fields[k], **own[k]} for k in own if isinstance(own[k], Mapping) and isinstance(fields.get(k), Mapping)
+    }
+    return {**fields, **own, **both}
+
+
+def tokenizer_of(given: str, kind: str) -> pp.tokenizer.Tokenizer:
+    """Returns the tokenizer that --tokenizer names, which is the same in all commands.
+
+    Args:
+      given: a spec, such as 'tokenizers:FOLDER', or a path alone: of a SentencePiece model, where it ends in '.model',
+        else of the family's own kind.
+      kind: the latter, a name of pp.tokenizer.KINDS.
+
+    Raises:
+      UserError: an unknown kind, or a file is missing or garbled.
+    """
+    if given.partition(":")[0] in pp.tokenizer.KINDS or (":" in given and not storage.on_disk(given).exists()):
+        return pp.tokenizer.load(given)
+    return pp.tokenizer.load(f"{'sentencepiece' if given.endswith('.model') else kind}:{given}")
+
+
+def carried(tokenizer: pp.tokenizer.Tokenizer) -> tuple[str, dict[str, Any]]:
+    """Returns the spec of a tokenizer whose files lie in the export's folder, and {name: path} of them."""
+    kind, files = tokenizer.spec.partition(":")[0], {path.name: path for path in tokenizer.files()}
+    folder = kind in ("opt", "roberta", "tokenizers")
+    return (f"{kind}:." if folder else f"sentencepiece:{min(files)}"), files
+
+
+TOKENIZER_HELP = "KIND:PATH, kinds: {}; a path alone is a SentencePiece model if it ends in .model, else {}"
+
+
+def add_tokenizer(parser: argparse.ArgumentParser, kind: str, required: bool = False) -> None:
+    """Adds --tokenizer, which `tokenizer_of` reads; `kind` says what a path alone is."""
+    text = TOKENIZER_HELP.format(", ".join(pp.tokenizer.KINDS), kind)
+    parser.add_argument("--tokenizer", required=required, metavar="SPEC", help=text)
 
 
 def shapes_of(model: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import numpy as np
 from prismer_jax import config, decode, models, runtime
 from prismer_jax.batch import prompts
 from prismer_jax.decode import matching
-from prismer_jax.models.blip2.conversion import hugging_face_config
+from prismer_jax.models.blip2 import config_json
 from prismer_jax.training.step import PRNG
 
 from .reference.serving import serve
@@ -50,7 +50,7 @@ def measure(python: str | pathlib.Path | None, **options: Any) -> list[dict[str,
 
 def settings() -> dict[str, Any]:
     """Returns what the other side has to know: transformers' configs of the models, and what is done."""
-    configs = {kind: hugging_face_config(model(lm)) for kind, lm in (("opt", "opt350m"), ("t5", "flant5base"))}
+    configs = {kind: config_json.of(model(lm)) for kind, lm in (("opt", "opt350m"), ("t5", "flant5base"))}
     sizes = dict(batch=BATCH, beams=BEAMS, max_new=MAX_NEW, text=TEXT, pairs=PAIRS)
     return dict(**configs, **sizes, words=matcher().vocab_size)
 

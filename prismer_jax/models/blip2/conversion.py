@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax import models, pp, tree
+from prismer_jax import models, tree
 from prismer_jax.errors import UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
-from prismer_jax.models.blip2 import bert, parts
+from prismer_jax.models.blip2 import bert, config_json, file_sizes, parts
 from prismer_jax.models.blip2.model import RESIZE, VARIANTS, VIT_L
 from prismer_jax.models.blip2.table import table as table_of
 from prismer_jax.models.blip2.table import to_hugging_face
@@ -32,13 +32,6 @@ DTYPES = dict.fromkeys(("float32", "bfloat16", "float16", *PACKED))
 QUANTIZED = "(language|vision)/.*/kernel"  # what int8 and nf4 pack: what is not trained
 PROMPT, ANSWER = 32, 30  # tokens of what is asked and said at most
 POSITIONS = "params/vision/position_embedding"
-# The language model that a width in front of it means.
-MODELS = {
-    ("opt", 2560): "facebook/opt-2.7b",
-    ("opt", 4096): "facebook/opt-6.7b",
-    ("t5", 2048): "google/flan-t5-xl",
-    ("t5", 4096): "google/flan-t5-xxl",
-}
 
 
 def run(args: argparse.Namespace, put: Put) -> Converted:
@@ -55,7 +48,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
         raise UserError("Give --input, a repository of Hugging Face's, or --qformer with --vision and --language.")
     main = args.input or args.qformer
     where = " with ".join(str(path) for path in (main, args.vision, args.language) if path is not None)
-    state, fields, labels = parts.queries(main)
+    state, known, labels, hub = parts.queries(main)
     if args.vision is not None:
         if any(key.startswith("visual_encoder.") for key in state):
             raise UserError(f"{main}: has a vision transformer, which was trained with it: leave out --vision.")
@@ -66,7 +59,8 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
         language = read.fields
         state = {k: x for k, x in state.items() if not parts.is_language(k) and not re.fullmatch(parts.STAGE1, k)}
         state |= read.state
-    fields = _fields(args, state, fields, language)
+    fields = _fields(args, state, known, language, hub, where)
+    fields = conversion.merged(fields, args.model)
     model = models.build("blip2", **fields)
     _check(where, state, model)
     note = ""
@@ -91,24 +85,30 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
 
 
 def _fields(
-    args: argparse.Namespace, state: Mapping[str, Any], known: Mapping[str, Any], language: Mapping[str, Any]
+    args: argparse.Namespace,
+    state: Mapping[str, Any],
+    known: Mapping[str, Any],
+    language: Mapping[str, Any],
+    hub: tuple[Mapping[str, Any], pathlib.Path],
+    where: str,
 ) -> dict[str, Any]:
-    """Returns the arguments of models.build: a model's own where it was made here, else those of a variant."""
+    """Returns the arguments of models.build: a model's own where it was made here, a variant's, or what files say."""
     if known:
         model = models.build(**known)
         own = {name: dict(getattr(model, name)) for name in ("vision", "qformer", "language")}
         fields = {"variant": known["variant"], "embed_dim": model.embed_dim, **{k: x for k, x in own.items() if x}}
         fields |= {key: known[key] for key in ("experts", "stem_width", "classes") if key in known}
+    elif args.variant is not None:
+        fields = {"variant": args.variant}
+    elif hub[0]:
+        fields = config_json.fields_of(*hub)
     else:
-        usual = "pretrained" if bert.WORDS in state else f"pretrained_{_language_of(state)}"
-        fields = {"variant": args.variant or usual}
+        fields = file_sizes.fields_of(state, args.model, where)
     choose("variant", fields["variant"], VARIANTS)
     if language:
         fields["language"] = dict(language)
         if fields.get("qformer", {}).pop("vocab_size", 0) or "language" not in VARIANTS[fields["variant"]]:
             fields["variant"] = "pretrained_opt2.7b"  # of stage 2, whatever its language model
-    if not known and args.variant is None and "visual_encoder.class_embedding" in state:  # as CLIP calls it
-        fields["vision"] = dict(VIT_L)
     size, count = args.image_size, parts.positions(state)
     if size is None and count is not None:
         vision = {**VARIANTS[fields["variant"]]["vision"], **fields.get("vision", {})}
@@ -122,15 +122,6 @@ def _fields(
 
 
 _WORDS = ("model.decoder.embed_tokens.weight", "model.shared.weight", "model.model.embed_tokens.weight")
-
-
-def _language_of(state: Mapping[str, Any]) -> str:
-    """Returns the language model's name in VARIANTS that a file's layer in front of it was made for."""
-    for kind in ("opt", "t5"):
-        if (layer := state.get(f"{kind}_proj.weight")) is not None:
-            name = MODELS.get((kind, layer.shape[0]), "").rpartition("/")[2].replace("-", "")
-            return name or ("opt2.7b" if kind == "opt" else "flant5xl")
-    return "opt2.7b"
 
 
 def _layer_in_front(state: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -150,7 +141,7 @@ def _check(where: str, state: Mapping[str, np.ndarray], model: Any) -> None:
         return
     layer = _layer_in_front(state)
     if not any(map(parts.is_language, state)):
-        name = MODELS.get((model.language["tower"], model.language["width"]), "such as facebook/opt-2.7b")
+        name = file_sizes.MODELS.get((model.language["tower"], model.language["width"]), "such as facebook/opt-2.7b")
         raise UserError(f"{where}: holds no language model: give --language, a folder of {name}.")
     if layer is not None and layer.shape[0] != model.language["width"]:
         raise UserError(
@@ -191,11 +182,11 @@ def _arrays(
 def _described(
     args: argparse.Namespace, model: Any, fields: dict[str, Any], variables: dict[str, Any], note: str
 ) -> Converted:
-    tokenizer = pp.tokenizer.load(args.tokenizer) if args.tokenizer else None
-    spec = f"{args.tokenizer.partition(':')[0]}:." if tokenizer and tokenizer.files() else args.tokenizer
-    files = {path.name: path for path in tokenizer.files()} if tokenizer else {}
-    description = {"model": fields, "tasks": tasks(model), **({"tokenizer": spec} if spec else {})}
-    if not tokenizer:
+    description, files = {"model": fields, "tasks": tasks(model)}, {}
+    if args.tokenizer:
+        kind = "opt" if model.language.get("tower") == "opt" else "tokenizers"
+        description["tokenizer"], files = conversion.carried(conversion.tokenizer_of(args.tokenizer, kind))
+    else:
         note += " Convert again with --tokenizer, such as tokenizers:FOLDER, to use it."
     return Converted(model, variables, description, files, note)
 
@@ -224,47 +215,14 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vision", type=disk, help="eva_vit_g.pth or clip_vit_L.pth, where the other file holds none")
     parser.add_argument("--language", type=disk, help="folder of an OPT, a T5, a Llama, or of a model trained here")
-    parser.add_argument("--variant", help="such as pretrained_opt2.7b; the files say which by default")
+    parser.add_argument("--variant", help="such as pretrained_opt2.7b; the files' sizes by default")
     parser.add_argument("--image-size", type=int, help="pixels of a side; positions are interpolated to it")
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
-    parser.add_argument("--tokenizer", help="the language model's, such as tokenizers:FOLDER")
+    conversion.add_tokenizer(parser, "opt for an OPT, tokenizers for others")
     parser.add_argument("--seed", type=int, default=0, help="of new parameters")
 
 
 COMMANDS = {"blip2": Command("Converts a BLIP-2, of one file or several.", _flags, run)}
-
-
-# Our fields by the names of transformers' configurations, of the image encoder and of the Q-Former.
-_VISION = dict(hidden_size="width", intermediate_size="mlp_dim", num_hidden_layers="layers")
-_VISION |= dict(num_attention_heads="heads", image_size="image_size", patch_size="patch_size")
-_QFORMER = dict(
-    hidden_size="width", num_hidden_layers="layers", num_attention_heads="heads", intermediate_size="mlp_dim"
-)
-
-
-def hugging_face_config(model: Any) -> dict[str, Any]:
-    """Returns the config.json of transformers' Blip2ForConditionalGeneration.
-
-    Its one epsilon of the image encoder is that of the blocks, 1e-6; LAVIS's norm behind them has 1e-5.
-    """
-    vision, reader, language = model.vision, model.qformer, dict(model.language)
-    kind = language["tower"]
-    text = {theirs: language[ours] for ours, theirs in parts.CONFIGS[kind].items() if ours in language}
-    if kind == "opt":
-        text |= dict(word_embed_proj_dim=language.get("word_width") or language["width"])
-    if kind == "t5":
-        text |= dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-    cross = dict(cross_attention_frequency=reader.get("cross_every", 2), encoder_hidden_size=vision["width"])
-    sizes = {theirs: reader[ours] for theirs, ours in _QFORMER.items()}
-    return dict(
-        model_type="blip-2",
-        architectures=["Blip2ForConditionalGeneration"],
-        num_query_tokens=reader["queries"],
-        vision_config={theirs: vision[ours] for theirs, ours in _VISION.items()} | dict(layer_norm_eps=1e-6),
-        qformer_config=sizes | cross,
-        text_config=text | dict(model_type=kind),
-        use_decoder_only_language_model=kind != "t5",
-    )
 
 
 def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
@@ -279,7 +237,7 @@ def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], descr
     state = to_hugging_face(conversion.to_torch({"params": variables["params"]}, table_of(model)))
     output.mkdir(parents=True, exist_ok=True)
     write.safetensors_file(output / "model.safetensors", state)
-    storage.write_json(output / "config.json", hugging_face_config(model))
+    storage.write_json(output / "config.json", config_json.of(model))
 
 
 FORMATS = {"blip2_hf": write_hugging_face}  # of tools.export

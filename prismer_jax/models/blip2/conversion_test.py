@@ -10,8 +10,7 @@ import pytest
 from prismer_jax import checkpoint, models, tree
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
-from prismer_jax.models.blip2 import parts
-from prismer_jax.models.blip2.conversion import hugging_face_config
+from prismer_jax.models.blip2 import config_json, parts
 from prismer_jax.models.blip2.table import table
 from prismer_jax.weights import write
 from tools import convert, export
@@ -145,4 +144,4 @@ def test_a_language_model_of_another_width_is_refused(files, tmp_path):
         convert.main(
             ["blip2", "--variant", "tiny", *given, "--language", str(tmp_path / "opt"), "--output", str(tmp_path / "m")]
         )
-    assert hugging_face_config(models.build("blip2", variant="tiny_t5"))["text_config"]["d_kv"] == 8
+    assert config_json.of(models.build("blip2", variant="tiny_t5"))["text_config"]["d_kv"] == 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 import types
@@ -13,7 +12,7 @@ import numpy as np
 
 from prismer_jax import checkpoint, models, tree
 from prismer_jax.errors import UserError
-from prismer_jax.models import conversion
+from prismer_jax.models import conversion, hugging_face
 from prismer_jax.models.blip2 import bert
 from prismer_jax.models.blip2.table import LANGUAGE, UNUSED, of_hugging_face
 from prismer_jax.weights import rules, safe
@@ -23,26 +22,20 @@ STAGE1 = (
     r"Qformer\.cls\..*|Qformer\.bert\.embeddings\.(word|position)_embeddings\..*|itm_head\..*|temp|(vision|text)_proj\..*"
     r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*"
 )
-# What each of OPT's fields is called in its config.json, and T5's.
-_OPT = dict(width="hidden_size", layers="num_hidden_layers", heads="num_attention_heads", mlp_dim="ffn_dim")
-_OPT |= dict(vocab_size="vocab_size", max_positions="max_position_embeddings", pre_norm="do_layer_norm_before")
-_T5 = dict(width="d_model", layers="num_layers", decoder_layers="num_decoder_layers", heads="num_heads")
-_T5 |= dict(head_dim="d_kv", mlp_dim="d_ff", vocab_size="vocab_size")
-_LLAMA = dict(width="hidden_size", layers="num_hidden_layers", heads="num_attention_heads", mlp_dim="intermediate_size")
-_LLAMA |= dict(kv_heads="num_key_value_heads", vocab_size="vocab_size", max_positions="max_position_embeddings")
-_LLAMA |= dict(rope_base="rope_theta", epsilon="rms_norm_eps")
-CONFIGS = {"opt": _OPT, "t5": _T5, "llama": _LLAMA}
+KINDS = ("opt", "t5", "llama")  # of language models, a name of hugging_face.TEXT each
 
 
 class Part(NamedTuple):
     """A state dict under LAVIS's names, and what is known of the model: arguments of models.build, or {}.
 
-    `labels` are the variables that read experts' label maps, which LAVIS has none of, under their own names.
+    `labels` are the variables that read experts' label maps, which LAVIS has none of, under their own names. `hub` is
+    the config.json of a repository of Hugging Face's, and where it is.
     """
 
     state: dict[str, np.ndarray]
     fields: dict[str, Any]
     labels: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    hub: tuple[Mapping[str, Any], pathlib.Path] = ({}, pathlib.Path())
 
 
 def queries(path: pathlib.Path) -> Part:
@@ -65,8 +58,9 @@ def queries(path: pathlib.Path) -> Part:
         return Part(conversion.to_torch({"params": rest["params"]}, table), fields, labels)
     state = safe.load(path)
     if any(key.endswith("language_projection.weight") for key in state):
-        t5 = any(key.endswith("language_model.shared.weight") for key in state)
-        state = of_hugging_face(state, "t5" if t5 else "opt")
+        endings = {"t5": "language_model.shared.weight", "llm": "language_model.model.embed_tokens.weight"}
+        names = (name for name, ending in endings.items() if any(key.endswith(ending) for key in state))
+        return Part(of_hugging_face(state, next(names, "opt")), {}, hub=hugging_face.beside(path, "blip-2"))
     return Part(dict(state) if "query_tokens" in state else bert.read(state, str(path)), {})
 
 
@@ -98,19 +92,9 @@ def language(path: pathlib.Path) -> Part:
         fields = {"tower": "llama", **dict(own)}
         flat = {k: x for k, x in tree.flatten({"params": variables["params"]}).items() if "/language/" in k}
         return Part(rules.to_torch(flat, rules.Table(LANGUAGE[fields["tower"]][1])), fields)
-    config = _config(path)
-    kind = config.get("model_type")
-    if kind not in CONFIGS:
-        raise UserError(f"{path}: holds a model of type {kind!r}; one of {', '.join(CONFIGS)} may be used.")
-    try:
-        fields = {
-            "tower": kind,
-            **{ours: config[theirs] for ours, theirs in CONFIGS[kind].items() if theirs in config},
-        }
-        if kind == "opt" and config["word_embed_proj_dim"] != config["hidden_size"]:
-            fields["word_width"] = config["word_embed_proj_dim"]
-    except KeyError as error:
-        raise UserError(f"{path}/config.json: lacks {error}. Fetch it again.") from None
+    where = path / "config.json"
+    fields = hugging_face.language(hugging_face.read(where), KINDS, where)
+    kind = fields["tower"]
     name = LANGUAGE[kind][0]
     state = {
         re.sub(r"^decoder\.", "model.decoder.", key) if kind == "opt" else key: x for key, x in safe.load(path).items()
@@ -121,15 +105,6 @@ def language(path: pathlib.Path) -> Part:
 def is_language(key: str) -> bool:
     """Whether a key is of a language model."""
     return key.startswith(tuple(f"{name}_model." for name, _ in LANGUAGE.values()))
-
-
-def _config(folder: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder}/config.json: cannot be read ({error.strerror}). Give the folder with it.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder}/config.json: is not JSON ({error}). Fetch it again.") from None
 
 
 def _is_ours(path: pathlib.Path) -> bool:

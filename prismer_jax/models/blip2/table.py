@@ -102,6 +102,15 @@ def table(model: Any) -> Table:
     return Table(tuple(found), constants={f"{EMBEDDINGS}.position_ids": ("params/qformer/query_tokens", positions)})
 
 
+# The rows of all kinds of models, by which shapes are read: see models.sizes.
+READABLE = Table(
+    (
+        *(*VISION, *CLIP, *HEADS, *_qformer(1)),
+        *(rule for name, own in LANGUAGE.values() for rule in (*rows.dense(f"{name}_proj", "projector"), *own)),
+    )
+)
+
+
 # Hugging Face's names from LAVIS's (transformers, convert_blip_2_original_to_pytorch.py), the first that fits.
 _TO_HUGGING_FACE = (
     (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),

@@ -1,15 +1,22 @@
-"""config.json of nanoVLM's three generations, and of the models that it starts from, as the fields of a model."""
+"""config.json of nanoVLM's three generations, and of the models that it starts from, as the fields of a model.
+
+Or, of a file that has none, the shapes of its arrays.
+"""
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax.errors import UserError
+from prismer_jax.models import hugging_face, sizes
+from prismer_jax.models.nanovlm.model import VARIANTS
 from prismer_jax.pp import chat
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.vit import ViT
+from prismer_jax.weights.shapes import Shapes
 
 # nanoVLM's name of each of our fields (huggingface/nanoVLM, models/config.py, the same in all generations).
 VISION = {
@@ -85,8 +92,9 @@ def fields_of(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
         if config[key] != value:
             raise UserError(f"{where}: {key} is {config[key]}; only models with {value} are converted.")
     for key in ("mp_pixel_shuffle_factor", *VISION.values(), *LANGUAGE.values()):
-        number = config[key] if isinstance(config[key], int | float) else -1
-        if not (number > 0 or (number == 0 and key.endswith("dropout"))):
+        number = config[key] if isinstance(config[key], int | float) and not isinstance(config[key], bool) else -1
+        most = hugging_face.MOST_LAYERS if key.endswith("n_blocks") else hugging_face.MOST
+        if not (0 < number < most or (number == 0 and key.endswith("dropout"))):
             raise UserError(f"{where}: {key} is {config[key]!r}, which is no size. Fetch the file again.")
     vision = {ours: config[theirs] for ours, theirs in VISION.items()}
     language = {ours: config[theirs] for ours, theirs in LANGUAGE.items()}
@@ -94,6 +102,36 @@ def fields_of(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
     first = config.get("lm_base_vocab_size")  # the extra tokens are numbered from here on, the image's the first
     fields = dict(vision=vision, language=language, shuffle=config["mp_pixel_shuffle_factor"], image_token=first)
     return fields
+
+
+def fields_by_shapes(known: Shapes, given: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields of NanoVLM that the shapes of a file's arrays say.
+
+    Args:
+      known: of weights.shapes.
+      given: the fields that the user gave.
+      where: names the file in errors.
+
+    Raises:
+      UserError: it is no nanoVLM, or nothing says how many heads it has or which id the image's token; names the flag.
+    """
+    fields: dict[str, Any] = {}
+    for part, read in (("vision", sizes.vit), ("language", sizes.causal_lm)):
+        published = sizes.published(VARIANTS, part)
+        fields[part] = sizes.of_part(read, known, part, given.get(part, {}), published, str(where))
+    projector = known.get("params/projector/kernel", ())
+    if not all(fields.values()) or len(projector) != 2:
+        raise UserError(f"{where}: is no nanoVLM: it lacks towers under its names. Give what save_pretrained wrote.")
+    fields["shuffle"] = math.isqrt(projector[0] // fields["vision"]["width"])
+    own = fields["language"]["vocab_size"], fields["shuffle"]
+    variants = [fields for name, fields in VARIANTS.items() if not name.startswith(sizes.LEAST)]
+    alike = [known for known in variants if (known["language"]["vocab_size"], known["shuffle"]) == own]
+    if "image_token" not in given and not alike:
+        raise UserError(
+            f"{where}: does not say which word is the image's token. Give --config.model.image_token, its id, or None "
+            "where images stand in front of texts, or the folder of its config.json."
+        )
+    return {"image_token": alike[0].get("image_token") if alike else None, **fields}
 
 
 def of(model: Any) -> dict[str, Any]:

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from prismer_jax import datasets, pp, tree
+from prismer_jax import datasets, tree
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
-from prismer_jax.models import conversion
+from prismer_jax.models import conversion, hugging_face
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.nanovlm import config_json, projector
 from prismer_jax.models.nanovlm.model import RESIZE, NanoVLM, build
 from prismer_jax.pp import chat, fast_tokenizers
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
-from prismer_jax.weights import onnx, rows, rules, safe
+from prismer_jax.weights import onnx, rows, rules, safe, shapes
 from prismer_jax.weights.gguf import Llama
 from prismer_jax.weights.rules import Rule, Table
 from prismer_jax.weights.write import safetensors_file
@@ -124,12 +124,26 @@ model = VisionLanguageModel.from_pretrained("{repo}")
 
 
 def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
-    """Returns the model of a folder that the original's save_pretrained wrote, of any generation."""
-    config = _config_of(args.input)
-    model = build(**config_json.fields_of(config, args.input / "config.json"))
+    """Returns the model of a folder that the original's save_pretrained wrote, of any generation.
+
+    A file without a config.json says its sizes by its shapes, see models.sizes.
+
+    Raises:
+      UserError: the files do not say all of them, or do not fit.
+    """
+    folder = args.input if args.input.is_dir() else args.input.parent
+    path = folder / "config.json"
+    config = hugging_face.read(path) if args.input.is_dir() or path.is_file() else {}
+    if not args.input.is_dir() and not config.keys() >= set(config_json.VISION.values()):
+        config = {}  # of something else that lies there
     state = safe.load(args.input)
+    if config:
+        fields = config_json.fields_of(config, path)
+    else:
+        fields = config_json.fields_by_shapes(shapes.here(state, TABLE, str(args.input)), args.model, args.input)
+    model = build(**conversion.merged(fields, args.model))
     variables = conversion.from_torch(state, model, TABLE, str(args.input), allow=args.allow, put=put)
-    return _described(args, model, variables, config, _tokenizer_files(args))
+    return _described(model, variables, config, *_tokenizer(args))
 
 
 def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
@@ -139,7 +153,7 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
         language: rules.State = Llama(args.language)
         language_config = language.config
     else:
-        language, language_config = safe.load(args.language), _config_of(args.language)
+        language, language_config = safe.load(args.language), hugging_face.read(args.language / "config.json")
     tower = config_json.language_fields(language_config, args.language)
     number = tower["vocab_size"]
     fields = {
@@ -149,7 +163,7 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
         "image_token": number if args.extra_tokens else None,
     }
     model = build(**fields)
-    shapes = conversion.shapes_of(model)
+    leaves = conversion.shapes_of(model)
     fresh = conversion.initial_values(model, ["params/projector/kernel", "params/language/word_embedding"], args.seed)
     rest = np.asarray(fresh["params/language/word_embedding"])[number:]  # normal, 0.02, as in the reference
     words = "model.embed_tokens.weight"
@@ -159,20 +173,20 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
         ("vision", vision_table, vision, args.vision),
         ("language", LLAMA, state, args.language),
     ):
-        own = {name: leaf for name, leaf in shapes.items() if name.startswith(f"params/{part}/")}
+        own = {name: leaf for name, leaf in leaves.items() if name.startswith(f"params/{part}/")}
         flat |= rules.from_torch(own_state, table, own, str(where), args.allow)
     flat["params/projector/kernel"] = lambda: np.asarray(fresh["params/projector/kernel"])
-    files = _tokenizer_files(args, language)
+    spec, files = _tokenizer(args, language)
     if args.match_words is not None:
         if "tokenizer.json" not in files:
             raise UserError("--match-words needs the words' ids: give --tokenizer, a folder with tokenizer.json.")
-        tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
+        tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
         own = {name: leaf() for name, leaf in flat.items() if name.startswith("params/vision/")}
         source = datasets.load("lists", path=args.match_words, task="caption")
         fit = projector.fitted(model, own, flat["params/language/word_embedding"](), tokenizer, source)
         flat |= {name: functools.partial(np.asarray, x) for name, x in fit.items()}
     variables = {"params": tree.unflatten({name: put(make()) for name, make in flat.items()})["params"]}
-    return _described(args, model, variables, {}, files)
+    return _described(model, variables, {}, spec, files)
 
 
 def encoder(path: pathlib.Path, size: int | None) -> tuple[rules.State, Table, dict[str, Any]]:
@@ -189,7 +203,7 @@ def encoder(path: pathlib.Path, size: int | None) -> tuple[rules.State, Table, d
         state = ChainMap(dict(zip(keys, onnx.normalized(*map(state.get, keys)), strict=True)), state)
     else:
         state, table = safe.load(path), SIGLIP
-        fields = config_json.vision_fields(_config_of(path), path / "config.json")
+        fields = config_json.vision_fields(hugging_face.read(path / "config.json"), path / "config.json")
     if size is None or size == fields["image_size"]:
         return state, table, fields
     if size % fields["patch_size"]:
@@ -201,52 +215,40 @@ def encoder(path: pathlib.Path, size: int | None) -> tuple[rules.State, Table, d
     return ChainMap({key: new.reshape(*old.shape[:-2], *new.shape)}, state), table, fields
 
 
-def _config_of(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Give the folder that holds it.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}). Fetch it again.") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: is no table of settings. Fetch it again.")
-    return config
-
-
 def _extended(words: Any, rest: np.ndarray) -> np.ndarray:
     """Returns a table of words with further rows."""
     return np.concatenate([np.asarray(words, rest.dtype), rest]) if len(rest) else words
 
 
-def _tokenizer_files(args: argparse.Namespace, language: Any = None) -> dict[str, str]:
-    """Returns {name: text} of --tokenizer, or of a GGUF file, which has its own; {} where there is neither."""
+def _tokenizer(args: argparse.Namespace, language: Any = None) -> tuple[str, dict[str, bytes]]:
+    """Returns the spec and {name: content} of --tokenizer, or of a GGUF file, which has its own; no files without."""
     if args.tokenizer is not None:
-        tokenizer = pp.tokenizer.load(f"tokenizers:{args.tokenizer}")
-        return {path.name: path.read_text(encoding="utf-8") for path in tokenizer.files()}
-    return language.tokenizer_files() if isinstance(language, Llama) else {}
+        spec, paths = conversion.carried(conversion.tokenizer_of(args.tokenizer, "tokenizers"))
+        return spec, {name: path.read_bytes() for name, path in paths.items()}
+    own = language.tokenizer_files() if isinstance(language, Llama) else {}
+    return "tokenizers:.", {name: text.encode() for name, text in own.items()}
 
 
 def _described(
-    args: argparse.Namespace, model: NanoVLM, variables: dict[str, Any], config: dict[str, Any], files: dict[str, str]
+    model: NanoVLM, variables: dict[str, Any], config: dict[str, Any], spec: str, files: dict[str, bytes]
 ) -> Converted:
     fields = {"vision": dict(model.vision), "language": dict(model.language)}
     description = {
         "model": dict(name="nanovlm", shuffle=model.shuffle, image_token=model.image_token, **fields),
-        "tokenizer": "tokenizers:.",
+        "tokenizer": spec,
         "tasks": tasks(model, config),
     }
     if config:
         description["nanovlm"] = config  # so that an export writes it again
     extra = chat.EXTRA_TOKENS[: model.vocab_size - model.image_token] if model.image_token is not None else ()
-    if files:
-        files["tokenizer.json"] = fast_tokenizers.extended(files["tokenizer.json"], extra)
+    if "tokenizer.json" in files:
+        files["tokenizer.json"] = fast_tokenizers.extended(files["tokenizer.json"].decode(), extra).encode()
     note = (
         ""
         if files
         else " Convert again with --tokenizer, a folder with the language model's tokenizer.json, to use it."
     )
-    return Converted(model, variables, description, {name: text.encode() for name, text in files.items()}, note)
+    return Converted(model, variables, description, files, note)
 
 
 def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,10 +276,10 @@ def tasks(model: NanoVLM, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", type=storage.on_disk, help="folder of nanoVLM's config.json and model.safetensors")
+    parser.add_argument("--input", type=storage.on_disk, help="folder of config.json and model.safetensors, or a file")
     parser.add_argument("--vision", type=storage.on_disk, help="folder of a SigLIP or a DINOv2's .onnx, to start from")
     parser.add_argument("--language", type=storage.on_disk, help="folder of a SmolLM2, or its .gguf, to start from")
-    parser.add_argument("--tokenizer", type=storage.on_disk, help="folder of the language model's tokenizer.json")
+    conversion.add_tokenizer(parser, "tokenizers")
     parser.add_argument("--shuffle", type=int, default=4, help="side of the blocks of patches that become one token")
     parser.add_argument("--extra-tokens", type=int, default=66, help="new words behind the language model's own")
     parser.add_argument("--image-size", type=int, help="pixels of a side of a new model's images; the encoder's own")

@@ -1,9 +1,13 @@
-"""What becomes of PaliGemma's files, big_vision's .npz and Hugging Face's safetensors: `tools.convert paligemma`."""
+"""What becomes of PaliGemma's files, big_vision's .npz and Hugging Face's safetensors: `tools.convert paligemma`.
+
+Without --variant a file says its sizes: Hugging Face's by its config.json, any other by its shapes (models.sizes).
+"""
 
 from __future__ import annotations
 
 import argparse
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,17 +18,19 @@ import numpy as np
 from prismer_jax import pp, tree
 from prismer_jax.errors import UserError, choose
 from prismer_jax.files import storage
-from prismer_jax.models import conversion
+from prismer_jax.models import conversion, hugging_face, sizes
 from prismer_jax.models.conversion import Command, Converted, Put
+from prismer_jax.models.paligemma import config_json
 from prismer_jax.models.paligemma.model import RESIZE, VARIANTS, PaliGemma, build
 from prismer_jax.objects import codec as codecs
 from prismer_jax.pp import places
-from prismer_jax.weights import rows, rules, safe
+from prismer_jax.weights import rows, rules, safe, shapes, write
 from prismer_jax.weights.rules import Rule, Table
 
 TOKENIZER = "tokenizer.model"  # the file's name in an export
 PROMPT, ANSWER = 64, 128  # tokens of what is asked and said at most
 _OFFICIAL_WORDS = "llm/embedder/input_embedding"
+HEAD = "language_model.lm_head.weight"
 _PADDING = 64  # rows that Hugging Face's tables have behind the words
 _HF_LAYER = "language_model.model.layers.{}"
 _BLOCKS = "params/language/blocks"
@@ -40,7 +46,7 @@ TABLE = Table(
         *rows.dense("multi_modal_projector.linear", "projector"),
         *rows.llama("language_model.model", "language"),
         *(Rule(f"{_HF_LAYER}.{key}.weight", (f"{_BLOCKS}/{name}/scale",)) for key, name in _GEMMA2_NORMS),
-        Rule("language_model.lm_head.weight", ("params/language/word_embedding",), derived=True),
+        Rule(HEAD, ("params/language/word_embedding",), derived=True),
     ),
     spellings=(
         (r"^(model\.)?vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
@@ -125,7 +131,28 @@ def write_official(output: pathlib.Path, variables: Mapping[str, Any], descripti
         np.savez(file, **state)
 
 
-FORMATS = {"big_vision": write_official}  # of tools.export
+def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Writes the folder of transformers' PaliGemmaForConditionalGeneration: config.json and model.safetensors.
+
+    The tied head is left out, and the token of the image is the first behind the words, as in the published files.
+
+    Raises:
+      UserError: the model has experts, or settings, that the original lacks.
+    """
+    model = _model_of(description)
+    config = config_json.of(model)
+    if model.experts:
+        raise UserError(f"{output}: the original has no experts; use --format orbax.")
+    if names := config_json.lost(model):
+        raise UserError(f"{output}: its config.json has no setting for {', '.join(names)}; use --format orbax.")
+    state = conversion.to_torch({"params": variables["params"]}, TABLE)
+    del state[HEAD]
+    output.mkdir(parents=True, exist_ok=True)
+    write.safetensors_file(output / "model.safetensors", state)
+    storage.write_json(output / "config.json", config)
+
+
+FORMATS = {"big_vision": write_official, "paligemma_hf": write_hugging_face}  # of tools.export
 
 
 def _model_of(description: Mapping[str, Any]) -> PaliGemma:
@@ -136,46 +163,86 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
     """Converts an official .npz, or a folder or file of Hugging Face's safetensors.
 
     A file whose positions are of another resolution than the variant's has them interpolated, and one with another
-    number of words makes a model of that number.
+    number of words makes a model of that number. Without a variant, the file's sizes are the model's.
 
     Raises:
-      UserError: an unknown variant or type, a tokenizer of another number of words, or a file that does not fit.
+      UserError: an unknown variant or type, a tokenizer of another number of words, or a file that does not fit, or
+        does not say its sizes.
     """
     dtype = choose("dtype", args.dtype, {"float32": jnp.float32, "bfloat16": jnp.bfloat16})
-    variant = choose("variant", args.variant, {name: name for name in VARIANTS})
+    if args.variant is not None:
+        choose("variant", args.variant, VARIANTS)
     state, where = safe.load(args.input), str(args.input)
     official = any(_OFFICIAL_WORDS in key for key in state)
     words = _OFFICIAL_WORDS if official else "embed_tokens.weight"
     number = next((array.shape[0] for key, array in state.items() if key.endswith(words)), 0)
-    wanted = VARIANTS[variant]["language"]["vocab_size"]
+    wanted = VARIANTS[args.variant or "pt_224"]["language"]["vocab_size"]
     if not official and number == wanted + _PADDING:
         number = wanted
         heads = ("embed_tokens.weight", "lm_head.weight")
         state = {key: array[:number] if key.endswith(heads) else array for key, array in state.items()}
-    fields: dict[str, Any] = dict(name="paligemma", variant=variant)
+    fields = {"variant": args.variant} if args.variant else _fields(state, args, official)
     if number and number != wanted:
-        fields["language"] = dict(vocab_size=number)
+        fields = conversion.merged(fields, {"language": dict(vocab_size=number)})
+    fields = dict(name="paligemma", **conversion.merged(fields, args.model))
     model = _model_of({"model": fields})
-    tokenizer = tokenizer_file(args.tokenizer, model.vocab_size) if args.tokenizer else None
+    spec, files = _tokenizer(args.tokenizer, model.vocab_size) if args.tokenizer else (f"sentencepiece:{TOKENIZER}", {})
     table = official_table(model) if official else TABLE
-    shapes = {k: jax.ShapeDtypeStruct(v.shape, dtype) for k, v in conversion.shapes_of(model).items()}
+    leaves = {k: jax.ShapeDtypeStruct(v.shape, dtype) for k, v in conversion.shapes_of(model).items()}
     positions, note = "params/vision/position_embedding", ""
     theirs = _positions(state, model)
-    asked = shapes[positions].shape
+    asked = leaves[positions].shape
     if theirs != asked[0]:
-        shapes[positions] = jax.ShapeDtypeStruct((theirs, asked[1]), dtype)
+        leaves[positions] = jax.ShapeDtypeStruct((theirs, asked[1]), dtype)
         note = f" Its {theirs} positions were interpolated to {asked[0]}."
-    flat = rules.from_torch(state, table, shapes, where, args.allow)
+    flat = rules.from_torch(state, table, leaves, where, args.allow)
     arrays = {name: put(make()) for name, make in flat.items()}
     if note:
         arrays[positions] = put(np.asarray(RESIZE[positions](arrays[positions], asked), dtype))
-    description = {"model": fields, "tokenizer": f"sentencepiece:{TOKENIZER}", "tasks": tasks(model)}
-    note = note if tokenizer else f"{note} Convert again with --tokenizer, a SentencePiece model, to use it."
-    files: dict[str, Any] = {TOKENIZER: tokenizer} if tokenizer else {}
+    description = {"model": fields, "tokenizer": spec, "tasks": tasks(model)}
+    note = note if files else f"{note} Convert again with --tokenizer, a SentencePiece model, to use it."
     if args.mask_codec:
         codecs.load(str(args.mask_codec))
         files[codecs.FILE] = args.mask_codec
     return Converted(model, tree.unflatten(arrays), description, files, note)
+
+
+def _fields(state: rules.State, args: argparse.Namespace, official: bool) -> dict[str, Any]:
+    """Returns the arguments of `build` that a file's config.json says, or its shapes.
+
+    Raises:
+      UserError: they do not say all of them, or mean a model that is not had here.
+    """
+    config, where = ({}, args.input) if official else hugging_face.beside(args.input, "paligemma")
+    if config:
+        return config_json.fields_of(config, where)
+    known = shapes.here(state, _readable() if official else TABLE, str(args.input))
+    heads = _heads(state) if official else {}
+    parts = {}
+    for part, read in (("vision", sizes.vit), ("language", sizes.causal_lm)):
+        given = {**heads.get(part, {}), **args.model.get(part, {})}
+        published = sizes.published(VARIANTS, part)
+        parts[part] = sizes.of_part(read, known, part, given, published, str(args.input))
+    kind = "gemma2" if f"{_BLOCKS}/norm_mlp_out/scale" in known else "gemma"
+    return sizes.nearest(parts, VARIANTS, config_json.USUAL[kind], config_json.TOWERS)
+
+
+def _heads(state: rules.State) -> dict[str, dict[str, int]]:
+    """Returns how many heads each tower of big_vision's .npz has, where they are an axis of their own."""
+    axes = {"vision": (r".*img/.*/query/kernel", 4, 2), "language": (r".*llm/.*/attn/q_einsum/w", 4, 1)}
+    found = {}
+    for part, (key, number, axis) in (*axes.items(), ("language", (r".*llm/.*/attn/qkv_einsum/w", 5, 2))):
+        for name, array in state.items():
+            if re.fullmatch(key, name) and array.ndim == number:
+                found[part] = {"heads": array.shape[axis]}
+    return found
+
+
+def _readable() -> Table:
+    """Returns the rows of big_vision's .npz of both Gemmas, by which shapes are read."""
+    kinds = ({}, dict(kv_heads=VARIANTS["tiny"]["language"]["heads"], post_norms=True))
+    tables = [official_table(build("tiny", language=kind)) for kind in kinds]
+    return Table(tuple(dict.fromkeys(rule for table in tables for rule in table.rules)), spellings=tables[0].spellings)
 
 
 def _positions(state: Mapping[str, np.ndarray], model: PaliGemma) -> int:
@@ -184,6 +251,16 @@ def _positions(state: Mapping[str, np.ndarray], model: PaliGemma) -> int:
         if key.endswith(("img/pos_embedding", "embeddings.position_embedding.weight")):
             return array.shape[-2]
     return (model.image_size // model.vision["patch_size"]) ** 2
+
+
+def _tokenizer(given: str, number: int) -> tuple[str, dict[str, Any]]:
+    """Returns the spec and the files of --tokenizer, which for a model of `number` words is to have as many."""
+    tokenizer = conversion.tokenizer_of(given, "sentencepiece")
+    if isinstance(tokenizer, pp.tokenizer.SentencePiece):
+        return f"sentencepiece:{TOKENIZER}", {TOKENIZER: tokenizer_file(tokenizer.files()[0], number)}
+    if tokenizer.vocab_size > number:
+        raise UserError(f"{given}: has {tokenizer.vocab_size} words, the model {number}. Give the model's own.")
+    return conversion.carried(tokenizer)
 
 
 def tokenizer_file(path: pathlib.Path, number: int) -> bytes:
@@ -219,8 +296,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", required=True, type=storage.on_disk, help="big_vision's .npz, or Hugging Face's folder"
     )
-    parser.add_argument("--variant", required=True, help="such as pt_224, 3b_pt_448, 10b_pt_896")
-    parser.add_argument("--tokenizer", type=storage.on_disk, help="PaliGemma's SentencePiece model, or Gemma's")
+    parser.add_argument("--variant", help="such as pt_224, 3b_pt_448, 10b_pt_896; the file's sizes by default")
+    conversion.add_tokenizer(parser, "sentencepiece")
     parser.add_argument("--mask-codec", type=storage.on_disk, help="vae-oid.npz, for the masks that the model writes")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16, of what is written")
 

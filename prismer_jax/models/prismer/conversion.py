@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import checkpoint, labels, pp
+from prismer_jax import checkpoint, labels, models, pp
 from prismer_jax.errors import UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.prismer import backbones
 from prismer_jax.models.prismer.model import VARIANTS, Prismer, build
-from prismer_jax.models.prismer.table import POSITIONS, TABLE, Facts, facts_of, resized
+from prismer_jax.models.prismer.table import POSITIONS, TABLE, Facts, facts_of, fields_by_shapes, resized
 from prismer_jax.towers import label_lookup
 from prismer_jax.weights import label_tables, rules, safe
 
@@ -44,44 +44,68 @@ def table_of(model: Prismer) -> rules.Table:
 def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
     """Returns the model of an official checkpoint."""
     state = safe.load(args.input)
-    model, where = model_for(args, facts_of(state), state), str(args.input)
+    (model, fields), where = model_for(args, facts_of(state), state), str(args.input)
     if args.resolution is not None:
         rows = (model.image_size // model.patch_size) ** 2
         state = resized(TABLE.spell(state, where), POSITIONS, rows)
     variables = conversion.from_torch(state, model, TABLE, where, allow=args.allow, put=put)
-    return _described(args, model, variables, put)
+    return _described(args, model, fields, variables, put)
 
 
 def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
     """Returns an untrained model that starts from CLIP's and RoBERTa's weights."""
     if args.vision is None and args.text is None:
         raise UserError("Give --vision, --text or both: the files to start from.")
-    model = model_for(args)
+    model, fields = model_for(args)
     variables = backbones.initialize(model, args.vision, args.text, args.seed, allow=args.allow, put=put)
-    return _described(args, model, variables, put)
+    return _described(args, model, fields, variables, put)
 
 
-def model_for(args: argparse.Namespace, facts: Facts | None = None, state: Any = None) -> Prismer:
-    """Returns the model of the flags; a checkpoint that is of another one is a UserError that says which."""
-    names = {f"{kind}_{size}": (kind, size) for kind in EXPERTS for size in VARIANTS}
-    kind, size = choose("variant", args.variant, names)
-    if state is not None:
-        _check(args, kind, size, facts, state)
-    resolution = VARIANTS[size]["image_size"] if args.resolution is None else args.resolution
-    if resolution < VARIANTS[size]["patch_size"]:
-        raise UserError(f"--resolution {resolution} is less than a patch of {VARIANTS[size]['patch_size']} pixels.")
-    return build(size, args.experts or EXPERTS[kind], image_size=resolution)
+def model_for(
+    args: argparse.Namespace, facts: Facts | None = None, state: Any = None
+) -> tuple[Prismer, dict[str, Any]]:
+    """Returns the model of the flags, or without --variant of a checkpoint's shapes, and its arguments of models.build.
+
+    Raises:
+      UserError: the checkpoint is of another model than the flags say, which it names, or does not say its sizes.
+    """
+    if args.variant is None and state is None:
+        raise UserError(
+            f"Give --variant, the model to start: {', '.join(f'{k}_{v}' for k in EXPERTS for v in VARIANTS)}."
+        )
+    if state is not None and facts is None:
+        _check_kind(args, state)
+    if args.variant is None:
+        fields = fields_by_shapes(state, args.model, str(args.input)) | {"image_size": facts.resolution}
+        experts = [name for name in labels.PAPER if labels.EXPERTS[name].stem in facts.stems]
+    else:
+        names = {f"{kind}_{size}": (kind, size) for kind in EXPERTS for size in VARIANTS}
+        kind, size = choose("variant", args.variant, names)
+        if state is not None and not args.model:
+            _check(args, kind, size, facts)
+        fields, experts = {"variant": size, "image_size": VARIANTS[size]["image_size"]}, EXPERTS[kind]
+    fields = conversion.merged(fields, args.model)
+    patch = {**VARIANTS[fields["variant"]], **fields}["patch_size"]
+    if args.resolution is not None:
+        if args.resolution < patch:
+            raise UserError(f"--resolution {args.resolution} is less than a patch of {patch} pixels.")
+        fields["image_size"] = args.resolution
+    fields["experts"] = list(labels.select(args.experts or experts or "none"))
+    tokenizer = conversion.tokenizer_of(args.tokenizer, "roberta") if args.tokenizer else None
+    return models.build("prismer", **fields, tokenizer=tokenizer), fields
 
 
-def _check(args: argparse.Namespace, kind: str, size: str, facts: Facts | None, state: Any) -> None:
-    if facts is None:
-        keys = TABLE.spell(state, str(args.input))
-        if backbone := next((part for part in ("visual", "roberta") if any(k.startswith(part) for k in keys)), None):
-            flag = {"visual": "--vision", "roberta": "--text"}[backbone]
-            raise UserError(
-                f"{args.input} is a backbone; use: python -m tools.convert backbone {flag} {args.input} ..."
-            )
-        raise UserError(f"{args.input} is no checkpoint of Prismer: it lacks {POSITIONS}.")
+def _check_kind(args: argparse.Namespace, state: Any) -> None:
+    """Raises a UserError that says what a file is that is no checkpoint of Prismer."""
+    keys = TABLE.spell(state, str(args.input))
+    if backbone := next((part for part in ("visual", "roberta") if any(k.startswith(part) for k in keys)), None):
+        flag = {"visual": "--vision", "roberta": "--text"}[backbone]
+        raise UserError(f"{args.input} is a backbone; use: python -m tools.convert backbone {flag} {args.input} ...")
+    raise UserError(f"{args.input} is no checkpoint of Prismer: it lacks {POSITIONS}.")
+
+
+def _check(args: argparse.Namespace, kind: str, size: str, facts: Facts) -> None:
+    """Raises a UserError that says which model a checkpoint is of, where it is not that of the flags."""
     own = f"{'prismer' if facts.stems else 'prismerz'}_{facts.variant}"
     if facts.variant and facts.variant != size:
         raise UserError(f"{args.input} is a {own} checkpoint; use --variant {own}.")
@@ -124,8 +148,11 @@ def tasks(experts: Sequence[str], resolution: int, prefix: str, prefix_tokens: i
     }
 
 
-def _described(args: argparse.Namespace, model: Prismer, variables: dict[str, Any], put: Put) -> Converted:
-    vectors, files, count = label_lookup.label_tables(model.experts, model.classes), {}, PREFIX_TOKENS
+def _described(
+    args: argparse.Namespace, model: Prismer, fields: dict[str, Any], variables: dict[str, Any], put: Put
+) -> Converted:
+    vectors, count = label_lookup.label_tables(model.experts, model.classes), PREFIX_TOKENS
+    spec, files = "roberta:.", {}
     if args.label_tables is not None:
         vectors = label_tables.load(args.label_tables, model.experts)
     elif vectors:
@@ -135,19 +162,18 @@ def _described(args: argparse.Namespace, model: Prismer, variables: dict[str, An
             ", ".join(vectors),
         )
     if args.tokenizer is not None:
-        tokenizer = pp.tokenizer.load(f"roberta:{args.tokenizer}")
+        tokenizer = conversion.tokenizer_of(args.tokenizer, "roberta")
         if model.vocab_size < tokenizer.vocab_size or model.pad != tokenizer.pad:
             raise UserError(
                 f"{args.tokenizer}: has {tokenizer.vocab_size} tokens and padding {tokenizer.pad}, the model "
-                f"{model.vocab_size} and {model.pad}. Use RoBERTa's."
+                f"{model.vocab_size} and {model.pad}. Use RoBERTa's, or what the model was trained with."
             )
-        files, count = {path.name: path for path in tokenizer.files()}, 1 + len(tokenizer.encode(args.prefix))
+        (spec, files), count = conversion.carried(tokenizer), 1 + len(tokenizer.encode(args.prefix))
     elif args.prefix != PREFIX:
         raise UserError("--prefix needs --tokenizer too, to count its tokens.")
-    _, size = args.variant.split("_")
     description = {
-        "model": dict(name="prismer", variant=size, experts=list(model.experts), image_size=model.image_size),
-        "tokenizer": "roberta:.",
+        "model": {"name": "prismer", **fields},
+        "tokenizer": spec,
         "tasks": tasks(model.experts, model.image_size, args.prefix, count),
     }
     variables = {**variables, "tables": {name: put(table) for name, table in vectors.items()}}
@@ -157,11 +183,12 @@ def _described(args: argparse.Namespace, model: Prismer, variables: dict[str, An
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--variant", required=True, help="prismer_base, prismer_large, prismerz_base, prismerz_large ..."
+        "--variant",
+        help="prismer_base, prismer_large, prismerz_base, prismerz_large ...; a checkpoint's own by default",
     )
-    parser.add_argument("--resolution", type=int, help="pixels a side; positions are resized to it. Default 480")
+    parser.add_argument("--resolution", type=int, help="pixels a side; positions are resized to it; the variant's")
     parser.add_argument("--experts", help="depth+edge, all or none, where they are not the variant's own")
-    parser.add_argument("--tokenizer", type=storage.on_disk, help="folder of RoBERTa's vocab.json and merges.txt")
+    conversion.add_tokenizer(parser, "roberta")
     parser.add_argument("--label-tables", type=storage.on_disk, help="what the command label-tables wrote")
     parser.add_argument("--prefix", default=PREFIX, help="what captions begin with; '' for pretrain checkpoints")
 
@@ -211,7 +238,10 @@ def _renumber_flags(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = {
     "renumber": Command(
-        "Mends a checkpoint of version 0.1 that was trained with a SentencePiece model.", _renumber_flags, renumbered
+        "Mends a checkpoint of version 0.1 that was trained with a SentencePiece model.",
+        _renumber_flags,
+        renumbered,
+        fields=False,
     ),
     "prismer": Command("Converts a checkpoint of Prismer or PrismerZ.", _checkpoint_flags, from_checkpoint),
     "backbone": Command(

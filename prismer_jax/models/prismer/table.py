@@ -5,6 +5,7 @@ Source of the keys: NVlabs/prismer at 4f27ab3, model/modules/{vit,resampler,robe
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from prismer_jax.errors import UserError
 from prismer_jax.labels import EXPERTS
-from prismer_jax.models.prismer.model import VARIANTS
+from prismer_jax.models import sizes
+from prismer_jax.models.prismer.model import VARIANTS, Prismer
 from prismer_jax.towers.layers import resize_positions
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import rows, rules, shapes
 from prismer_jax.weights.rules import Rule
 
 POSITIONS = "expert_encoder.positional_embedding"
@@ -120,6 +123,41 @@ def facts_of(state: rules.State) -> Facts | None:
     grid, patch = round(len(positions) ** 0.5), sizes[0]
     own = VARIANTS[variant]["image_size"] if variant else 0
     return Facts(variant, frozenset(stems), grid, own if own // patch == grid else grid * patch)
+
+
+def fields_by_shapes(state: rules.State, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the arguments of `build` that a state dict says: a variant, and in what the model differs from it.
+
+    The resampler has the reference's number of heads, which is one for all sizes of models, unless one is given.
+
+    Args:
+      given: the fields that the user gave.
+      where: names the file in errors.
+
+    Raises:
+      UserError: nothing says how many heads the image encoder or the decoder has.
+    """
+    known = shapes.here(state, TABLE, where)
+    published = {name: fields for name, fields in VARIANTS.items() if not name.startswith(sizes.LEAST)}
+    ours = [{**fields, "mlp_dim": 4 * fields["width"]} for fields in published.values()]
+    read = functools.partial(sizes.vit, at="params/encoder")
+    vision = sizes.of_part(read, known, "", given, ours, where)
+    texts = sizes.published(VARIANTS, "decoder")
+    decoder = sizes.of_part(sizes.roberta, known, "decoder", given.get("decoder", {}), texts, where)
+    if not vision or not decoder:
+        raise UserError(
+            f"{where}: is no whole checkpoint of Prismer: its encoder or decoder has no layers. Fetch it again."
+        )
+    fields = {name: vision[name] for name in ("patch_size", "width", "layers", "heads", "image_size")}
+    if (latents := known.get("params/encoder/resampler/latents")) is not None:
+        layers = known["params/encoder/resampler/blocks/norm_mlp/scale"][0]
+        fields |= {"latents": latents[0], "resampler_layers": layers}
+    defaults = dict(latents=Prismer.latents, resampler_layers=Prismer.resampler_layers)
+    for name, variant in published.items():
+        alike = {**defaults, **variant, "image_size": fields["image_size"]}
+        if variant["decoder"] == decoder and all(alike[key] == value for key, value in fields.items()):
+            return {"variant": name, "image_size": fields["image_size"]}
+    return {"variant": "base", **fields, "decoder": decoder}
 
 
 def sizes_of(fields: Mapping[str, Any]) -> tuple[int, ...]:

@@ -1,0 +1,88 @@
+"""config.json of transformers' models becomes the fields of ours, also of sizes that nobody published."""
+
+import pathlib
+
+import pytest
+
+from prismer_jax.errors import UserError
+from prismer_jax.models import blip2, hugging_face, paligemma
+from prismer_jax.models.blip2 import config_json as of_blip2
+from prismer_jax.models.paligemma import config_json as of_paligemma
+
+HERE = pathlib.Path("config.json")
+EYES = dict(hidden_size=1152, intermediate_size=4304, num_attention_heads=16, num_hidden_layers=27, patch_size=14)
+GEMMA = dict(model_type="gemma", hidden_size=2048, intermediate_size=16384, num_attention_heads=8)
+GEMMA |= dict(num_hidden_layers=18, num_key_value_heads=1, vocab_size=257152)
+GEMMA2 = dict(model_type="gemma2", hidden_size=4608, num_hidden_layers=46, num_attention_heads=32, head_dim=128)
+GEMMA2 |= dict(num_key_value_heads=16, intermediate_size=36864, query_pre_attn_scalar=144, vocab_size=257152)
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "variant"),
+    [(GEMMA, {}, "pt_224"), (GEMMA, dict(image_size=448), "pt_448"), (GEMMA2, {}, "28b_pt_224")],
+)
+def test_a_published_paligemma_is_its_variant(text, size, variant):
+    """Their files leave out transformers' defaults."""
+    fields = of_paligemma.fields_of(dict(vision_config=EYES | size, text_config=text), HERE)
+    assert fields == {"variant": variant}
+
+
+def test_a_paligemma_of_other_sizes_is_another_model_with_the_settings_of_its_gemma():
+    own = dict(hidden_size=96, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=24)
+    own |= dict(model_type="gemma2", intermediate_size=100, vocab_size=99, sliding_window=512)
+    own |= dict(final_logit_softcapping=None, rope_parameters=dict(rope_theta=5000.0, rope_type="default"))
+    eyes = dict(hidden_size=48, intermediate_size=50, num_attention_heads=3, num_hidden_layers=4)
+    model = paligemma.build(**of_paligemma.fields_of(dict(vision_config=eyes, text_config=own), HERE))
+    expected = dict(width=96, heads=6, kv_heads=2, head_dim=24, window=512, logit_cap=0.0, attention_cap=50.0)
+    assert dict(model.language).items() >= (expected | dict(rope_base=5000.0, post_norms=True, norm_offset=1.0)).items()
+    assert model.language["query_scale"] == 256**-0.5  # transformers' default, not of this head's channels
+    assert (model.vision["patch_size"], model.vision["heads"], model.image_size) == (16, 3, 224)
+    assert of_paligemma.fields_of(of_paligemma.of(model), HERE) == of_paligemma.fields_of(
+        dict(vision_config=eyes, text_config=own), HERE
+    )
+
+
+def test_a_blip2_is_its_variant_or_of_its_own_sizes():
+    opt = dict(model_type="opt", hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, ffn_dim=10240)
+    assert of_blip2.fields_of(dict(text_config=opt | dict(word_embed_proj_dim=2560)), HERE) == {
+        "variant": "pretrained_opt2.7b"
+    }
+    t5 = dict(model_type="t5", d_model=40, d_kv=8, num_heads=5, num_layers=3, d_ff=72, vocab_size=96)
+    t5 |= dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    reader = dict(hidden_size=28, num_hidden_layers=6, num_attention_heads=7, cross_attention_frequency=3)
+    config = dict(vision_config=dict(image_size=364), qformer_config=reader, text_config=t5, num_query_tokens=5)
+    model = blip2.build(**of_blip2.fields_of(config, HERE))
+    assert dict(model.language).items() >= dict(tower="t5", width=40, heads=5, head_dim=8, decoder_layers=3).items()
+    assert (
+        dict(model.qformer).items() >= dict(width=28, layers=6, heads=7, cross_every=3, queries=5, mlp_dim=3072).items()
+    )
+    assert dict(model.vision).items() >= dict(image_size=364, width=1408, key_bias=False).items()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(hidden_size="96"), "hidden_size is '96', which is no size"),
+        (dict(hidden_size=True), "hidden_size is True, which is no size"),
+        (dict(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, which is no size"),
+        (dict(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+        (dict(head_dim=2.5), "head_dim is 2.5"),
+        (dict(rope_parameters=[1]), r"rope_parameters is \[1\], which is no table of settings"),
+        (dict(model_type="mamba"), "holds a model of type 'mamba'; one of gemma, gemma2 may be used"),
+        (dict(model_type=["gemma"]), r"holds a model of type \['gemma'\]"),
+        (dict(attention_bias=True), "attention_bias is True; only models with False are converted"),
+        (dict(rope_scaling={"factor": 8}), "rope_scaling is .*; only models with null are converted"),
+    ],
+)
+def test_what_is_no_setting_is_one_line(change, message):
+    with pytest.raises(UserError, match=f"^config.json: .*{message}"):
+        hugging_face.language(GEMMA | change, ("gemma", "gemma2"), HERE)
+
+
+def test_a_config_of_something_else_beside_a_file_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert hugging_face.beside(tmp_path / "model.safetensors", "paligemma")[0] == {}
+    for text, message in (("[1]", "is no table of settings"), ("{", "is not JSON"), ("[" * 9999, "is not JSON")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            hugging_face.beside(tmp_path)

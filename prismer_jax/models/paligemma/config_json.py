@@ -1,0 +1,78 @@
+"""config.json of transformers' PaliGemma as the fields of a model, and back.
+
+Source: transformers 4.57.1, models/paligemma/configuration_paligemma.py and modeling_paligemma.py, and of the parts
+models.hugging_face.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from prismer_jax.models import hugging_face, sizes
+from prismer_jax.models.paligemma.model import VARIANTS, PaliGemma, build
+from prismer_jax.towers.causal_lm import CausalLM
+from prismer_jax.towers.vit import ViT
+
+TOWERS = {"vision": ViT, "language": CausalLM}
+USUAL = {"gemma": "pt_224", "gemma2": "3b_pt_224"}  # whose settings a model of sizes of its own has
+# Fields that say nothing of what a trained model answers, or that --dtype and the program choose.
+_TRAINING = {"initializer_range", "dropout", "branch_dropout", "keys_dtype", "remat", "dtype", "parent", "name"}
+
+
+def fields_of(config: hugging_face.Config, where: pathlib.Path) -> dict[str, Any]:
+    """Returns the arguments of `build` that a config.json means: a variant, and in what the model differs from it.
+
+    Raises:
+      UserError: a value is of another type, or of a model that is not had here.
+    """
+    vision = hugging_face.section(config, "vision_config", where)
+    hugging_face.check(vision, {"hidden_act": (None, "gelu_pytorch_tanh")}, where)
+    text = hugging_face.section(config, "text_config", where)
+    language = hugging_face.language(text, ("gemma", "gemma2"), where)
+    kind = language.pop("tower")
+    parts = {"vision": hugging_face.fields(vision, hugging_face.SIGLIP, where), "language": language}
+    return sizes.nearest(parts, VARIANTS, USUAL[kind], TOWERS)
+
+
+def of(model: PaliGemma) -> dict[str, Any]:
+    """Returns the config.json of transformers' PaliGemmaForConditionalGeneration; `lost` says what is not in it."""
+    known = _all(model, "language")
+    known["head_dim"] = known["head_dim"] or known["width"] // known["heads"]
+    kind = "gemma2" if known["post_norms"] else "gemma"
+    text = hugging_face.written(known, hugging_face.TEXT[kind]) | dict(model_type=kind)
+    text |= dict(hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True)
+    if known["post_norms"]:
+        caps = dict(attn_logit_softcapping="attention_cap", final_logit_softcapping="logit_cap")
+        text |= {theirs: known[ours] or None for theirs, ours in caps.items()}
+        scale = round(known["query_scale"] ** -2) if known["query_scale"] else known["head_dim"]
+        text |= dict(sliding_window=known["window"] or hugging_face.WINDOW, query_pre_attn_scalar=scale)
+    vision = hugging_face.written(_all(model, "vision"), hugging_face.SIGLIP)
+    return dict(
+        model_type="paligemma",
+        architectures=["PaliGemmaForConditionalGeneration"],
+        vision_config=vision | dict(model_type="siglip_vision_model", vision_use_head=False),
+        text_config=text,
+        hidden_size=known["width"],
+        projection_dim=known["width"],
+        image_token_index=known["vocab_size"],
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+
+
+def lost(model: PaliGemma) -> list[str]:
+    """Returns the names of a model's settings that its config.json does not say, such as a cap of a Gemma 1."""
+    back = build(**fields_of(of(model), pathlib.Path("config.json")))
+    told = {part: (_all(model, part), _all(back, part)) for part in TOWERS}
+    for before, after in told.values():
+        for fields in (before, after):
+            fields["head_dim"] = fields.get("head_dim") or fields["width"] // fields["heads"]
+    return [f"{part}.{k}" for part, (a, b) in told.items() for k in a if k not in _TRAINING and a[k] != b[k]]
+
+
+def _all(model: PaliGemma, part: str) -> dict[str, Any]:
+    """Returns all fields of a tower, those by default as well."""
+    fields = {name: field.default for name, field in TOWERS[part].__dataclass_fields__.items()}
+    return fields | dict(getattr(model, part))
