@@ -15,6 +15,8 @@
   adapter       a converted model and an adapter for it, of the library PEFT
   nanovlm, paligemma, blip2   a model of these families, or parts to start one from
 
+Without --variant a model has the sizes that the files say; what none of them says is --config.model.KEY=VALUE.
+
 Models become a folder that captioning (--checkpoint), training (config.init) and tools.export take, an expert one that
 tools.make_labels takes. Of a model's arrays one is in memory at a time; the disk of --output holds them twice for a
 while.

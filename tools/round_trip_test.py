@@ -162,13 +162,19 @@ def test_what_no_shape_says_is_asked_for_in_one_line(tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
-def test_fields_of_a_model_are_refused_where_nothing_reads_them(tmp_path):
-    given = ["paligemma", "--input", "x.npz", "--output", str(tmp_path / "out")]
-    for flag, message in (
-        ("--config.seed=1", r"--config\.model\.KEY alone is taken"),
-        ("--config.model.vision=3", r"--config\.model\.vision=3: it has fields"),
-    ):
-        with pytest.raises(UserError, match=message):
-            conversion.merged({}, {"vision": 3}) if "vision" in flag else convert.main([*given, flag])
-    with pytest.raises(UserError, match="nothing here has a config"):
-        convert.main(["renumber", "--input", "x", "--output", str(tmp_path / "out"), "--config.model.heads=3"])
+@pytest.mark.parametrize(
+    ("command", "flag", "message"),
+    [
+        ("paligemma", "--config.seed=1", r"--config\.model\.KEY alone is taken, a field of the model"),
+        ("renumber", "--config.model.heads=3", "nothing here has a config"),
+        ("prismer", "--config.model.decoder=3", r"--config\.model\.decoder=3: it has fields"),
+        ("prismer", "--config.model.hedas=3", "Unknown field of the model 'hedas'"),
+    ],
+)
+def test_fields_that_nothing_reads_are_refused(tmp_path, command, flag, message):
+    model = models.build(**MODELS["prismerz"][0])
+    shapes = rules.key_shapes(conversion.table_of("prismer", model), conversion.shapes_of(model))
+    write.safetensors_file(tmp_path / "file", {key: np.zeros(shape, np.float32) for key, shape in shapes.items()})
+    given = ["--variant", "prismerz_tiny"] if command == "prismer" else []
+    with pytest.raises(UserError, match=message):
+        convert.main([command, "--input", str(tmp_path / "file"), *given, "--output", str(tmp_path / "out"), flag])

@@ -122,7 +122,7 @@ def fields_by_shapes(known: Shapes, given: Mapping[str, Any], where: pathlib.Pat
     projector = known.get("params/projector/kernel", ())
     if not all(fields.values()) or len(projector) != 2:
         raise UserError(f"{where}: is no nanoVLM: it lacks towers under its names. Give what save_pretrained wrote.")
-    fields["shuffle"] = math.isqrt(projector[0] // fields["vision"]["width"])
+    fields["shuffle"] = math.isqrt(projector[0] // max(1, fields["vision"]["width"]))
     own = fields["language"]["vocab_size"], fields["shuffle"]
     variants = [fields for name, fields in VARIANTS.items() if not name.startswith(sizes.LEAST)]
     alike = [known for known in variants if (known["language"]["vocab_size"], known["shuffle"]) == own]
