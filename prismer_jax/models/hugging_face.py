@@ -219,10 +219,13 @@ def language(config: Config, kinds: tuple[str, ...], where: pathlib.Path) -> dic
     if kind == "llama":
         known.setdefault("kv_heads", known["heads"])
     if kind == "gemma2":
-        scale = _value(config, "query_pre_attn_scalar", 256, where)
+        scale = _value(config, "query_pre_attn_scalar", 256.0, where)
         known |= {"query_scale": scale**-0.5} if scale != known["head_dim"] else {}
-        window = _value(config, "sliding_window", WINDOW, where)
-        known |= {"window": window} if window < WINDOW else {}
+        window = _value(config, "sliding_window", None, where) if "sliding_window" in config else WINDOW
+        if window is not None and window < WINDOW:
+            near = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(known["layers"])]
+            check(config, {"layer_types": (None, near)}, where)
+            known["window"] = window
         known["post_norms"] = True
     return known
 

@@ -79,6 +79,15 @@ def test_what_is_no_setting_is_one_line(change, message):
         hugging_face.language(GEMMA | change, ("gemma", "gemma2"), HERE)
 
 
+@pytest.mark.parametrize(("window", "expected"), [(None, 0), (4096, 0), (16, 16)])
+def test_a_window_is_read_where_it_is_narrower_than_the_published(window, expected):
+    config = GEMMA2 | dict(sliding_window=window, query_pre_attn_scalar=144.0)
+    assert hugging_face.language(config, ("gemma2",), HERE).get("window", 0) == expected
+    if expected:
+        with pytest.raises(UserError, match="layer_types is"):
+            hugging_face.language(config | dict(layer_types=["full_attention"] * 46), ("gemma2",), HERE)
+
+
 def test_a_config_of_something_else_beside_a_file_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert hugging_face.beside(tmp_path / "model.safetensors", "paligemma")[0] == {}
