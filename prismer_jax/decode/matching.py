@@ -2,7 +2,7 @@
 
 What is asked of a model: `image_tokens(batch)`, `queried(tokens) -> (states, keys)`, `image_embeddings(states)`,
 `read_text(batch) -> (states, embeddings)` and `matched(text, real, keys=keys) -> (states, scores)`, as
-models/blip2/matcher.py has them.
+models/blip2/stage1.py has them.
 
 Source: salesforce/LAVIS, models/blip2_models/blip2_qformer.py and blip2.py (compute_sim_matrix).
 """

@@ -15,8 +15,8 @@ from prismer_jax import decode, models, tree
 from prismer_jax.losses import Costs
 from prismer_jax.models import conversion
 from prismer_jax.models.blip2 import RESIZE, losses
-from prismer_jax.models.blip2.front import DEVIATION, MEAN
-from prismer_jax.models.blip2.matcher import Negatives
+from prismer_jax.models.blip2.base import DEVIATION, MEAN
+from prismer_jax.models.blip2.stage1 import Negatives
 from prismer_jax.models.blip2.table import (
     LANGUAGE,
     UNUSED,

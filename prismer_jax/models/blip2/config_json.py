@@ -9,9 +9,9 @@ import pathlib
 from typing import Any
 
 from prismer_jax.models import hugging_face, sizes
-from prismer_jax.models.blip2.captioner import tower
 from prismer_jax.models.blip2.model import VARIANTS
 from prismer_jax.models.blip2.parts import KINDS
+from prismer_jax.models.blip2.stage2 import tower
 from prismer_jax.towers.qformer import QFormer
 from prismer_jax.towers.vit import ViT
 

@@ -53,6 +53,10 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
         if any(key.startswith("visual_encoder.") for key in state):
             raise UserError(f"{main}: has a vision transformer, which was trained with it: leave out --vision.")
         state |= parts.vision(args.vision)
+    if not any(key.startswith("visual_encoder.") for key in state):
+        norm = state.get("ln_vision.weight")
+        name = "clip_vit_L.pth" if norm is not None and len(norm) == VIT_L["width"] else "eva_vit_g.pth"
+        raise UserError(f"{where}: holds no vision transformer, as where none was trained: give --vision {name}.")
     language: dict[str, Any] = {}
     if args.language is not None:
         read = parts.language(args.language)
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
     fields = _fields(args, state, known, language, hub, where)
     fields = conversion.merged(fields, args.model)
     model = models.build("blip2", **fields)
-    _check(where, state, model)
+    _check_language(where, state, model)
     note = ""
     if "query_tokens" not in state:
         state = bert.completed(state, model, args.seed, str(main))
@@ -129,14 +133,8 @@ def _layer_in_front(state: Mapping[str, np.ndarray]) -> np.ndarray | None:
     return next((x for key, x in state.items() if re.fullmatch(r"(opt|t5|llm)_proj\.weight", key)), None)
 
 
-def _check(where: str, state: Mapping[str, np.ndarray], model: Any) -> None:
-    """Raises a UserError that names a part that is missing, and what to give."""
-    if not any(key.startswith("visual_encoder.") for key in state):
-        norm = state.get("ln_vision.weight")
-        name = "clip_vit_L.pth" if norm is not None and len(norm) == VIT_L["width"] else "eva_vit_g.pth"
-        raise UserError(
-            f"{where}: holds no vision transformer, as files without a trained one do: give --vision {name}."
-        )
+def _check_language(where: str, state: Mapping[str, np.ndarray], model: Any) -> None:
+    """Raises a UserError that says which language model to give, where there is none or another one."""
     if not model.language:
         return
     layer = _layer_in_front(state)

@@ -9,9 +9,9 @@ import numpy as np
 
 from prismer_jax.models import sizes
 from prismer_jax.models.blip2 import bert
-from prismer_jax.models.blip2.captioner import tower
-from prismer_jax.models.blip2.front import Front
+from prismer_jax.models.blip2.base import Blip2Base
 from prismer_jax.models.blip2.model import VARIANTS
+from prismer_jax.models.blip2.stage2 import tower
 from prismer_jax.models.blip2.table import LANGUAGE, READABLE
 from prismer_jax.towers.qformer import QFormer
 from prismer_jax.towers.vit import ViT
@@ -63,8 +63,8 @@ def fields_of(state: Mapping[str, np.ndarray], given: Mapping[str, Any], where: 
     if "qformer" in parts and _POSITION_IDS in state:
         parts["qformer"].setdefault("max_positions", state[_POSITION_IDS].shape[-1])
     fields = sizes.nearest(parts, {usual: VARIANTS[usual]}, usual, towers)
-    compared = known.get("params/project_image/kernel", (0, Front.embed_dim))[1]
-    return fields | ({"embed_dim": compared} if compared != Front.embed_dim else {})
+    compared = known.get("params/project_image/kernel", (0, Blip2Base.embed_dim))[1]
+    return fields | ({"embed_dim": compared} if compared != Blip2Base.embed_dim else {})
 
 
 def _language_of(state: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ def stage1(
 
     Args:
       label_smoothing: of contrast and of text.
-      gather, clamp: see models.blip2.matcher.Matcher.compared.
+      gather, clamp: see models.blip2.stage1.Blip2Stage1.compared.
 
     Returns:
       'loss', 'itc', 'itm', 'itg', and how often it is right: 'itm_accuracy', 'i2t_r1' and 't2i_r1' within the batch.

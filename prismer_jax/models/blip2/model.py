@@ -12,10 +12,10 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import select
-from prismer_jax.models.blip2.captioner import TOWERS, Captioner, tower
-from prismer_jax.models.blip2.front import Front
-from prismer_jax.models.blip2.matcher import Matcher
-from prismer_jax.models.blip2.seq2seq import Writer
+from prismer_jax.models.blip2.base import Blip2Base
+from prismer_jax.models.blip2.stage1 import Blip2Stage1
+from prismer_jax.models.blip2.stage2 import TOWERS, Blip2CausalLM, tower
+from prismer_jax.models.blip2.stage2_t5 import Blip2T5
 from prismer_jax.models.decoder_only import check_multiples, fields_of
 from prismer_jax.models.vision import FEATURES, RESIZE  # noqa: F401 - of the family, see __init__.py
 from prismer_jax.towers.qformer import QFormer
@@ -95,14 +95,14 @@ FREEZE: dict[str, tuple[str, ...]] = {
 
 def build(
     variant: str = "pretrained_opt2.7b", experts: str | Sequence[str] = "none", tokenizer: Any = None, **overrides: Any
-) -> Front:
+) -> Blip2Base:
     """Returns a model of one of the sizes in VARIANTS.
 
     Args:
       experts: as in labels.select: 'none', 'all', 'depth+edge' or a sequence.
       tokenizer: whose padding T5 starts its texts with; 0 without.
-      overrides: fields of Front; `vision`, `qformer` and `language` are merged into the variant's. A `language` with
-        another `tower` than the variant's stands instead of it.
+      overrides: fields of Blip2Base; `vision`, `qformer` and `language` are merged into the variant's. A `language`
+        with another `tower` than the variant's stands instead of it.
 
     Raises:
       UserError: an unknown variant or field, or sizes that do not fit together.
@@ -112,8 +112,8 @@ def build(
     if language.get("tower") in (None, known.get("language", {}).get("tower")):
         language = {**known.get("language", {}), **language}
     kind = language.pop("tower", None)
-    cls = choose("language.tower", kind, {None: Matcher, **dict.fromkeys(TOWERS, Captioner), "t5": Writer})
-    if cls is Writer and tokenizer is not None:
+    cls = choose("language.tower", kind, {None: Blip2Stage1, **dict.fromkeys(TOWERS, Blip2CausalLM), "t5": Blip2T5})
+    if cls is Blip2T5 and tokenizer is not None:
         overrides["start"] = tokenizer.pad
     if kind is None and language:
         raise UserError(f"language.{min(language)}: say of which tower it is, language.tower: {', '.join(TOWERS)}.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from prismer_jax.models.blip2.front import Front
+from prismer_jax.models.blip2.base import Blip2Base
 
 
-def tensor_rules(model: Front) -> list[tuple[str, str]]:
+def tensor_rules(model: Blip2Base) -> list[tuple[str, str]]:
     """Returns rules of `sharding.presets`. ViT-g's 16 heads and OPT's 32 are even in number, the Q-Former's 12 too."""
     rules = []
     for part, tower in (("vision", model.vision), ("qformer", model.qformer), ("language", model.language)):

@@ -9,7 +9,7 @@ from prismer_jax import checkpoint, models, tree
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.blip2 import parts
-from prismer_jax.models.blip2.front import DEVIATION, MEAN
+from prismer_jax.models.blip2.base import DEVIATION, MEAN
 from prismer_jax.models.blip2.table import table
 from prismer_jax.towers.vit import ViT
 from prismer_jax.weights import write

@@ -22,7 +22,7 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-class Front(nn.Module):
+class Blip2Base(nn.Module):
     """The image side of the models. All fields are hashable, so is the module.
 
     Attributes:
@@ -89,7 +89,7 @@ class Front(nn.Module):
         return init_from_shapes(self, rng, self.image_size)
 
 
-class Projected(Front):
+class Blip2Stage2(Blip2Base):
     """The image side of stage 2: the queries, as wide as the states of the language model that reads them."""
 
     def setup(self) -> None:

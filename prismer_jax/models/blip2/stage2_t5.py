@@ -7,13 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from prismer_jax.models.blip2.front import Projected
+from prismer_jax.models.blip2.base import Blip2Stage2
 from prismer_jax.models.vlm import ordinals
 from prismer_jax.towers.t5 import T5
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 
-class Writer(Projected):
+class Blip2T5(Blip2Stage2):
     """The model of stage 2 with T5 or FlanT5.
 
     Of a text, the tokens with `mask_ar` 0 are the prompt, which the encoder reads, and the others what the decoder

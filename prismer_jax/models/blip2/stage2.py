@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from prismer_jax import registry
-from prismer_jax.models.blip2.front import Projected
+from prismer_jax.models.blip2.base import Blip2Stage2
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind
 from prismer_jax.typing import Array, Float, typed
 
 TOWERS = {
     "llama": "prismer_jax.towers.causal_lm:CausalLM",
     "opt": "prismer_jax.towers.opt:OPT",
-    "t5": "prismer_jax.towers.t5:T5",  # which is not causal: see models.blip2.seq2seq
+    "t5": "prismer_jax.towers.t5:T5",  # which is not causal: see models.blip2.stage2_t5
 }
 
 
@@ -29,7 +29,7 @@ def tower(name: str) -> type[nn.Module]:
     return registry.imported("language.tower", name, TOWERS)
 
 
-class Captioner(Projected, DecoderOnly):
+class Blip2CausalLM(Blip2Stage2, DecoderOnly):
     """The model of stage 2 with any causal language model of the project."""
 
     def setup(self) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from prismer_jax.models.blip2.front import Front
+from prismer_jax.models.blip2.base import Blip2Base
 from prismer_jax.models.vlm import ordinals, text_mask
 from prismer_jax.towers import layers
 from prismer_jax.towers.qformer import for_all, selected
@@ -30,7 +30,7 @@ class Negatives(NamedTuple):
     text: Array
 
 
-class Matcher(Front):
+class Blip2Stage1(Blip2Base):
     """The model of stage 1. Its text is `[CLS] words [SEP]`; what it writes stands behind `[DEC]`, the last word.
 
     Source: salesforce/LAVIS, models/blip2_models/blip2_qformer.py.
