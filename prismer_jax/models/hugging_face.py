@@ -111,7 +111,8 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         | {"rope_scaling": (None,), "tie_word_embeddings": (None, True, *((False,) if kind == "llama" else ()))}
         for kind, act in _ACTIVATIONS.items()
     },
-    "opt": {"activation_function": (None, "relu"), "enable_bias": (None, True)},
+    "opt": {"activation_function": (None, "relu"), "enable_bias": (None, True), "tie_word_embeddings": (None, True)}
+    | {"layer_norm_elementwise_affine": (None, True), "_remove_final_layer_norm": (None, False)},
     "t5": {"feed_forward_proj": ("gated-gelu",), "tie_word_embeddings": (False,)},
 }
 
@@ -208,6 +209,8 @@ def language(config: Config, kinds: tuple[str, ...], where: pathlib.Path) -> dic
     if kind not in kinds:
         raise UserError(f"{where}: holds a model of type {kind!r}; one of {', '.join(kinds)} may be used.")
     check(config, _FIXED[kind], where)
+    if config.get("hidden_activation") is None and kind in _ACTIVATIONS:  # Llama's name, and Gemma 1's older one
+        check(config, {"hidden_act": (None, _ACTIVATIONS[kind])}, where)
     rope = section(config, "rope_parameters", where)  # of transformers 5
     check(rope, {"rope_type": (None, "default")}, where)
     known = fields({**rope, **config} if rope else config, choose("kind", kind, TEXT), where)

@@ -59,6 +59,30 @@ def test_a_blip2_is_its_variant_or_of_its_own_sizes():
     assert dict(model.vision).items() >= dict(image_size=364, width=1408, key_bias=False).items()
 
 
+OPT = dict(model_type="opt", hidden_size=32)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dict(model_type="llama", hidden_act="gelu"), "hidden_act is 'gelu'; only models with 'silu'"),
+        (GEMMA | dict(hidden_act="gelu"), "hidden_act is 'gelu'; only models with 'gelu_pytorch_tanh'"),
+        (OPT | dict(layer_norm_elementwise_affine=False), "layer_norm_elementwise_affine is False"),
+        (OPT | dict(_remove_final_layer_norm=True), "_remove_final_layer_norm is True"),
+        (OPT | dict(tie_word_embeddings=False), "tie_word_embeddings is False"),
+    ],
+)
+def test_a_language_model_that_computes_something_else_is_refused(config, message):
+    """Settings that modeling_{llama,gemma,opt}.py of transformers 4.57.1 read, and towers have not."""
+    with pytest.raises(UserError, match=f"^config.json: {message}"):
+        hugging_face.language(config, (config["model_type"],), HERE)
+
+
+def test_an_older_name_of_gemmas_activation_gives_way_to_the_newer():
+    new = dict(hidden_act="gelu", hidden_activation="gelu_pytorch_tanh")
+    assert hugging_face.language(GEMMA | new, ("gemma",), HERE) == hugging_face.language(GEMMA, ("gemma",), HERE)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
