@@ -120,3 +120,19 @@ def test_a_blip2_that_transformers_does_not_know_names_a_format_that_takes_it(tm
     checkpoint.export(tmp_path / "in", {"params": {"any": np.ones(1)}}, {"model": fields})
     with pytest.raises(UserError, match=rf"use --format {remedy}\.$"):
         run(tmp_path / "in", "blip2_hf", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("language", "message"),
+    [
+        (dict(word_width=24), "misreads an OPT of narrow words; use --format safetensors"),
+        (dict(tower="llama", word_scale=5.0), "no setting for language.word_scale; use --format safetensors"),
+    ],
+)
+def test_a_blip2_that_transformers_would_read_as_another_is_refused(tmp_path, language, message):
+    llama = dict(width=24, layers=1, heads=4, kv_heads=2, mlp_dim=48, vocab_size=50) if "tower" in language else {}
+    fields = dict(name="blip2", variant="tiny", language=llama | language)
+    checkpoint.export(tmp_path / "in", {"params": {"any": np.ones(1)}}, {"model": fields})
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "in", "blip2_hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

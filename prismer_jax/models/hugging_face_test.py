@@ -52,11 +52,51 @@ def test_a_blip2_is_its_variant_or_of_its_own_sizes():
     reader = dict(hidden_size=28, num_hidden_layers=6, num_attention_heads=7, cross_attention_frequency=3)
     config = dict(vision_config=dict(image_size=364), qformer_config=reader, text_config=t5, num_query_tokens=5)
     model = blip2.build(**of_blip2.fields_of(config, HERE))
-    assert dict(model.language).items() >= dict(tower="t5", width=40, heads=5, head_dim=8, decoder_layers=3).items()
+    expected = dict(tower="t5", width=40, heads=5, head_dim=8, decoder_layers=3, activation="gelu_tanh")
+    assert dict(model.language).items() >= expected.items()
     assert (
         dict(model.qformer).items() >= dict(width=28, layers=6, heads=7, cross_every=3, queries=5, mlp_dim=3072).items()
     )
     assert dict(model.vision).items() >= dict(image_size=364, width=1408, key_bias=False).items()
+
+
+T5 = dict(model_type="t5", d_model=40, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize(("given", "gate"), [({}, "gelu_tanh"), (dict(dense_act_fn="gelu"), "gelu")])
+def test_the_gate_of_a_t5_is_what_its_config_says_and_comes_back(given, gate):
+    """FlanT5 alone has gelu_new, BLIP-2's files have gelu: T5Config of transformers 4.57.1, configuration_t5.py."""
+    fields = of_blip2.fields_of(dict(text_config=T5 | given), HERE)
+    model = blip2.build(**fields)
+    assert model.language.get("activation", "gelu") == gate
+    config = of_blip2.of(model)
+    assert config["text_config"]["dense_act_fn"] == {"gelu_tanh": "gelu_new"}.get(gate, gate)
+    assert of_blip2.fields_of(config, HERE) == fields
+    with pytest.raises(UserError, match="dense_act_fn is 'relu'; only models with 'gelu' or 'gelu_new' are"):
+        of_blip2.fields_of(dict(text_config=T5 | dict(dense_act_fn="relu")), HERE)
+
+
+@pytest.mark.parametrize(
+    ("variant", "image", "text"),
+    [
+        ("pretrained_opt2.7b", 50265, dict(word_embed_proj_dim=2560, eos_token_id=50118)),
+        ("pretrained_flant5xl", 32100, dict(dense_act_fn="gelu", bos_token_id=1, decoder_start_token_id=0)),
+        ("tiny", 95, dict(vocab_size=96)),
+    ],
+)
+def test_a_blip2_says_which_token_stands_for_a_query_and_what_begins_and_ends_texts(variant, image, text):
+    """Without image_token_index, Blip2ForConditionalGeneration of transformers 4.57.1 fails on every input."""
+    config = of_blip2.of(blip2.build(variant))
+    assert config["image_token_index"] == image
+    assert config["text_config"].items() >= text.items()
+
+
+def test_what_a_config_of_a_blip2_does_not_say_is_named():
+    words = dict(tower="llama", width=24, layers=1, heads=4, kv_heads=2, mlp_dim=48, vocab_size=50)
+    assert of_blip2.lost(blip2.build("tiny", language=words)) == []
+    gemma = words | dict(activation="gelu_tanh", norm_offset=1.0, word_scale=5.0)
+    names = of_blip2.lost(blip2.build("tiny", language=gemma, vision=dict(activation="gelu_tanh")))
+    assert names == ["vision.activation", "language.activation", "language.norm_offset", "language.word_scale"]
 
 
 OPT = dict(model_type="opt", hidden_size=32)
@@ -81,6 +121,18 @@ def test_a_language_model_that_computes_something_else_is_refused(config, messag
 def test_an_older_name_of_gemmas_activation_gives_way_to_the_newer():
     new = dict(hidden_act="gelu", hidden_activation="gelu_pytorch_tanh")
     assert hugging_face.language(GEMMA | new, ("gemma",), HERE) == hugging_face.language(GEMMA, ("gemma",), HERE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(text_config=OPT | dict(word_embed_proj_dim=16)), "word_embed_proj_dim is 16; only models with 32"),
+        (dict(qformer_config=dict(position_embedding_type="relative_key")), "only models with 'absolute'"),
+    ],
+)
+def test_a_blip2_that_transformers_misreads_or_has_not_here_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        of_blip2.fields_of(change, HERE)
 
 
 @pytest.mark.parametrize(

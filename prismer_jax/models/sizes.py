@@ -19,6 +19,8 @@ from prismer_jax.weights.shapes import Shapes
 Fields = dict[str, Any]
 Read = Callable[[Shapes, int | None], Fields]
 LEAST = ("tiny", "small")  # what variants begin with that are no published models: others may share their shapes
+# Fields that say nothing of what a trained model answers, or that --dtype and the program choose.
+_TRAINING = {"initializer_range", "dropout", "branch_dropout", "keys_dtype", "remat", "dtype", "parent", "name"}
 _FREE = ("image_size", "vocab_size", "max_positions", "queries")  # which do not tell models apart
 
 
@@ -182,6 +184,23 @@ def nearest(
         if not differ:
             return {"variant": name}
     return {"variant": usual, **differ}
+
+
+def whole(model: nn.Module, part: str, tower: type[nn.Module]) -> Fields:
+    """Returns all fields of a model's tower, those by default as well."""
+    return {name: field.default for name, field in tower.__dataclass_fields__.items()} | dict(getattr(model, part))
+
+
+def lost(model: nn.Module, back: nn.Module, towers: Mapping[str, type[nn.Module]]) -> list[str]:
+    """Returns the names of the settings in which a model differs from what its config.json is read as."""
+    names = []
+    for part, tower in towers.items():
+        before, after = (whole(one, part, tower) for one in (model, back))
+        for fields in (before, after):
+            if "head_dim" in fields:
+                fields["head_dim"] = fields["head_dim"] or fields["width"] // fields["heads"]
+        names += [f"{part}.{k}" for k in before if k not in _TRAINING and before[k] != after.get(k)]
+    return names
 
 
 def published(variants: Mapping[str, Mapping[str, Any]], part: str) -> list[Mapping[str, Any]]:

@@ -16,8 +16,6 @@ from prismer_jax.towers.vit import ViT
 
 TOWERS = {"vision": ViT, "language": CausalLM}
 USUAL = {"gemma": "pt_224", "gemma2": "3b_pt_224"}  # whose settings a model of sizes of its own has
-# Fields that say nothing of what a trained model answers, or that --dtype and the program choose.
-_TRAINING = {"initializer_range", "dropout", "branch_dropout", "keys_dtype", "remat", "dtype", "parent", "name"}
 
 
 def fields_of(config: hugging_face.Config, where: pathlib.Path) -> dict[str, Any]:
@@ -37,7 +35,7 @@ def fields_of(config: hugging_face.Config, where: pathlib.Path) -> dict[str, Any
 
 def of(model: PaliGemma) -> dict[str, Any]:
     """Returns the config.json of transformers' PaliGemmaForConditionalGeneration; `lost` says what is not in it."""
-    known = _all(model, "language")
+    known = sizes.whole(model, "language", CausalLM)
     known["head_dim"] = known["head_dim"] or known["width"] // known["heads"]
     kind = "gemma2" if known["post_norms"] else "gemma"
     text = hugging_face.written(known, hugging_face.TEXT[kind]) | dict(model_type=kind)
@@ -47,7 +45,7 @@ def of(model: PaliGemma) -> dict[str, Any]:
         text |= {theirs: known[ours] or None for theirs, ours in caps.items()}
         scale = round(known["query_scale"] ** -2) if known["query_scale"] else known["head_dim"]
         text |= dict(sliding_window=known["window"] or hugging_face.WINDOW, query_pre_attn_scalar=scale)
-    vision = hugging_face.written(_all(model, "vision"), hugging_face.SIGLIP)
+    vision = hugging_face.written(sizes.whole(model, "vision", ViT), hugging_face.SIGLIP)
     return dict(
         model_type="paligemma",
         architectures=["PaliGemmaForConditionalGeneration"],
@@ -64,15 +62,4 @@ def of(model: PaliGemma) -> dict[str, Any]:
 
 def lost(model: PaliGemma) -> list[str]:
     """Returns the names of a model's settings that its config.json does not say, such as a cap of a Gemma 1."""
-    back = build(**fields_of(of(model), pathlib.Path("config.json")))
-    told = {part: (_all(model, part), _all(back, part)) for part in TOWERS}
-    for before, after in told.values():
-        for fields in (before, after):
-            fields["head_dim"] = fields.get("head_dim") or fields["width"] // fields["heads"]
-    return [f"{part}.{k}" for part, (a, b) in told.items() for k in a if k not in _TRAINING and a[k] != b[k]]
-
-
-def _all(model: PaliGemma, part: str) -> dict[str, Any]:
-    """Returns all fields of a tower, those by default as well."""
-    fields = {name: field.default for name, field in TOWERS[part].__dataclass_fields__.items()}
-    return fields | dict(getattr(model, part))
+    return sizes.lost(model, build(**fields_of(of(model), pathlib.Path("config.json"))), TOWERS)
