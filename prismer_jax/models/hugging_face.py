@@ -1,7 +1,8 @@
 """config.json as transformers writes it, for the parts that families share: read with its defaults, and written.
 
 A file of transformers' leaves out what is a class's default. Source of names and defaults: transformers 4.57.1, the
-configuration_*.py of siglip, blip_2, gemma, gemma2, llama, opt and t5.
+configuration_*.py of siglip, blip_2, gemma, gemma2, llama, opt and t5. None stands for what these derive from others:
+heads of keys, channels of a head, the width of words, layers of a decoder.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "opt": {"activation_function": (None, "relu"), "enable_bias": (None, True), "tie_word_embeddings": (None, True)}
     | {"layer_norm_elementwise_affine": (None, True), "_remove_final_layer_norm": (None, False)},
-    "t5": {"feed_forward_proj": ("gated-gelu",), "tie_word_embeddings": (False,)},
+    "t5": {"feed_forward_proj": ("gated-gelu",)},
 }
 
 
@@ -211,6 +212,10 @@ def language(config: Config, kinds: tuple[str, ...], where: pathlib.Path) -> dic
     check(config, _FIXED[kind], where)
     if config.get("hidden_activation") is None and kind in _ACTIVATIONS:  # Llama's name, and Gemma 1's older one
         check(config, {"hidden_act": (None, _ACTIVATIONS[kind])}, where)
+    if kind == "t5" and config.get("scale_decoder_outputs") is not False:
+        # T5 1.1 alone has a head of its own, and no scale before it; transformers 5.24.0 calls that by the second and
+        # says of all T5s that they are tied (configuration_t5.py).
+        check(config, {"tie_word_embeddings": (False,)}, where)
     rope = section(config, "rope_parameters", where)  # of transformers 5
     check(rope, {"rope_type": (None, "default")}, where)
     known = fields({**rope, **config} if rope else config, choose("kind", kind, TEXT), where)

@@ -76,6 +76,16 @@ def test_the_gate_of_a_t5_is_what_its_config_says_and_comes_back(given, gate):
         of_blip2.fields_of(dict(text_config=T5 | dict(dense_act_fn="relu")), HERE)
 
 
+def test_a_t5_whose_head_is_its_own_is_told_as_both_versions_of_transformers_say_it():
+    """T5Config of transformers 5.24.0 writes tie_word_embeddings=True always, and scale_decoder_outputs beside it."""
+    for tied, scaled in ((False, None), (True, False)):
+        told = dict(tie_word_embeddings=tied) | ({} if scaled is None else dict(scale_decoder_outputs=scaled))
+        assert hugging_face.language(T5 | told, ("t5",), HERE)["tower"] == "t5"
+    for told in (dict(tie_word_embeddings=True), dict(tie_word_embeddings=True, scale_decoder_outputs=True)):
+        with pytest.raises(UserError, match="tie_word_embeddings is True; only models with False"):
+            hugging_face.language(T5 | told, ("t5",), HERE)
+
+
 @pytest.mark.parametrize(
     ("variant", "image", "text"),
     [
