@@ -97,8 +97,11 @@ def exported(folder, spec):
     [
         ("z", "depth", {"stem_depth", "resampler"}),
         ("experts=depth", "depth+edge", {"stem_edge", "places"}),
-        ("experts=depth+obj_detection", "depth", {"stem_obj_detection", "instance_embedding", "places"}),
-        ("experts=depth", "depth", set()),
+        pytest.param(
+            *("experts=depth+obj_detection", "depth", {"stem_obj_detection", "instance_embedding", "places"}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("experts=depth", "depth", set(), marks=pytest.mark.slow),
     ],
 )
 def test_a_prismer_is_shown_experts_that_it_has_not_seen(known, asked, fresh, mine, tmp_path):

@@ -83,7 +83,12 @@ def start(folder):
 
 
 @pytest.mark.parametrize(
-    "spelling", [a_bert, lambda: without_prefix(a_bert()), lambda: old_norms(without_prefix(a_bert()))]
+    "spelling",
+    [
+        pytest.param(a_bert, marks=pytest.mark.slow),
+        pytest.param(lambda: without_prefix(a_bert()), marks=pytest.mark.slow),
+        lambda: old_norms(without_prefix(a_bert())),
+    ],
 )
 def test_every_spelling_of_a_bert_is_the_same_start(folder, start, spelling):
     kind = dict(write_file=write.torch_file, name="pytorch_model.bin")

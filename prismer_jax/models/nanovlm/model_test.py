@@ -23,6 +23,12 @@ def tiny(**fields):
     return model, {**variables, "params": jax.tree.map(lambda x: 2 * x, variables["params"])}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, inputs):
+    """One program: op by op, most of a test's time would go to compiling each."""
+    return model.apply(variables, inputs)
+
+
 def batch(tiles, lengths, columns, front=False, seed=0):
     """Rows with so many tiles and words after them, padded on the left; as in training and prompts."""
     rng = np.random.default_rng(seed)
@@ -44,7 +50,7 @@ def test_decoding_with_a_cache_equals_full_passes(front):
     )
     after = prompts(tokens[:, 0], np.ones(tokens[:, 0].shape, bool))
     whole = {**inputs, **{key: np.concatenate([inputs[key], after[key]], axis=1) for key in after}}
-    log_probs = jax.nn.log_softmax(model.apply(variables, whole)[:, -6:-1])
+    log_probs = jax.nn.log_softmax(apply(model, variables, whole)[:, -6:-1])
     sums = jnp.take_along_axis(log_probs, tokens[:, 0][..., None], axis=2).sum((1, 2))
     np.testing.assert_allclose(scores[:, 0], sums / 5, rtol=1e-4, atol=1e-5)
 
@@ -56,7 +62,7 @@ def test_a_text_depends_neither_on_its_neighbours_nor_on_padding(front):
     alone = {key: value[1:] for key, value in inputs.items()}
     alone |= {key: alone[key][:, -(7 if front else 11) :] for key in ("text", "mask_input", "mask_ar", "segment")}
     alone |= {"image": alone["image"][:, :1], "image_mask": alone["image_mask"][:, :1]}
-    logits, own = model.apply(variables, inputs)[1, -7:], model.apply(variables, alone)[0, -7:]
+    logits, own = apply(model, variables, inputs)[1, -7:], apply(model, variables, alone)[0, -7:]
     np.testing.assert_allclose(logits, own, rtol=1e-4, atol=1e-5)
 
 
@@ -64,7 +70,7 @@ def test_reference_positions_depend_on_padding_in_front_of_a_text():
     model, variables = tiny(image_token=None, positions="column")
     inputs = batch([1, 1], [5, 7], 9, front=True)
     shorter = {k: v[:, -7:] if k in ("text", "mask_input", "mask_ar", "segment") else v for k, v in inputs.items()}
-    logits, own = model.apply(variables, inputs)[1, -7:], model.apply(variables, shorter)[1, -7:]
+    logits, own = apply(model, variables, inputs)[1, -7:], apply(model, variables, shorter)[1, -7:]
     assert not np.allclose(logits, own, rtol=1e-3)
 
 
@@ -73,11 +79,11 @@ def test_texts_of_a_row_see_the_image_and_not_each_other():
     one, two = (batch([1], [6], 6, front=True, seed=seed) for seed in (0, 1))
     row = {key: np.concatenate([one[key], two[key]], axis=1) for key in ("text", "mask_input", "mask_ar", "segment")}
     row["segment"][:, 6:] = 1
-    logits = model.apply(variables, {**one, **row})
+    logits = apply(model, variables, {**one, **row})
     second = {**two, "image": one["image"]}
-    np.testing.assert_allclose(logits[:, 6:], model.apply(variables, second), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits[:, 6:], apply(model, variables, second), rtol=1e-4, atol=1e-5)
     blank = {**one, **row, "image": 0 * one["image"]}
-    assert not np.allclose(logits[:, 6:], model.apply(variables, blank)[:, 6:], rtol=1e-3)
+    assert not np.allclose(logits[:, 6:], apply(model, variables, blank)[:, 6:], rtol=1e-3)
 
 
 def test_a_text_without_images_is_read():
@@ -85,7 +91,7 @@ def test_a_text_without_images_is_read():
     inputs = batch([1], [6], 10)
     text = {key: inputs[key][:, 4:] for key in ("text", "mask_input", "mask_ar", "segment")}
     none = {**text, "image": inputs["image"], "image_mask": np.zeros((1, 1), bool)}
-    np.testing.assert_array_equal(model.apply(variables, text), model.apply(variables, none))
+    np.testing.assert_array_equal(apply(model, variables, text), apply(model, variables, none))
 
 
 @pytest.mark.parametrize("front", [False, True])
@@ -98,11 +104,11 @@ def test_experts_change_nothing_until_they_are_trained(front):
     inputs = batch([2, 1], [5, 7], 15, front)
     shape = (2, 2, 16, 16, 1)
     inputs |= {f"labels/{name}": np.full(shape, 7, np.uint8) for name in ("depth", "seg_coco", "obj_detection")}
-    np.testing.assert_array_equal(seeing.apply(merged, inputs), model.apply(variables, inputs))
+    np.testing.assert_array_equal(apply(seeing, merged, inputs), apply(model, variables, inputs))
 
     def loss(labels, kernel):
         params = {**merged["params"], "labels": {**merged["params"]["labels"], "out": kernel}}
-        return seeing.apply({**merged, "params": params}, {**inputs, "labels/depth": labels}).sum()
+        return apply(seeing, {**merged, "params": params}, {**inputs, "labels/depth": labels}).sum()
 
     kernel = jax.tree.map(jnp.ones_like, merged["params"]["labels"]["out"])
     other = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -116,8 +122,9 @@ def test_only_what_is_not_trained_yet_has_a_gradient_of_zero():
     inputs = batch([1], [5], 9) | {
         "labels/depth": np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16, 1), np.uint8)
     }
-    grads = jax.grad(lambda params: model.apply({**variables, "params": params}, inputs).std())(variables["params"])
-    sizes = {name: float(jnp.abs(leaf).max()) for name, leaf in tree.flatten(grads["labels"]).items()}
+    grads = jax.jit(jax.grad(lambda params: apply(model, {**variables, "params": params}, inputs).std()))
+    sizes = tree.flatten(grads(variables["params"])["labels"])
+    sizes = {name: np.abs(leaf).max() for name, leaf in sizes.items()}
     assert sizes["out/kernel"] > 0
     assert sizes["stem_depth/out/kernel"] == 0
 

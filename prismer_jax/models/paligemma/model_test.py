@@ -111,8 +111,14 @@ def test_experts_say_nothing_before_they_are_trained():
     np.testing.assert_array_equal(model.apply(own, batch), plain.apply(variables, batch))
 
 
-@pytest.mark.parametrize("chunk", [2, 5, 100])
-@pytest.mark.parametrize("cap", ["reference", "always"])
+@pytest.mark.parametrize(
+    ("chunk", "cap"),
+    [
+        (5, "reference"),
+        (5, "always"),
+        *(pytest.param(chunk, cap, marks=pytest.mark.slow) for chunk in (2, 100) for cap in ("reference", "always")),
+    ],
+)
 def test_logits_in_chunks_make_the_same_loss_and_gradients(chunk, cap):
     model = build("tiny", cap=cap, language=SMALL)
     variables = jax.jit(model.init_variables)(jax.random.key(0))
