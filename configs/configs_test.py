@@ -60,7 +60,8 @@ class Stopped(Exception):
 
 @pytest.fixture
 def stop_before_the_first_step(monkeypatch):
-    def stop(*_):
+    def stop(batches, *_):
+        batches.close()
         raise Stopped
 
     monkeypatch.setattr(train.input, "to_device", stop)

@@ -123,8 +123,7 @@ def train_on(
     # ------------------------------------------------------------------------------------------------ batches and step
     if any("features" in part for part in cfg.data.values()):
         mixture = importlib.import_module("prismer_jax.training.features").cached(mixture, cfg, training)
-    host_batches = input.train_batches(
-        mixture,
+    loading = dict(
         batch_size=batch_size,
         seed=cfg.seed,
         first_step=first_step,
@@ -133,8 +132,8 @@ def train_on(
         max_bad_fraction=cfg.get("max_bad_fraction", 0.01),
     )
     report_options, profile = assembly.settings_of_later(cfg)
-    config.assert_read(cfg)
-    batches = input.to_device(host_batches, sharding.batch_sharding(mesh))
+    config.assert_read(cfg)  # before there are threads
+    batches = input.to_device(input.train_batches(mixture, **loading), sharding.batch_sharding(mesh))
     first_batches = [next(batches)] if first_step < total_steps else []
     compile_update = functools.partial(training.compile, *first_batches) if first_batches else lambda: training.update
 

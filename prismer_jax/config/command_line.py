@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import functools
 import importlib.util
 import inspect
@@ -20,6 +21,10 @@ from prismer_jax.files import storage
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent  # of a wheel (setup.py), or a checkout
+# Keys that a file may leave out and a flag may give all the same, and what they begin with (docs/config.md).
+LEFT_OUT: dict[str, Any] = dict(accumulate=1, frozen_dtype="float32", init=None, init_fresh=(), max_bad_fraction=0.01)
+LEFT_OUT |= dict(num_workers=0, prng="rbg", wandb={})
+OPEN = ("model", "wandb")  # sections whose readers know their keys
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -94,6 +99,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Section:
     config = _run_config_file(path, arg)
     if not isinstance(unwrapped(config), dict):
         raise UserError(f"{file}: get_config returned a {type(config).__name__}; return an ml_collections.ConfigDict.")
+    if hasattr(config, "unlock"):  # a ConfigDict, which takes no new key else
+        config.unlock()
     for override in overrides:
         _override(config, override.removeprefix("--config."))
     return Section(unwrapped(config))
@@ -129,27 +136,26 @@ def _override(config: Any, override: str) -> None:
     if not equals:
         raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE.")
     *parents, last = key.split(".")
-    node = config
+    first, node = key.split(".")[0], config
+    if first in LEFT_OUT and config.get(first) is None:
+        config[first] = copy.copy(LEFT_OUT[first])
     for depth, part in enumerate([*parents, last]):
         is_list = isinstance(node, list | tuple)
         valid = [str(i) for i in range(len(node))] if is_list else list(node.keys()) if hasattr(node, "keys") else []
-        field = parents[:1] == ["model"] and depth == len(parents) and hasattr(node, "keys")  # the model knows its own
-        if part not in valid and not field and not (key == "init_fresh" and "init" in valid):
+        field = first in OPEN and depth == len(parents) > 0 and hasattr(node, "keys")
+        if part not in valid and not field:
             prefix = "".join(f"{p}." for p in key.split(".")[:depth])
-            names = [name for name, _ in leaves(unwrapped(config))]
-            hint = f"{nearest(key, names)} A key that the file leaves out is set there: docs/config.md."
-            raise UserError(f"No config key {prefix}{part!r} for --config.{key}. {hint}")
+            hint = nearest(key, [name for name, _ in leaves(unwrapped(config))])
+            raise UserError(f"No config key {prefix}{part!r} for --config.{key}. {hint} All are in docs/config.md.")
         if depth < len(parents):
             node = node[int(part) if is_list else part]
     if isinstance(node, tuple):
         raise UserError(f"--config.{key}: a tuple cannot be changed in place; override {'.'.join(parents)} whole.")
     place = int(last) if isinstance(node, list) else last
-    old = node[place] if last in valid else () if key == "init_fresh" else None
+    old = node[place] if last in valid else None
     if hasattr(old, "keys"):
         inside = ", ".join(f"{key}.{k}" for k in list(old.keys())[:3])
         raise UserError(f"--config.{key} is a section; set one of its keys ({inside} ...).")
-    if hasattr(node, "unlock"):  # a ConfigDict, which takes no new key else
-        node.unlock()
     try:
         node[place] = _convert(text, old, f"--config.{key}")
     except TypeError:  # a placeholder, which has a type but no value yet
