@@ -174,17 +174,19 @@ def _flags(parser: config.ArgumentParser, argv: Sequence[str], fields: bool = Fa
     for override in overrides:
         key, _, text = override.partition("=")
         section, _, name = key.partition(".")
+        path = name.replace(".", "/")
+        if name in ("name", "variant"):
+            raise UserError(f"--config.model.{name}: is said by the command and its --variant.")
+        if any(f"{path}/".startswith(f"{other}/") or f"{other}/".startswith(f"{path}/") for other in known):
+            raise UserError(f"--config.model.{name}: is given twice, or whole and in parts. Leave one out.")
         if not (fields and section == "model" and name):
             only = "--config.model.KEY alone is taken, a field of the model" if fields else "nothing here has a config"
             raise UserError(f"Unknown argument --config.{override}: {only}.")
         try:
-            known[name.replace(".", "/")] = ast.literal_eval(text)
+            known[path] = ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            known[name.replace(".", "/")] = text
-    try:
-        args.model = tree.unflatten(known)
-    except TypeError:
-        raise UserError("--config.model: a field is given as a whole and in parts. Leave out one of them.") from None
+            known[path] = text
+    args.model = tree.unflatten(known)
     there = getattr(args, "output", None)
     if there and there.exists() and not args.force and not (there.is_dir() and not any(there.iterdir())):
         raise UserError(f"{there} exists; choose another name, or replace it with --force.")

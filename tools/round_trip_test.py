@@ -167,6 +167,9 @@ def test_what_no_shape_says_is_asked_for_in_one_line(tmp_path, name):
     [
         ("paligemma", "--config.seed=1", r"--config\.model\.KEY alone is taken, a field of the model"),
         ("renumber", "--config.model.heads=3", "nothing here has a config"),
+        ("prismer", "--config.model.name=blip2", r"--config\.model\.name: is said by the command"),
+        ("prismer", "--config.model.decoder.heads=3 --config.model.decoder=3", r"model\.decoder: is given twice"),
+        ("prismer", "--config.model.decoder=3 --config.model.decoder.heads=3", r"decoder\.heads: is given twice"),
         ("prismer", "--config.model.decoder=3", r"--config\.model\.decoder=3: it has fields"),
         ("prismer", "--config.model.hedas=3", "Unknown field of the model 'hedas'"),
     ],
@@ -177,4 +180,6 @@ def test_fields_that_nothing_reads_are_refused(tmp_path, command, flag, message)
     write.safetensors_file(tmp_path / "file", {key: np.zeros(shape, np.float32) for key, shape in shapes.items()})
     given = ["--variant", "prismerz_tiny"] if command == "prismer" else []
     with pytest.raises(UserError, match=message):
-        convert.main([command, "--input", str(tmp_path / "file"), *given, "--output", str(tmp_path / "out"), flag])
+        convert.main(
+            [command, "--input", str(tmp_path / "file"), *given, "--output", str(tmp_path / "out"), *flag.split()]
+        )

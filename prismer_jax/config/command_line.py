@@ -22,8 +22,8 @@ from prismer_jax.files import storage
 HERE = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent  # of a wheel (setup.py), or a checkout
 # Keys that a file may leave out and a flag may give all the same, and what they begin with (docs/config.md).
-LEFT_OUT: dict[str, Any] = dict(accumulate=1, frozen_dtype="float32", init=None, init_fresh=(), max_bad_fraction=0.01)
-LEFT_OUT |= dict(num_workers=0, prng="rbg", wandb={})
+DEFAULTS: dict[str, Any] = dict(accumulate=1, frozen_dtype="float32", init=None, init_fresh=(), max_bad_fraction=0.01)
+DEFAULTS |= dict(num_workers=0, prng="rbg", wandb={})
 OPEN = ("model", "wandb")  # sections whose readers know their keys
 
 
@@ -137,8 +137,8 @@ def _override(config: Any, override: str) -> None:
         raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE.")
     *parents, last = key.split(".")
     first, node = key.split(".")[0], config
-    if first in LEFT_OUT and config.get(first) is None:
-        config[first] = copy.copy(LEFT_OUT[first])
+    if first in DEFAULTS and config.get(first) is None:  # a section is there only if something is set in it
+        config[first] = copy.copy(DEFAULTS[first]) if parents or DEFAULTS[first] != {} else None
     for depth, part in enumerate([*parents, last]):
         is_list = isinstance(node, list | tuple)
         valid = [str(i) for i in range(len(node))] if is_list else list(node.keys()) if hasattr(node, "keys") else []

@@ -92,7 +92,7 @@ def save_resolved(workdir: Workdir, config: Any, may_change: Sequence[str] = ())
             old = dict(leaves(json.loads(file.read_text())))
         except ValueError:
             raise UserError(f"{file} is damaged. Delete it to continue with this config.") from None
-        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) or (key in old) != (key in new)]
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]  # None is as if it were left out
         changed = [key for key in changed if not any(re.fullmatch(pattern, key) for pattern in may_change)]
         if changed:
             what = ", ".join(f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed[:3])

@@ -10,7 +10,7 @@ WORKERS = 16  # processes a core at most: more would only fill the memory, and t
 
 def check_seed(seed: int | None) -> None:
     """Raises a UserError unless all generators take the seed: jax.random.key drops what is above 32 bits."""
-    if seed is None or not 0 <= seed < 2**32 or seed % 1:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be a whole number from 0 to {2**32 - 1}.")
 
 

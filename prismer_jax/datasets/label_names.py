@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,8 +30,9 @@ def key(name: str, any_case: bool = False) -> str:
 
 
 def folder(labels: str | os.PathLike | None) -> str | None:
-    """Returns the folder of labels as text; raises UserError if there is none. One with '{expert}' in it is many."""
-    if labels is not None and "{" not in os.fspath(labels) and not storage.on_disk(labels).is_dir():
+    """Returns the folder of labels as text; raises UserError if there is none. '{expert}' or '{dataset}' means many."""
+    many = labels is not None and re.search(r"\{(expert|dataset)\}", os.fspath(labels))
+    if labels is not None and not many and not storage.on_disk(labels).is_dir():
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
     return None if labels is None else os.fspath(labels)
 

@@ -109,6 +109,8 @@ def settings_of(*functions: Callable[..., Any]) -> dict[str, None]:
 
 def check(settings: Mapping[str, Any], where: str) -> None:
     """Raises a UserError that begins with `where` for settings of `generate` that do not exist."""
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{where} is {settings!r}; it is a section of settings.")
     try:
         function = registry.imported("decoding method", settings.get("method", "beam"), METHODS)
         for name in settings:

@@ -37,8 +37,9 @@ def build(type: str, **options: Any) -> Evaluator:
     try:
         return made(**options)
     except TypeError as error:
-        if wrong := re.search(r"(missing|unexpected) .*argument.*", str(error)):
-            raise UserError(f"Evaluator {type!r}: {wrong[0]}.") from None
+        own = rf"(?:Evaluator|{made.__name__})\.__init__\(\)"  # not of what it calls in turn
+        if wrong := re.search(rf"{own} (?:got an )?((?:missing|unexpected) .*argument.*)", str(error)):
+            raise UserError(f"Evaluator {type!r}: {wrong[1]}.") from None
         raise
 
 

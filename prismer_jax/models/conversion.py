@@ -107,7 +107,8 @@ def tokenizer_of(given: str, kind: str) -> pp.tokenizer.Tokenizer:
     Raises:
       UserError: an unknown kind, or a file is missing or garbled.
     """
-    if given.partition(":")[0] in pp.tokenizer.KINDS or (":" in given and not storage.on_disk(given).exists()):
+    kind_given, colon, _ = given.partition(":")
+    if given == "scenes" or (colon and (kind_given in pp.tokenizer.KINDS or not storage.on_disk(given).exists())):
         return pp.tokenizer.load(given)
     return pp.tokenizer.load(f"{'sentencepiece' if given.endswith('.model') else kind}:{given}")
 

@@ -32,6 +32,7 @@ def test_a_tokenizer_is_a_spec_or_a_path_of_the_familys_kind(tmp_path):
         ("nowhere", r"nowhere/vocab\.json: no such file; the tokenizer 'roberta:nowhere' needs it"),
         ("nowhere.model", r"nowhere\.model: no such file"),
         ("tokenizers:", "names no folder or file"),
+        ("roberta", r"roberta/vocab\.json: no such file"),  # a folder may be called as its kind
     ],
 )
 def test_what_is_no_tokenizer_is_one_line(given, message):

@@ -125,10 +125,15 @@ def beside(path: pathlib.Path, kind: str = "") -> tuple[dict[str, Any], pathlib.
       kind: its `model_type`: a file of another is none.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: that in a folder cannot be read.
     """
     where = path / "config.json" if path.is_dir() else path.with_name("config.json")
-    config = read(where) if where.is_file() else {}
+    try:
+        config = read(where) if where.is_file() else {}
+    except UserError:
+        if path.is_dir():
+            raise
+        config = {}  # of something else that lies beside the file
     return (config if not kind or config.get("model_type") == kind else {}), where
 
 
@@ -228,7 +233,7 @@ def language(config: Config, kinds: tuple[str, ...], where: pathlib.Path) -> dic
         known.setdefault("kv_heads", known["heads"])
     if kind == "gemma2":
         scale = _value(config, "query_pre_attn_scalar", 256.0, where)
-        known |= {"query_scale": scale**-0.5} if scale != known["head_dim"] else {}
+        known["query_scale"] = None if scale == known["head_dim"] else scale**-0.5  # None, lest a variant's stand there
         window = _value(config, "sliding_window", None, where) if "sliding_window" in config else WINDOW
         if window is not None and window < WINDOW:
             near = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(known["layers"])]

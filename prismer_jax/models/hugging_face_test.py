@@ -27,6 +27,14 @@ def test_a_published_paligemma_is_its_variant(text, size, variant):
     assert fields == {"variant": variant}
 
 
+def test_a_scale_of_queries_by_a_heads_channels_is_not_the_variants():
+    fields = of_paligemma.fields_of(
+        dict(vision_config=EYES, text_config=GEMMA2 | dict(query_pre_attn_scalar=128)), HERE
+    )
+    model = paligemma.build(**fields)
+    assert (model.language["layers"], model.language.get("query_scale")) == (46, None)
+
+
 def test_a_paligemma_of_other_sizes_is_another_model_with_the_settings_of_its_gemma():
     own = dict(hidden_size=96, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=24)
     own |= dict(model_type="gemma2", intermediate_size=100, vocab_size=99, sliding_window=512)

@@ -33,7 +33,7 @@ def vit(shapes: Shapes, heads: int | None = None, at: str = "params/vision") -> 
     except (KeyError, IndexError, ValueError):
         return {}
     fields = dict(image_size=patch * math.isqrt(max(positions, 0)), patch_size=patch, width=width)
-    return fields | dict(layers=layers, mlp_dim=mlp) | _heads(heads)
+    return _with_heads(fields | dict(layers=layers, mlp_dim=mlp), heads)
 
 
 def causal_lm(shapes: Shapes, heads: int | None = None) -> Fields:
@@ -63,7 +63,7 @@ def opt(shapes: Shapes, heads: int | None = None) -> Fields:
         return {}
     fields: Fields = dict(width=width, layers=layers, mlp_dim=mlp, vocab_size=words)
     fields |= dict(max_positions=places - opt_tower.FIRST, pre_norm="params/language/norm/scale" in shapes)
-    return fields | (dict(word_width=own) if own != width else {}) | _heads(heads)
+    return _with_heads(fields | (dict(word_width=own) if own != width else {}), heads)
 
 
 def t5(shapes: Shapes, heads: int | None = None) -> Fields:
@@ -94,7 +94,7 @@ def qformer(shapes: Shapes, heads: int | None = None) -> Fields:
     fields: Fields = dict(width=width, layers=layers, mlp_dim=mlp, queries=queries, cross_every=every)
     for name, table in (("vocab_size", "word_embedding"), ("max_positions", "position_embedding")):
         fields |= {name: shapes[f"{reader}/{table}"][0]} if f"{reader}/{table}" in shapes else {}
-    return fields | _heads(heads)
+    return _with_heads(fields, heads)
 
 
 def roberta(shapes: Shapes, heads: int | None = None) -> Fields:
@@ -107,11 +107,14 @@ def roberta(shapes: Shapes, heads: int | None = None) -> Fields:
     except (KeyError, ValueError):
         return {}
     fields = dict(width=width, layers=layers, mlp_dim=mlp, vocab_size=words, max_positions=positions)
-    return fields | _heads(heads)
+    return _with_heads(fields, heads)
 
 
-def _heads(heads: int | None) -> Fields:
-    return {} if heads is None else {"heads": heads}
+def _with_heads(fields: Fields, heads: int | None) -> Fields:
+    """Returns the fields with `heads`, where it is known; {} where the channels cannot be shared by so many."""
+    if heads is None:
+        return fields
+    return {} if fields["width"] % heads else fields | {"heads": heads}
 
 
 def of_part(
@@ -134,17 +137,16 @@ def of_part(
     flag, what = f"--config.model.{part}.heads".replace("..", "."), part or "image encoder"
     if "heads" in given:
         heads = given["heads"]
-        whole = isinstance(heads, int) and not isinstance(heads, bool) and heads > 0
-        fields = read(shapes, heads) if whole else {}
-        if not fields:
+        is_number = isinstance(heads, int) and not isinstance(heads, bool) and heads > 0
+        if not is_number or not (least := read(shapes, heads)):
             raise UserError(
                 f"{where}: its {what} has not {heads!r} heads: they do not divide its channels. Give {flag}."
             )
-        return fields
     for known in published:
         alike = {"head_dim": known["width"] // known["heads"], **known}
         fields = read(shapes, known["heads"])
-        if fields and all(alike.get(name, value) == value for name, value in fields.items() if name not in _FREE):
+        same = fields and all(alike.get(name, value) == value for name, value in fields.items() if name not in _FREE)
+        if same and given.get("heads", known["heads"]) == known["heads"]:
             return {**{name: value for name, value in known.items() if name not in _FREE}, **fields}
     if "heads" not in least:
         raise UserError(
@@ -173,17 +175,17 @@ def nearest(
       variants: a family's VARIANTS; the first that differs in nothing is taken, else `usual`.
       towers: {name of a tower: its class}; one that `parts` lacks is left as the variant has it.
     """
-    differ: Fields = {}
-    for name in (usual, *variants, usual):
-        known = variants[name]
-        differ = {}
+
+    def differing(known: Mapping[str, Any]) -> Fields:
+        differ: Fields = {}
         for part, fields in parts.items():
             same = known.get(part, {}).get("tower") == fields.get("tower")
             if own := beyond(fields, known.get(part, {}) if same else {}, towers[part]):
                 differ[part] = own
-        if not differ:
-            return {"variant": name}
-    return {"variant": usual, **differ}
+        return differ
+
+    equal = (name for name in (usual, *variants) if not differing(variants[name]))
+    return {"variant": name} if (name := next(equal, None)) else {"variant": usual, **differing(variants[usual])}
 
 
 def whole(model: nn.Module, part: str, tower: type[nn.Module]) -> Fields:

@@ -81,4 +81,4 @@ def make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
         return factory(*args, **kwargs)
     except TypeError as error:  # or of a value of another type
         usage = f"{name}({', '.join(str(p) for p in parameters.values() if p.name != 'tokenizer')})"
-        raise UserError(f"The op {name} does not take these arguments ({error}). Write {usage}.") from None
+        raise UserError(f"The op {name} does not take these arguments ({error}). Write {usage}.") from error

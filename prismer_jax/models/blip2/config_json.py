@@ -55,7 +55,8 @@ def fields_of(config: hugging_face.Config, where: pathlib.Path) -> dict[str, Any
 def of(model: Any) -> dict[str, Any]:
     """Returns the config.json of a model with EVA's image encoder and a language model.
 
-    Its one epsilon of the image encoder is that of the blocks, 1e-6; LAVIS's norm behind them has 1e-5.
+    Its one epsilon of the image encoder is that of the blocks, 1e-6; LAVIS's norm behind them has 1e-5. The image's
+    token is the published files' where there are so many words, else the last word, which no text may then have there.
     """
     kind = model.language["tower"]
     eyes, reader, language = (sizes.whole(model, part, cls) for part, cls in _towers(kind).items())

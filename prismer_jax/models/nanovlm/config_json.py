@@ -124,8 +124,8 @@ def fields_by_shapes(known: Shapes, given: Mapping[str, Any], where: pathlib.Pat
         raise UserError(f"{where}: is no nanoVLM: it lacks towers under its names. Give what save_pretrained wrote.")
     fields["shuffle"] = math.isqrt(projector[0] // max(1, fields["vision"]["width"]))
     own = fields["language"]["vocab_size"], fields["shuffle"]
-    variants = [fields for name, fields in VARIANTS.items() if not name.startswith(sizes.LEAST)]
-    alike = [known for known in variants if (known["language"]["vocab_size"], known["shuffle"]) == own]
+    variants = [variant for name, variant in VARIANTS.items() if not name.startswith(sizes.LEAST)]
+    alike = [variant for variant in variants if (variant["language"]["vocab_size"], variant["shuffle"]) == own]
     if "image_token" not in given and not alike:
         raise UserError(
             f"{where}: does not say which word is the image's token. Give --config.model.image_token, its id, or None "

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from prismer_jax import datasets, tree
+from prismer_jax import datasets, models, tree
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, hugging_face
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.nanovlm import config_json, projector
-from prismer_jax.models.nanovlm.model import RESIZE, NanoVLM, build
+from prismer_jax.models.nanovlm.model import RESIZE, NanoVLM
 from prismer_jax.pp import chat, fast_tokenizers
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
 from prismer_jax.weights import onnx, rows, rules, safe, shapes
@@ -85,7 +85,7 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
     Raises:
       UserError: the model is of no size or kind that the original can have.
     """
-    model = build(**{key: value for key, value in description["model"].items() if key != "name"})
+    model = models.build(**description["model"])
     if model.experts or model.vision.get("class_token") or model.vision.get("layer_scale"):
         raise UserError(f"{output}: the original has no experts, class token or layer scale; use --format orbax.")
     language, base = model.language, model.language.get("rope_base", CausalLM.rope_base)
@@ -141,7 +141,7 @@ def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
         fields = config_json.fields_of(config, path)
     else:
         fields = config_json.fields_by_shapes(shapes.here(state, TABLE, str(args.input)), args.model, args.input)
-    model = build(**conversion.merged(fields, args.model))
+    model = models.build("nanovlm", **conversion.merged(fields, args.model))
     variables = conversion.from_torch(state, model, TABLE, str(args.input), allow=args.allow, put=put)
     return _described(model, variables, config, *_tokenizer(args))
 
@@ -162,7 +162,7 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
         "shuffle": args.shuffle,
         "image_token": number if args.extra_tokens else None,
     }
-    model = build(**fields)
+    model = models.build("nanovlm", **conversion.merged(fields, args.model))
     leaves = conversion.shapes_of(model)
     fresh = conversion.initial_values(model, ["params/projector/kernel", "params/language/word_embedding"], args.seed)
     rest = np.asarray(fresh["params/language/word_embedding"])[number:]  # normal, 0.02, as in the reference

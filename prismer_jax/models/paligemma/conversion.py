@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax import pp, tree
+from prismer_jax import models, pp, tree
 from prismer_jax.errors import UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, hugging_face, sizes
@@ -156,7 +156,7 @@ FORMATS = {"big_vision": write_official, "paligemma_hf": write_hugging_face}  # 
 
 
 def _model_of(description: Mapping[str, Any]) -> PaliGemma:
-    return build(**{key: value for key, value in description["model"].items() if key != "name"})
+    return models.build(**description["model"])
 
 
 def run(args: argparse.Namespace, put: Put) -> Converted:
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
         number = wanted
         heads = ("embed_tokens.weight", "lm_head.weight")
         state = {key: array[:number] if key.endswith(heads) else array for key, array in state.items()}
-    fields = {"variant": args.variant} if args.variant else _fields(state, args, official)
+    fields = {"variant": args.variant} if args.variant else _fields(state, args, official, number)
     if number and number != wanted:
         fields = conversion.merged(fields, {"language": dict(vocab_size=number)})
     fields = dict(name="paligemma", **conversion.merged(fields, args.model))
@@ -207,15 +207,17 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
     return Converted(model, tree.unflatten(arrays), description, files, note)
 
 
-def _fields(state: rules.State, args: argparse.Namespace, official: bool) -> dict[str, Any]:
-    """Returns the arguments of `build` that a file's config.json says, or its shapes.
+def _fields(state: rules.State, args: argparse.Namespace, official: bool, number: int) -> dict[str, Any]:
+    """Returns the arguments of `build` that a file's config.json says, or its shapes; `number` is that of its words.
 
     Raises:
       UserError: they do not say all of them, or mean a model that is not had here.
     """
     config, where = ({}, args.input) if official else hugging_face.beside(args.input, "paligemma")
-    if config:
-        return config_json.fields_of(config, where)
+    if config:  # which counts the padding of the published tables, too
+        words = {"vocab_size": number} if number else {}
+        text = hugging_face.section(config, "text_config", where) | words
+        return config_json.fields_of({**config, "text_config": text}, where)
     known = shapes.here(state, _readable() if official else TABLE, str(args.input))
     heads = _heads(state) if official else {}
     parts = {}

@@ -21,6 +21,8 @@ from prismer_jax.models.prismer.table import POSITIONS, TABLE, Facts, facts_of, 
 from prismer_jax.towers import label_lookup
 from prismer_jax.weights import label_tables, rules, safe
 
+SIZES = {"width", "layers", "heads", "patch_size", "decoder"}  # fields without which a model is its variant's
+
 # What every model of the reference is used with (configs/caption.yaml, vqa.yaml; model/prismer_{caption,vqa}.py;
 # dataset/utils.py).
 PREFIX, PREFIX_TOKENS = "A picture of", 4
@@ -81,7 +83,7 @@ def model_for(
     else:
         names = {f"{kind}_{size}": (kind, size) for kind in EXPERTS for size in VARIANTS}
         kind, size = choose("variant", args.variant, names)
-        if state is not None and not args.model:
+        if state is not None and not args.model.keys() & SIZES:
             _check(args, kind, size, facts)
         fields, experts = {"variant": size, "image_size": VARIANTS[size]["image_size"]}, EXPERTS[kind]
     fields = conversion.merged(fields, args.model)
