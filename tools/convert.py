@@ -42,7 +42,7 @@ from prismer_jax.errors import UserError, as_installed, choose, run_main
 from prismer_jax.experts import weights
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, peft
-from prismer_jax.weights import label_tables, safe, words
+from prismer_jax.weights import label_tables, safe, tokenizer_flag, words
 
 from . import export
 
@@ -74,10 +74,10 @@ def by_table(name: str) -> conversion.Command:
     def flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--input", required=True, type=storage.on_disk, help="the official file")
         parser.add_argument("--variant", required=True, help=", ".join(module.VARIANTS))
-        conversion.add_tokenizer(parser, "tokenizers", required=True)
+        tokenizer_flag.add(parser, "tokenizers", required=True)
 
     def run(args: argparse.Namespace, put: conversion.Put) -> conversion.Converted:
-        tokenizer = conversion.tokenizer_of(args.tokenizer, "tokenizers")
+        tokenizer = tokenizer_flag.read(args.tokenizer, "tokenizers")
         fields = conversion.merged({"name": name, "variant": args.variant}, args.model)
         model = models.build(**fields, tokenizer=tokenizer)
         table, state = conversion.of_family(name).TABLE, safe.load(args.input)

@@ -31,6 +31,7 @@ RUN = {  # command -> what it has more, so that it ends soon
     "prismer_jax.evaluate --config transfers/forkme.py:data=my_photos --checkpoint runs/mine": "",
     # That page's runs/mine started from official weights; this one from the quickstart, whose places no such file has.
     "tools.export --checkpoint runs/mine --format torch --output pytorch_model.bin": "--checkpoint runs/z",
+    "tools.export --checkpoint runs/mine --format safetensors --output mine.safetensors": "--checkpoint runs/z",
     "tools.audit --checkpoint runs/quickstart --config configs/quickstart.py --output runs/audit": "",
     "tools.build_dataset --list captions.json --images photos --labels labels --output shards/mine": "",
     "tools.build_dataset --check shards/mine": "",

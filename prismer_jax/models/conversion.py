@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prismer_jax import pp, tree
+from prismer_jax import tree
 from prismer_jax.errors import UserError
-from prismer_jax.files import storage
 from prismer_jax.models import family
 from prismer_jax.weights import rules
 
@@ -94,39 +93,6 @@ def merged(fields: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         k: {**fields[k], **own[k]} for k in own if isinstance(own[k], Mapping) and isinstance(fields.get(k), Mapping)
     }
     return {**fields, **own, **both}
-
-
-def tokenizer_of(given: str, kind: str) -> pp.tokenizer.Tokenizer:
-    """Returns the tokenizer that --tokenizer names, which is the same in all commands.
-
-    Args:
-      given: a spec, such as 'tokenizers:FOLDER', or a path alone: of a SentencePiece model, where it ends in '.model',
-        else of the family's own kind.
-      kind: the latter, a name of pp.tokenizer.KINDS.
-
-    Raises:
-      UserError: an unknown kind, or a file is missing or garbled.
-    """
-    kind_given, colon, _ = given.partition(":")
-    if given == "scenes" or (colon and (kind_given in pp.tokenizer.KINDS or not storage.on_disk(given).exists())):
-        return pp.tokenizer.load(given)
-    return pp.tokenizer.load(f"{'sentencepiece' if given.endswith('.model') else kind}:{given}")
-
-
-def carried(tokenizer: pp.tokenizer.Tokenizer) -> tuple[str, dict[str, Any]]:
-    """Returns the spec of a tokenizer whose files lie in the export's folder, and {name: path} of them."""
-    kind, files = tokenizer.spec.partition(":")[0], {path.name: path for path in tokenizer.files()}
-    folder = kind in ("opt", "roberta", "tokenizers")
-    return (f"{kind}:." if folder else f"sentencepiece:{min(files)}"), files
-
-
-TOKENIZER_HELP = "KIND:PATH, kinds: {}; a path alone is a SentencePiece model if it ends in .model, else {}"
-
-
-def add_tokenizer(parser: argparse.ArgumentParser, kind: str, required: bool = False) -> None:
-    """Adds --tokenizer, which `tokenizer_of` reads; `kind` says what a path alone is."""
-    text = TOKENIZER_HELP.format(", ".join(pp.tokenizer.KINDS), kind)
-    parser.add_argument("--tokenizer", required=required, metavar="SPEC", help=text)
 
 
 def shapes_of(model: Any) -> dict[str, Any]:

@@ -1,44 +1,6 @@
-"""--tokenizer of tools.convert, which is one thing in all families, and fields on top of others."""
+"""Fields of a model on top of others."""
 
-import shutil
-
-import pytest
-
-from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
-from prismer_jax.pp import tokenizer
-
-
-def test_a_tokenizer_is_a_spec_or_a_path_of_the_familys_kind(tmp_path):
-    shutil.copy(tokenizer.SCENES, tmp_path / "own.model")
-    (tmp_path / "a:b").mkdir()
-    shutil.copy(tokenizer.SCENES, tmp_path / "a:b" / "own")
-    for given, kind in (
-        ("scenes", "roberta"),
-        (f"sentencepiece:{tmp_path}/own.model", "tokenizers"),
-        (f"{tmp_path}/own.model", "opt"),
-        (f"{tmp_path}/a:b/own", "sentencepiece"),
-    ):
-        assert conversion.tokenizer_of(given, kind).vocab_size == 640, given
-    spec, files = conversion.carried(conversion.tokenizer_of(f"{tmp_path}/own.model", "roberta"))
-    assert (spec, list(files)) == ("sentencepiece:own.model", ["own.model"])
-    assert tokenizer.load_from(tmp_path, spec).vocab_size == 640
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("robberta:folder", r"Unknown tokenizer 'robberta'\. Did you mean 'roberta'"),
-        ("nowhere", r"nowhere/vocab\.json: no such file; the tokenizer 'roberta:nowhere' needs it"),
-        ("nowhere.model", r"nowhere\.model: no such file"),
-        ("tokenizers:", "names no folder or file"),
-        ("roberta", r"roberta/vocab\.json: no such file"),  # a folder may be called as its kind
-    ],
-)
-def test_what_is_no_tokenizer_is_one_line(given, message):
-    with pytest.raises(UserError, match=message) as error:
-        conversion.tokenizer_of(given, "roberta")
-    assert "\n" not in str(error.value)
 
 
 def test_fields_go_on_top_of_others_part_by_part():

@@ -23,7 +23,7 @@ from prismer_jax.models.blip2.model import RESIZE, VARIANTS, VIT_L
 from prismer_jax.models.blip2.table import table as table_of
 from prismer_jax.models.blip2.table import to_hugging_face
 from prismer_jax.models.conversion import Command, Converted, Put
-from prismer_jax.weights import rules, write
+from prismer_jax.weights import rules, tokenizer_flag, write
 
 __all__ = ["COMMANDS", "FORMATS", "table_of"]
 
@@ -183,7 +183,7 @@ def _described(
     description, files = {"model": fields, "tasks": tasks(model)}, {}
     if args.tokenizer:
         kind = "opt" if model.language.get("tower") == "opt" else "tokenizers"
-        description["tokenizer"], files = conversion.carried(conversion.tokenizer_of(args.tokenizer, kind))
+        description["tokenizer"], files = tokenizer_flag.carried(tokenizer_flag.read(args.tokenizer, kind))
     else:
         note += " Convert again with --tokenizer, such as tokenizers:FOLDER, to use it."
     return Converted(model, variables, description, files, note)
@@ -216,7 +216,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="such as pretrained_opt2.7b; the files' sizes by default")
     parser.add_argument("--image-size", type=int, help="pixels of a side; positions are interpolated to it")
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
-    conversion.add_tokenizer(parser, "opt for an OPT, tokenizers for others")
+    tokenizer_flag.add(parser, "opt for an OPT, tokenizers for others")
     parser.add_argument("--seed", type=int, default=0, help="of new parameters")
 
 

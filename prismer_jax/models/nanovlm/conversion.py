@@ -23,7 +23,7 @@ from prismer_jax.models.nanovlm import config_json, projector
 from prismer_jax.models.nanovlm.model import RESIZE, NanoVLM
 from prismer_jax.pp import chat, fast_tokenizers
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
-from prismer_jax.weights import onnx, rows, rules, safe, shapes
+from prismer_jax.weights import onnx, rows, rules, safe, shapes, tokenizer_flag
 from prismer_jax.weights.gguf import Llama
 from prismer_jax.weights.rules import Rule, Table
 from prismer_jax.weights.write import safetensors_file
@@ -223,7 +223,7 @@ def _extended(words: Any, rest: np.ndarray) -> np.ndarray:
 def _tokenizer(args: argparse.Namespace, language: Any = None) -> tuple[str, dict[str, bytes]]:
     """Returns the spec and {name: content} of --tokenizer, or of a GGUF file, which has its own; no files without."""
     if args.tokenizer is not None:
-        spec, paths = conversion.carried(conversion.tokenizer_of(args.tokenizer, "tokenizers"))
+        spec, paths = tokenizer_flag.carried(tokenizer_flag.read(args.tokenizer, "tokenizers"))
         return spec, {name: path.read_bytes() for name, path in paths.items()}
     own = language.tokenizer_files() if isinstance(language, Llama) else {}
     return "tokenizers:.", {name: text.encode() for name, text in own.items()}
@@ -279,7 +279,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=storage.on_disk, help="folder of config.json and model.safetensors, or a file")
     parser.add_argument("--vision", type=storage.on_disk, help="folder of a SigLIP or a DINOv2's .onnx, to start from")
     parser.add_argument("--language", type=storage.on_disk, help="folder of a SmolLM2, or its .gguf, to start from")
-    conversion.add_tokenizer(parser, "tokenizers")
+    tokenizer_flag.add(parser, "tokenizers")
     parser.add_argument("--shuffle", type=int, default=4, help="side of the blocks of patches that become one token")
     parser.add_argument("--extra-tokens", type=int, default=66, help="new words behind the language model's own")
     parser.add_argument("--image-size", type=int, help="pixels of a side of a new model's images; the encoder's own")

@@ -24,7 +24,7 @@ from prismer_jax.models.paligemma import config_json
 from prismer_jax.models.paligemma.model import RESIZE, VARIANTS, PaliGemma, build
 from prismer_jax.objects import codec as codecs
 from prismer_jax.pp import places
-from prismer_jax.weights import rows, rules, safe, shapes, write
+from prismer_jax.weights import rows, rules, safe, shapes, tokenizer_flag, write
 from prismer_jax.weights.rules import Rule, Table
 
 TOKENIZER = "tokenizer.model"  # the file's name in an export
@@ -257,12 +257,12 @@ def _positions(state: Mapping[str, np.ndarray], model: PaliGemma) -> int:
 
 def _tokenizer(given: str, number: int) -> tuple[str, dict[str, Any]]:
     """Returns the spec and the files of --tokenizer, which for a model of `number` words is to have as many."""
-    tokenizer = conversion.tokenizer_of(given, "sentencepiece")
+    tokenizer = tokenizer_flag.read(given, "sentencepiece")
     if isinstance(tokenizer, pp.tokenizer.SentencePiece):
         return f"sentencepiece:{TOKENIZER}", {TOKENIZER: tokenizer_file(tokenizer.files()[0], number)}
     if tokenizer.vocab_size > number:
         raise UserError(f"{given}: has {tokenizer.vocab_size} words, the model {number}. Give the model's own.")
-    return conversion.carried(tokenizer)
+    return tokenizer_flag.carried(tokenizer)
 
 
 def tokenizer_file(path: pathlib.Path, number: int) -> bytes:
@@ -299,7 +299,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "--input", required=True, type=storage.on_disk, help="big_vision's .npz, or Hugging Face's folder"
     )
     parser.add_argument("--variant", help="such as pt_224, 3b_pt_448, 10b_pt_896; the file's sizes by default")
-    conversion.add_tokenizer(parser, "sentencepiece")
+    tokenizer_flag.add(parser, "sentencepiece")
     parser.add_argument("--mask-codec", type=storage.on_disk, help="vae-oid.npz, for the masks that the model writes")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16, of what is written")
 

@@ -19,7 +19,7 @@ from prismer_jax.models.prismer import backbones
 from prismer_jax.models.prismer.model import VARIANTS, Prismer, build
 from prismer_jax.models.prismer.table import POSITIONS, TABLE, Facts, facts_of, fields_by_shapes, resized
 from prismer_jax.towers import label_lookup
-from prismer_jax.weights import label_tables, rules, safe
+from prismer_jax.weights import label_tables, rules, safe, tokenizer_flag
 
 SIZES = {"width", "layers", "heads", "patch_size", "decoder"}  # fields without which a model is its variant's
 
@@ -93,7 +93,7 @@ def model_for(
             raise UserError(f"--resolution {args.resolution} is less than a patch of {patch} pixels.")
         fields["image_size"] = args.resolution
     fields["experts"] = list(labels.select(args.experts or experts or "none"))
-    tokenizer = conversion.tokenizer_of(args.tokenizer, "roberta") if args.tokenizer else None
+    tokenizer = tokenizer_flag.read(args.tokenizer, "roberta") if args.tokenizer else None
     return models.build("prismer", **fields, tokenizer=tokenizer), fields
 
 
@@ -164,13 +164,13 @@ def _described(
             ", ".join(vectors),
         )
     if args.tokenizer is not None:
-        tokenizer = conversion.tokenizer_of(args.tokenizer, "roberta")
+        tokenizer = tokenizer_flag.read(args.tokenizer, "roberta")
         if model.vocab_size < tokenizer.vocab_size or model.pad != tokenizer.pad:
             raise UserError(
                 f"{args.tokenizer}: has {tokenizer.vocab_size} tokens and padding {tokenizer.pad}, the model "
                 f"{model.vocab_size} and {model.pad}. Use RoBERTa's, or what the model was trained with."
             )
-        (spec, files), count = conversion.carried(tokenizer), 1 + len(tokenizer.encode(args.prefix))
+        (spec, files), count = tokenizer_flag.carried(tokenizer), 1 + len(tokenizer.encode(args.prefix))
     elif args.prefix != PREFIX:
         raise UserError("--prefix needs --tokenizer too, to count its tokens.")
     description = {
@@ -190,7 +190,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resolution", type=int, help="pixels a side; positions are resized to it; the variant's")
     parser.add_argument("--experts", help="depth+edge, all or none, where they are not the variant's own")
-    conversion.add_tokenizer(parser, "roberta")
+    tokenizer_flag.add(parser, "roberta")
     parser.add_argument("--label-tables", type=storage.on_disk, help="what the command label-tables wrote")
     parser.add_argument("--prefix", default=PREFIX, help="what captions begin with; '' for pretrain checkpoints")
 
