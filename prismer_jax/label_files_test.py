@@ -1,4 +1,5 @@
 import concurrent.futures
+import gc
 import io
 import json
 import os
@@ -302,7 +303,7 @@ def _captions():
 @pytest.mark.parametrize("make", [_words, _ops, _captions])
 def test_threads_read_at_the_same_time_what_python_parses(make):
     """Fails within some seconds without the lock on Python 3.11: findings/numpy_load_threads_jax.sh."""
-    before, read, right = sys.getswitchinterval(), [], make()
+    before, collects, read, right = sys.getswitchinterval(), gc.get_threshold(), [], make()
     jax.block_until_ready(jnp.zeros(1))  # its callback at each garbage collection lets other threads in
 
     def several():
@@ -310,10 +311,12 @@ def test_threads_read_at_the_same_time_what_python_parses(make):
             read.append(right())
 
     sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
     try:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             for done in [pool.submit(several) for _ in range(8)]:
                 done.result()
     finally:
         sys.setswitchinterval(before)
+        gc.set_threshold(*collects)
     assert read == 3200 * [True]

@@ -21,13 +21,17 @@ def parse(spec: str) -> list[Call]:
       UserError: the text is not of that form.
     """
     try:
-        if not isinstance(spec, str):
-            raise SyntaxError("not a text")
         with READING:
-            tree = ast.parse(spec.strip(), mode="eval").body
+            tree = ast.parse(str(spec).strip(), mode="eval").body
     except SyntaxError as error:
         raise UserError(f"Cannot parse {spec!r}: {error.msg}. Write it as \"op(1, key='x')|other_op\".") from None
     return [_call(node, spec) for node in _split(tree)]
+
+
+def literal(text: str) -> Any:
+    """Returns the Python literal that a text is; raises as ast.literal_eval does."""
+    with READING:
+        return ast.literal_eval(text)
 
 
 def _split(node: ast.expr) -> list[ast.expr]:

@@ -93,8 +93,7 @@ def train_on(
         part["start"] = first = config.steps(cfg.data[part["name"]], "start", default=0, **durations)
         if first >= total_steps > 0:
             logging.warning(f"config.data.{part['name']} starts at step {first} of {total_steps}: it is never seen.")
-    end = max(1, total_steps)
-    every = {n: config.steps(cfg, n, default=end, least=1, **durations) for n in ("log", "evaluate", "save")}
+    every = {n: config.steps(cfg, n, default=total_steps, least=1, **durations) for n in ("log", "evaluate", "save")}
 
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
     training = make_step(cfg, tokenizer, mesh, durations)

@@ -217,7 +217,7 @@ def test_a_batch_of_prompts_alone_is_named_as_that(tmp_path):
         (["log_steps=0"], "'log_steps' must be a number above 0"),
         (["batch_size=None"], "batch_size=None: must be a whole number"),
         (["tokenizer=None"], "Unknown tokenizer 'None'. Valid names"),
-        (["data.captions.pp=None"], "Cannot parse None: not a text"),
+        (["data.captions.pp=None"], "'None' in None is not a call"),
         (["optim.lr=None"], "config.optim.lr is None; it is of type float"),
         (["checkpoint.keep=None"], "config.checkpoint.keep is None; it is of type int"),
         (["model.dtype=bfloat17"], "Unknown config.model.dtype 'bfloat17'. Did you mean 'bfloat16'"),

@@ -25,7 +25,6 @@ while.
 from __future__ import annotations
 
 import argparse
-import ast
 import functools
 import pathlib
 import sys
@@ -42,6 +41,7 @@ from prismer_jax.errors import UserError, as_installed, choose, run_main
 from prismer_jax.experts import weights
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, peft
+from prismer_jax.registry import literal
 from prismer_jax.weights import label_tables, safe, tokenizer_flag, words
 
 from . import export
@@ -175,15 +175,15 @@ def _flags(parser: config.ArgumentParser, argv: Sequence[str], fields: bool = Fa
         key, _, text = override.partition("=")
         section, _, name = key.partition(".")
         path = name.replace(".", "/")
+        if not (fields and section == "model" and name):
+            only = "--config.model.KEY alone is taken, a field of the model" if fields else "nothing here has a config"
+            raise UserError(f"Unknown argument --config.{override}: {only}.")
         if name in ("name", "variant"):
             raise UserError(f"--config.model.{name}: is said by the command and its --variant.")
         if any(f"{path}/".startswith(f"{other}/") or f"{other}/".startswith(f"{path}/") for other in known):
             raise UserError(f"--config.model.{name}: is given twice, or whole and in parts. Leave one out.")
-        if not (fields and section == "model" and name):
-            only = "--config.model.KEY alone is taken, a field of the model" if fields else "nothing here has a config"
-            raise UserError(f"Unknown argument --config.{override}: {only}.")
         try:
-            known[path] = ast.literal_eval(text)
+            known[path] = literal(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             known[path] = text
     args.model = tree.unflatten(known)

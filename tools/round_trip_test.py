@@ -167,6 +167,8 @@ def test_what_no_shape_says_is_asked_for_in_one_line(tmp_path, name):
     [
         ("paligemma", "--config.seed=1", r"--config\.model\.KEY alone is taken, a field of the model"),
         ("renumber", "--config.model.heads=3", "nothing here has a config"),
+        ("renumber", "--config.model.name=blip2", "nothing here has a config"),
+        ("prismer", "--config.data.name=x", r"--config\.model\.KEY alone is taken"),
         ("prismer", "--config.model.name=blip2", r"--config\.model\.name: is said by the command"),
         ("prismer", "--config.model.decoder.heads=3 --config.model.decoder=3", r"model\.decoder: is given twice"),
         ("prismer", "--config.model.decoder=3 --config.model.decoder.heads=3", r"decoder\.heads: is given twice"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
 import functools
 import importlib.util
@@ -18,6 +17,7 @@ from typing import Any
 from prismer_jax.config.section import Section, leaves, unwrapped
 from prismer_jax.errors import UserError, as_installed, nearest
 from prismer_jax.files import storage
+from prismer_jax.registry import literal
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent  # of a wheel (setup.py), or a checkout
@@ -175,7 +175,7 @@ def _convert(text: str, like: Any, what: str) -> Any:
             return False
         raise UserError(f"{what} is true or false, not {text!r}.")
     try:
-        value = ast.literal_eval(text)
+        value = literal(text)
     except (ValueError, SyntaxError):
         value = text
     if like is None:

@@ -46,8 +46,7 @@ def steps(
     value, unit = section[given[0]], given[0].rpartition("_")[2]
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
     if not number or (least and not value):
-        bound = "above" if least else "of at least"
-        raise UserError(f"Config key {given[0]!r} must be a number {bound} 0, not {value!r}.")
+        raise UserError(f"Config key {given[0]!r} must be a number {'above' if least else 'from'} 0, not {value!r}.")
     units = dict(steps=(1, 1), epochs=(num_examples, batch_size), examples=(1, batch_size), percent=(total_steps, 100))
     times, parts = units[unit]
     if times is None:

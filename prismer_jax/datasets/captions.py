@@ -8,7 +8,6 @@ these, the .json beside it says what was meant; without it the text of a list is
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import math
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 from prismer_jax.errors import BadSample
 from prismer_jax.files import regular
-from prismer_jax.registry import READING
+from prismer_jax.registry import literal
 
 SIDES = (".txt", ".json")  # of a photo, in the order in which they are asked for captions
 KEYS = ("captions", "caption", "text")  # of a JSON object: the first one with a caption in it
@@ -97,8 +96,8 @@ def listed(text: str) -> list[str] | None:
     with contextlib.suppress(ValueError, RecursionError):
         values = json.loads(text)
     if values is None and not _ITEM.sub("", text[1:-1]).strip(", \n"):
-        with contextlib.suppress(ValueError, SyntaxError), READING:
-            values = [None if item == "nan" else ast.literal_eval(item) for item in _ITEM.findall(text[1:-1])]
+        with contextlib.suppress(ValueError, SyntaxError):
+            values = [None if item == "nan" else literal(item) for item in _ITEM.findall(text[1:-1])]
     if values is None or not all(value is None or type(value) in (str, int, float) for value in values):
         return None
     said = (value for value in values if value is not None and value == value)

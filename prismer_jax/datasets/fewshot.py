@@ -56,10 +56,10 @@ def load(
     and the labels.
 
     Raises:
-      UserError: no such folder, a class without name, or one with fewer photos than `shots`; or two photos that would
-        share their label files, as a.jpg and a.png.
+      UserError: no such folder, of photos or of labels, a class without name, or one with fewer photos than `shots`; or
+        two photos that would share their label files, as a.jpg and a.png.
     """
-    root = pathlib.Path(path).expanduser()
+    root, labels = pathlib.Path(path).expanduser(), label_names.folder(labels)
     folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".") if root.is_dir() else []
     if not folders:
         raise UserError(f"{root}: no such folder with a folder of photos for each class.")
@@ -85,7 +85,7 @@ def load(
         logger.warning("%s: left out: %s.", root, line.strip().rstrip("."))
     if limit is not None:
         entries = entries[:: max(1, -(-len(entries) // limit))]
-    return Source(str(root), entries, None if labels is None else os.fspath(labels), select(experts))
+    return Source(str(root), entries, labels, select(experts))
 
 
 class Source:

@@ -30,11 +30,16 @@ def key(name: str, any_case: bool = False) -> str:
 
 
 def folder(labels: str | os.PathLike | None) -> str | None:
-    """Returns the folder of labels as text; raises UserError if there is none. '{expert}' or '{dataset}' means many."""
-    many = labels is not None and re.search(r"\{(expert|dataset)\}", os.fspath(labels))
-    if labels is not None and not many and not storage.on_disk(labels).is_dir():
+    """Returns the folder of labels as text, ~ written out, or several where '{expert}' or '{dataset}' is in it.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if labels is None:
+        return None
+    if not re.search(r"\{(expert|dataset)\}", os.fspath(labels)) and not storage.on_disk(labels).is_dir():
         raise UserError(f"{labels}: no such folder of labels. Leave `labels` out for photos without labels.")
-    return None if labels is None else os.fspath(labels)
+    return storage.plain(labels)
 
 
 def ignores_case(folder: str | os.PathLike) -> bool:

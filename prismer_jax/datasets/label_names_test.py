@@ -92,10 +92,15 @@ def test_photos_of_a_class_never_have_one_label(tmp_path, caplog):
     assert "left out: 1 x image of a kind that is not read (save it as JPEG), the first: " in caplog.text
     with pytest.raises(UserError, match=r"cat/a\.png: its label files would be those of cat/a\.jpg"):
         fewshot.load(tmp_path / "classes", labels=tmp_path)
+    with pytest.raises(UserError, match="nowhere: no such folder of labels"):
+        fewshot.load(tmp_path / "classes", labels=tmp_path / "nowhere")
 
 
-def test_labels_are_a_folder_or_many_by_the_fields_that_are_known(tmp_path):
+def test_labels_are_a_folder_or_many_by_the_fields_that_are_known(tmp_path, monkeypatch):
     assert label_names.folder(None) is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert label_names.folder("~") == str(tmp_path)  # which nothing behind it writes out
+    assert label_names.folder("~/{expert}") == f"{tmp_path}/{{expert}}"
     assert label_names.folder(tmp_path) == str(tmp_path)
     for several in ("nowhere/{expert}", "nowhere/{dataset}/{expert}"):
         assert label_names.folder(several) == several

@@ -38,9 +38,8 @@ def build(type: str, **options: Any) -> Evaluator:
         return made(**options)
     except TypeError as error:
         own = rf"(?:Evaluator|{made.__name__})\.__init__\(\)"  # not of what it calls in turn
-        if wrong := re.search(rf"{own} (?:got an )?((?:missing|unexpected) .*argument.*)", str(error)):
-            raise UserError(f"Evaluator {type!r}: {wrong[1]}.") from None
-        raise
+        wrong = re.search(rf"{own} (?:got an )?((?:missing|unexpected) .*argument.*)", str(error))
+        raise (UserError(f"Evaluator {type!r}: {wrong[1]}.") if wrong else error) from None
 
 
 def run(
