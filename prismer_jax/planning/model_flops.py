@@ -7,8 +7,8 @@ what several devices compute alike. What is frozen costs no backward pass where 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from jax.interpreters import partial_eval
@@ -16,29 +16,55 @@ from jax.interpreters import partial_eval
 from prismer_jax.planning.program import positions
 
 
+class Product(NamedTuple):
+    """A matrix product or a convolution that is computed `times` times.
+
+    `flops` are the operations of one of them, `size` the bytes of its operands and its result.
+    """
+
+    times: int
+    flops: float
+    size: float
+
+
 def count(jaxpr: Any) -> float:
-    """Returns the operations of a jaxpr's matrix products and convolutions, of all devices together.
+    """Returns the operations of a jaxpr's matrix products and convolutions, of all devices together."""
+    return sum(one.times * one.flops for one in products(jaxpr))
+
+
+def products(jaxpr: Any, *, turns: int = 1, branch: Callable[..., Any] = max) -> list[Product]:
+    """Returns the matrix products and convolutions of a jaxpr, of all devices together.
 
     What no output needs is left out, as the compiler leaves it out: a function with a derivative of its own, as
     `towers.layers.product`, is traced with the gradients of frozen kernels too.
+
+    Args:
+      turns: of a loop whose end only its data know.
+      branch: which of a condition's branches counts, `max` or `min` by their operations.
     """
-    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+    return list(_products(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0], 1, turns, branch))
 
 
-def _count(jaxpr: Any) -> float:
-    total = 0.0
+def _products(jaxpr: Any, times: int, turns: int, branch: Callable[..., Any]) -> Iterator[Product]:
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            shape = eqn.invars[0].aval.shape
-            total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
-            total += _convolution(eqn)
-        elif eqn.primitive.name == "cond":
-            total += max(_count(branch.jaxpr) for branch in eqn.params["branches"])
+        name, inner = eqn.primitive.name, list(_inner(eqn))
+        if name == "cond":
+            branches = [list(_products(one, times, turns, branch)) for one in inner]
+            yield from branch(branches, key=lambda each: sum(one.times * one.flops for one in each))
+        elif name in ("dot_general", "conv_general_dilated"):
+            flops = _product(eqn) if name == "dot_general" else _convolution(eqn)
+            avals = [var.aval for var in (*eqn.invars, *eqn.outvars)]
+            yield Product(times, flops, sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals))
         else:
-            total += eqn.params.get("length", 1) * sum(map(_count, _inner(eqn)))
-    return total
+            again = turns if name == "while" else eqn.params.get("length", 1)
+            for one in inner:
+                yield from _products(one, times * again, turns, branch)
+
+
+def _product(eqn: Any) -> float:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
 
 
 def _inner(eqn: Any) -> Iterator[Any]:

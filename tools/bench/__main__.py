@@ -9,6 +9,7 @@ PyTorch, transformers 4.26.1 and einops. Without them ours alone is measured:
     train    photos a second of a fine-tuning step with freeze_vision
     memory   the peaks of encoder, caption and train; its ratio is the largest, and the others' is their least
     prismer  all of them, or --rows encoder ...
+    limits   how near each of them comes to what its products and this machine allow; ours alone, or --rows encoder ...
     experts  photos of 480x480 a second that each expert's network labels, and peak memory
              [--experts depth edge ...] [--batch-size 4] [--dtype float32]
     loader   samples a second of one core at 480 px with six labels, of rendered scenes or of photos that flags name,
@@ -39,7 +40,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ from prismer_jax.datasets import flags, scenes
 from prismer_jax.errors import UserError, choose, run_main
 from prismer_jax.files import storage
 
-from . import big_vision, blip2, build, experts, lavis, loader, nanovlm, paligemma, prismer, startup
+from . import big_vision, blip2, build, experts, lavis, limits, loader, nanovlm, paligemma, prismer, startup
 from .run import BENCHES, Bench
 
 Rows = list[dict[str, Any]]
@@ -167,7 +168,7 @@ def _family(args: argparse.Namespace, name: str) -> Rows:
         module, known = big_vision, list(big_vision.ROWS)
     if name == "blip2" and args.reference is not None:
         module, known = lavis, list(lavis.ROWS)
-    rows = [row for row in args.rows if choose("row", row, dict.fromkeys(known, True))]
+    rows = _rows(args, known)
     if name == "prismer":
         return _of_prismer(args, rows)
     options = dict(seconds=args.seconds, rows=rows, alone=args.one_core)
@@ -179,6 +180,10 @@ def _family(args: argparse.Namespace, name: str) -> Rows:
     if module is lavis:
         return lavis.measure(args.reference, _python(args), **options)
     return module.measure(_python(args) if args.reference_python else None, against=_checkout(args), **options)
+
+
+def _rows(args: argparse.Namespace, known: Iterable[str]) -> list[str]:
+    return [row for row in args.rows if choose("row", row, dict.fromkeys(known, True))]
 
 
 def _checkout(args: argparse.Namespace) -> Any:
@@ -209,6 +214,7 @@ SUITES: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "experts": _experts,
     "loader": _loader,
     "build": lambda args: build.measure(seconds=args.seconds),
+    "limits": lambda args: limits.measure(_rows(args, prismer.ROWS), seconds=args.seconds),
     "startup": lambda args: startup.measure(against=_checkout(args)),
     **{name: functools.partial(_family, name=name) for name in FAMILIES},
 }

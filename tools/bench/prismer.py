@@ -33,9 +33,10 @@ from prismer_jax.errors import UserError
 from prismer_jax.training.step import PRNG
 
 from .reference.serving import serve
-from .worker import Row, compare, steps_of, training_step
+from .worker import Row, Work, compare, steps_of, training_step
 
 BATCH, TRAINED, LENGTH, PREFIX = 4, 2, 20, 4  # photos, photos of a step; tokens of a caption, and of its prefix
+TURNS = LENGTH - PREFIX - 1  # of the loop that writes it: what follows the prefix is read with it
 BEAMS, SHORTEST = 3, 8  # of captions; tokens of the shortest, prefix among them
 QUESTION, LONGEST = 12, 6  # tokens of a question; of the longest answer with its end
 LENGTHS, BEGINNINGS = (1357, 1217, 501, 43, 10), 1773  # answers of 1, 2 ... tokens; tokens that answers begin with
@@ -162,22 +163,20 @@ def photos(count: int) -> dict[str, np.ndarray]:
     return batch
 
 
-def encoding() -> Callable[[], Any]:
+def encoding() -> Work:
     model, variables = fresh()
-    encode = jax.jit(functools.partial(model.apply, method="encode"))
-    batch = photos(BATCH)
-    return lambda: jax.block_until_ready(encode(variables, batch))
+    return Work(jax.jit(functools.partial(model.apply, method="encode")), (variables, photos(BATCH)))
 
 
-def captions() -> Callable[[], Any]:
+def captions() -> Work:
     model, variables = fresh()
     how = dict(method="beam", num_beams=BEAMS, eos=-1, pad=PAD, max_len=LENGTH, min_len=SHORTEST)
-    batch = photos(BATCH) | texts(BATCH, PREFIX)
-    return lambda: np.asarray(decode.generate(model, variables, batch, **how)[0])
+    generate = functools.partial(decode.generate, model, **how)
+    return Work(generate, (variables, photos(BATCH) | texts(BATCH, PREFIX)), TURNS)
 
 
-def without_encoder(function: Callable[..., Any], count: int, length: int, **settings: Any) -> Callable[[], Any]:
-    """Returns a function that decodes prompts of `length` tokens beside fresh images' tokens."""
+def without_encoder(function: Callable[..., Any], count: int, length: int, **settings: Any) -> Work:
+    """Returns what decodes prompts of `length` tokens beside fresh images' tokens."""
     model, variables = fresh()
     tokens = (model.image_size // model.patch_size) ** 2 + model.latents
     encoded = np.random.default_rng(0).normal(size=(count, tokens, model.width)).astype(np.float32)
@@ -188,17 +187,17 @@ def without_encoder(function: Callable[..., Any], count: int, length: int, **set
     @jax.jit
     def run(variables: Any, encoded: Any, prompt: Any, arrays: Any) -> Any:
         prefill, extend = (functools.partial(model.apply, variables, method=name) for name in ("prefill", "extend"))
-        return function(prefill, extend, encoded, Batch(prompt), **arrays, **static)
+        return function(prefill, extend, encoded, Batch(prompt), **arrays, **static)[0]
 
-    return lambda: np.asarray(run(variables, jnp.asarray(encoded), prompt, arrays)[0])
+    return Work(run, (variables, jnp.asarray(encoded), prompt, arrays), TURNS)
 
 
-def decoding() -> Callable[[], Any]:
+def decoding() -> Work:
     lengths = dict(max_new=LENGTH - PREFIX, min_new=SHORTEST - PREFIX, prompt_length=PREFIX)
     return without_encoder(beam_search, BATCH, PREFIX, num_beams=BEAMS, eos=-1, pad=PAD, **lengths)
 
 
-def ranking(row: str, k: int) -> Callable[[], Any]:
+def ranking(row: str, k: int) -> Work:
     answers = answer_list()
     return without_encoder(rank, ROWS[row].count, QUESTION, answers=answers, answer_mask=answers != PAD, k=k)
 

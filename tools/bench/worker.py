@@ -169,7 +169,7 @@ def training_step(cfg: config.Section, batch_size: int) -> Step:
 def steps_of(made: Step, batch: Any) -> Callable[[], None]:
     """Returns a function that takes one training step after the other, each on the same batch of host arrays.
 
-    Its attribute `temporaries` is XLA's count of the step's temporary memory, in bytes.
+    Its attribute `temporaries` is XLA's count of the step's temporary memory, in bytes; `jaxpr()` is what it computes.
     """
     batch = jax.device_put(batch, sharding.batch_sharding(made.mesh))
     update, state = made.compile(batch), made.init(0)
@@ -179,8 +179,30 @@ def steps_of(made: Step, batch: Any) -> Callable[[], None]:
         state, measured = update(state, batch)
         jax.block_until_ready(measured)
 
-    step.temporaries = update.memory_analysis().temp_size_in_bytes
+    def jaxpr() -> Any:
+        with jax.set_mesh(made.mesh):
+            return made.update.trace(made.state, batch).jaxpr.jaxpr
+
+    step.temporaries, step.jaxpr, step.turns = update.memory_analysis().temp_size_in_bytes, jaxpr, 1
     return step
+
+
+class Work(NamedTuple):
+    """What is done in a round: a function of JAX's, and its arguments.
+
+    `turns` are those of its loops that end when all texts have ended, which here they do not before the last column.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    turns: int = 1
+
+    def __call__(self) -> Any:
+        return jax.block_until_ready(self.function(*self.arguments))
+
+    def jaxpr(self) -> Any:
+        """Returns what it computes."""
+        return jax.make_jaxpr(self.function)(*self.arguments).jaxpr
 
 
 def compare(
