@@ -34,8 +34,11 @@ def matrix(low: Float[Array, "*b"], high: Float[Array, "*b"], cells: int) -> Flo
     A bin is the mean of ceil(its length) samples, evenly spaced; a sample lies between two cells. Cell i is centred at
     i + 1/2. Samples more than half a cell outside the map count as zeros, others outside as the border.
     """
-    length = jnp.asarray(high - low)[..., None, None, None] / BINS
+    interval = jnp.asarray(high - low)[..., None, None, None]
+    length = interval / BINS
     count = jnp.ceil(length)
+    # In jaxlib 0.10.2 and 0.12.0.1, 21 / 7 is above 3 (findings/jax_division_by_number.sh), in torchvision 3.
+    count -= (count - 1) * BINS >= interval
     sample = jnp.arange(-(-cells // BINS))  # as many as the longest interval inside the map has
     at = jnp.asarray(low)[..., None, None, None] - 0.5
     at = at + length * (jnp.arange(BINS)[:, None, None] + (sample[:, None] + 0.5) / jnp.maximum(count, 1))

@@ -69,3 +69,12 @@ def test_a_bin_weighs_one_inside_the_map_and_less_where_it_hangs_out():
     weights = roi_align.matrix(jnp.asarray([0.0, 3.3, -7.0]), jnp.asarray([20.0, 9.1, 7.0]), 20)
     np.testing.assert_allclose(weights[:2].sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(weights[2].sum(-1), [0, 0, 0, 1, 1, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 6, 12])
+def test_an_interval_of_the_whole_map_takes_every_cell_once(samples):
+    """In jaxlib 0.10.2 and 0.12.0.1, 21 / 7 is above 3 (findings/jax_division_by_number.sh): a sample too many."""
+    cells = 7 * samples
+    weights = jax.jit(roi_align.matrix, static_argnums=2)(jnp.zeros(2), jnp.full(2, float(cells)), cells)
+    expected = np.repeat(np.eye(7), samples, axis=1) / samples
+    np.testing.assert_allclose(weights, [expected, expected], atol=1e-5)
