@@ -341,22 +341,28 @@ def _collate(examples: Sequence[dict[str, Any]], trim: bool = False, meta: bool 
     }
     if meta:
         batch["meta"] = [example["meta"] for example in examples]
-    shapes = [
-        {k: v.shape for k, v in example.items() if k not in ("_bad", "_cut", "_seen", "meta")} for example in examples
+    specs = [
+        {k: (v.dtype, v.shape) for k, v in example.items() if k not in ("_bad", "_cut", "_seen", "meta")}
+        for example in examples
     ]
-    for other in shapes[1:]:
-        if other != shapes[0]:
-            differ = sorted(k for k in shapes[0].keys() | other.keys() if shapes[0].get(k) != other.get(k))
-            seen = ", ".join(f"{k} {shapes[0].get(k, 'absent')} and {other.get(k, 'absent')}" for k in differ)
-            return {"_error": f"Examples of one batch differ: {seen}. Give all chains the same labels_for and sizes."}
-    if trim and "image_mask" in shapes[0]:  # `trim` where no other process has a part of the batch
+    for other in specs[1:]:
+        if other != specs[0]:
+            differ = sorted(k for k in specs[0].keys() | other.keys() if specs[0].get(k) != other.get(k))
+            seen = ", ".join(f"{k} {_written(specs[0].get(k))} and {_written(other.get(k))}" for k in differ)
+            remedy = "Give all chains the same labels_for and sizes, and each key one type."
+            return {"_error": f"Examples of one batch differ: {seen}. {remedy}"}
+    if trim and "image_mask" in specs[0]:  # `trim` where no other process has a part of the batch
         examples = importlib.import_module(BUCKETS).trimmed(examples)
-    for key in shapes[0]:
+    for key in specs[0]:
         # A third of the time of np.stack, which was a tenth of the loader's.
         batch[key] = rows = np.empty((len(examples), *examples[0][key].shape), examples[0][key].dtype)
         for row, example in enumerate(examples):
             rows[row] = example[key]
     return batch
+
+
+def _written(spec: tuple[np.dtype, tuple[int, ...]] | None) -> str:
+    return "absent" if spec is None else f"{spec[0]} {spec[1]}"
 
 
 def _next(batches: Iterator[Batch]) -> Batch:
