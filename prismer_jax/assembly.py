@@ -63,7 +63,7 @@ def sharding_of(cfg: config.Section, model: Any) -> tuple[Any, Any]:
     """Returns the config's preset or rules, and the rules of the model's family for 'tensor' where they are needed."""
     spec = config.plain(cfg.get("sharding", ()))
     split = importlib.import_module("prismer_jax.models.split") if "tensor" in spec else None
-    return spec, split.tensor_rules(cfg.model.get("name", models.DEFAULT), model) if split else ()
+    return spec, split.tensor_rules(models.name_of(cfg.model), model) if split else ()
 
 
 def make_loss(section: config.Section) -> losses.Loss:

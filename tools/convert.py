@@ -149,7 +149,7 @@ def adapter(argv: Sequence[str]) -> None:
     if fields.get("lora"):
         raise UserError(f"{args.checkpoint} has adapters already: merge them first, by tools.export --merge.")
     base = {key: value for key, value in fields.items() if key != "quantize"}
-    section, arrays = peft.read(args.input, models.build(**base), fields.get("name", models.DEFAULT))
+    section, arrays = peft.read(args.input, models.build(**base), models.name_of(fields))
     params = tree.unflatten({**tree.flatten(variables["params"]), **arrays})
     described = {**description, "model": {**fields, "lora": section}}
     export.orbax(args.output, {**variables, "params": params}, described)

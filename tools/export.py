@@ -80,7 +80,7 @@ def adapter(output: pathlib.Path, variables: Mapping[str, Any], description: Map
     fields = description.get("model", {})
     if not fields.get("lora"):
         raise UserError(f"{description['folder']} has no adapters: config.model.lora was not set.")
-    name, model = fields.get("name", models.DEFAULT), models.build(**fields)
+    name, model = models.name_of(fields), models.build(**fields)
     if "freeze" in description:  # it was trained here, and not given its adapters by tools.convert
         trained = optim.split(variables["params"], models.frozen(name, description["freeze"], model))[0]
         moved = [*(key for key in trained if "/lora/" not in key), *tree.flatten(variables.get("batch_stats", {}))]

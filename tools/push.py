@@ -30,7 +30,7 @@ def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib
       UserError: the model's family has no format that its original loads from the hub.
     """
     variables, description = checkpoint.load_export(path, on_cpu)
-    family = description.get("model", {}).get("name", models.DEFAULT)
+    family = models.name_of(description.get("model", {}))
     module = conversion.of_family(family)
     formats: Mapping[str, Writer] = getattr(module, "FORMATS", {})
     if family not in formats:

@@ -87,7 +87,7 @@ def take(config, arg, start):
     Raises:
       UserError: it is of another family than `model` says.
     """
-    if (family := start.model.get("name", models.DEFAULT)) != arg.model:
+    if (family := models.name_of(start.model)) != arg.model:
         raise UserError(f"{config.init} is of the family {family}, not {arg.model}: say model={family}.")
     config.model, config.tokenizer = start.model, start.tokenizer
     if arg.experts:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models import vlm
 
-DEFAULT = "prismer"  # of configs that name none
+DEFAULT = "prismer"  # of sections that name none
 # Name -> module, which is imported when a model of the family is asked for.
 FAMILIES = {name: f"prismer_jax.models.{name}" for name in ("blip2", "nanovlm", "paligemma", "prismer", "student")}
+
+
+def name_of(section: Mapping[str, Any]) -> str:
+    """Returns the family of a config's or a checkpoint's section `model`."""
+    return section.get("name", DEFAULT)
 
 
 def family(name: str) -> types.ModuleType:

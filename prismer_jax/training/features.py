@@ -49,7 +49,7 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str,
     chains = {name: part["features"] for name, part in cfg.data.items() if "features" in part}
     if not chains:
         return mixture
-    name, init, model = cfg.model.get("name", models.DEFAULT), cfg.get("init"), step.model
+    name, init, model = models.name_of(cfg.model), cfg.get("init"), step.model
     family = models.family(name)
     if not hasattr(family, "FEATURES"):
         raise UserError(f"config.data: a model of {name} keeps no features of photos; leave `features` out.")

@@ -33,7 +33,7 @@ def load(
     """
     description = checkpoint.description(path)
     pp.tokenizer.check_ids(description, path)
-    resize = models.family(section.get("name", models.DEFAULT)).RESIZE
+    resize = models.family(models.name_of(section)).RESIZE
     try:
         return load_into(state, path, fresh or (), resize, **getattr(model, "loading", {}))
     except UserError as error:

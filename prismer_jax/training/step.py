@@ -58,7 +58,7 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
       UserError: the sections of model, loss, optimiser or sharding cannot be used.
     """
     model, loss_fn = assembly.make_model(cfg, tokenizer), assembly.make_loss(cfg.loss)
-    frozen = models.frozen(cfg.model.get("name", models.DEFAULT), config.plain(cfg.get("freeze", "none")), model)
+    frozen = models.frozen(models.name_of(cfg.model), config.plain(cfg.get("freeze", "none")), model)
     kept_as = jnp.dtype(choose("frozen_dtype", cfg.get("frozen_dtype") or "float32", KEPT_AS))
     init_variables = model.init_variables
     if cfg.get("targets"):
