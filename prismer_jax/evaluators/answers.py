@@ -38,9 +38,6 @@ class AnswersEvaluator(VQAEvaluator):
         choices = example.get("choices")
         return super().about(example, index) | ({} if choices is None else {"choices": list(choices)})
 
-    def correctness(self, record: Record) -> float | None:
-        return record["scores"][self.main_score] / 100 if "scores" in record else None
-
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         constant = self.most_frequent(records)
         if self.lower:

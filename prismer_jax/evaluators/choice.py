@@ -39,7 +39,7 @@ class ChoiceEvaluator(TextEvaluator):
     """
 
     id_key, text_key = "question_id", "answer"
-    main_score = "accuracy"
+    main_score, is_accuracy = "accuracy", True
 
     def __init__(self, *, method: str = "greedy", **options: Any) -> None:
         super().__init__(**options)
@@ -73,9 +73,6 @@ class ChoiceEvaluator(TextEvaluator):
             return mentions(said, record["references"][0])
         letter = next(i for i in said if i in record["letters"]) if self.method == "rank" else first_letter(said)
         return letter in record["references"]
-
-    def correctness(self, record: Record) -> float | None:
-        return record["scores"]["accuracy"] / 100 if "scores" in record else None
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         yield from score_choices(records, self.most_frequent(records), self.is_right)

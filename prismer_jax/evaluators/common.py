@@ -24,6 +24,7 @@ from prismer_jax.batch import inputs
 from prismer_jax.config import check_workers
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress
+from prismer_jax.pp.labels import maps
 from prismer_jax.report import selection
 
 Batch = Mapping[str, Any]
@@ -65,12 +66,14 @@ class Evaluator:
         {metric: the example's part in it}, of which the metric is the mean.
       predictions: of the last run, in the official result format.
       left_out: of the last run, {"index", "error", "reason"} of each bad sample: a damaged photo or label.
-      main_score: the name among `scores` by which samples are better or worse; `higher_is_better` says which way.
+      main_score: the name among `scores` by which samples are better or worse; `higher_is_better` says which way,
+        `is_accuracy` whether it is 100 for a right answer and 0 for a wrong one.
     """
 
     main_score = ""
     score_names: tuple[str, ...] = ()  # that `metrics` yields, each with its rivals and kinds; () where nobody knows
     higher_is_better = True
+    is_accuracy = False
     text_key = "text"  # what samples are scored by
 
     def __init__(
@@ -244,13 +247,14 @@ class Evaluator:
     def sample(self, record: Record) -> dict[str, Any]:
         """Returns what a panel shows (see `report.draw`), with the photo and the labels as the model gets them."""
         example = loader.eval_example(self.source, self.pp, record["index"])
-        maps = ["image", *(row.key for row in labels.EXPERTS.values() if row.key in example)]
-        if example["image"].ndim == 4:  # of tiles the first is the whole photo
-            example = {**example, **{key: example[key][0] for key in maps}}
+        image, label_maps = example["image"], maps(example)
+        if image.ndim == 4:  # of tiles the first is the whole photo
+            image, label_maps = image[0], {name: tiles[0] for name, tiles in label_maps.items()}
+        score = record.get("scores", {}).get(self.main_score)
         return {
             "id": record["id"],
-            "image": example["image"],
-            "labels": {name: example[row.key] for name, row in labels.EXPERTS.items() if row.key in example},
+            "image": image,
+            "labels": label_maps,
             "classes": dict(getattr(self.model, "classes", {})),
             "instances": example.get(labels.CLASSES_KEY),
             "words": list(example.get("words", ())),
@@ -259,13 +263,9 @@ class Evaluator:
             "prediction": record.get("prediction"),
             "blank": record.get("blank"),
             "references": record.get("references", []),
-            "correct": self.correctness(record),
-            "score": None if not self.main_score else (self.main_score, record.get("scores", {}).get(self.main_score)),
+            "correct": score / 100 if self.is_accuracy and score is not None else None,
+            "score": (self.main_score, score) if self.main_score else None,
         }
-
-    def correctness(self, record: Record) -> float | None:
-        """Returns the accuracy in [0, 1] of one prediction, or None where that has no meaning."""
-        return None
 
 
 def blank(batch: Batch) -> dict[str, Any]:

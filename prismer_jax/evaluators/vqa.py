@@ -37,7 +37,7 @@ class VQAEvaluator(TextEvaluator):
     """
 
     id_key, text_key = "question_id", "answer"
-    main_score = "accuracy"
+    main_score, is_accuracy = "accuracy", True
     score_names = ("accuracy",)
     choice: Literal["answer", "class"] = "answer"
 
@@ -63,9 +63,6 @@ class VQAEvaluator(TextEvaluator):
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
         return {**super().about(example, index), "answer_type": str(example.get("answer_type") or "")}
-
-    def correctness(self, record: Record) -> float | None:
-        return record["scores"]["accuracy"] / 100 if "scores" in record else None
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         yield from score_answers(records, self.most_frequent(records))
