@@ -27,7 +27,7 @@ from prismer_jax.models.blip2.table import (
 )
 from prismer_jax.weights import rules
 
-from .case import Case, Mismatch, Outputs
+from .case import Case, Mismatch, Outputs, check_shapes
 from .nanovlm import columns
 
 BEAMS = {  # of blip2_opt_tiny, with num_beams=5 and at most 30 tokens
@@ -253,9 +253,11 @@ def vision_keys(case: Case) -> Outputs:
         name: model.vision[name] for name in vision_of(case.config)
     }:
         raise Mismatch("other sizes")
-    theirs = {key: tuple(case.manifest["tensors"][key]["shape"]) for key in case.manifest["used_keys"]}
+    theirs = {key: case.shapes[key] for key in case.manifest["used_keys"]}
     shapes = {name: leaf for name, leaf in conversion.shapes_of(model).items() if name.startswith("params/vision/")}
-    same(rules.key_shapes(rules.Table(VISION), shapes), {f"visual_encoder.{key}": s for key, s in theirs.items()})
+    check_shapes(
+        rules.key_shapes(rules.Table(VISION), shapes), {f"visual_encoder.{key}": s for key, s in theirs.items()}
+    )
     unused = [key for key in case.manifest["tensors"] if key not in theirs] + list(case.manifest["maybe_unused_keys"])
     if left := [key for key in unused if not re.fullmatch(UNUSED, key)]:
         raise Mismatch(f"would be refused: {rules.grouped(left)}")
@@ -270,12 +272,11 @@ def lavis_keys(case: Case) -> Outputs:
     model = models.build("blip2", variant=variant)
     shapes = conversion.shapes_of(model)
     ours = rules.key_shapes(conversion.table_of("blip2", model), shapes)
-    theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
     optional = {key: tuple(entry["shape"]) for key, entry in case.manifest["optional_tensors"].items()}
     if wrong := [key for key, shape in optional.items() if ours.get(key) != shape]:
         raise Mismatch(f"optional keys differ: {rules.grouped(wrong)}")
     frozen = FROZEN if "vit" in case.config and case.config["vit"]["img_size"] == 224 else FROZEN[1:]
-    same({key: shape for key, shape in ours.items() if not key.startswith(frozen)}, theirs)
+    check_shapes({key: shape for key, shape in ours.items() if not key.startswith(frozen)}, case.shapes)
     yield from ()
 
 
@@ -288,8 +289,7 @@ def hugging_face_keys(case: Case) -> Outputs:
     model = models.build("blip2", variant=f"pretrained_{name}")
     ours = rules.key_shapes(conversion.table_of("blip2", model), conversion.shapes_of(model))
     state = {key: np.broadcast_to(np.float32(0), shape) for key, shape in ours.items()}
-    theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
-    same({key: array.shape for key, array in to_hugging_face(state).items()}, theirs)
+    check_shapes({key: array.shape for key, array in to_hugging_face(state).items()}, case.shapes)
     for key, lavis in case.manifest["lavis_key"].items():
         for one in lavis if isinstance(lavis, list) else [lavis]:
             if one != "zeros" and key != named_by_hugging_face(one).replace("q_bias", "qkv.bias").replace(
@@ -297,14 +297,9 @@ def hugging_face_keys(case: Case) -> Outputs:
             ):
                 raise Mismatch(f"{one} is called {named_by_hugging_face(one)} instead of {key}")
     prefix = LANGUAGE[model.language["tower"]][0]
-    back = of_hugging_face({key: np.broadcast_to(np.float32(0), shape) for key, shape in theirs.items()}, prefix)
-    same(
+    back = of_hugging_face({key: np.broadcast_to(np.float32(0), shape) for key, shape in case.shapes.items()}, prefix)
+    check_shapes(
         {key: array.shape for key, array in back.items()},
         {k: v for k, v in ours.items() if not k.endswith(".position_ids")},
     )
     yield from ()
-
-
-def same(ours: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> None:
-    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
-        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax.errors import UserError
+from prismer_jax.weights import rules
 
 Outputs = Iterator[tuple[Any, ...]]  # (name, array) or (name, array, Check)
 
@@ -44,6 +45,11 @@ class Case:
     def wants(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.arrays)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns {key: shape} of the weights."""
+        return {key: tuple(entry["shape"]) for key, entry in self.manifest["tensors"].items()}
+
     def state(self) -> dict[str, np.ndarray]:
         """Returns the weights: a function of the tensors' names alone (the rule of golden/README.md)."""
         gains, salt, state = self.manifest["gain"], self.manifest["salt"], {}
@@ -73,6 +79,12 @@ def fill(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
     else:
         x = gain * noise / np.sqrt(np.prod(shape[1:]))
     return x.astype(np.float32)
+
+
+def check_shapes(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises a Mismatch unless two state dicts have the same keys and shapes."""
+    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
+        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
 
 
 def index_of(name: str) -> tuple[str, tuple[slice, ...]]:

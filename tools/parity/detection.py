@@ -12,7 +12,7 @@ from prismer_jax.experts.detection.instances import instance_map
 from prismer_jax.experts.fitted import padded
 from prismer_jax.weights import rules
 
-from .case import Case, Check, Mismatch, Outputs
+from .case import Case, Check, Mismatch, Outputs, check_shapes
 
 
 def farthest(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -44,10 +44,7 @@ def expert_of(case: Case) -> Detection:
 
 def check_keys(case: Case, expert: Detection) -> None:
     """Checks that the network converts to exactly the keys and shapes of the manifest."""
-    ours = rules.key_shapes(expert.table, expert.shapes)
-    theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
-    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
-        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
+    check_shapes(rules.key_shapes(expert.table, expert.shapes), case.shapes)
 
 
 def matching(ours: np.ndarray, theirs: np.ndarray, what: str) -> np.ndarray:

@@ -24,7 +24,7 @@ from prismer_jax.towers.vit import ViT
 from prismer_jax.weights import rules
 
 from . import nanovlm_data
-from .case import Case, Check, Mismatch, Outputs, filled, relative
+from .case import Case, Check, Mismatch, Outputs, check_shapes, filled, relative
 
 # What nanovlm_train leaves out: it is nanovlm_tiny's.
 _DEFAULTS = {"vit_ln_eps": 1e-6, "lm_max_position_embeddings": 8192, "lm_re_base": 100000, "lm_rms_eps": 1e-5}
@@ -59,9 +59,7 @@ def keys(case: Case) -> Outputs:
     shapes = conversion.shapes_of(model)
     ours = rules.key_shapes(TABLE, shapes) | {FREQUENCIES: (model.language["width"] // model.language["heads"] // 2,)}
     del ours[WORDS]  # of the tied pair the file has one
-    theirs = {key: tuple(case.manifest["tensors"][key]["shape"]) for key in case.manifest["saved_keys"]}
-    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
-        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
+    check_shapes(ours, {key: case.shapes[key] for key in case.manifest["saved_keys"]})
     count = sum(int(np.prod(leaf.shape)) for leaf in shapes.values())
     if count != case.manifest["n_parameters_tied"]:
         raise Mismatch(f"{count} parameters instead of {case.manifest['n_parameters_tied']}")

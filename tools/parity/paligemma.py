@@ -19,7 +19,7 @@ from prismer_jax.models.paligemma import FREEZE, NOT_DECAYED, PaliGemma, build
 from prismer_jax.models.paligemma.conversion import TABLE, official_table
 from prismer_jax.weights import rules
 
-from .case import Case, Check, Mismatch, Outputs, relative
+from .case import Case, Check, Mismatch, Outputs, check_shapes, relative
 
 FORWARD = Check(relative, 2e-5)  # a wrong GELU shows at 1.5e-4 only
 TRAINING = Check(relative, 1e-3)  # Adam makes rounding large
@@ -56,22 +56,16 @@ def keys(case: Case) -> Outputs:
     size = variant.rpartition("_")[0]
     model = build(f"{size}_pt_{case.config['res']}" if size else f"pt_{variant}")
     shapes = conversion.shapes_of(model)
-    _same(rules.key_shapes(official_table(model), shapes), case.manifest["tensors"])
+    check_shapes(rules.key_shapes(official_table(model), shapes), case.shapes)
     count = sum(int(np.prod(leaf.shape)) for leaf in shapes.values())
     if count != case.manifest["n_params"]:
         raise Mismatch(f"{count} parameters instead of {case.manifest['n_params']}")
     if isinstance(case.manifest.get("hf"), dict):  # those of other resolutions differ in the positions alone
-        theirs = {row["hf"]: {"shape": row["hf_shape"]} for row in case.manifest["hf"]["map"]}
+        theirs = {row["hf"]: tuple(row["hf_shape"]) for row in case.manifest["hf"]["map"]}
         ours = rules.key_shapes(TABLE, shapes)
         del ours["language_model.lm_head.weight"]  # tied
-        _same(ours, theirs)
+        check_shapes(ours, theirs)
     yield from ()
-
-
-def _same(ours: dict[str, tuple[int, ...]], theirs: dict[str, Any]) -> None:
-    shapes = {key: tuple(entry["shape"]) for key, entry in theirs.items()}
-    if wrong := [key for key in ours.keys() | shapes.keys() if ours.get(key) != shapes.get(key)]:
-        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
 
 
 @functools.partial(jax.jit, static_argnums=0)

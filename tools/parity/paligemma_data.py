@@ -16,7 +16,7 @@ from prismer_jax.pp.bilinear import stretch
 from prismer_jax.pp.prefix_lm import cut
 from prismer_jax.scores.objects import segmented
 
-from .case import Case, Check, Mismatch, Outputs
+from .case import Case, Check, Mismatch, Outputs, levels
 
 RNG = np.random.default_rng(0)  # these ops draw nothing
 
@@ -69,14 +69,6 @@ def pp_of(length: int, **options: object) -> str:
     return f"prefix_lm({length}, {', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
-def _pixels(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Returns the share of pixels that differ, infinity if any differs by more than a level: floats are cut off."""
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return np.inf
-    difference = np.abs(ours.astype(int) - theirs)
-    return float((difference > 0).mean()) if difference.max(initial=0) <= 1 else np.inf
-
-
 def images(case: Case) -> Outputs:
     """Stretches images with and without averaging, and resamples positions."""
     for number in range(3):
@@ -84,7 +76,7 @@ def images(case: Case) -> Outputs:
         for antialias in (False, True):
             out = stretch(56, antialias)({"image": image}, RNG)["image"]
             # A last bit of a sum of many pixels decides what is cut off to the level below.
-            yield f"out/resize56_antialias{antialias}_{number}", out, Check(_pixels, 0.01 if antialias else 0.0)
+            yield f"out/resize56_antialias{antialias}_{number}", out, Check(levels, 0.01 if antialias else 0.0)
         small = case.arrays[f"out/resize56_antialiasFalse_{number}"]
         yield f"out/value_range_{number}", small.astype(np.float32) / 255 * 2 - 1
     for old, new in ((4, 6), (4, 8), (6, 4)):

@@ -24,7 +24,7 @@ from prismer_jax.towers.label_lookup import label_tables
 from prismer_jax.towers.layers import resize_positions
 from prismer_jax.weights import rules
 
-from .case import Case, Mismatch, Outputs
+from .case import Case, Mismatch, Outputs, check_shapes
 
 PAD, EOS = 1, 2  # RoBERTa's
 
@@ -62,10 +62,7 @@ def model_of(case: Case, **decoder: Any) -> Prismer:
 def check_keys(case: Case, model: Prismer) -> None:
     """Checks that the model converts to exactly the manifest's keys and shapes, and its number of parameters."""
     shapes = conversion.shapes_of(model)
-    ours = rules.key_shapes(table.TABLE, shapes)
-    theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
-    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
-        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
+    check_shapes(rules.key_shapes(table.TABLE, shapes), case.shapes)
     count = sum(int(np.prod(leaf.shape)) for leaf in shapes.values() if jnp.issubdtype(leaf.dtype, jnp.floating))
     if count != case.config.get("n_parameters", count):
         raise Mismatch(f"{count} parameters instead of {case.config['n_parameters']}")

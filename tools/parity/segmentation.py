@@ -16,7 +16,7 @@ from prismer_jax.experts.segmentation import mask2former
 from prismer_jax.experts.segmentation.expert import SegAde, SegCoco, Segmentation, strips
 from prismer_jax.weights import rules
 
-from .case import Case, Check, Mismatch, Outputs
+from .case import Case, Check, Outputs, check_shapes
 
 MARGIN = 1e-4  # between the best two classes of a pixel: below it, which one wins is left to rounding
 TAPS = ("backbone", "pixel_decoder", "class_head")  # modules whose outputs are stored
@@ -53,12 +53,8 @@ def expert_of(case: Case) -> Segmentation:
 
 def check_keys(case: Case, expert: Segmentation) -> None:
     """Checks that the network converts to the manifest's keys and shapes but those that are never used."""
-    ours = rules.key_shapes(expert.table, expert.shapes)
-    theirs = {key: tuple(entry["shape"]) for key, entry in case.manifest["tensors"].items()}
-    for key in case.config["unused_keys"]:
-        del theirs[key]
-    if wrong := [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]:
-        raise Mismatch(f"keys or shapes differ: {rules.grouped(sorted(wrong))}")
+    theirs = {key: shape for key, shape in case.shapes.items() if key not in case.config["unused_keys"]}
+    check_shapes(rules.key_shapes(expert.table, expert.shapes), theirs)
 
 
 def segmentation(case: Case) -> Outputs:
