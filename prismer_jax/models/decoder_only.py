@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 from flax import linen as nn
 from flax.core import FrozenDict
 
@@ -78,6 +78,14 @@ class Columns(NamedTuple):
     real: Array
     seen: Array
     positions: Array
+
+
+def real_tokens(encoded: Array, batch: Mapping[str, Any]) -> Array:
+    """Returns bool [b n], which of the image's tokens [b n d] are of real tiles or frames, as `image_mask` says."""
+    if "image_mask" not in batch:
+        return jnp.ones(encoded.shape[:2], bool)
+    mask = batch["image_mask"]
+    return repeat(mask, "b m -> b (m n)", n=encoded.shape[1] // mask.shape[1])
 
 
 def behind(encoded: Array, there: Array, words: Array, batch: Mapping[str, Any], mutual: bool) -> Columns:
@@ -166,7 +174,7 @@ class DecoderOnly(nn.Module):
     ) -> tuple[Float[Array, "b 1 v"], dict[str, Any]]:
         """Reads the prompt. The cache's `shared` has the keys and values of image and prompt, and the real columns."""
         hidden, keys, columns = self.read(encoded, batch)
-        own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), keys)
+        own = layers.unfilled(keys, room)
         shared = {"keys": jax.tree.map(lambda x: x[:, :, 0], keys)}
         shared |= {"mask": columns.real, "positions": columns.positions}
         rows = {"count": columns.positions.max(-1, keepdims=True) + 1}

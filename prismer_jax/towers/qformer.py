@@ -18,7 +18,6 @@ from flax import linen as nn
 
 from prismer_jax.towers import layers
 from prismer_jax.towers.layers import Keys
-from prismer_jax.towers.roberta import gelu, without_gradient_of
 from prismer_jax.typing import Array, Float, Int, typed
 
 Parts = Mapping[str, Array]  # 'query' [b k q d], 'text' [b k t d], or both
@@ -71,7 +70,7 @@ class Layer(nn.Module):
 
     def _mlp(self, name: str) -> layers.MLP:
         normal = nn.initializers.normal(self.initializer_range)
-        return layers.MLP(self.mlp_dim, gelu, self.dtype, normal, nn.initializers.zeros, name=name)
+        return layers.MLP(self.mlp_dim, layers.gelu, self.dtype, normal, nn.initializers.zeros, name=name)
 
     def _norm(self, name: str) -> layers.LayerNorm:
         return layers.LayerNorm(self.epsilon, name=name)
@@ -135,7 +134,7 @@ class QFormer(nn.Module):
         groups = self.layers // self.cross_every
         self.blocks = layers.stack(Group, groups, self.remat, broadcast=2, cached=1)(self.cross_every, options)
         if self.vocab_size:
-            self.words = self.param("word_embedding", self._padded(normal), (self.vocab_size, self.width))
+            self.words = self.param("word_embedding", layers.zero_row(normal, self.pad), (self.vocab_size, self.width))
             self.places = self.param("position_embedding", normal, (self.max_positions, self.width))
             self.head = layers.Dense(self.width, self.dtype, normal)
             self.norm_head = layers.LayerNorm(self.epsilon)
@@ -148,8 +147,7 @@ class QFormer(nn.Module):
 
     def embedded_text(self, ids: Int[Array, "b k t"], positions: Int[Array, "b k t"]) -> Float[Array, "b k t d"]:
         """Returns texts with their positions, of which a text's first token has 0."""
-        words = without_gradient_of(ids == self.pad, self.words[ids])
-        return self._embedded(words + self.places[positions])
+        return self._embedded(layers.look_up(self.words, ids, self.pad) + self.places[positions])
 
     @typed
     def __call__(
@@ -171,16 +169,13 @@ class QFormer(nn.Module):
     @typed
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Returns float32 scores of all words, which come from the table of words."""
-        x = self.norm_head(gelu(self.head(hidden)))
+        x = self.norm_head(layers.gelu(self.head(hidden)))
         words = self.words.astype(self.dtype)
         return jnp.einsum("...d,vd->...v", x, words, preferred_element_type=jnp.float32) + self.head_bias
 
     def _embedded(self, x: Array) -> Array:
         x = self.norm_embedding(x.astype(self.dtype))
         return self.drop(x, deterministic=not self.has_rng("dropout"))
-
-    def _padded(self, init: layers.Initializer) -> layers.Initializer:
-        return lambda key, shape, dtype=jnp.float32: init(key, shape, dtype).at[self.pad].set(0.0)
 
 
 def selected(keys: Mapping[str, Any], *names: str) -> dict[str, Any]:

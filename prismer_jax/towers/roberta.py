@@ -6,22 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from prismer_jax.towers import layers
 from prismer_jax.towers.layers import Keys
 from prismer_jax.typing import Array, Bool, Float, Int, typed
-
-
-def gelu(x: Array) -> Array:
-    """x·Φ(x). By erf, as PyTorch has it: jax.nn.gelu's erfc costs half as much again on a CPU."""
-    return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
-
-
-def without_gradient_of(row: Array, embedded: Array) -> Array:
-    """The lookup of a padding id passes no gradient to its row, as PyTorch's Embedding(padding_idx=...) has it."""
-    return jnp.where(row[..., None], jax.lax.stop_gradient(embedded), embedded)
 
 
 class Layer(nn.Module):
@@ -65,7 +54,8 @@ class Layer(nn.Module):
                 self._mlp("adaptor", x.shape[-1], layers.squared_relu)(x) + x
             )
             self.sow("intermediates", "after_adaptor", x)
-        x = layers.LayerNorm(self.epsilon, name="norm_mlp")(self._drop(self._mlp("mlp", self.mlp_dim, gelu)(x)) + x)
+        added = self._drop(self._mlp("mlp", self.mlp_dim, layers.gelu)(x))
+        x = layers.LayerNorm(self.epsilon, name="norm_mlp")(added + x)
         return x, cache if self.collect else None
 
     def _attention(self, name: str, width: int) -> layers.Attention:
@@ -126,11 +116,11 @@ class TextDecoder(nn.Module):
         """
         deterministic = not train or self.dropout == 0
         normal = nn.initializers.normal(self.initializer_range)
-        words = self.param("word_embedding", self._padded(normal), (self.vocab_size, self.width))
-        places = self.param("position_embedding", self._padded(normal), (self.max_positions, self.width))
+        words = self.param("word_embedding", layers.zero_row(normal, self.pad), (self.vocab_size, self.width))
+        places = self.param("position_embedding", layers.zero_row(normal, self.pad), (self.max_positions, self.width))
         kind = self.param("token_type_embedding", normal, (1, self.width))
-        x = without_gradient_of(ids == self.pad, words[ids]) + kind[0]
-        x = x + without_gradient_of(positions == self.pad, places[positions])
+        x = layers.look_up(words, ids, self.pad) + kind[0]
+        x = x + layers.look_up(places, positions, self.pad)
         x = layers.LayerNorm(name="norm_embedding")(x.astype(self.dtype))
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
         self.sow("intermediates", "embeddings", x)
@@ -148,13 +138,10 @@ class TextDecoder(nn.Module):
         self.sow("intermediates", "hidden", x)
 
         x = x[:, :, -1:] if last_only else x
-        x = gelu(layers.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="head")(x))
+        x = layers.gelu(layers.Dense(self.width, dtype=self.dtype, kernel_init=normal, name="head")(x))
         x = layers.LayerNorm(name="norm_head")(x)
         bias = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
         logits = jnp.einsum("bktd,vd->bktv", x, words.astype(self.dtype), preferred_element_type=jnp.float32) + bias
         if not collect:
             return logits, {}
         return logits, {"layers": keys, "output_layer": jax.tree.map(lambda leaf: leaf[None], last_keys)}
-
-    def _padded(self, init: layers.Initializer) -> layers.Initializer:
-        return lambda key, shape, dtype=jnp.float32: init(key, shape, dtype).at[self.pad].set(0.0)

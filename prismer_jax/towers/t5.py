@@ -23,11 +23,10 @@ from prismer_jax.errors import choose
 from prismer_jax.towers import layers
 from prismer_jax.towers.causal_lm import RMSNorm
 from prismer_jax.towers.layers import Keys
-from prismer_jax.towers.roberta import gelu
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
 # FlanT5's own configuration says 'gelu_tanh', by its older name gelu_new; BLIP-2 was trained with 'gelu' in its place.
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+ACTIVATIONS = {"gelu": layers.gelu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
 @functools.cache
@@ -228,7 +227,7 @@ class T5(nn.Module):
         masks = {"encoded": real[:, None, None], "new": jnp.ones((1, 1), bool)}
         hidden, keys = self.decode(ids, masks, {"new": jnp.zeros(1, jnp.int32)}, states)
         new = keys["new"]
-        own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), new)
+        own = layers.unfilled(new, room)
         shared = {"keys": {"start": jax.tree.map(lambda x: x[:, :, 0], new), "encoded": keys["encoded"]}, "real": real}
         return self.logits(hidden[:, 0]), {"shared": shared, "own": own, "rows": {}, "index": jnp.zeros((), jnp.int32)}
 

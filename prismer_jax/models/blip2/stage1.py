@@ -74,7 +74,7 @@ class Blip2Stage1(Blip2Base):
         keys = _keys_first(encoded)
         hidden, new = self._write(keys, batch)
         texts = selected(new, "text")
-        own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], 1, room, *x.shape[4:]), x.dtype), texts)
+        own = layers.unfilled(texts, room)
         prompt = {name: {"prompt": part["text"]} for name, part in for_all(texts).items()}
         shared = {"past": {name: keys[name] | prompt[name] for name in keys}, "mask": batch["mask_input"]}
         rows = {"count": batch["mask_input"].sum(-1, keepdims=True, dtype=jnp.int32)}

@@ -16,7 +16,7 @@ from flax.core import FrozenDict
 
 from prismer_jax.errors import choose
 from prismer_jax.labels import CLASSES_KEY, WORDS_KEY, select
-from prismer_jax.models.decoder_only import Columns, DecoderOnly, check_multiples, fields_of
+from prismer_jax.models.decoder_only import Columns, DecoderOnly, check_multiples, fields_of, real_tokens
 from prismer_jax.models.vision import FEATURES, RESIZE  # noqa: F401 - of the family, see __init__.py
 from prismer_jax.models.vlm import ordinals, text_mask
 from prismer_jax.towers import layers
@@ -151,10 +151,7 @@ class NanoVLM(DecoderOnly):
         text, real, seen, positions = batch["text"], batch["mask_input"], text_mask(batch), ordinals(batch) - 1
         image = (text == self.image_token) & real if self.image_token is not None else jnp.zeros_like(real)
         if self.image_token is None:
-            size, length = encoded.shape[:2], text.shape[1]
-            there = jnp.ones(size, bool)
-            if "image_mask" in batch:
-                there = repeat(batch["image_mask"], "b m -> b (m n)", n=size[1] // batch["image_mask"].shape[1])
+            size, length, there = encoded.shape[:2], text.shape[1], real_tokens(encoded, batch)
             front = jnp.tri(size[1], dtype=bool) & there[:, None]
             behind = jnp.broadcast_to(there[:, None], (size[0], length, size[1]))  # every text of a row sees the image
             seen = jnp.block([[front, jnp.zeros(behind.swapaxes(1, 2).shape, bool)], [behind, seen]])

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from flax.core import FrozenDict
 
 from prismer_jax.errors import choose
 from prismer_jax.labels import select
-from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind, fields_of
+from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind, fields_of, real_tokens
 from prismer_jax.towers import layers
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
@@ -150,13 +150,9 @@ class PaliGemma(DecoderOnly):
 
     def columns(self, encoded: Array, batch: Mapping[str, Any]) -> Columns:
         """Returns the image's tokens and the text behind them; image and prompt (`mask_ar` 0) all see each other."""
-        size = encoded.shape[:2]
-        there = jnp.ones(size, bool)
-        if "image_mask" in batch:
-            there = repeat(batch["image_mask"], "b m -> b (m n)", n=size[1] // batch["image_mask"].shape[1])
         words = self.decoder.embed(batch["text"])
         self.sow("intermediates", "words", words)
-        columns = behind(encoded, there, words, batch, mutual=True)
+        columns = behind(encoded, real_tokens(encoded, batch), words, batch, mutual=True)
         return columns._replace(positions=jnp.maximum(columns.positions, 0))
 
 

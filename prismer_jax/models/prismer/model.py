@@ -20,7 +20,7 @@ from prismer_jax.labels import BACKGROUND, EXPERTS, MAX_IDS, select
 from prismer_jax.models.prismer.encoder import VisionEncoder
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
 from prismer_jax.towers.label_lookup import features, label_maps, label_tables
-from prismer_jax.towers.layers import appended, resize_positions
+from prismer_jax.towers.layers import appended, resize_positions, unfilled
 from prismer_jax.towers.roberta import TextDecoder
 from prismer_jax.towers.stem import INSTANCE_ROWS
 from prismer_jax.typing import Array, Bool, Float, Int, UInt8, typed
@@ -189,7 +189,7 @@ class Prismer(nn.Module):
         news = {name: part.pop("new") for name, part in keys.items()}
         for name, new in news.items():
             keys[name]["prompt"] = jax.tree.map(lambda x: x[:, :, 0], new)
-        own = jax.tree.map(lambda x: jnp.zeros((*x.shape[:3], room, *x.shape[4:]), x.dtype), news)
+        own = unfilled(news, room)
         rows = {"count": real.sum(-1, dtype=jnp.int32)[:, None]}
         shared = {"keys": keys, "mask": real}
         return logits[:, 0], {"shared": shared, "own": own, "rows": rows, "index": jnp.zeros((), jnp.int32)}
