@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax.files import storage
+from prismer_jax.report.study import markdown
 
 LOSS, OTHER, LINE = "#b42318", "#475467", "#98a2b3"
 
@@ -24,12 +25,11 @@ def chosen(metrics: Mapping[str, Any], scores: Mapping[str, str]) -> dict[str, A
 def table(found: Mapping[str, Any]) -> str:
     """Returns the audit as Markdown: a row an arm, its differences to the model as it is, with their intervals."""
     metrics = found["metrics"]
-    rows = [["", *metrics], ["---"] * (1 + len(metrics))]
-    rows.append([found["arms"][0], *(f"{row['values'][0]:.4g}" for row in metrics.values())])
+    rows = [[found["arms"][0], *(f"{row['values'][0]:.4g}" for row in metrics.values())]]
     for number, arm in enumerate(found["arms"][1:]):
         rows.append([arm, *(_cell(row, number) for row in metrics.values())])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", f"Differences to the first row; in brackets {found['level']} % intervals, paired, over photos.", ""]
+    lines = [markdown(["", *metrics], rows)]
+    lines += [f"Differences to the first row; in brackets {found['level']} % intervals, paired, over photos.", ""]
     for what in ("reading", "making"):
         if spent := found[f"{what}_ms"]:
             each = ", ".join(f"{name} {value:.3g}" for name, value in spent.items())
@@ -45,14 +45,12 @@ def _cell(row: Mapping[str, Any], number: int) -> str:
 
 def plot(path: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Writes a PNG: a panel a metric, in it a bar an arm with its interval; red where that is below zero."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     arms, metrics = found["arms"][1:], found["metrics"]
     columns = min(len(metrics), 4)
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(2.2 + 2.3 * columns, rows * (0.24 * len(arms) + 0.8)), dpi=100)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for panel, (name, row) in zip(axes.flat, metrics.items(), strict=False):
         for place, (value, ends) in enumerate(zip(row["differences"], row["intervals"], strict=True)):

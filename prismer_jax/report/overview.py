@@ -59,7 +59,6 @@ def picture(
       warnings: of `statistics.warnings`.
       title: of the data set.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [(expert, draw) for expert in statistics for draw in _panels(statistics[expert])]
@@ -80,7 +79,7 @@ def picture(
         _style(axes)
     _list_warnings(figure.add_subplot(grid[-1, :]), shown, len(warnings) - len(shown))
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

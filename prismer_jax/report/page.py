@@ -74,7 +74,6 @@ def curves(lines: Sequence[Mapping[str, float]]) -> bytes | None:
                 plots[f"{evaluator}/{metric}".strip("/")][variant].append((line["step"], value))
     if not plots:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(3, len(plots))
@@ -107,7 +106,7 @@ def curves(lines: Sequence[Mapping[str, float]]) -> bytes | None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#c4cad3")
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -34,7 +34,7 @@ def table(results: Results, metrics: Sequence[str]) -> str:
     for arm, runs in results.items():
         cells = [_mean(list(values_of(results, arm, metric).values()), _digits(results, metric)) for metric in metrics]
         rows.append([arm, str(len(runs)), *cells])
-    return _markdown(["arm", "seeds", *metrics], rows)
+    return markdown(["arm", "seeds", *metrics], rows)
 
 
 def differences(results: Results, metrics: Sequence[str], baseline: str) -> str:
@@ -57,12 +57,11 @@ def differences(results: Results, metrics: Sequence[str], baseline: str) -> str:
             )
         if arm != baseline:
             rows.append([arm, *cells])
-    return _markdown([f"beside {baseline}", *metrics], rows)
+    return markdown([f"beside {baseline}", *metrics], rows)
 
 
 def plot(path: pathlib.Path, results: Results, metrics: Sequence[str], baselines: Sequence[str] = ()) -> None:
     """Writes a PNG: a panel a metric, in it a dot a seed and a bar at the mean of each arm, and lines at baselines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     arms = list(results)
@@ -70,7 +69,6 @@ def plot(path: pathlib.Path, results: Results, metrics: Sequence[str], baselines
     rows = -(-len(metrics) // columns)
     longest = max(map(len, arms))
     figure = Figure(figsize=(0.075 * longest + 2.3 * columns, rows * (0.27 * len(arms) + 0.75)), dpi=100)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for number, panel in enumerate(axes.flat):
         if number >= len(metrics):
@@ -113,6 +111,7 @@ def _mean(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
