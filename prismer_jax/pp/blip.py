@@ -21,9 +21,8 @@ import numpy as np
 from prismer_jax.errors import UserError, choose
 from prismer_jax.pp import randaugment
 from prismer_jax.pp.augment import refuse_objects
-from prismer_jax.pp.labels import maps
 from prismer_jax.pp.ops import Example, Op, register
-from prismer_jax.pp.randaugment import move_label
+from prismer_jax.pp.randaugment import move_labels
 from prismer_jax.pp.text import Plain
 
 GEOMETRY = {"shear_x": 0.3, "shear_y": 0.3, "translate_x": 10.0, "translate_y": 10.0, "rotate": 30.0}  # at m = 10
@@ -154,7 +153,7 @@ def apply(example: Example, move: str, m: float, draw: float, autocontrast: str 
     # OpenCV's matrix says where the centre of a pixel goes, at whole numbers; label maps are asked where it is from.
     (a, b, c), (d, e, f) = cv2.invertAffineTransform(matrix)
     affine = (a, b, c + (1 - a - b) / 2, d, e, f + (1 - d - e) / 2)
-    return out | {f"labels/{name}": move_label(name, label, affine, size) for name, label in maps(example).items()}
+    return out | move_labels(example, affine, size)
 
 
 def _overflowing_autocontrast(image: np.ndarray) -> np.ndarray:

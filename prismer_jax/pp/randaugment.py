@@ -66,9 +66,7 @@ def apply(example: Example, move: str, m: float, sign: int) -> Example:
     affine = _affine(move, sign * value, *size)
     # The reference rotates photos by the nearest pixel, though it shears and shifts them bilinearly.
     moved = _nearest(image, affine, 0) if move == "rotate" else slide(image, affine)
-    out = dict(example, image=moved)
-    out.update({f"labels/{name}": move_label(name, label, affine, size) for name, label in maps(example).items()})
-    return out
+    return {**example, "image": moved, **move_labels(example, affine, size)}
 
 
 @functools.lru_cache(PLANS)
@@ -195,10 +193,11 @@ def _affine(move: str, value: float, width: int, height: int) -> Affine:
             raise ValueError(move)
 
 
-def move_label(name: str, label: np.ndarray, affine: Affine, photo: tuple[int, int]) -> np.ndarray:
-    """Applies to a label map the affine map of the photo's pixels, expressed in the label's own."""
-    height, width = label.shape[:2]
-    sx, sy = width / photo[0], height / photo[1]
-    a, b, c, d, e, f = affine
-    own = (a, b * sx / sy, c * sx, d * sy / sx, e, f * sy)
-    return _nearest(label, own, labels.EXPERTS[name].fill)
+def move_labels(example: Example, affine: Affine, photo: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Applies to each label map the affine map of the pixels of a photo (width, height), expressed in the map's own."""
+    moved, (a, b, c, d, e, f) = {}, affine
+    for name, label in maps(example).items():
+        sx, sy = label.shape[1] / photo[0], label.shape[0] / photo[1]
+        own = (a, b * sx / sy, c * sx, d * sy / sx, e, f * sy)
+        moved[f"labels/{name}"] = _nearest(label, own, labels.EXPERTS[name].fill)
+    return moved
