@@ -179,31 +179,31 @@ def write(
     folder: str | os.PathLike,
     expert: str,
     image: str | os.PathLike,
-    label: np.ndarray,
+    map: np.ndarray,
     *,
     classes: Sequence[int] | None = None,
     features: np.ndarray | None = None,
     words: Sequence[str] = (),
 ) -> pathlib.Path:
-    """Writes one label map uint8 [h, w, channels] and its side file, each whole or not at all; returns the PNG's path.
+    """Writes one label map and its side file, each whole or not at all; returns the PNG's path.
 
     Args:
       folder, expert, image: as in `path_of`.
-      label: the map.
+      map: uint8 [h, w, channels].
       classes: detection only: class id of instance 0, 1, ...
       features: words only: [n, 64], of word 0, 1, ...; stored as float16.
       words: their texts.
     """
     png = path_of(folder, expert, image)
     png.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, data in files(expert, label, classes=classes, features=features, words=words).items():
+    for suffix, data in files(expert, map, classes=classes, features=features, words=words).items():
         storage.write(png.with_suffix(suffix), data)
     return png
 
 
 def files(
     expert: str,
-    label: np.ndarray,
+    map: np.ndarray,
     *,
     classes: Sequence[int] | None = None,
     features: np.ndarray | None = None,
@@ -217,15 +217,15 @@ def files(
       ValueError: the arguments do not fit the expert or one another.
     """
     row = choose("expert", expert, EXPERTS)
-    if label.dtype != np.uint8 or label.shape[2:] != (row.channels,):
-        raise ValueError(f"{expert}: a label map is uint8 [h, w, {row.channels}], got {label.dtype} {label.shape}")
+    if map.dtype != np.uint8 or map.shape[2:] != (row.channels,):
+        raise ValueError(f"{expert}: a label map is uint8 [h, w, {row.channels}], got {map.dtype} {map.shape}")
     sides = {}
     if row.embed == "instances":
         table = {str(instance): int(label) for instance, label in enumerate(() if classes is None else classes)}
         sides[".json"] = json.dumps(table).encode()
     elif row.embed == "words":
         sides[".npz"] = _words_file(np.zeros((0, FEATURES)) if features is None else features, words)
-    return sides | {".png": encode(label)}
+    return sides | {".png": encode(map)}
 
 
 def parse(expert: str, files: Mapping[str, bytes], where: str) -> dict[str, Any]:

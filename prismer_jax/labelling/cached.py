@@ -173,8 +173,7 @@ class Cached:
 
         def write(key: str, photo: Photo, made: Label | Mapping[str, Label]) -> None:
             for kind, label in expert.by_kind(made).items():
-                sides = dict(classes=label.classes, features=label.features, words=label.words)
-                label_files.write(folders[kind], kind, key, label.map, **sides)
+                label_files.write(folders[kind], kind, key, **vars(label))
 
         def needed(key: str, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
             return {name: Label(self._read(name, key, size)) for name in expert.needs}

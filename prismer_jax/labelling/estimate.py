@@ -141,11 +141,8 @@ def _probe(
     weights, sizes = load(), []
 
     def write(index: int, photo: Photo, made: Label | Mapping[str, Label]) -> None:
-        size = 0
-        for kind, label in expert.by_kind(made).items():
-            sides = dict(classes=label.classes, features=label.features, words=label.words)
-            size += sum(map(len, label_files.files(kind, label.map, **sides).values()))
-        sizes.append(size)
+        files = (label_files.files(kind, **vars(label)) for kind, label in expert.by_kind(made).items())
+        sizes.append(sum(len(data) for label in files for data in label.values()))
 
     def needed(index: int, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
         return {name: Label(labels.blank(name, *size)) for name in expert.needs}

@@ -6,7 +6,6 @@ Both are asked the same: `open` a shard, under its lease, to write what is missi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import functools
 import os
@@ -15,7 +14,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from prismer_jax import label_files, labels
 from prismer_jax.errors import BadSample
@@ -140,8 +139,7 @@ class _Files:
             if labels.EXPERTS[self._expert].embed == "words":  # first, as the map says that all is there
                 png = label_files.path_of(self._folder, self._expert, photo.name)
                 official.write_words(png, label.features, label.words)
-        parts = _parts(label)
-        label_files.write(self._folder, self._expert, photo.name, parts.pop("map"), **parts)
+        label_files.write(self._folder, self._expert, photo.name, **vars(label))
 
     def publish(self, check: Callable[[], None]) -> None:
         check()  # the files are there, and would be the same from another process
@@ -206,7 +204,8 @@ class _Zip:
         return photo.id + ".png" in self._there
 
     def write(self, photo: Photo, label: Label | None) -> None:
-        files = {".png": b""} if label is None else _files(self._path.name.partition(".")[0], label)
+        expert = self._path.name.partition(".")[0]
+        files = {".png": b""} if label is None else label_files.files(expert, **vars(label))
         with self._lock:
             file = self._begin()
             for suffix, data in files.items():
@@ -244,12 +243,3 @@ def _open(path: pathlib.Path) -> zipfile.ZipFile | None:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile):
         return None
-
-
-def _files(expert: str, label: Label) -> dict[str, bytes]:
-    parts = _parts(label)
-    return label_files.files(expert, parts.pop("map"), **parts)
-
-
-def _parts(label: Label) -> dict[str, Any]:
-    return {field.name: getattr(label, field.name) for field in dataclasses.fields(label)}
