@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import BadSample, choose
-from prismer_jax.labels import EXPERTS, Expert
+from prismer_jax.labels import EXPERTS, LabelKind
 
 DAMAGED = "damaged label"  # the reason of a BadSample
 MAX_PIXELS, MAX_SIDE = 100_000_000, 32_767  # of any image: more is a mistake or an attack, and OpenCV's limit
@@ -36,7 +36,7 @@ def decode(expert: str, data: bytes, where: str = "a label map") -> np.ndarray |
     return label
 
 
-def _decode_plain(row: Expert, data: bytes) -> np.ndarray | None:
+def _decode_plain(row: LabelKind, data: bytes) -> np.ndarray | None:
     """The usual case, three times as fast: a whole PNG of 8 bits and of just these channels; None for anything else."""
     header = b"\x08\x00" if row.channels == 1 else b"\x08\x02"  # bit depth, colour type (grey, RGB)
     if data[:8] != PNG_START or data[24:26] != header or not data.endswith(PNG_END):
@@ -57,7 +57,7 @@ def too_large(width: int, height: int, max_pixels: int = MAX_PIXELS) -> bool:
     return width * height > max_pixels or max(width, height) > MAX_SIDE
 
 
-def _decode_any(row: Expert, data: bytes, where: str) -> np.ndarray:
+def _decode_any(row: LabelKind, data: bytes, where: str) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data))
         if too_large(*image.size):

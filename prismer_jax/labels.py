@@ -1,4 +1,4 @@
-"""The table of experts: what a model, and whatever else handles label maps, must know of each of them.
+"""The table of label kinds, an expert's each: what a model, and whatever else handles label maps, must know of them.
 
 The files in which the maps lie are the matter of label_files.py.
 """
@@ -23,7 +23,7 @@ WORDS_KEY = "labels/ocr_detection_features"
 
 
 @dataclass(frozen=True)
-class Expert:
+class LabelKind:
     """One row of the table.
 
     Attributes:
@@ -52,15 +52,15 @@ class Expert:
 
 
 _ROWS = (
-    Expert("depth", 1, "grey", "depth", "scaled", 0),
-    Expert("normal", 3, "rgb", "normal", "scaled", 0),
-    Expert("edge", 1, "grey", "edge", "scaled", 0),
-    Expert("seg_coco", 1, "ids", "seg", "classes", BACKGROUND, 133),
-    Expert("seg_ade", 1, "ids", "seg", "classes", BACKGROUND, 150),
-    Expert("obj_detection", 1, "ids", "obj_detection", "instances", BACKGROUND, 722),
-    Expert("ocr_detection", 1, "ids", "ocr_detection", "words", BACKGROUND),
+    LabelKind("depth", 1, "grey", "depth", "scaled", 0),
+    LabelKind("normal", 3, "rgb", "normal", "scaled", 0),
+    LabelKind("edge", 1, "grey", "edge", "scaled", 0),
+    LabelKind("seg_coco", 1, "ids", "seg", "classes", BACKGROUND, 133),
+    LabelKind("seg_ade", 1, "ids", "seg", "classes", BACKGROUND, 150),
+    LabelKind("obj_detection", 1, "ids", "obj_detection", "instances", BACKGROUND, 722),
+    LabelKind("ocr_detection", 1, "ids", "ocr_detection", "words", BACKGROUND),
 )
-EXPERTS: dict[str, Expert] = {expert.name: expert for expert in _ROWS}
+EXPERTS: dict[str, LabelKind] = {expert.name: expert for expert in _ROWS}
 PAPER = ("depth", "normal", "edge", "seg_coco", "obj_detection", "ocr_detection")
 
 

@@ -249,7 +249,7 @@ def test_an_evaluator_of_ones_own_metrics_may_choose_the_best_checkpoint():
 
 
 def test_an_expert_of_ones_own_is_shown_by_its_name(monkeypatch):
-    monkeypatch.setitem(labels.EXPERTS, "wet_floor", labels.Expert("wet_floor", 1, "grey", "wet_floor", "scaled", 0))
+    monkeypatch.setitem(labels.EXPERTS, "wet_floor", labels.LabelKind("wet_floor", 1, "grey", "wet_floor", "scaled", 0))
     sample = {"image": np.zeros((8, 8, 3), np.uint8), "labels": {"wet_floor": np.zeros((8, 8, 1), np.uint8)}}
     assert [name for name, _ in draw.pictures(sample)] == ["Photo", "Wet floor"]
 
