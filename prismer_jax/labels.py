@@ -15,6 +15,7 @@ import numpy as np
 from prismer_jax.errors import choose
 
 BACKGROUND = 255  # the id of "nothing here" in every map of ids
+BACKGROUND_NAME = "<background>"  # for `class_vectors`
 FEATURES = 64  # dimension of the vectors that ids are looked up as
 MAX_IDS = 256  # rows of the tables that go with instances and words: an id is one byte
 
@@ -82,20 +83,15 @@ def select(spec: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(name for name in EXPERTS if name in names)
 
 
-def class_vectors(names: Sequence[str], dim: int = FEATURES) -> np.ndarray:
-    """Returns fixed random vectors [len(names), dim] of unit variance; each is a function of its name alone.
+def class_vectors(names: Sequence[str]) -> np.ndarray:
+    """Returns fixed random vectors float32 [len(names), 64] of unit variance; each is a function of its name alone.
 
     They stand in for the official tables of CLIP features where a data set has its own classes: a name has the same
     vector whatever its id, so models trained on different class lists agree.
     """
     # RandomState: its stream is frozen for all versions of NumPy, Generator's is not.
-    rows = [np.random.RandomState(zlib.crc32(name.encode())).standard_normal(dim) for name in names]
-    return np.asarray(rows, np.float32).reshape(len(names), dim)
-
-
-def background_vector(dim: int = FEATURES) -> np.ndarray:
-    """Returns the vector [dim] of BACKGROUND that goes with `class_vectors`."""
-    return class_vectors(["<background>"], dim)[0]
+    rows = [np.random.RandomState(zlib.crc32(name.encode())).standard_normal(FEATURES) for name in names]
+    return np.asarray(rows, np.float32).reshape(len(names), FEATURES)
 
 
 def blank(expert: str, height: int, width: int) -> np.ndarray:

@@ -23,7 +23,7 @@ def test_class_vectors_depend_on_the_name_alone():
     assert table.shape == (3, labels.FEATURES)
     np.testing.assert_array_equal(table[2], labels.class_vectors(["cone"])[0])
     assert 0.8 < labels.class_vectors([f"class {i}" for i in range(100)]).std() < 1.2
-    assert not np.allclose(labels.background_vector(), labels.class_vectors(["background"])[0])
+    assert not np.allclose(labels.class_vectors([labels.BACKGROUND_NAME])[0], labels.class_vectors(["background"])[0])
     # The numbers are part of every checkpoint trained with them.
     np.testing.assert_allclose(table[0, :2], [-0.02229127, 1.5272936], rtol=1e-6)
 

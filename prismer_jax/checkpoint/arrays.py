@@ -82,12 +82,10 @@ def read(folder: pathlib.Path, expected: Shapes) -> dict[str, Any]:
         return tree.flatten(reader.restore(folder, args=args))
 
 
-def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool = False, start: bool = False) -> None:
-    """Raises a UserError that lists what of the expected arrays a folder lacks or has otherwise.
+def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, start: bool = False) -> None:
+    """Raises a UserError that lists in what the arrays of a folder differ from those that are expected.
 
-    Args:
-      partial: it may hold more than is expected.
-      start: a run starts from it: numbers with a fraction may be of another type, and the error names init_fresh.
+    Where a run is to `start` from it, numbers with a fraction may be of another type, and the error names init_fresh.
     """
 
     def listed(names: list[str]) -> str:
@@ -101,7 +99,7 @@ def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, partial: bool
         return a.shape == b.shape and (np.dtype(a.dtype) == np.dtype(b.dtype) or (fractions and start))
 
     missing = [name for name in expected if name not in saved]
-    extra = [] if partial else [name for name in saved if name not in expected]
+    extra = [name for name in saved if name not in expected]
     other = [
         f"{name} ({kind(saved[name])} instead of {kind(expected[name])})"
         for name in expected

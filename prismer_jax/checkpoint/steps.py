@@ -126,14 +126,13 @@ class Checkpointer(contextlib.AbstractContextManager):
         if not self._async:
             self.wait()
 
-    def restore(self, like: Any, step: int | None = None, partial: bool = False) -> Any:
+    def restore(self, like: Any, step: int | None = None) -> Any:
         """Returns a saved state.
 
         Args:
           like: the expected tree, of arrays or of ShapeDtypeStructs. Leaves with a sharding arrive with it, on whatever
             mesh; leaves without arrive as NumPy arrays.
           step: default the latest.
-          partial: the checkpoint may hold more than `like` does (only the parameters, say).
 
         Raises:
           UserError: there is no such checkpoint, it cannot be read, or it does not fit `like`; the message lists how.
@@ -145,7 +144,7 @@ class Checkpointer(contextlib.AbstractContextManager):
             raise UserError(f"No {which} in {self.directory}; complete ones: {self.all_steps() or 'none'}.")
         folder = self.directory / str(step)
         expected = {name: arrays.abstract(leaf) for name, leaf in tree.flatten(like).items()}
-        arrays.compare(folder, layout.saved_shapes(folder), expected, partial)
+        arrays.compare(folder, layout.saved_shapes(folder), expected)
         values = layout.read(folder, expected)
         return jax.tree.map(values.__getitem__, tree.names(like))
 

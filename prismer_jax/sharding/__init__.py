@@ -72,16 +72,17 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
-def barrier(name: str, seconds: float = 3600.0) -> None:
+def barrier(name: str) -> None:
     """Waits for the other processes of the run, all of which must call this with the same names in the same order.
 
-    It asks the coordination service: a collective of devices would not wait for long. On a CPU, Gloo's gives up after
-    30 s, which is less than by what compilations differ, as the cache of compiled programs serves process 0 alone.
+    After an hour it gives up. It asks the coordination service: a collective of devices would not wait for long. On a
+    CPU, Gloo's gives up after 30 s, which is less than by what compilations differ, as the cache of compiled programs
+    serves process 0 alone.
     """
     from jax._src import distributed  # there is no public way to its barrier (jax 0.10 to 0.12)
 
     if (service := distributed.global_state.client) is not None:
-        service.wait_at_barrier(f"{name}/{next(_BARRIERS)}", int(1000 * seconds))
+        service.wait_at_barrier(f"{name}/{next(_BARRIERS)}", 3_600_000)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -8,16 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from prismer_jax.labels import (
-    BACKGROUND,
-    CLASSES_KEY,
-    EXPERTS,
-    FEATURES,
-    MAX_IDS,
-    WORDS_KEY,
-    background_vector,
-    class_vectors,
-)
+from prismer_jax import labels
+from prismer_jax.labels import BACKGROUND, CLASSES_KEY, EXPERTS, FEATURES, MAX_IDS, WORDS_KEY
 from prismer_jax.typing import Array
 
 
@@ -73,5 +65,5 @@ def label_tables(experts: Sequence[str], classes: Mapping[str, Sequence[str]]) -
         expert = EXPERTS[name]
         if expert.storage == "ids":
             names = classes.get(name) or [f"{name}/{i}" for i in range(expert.num_classes or 0)]
-            tables[name] = np.concatenate([class_vectors(names), background_vector()[None]])
+            tables[name] = labels.class_vectors([*names, labels.BACKGROUND_NAME])
     return tables

@@ -55,15 +55,15 @@ def label(scene: Scene, hits: Hits, size: int) -> Labels:
     return Labels(shaped, classes, said, features)
 
 
-def word_features(word: str, dim: int = FEATURES) -> np.ndarray:
-    """A fixed vector, float32 [dim] of mean 0 and variance 1, that is a function of the characters and their places.
+def word_features(word: str) -> np.ndarray:
+    """A fixed vector, float32 [64] of mean 0 and variance 1, that is a function of the characters and their places.
 
     Every (place, character) has a standard normal vector, seeded by the CRC-32 of its name; they are summed and
     standardised. Words that share letters in the same places are thus near each other, and each letter can be told.
     """
     # RandomState: its stream is frozen for all versions of NumPy.
     vectors = [
-        np.random.RandomState(zlib.crc32(f"{place}:{character}".encode())).standard_normal(dim)
+        np.random.RandomState(zlib.crc32(f"{place}:{character}".encode())).standard_normal(FEATURES)
         for place, character in enumerate(word.lower() or " ")
     ]
     total = np.sum(vectors, axis=0)
