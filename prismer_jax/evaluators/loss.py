@@ -46,10 +46,14 @@ class LossEvaluator(Evaluator):
         views = {"loss": batch, "loss_blank": blank(batch)} if self.with_blank else {"loss": batch}
         rows = {}
         for name, view in views.items():
-            costs, weights = map(local_rows, self._costs(variables, self.put(view)))
-            weights = weights * (batch["mask_loss"][:, 1:] != 0).any(1)  # 0 where no token is to be predicted
-            rows |= {name: (costs / np.where(weights > 0, weights, 1)).tolist(), "weight": weights.tolist()}
+            rows[name], rows["weight"] = self.row_losses(variables, view)
         return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+
+    def row_losses(self, variables: Any, batch: Batch) -> tuple[list[float], list[float]]:
+        """Returns each row's loss and its weight, which is 0 where no token is to be predicted."""
+        costs, weights = map(local_rows, self._costs(variables, self.put(batch)))
+        weights = weights * (batch["mask_loss"][:, 1:] != 0).any(1)
+        return (costs / np.where(weights > 0, weights, 1)).tolist(), weights.tolist()
 
     def can_score(self, record: Record) -> bool:
         return record["weight"] > 0

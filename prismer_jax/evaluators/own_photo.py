@@ -11,7 +11,7 @@ import numpy as np
 
 from prismer_jax import input as loader
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.evaluators.common import Batch, Record, local_rows
+from prismer_jax.evaluators.common import Batch, Record
 from prismer_jax.evaluators.loss import LossEvaluator
 from prismer_jax.scores import bootstrap
 
@@ -46,8 +46,7 @@ class OwnPhotoEvaluator(LossEvaluator):
         rows = super().measure(variables, batch)
         shown = [key for key in batch if key in ("image", "image_mask") or key.startswith("labels/")]
         view = {**batch, **{key: batch["other"][key] for key in shown}}
-        costs, weights = map(local_rows, self._costs(variables, self.put(view)))
-        others = (costs / np.where(weights > 0, weights, 1)).tolist()
+        others, _ = self.row_losses(variables, view)
         return [{**row, "loss_other": other} for row, other in zip(rows, others, strict=True)]
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 from prismer_jax.decode.ranking import rank, rank_answers
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators.common import local_rows
-from prismer_jax.evaluators.text import TextEvaluator, scan
+from prismer_jax.evaluators.text import TextEvaluator
 from prismer_jax.pp.choices import choice_tokens, read_choices
 
 
@@ -30,10 +29,7 @@ class Ranking:
         evaluator.check_settings(rank, rank_answers)
         evaluator.settings.setdefault("k", 16)
         if isinstance(answers, int):
-            counts: Counter[str] = Counter()
-            for example in scan(evaluator.train_source):
-                counts.update(evaluator.texts_of(example))
-            answers = [text for text, _ in counts.most_common(answers)]
+            answers = [text for text, _ in evaluator.train_texts().most_common(answers)]
         if not answers:
             raise UserError(
                 "method='rank' needs answers: a list, a JSON file with a list, or a number and a train_source."

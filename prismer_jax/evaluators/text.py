@@ -128,14 +128,14 @@ class TextEvaluator(Evaluator):
                 count(len(chunk))
         return {tuple(entry["prompt"]): entry["blank"] for entry in gather(entries)}
 
+    def train_texts(self) -> Counter[str]:
+        """Returns how often each reference text occurs in the training source."""
+        return Counter(text for example in scan(self.train_source) for text in self.texts_of(example))
+
     def most_frequent(self, records: Sequence[Mapping[str, Any]]) -> str:
         """Returns the most frequent text of the training source, or of the references."""
         if self._frequent is None:
-            counts: Counter[str] = Counter()
-            for example in scan(self.train_source):
-                counts.update(self.texts_of(example))
-            if not counts:
-                counts.update(text for record in records for text in record["references"])
+            counts = self.train_texts() or Counter(text for record in records for text in record["references"])
             self._frequent = counts.most_common(1)[0][0]
         return self._frequent
 
