@@ -8,7 +8,6 @@ several, or none; and `id` (or `index`).
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pathlib
 import re
@@ -29,8 +28,6 @@ KEYS = {  # the first that an entry has
     "image": ("image", "images"),
 }
 _OPTION = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])[:.)](?=\s)")  # "A: a cat", "B. a dog", "(C) none"
-
-logger = logging.getLogger(__name__)
 
 
 def load(
@@ -60,8 +57,7 @@ def load(
             examples.append(_example(entry, number, folder, letters, f"{path}: question {number + 1}"))
         except BadSample as error:
             dropped.add_error(error)
-    for line in dropped.lines():
-        logger.warning("%s: left out: %s.", path, line.strip().rstrip("."))
+    dropped.warn(path)
     if not examples or dropped.total > max(1, max_bad * len(entries)):
         first = next(iter(dropped.to_json().values()))["first"][0] if dropped else "it is empty."
         raise UserError(f"{path}: {dropped.total} of {len(entries)} questions cannot be used: {first}")

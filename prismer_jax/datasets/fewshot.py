@@ -8,7 +8,6 @@ of a class are among its k + 1.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pathlib
 import zlib
@@ -25,8 +24,6 @@ from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select
 
 Path = str | os.PathLike
-
-logger = logging.getLogger(__name__)
 
 
 def load(
@@ -81,8 +78,7 @@ def load(
         entries += [(f"{folder.name}/{photo}", table[folder.name]) for photo in photos]
     if labels is not None:
         _check_names([photo for photo, _ in entries], root, label_names.ignores_case(labels))
-    for line in dropped.lines():
-        logger.warning("%s: left out: %s.", root, line.strip().rstrip("."))
+    dropped.warn(root)
     if limit is not None:
         entries = entries[:: max(1, -(-len(entries) // limit))]
     return Source(str(root), entries, labels, select(experts))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
@@ -20,8 +19,6 @@ from prismer_jax.pp.image import to_rgb
 Path = str | os.PathLike
 Photo = Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 Example = dict[str, Any]
-
-logger = logging.getLogger(__name__)
 
 
 def load(
@@ -47,8 +44,7 @@ def load(
     found = ({"source": "", **_alone(photo)} for photo in folders.photos(images, dropped, repeats))
     photos = list(found if labels is None else label_names.distinct(found, labels, dropped))
     where = folders.shown([images] if isinstance(images, str | os.PathLike) else images)
-    for line in dropped.lines():
-        logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
+    dropped.warn(where)
     return Source(photos, "caption", labels, select(experts), dropped)
 
 

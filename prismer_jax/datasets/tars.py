@@ -10,7 +10,6 @@ import contextlib
 import glob
 import hashlib
 import itertools
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,8 +25,6 @@ from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select
 
 Path = str | os.PathLike
-
-logger = logging.getLogger(__name__)
 
 _COMPRESSED = {  # what undoes it, by the end of a file's name
     **dict.fromkeys((".tar.gz", ".tgz"), "gunzip"),
@@ -73,8 +70,7 @@ def load(
     paths = _expand(path, dropped)
     top = os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in paths])
     samples = Samples(paths, _indices(paths, limit, processes), top, source or os.path.basename(top), limit, dropped)
-    for line in dropped.lines():
-        logger.warning("%s: left out: %s.", top, line.strip().rstrip("."))
+    dropped.warn(top)
     if not len(samples) or (task == "caption" and not samples.captioned):
         what = "no photos" if not len(samples) else f"no captions of the {len(samples)} photos"
         reason = f" Left out: {dropped.lines()[0].strip()}" if dropped else ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax.errors import BadSample
 
 FIRST = 5  # cases of each reason that are kept by name
+
+logger = logging.getLogger(__name__)
 
 
 class Dropped:
@@ -64,6 +67,11 @@ class Dropped:
             cases = self._cases[reason]
             lines.append(f"{count:>{width},} x {reason}" + (f", the first: {cases[0]}" if cases else ""))
         return lines
+
+    def warn(self, where: object) -> None:
+        """Logs the report, of what was left out of a list, a folder ..."""
+        for line in self.lines():
+            logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
 
     def to_json(self) -> dict[str, Any]:
         """{reason: {"count": n, "first": [cases]}}, the most frequent reason first."""

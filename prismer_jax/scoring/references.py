@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import pathlib
 import re
@@ -16,7 +15,6 @@ from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.scoring.predictions import Prediction, Task, encoded
 
-logger = logging.getLogger(__name__)
 TYPES = ("question_type", "answer_type")
 
 
@@ -87,8 +85,7 @@ class References:
                 if _is_storable(row, left_out.entries):
                     self._add(row, path)
         for part in (left_out.entries, left_out.texts):
-            for line in part.lines():
-                logger.warning("%s: left out: %s.", self.where, line.strip().rstrip("."))
+            part.warn(self.where)
 
     def find(self, prediction: Prediction) -> Reference | None:
         """Returns the reference of a prediction; None if there is none, or more than one photo may be meant."""

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -25,8 +24,6 @@ from prismer_jax.objects import shapes
 
 Path = str | os.PathLike
 Example = dict[str, Any]
-
-logger = logging.getLogger(__name__)
 
 
 def load(
@@ -65,8 +62,7 @@ def load(
     if not photos or dropped.total > max_bad * total:
         first = dropped.lines()[0].strip().rstrip(".") if dropped.total else "it lists no photos"
         raise UserError(f"{path}: {dropped.total} of {total} photos and objects cannot be used: {first}.")
-    for line in dropped.lines():
-        logger.warning("%s: left out: %s.", path, line.strip().rstrip("."))
+    dropped.warn(path)
     if task == "name":
         photos = [part for photo in photos for part in _by_name(photo)]
     return Source(photos[:limit])

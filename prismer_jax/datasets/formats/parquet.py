@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -29,8 +28,6 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import parquet, storage
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import EXPERTS, select
-
-logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike
 
@@ -78,8 +75,7 @@ def load(
             f"{photos.tables[0].path}: has no column for the task {task!r}, such as {needed[task][0]!r} or "
             f"{needed[task][1]!r}; its columns are {', '.join(photos.tables[0].columns)}."
         )
-    for line in photos.unread.lines():
-        logger.warning("%s: left out: %s.", several[0], line.strip())
+    photos.unread.warn(several[0])
     return Source(photos, task, labels, select(experts), photos.unread, limit)
 
 

@@ -106,8 +106,7 @@ def load(
     opened = Source(photos, task, labels, experts, dropped, limit)
     if path is not None:
         opened.files = [*paths, *_several(annotations)]
-    for line in dropped.lines():  # now that folders have been searched, too
-        logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
+    dropped.warn(where)  # now that folders have been searched, too
     if not len(opened):
         raise UserError(f"{where}: lists no photos.")
     return opened
