@@ -81,9 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--draw", type=storage.on_disk, help="a folder for photos with the boxes and masks in them")
     parser.add_argument("--save-labels", type=storage.on_disk, help="a folder to write the experts' labels to")
     parser.add_argument("--picture", type=storage.plain, help="a picture of photos, label maps and what was said")
-    args, overrides = parser.parse(argv)
-    if overrides:
-        raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
+    args = parser.parse_flags(argv, "a checkpoint carries its own config")
     drawn = args.num_captions > 1 or args.top_p is not None or args.temperature is not None
     if args.choices is not None and drawn:
         raise UserError("--choices are ranked, not sampled: leave --num-captions, --top-p and --temperature out.")

@@ -66,9 +66,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--processes", type=int, default=runtime.cores(), help="worker processes; default one a core")
     add("--dry-run", action="store_true", help="only say how many records, bytes and hours")
     add("--check", type=storage.plain, metavar="DIR", help="verify a finished data set instead")
-    args, overrides = parser.parse(argv)
-    if overrides:
-        raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
+    args = parser.parse_flags(argv, "nothing here has a config")
     if args.processes < 1 or (args.max_side is not None and args.max_side < 32):
         raise UserError("--processes must be at least 1, --max-side at least 32.")
     return args

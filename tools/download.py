@@ -305,9 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", help="which of them")
     parser.add_argument("--output", type=storage.on_disk, help="folder for the files; default weights/WHAT")
     parser.add_argument("--dry-run", action="store_true", help="only say sizes and destinations")
-    args, overrides = parser.parse(argv)
-    if overrides:
-        raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
+    args = parser.parse_flags(argv, "nothing here has a config")
     items = select(args.what, args.names)
     folder = args.output or pathlib.Path("weights") / args.what.replace("-", "_")
     if args.dry_run or args.what == "blip2":  # of several large parts

@@ -153,9 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--merge", action="store_true", help="add adapters to their kernels, and unpack these")
     parser.add_argument("--force", action="store_true", help="replace what is there")
-    args, overrides = parser.parse(argv)
-    if overrides:
-        raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
+    args = parser.parse_flags(argv, "a checkpoint carries its own config")
     writer = choose("format", args.format, formats)
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")

@@ -109,9 +109,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="in one job of jax.distributed, as on a pod",
     )
-    args, overrides = parser.parse(argv)
-    if overrides:
-        raise UserError(f"Unknown argument --config.{overrides[0]}: nothing here has a config.")
+    args = parser.parse_flags(argv, "nothing here has a config")
     if min(args.batch_size, args.threads, args.shard_size) < 1 or args.expiry <= 0:
         raise UserError("--batch-size, --threads, --shard-size and --expiry must be at least 1.")
     if (args.checkpoints is None) != args.random_weights:

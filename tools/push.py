@@ -83,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repo", required=True, help="USER/NAME, which must not exist yet")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be uploaded")
-    args, overrides = parser.parse(argv)
-    if overrides:
-        raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
+    args = parser.parse_flags(argv, "a checkpoint carries its own config")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
         raise UserError(f"--repo {args.repo}: write it USER/NAME.")
     with tempfile.TemporaryDirectory() as name:

@@ -13,15 +13,5 @@ from prismer_jax.config.numbers import check_seed, check_workers
 from prismer_jax.config.section import Section, arguments, assert_read, call, plain, strict, unread
 
 __all__ = ["RECIPES", "ArgumentParser", "Section", "Workdir", "alone", "arguments", "assert_read", "call"]
-__all__ += [
-    "check_seed",
-    "check_workers",
-    "duration_keys",
-    "load",
-    "parse_arg",
-    "plain",
-    "provenance",
-    "save_resolved",
-    "steps",
-]
-__all__ += ["strict", "to_json", "unread"]
+__all__ += ["check_seed", "check_workers", "duration_keys", "load", "parse_arg", "plain", "provenance"]
+__all__ += ["save_resolved", "steps", "strict", "to_json", "unread"]

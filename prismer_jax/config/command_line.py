@@ -60,6 +60,13 @@ class ArgumentParser(argparse.ArgumentParser):
             raise UserError(f"Unknown argument {unknown[0]!r}. {nearest(unknown[0].split('=')[0], valid)}")
         return args, overrides
 
+    def parse_flags(self, argv: Sequence[str] | None, why: str) -> argparse.Namespace:
+        """Returns the flags of a program that has no config, and says `why` in the UserError for --config.KEY."""
+        args, overrides = self.parse(argv)
+        if overrides:
+            raise UserError(f"Unknown argument --config.{overrides[0]}: {why}.")
+        return args
+
 
 def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
     """Parses the part after the colon of FILE.py:arg, as in "z,smoke,steps=100,experts=depth+edge".

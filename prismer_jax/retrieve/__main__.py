@@ -47,9 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rerank", type=int, default=16, help="so many, the most alike, are ranked again; 0 for none")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--output", type=storage.on_disk, help="a JSON file for what is found")
-    args, overrides = parser.parse(argv)
-    if overrides:
-        raise UserError(f"Unknown argument --config.{overrides[0]}: a checkpoint carries its own config.")
+    args = parser.parse_flags(argv, "a checkpoint carries its own config")
     if args.top < 1 or args.batch_size < 1 or args.rerank < 0:
         raise UserError("--top and --batch-size must be at least 1, --rerank at least 0.")
     texts = _texts(args.query, args.texts)
