@@ -110,6 +110,20 @@ def apply(model: Any, variables: Any, batch: Any) -> Any:
     return *result, tree.flatten(state["intermediates"])
 
 
+def image_side(projected: jax.Array, taps: dict[str, jax.Array]) -> Outputs:
+    """Yields what the image encoder and the Q-Former make of the images, from `apply`."""
+    yield "out/image_embeds", taps["image_tokens/0"]
+    yield "out/query_output", taps["queried/0"]
+    yield "out/projected", projected
+    yield "tap/vit_patch_embed", taps["vision/patches/0"]
+    yield "tap/vit_block0", taps["vision/blocks/after_mlp/0"][0]
+    yield "tap/vit_out", taps["vision/blocks/after_mlp/0"][-1]
+    # The first layer's output of attention, before residual and norm, is not kept here; the layers' are.
+    yield "tap/qformer_layer0", taps["qformer/blocks/layer_0/after_query/0"][0][:, 0]
+    yield "tap/qformer_layer0_crossattn", taps["qformer/blocks/layer_0/after_cross/0"][0][:, 0]
+    yield "tap/qformer_layer1", taps["qformer/blocks/layer_1/after_query/0"][0][:, 0]
+
+
 def stage2(case: Case) -> Outputs:
     """Runs the model with OPT: losses, gradients, and beams by all rules of length."""
     model = model_of(case)
@@ -118,17 +132,8 @@ def stage2(case: Case) -> Outputs:
     batch = {"image": images(case), **texts(ids, mask)}
     _, projected, logits, real, taps = apply(model, variables, batch)
     yield "int/attention_mask", real.astype(np.int32)
-    yield "out/image_embeds", taps["image_tokens/0"]
-    yield "out/query_output", taps["queried/0"]
-    yield "out/projected", projected
+    yield from image_side(projected, taps)
     yield "out/logits", logits
-    yield "tap/vit_patch_embed", taps["vision/patches/0"]
-    yield "tap/vit_block0", taps["vision/blocks/after_mlp/0"][0]
-    yield "tap/vit_out", taps["vision/blocks/after_mlp/0"][-1]
-    # The first layer's output of attention, before residual and norm, is not kept here; the layers' are.
-    yield "tap/qformer_layer0", taps["qformer/blocks/layer_0/after_query/0"][0][:, 0]
-    yield "tap/qformer_layer0_crossattn", taps["qformer/blocks/layer_0/after_cross/0"][0][:, 0]
-    yield "tap/qformer_layer1", taps["qformer/blocks/layer_1/after_query/0"][0][:, 0]
     for layer in range(2):
         yield f"tap/opt_layer{layer}", taps["language/blocks/after_mlp/0"][layer][:, 0]
 

@@ -13,7 +13,7 @@ from prismer_jax import decode, tree
 from prismer_jax.models.blip2 import losses
 from prismer_jax.towers.t5 import bucket_table
 
-from .blip2 import BEAMS, gradients, images, mean, model_of, shown, texts, variables_of
+from .blip2 import BEAMS, gradients, image_side, images, mean, model_of, shown, texts, variables_of
 from .case import Case, Outputs
 from .nanovlm import columns
 
@@ -43,15 +43,7 @@ def stage2(case: Case) -> Outputs:
     image = images(case)
     projected, states, seen, taps = apply(model, variables, {"image": image, **texts(ids, mask)})
     yield "int/attention_mask", seen.astype(np.int32)
-    yield "out/image_embeds", taps["image_tokens/0"]
-    yield "out/query_output", taps["queried/0"]
-    yield "out/projected", projected
-    yield "tap/vit_patch_embed", taps["vision/patches/0"]
-    yield "tap/vit_block0", taps["vision/blocks/after_mlp/0"][0]
-    yield "tap/vit_out", taps["vision/blocks/after_mlp/0"][-1]
-    yield "tap/qformer_layer0", taps["qformer/blocks/layer_0/after_query/0"][0][:, 0]
-    yield "tap/qformer_layer0_crossattn", taps["qformer/blocks/layer_0/after_cross/0"][0][:, 0]
-    yield "tap/qformer_layer1", taps["qformer/blocks/layer_1/after_query/0"][0][:, 0]
+    yield from image_side(projected, taps)
     yield "tap/t5_encoder_out", states
     both = texts(np.concatenate([ids, written], axis=1), np.concatenate([mask, real], axis=1))
     both["mask_ar"] = both["mask_ar"] * (jnp.arange(both["text"].shape[1]) >= ids.shape[1])
