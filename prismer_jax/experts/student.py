@@ -16,7 +16,7 @@ from PIL import Image
 from prismer_jax import checkpoint, labels, models
 from prismer_jax.errors import UserError
 from prismer_jax.experts.expert import Arrays, Expert, Label
-from prismer_jax.models.student import Student as Network
+from prismer_jax.models.student import StudentNetwork
 from prismer_jax.pp.image import bicubic
 from prismer_jax.towers.label_costs import SHORTEST
 from prismer_jax.weights import rules
@@ -30,7 +30,7 @@ class Student(Expert):
     """All label kinds that a network trained by configs/student.py knows, or those that are asked for."""
 
     name, file, made_with = "student", "", "a student of the experts"
-    network = Network
+    network = StudentNetwork
     table: ClassVar[rules.Table] = rules.Table(rules=())
 
     def __init__(self, dtype: Any = jnp.float32, only: Sequence[str] = (), **sizes: Any) -> None:
@@ -98,7 +98,7 @@ def labels_of(read: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str
     """Returns the labels of a photo.
 
     Args:
-      read: what `models.student.Student.read` says of it, without the batch axis.
+      read: what `models.student.StudentNetwork.read` says of it, without the batch axis.
       size: (height, width) of the photo, and of the labels.
     """
     made = {}

@@ -52,7 +52,7 @@ class Block(nn.Module):
         return x + layers.Dense(width, self.dtype, name="out")(jax.nn.gelu(h))
 
 
-class Student(nn.Module):
+class StudentNetwork(nn.Module):
     """The network. All fields are hashable, so is the module.
 
     Attributes:
@@ -213,7 +213,7 @@ def build(
     classes: Mapping[str, Sequence[str]] | None = None,
     tokenizer: Any = None,
     **fields: Any,
-) -> Student:
+) -> StudentNetwork:
     """Returns a student of a variant's sizes, or of those in `fields`.
 
     Args:
@@ -228,9 +228,9 @@ def build(
     if not names:
         raise UserError("config.model: kinds='none' leaves a student nothing to learn. Name some.")
     sizes = {**choose("variant of the student", variant, VARIANTS), **fields}
-    known = {field for field in Student.__dataclass_fields__ if field not in ("kinds", "classes", "parent", "name")}
+    known = dict.fromkeys(StudentNetwork.__dataclass_fields__.keys() - {"kinds", "classes", "parent", "name"})
     for field in sizes:
-        choose("field of the student", field, dict.fromkeys(known))
+        choose("field of the student", field, known)
     size, patch, unit = sizes["image_size"], sizes["patch_size"], 2 ** sizes["doublings"]
     if not 0 < patch <= size or size % patch or patch % unit:
         raise UserError(
@@ -241,7 +241,7 @@ def build(
     for kind in own:
         if choose("kind of labels", kind, EXPERTS).embed not in ("classes", "instances"):
             raise UserError(f"classes: {kind} has no classes; only segmentation and detection have.")
-    return Student(kinds=names, classes=own, **sizes)
+    return StudentNetwork(kinds=names, classes=own, **sizes)
 
 
 def label_maps(forward: Forward, batch: Mapping[str, Array], weight: float | Mapping[str, float] = 1.0) -> Costs:

@@ -63,7 +63,7 @@ def load(
     """
     labels = label_names.folder(labels)
     several = [path] if isinstance(path, str | os.PathLike) else path
-    photos = Photos(
+    photos = TablePhotos(
         [file for one in several for file in parquet.files(one)], source, None if task == "question" else limit
     )
     if not len(photos):
@@ -79,7 +79,7 @@ def load(
     return Source(photos, task, labels, select(experts), photos.unread, limit)
 
 
-class Photos(Sequence[dict[str, Any]]):
+class TablePhotos(Sequence[dict[str, Any]]):
     """The photos of tables with what is said of them, as lists.Source wants them.
 
     Attributes:
