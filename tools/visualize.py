@@ -10,12 +10,11 @@ below it, what looks like an expert that did not work. Look before you train: se
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
-import multiprocessing
 import os
 import pathlib
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from rich.table import Table
 from prismer_jax import config, datasets, label_png, labels
 from prismer_jax.datasets import flags
 from prismer_jax.errors import BadSample, UserError, run_main
-from prismer_jax.files import progress, storage
+from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.objects.class_names import class_names
 from prismer_jax.report import draw, overview, photos, statistics
@@ -122,25 +121,15 @@ def count(source: Any, experts: Sequence[str], num: int, processes: int) -> tupl
     indices = spaced(len(source), num)
     chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
     by_expert, dropped = {name: statistics.Statistics(name) for name in experts}, Dropped()
-
-    def add(result: tuple[ByExpert, Dropped]) -> None:
-        for name, one in result[0].items():
-            by_expert[name].update(one)
-        dropped.update(result[1])
-
-    with progress.bar("Looking at labels", len(indices)) as advance:
-        if processes == 1 or len(chunks) == 1:
-            for chunk in chunks:
-                add(count_part(source, experts, chunk))
-                advance(len(chunk))
-            return by_expert, dropped
-        # Spawned: a fork of a process with threads, which JAX has, may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(chunks)), mp_context=context) as pool:
-            jobs = {pool.submit(count_part, source, experts, chunk): len(chunk) for chunk in chunks}
-            for job in as_completed(jobs):
-                add(job.result())
-                advance(jobs[job])
+    with (
+        workers.ordered_map(functools.partial(count_part, source, experts), chunks, processes) as results,
+        progress.bar("Looking at labels", len(indices)) as advance,
+    ):
+        for chunk, (part, left_out) in zip(chunks, results, strict=True):
+            for name, one in part.items():
+                by_expert[name].update(one)
+            dropped.update(left_out)
+            advance(len(chunk))
     return by_expert, dropped
 
 
