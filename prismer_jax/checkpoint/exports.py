@@ -94,8 +94,8 @@ def load_export(path: PathLike, shardings: Callable[[Any], Any] | None = None) -
     config, folder = description(path), find(path)
     shapes = {name: x for name, x in layout.saved_shapes(folder).items() if is_variable(name)}
     if shardings is not None:
-        places = tree.flatten(shardings(tree.unflatten(shapes)))
-        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[n]) for n, x in shapes.items()}
+        by_name = tree.flatten(shardings(tree.unflatten(shapes)))
+        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_name[n]) for n, x in shapes.items()}
     return tree.unflatten(layout.read(folder, shapes)), config
 
 

@@ -83,9 +83,9 @@ def plan(cfg: config.Section, topology: topologies.Topology, mesh: jax.sharding.
 def _gradients(cfg: config.Section, step: Step) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of the gradients, which lie as the parameters do unless the preset splits them."""
     spec, tensor = assembly.sharding_of(cfg, step.model)
-    places = sharding.gradients(step.state["params"], step.trainable, spec, step.mesh, tensor)
+    shardings = sharding.gradients(step.state["params"], step.trainable, spec, step.mesh, tensor)
     return {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, x.sharding))
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings.get(name, x.sharding))
         for name, x in step.trainable.items()
     }
 

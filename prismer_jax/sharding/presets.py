@@ -71,8 +71,8 @@ def gradients(
 
     Rules are of all parameters: one that matches frozen ones alone is no mistake. Raises as `placed`.
     """
-    places = _tables(params, spec, mesh, tensor)[2]
-    return {name: places[name] for name in trained if name in places}
+    shardings = _tables(params, spec, mesh, tensor)[2]
+    return {name: shardings[name] for name in trained if name in shardings}
 
 
 def _tables(
@@ -115,12 +115,12 @@ def _zero_axis(mesh: Mesh) -> str:
 
 
 def _like(
-    name: str, shape: Sequence[int], shapes: Mapping[str, Any], places: Mapping[str, NamedSharding]
+    name: str, shape: Sequence[int], shapes: Mapping[str, Any], shardings: Mapping[str, NamedSharding]
 ) -> NamedSharding | None:
     """Returns where a leaf of the optimiser's state lies: '0/mu/a/kernel' as 'a/kernel', if the shape is the same."""
     while name:
         if name in shapes and shapes[name] == shape:
-            return places[name]
+            return shardings[name]
         name = name.partition("/")[2]
     return None
 

@@ -60,7 +60,7 @@ def toy(spec, mesh, accumulate=1):
     state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), spec, mesh, TENSOR)
     places = jax.tree.map(lambda x: x.sharding, state)
     gradients = sharding.gradients(params, optim.split(params, FROZEN)[0], spec, mesh, TENSOR)
-    update = make_update(model, loss, tx, FROZEN, accumulate, places=gradients)
+    update = make_update(model, loss, tx, FROZEN, accumulate, gradient_shardings=gradients)
     update = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
     return jax.jit(init, out_shardings=places), update, state
 

@@ -89,8 +89,8 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
     spec, tensor = assembly.sharding_of(cfg, model)
     state = sharding.placed(jax.eval_shape(init, key), spec, mesh, tensor)
     gradients = sharding.gradients(params, trained, spec, mesh, tensor)
-    places = jax.tree.map(lambda x: x.sharding, state)
-    init = jax.jit(init, out_shardings=places)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    init = jax.jit(init, out_shardings=shardings)
     settings = cfg.get("accumulate", 1), cfg.seed, gradients, choose("prng", cfg.get("prng") or PRNG, PRNGS)
     update = make_update(model, loss_fn, optimizer.tx, frozen, *settings)
     return Step(
@@ -99,7 +99,7 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
         trainable=optim.split(state["params"], frozen)[0],
         state=state,
         init=lambda seed: init(jax.random.key(seed, impl=PRNG)),
-        update=jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh))),
+        update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))),
         mesh=mesh,
     )
 
@@ -111,7 +111,7 @@ def make_update(
     frozen: Sequence[str] = (),
     accumulate: int = 1,
     seed: int = 0,
-    places: Mapping[str, Any] | None = None,
+    gradient_shardings: Mapping[str, Any] | None = None,
     prng: str = PRNG,
 ) -> Callable[[dict[str, Any], Any], tuple[dict[str, Any], dict[str, jax.Array]]]:
     """Returns the training step (state, batch) -> (state, measured), to be jitted.
@@ -121,7 +121,7 @@ def make_update(
       frozen: regexes of the parameters that are not differentiated.
       accumulate: parts of the batch whose gradients are computed one after the other.
       seed, prng: of dropout and of what else a model draws, with a generator of PRNGS: functions of seed and step.
-      places: shardings of the gradient by name, where it is split; see `sharding.gradients`.
+      gradient_shardings: {name: sharding} of the gradients that are split; see `sharding.gradients`.
     """
 
     def update(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
@@ -136,7 +136,9 @@ def make_update(
 
         def compute(*seen: Any) -> tuple[Any, Any, Any]:
             gradient, (others, sums) = jax.grad(objective, has_aux=True)(*seen)
-            return jax.lax.with_sharding_constraint(gradient, places) if places else gradient, others, sums
+            if gradient_shardings:
+                gradient = jax.lax.with_sharding_constraint(gradient, gradient_shardings)
+            return gradient, others, sums
 
         if accumulate > 1:
             compute = importlib.import_module("prismer_jax.training.accumulate").in_parts(compute, accumulate)
