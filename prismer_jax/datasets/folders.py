@@ -9,7 +9,7 @@ from typing import Any
 
 from prismer_jax.datasets import captions, img2dataset
 from prismer_jax.datasets.formats.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
-from prismer_jax.datasets.places import identity
+from prismer_jax.datasets.photo_paths import identity
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
 

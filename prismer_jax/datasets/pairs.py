@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prismer_jax import label_files
-from prismer_jax.datasets import conversations, label_names, lists, places
+from prismer_jax.datasets import conversations, label_names, lists, photo_paths
 from prismer_jax.datasets.formats.row import answer_among, id_text
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.labels import EXPERTS
@@ -91,7 +91,7 @@ class Pairs(conversations.Source):
         if not os.path.isabs(image):
             return image
         folder, path = str(self.folder(index)), os.path.normpath(image)
-        if (name := places.below(places.spellings(folder), path, places.identity(path))) is None:
+        if (name := photo_paths.below(photo_paths.spellings(folder), path, photo_paths.identity(path))) is None:
             remedy = "Give as `images` a folder that holds it, below which its label files are called as it is."
             raise BadSample(f"{where}: its photo lies outside of {folder}. {remedy}", "photo outside of images")
         return name

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.datasets import captions, img2dataset, label_names, places, tar_index
+from prismer_jax.datasets import captions, img2dataset, label_names, photo_paths, tar_index
 from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
@@ -211,7 +211,7 @@ def _make(path: str) -> tar_index.Index:
 
 def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
     """Returns the tars that paths, patterns and folders mean, each once; counts the missing and the compressed ones."""
-    places.look_anew()
+    photo_paths.look_anew()
     paths: dict[str, str] = {}  # by the file, however it is spelled
     texts = [storage.plain(item) for item in ([path] if isinstance(path, str | os.PathLike) else path)]
     for text in texts:
@@ -233,7 +233,7 @@ def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
             for file in files:
                 end = next((end for end in _COMPRESSED if file.endswith(end)), None)
                 if end is None:
-                    paths.setdefault(places.identity(file), file)
+                    paths.setdefault(photo_paths.identity(file), file)
                 elif f"{file.removesuffix(end)}.tar" not in tars:  # which was unpacked
                     line = f"{file}: has no random access; `{_COMPRESSED[end]} {file}` unpacks it"
                     dropped.add("compressed tar", line)

@@ -1,6 +1,6 @@
 """Visual Genome's own files: regions, [{"id", "regions": [{"phrase"}]}], and questions, [{"id", "qas": [{"qa_id"}]}].
 
-Neither names a photo: it is called by its number, in one of two folders (datasets/places.py).
+Neither names a photo: it is called by its number, in one of two folders (datasets/photo_paths.py).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.datasets.packed import Packed
+from prismer_jax.datasets.compact_dicts import CompactDicts
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
@@ -68,7 +68,7 @@ def load(
     return Source(photos[:limit])
 
 
-class Source(Packed):
+class Source(CompactDicts):
     """Examples of photos with objects: `len(source)`, `source[i]`."""
 
     def name(self, index: int) -> str:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from prismer_jax.datasets import folders, label_names, places
+from prismer_jax.datasets import folders, label_names, photo_paths
 from prismer_jax.datasets.lists.gathering import Gatherer
 from prismer_jax.datasets.lists.source import Example, Path, Source, Task
 from prismer_jax.errors import UserError
@@ -72,7 +72,7 @@ def load(
         raise UserError("Give the questions as `path` or as `questions`, not both.")
     path = questions if path is None else path
     labels = label_names.folder(labels)
-    places.look_anew()
+    photo_paths.look_anew()
     dropped = Dropped()
     if path is None:
         if not images:

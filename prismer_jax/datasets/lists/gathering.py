@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prismer_jax.datasets import formats, places
+from prismer_jax.datasets import formats, photo_paths
 from prismer_jax.datasets.lists.source import Example, Path
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
@@ -22,7 +22,7 @@ class Gatherer:
 
     def __init__(self, source: str | None, dropped: Dropped, max_missing: float) -> None:
         self._source, self._dropped, self._max_missing = source, dropped, max_missing
-        self._by_path: dict[str, Example] = {}  # by places.identity, in order
+        self._by_path: dict[str, Example] = {}  # by photo_paths.identity, in order
         self._ids: dict[str, str] = {}  # of a photo -> list that it is in
         self._missing: dict[str, None] = {}  # paths, in order
 
@@ -53,7 +53,7 @@ class Gatherer:
           UserError: it is of no known layout, or more than a fraction of `max_missing` of it cannot be used.
         """
         path = pathlib.Path(path).expanduser()
-        finder = places.Places(path, images, self._source)
+        finder = photo_paths.PhotoFinder(path, images, self._source)
         photos: dict[tuple[str | None, str], Example | None] = {}  # a place is looked for once
         questions = _Questions()
         left_out, unusable = formats.LeftOut(), Dropped()
@@ -114,7 +114,7 @@ class Gatherer:
             )
         return there
 
-    def _photo(self, row: formats.Row, finder: places.Places, path: pathlib.Path) -> Example | None:
+    def _photo(self, row: formats.Row, finder: photo_paths.PhotoFinder, path: pathlib.Path) -> Example | None:
         """Returns the photo of a row that is the first of its image in this list; None if it cannot be used."""
         if not self._usable(row.image, "file name", str(path)):
             return None

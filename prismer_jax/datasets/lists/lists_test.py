@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from prismer_jax import datasets, input, label_files, labels, pp
-from prismer_jax.datasets import lists, packed
+from prismer_jax.datasets import compact_dicts, lists
 from prismer_jax.errors import BadSample, UserError
 
 
@@ -516,7 +516,8 @@ def test_sources_can_be_pickled_and_hold_little(photos):
     assert source.name(2) == "sub/c.JPG"
     with pytest.raises(IndexError):
         source[3]
-    assert len(pickle.dumps(packed.Packed({"id": str(n), "name": "x" * 50} for n in range(1000)))) < 100_000
+    items = compact_dicts.CompactDicts({"id": str(n), "name": "x" * 50} for n in range(1000))
+    assert len(pickle.dumps(items)) < 100_000
 
 
 def test_vqav2_tells_the_type_of_the_question_and_of_the_answer(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from prismer_jax import label_files
 from prismer_jax.datasets import captions
-from prismer_jax.datasets.packed import Packed
+from prismer_jax.datasets.compact_dicts import CompactDicts
 from prismer_jax.files.dropped import Dropped
 
 Example = dict[str, Any]
@@ -105,7 +105,7 @@ class Source:
         return example
 
 
-class _Photos(Packed):
+class _Photos(CompactDicts):
     """Photos of lists and folders."""
 
     def name(self, index: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Packed(Sequence[dict[str, Any]]):
+class CompactDicts(Sequence[dict[str, Any]]):
     """Dicts of JSON values, kept as one run of bytes and unpacked when they are asked for.
 
     Millions of Python objects take several times the memory, slow the garbage collector down, and are what takes time

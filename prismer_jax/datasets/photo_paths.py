@@ -20,7 +20,7 @@ _NOWHERE = frozenset(("", ".", ".."))  # parts of a path that name no folder of 
 GENOME_PARTS = ("VG_100K", "VG_100K_2")  # the two folders in which Visual Genome's photos come, whose lists name none
 
 
-class Place(NamedTuple):
+class PhotoPath(NamedTuple):
     """Of one photo.
 
     Attributes:
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     there: bool
 
 
-class Places:
+class PhotoFinder:
     """Finds the photos of one list."""
 
     def __init__(self, path: pathlib.Path, images: str | os.PathLike | None, source: str | None) -> None:
@@ -58,7 +58,7 @@ class Places:
             self._root = str(path.parent / "images" if (path.parent / "images").is_dir() else path.parent)
         self._moved: dict[str, str] = {}  # the file that an absolute path of elsewhere is taken for -> that path
 
-    def find(self, row: Row) -> Place:
+    def find(self, row: Row) -> PhotoPath:
         """Returns the place of a row's photo: an absolute path that exists is that file, whatever lies elsewhere.
 
         Any other is the first of those that the official layout allows where there is a file. Of two paths of elsewhere
@@ -75,7 +75,7 @@ class Places:
             name, official = parts[-1], False
         if absolute and (file := existing(image)):
             name = name if official else below(self._above, image, file) or name
-            return Place(image, _inside(name), file, dataset, True)
+            return PhotoPath(image, _inside(name), file, dataset, True)
         names = [name, *(f"{part}/{parts[-1]}" for part in GENOME_PARTS if dataset == GENOME)]
         if len(parts) == 1 and name.startswith("COCO_"):  # COCO's own lists of captions do not name the folder
             names.append(f"{name.split('_')[1]}/{name}")
@@ -84,10 +84,10 @@ class Places:
             for candidate in names:
                 if file := existing(path := os.path.join(folder, candidate)):
                     if absolute and not official and self._moved.setdefault(path, image) != image:
-                        return Place(image, _inside(name), image, dataset, False)
-                    return Place(path, _inside(candidate), file, dataset, True)
+                        return PhotoPath(image, _inside(name), image, dataset, False)
+                    return PhotoPath(path, _inside(candidate), file, dataset, True)
         path = os.path.join(folders[0], name)
-        return Place(path, _inside(name), path, dataset, False)
+        return PhotoPath(path, _inside(name), path, dataset, False)
 
     def _folders(self, dataset: str | None) -> list[str]:
         if "{dataset}" not in self._root:
