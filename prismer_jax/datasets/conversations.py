@@ -64,7 +64,8 @@ def load(
     )
     kind = kind or Source
     tables: list[Any] = []
-    files = _files(path)
+    several = [path] if isinstance(path, str | os.PathLike) else path
+    files = [file for one in several for file in parquet.files(one, ENDS)]
     for file in files:
         left = None if limit is None else limit - sum(map(len, tables))
         if left is None or left > 0:
@@ -219,11 +220,6 @@ class _Lines:
         except (ValueError, RecursionError) as error:
             why = str(error)
         raise BadSample(f"{self.path}: sample {index}: {why}.", "damaged line")
-
-
-def _files(path: Path | Sequence[Path]) -> list[pathlib.Path | str]:
-    several = [path] if isinstance(path, str | os.PathLike) else path
-    return [file for one in several for file in parquet.files(one, ENDS)]
 
 
 def _names(files: Sequence[pathlib.Path | str]) -> list[str]:

@@ -41,15 +41,12 @@ def load(
     """
     labels = label_names.folder(labels)
     dropped = Dropped()
-    found = ({"source": "", **_alone(photo)} for photo in folders.photos(images, dropped, repeats))
+    every, own = folders.photos(images, dropped, repeats), ("id", "name", "image")
+    found = ({"source": "", "captions": [], **{key: photo[key] for key in own}} for photo in every)
     photos = list(found if labels is None else label_names.distinct(found, labels, dropped))
     where = folders.shown([images] if isinstance(images, str | os.PathLike) else images)
     dropped.warn(where)
     return Source(photos, "caption", labels, select(experts), dropped)
-
-
-def _alone(photo: dict[str, str]) -> dict[str, str | list[str]]:
-    return {"id": photo["id"], "name": photo["name"], "image": photo["image"], "captions": []}
 
 
 def are_files(images: Photo | Sequence[Photo]) -> bool:

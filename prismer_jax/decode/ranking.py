@@ -50,7 +50,7 @@ def rank(
     """
     length = answers.shape[1]
     logits, cache = prefill(encoded, batch, length - 1)
-    first = _log_softmax(logits)[:, 0, answers[:, 0]]
+    first = jax.nn.log_softmax(logits.astype(jnp.float32))[:, 0, answers[:, 0]]
     candidates = lax.top_k(jnp.where(answer_mask[:, 0], first, -jnp.inf), min(k, len(answers)))[1]
     tokens, labelled = answers[candidates], answer_mask[candidates]  # [B,k,L]
     smoothed = functools.partial(_smoothed, smoothing=label_smoothing)
@@ -114,10 +114,6 @@ def _losses_behind_first(
 def _for_each(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function of arrays with two more axes in front, those of rows and groups."""
     return jax.vmap(jax.vmap(function))
-
-
-def _log_softmax(logits: Array) -> Array:
-    return jax.nn.log_softmax(logits.astype(jnp.float32))
 
 
 def _smoothed(

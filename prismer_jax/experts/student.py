@@ -110,8 +110,8 @@ def labels_of(read: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str
                 ids, places = instances(values[..., 0], values[..., 1:])
                 made[kind] = Label(_nearest(ids, size), classes=[int(values[place][0]) for place in places])
             case "words":
-                ids, _ = instances(np.where((values != 0).any(-1), 0, -1))
-                means = [values[ids == i].mean(0, dtype=np.float32) for i in range(_count(ids))]
+                ids, words = instances(np.where((values != 0).any(-1), 0, -1))
+                means = [values[ids == i].mean(0, dtype=np.float32) for i in range(len(words))]
                 vectors = np.array([_unit_variance(mean) for mean in means], np.float32).reshape(-1, labels.FEATURES)
                 made[kind] = Label(_nearest(ids, size), features=vectors, words=[""] * len(vectors))
             case _ if kind == "normal":
@@ -155,10 +155,6 @@ def _together(there: np.ndarray, middles: np.ndarray) -> np.ndarray:
     heaps = cv2.dilate((votes >= min(MANY, votes.max())).astype(np.uint8), np.ones((3, 3), np.uint8))
     _, nearest = cv2.distanceTransformWithLabels(1 - heaps, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
     return nearest[middles[..., 0], middles[..., 1]]
-
-
-def _count(ids: np.ndarray) -> int:
-    return len(np.unique(ids[ids != labels.BACKGROUND]))
 
 
 def _unit_variance(vector: np.ndarray) -> np.ndarray:

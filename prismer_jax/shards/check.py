@@ -95,7 +95,7 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
             except Exception as error:  # array_record's, and protobuf's own
                 problems.add("unreadable record", f"{where}: {error}")
                 continue
-            ids.append(_hash(example["id"]))
+            ids.append(zlib.crc32(example["id"].encode()))
             captions.append(len(example["captions"]))
             questions.append(len(example["questions"]))
             try:
@@ -152,10 +152,6 @@ def _ids(map: np.ndarray) -> np.ndarray:
 
 def _is_empty(name: str, png: bytes) -> bool:
     return bool((label_png.decode(name, png) == labels.EXPERTS[name].fill).all())
-
-
-def _hash(id: str) -> int:
-    return zlib.crc32(id.encode())
 
 
 def _find_duplicates(folder: str, found: manifest.Manifest, results: Sequence[Checked]) -> None:

@@ -118,14 +118,9 @@ def nearest(x: Array) -> Array:
 
 
 def _blocks(x: Array, block: int) -> Array:
-    """Returns rows in blocks, [*layers i/block block o]."""
-    x = _padded(x, block)
+    """Returns rows in blocks, [*layers i/block block o], the last one filled up with zeros."""
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % block), (0, 0)])
     return x.reshape(*x.shape[:-2], -1, block, x.shape[-1])
-
-
-def _padded(x: Array, multiple: int) -> Array:
-    """Returns an array with rows of zeros behind its own, up to a multiple."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % multiple), (0, 0)])
 
 
 def _spread(scales: Array, block: int, rows: int) -> Array:

@@ -176,14 +176,9 @@ def _apart(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
     Tables of ids are a row's or, in rows of several samples, a tile's.
     """
     rows = {key for key, rank in ((CLASSES_KEY, 2), (WORDS_KEY, 3)) if key in batch and batch[key].ndim == rank}
-    tiles = {
-        key: rearrange(x, "b m ... -> (b m) ...") for key, x in batch.items() if _is_label(key) and key not in rows
-    }
+    tiles = {key: x for key, x in batch.items() if key.startswith("labels/") and key not in rows}
+    tiles = {key: rearrange(x, "b m ... -> (b m) ...") for key, x in tiles.items()}
     return tiles | {key: repeat(batch[key], "b ... -> (b m) ...", m=count) for key in rows}
-
-
-def _is_label(key: str) -> bool:
-    return key.startswith("labels/")
 
 
 def build(
