@@ -149,7 +149,6 @@ def eval_batches(
     batch_size: int,
     rows: Sequence[int] | None = None,
     num_workers: int = 0,
-    num_threads: int | None = None,
     numbers: Sequence[int] | None = None,
 ) -> EvalBatches:
     """Batches that cover each example of a source once, in order, as often as one iterates over them.
@@ -169,7 +168,7 @@ def eval_batches(
     wanted = wanted if rows is None else wanted[:, np.asarray(rows)]
     examples = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
     collate = functools.partial(_collate, trim=wanted.shape[1] == batch_size, meta=True)
-    return EvalBatches(examples.batch(wanted.shape[1], batch_fn=collate), len(wanted), num_workers, num_threads)
+    return EvalBatches(examples.batch(wanted.shape[1], batch_fn=collate), len(wanted), num_workers)
 
 
 @dataclasses.dataclass
@@ -179,13 +178,12 @@ class EvalBatches(Iterable[Batch]):
     chain: grain.MapDataset
     length: int
     num_workers: int
-    num_threads: int | None
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        with contextlib.closing(_iterate(self.chain, self.num_workers, self.num_threads)) as batches:
+        with contextlib.closing(_iterate(self.chain, self.num_workers)) as batches:
             for _ in range(self.length):
                 batch = _next(batches)
                 del batch["_bad"], batch["_cut"], batch["_seen"]
@@ -378,7 +376,7 @@ def _next(batches: Iterator[Batch]) -> Batch:
     return batch
 
 
-def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None) -> Iterator[Batch]:
+def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None = None) -> Iterator[Batch]:
     check_workers(num_workers)
     if num_threads is None:
         # Python runs one thread at a time: decoding scales to some threads, not to a server's hundred cores.

@@ -73,14 +73,13 @@ def my_photos(folder: str | os.PathLike, train: int = 64, held_out: int = 16, si
         _json(root / f"questions_{split}.json", questions)
 
 
-def talks(extra: int = len(chat.EXTRA_TOKENS), data_dir: str | os.PathLike | None = None) -> tuple[str, str]:
+def talks(extra: int = len(chat.EXTRA_TOKENS)) -> tuple[str, str]:
     """Returns (a file of conversations about scenes, a folder of a tokenizer), written first if need be.
 
     Args:
       extra: how many of nanoVLM's words for images the tokenizer has.
-      data_dir: as of scenes.load.
     """
-    final = scenes.data_folder(data_dir) / "miniature" / f"talks-{extra}-{VERSION}-{scenes.VERSION}"
+    final = scenes.data_folder() / "miniature" / f"talks-{extra}-{VERSION}-{scenes.VERSION}"
     if not final.exists():
         with folders.new_folder(final) as new:
             settings = scenes.Settings("train", SIZE, len(TRAIN), 0)
@@ -96,16 +95,15 @@ def talks(extra: int = len(chat.EXTRA_TOKENS), data_dir: str | os.PathLike | Non
     return str(final / "talks.jsonl"), str(final)
 
 
-def pairs(frames: int | None = None, captions: bool = False, data_dir: str | os.PathLike | None = None) -> str:
+def pairs(frames: int | None = None, captions: bool = False) -> str:
     """Returns a folder of train.jsonl and val.jsonl, rows of datasets/pairs.py about scenes, written first if need be.
 
     Args:
       frames: photos of a row, the same again and again; None for one photo that is no list.
       captions: rows have captions to say, otherwise a question with choices and its answer.
-      data_dir: as of scenes.load.
     """
     name = f"pairs-{frames}-{captions}-{VERSION}-{scenes.VERSION}"
-    final = scenes.data_folder(data_dir) / "miniature" / name
+    final = scenes.data_folder() / "miniature" / name
     if not final.exists():
         with folders.new_folder(final) as new:
             for part, examples in _photographed(new):
@@ -122,14 +120,11 @@ def pairs(frames: int | None = None, captions: bool = False, data_dir: str | os.
     return str(final)
 
 
-def masks(data_dir: str | os.PathLike | None = None) -> tuple[str, str]:
+def masks() -> tuple[str, str]:
     """Returns (a folder of train.json and val.json, lists of a scene's objects; a codec of masks that has learnt
     nothing), written first if need be.
-
-    Args:
-      data_dir: as of scenes.load.
     """
-    final = scenes.data_folder(data_dir) / "miniature" / f"masks-{VERSION}-{scenes.VERSION}"
+    final = scenes.data_folder() / "miniature" / f"masks-{VERSION}-{scenes.VERSION}"
     if not final.exists():
         with folders.new_folder(final) as new:
             for part, examples in _photographed(new):

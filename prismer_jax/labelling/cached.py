@@ -47,17 +47,12 @@ class Cached:
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        checkpoints: Path,
-        classes: Mapping[str, Sequence[str]] | None = None,
-        folder: Path | None = None,
+        self, names: Sequence[str], checkpoints: Path, classes: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         """Args:
         names: the model's experts; those that they need are used too.
         checkpoints: folder of the experts' weights, as of `tools.make_labels --checkpoints`.
         classes: of the model where a data set has its own, whose ids only a student writes that learnt them.
-        folder: of the cache.
 
         Raises:
           UserError: there is no such folder of weights.
@@ -66,7 +61,7 @@ class Cached:
         if not checkpoints.is_dir():
             raise UserError(f"{checkpoints}: no such folder of experts' weights. Run python -m tools.download experts.")
         self.names, self.checkpoints = tuple(names), checkpoints
-        self.folder = pathlib.Path(folder or runtime.cache_dir() / "labels")
+        self.folder = runtime.cache_dir() / "labels"
         self.experts: list[Expert] = []
         self.without: dict[str, str] = {}
         self._versions: dict[str, str] = {}  # of each kind of label
