@@ -85,21 +85,15 @@ class Run:
 
     def results(self) -> dict[str, float] | None:
         """Its metrics, None while it is not finished: metrics.json is the last file that a training writes."""
-        try:
-            return json.loads((self.workdir / "metrics.json").read_text())
-        except (OSError, ValueError):  # absent, or cut off by a kill
-            return None
+        return storage.read_json(self.workdir / "metrics.json")  # which a kill may have cut off
 
     def data(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Returns what it saw, {(key of the config, all that its data depend on): examples and fingerprint}.
 
         Nothing of a run that is not finished, nor of one of an earlier version, which does not say.
         """
-        if self.results() is None:
-            return {}
-        try:
-            seen = json.loads((self.workdir / data_seen.FILE).read_text())
-        except (OSError, ValueError):
+        seen = storage.read_json(self.workdir / data_seen.FILE)
+        if self.results() is None or seen is None:
             return {}
         cfg, data = json.loads((self.workdir / "config.json").read_text()), {}
         for name, what in seen.items():

@@ -29,6 +29,8 @@ import threading
 import time
 from typing import Any
 
+from prismer_jax.files import storage
+
 EXPIRY = 180.0  # seconds without a sign of life; beats come five times as often
 BEATS = 5
 POLL = 5.0  # seconds between two looks at what others hold
@@ -84,7 +86,7 @@ class Lease:
         return True
 
     def _is_mine(self) -> bool:
-        return _read(self.path).get("token") == self._token
+        return storage.read_json(self.path, {}).get("token") == self._token
 
     def __enter__(self) -> Lease:
         return self
@@ -168,7 +170,7 @@ class Leases:
             self._held.discard(lease)
 
     def _abandoned(self, path: pathlib.Path) -> bool:
-        owner = _read(path)
+        owner = storage.read_json(path, {})  # nothing of one that is away or just being written
         if owner.get("host") == _me()["host"] and not _alive(owner):
             return True
         try:
@@ -201,14 +203,6 @@ class Leases:
                     OSError
                 ):  # a disk that is away for a moment: `check` tells whether it mattered
                     lease.beat()
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    """Who owns a lease; nothing is known of one that is away or just being written."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def _me() -> dict[str, Any]:

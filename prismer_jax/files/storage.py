@@ -37,10 +37,8 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 def plain(path: str | os.PathLike) -> str:
     """The path as text: file:// is a local path, ~ the home folder."""
-    text = os.fspath(path)
-    return (
-        text if is_remote(text) and not text.startswith("file://") else os.path.expanduser(text.removeprefix("file://"))
-    )
+    text = os.fspath(path).removeprefix("file://")
+    return text if is_remote(text) else os.path.expanduser(text)
 
 
 def on_disk(path: str | os.PathLike) -> pathlib.Path:
@@ -93,11 +91,7 @@ def read(path: str) -> bytes:
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator[BinaryIO]:
     """A file to read piece by piece; raises as `read` does."""
-    if not is_remote(path):
-        with open(path, "rb") as file:
-            yield file
-        return
-    with remote().open_file(path) as file:
+    with remote().open_file(path) if is_remote(path) else open(path, "rb") as file:
         yield file
 
 
@@ -129,6 +123,14 @@ def write(path: str | os.PathLike, data: bytes | str) -> None:
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
     """Writes a file of JSON as `write` does, with a newline at its end."""
     write(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: str | os.PathLike, default: Any = None) -> Any:
+    """Returns what a local file of JSON holds, or `default` where there is none, or a damaged one."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError):
+        return default
 
 
 @contextlib.contextmanager

@@ -13,8 +13,6 @@ labelled count no longer, nor do any where labels are to be looked at again; a j
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 import secrets
 import shutil
@@ -67,7 +65,7 @@ class Ledger:
         self._file, self._marks = folder / "job.json", folder / "done"
         settings = {**settings, "recheck": recheck}
         with self.leases.wait(START):
-            before = run = _read(self._file)
+            before = run = storage.read_json(self._file, {})
             difference = change(before.get("settings", {}), settings)
             if self.leases.sweep(PROCESS) and before:
                 if difference:
@@ -116,23 +114,15 @@ class Ledger:
 
 def past_speeds(folder: pathlib.Path) -> dict[str, float]:
     """Returns the labels a second of one process by stage, as the jobs in a folder have reached them so far."""
-    return _read(folder / "job.json").get("speeds", {}) | _speeds(folder / "done")
+    return storage.read_json(folder / "job.json", {}).get("speeds", {}) | _speeds(folder / "done")
 
 
 def _speeds(marks: pathlib.Path) -> dict[str, float]:
     totals: dict[tuple[str, bool], tuple[int, float]] = {}
     for path in marks.glob("*/*.json"):
-        report = _read(path)
+        report = storage.read_json(path, {})
         key = path.parent.name, not report.get("cold")
         count, seconds = totals.get(key, (0, 0.0))
         totals[key] = count + report.get("made", 0), seconds + report.get("seconds", 0.0)
     # Those with compilation in them come first, so that others replace them.
     return {stage: count / seconds for (stage, _), (count, seconds) in sorted(totals.items()) if count and seconds}
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What stands in a file; nothing if it is not there, or is damaged."""
-    try:
-        return json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError):
-        return {}

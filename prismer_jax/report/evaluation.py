@@ -56,10 +56,7 @@ def _keep_others(folder: pathlib.Path, record: dict[str, Any]) -> None:
     Of another model's evaluators the predictions and samples are moved to `before`, for nothing names them any more;
     but never predictions that have just been scored.
     """
-    try:
-        earlier = json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):  # absent, or damaged
-        return
+    earlier = storage.read_json(folder / "metrics.json")
     if not isinstance(earlier, dict) or not {"metrics", "evaluators", "checkpoint"} <= earlier.keys():  # a training's
         return
     others = {name: part for name, part in earlier["evaluators"].items() if name not in record["evaluators"]}
