@@ -103,19 +103,87 @@ EVALUATOR = dict(type="loss", pp="decode", data=dict(name="scenes", split="val",
     ("section", "key", "value", "message"),
     [
         ("data", "captions", {"weight": "sized"}, r"data\.captions\.weight='sized': a number above 0, or 'size'"),
-        ("evals", "loss", {**EVALUATOR, "bs": 3}, "Evaluator 'loss': unexpected .* 'bs'"),
-        ("evals", "loss", {**EVALUATOR, "type": "refcoco"}, "Evaluator 'refcoco': missing .* 'codec'"),
+        ("data", "captions", {"count": "x"}, r"data\.captions\.count is 'x'; it must be a whole number"),
+        ("data", "captions", {"countt": 1}, r"data\.captions: unknown key 'countt'. Did you mean 'count'"),
+        ("data", "captions", {"pack": dict(length=9)}, r"data\.captions\.pack: key 'most' is missing"),
+        ("data", "captions", {"pp": "resize('x')"}, r"resize .* is 'x'; it must be a whole number or a list of 2"),
+        ("evals", "loss", {**EVALUATOR, "bs": 3}, r"config\.evals\.loss: unknown key 'bs'"),
+        ("evals", "loss", {**EVALUATOR, "batch_size": "x"}, r"evals\.loss\.batch_size is 'x'; it must be a whole n"),
+        ("evals", "loss", {**EVALUATOR, "data": None}, r"config\.evals\.loss\.data is None; it must be a section"),
+        ("evals", "loss", {**EVALUATOR, "type": "refcoco"}, r"evals\.loss: key 'codec' is missing"),
+        ("evals", "vqa", {"num_beams": "x", "method": "beam"}, r"VQAEvaluator\.num_beams is 'x'; it must be a whole"),
+        (
+            "tasks",
+            "caption",
+            {"decode": {"max_new": "x"}},
+            r"caption\.decode\.max_new is 'x'; it must be a whole number",
+        ),
         ("evals", "loss", {**EVALUATOR, "loss_options": {"chunkk": 2}}, "loss_options .*: unknown key 'chunkk'"),
+        ("tasks", "caption", {"decode": {"max_new": 0}}, r"caption\.decode: give one of max_len and max_new, above 0"),
+        ("tasks", "caption", {"decode": {"num_beams": 0}}, r"caption\.decode: num_beams=0: must be from 1"),
+        ("evals", "caption", {"max_new": 0}, r"CaptionEvaluator: give one of max_len and max_new, above 0"),
+        ("evals", "ranked", {**EVALUATOR, "type": "vqa", "method": "rank", "answers": 3}, "a number and train_data"),
         ("tasks", "caption", {"decod": {}}, r"config\.tasks\.caption: unknown key 'decod'\. Did you mean 'decode'"),
         ("tasks", "caption", {"pp": "decod"}, "Unknown preprocessing op 'decod'"),
-        ("tasks", "caption", {"decode": {"method": "beem"}}, r"tasks\.caption\.decode: .*Did you mean 'beam'"),
-        ("tasks", "caption", {"decode": {"num_beam": 3}}, r"tasks\.caption\.decode: .*Did you mean 'num_beams'"),
-        ("tasks", "caption", {"sample": {"top": 3}}, r"tasks\.caption\.sample: .*Did you mean 'top_"),
+        ("tasks", "caption", {"decode": {"method": "beem"}}, r"tasks\.caption\.decode.*Did you mean 'beam'"),
+        ("tasks", "caption", {"decode": {"num_beam": 3}}, r"tasks\.caption\.decode.*Did you mean 'num_beams'"),
+        ("tasks", "caption", {"sample": {"top": 3}}, r"tasks\.caption\.sample.*Did you mean 'top_"),
     ],
 )
 def test_a_section_is_checked_before_the_first_step(section, key, value, message, stop_before_the_first_step, tmp_path):
     cfg = config.plain(load("configs/quickstart.py", "smoke,z"))
     cfg[section][key] = {**cfg[section].get(key, {}), **value}
+    with pytest.raises(UserError, match=message) as error:
+        train.train(cfg, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tasks.caption", None, r"config\.tasks\.caption is None; it must be a section"),
+        ("evals.vqa", 3, r"config\.evals\.vqa is 3; it must be a section"),
+        ("data", {}, r"config\.data is empty"),
+        ("data.captions", None, r"config\.data\.captions is None; it must be a section"),
+        ("optim.lr", "x", r"config\.optim\.lr is 'x'; it must be a number"),
+        ("optim.schedule", 1, r"config\.optim\.schedule is 1; it must be a text"),
+        ("optim.start_lr", "x", r"start_lr is 'x'; it must be a number"),
+        ("optim.ns_steps", "x", r"ns_steps is 'x'; it must be a whole number"),
+        ("optim.lr_mults", [["a", "x"]], r"lr_mults"),
+        ("profile.first", "a", r"config\.profile\.first is 'a'; it must be a whole number"),
+        ("report.samples", "x", r"config\.report\.samples is 'x'; it must be a whole number"),
+        ("checkpoint.keep", "x", r"config\.checkpoint\.keep is 'x'; it must be a whole number"),
+        ("checkpoint", "x", r"config\.checkpoint is 'x'; it must be a section"),
+        ("batch_size", "x", r"config\.batch_size is 'x'; it must be a whole number"),
+        ("accumulate", "x", r"config\.accumulate is 'x'; it must be a whole number"),
+        ("num_workers", "x", r"config\.num_workers is 'x'; it must be a whole number"),
+        ("max_bad_fraction", "x", r"config\.max_bad_fraction is 'x'; it must be a number"),
+        ("seed", "x", r"seed=x: must be a whole number"),
+        ("tokenizer", 3, r"config\.tokenizer is 3; it must be a text"),
+        ("freeze", 3, r"config\.freeze is 3; it must be a text or a list"),
+        ("init", 3, r"config\.init is 3; it must be a text"),
+        ("model", "prismer", r"config\.model is 'prismer'; it must be a section"),
+        ("model.variant", 3, r"Unknown variant 3"),
+        ("model.width", "x", r"config\.model\.width is 'x'; it must be a whole number"),
+        ("model.image_size", "x", r"config\.model\.image_size is 'x'; it must be a whole number"),
+        ("model.decoder", "x", r"config\.model\.decoder is 'x'; it must be a section"),
+        ("model.classes", "x", r"config\.model\.classes is 'x'; it must be a section"),
+        ("model.experts", 3, r"Unknown expert 3\. Valid names"),
+        ("mesh", "x", r"config\.mesh is 'x'; it must be a section"),
+        ("wandb", "x", r"config\.wandb is 'x'; it must be a section"),
+        ("loss", None, r"config\.loss is None; it must be a section"),
+        ("sharding", 3, r"config\.sharding is 3; it must be a text or a list"),
+    ],
+)
+def test_a_value_of_another_type_is_named_before_the_first_step(
+    key, value, message, stop_before_the_first_step, tmp_path
+):
+    cfg = config.plain(load("configs/quickstart.py", "smoke,z"))
+    *parents, last = key.split(".")
+    section = cfg
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[last] = value
     with pytest.raises(UserError, match=message) as error:
         train.train(cfg, tmp_path)
     assert "\n" not in str(error.value)

@@ -21,11 +21,7 @@ DATA_KEYS = ("name", "pp", "weight", "pack", "features", *config.duration_keys("
 
 def load_source(section: config.Section, where: str, pp: str = "", experts: str | Sequence[str] = ()) -> Any:
     """Returns the source of examples that a section {name, ...} of the config describes; see `checks.check`."""
-    options = {key: config.plain(section[key]) for key in section if key not in DATA_KEYS}
-    try:
-        source = datasets.load(section.name, **options)
-    except TypeError as error:
-        raise UserError(f"{where}: data set {section.name!r}: {error}.") from None
+    source = config.call(datasets.load, section, where, skip=DATA_KEYS, name=section.name, where=where)
     checks.check(source, where, pp, experts)
     return source
 
@@ -37,15 +33,15 @@ def load_mixture(section: config.Section, tokenizer: Any, experts: str | Sequenc
     five. Weights are proportions of a batch; sets whose weights are 'size' are mixed as if they were one. With `pack`,
     the settings of datasets.packing.rows, an example is a row of several. `experts` are those that the model reads.
     """
+    if not section:
+        raise UserError("config.data is empty. Name a data set to train on: dict(mine=dict(name=..., pp=...)).")
     mixture = []
     for name, part in section.items():
         source, weight = load_source(part, f"config.data.{name}", part.pp, experts), part.get("weight", 1.0)
         chain = pp.build(part.pp, tokenizer=tokenizer)
         if "pack" in part:
-            try:
-                source, chain = datasets.pack(source, chain, **config.plain(part["pack"]))
-            except TypeError as error:
-                raise UserError(f"config.data.{name}.pack: {error}.") from None
+            rows = importlib.import_module("prismer_jax.datasets.packing").rows
+            source, chain = config.call(rows, part["pack"], f"config.data.{name}.pack", source=source, chain=chain)
         size = getattr(source, "texts", len(source))
         weight = size if weight == "size" else weight
         if not isinstance(weight, int | float):
@@ -86,6 +82,7 @@ def make_evaluators(
             part,
             where,
             skip=("data", "train_data", "pp"),
+            where=where,
             model=model,
             tokenizer=tokenizer,
             source=load_source(part.data, f"{where}.data", part.pp, model.experts),
@@ -122,8 +119,8 @@ def check_task(
     check({"method": "sample", **(sample or {})}, f"{where}.sample")
 
 
-def check_metric(name: str | None, evals: Mapping[str, evaluators.Evaluator]) -> None:
-    """Checks that a metric will be there to choose the best checkpoint by, such as 'caption/cider'.
+def check_metric(name: str | None, evals: Mapping[str, Any], why: str = "to choose the best checkpoint by") -> None:
+    """Checks that a metric, such as 'caption/cider', will be there: of evaluators, or whatever has `score_names`.
 
     Raises:
       UserError: no evaluator yields it; the message says the nearest that one does.
@@ -135,7 +132,7 @@ def check_metric(name: str | None, evals: Mapping[str, evaluators.Evaluator]) ->
     names = [f"{key}/{one}" for key, part in evals.items() for one in part.score_names]
     unknown = evaluator in evals and not evals[evaluator].score_names
     if not unknown and f"{evaluator}/{score}" not in names:
-        raise UserError(f"No metric {name!r} to choose the best checkpoint by. {nearest(name, names)}")
+        raise UserError(f"No metric {name!r} {why}. {nearest(name, names)}")
 
 
 def settings_of_later(cfg: config.Section) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from prismer_jax import runtime
-from prismer_jax.config.numbers import check_seed, check_workers
+from prismer_jax.config.values import check_seed, check_workers
 from prismer_jax.errors import BadSample, UserError
 
 Batch = dict[str, Any]

@@ -6,7 +6,7 @@ The files in which the maps lie are the matter of label_files.py.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,7 +77,8 @@ def select(spec: str | Sequence[str] | None) -> tuple[str, ...]:
         return ()
     if spec == "all":
         return PAPER
-    names = [name.strip() for name in spec.replace(",", "+").split("+")] if isinstance(spec, str) else list(spec)
+    spec = [name.strip() for name in spec.replace(",", "+").split("+")] if isinstance(spec, str) else spec
+    names = list(spec) if isinstance(spec, Iterable) else [spec]
     for name in names:
         choose("expert", name, EXPERTS)
     return tuple(name for name in EXPERTS if name in names)

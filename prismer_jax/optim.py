@@ -19,11 +19,12 @@ import optax
 import optax.contrib
 
 from prismer_jax import config, tree
+from prismer_jax.config import values
 from prismer_jax.errors import UserError, choose
 from prismer_jax.typing import Array
 
 Schedule = Callable[[Any], Any]
-Patterns = Sequence[tuple[str, Any]]
+Patterns = Sequence[tuple[str, float | Sequence[float] | np.ndarray]]
 
 
 def _sgd(momentum: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:
@@ -201,6 +202,7 @@ def make(
     if not (lr >= 0 and weight_decay >= 0 and (clip_norm is None or clip_norm > 0)):
         raise UserError(f"{lr=}, {weight_decay=}, {clip_norm=}: two are >= 0, clip_norm is > 0 or None.")
     of_schedule = {key: options.pop(key) for key in ("start_lr", "end_lr", "stairs", "warmup_from") if key in options}
+    values.check(of_schedule, values.kinds(make_schedule), "config.optim")
     direction = config.call(choose("optimizer", name, OPTIMIZERS), options, f"optimizer {name!r}")
     if warmup_share is not None:
         if warmup_steps:
@@ -240,7 +242,7 @@ def global_norm(tensors: Any) -> Array:
 
 
 def _multipliers(patterns: Patterns, leaf_names: Sequence[str], where: str) -> dict[str, float]:
-    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in patterns):
+    if not values.fits(patterns, Patterns):
         raise UserError(f"{where}={patterns!r}: a list of (regex of names, factor).")
     matches = tree.first_match([pattern for pattern, _ in patterns], leaf_names, where)
     return {name: patterns[matches[name]][1] if name in matches else 1.0 for name in leaf_names}

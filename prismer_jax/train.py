@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from prismer_jax import assembly, checkpoint, config, evaluators, input, metrics, pp, runtime, sharding
-from prismer_jax.datasets import checks, data_seen
+from prismer_jax.datasets import data_seen
 from prismer_jax.errors import Preempted, Stopped, UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.report import results
@@ -74,8 +74,7 @@ def train_on(
 ) -> dict[str, float]:
     """`train` on a mesh, which is set, `started` by time.monotonic(): from the config to all that `loop` needs."""
     # -------------------------------------------------------------------------------------------------------- workdir
-    batch_size, accumulate = cfg.batch_size, cfg.get("accumulate", 1)
-    sharding.check_batch(batch_size, mesh, accumulate)
+    sharding.check_batch(cfg.batch_size, mesh, cfg.get("accumulate", 1))
     config.check_seed(cfg.seed)
     config.check_workers(cfg.get("num_workers", 0))
     if jax.process_count() > 1:
@@ -87,7 +86,7 @@ def train_on(
     # ------------------------------------------------------------------------------------------------------------ data
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     mixture = assembly.load_mixture(cfg.data, tokenizer, config.plain(cfg.model.get("experts", "none")))
-    durations: dict[str, Any] = dict(batch_size=batch_size, num_examples=sum(part["size"] for part in mixture))
+    durations: dict[str, Any] = dict(batch_size=cfg.batch_size, num_examples=sum(part["size"] for part in mixture))
     durations["total_steps"] = total_steps = config.steps(cfg, "total", **durations)
     for part in mixture:
         part["start"] = first = config.steps(cfg.data[part["name"]], "start", default=0, **durations)
@@ -98,7 +97,7 @@ def train_on(
     # --------------------------------------------------------------------------------- model, optimizer and evaluators
     training = make_step(cfg, tokenizer, mesh, durations)
     if cfg.get("targets") or hasattr(training.model, "kinds"):  # it learns what labels say
-        checks.check_training(mixture, cfg, training.model)
+        importlib.import_module("prismer_jax.training.targets").check_labels(mixture, cfg, training.model)
     assembly.check_tasks(cfg.tasks, tokenizer)
     evals = assembly.make_evaluators(cfg.evals, training.model, tokenizer, mesh, quiet=True)
     sources = {part["name"]: part["source"] for part in mixture} | {f"evals.{n}": e.source for n, e in evals.items()}
@@ -123,11 +122,11 @@ def train_on(
     if any("features" in part for part in cfg.data.values()):
         mixture = importlib.import_module("prismer_jax.training.features").cached(mixture, cfg, training)
     loading = dict(
-        batch_size=batch_size,
+        batch_size=cfg.batch_size,
         seed=cfg.seed,
         first_step=first_step,
         num_workers=cfg.get("num_workers", 0),
-        rows=sharding.rows_of(sharding.batch_sharding(mesh), batch_size),
+        rows=sharding.rows_of(sharding.batch_sharding(mesh), cfg.batch_size),
         max_bad_fraction=cfg.get("max_bad_fraction", 0.01),
     )
     report_options, profile = assembly.settings_of_later(cfg)

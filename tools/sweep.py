@@ -28,9 +28,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from prismer_jax import config
+from prismer_jax import config, registry
 from prismer_jax.datasets import data_seen
 from prismer_jax.errors import UserError, choose, nearest, run_main
 from prismer_jax.files import progress, storage
@@ -148,7 +149,7 @@ def plan(
         if key == "seed":
             raise UserError(f"config.seed={value}: the sweep sets the seed. Say --seeds {value} instead.")
     runs: list[Run] = []
-    evaluators: set[str] = set()
+    sections: dict[str, list[dict[str, Any]]] = {}  # of all arms, by the evaluator's name
     for seed in seeds:
         for arm in arms:
             spec = f"{file}{',' if ':' in file else ':'}{arm.argument}" if arm.argument else file
@@ -158,12 +159,44 @@ def plan(
             if run.results() is not None and json.loads((run.workdir / "config.json").read_text()) != wanted:
                 raise UserError(f"{run.workdir} holds a finished run of another config. Use another --output.")
             runs.append(run)
-            evaluators |= wanted.get("evals", {}).keys()
-    for metric in metrics:
-        if (name := metric.partition("/")[0]) not in evaluators:
-            raise UserError(f"Unknown metric {metric!r}: no arm has an evaluator {name!r}. {nearest(name, evaluators)}")
+            for name, section in wanted.get("evals", {}).items():
+                sections.setdefault(name, []).append(section)
+    check_metrics(metrics, sections)
     check_data(runs)
     return runs
+
+
+def check_metrics(metrics: Sequence[str], sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Checks that some arm's evaluator yields each metric, as far as its type says what it yields.
+
+    Args:
+      metrics: such as 'vqa/accuracy'.
+      sections: {name of an evaluator: its section of the config, in each arm that has one}.
+
+    Raises:
+      UserError: no arm has an evaluator of that name, or it yields no such metric.
+    """
+    for metric in metrics:
+        name, _, score = metric.partition("/")
+        if name not in sections:
+            raise UserError(f"Unknown metric {metric!r}: no arm has an evaluator {name!r}. {nearest(name, sections)}")
+        scores = [score_names(section) for section in sections[name]]
+        if all(scores) and score not in ("left_out", "unscored"):
+            from prismer_jax import assembly  # jax, which a sweep needs for nothing else
+
+            assembly.check_metric(
+                metric, {name: SimpleNamespace(score_names=[*itertools.chain(*scores)])}, "of any arm"
+            )
+
+
+def score_names(section: Mapping[str, Any]) -> Sequence[str]:
+    """Returns the names of the scores that an evaluator of a config yields, () where its type does not say them."""
+    from prismer_jax.evaluators import EVALUATORS, caption
+
+    cls = registry.imported("evaluator", section.get("type"), EVALUATORS)
+    if getattr(cls, "metrics", None) is caption.CaptionEvaluator.metrics:
+        return *caption.SCORES, *section.get("metrics", ())
+    return cls.score_names
 
 
 def check_data(runs: Sequence[Run]) -> None:

@@ -24,7 +24,8 @@ from prismer_jax.config import parse_arg
 def get_config(arg=None):
     arg = parse_arg(arg, good=1.0, fail=False, wait="")
     data = {"web": {"name": "lists"}}
-    evals = {name: {"type": "vqa", "data": {"name": "lists"}} for name in ("a", "vqa")}
+    kinds = {"a": "answers", "vqa": "vqa", "said": "caption"}  # what the first yields depends on its score
+    evals = {name: {"type": kind, "data": {"name": "lists"}} for name, kind in kinds.items()}
     return ConfigDict(dict(seed=0, lr=0.1, good=arg.good, fail=arg.fail, wait=arg.wait, data=data, evals=evals))
 """
 
@@ -216,6 +217,9 @@ def test_an_unknown_metric_is_an_error_that_costs_no_run(files, run):
     arguments = ["--arms", "one: good=1", "--seeds", "0"]
     with pytest.raises(UserError, match=r"'vqq/accuracy': no arm has an evaluator 'vqq'\. Did you mean 'vqa'"):
         run(*arguments, "--metrics", "vqq/accuracy")
+    for metric, likely in (("vqa/acuracy", "vqa/accuracy"), ("said/cidr", "said/cider"), ("vqa/cider", "vqa/accuracy")):
+        with pytest.raises(UserError, match=rf"No metric '{metric}' of any arm\. .*{likely}"):
+            run(*arguments, "--metrics", metric)
     assert not (files / "out").exists()
     with pytest.raises(UserError, match=r"Unknown metric 'a/scor', .* Did you mean 'a/score'\?"):
         run(*arguments, "--metrics", "a/scor")

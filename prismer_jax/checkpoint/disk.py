@@ -86,7 +86,7 @@ def replacing(final: pathlib.Path, main: bool) -> Iterator[pathlib.Path]:
     if main:
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
-            os.rename(final, old)  # killed here, `exports.find` knows where to look
+            os.rename(final, old)  # killed here, `reading.find` knows where to look
         os.rename(new, final)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -3,15 +3,15 @@
     python -m prismer_jax.train --config configs/quickstart.py:z,smoke --config.optim.lr=3e-4 --workdir runs/z
 
 A key that is misspelt, of another type, or that nobody reads is a UserError before the first step. `command_line.py`
-runs the file and overrides its keys, `section.py` and `durations.py` read, `numbers.py` checks, `keeping.py` writes.
+runs the file and overrides its keys, `section.py` and `durations.py` read, `values.py` checks, `keeping.py` writes.
 """
 
 from prismer_jax.config.command_line import RECIPES, ArgumentParser, load, parse_arg
 from prismer_jax.config.durations import duration_keys, steps
 from prismer_jax.config.keeping import Workdir, alone, provenance, save_resolved, to_json
-from prismer_jax.config.numbers import check_seed, check_workers
 from prismer_jax.config.section import Section, arguments, assert_read, call, plain, strict, unread
+from prismer_jax.config.values import check_seed, check_workers
 
 __all__ = ["RECIPES", "ArgumentParser", "Section", "Workdir", "alone", "arguments", "assert_read", "call"]
-__all__ += ["check_seed", "check_workers", "duration_keys", "load", "parse_arg", "plain", "provenance"]
-__all__ += ["save_resolved", "steps", "strict", "to_json", "unread"]
+__all__ += ["check_seed", "check_workers", "duration_keys", "load", "parse_arg", "plain", "provenance", "save_resolved"]
+__all__ += ["steps", "strict", "to_json", "unread"]

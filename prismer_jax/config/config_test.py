@@ -1,13 +1,24 @@
+import importlib
 import json
 import os
+import pathlib
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import ml_collections
+import numpy as np
 import pytest
 
-from prismer_jax import config
+from prismer_jax import config, losses, optim, registry
+from prismer_jax.config import values
+from prismer_jax.datasets import DATASETS
+from prismer_jax.decode.batch import METHODS
 from prismer_jax.errors import UserError
+from prismer_jax.evaluators import EVALUATORS
+from prismer_jax.pp import ops
 from prismer_jax.testing import ROOT
 
 FILE = """
@@ -296,8 +307,60 @@ def test_none_is_as_if_a_key_were_left_out_or_an_error():
     given = dict(lr=1, clip=None, other=None)
     assert config.call(fn, given, "config.optim") == (1, None, 0, None)
     for key in ("lr", "warmup"):
-        with pytest.raises(UserError, match=rf"config\.optim\.{key} is None; it is of type (float|int)\."):
+        with pytest.raises(UserError, match=rf"config\.optim\.{key} is None; it must be a (whole )?number\."):
             config.call(fn, {**given, key: None}, "config.optim")
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "name"),
+    [
+        (int, (1, np.int64(2)), ("1", 1.5, True, None), "a whole number"),
+        (float, (1, 1.5, np.float32(2)), ("x", True, [1.0]), "a number"),
+        (str | None, ("", None), (1, ["x"]), "a text or None"),
+        (Sequence[str] | str, ("x", ["x"], ("x", "y"), ()), (1, [1], {"x": 1}), "a list or a text"),
+        (int | tuple[int, int], (1, [1, 2], (1, 2)), ((1, 2, 3), "12", (1, "2")), "a whole number or a list of 2"),
+        (tuple[int, ...], ((), [1, 2, 3]), (1, ["1"]), "a list"),
+        (dict[str, Any], ({}, config.Section({})), ("x", []), "a section"),
+        (Literal["left", "right"], ("left", "lef"), (1, None), "'left' or 'right'"),
+        (str | os.PathLike[str], ("x", pathlib.Path("x")), (1, ["x"]), "a text"),
+        (Any, (1, None, "x"), (), ""),
+    ],
+)
+def test_values_are_of_the_annotated_type(kind, good, bad, name):
+    for value in good:
+        values.check({"key": value}, {"key": kind}, "config.some")
+    for value in bad:
+        with pytest.raises(UserError, match=rf"config\.some\.key is .*; it must be {re.escape(name)}\."):
+            values.check({"key": value}, {"key": kind}, "config.some")
+
+
+def test_a_class_takes_what_its_parents_take():
+    class Parent:
+        def __init__(self, *, size: int, rate: float = 1.0) -> None:
+            self.size = size
+
+    class Child(Parent):
+        def __init__(self, *, name: str = "", **options: Any) -> None:
+            super().__init__(**options)
+
+    assert config.call(Child, {"size": 2}, "config.some").size == 2
+    with pytest.raises(UserError, match=r"config\.some: key 'size' is missing"):
+        config.call(Child, {}, "config.some")
+    for key in ("size", "rate", "name"):
+        with pytest.raises(UserError, match=rf"config\.some\.{key} is \[\]; it must be a"):
+            config.call(Child, {"size": 2, key: []}, "config.some")
+
+
+def test_every_table_of_functions_has_annotations_that_can_be_read():
+    functions = [registry.imported("loss", name, losses.LOSSES) for name in losses.LOSSES]
+    functions += [registry.imported("evaluator", name, EVALUATORS) for name in EVALUATORS]
+    functions += [registry.imported("method", name, METHODS) for name in METHODS]
+    functions += [importlib.import_module(module).load for module in DATASETS.values()]
+    for module in ops.FURTHER.values():
+        importlib.import_module(module)
+    for function in [*functions, *ops.OPS.values(), *optim.OPTIMIZERS.values()]:
+        left = [name for name, p in values.parameters(function).items() if isinstance(p.annotation, str)]
+        assert not left, function
 
 
 # --- keeping ---

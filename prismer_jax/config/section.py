@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from prismer_jax.config import values
 from prismer_jax.errors import UserError, nearest
 
 
@@ -60,15 +59,16 @@ class Section(Mapping[str, Any]):
 
 
 def strict(config: Any) -> Section:
-    """Returns a ConfigDict or dict as a Section, on which every read is recorded."""
-    return Section(unwrapped(config))
+    """Returns a ConfigDict or dict as a Section, on which every read is recorded; raises UserError for wrong types."""
+    values.check_keys(keys := unwrapped(config))
+    return Section(keys)
 
 
 def plain(section: Any) -> Any:
     """Returns nested plain dicts and lists, and counts all of it as read."""
     if isinstance(section, Section):
         return {key: plain(section[key]) for key in section}
-    if isinstance(section, list | tuple):
+    if type(section) in (list, tuple):  # and no class of someone's own, such as a source
         return type(section)(plain(item) for item in section)
     return section
 
@@ -138,8 +138,7 @@ def call(
       extra: arguments that the program gives; a key of the section must not repeat them.
 
     Raises:
-      UserError: a key that fn does not take (with the nearest that it does), a required one that is missing, or a
-        None whose type has none.
+      UserError: a key that fn does not take (with the nearest), one that is missing, or a value of another type.
     """
     return fn(**arguments(fn, section, where, skip=skip, extra=extra), **extra)
 
@@ -149,16 +148,15 @@ def arguments(
 ) -> dict[str, Any]:
     """Returns the arguments of `call`, checked, for a function that is called later; `extra` names the program's."""
     given = {key: section[key] for key in section if key not in skip}
-    parameters = inspect.signature(fn).parameters
+    parameters = values.parameters(fn)
     names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and n not in extra]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in given:
         if key in extra or (key not in names and not takes_any):
             raise UserError(f"{where}: unknown key {key!r}. {nearest(key, names)}")
-    for key in (key for key in names if key in given and given[key] is None and parameters[key].default is not None):
-        if isinstance(kind := parameters[key].annotation, str) and not re.search(r"\b(None|Any|Optional)\b", kind):
-            raise UserError(f"{where}.{key} is None; it is of type {kind}. One with a default may be left out.")
-    missing = [n for n in names if n not in given and parameters[n].default is inspect.Parameter.empty]
+    defaults = {n for n in names if n in given and given[n] is parameters[n].default}
+    values.check(given, {n: kind for n, kind in values.kinds(fn).items() if n not in defaults}, where)
+    missing = [n for n in names if n not in given and parameters[n].default is parameters[n].empty]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing.")
     return {key: plain(value) for key, value in given.items()}

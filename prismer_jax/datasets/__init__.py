@@ -6,6 +6,7 @@ import importlib
 import os
 from typing import Any
 
+from prismer_jax import config
 from prismer_jax.errors import choose
 from prismer_jax.files import storage
 
@@ -28,23 +29,19 @@ PATHS = ("path", "images", "labels", "annotations", "names", "indices")  # on di
 REMOTE = ("records", "conversations", "pairs", "parquet")
 
 
-def load(name: str, **kwargs: Any) -> Any:
+def load(name: str, *, where: str = "", **kwargs: Any) -> Any:
     """Opens a data set.
 
     Args:
-      name: one of DATASETS.
+      name: one of DATASETS; messages begin with it, or with `where`.
       **kwargs: of that data set's `load`.
 
     Raises:
-      UserError: there is no data set of this name, or one that is read from disks has a remote path.
+      UserError: an unknown data set, an argument that it does not take, or a remote path of one that reads from disks.
     """
-    module = choose("data set", name, DATASETS)
+    function = importlib.import_module(choose("data set", name, DATASETS)).load
+    kwargs = config.arguments(function, kwargs, where or name, extra=())
     for value in (kwargs.get(key) for key in PATHS if name not in REMOTE):
         for path in [value] if isinstance(value, str | os.PathLike) else value or ():
             storage.on_disk(path)
-    return importlib.import_module(module).load(**kwargs)
-
-
-def pack(source: Any, chain: Any, **options: Any) -> tuple[Any, Any]:
-    """Returns the (source, chain) of rows that hold several samples each, or only those that fit: packing.rows."""
-    return importlib.import_module("prismer_jax.datasets.packing").rows(source, chain, **options)
+    return function(**kwargs)

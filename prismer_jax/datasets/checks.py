@@ -39,11 +39,7 @@ def check(source: Any, where: str, pp: str = "", experts: str | Sequence[str] = 
             form = "captions and answers are lists of texts, a question and a class name are one"
             raise UserError(f"{where}: an example has {wrong[0][:100]}; {form}.")
         break
-    calls = (
-        [(*args, *kwargs.values(), "all") for op, args, kwargs in registry.parse(pp) if op == "labels_for"]
-        if pp
-        else []
-    )
+    calls = [(*args, *kwargs.values(), "all") for op, args, kwargs in registry.parse(pp or "x") if op == "labels_for"]
     kept = [select(experts) for experts, *_ in calls]
     wanted = [name for name in select(experts) if all(name in names for names in kept)]
     if absent := missing([source], [name for name in wanted if name not in getattr(source, "blank", ())]):
@@ -59,13 +55,6 @@ def check_taught(parts: Sequence[Mapping[str, Any]], kinds: Sequence[str], where
     if names := missing([part["source"] for part in parts], kinds):
         left_out = "or leave them out of what is to be learnt"
         raise UserError(f"{where}: no example has labels of {', '.join(names)}. {MAKE}, {left_out}.")
-
-
-def check_training(mixture: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any], model: Any) -> None:
-    """Checks that there are labels of each kind that a student is to learn, or that `config.targets` teaches."""
-    targets = cfg.get("targets")
-    kinds = select(targets.get("experts", "all")) if targets else ()
-    check_taught(mixture, [*getattr(model, "kinds", ()), *kinds])
 
 
 def missing(sources: Sequence[Any], kinds: Sequence[str]) -> list[str]:

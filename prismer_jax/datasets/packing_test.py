@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 def packed(folder, tokenizer, **options):
     source = datasets.load("conversations", path=folder / "talks.jsonl", relevance=2)
     settings = dict(length=300, most=9, photos=2) | options
-    return source, *datasets.pack(source, pp.build(PP, tokenizer=tokenizer), **settings)
+    return source, *packing.rows(source, pp.build(PP, tokenizer=tokenizer), **settings)
 
 
 def test_a_row_is_its_samples_one_after_the_other(folder, tokenizer):
@@ -104,7 +104,7 @@ LABELLED = (
 def test_label_maps_and_their_classes_go_with_the_tiles_of_a_row(tokenizer):
     source = [labelled(0, 1, "a"), labelled(1, 0, "b"), labelled(2, 2, "c")]
     chain = pp.build(LABELLED, tokenizer=tokenizer)
-    rows, _ = datasets.pack(source, chain, length=256, most=7, how="filled")
+    rows, _ = packing.rows(source, chain, length=256, most=7, how="filled")
     assert len(rows) == 1
     row, tiles = rows[0], 0
     for number in rows.members(0):
@@ -130,7 +130,7 @@ def test_a_model_with_experts_reads_of_a_packed_row_what_it_reads_of_single_ones
     variables["params"]["labels"]["out"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)  # no longer 0
     read, logits = jax.jit(model.apply), {}
     for how in ("filled", "single"):
-        rows, _ = datasets.pack(source, chain, length=256, most=7, how=how)
+        rows, _ = packing.rows(source, chain, length=256, most=7, how=how)
         examples = [{k: v for k, v in rows[i].items() if isinstance(v, np.ndarray)} for i in range(len(rows))]
         batch = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
         out, real = np.asarray(read(variables, batch)), batch["mask_input"]
@@ -154,7 +154,7 @@ def test_what_is_left_out_is_counted_by_reason(folder, tokenizer, caplog):
 
 def test_a_prompt_without_answer_teaches_nothing(tokenizer):
     source = [{"turns": [{"user": "a"}]}, {"turns": [{"user": "a", "assistant": "b"}]}]
-    rows, _ = datasets.pack(source, pp.build("turns()|chat(90, 4)", tokenizer=tokenizer), length=90, most=1)
+    rows, _ = packing.rows(source, pp.build("turns()|chat(90, 4)", tokenizer=tokenizer), length=90, most=1)
     assert rows.dropped.counts == {packing.SILENT: 1}
     assert "image" not in rows[0]
 

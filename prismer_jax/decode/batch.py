@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prismer_jax import registry
 from prismer_jax.batch import Batch, inputs
+from prismer_jax.config import values
 from prismer_jax.decode.cache import row_keys
 from prismer_jax.errors import UserError, choose
 from prismer_jax.typing import Array, Float, Int, typed
@@ -81,11 +82,7 @@ def generate(
     parameters = inspect.signature(function).parameters
     for name in settings:
         choose(f"setting of decoding method {method!r}:", name, {p: None for p in parameters if p not in _TAKEN})
-    for name in ("num_beams", "num_samples"):
-        if name in settings and not 1 <= settings[name] <= MOST:
-            raise UserError(f"{name}={settings[name]}: must be from 1 to {MOST}.")
-    if (max_len > 0) == (max_new > 0) or (min_len > 0 and min_new > 0):
-        raise UserError("Give decoding one of max_len and max_new, above 0, and at most one of min_len and min_new.")
+    check_numbers({**settings, "max_len": max_len, "max_new": max_new, "min_len": min_len, "min_new": min_new})
     if 0 < max_len <= width:
         raise UserError(f"max_len={max_len} counts the prompt, which already has {width} columns: raise max_len.")
     if method == "sample" and rng is None:
@@ -100,23 +97,31 @@ def generate(
     return run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
 
 
-def settings_of(*functions: Callable[..., Any]) -> dict[str, None]:
-    """Returns the names of what a config may set of `generate`, a method or `rank`: not what the program gives them."""
+def settings_of(*functions: Callable[..., Any]) -> dict[str, Any]:
+    """Returns {name: type} of what a config may set of `generate`, a method or `rank`, not what the program gives."""
     own = {"model", "variables", "answers", "answer_mask", "settings"} | set(_TAKEN) - {"max_new", "min_new"}
     own -= {"prompt_length"} if generate in functions else set()
-    return {p: None for function in functions for p in inspect.signature(function).parameters if p not in own}
+    return {n: kind for function in functions for n, kind in values.kinds(function).items() if n not in own}
+
+
+def check_numbers(settings: Mapping[str, Any], where: str = "") -> None:
+    """Raises a UserError that begins with `where` for numbers of beams, samples or tokens that cannot be."""
+    for name in ("num_beams", "num_samples"):
+        if name in settings and not 1 <= settings[name] <= MOST:
+            raise UserError(f"{where}{name}={settings[name]}: must be from 1 to {MOST}.")
+    most, least = ([settings.get(f"{end}_{unit}", 0) > 0 for unit in ("len", "new")] for end in ("max", "min"))
+    if (settings.keys() & {"max_len", "max_new"} and sum(most) != 1) or all(least):
+        raise UserError(f"{where}give one of max_len and max_new, above 0, and at most one of min_len and min_new.")
 
 
 def check(settings: Mapping[str, Any], where: str) -> None:
-    """Raises a UserError that begins with `where` for settings of `generate` that do not exist."""
-    if not isinstance(settings, Mapping):
-        raise UserError(f"{where} is {settings!r}; it is a section of settings.")
-    try:
-        function = registry.imported("decoding method", settings.get("method", "beam"), METHODS)
-        for name in settings:
-            choose("setting of decoding", name, settings_of(generate, function))
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    """Raises a UserError that names `where` for settings of `generate` that do not exist, or cannot be."""
+    function = registry.imported(f"method of {where}:", settings.get("method", "beam"), METHODS)
+    kinds = settings_of(function, generate)
+    for name in settings:
+        choose(f"setting of {where}:", name, kinds)
+    values.check(settings, kinds, where)
+    check_numbers(settings, f"{where}: ")
 
 
 def as_given(text: Array, mask_input: Array, counted: Array | None = None) -> tuple[Array, Array, int]:

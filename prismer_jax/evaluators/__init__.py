@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prismer_jax import registry
+from prismer_jax import config, registry
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators.common import Evaluator, Journal
 
@@ -27,19 +27,20 @@ EVALUATORS = {
 }
 
 
-def build(type: str, **options: Any) -> Evaluator:
-    """Makes the evaluator of that type; `options` go to its class.
+def build(type: str, *, where: str = "", **options: Any) -> Evaluator:
+    """Makes the evaluator of that type; `options` go to its class, and messages begin with `where`, or the type.
 
     Raises:
-      UserError: an unknown type or option, or one that is missing.
+      UserError: an unknown type or option, one that is missing, or of another type than its class says.
     """
     made = registry.imported("evaluator", type, EVALUATORS)
+    config.arguments(made, options, where or type, extra=())
     try:
         return made(**options)
-    except TypeError as error:
-        own = rf"(?:Evaluator|{made.__name__})\.__init__\(\)"  # not of what it calls in turn
-        wrong = re.search(rf"{own} (?:got an )?((?:missing|unexpected) .*argument.*)", str(error))
-        raise (UserError(f"Evaluator {type!r}: {wrong[1]}.") if wrong else error) from None
+    except TypeError as error:  # of a class whose parents take less than it hands on
+        wrong = re.search(r"__init__\(\) got .* keyword argument '(\w+)'", str(error))
+        unknown = f"{where or type}: unknown key {wrong[1]!r}." if wrong and wrong[1] in options else None
+        raise (UserError(unknown) if unknown else error) from None
 
 
 def run(

@@ -42,9 +42,7 @@ class CaptionEvaluator(TextEvaluator):
             self.score_names = (*SCORES, *self.more)
         for name in self.more:  # now, and not after all captions are made
             registry.imported("metric", name, FURTHER).check()
-        self.check_settings(registry.imported("decoding method", method, decode.METHODS), decode.generate)
-        if not self.settings.keys() & {"max_len", "max_new"}:
-            self.settings["max_new"] = 20
+        self.check_settings(registry.imported("decoding method", method, decode.METHODS), decode.generate, max_new=20)
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         return self.generate(variables, batch, self.method, self.texts.caption_said)

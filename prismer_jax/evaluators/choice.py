@@ -45,11 +45,11 @@ class ChoiceEvaluator(TextEvaluator):
         super().__init__(**options)
         functions = {"greedy": greedy, "reference": sample, "rank": rank_answers}
         function, self.method = choose("method of choice:", method, functions), method
-        self.check_settings(function, decode.generate if method != "rank" else rank)
         if method == "rank":
+            self.check_settings(function, rank)
             self.letter_tokens = jax.device_put(choice_tokens(self.tokenizer, LETTERS, "answer"))
-        elif not self.settings.keys() & {"max_len", "max_new"}:
-            self.settings["max_new"] = NEW
+        else:
+            self.check_settings(function, decode.generate, max_new=NEW)
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         """Returns what is written, or for 'rank' all letters, the likeliest first."""

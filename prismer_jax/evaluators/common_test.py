@@ -1,9 +1,22 @@
+import pytest
+
+from prismer_jax import evaluators
+from prismer_jax.errors import UserError
 from prismer_jax.evaluators.common import Evaluator
 
 
-def test_ids_stand_in_results_as_the_list_has_them():
-    def key_of(**example):
-        return Evaluator.key_of(None, example, 0)
+def test_a_mistake_inside_an_evaluator_is_no_wrong_option(monkeypatch):
+    class Broken(Evaluator):
+        def __init__(self, *, width: int = 1, **options):
+            super().__init__(**options)
+            self.length = len(width)
 
-    assert [key_of(question_id=id, id="x") for id in (7, "07", "7")] == [7, "07", "7"]
-    assert [key_of(id=id) for id in ("7", "07", "0", "a.jpg")] == [7, "07", 0, "a.jpg"]
+    monkeypatch.setitem(evaluators.EVALUATORS, "broken", f"{__name__}:Broken")
+    monkeypatch.setitem(globals(), "Broken", Broken)
+    given = dict(model=None, tokenizer=None, source=[], pp=None, batch_size=8)
+    with pytest.raises(TypeError, match=r"has no len\(\)"):
+        evaluators.build("broken", **given)
+    with pytest.raises(UserError, match=r"config\.evals\.mine\.width is 'x'; it must be a whole number"):
+        evaluators.build("broken", where="config.evals.mine", width="x", **given)
+    with pytest.raises(UserError, match=r"broken: unknown key 'widht'"):
+        evaluators.build("broken", widht=1, **given)

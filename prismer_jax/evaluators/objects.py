@@ -29,9 +29,7 @@ class _ObjectsEvaluator(TextEvaluator):
     def __init__(self, *, method: str = "greedy", **options: Any) -> None:
         super().__init__(**options)
         self.method, function = method, registry.imported("method", method, decode.METHODS)
-        self.check_settings(function, decode.generate)
-        if not self.settings.keys() & {"max_len", "max_new"}:
-            self.settings["max_new"] = 256
+        self.check_settings(function, decode.generate, max_new=256)
 
     def check_source(self, where: str = "evaluation") -> None:
         """Passes: objects may be made by the ops, and an example without any is one with a right answer too."""

@@ -28,12 +28,10 @@ class Ranking:
     def __init__(self, evaluator: TextEvaluator, answers: Sequence[str] | str | int | None) -> None:
         evaluator.check_settings(rank, rank_answers)
         evaluator.settings.setdefault("k", 16)
-        if isinstance(answers, int):
+        if isinstance(answers, int) and evaluator.train_source is not None:
             answers = [text for text, _ in evaluator.train_texts().most_common(answers)]
-        if not answers:
-            raise UserError(
-                "method='rank' needs answers: a list, a JSON file with a list, or a number and a train_source."
-            )
+        if not answers or isinstance(answers, int):
+            raise UserError("method='rank' needs answers: a list, a JSON file with a list, or a number and train_data.")
         self.choices = read_choices(answers)
         self._model, self._settings = evaluator.model, evaluator.settings
         # int32 [a, l] and bool [a, l]: ids, and which of them are no padding.

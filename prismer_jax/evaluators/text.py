@@ -16,7 +16,8 @@ import numpy as np
 from prismer_jax import decode
 from prismer_jax import input as loader
 from prismer_jax.batch import prompts
-from prismer_jax.decode.batch import settings_of
+from prismer_jax.config import values
+from prismer_jax.decode.batch import check_numbers, settings_of
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.evaluators.common import Batch, Evaluator, Journal, Record, gather, local_rows
 from prismer_jax.pp.text import style_of
@@ -32,13 +33,9 @@ class TextEvaluator(Evaluator):
     Args:
       style: of pp.text.STYLES: 'plain', or 'reference' to write texts as the official code does.
       options: those of `Evaluator`; what is left are settings of the decoding.
-
-    Raises:
-      UserError: an unknown style.
     """
 
-    id_key, text_key = "image_id", "caption"  # of the official result format
-    method = ""
+    id_key, text_key, method = "image_id", "caption", ""  # two of the official result format
 
     def __init__(self, *, style: str = "plain", **options: Any) -> None:
         common = {key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options}
@@ -67,10 +64,15 @@ class TextEvaluator(Evaluator):
     def decoding(self) -> dict[str, Any]:
         return {"method": self.method, **self.settings, "style": self.style}
 
-    def check_settings(self, *functions: Callable[..., Any]) -> None:
-        """Raises a UserError for a setting that is not a parameter of one of these functions."""
+    def check_settings(self, *functions: Callable[..., Any], max_new: int = 0) -> None:
+        """Raises a UserError for settings that these functions do not take; gives them `max_new`, if it is not 0."""
+        kinds = settings_of(*functions)
         for name in self.settings:
-            choose(f"option of {type(self).__name__}:", name, {**OPTIONS, **settings_of(*functions)})
+            choose(f"option of {type(self).__name__}:", name, {**OPTIONS, **kinds})
+        values.check(self.settings, kinds, type(self).__name__)
+        if max_new and not self.settings.keys() & {"max_len", "max_new"}:
+            self.settings["max_new"] = max_new
+        check_numbers(self.settings, f"{type(self).__name__}: ")
 
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]

@@ -37,8 +37,7 @@ class VQAEvaluator(TextEvaluator):
     """
 
     id_key, text_key = "question_id", "answer"
-    main_score, is_accuracy = "accuracy", True
-    score_names = ("accuracy",)
+    main_score, score_names, is_accuracy = "accuracy", ("accuracy",), True
     choice: Literal["answer", "class"] = "answer"
 
     def __init__(
@@ -49,9 +48,7 @@ class VQAEvaluator(TextEvaluator):
         if method == "rank":
             self.ranking = function(self, answers)
             return
-        self.check_settings(function, decode.generate)
-        if not self.settings.keys() & {"max_len", "max_new"}:
-            self.settings["max_new"] = 10
+        self.check_settings(function, decode.generate, max_new=10)
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         if self.method != "rank":

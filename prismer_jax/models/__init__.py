@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prismer_jax.config import values
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models import vlm
 
@@ -46,6 +48,8 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quant
         choose("variant", fields["variant"], module.VARIANTS)
     if "dtype" in fields:
         choose("config.model.dtype", fields["dtype"], dict.fromkeys(("float32", "bfloat16", "float16")))
+    cls = inspect.signature(module.build, eval_str=True).return_annotation
+    values.check(fields, {**values.kinds(cls), **values.kinds(module.build)}, "config.model")
     try:
         model = module.build(tokenizer=tokenizer, **fields)
     except TypeError as error:

@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from flax.core import FrozenDict
 
+from prismer_jax.config import values
 from prismer_jax.errors import UserError, choose
 from prismer_jax.losses import label_costs
 from prismer_jax.models.vlm import init_from_shapes, ordinals, text_mask
@@ -46,6 +47,7 @@ def fields_of(
         part = dict(overrides.get(name, {}))
         for key in part:
             choose(f"field of {name}", key, tower.__dataclass_fields__)
+        values.check(part, values.kinds(tower), f"config.model.{name}")
         fields[name] = FrozenDict({**variants[variant].get(name, {}), **part})
     names = {name: tuple(classes) for name, classes in dict(fields.get("classes", {})).items()}
     vision, language = fields["vision"], fields.get("language", {})

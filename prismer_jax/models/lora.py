@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from prismer_jax import config, tree
+from prismer_jax.config import values
 from prismer_jax.errors import UserError, choose
 from prismer_jax.towers import layers, quantized
 from prismer_jax.typing import Array
@@ -191,6 +192,7 @@ def adapt(model: nn.Module, lora: Mapping[str, Any] | None, quantize: Mapping[st
     def read(cls: type, section: Mapping[str, Any] | None, where: str) -> tuple[Any, frozenset[str]]:
         if not section:
             return None, frozenset()
+        values.check(section, values.kinds(cls), where)
         match = section.get("match", ())
         patterns = (match,) if isinstance(match, str) else tuple(match)
         made = config.call(cls, {**section, "match": patterns} if match else section, where)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import registry
+from prismer_jax import config, registry
 from prismer_jax.errors import UserError, choose
 
 Example = dict[str, Any]
@@ -78,7 +78,8 @@ def make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
         kwargs = {**kwargs, "tokenizer": tokenizer}
     try:
         inspect.signature(factory).bind(*args, **kwargs)
-        return factory(*args, **kwargs)
-    except TypeError as error:  # or of a value of another type
+        config.arguments(factory, {**dict(zip(parameters, args, strict=False)), **kwargs}, name, extra=())
+    except (TypeError, UserError) as error:
         usage = f"{name}({', '.join(str(p) for p in parameters.values() if p.name != 'tokenizer')})"
-        raise UserError(f"The op {name} does not take these arguments ({error}). Write {usage}.") from error
+        raise UserError(f"The op {name} does not take these arguments ({error}) Write {usage}.") from error
+    return factory(*args, **kwargs)

@@ -158,6 +158,17 @@ def test_wrong_settings_are_explained_when_the_chain_is_built(spec, message):
         pp.build(spec, tokenizer=Words())
 
 
+def test_a_mistake_inside_an_op_is_no_wrong_setting(monkeypatch):
+    def broken(size: int = 1):
+        return size + "a"
+
+    monkeypatch.setitem(pp.OPS, "broken", broken)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        pp.build("broken(2)")
+    with pytest.raises(UserError, match="The op broken does not take these arguments"):
+        pp.build("broken('x')")
+
+
 def test_every_op_is_found_by_a_chain_whichever_module_has_it():
     files = [file for file in (ROOT / "prismer_jax/pp").glob("*.py") if not file.name.endswith("_test.py")]
     written = {name for file in files for name in re.findall(r"^@register\ndef (\w+)", file.read_text(), re.M)}

@@ -106,10 +106,8 @@ def rows_of(sharding: jax.sharding.Sharding, size: int) -> list[int]:
 
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Raises a UserError with the nearest valid sizes unless the devices can share each of `parts` parts of a batch."""
-    if not isinstance(parts, int) or parts < 1:
-        raise UserError(f"accumulate={parts}: must be at least 1, and a whole number.")
-    if not isinstance(batch_size, int):
-        raise UserError(f"batch_size={batch_size}: must be a whole number.")
+    if parts < 1:
+        raise UserError(f"accumulate={parts}: must be at least 1.")
     unit = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * parts
     if batch_size < 1 or batch_size % unit:
         below, above = batch_size // unit * unit, max(batch_size // unit + 1, 1) * unit

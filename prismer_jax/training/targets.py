@@ -21,6 +21,7 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
+from prismer_jax.datasets.checks import check_taught
 from prismer_jax.errors import UserError
 from prismer_jax.labels import select
 from prismer_jax.losses import Costs, Forward, Loss
@@ -123,3 +124,10 @@ def make(model: Any, experts: str | Sequence[str] = "all", weight: float | Mappi
         raise UserError(f"config.targets: {type(model).__name__} has no vision tower with a square of patches.")
     tables = label_tables(names, getattr(model, "classes", {}))
     return Targets(model, Heads(names), weights, tokens[0].shape[-1], tables)
+
+
+def check_labels(mixture: Sequence[Mapping[str, Any]], cfg: Mapping[str, Any], model: Any) -> None:
+    """Checks that there are labels of each kind that a student is to learn, or that `config.targets` teaches."""
+    targets = cfg.get("targets")
+    kinds = select(targets.get("experts", "all")) if targets else ()
+    check_taught(mixture, [*getattr(model, "kinds", ()), *kinds])

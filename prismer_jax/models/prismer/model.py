@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 
+from prismer_jax.config import values
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import BACKGROUND, EXPERTS, MAX_IDS, select
 from prismer_jax.models.prismer.encoder import VisionEncoder
@@ -262,12 +263,11 @@ def build(
     if tokenizer is not None:
         decoder.setdefault("pad", tokenizer.pad)
     optional = dict.fromkeys(("dropout", "initializer_range", "pad"))
-    for kind, given, valid in (
-        ("field of the model", overrides, names),
-        ("field of the decoder", decoder, {**fields["decoder"], **optional}),
-    ):
-        for key in given:
-            choose(kind, key, valid)
+    for key in overrides:
+        choose("field of the model", key, names)
+    for key in decoder:
+        choose("field of the decoder", key, {**fields["decoder"], **optional})
+    values.check(decoder, values.kinds(TextDecoder), "config.model.decoder")
     fields |= overrides
     fields["decoder"] = FrozenDict({**fields["decoder"], **decoder})
     names = {k: tuple(v) for k, v in dict(fields.get("classes", {})).items()}
