@@ -77,9 +77,8 @@ def select(spec: str | Sequence[str] | None) -> tuple[str, ...]:
         return ()
     if spec == "all":
         return PAPER
-    spec = [name.strip() for name in spec.replace(",", "+").split("+")] if isinstance(spec, str) else spec
-    names = list(spec) if isinstance(spec, Iterable) else [spec]
-    for name in names:
+    names = [name.strip() for name in spec.replace(",", "+").split("+")] if isinstance(spec, str) else spec
+    for name in names if isinstance(names, Iterable) else [names]:
         choose("expert", name, EXPERTS)
     return tuple(name for name in EXPERTS if name in names)
 

@@ -251,14 +251,14 @@ class Watch:
         """Waits for the pending steps and writes their values.
 
         Raises:
-          UserError: a loss is not finite; the run stops before it is saved.
+          UserError: a loss is not finite, or the first step learns nothing; the run stops before it is saved.
         """
         for step, measured in self._pending:
             measured = jax.device_get(measured)
             remedy = "Lower config.optim.lr, or set config.optim.clip_norm."
-            if not measured.pop("weight"):
+            if nothing := not measured.pop("weight") or measured["train/loss"] == 0 == measured["train/grad_norm"]:
                 remedy = "No token of this batch is to be learnt: pp of config.data must write targets behind prompts."
-            if not math.isfinite(measured["train/loss"]):
+            if not math.isfinite(measured["train/loss"]) or (nothing and step == self.first_step + 1):
                 last = f"the last checkpoint is of step {self._checkpoints.latest_step()}"
                 raise UserError(f"The loss is {measured['train/loss']} at step {step}; {last}. {remedy}")
             self._progress.step(images=self._batch_size, tokens=int(measured.pop("tokens")))

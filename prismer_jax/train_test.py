@@ -197,12 +197,13 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
     assert all(math.isfinite(losses(tmp_path)[step]) for step in steps)
 
 
-def test_a_batch_of_prompts_alone_is_named_as_that(tmp_path):
-    """Its loss is 0 / 0, whatever the rate."""
-    cfg = unwatched("loss.normalize=batch", "batch_size=8", arg="z,smoke")
+@pytest.mark.parametrize(("normalize", "loss"), [("batch", "nan"), ("none", "0.0")])
+def test_a_batch_of_prompts_alone_is_named_as_that(normalize, loss, tmp_path):
+    """Its loss is 0 / 0, or that of no tokens, whatever the rate."""
+    cfg = unwatched(f"loss.normalize={normalize}", "batch_size=8", arg="z,smoke")
     for part in cfg["data"].values():
         part |= dict(pp=cfg["tasks"]["caption"]["pp"], count=8)
-    with pytest.raises(UserError, match=r"nan at step 1; .*step None\. No token of this batch is to be learnt"):
+    with pytest.raises(UserError, match=rf"{loss} at step 1; .*step None\. No token of this batch is to be learnt"):
         train(cfg, tmp_path)
 
 

@@ -151,11 +151,12 @@ def plan(
     runs: list[Run] = []
     sections: dict[str, list[dict[str, Any]]] = {}  # of all arms, by the evaluator's name
     for seed in seeds:
+        config.check_seed(seed)
         for arm in arms:
             spec = f"{file}{',' if ':' in file else ':'}{arm.argument}" if arm.argument else file
             keys = (*overrides, *arm.overrides, f"seed={seed}")
             run = Run(arm, seed, spec, keys, output / arm.folder / f"seed{seed}")
-            wanted = json.loads(config.to_json(config.load(spec, keys)))
+            wanted = json.loads(config.to_json(config.strict(config.load(spec, keys))))
             if run.results() is not None and json.loads((run.workdir / "config.json").read_text()) != wanted:
                 raise UserError(f"{run.workdir} holds a finished run of another config. Use another --output.")
             runs.append(run)

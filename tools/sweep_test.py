@@ -203,6 +203,8 @@ def test_an_arm_joins_the_configs_own_argument(tmp_path):
         (["good=1 config.learning=2"], "No config key 'learning'"),
         (["good=1", "--baselines", "x"], "Unknown arm 'x'"),
         (["good=1", "--seeds", "1", "1"], "Seed 1 is there twice"),
+        (["good=1", "--seeds", "-1"], r"seed=-1: must be a whole number from 0"),
+        (["good=1 config.wandb=x"], r"config\.wandb is 'x'; it must be a section"),
         (["good=1 config.seed=3"], r"config\.seed=3: the sweep sets the seed\. Say --seeds 3 instead"),
         (["good=1", "--config.seed=3"], r"config\.seed=3: the sweep sets the seed\. Say --seeds 3 instead"),
     ],

@@ -78,7 +78,7 @@ def generate(
       UserError: unknown method, padding or setting, a setting out of range, no max_len or max_new, a key missing in
         the batch, or sampling without rng.
     """
-    function, width = registry.imported("decoding method", method, METHODS), batch["text"].shape[1]
+    function, width = registry.imported("decoding method", method, METHODS), Batch(batch)["text"].shape[1]
     parameters = inspect.signature(function).parameters
     for name in settings:
         choose(f"setting of decoding method {method!r}:", name, {p: None for p in parameters if p not in _TAKEN})
@@ -162,6 +162,7 @@ def _compiled(
     mesh: Any,
     axes: Any,
 ) -> Any:
+    batch = Batch(batch)
     text, mask, prompt_length = lay_out(batch["text"], batch["mask_input"], batch.get("_mask"))
     batch = {**batch, "text": text, "mask_input": mask}
     if "prompt_length" in inspect.signature(function).parameters:

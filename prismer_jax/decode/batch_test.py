@@ -290,3 +290,11 @@ def test_what_cannot_be_done_is_the_users_error(small, settings, message):
     model, variables = small
     with pytest.raises(UserError, match=message):
         generate(model, variables, photos(), **settings)
+
+
+@pytest.mark.parametrize("missing", ["text", "mask_input"])
+def test_a_batch_without_prompts_names_the_op_that_is_missing(small, missing):
+    model, variables = small
+    batch = {key: value for key, value in photos().items() if key != missing}
+    with pytest.raises(UserError, match=f"The batch has no '{missing}'.* Add an op to pp"):
+        generate(model, variables, batch, max_new=3)
