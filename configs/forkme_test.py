@@ -205,3 +205,27 @@ def test_a_paligemma_reads_lines_of_image_prefix_and_suffix(tmp_path):
     assert said <= {"a", "b"}
     prefix = batch["text"][0][batch["mask_input"][0] & (batch["mask_ar"][0] == 0)]
     assert words.decode(prefix.tolist()).strip() == "detect cat"
+
+
+@pytest.mark.parametrize(
+    ("look", "crop"),
+    [
+        ("resize(64)", "random_resized_crop(64)|flip()"),
+        ("resize(96, 64)", "random_resized_crop(96, 64)|flip()"),
+        ("resize(size=96, label_size=64)", "random_resized_crop(size=96, label_size=64)|flip()"),
+    ],
+)
+def test_a_prismer_of_ones_own_is_augmented_however_its_task_looks(look, crop, mine, tmp_path):
+    tasks = {"caption": {"pp": f"decode|{look}|caption_prompt(prefix='a photo of')|tokenize(3)", "decode": {}}}
+    described = {"model": {"variant": "small", "experts": "none"}, "tokenizer": "scenes", "tasks": tasks}
+    checkpoint.export(tmp_path / "own", {"params": {"w": np.zeros(1)}}, described)
+    cfg = config.load(f"{ROOT}/transfers/forkme.py:init={tmp_path}/own,data={mine}")
+    assert cfg.data.mine.pp == f"decode()|{crop}|caption('a photo of', style='plain')|tokenize(48)"
+
+
+def test_a_prismer_whose_task_does_not_resize_is_refused(mine, tmp_path):
+    tasks = {"caption": {"pp": "decode|stretch(96)|caption_prompt()|tokenize(3)", "decode": {}}}
+    described = {"model": {"variant": "small", "experts": "none"}, "tokenizer": "scenes", "tasks": tasks}
+    checkpoint.export(tmp_path / "own", {"params": {"w": np.zeros(1)}}, described)
+    with pytest.raises(UserError, match="without `resize`: say in of_prismer how to crop"):
+        config.load(f"{ROOT}/transfers/forkme.py:init={tmp_path}/own,data={mine}")

@@ -220,7 +220,7 @@ def multiple_choice(pp, path, method="greedy"):
     wording = f"{{question}}\n{LETTER}"
     if options.get("style") == "answer":
         options, wording = options | dict(style="plain"), f"Question: {{question}} \n{LETTER} \nAnswer:"
-    chat = _spelled("chat", (args[0] + LONGEST, *args[1:]), options)
+    chat = spelled("chat", (args[0] + LONGEST, *args[1:]), options)
     pp = other_ops(pp, ask=f"ask(wording={wording!r})", chat=chat)
     data = dict(name="choices", path=path, letters="ABCD")  # letters of questions that do not list theirs
     return dict(type="choice", data=data, pp=pp, batch_size=8, method=method)
@@ -228,8 +228,9 @@ def multiple_choice(pp, path, method="greedy"):
 
 def other_ops(pp, **ops):
     """Returns a chain of ops in which other calls stand for those named, {name: call}; '' leaves one out."""
-    return "|".join(filter(None, (ops.get(call[0], _spelled(*call)) for call in registry.parse(pp))))
+    return "|".join(filter(None, (ops.get(call[0], spelled(*call)) for call in registry.parse(pp))))
 
 
-def _spelled(name, args, options):
+def spelled(name, args, options):
+    """Returns the call of an op as it is written in a chain."""
     return f"{name}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in options.items())])})"

@@ -122,17 +122,22 @@ def of_prismer(config, arg, captions):
     if arg.experts:
         how["pp"] = nanovlm.other_ops(how["pp"], labels_for=f"labels_for({arg.experts!r})")
     # Augmentation sees the labels too. Leave `flip` out where texts say left or right.
-    crop = "random_resized_crop({}, {})|flip()".format(*ops_of(how["pp"])["resize"])
+    if "resize" not in ops_of(how["pp"]):
+        raise UserError(
+            f"{config.init}: its task looks by {how['pp']!r}, without `resize`: say in of_prismer how to crop."
+        )
+    crop = f"{nanovlm.spelled('random_resized_crop', *ops_of(how['pp'])['resize'])}|flip()"
     return nanovlm.other_ops(how["pp"], resize=crop, **texts(how, captions)), how
 
 
 def ops_of(pp):
-    return {name: args for name, args, _ in registry.parse(pp)}
+    return {name: (args, options) for name, args, options in registry.parse(pp)}
 
 
 def texts(how, captions):
     """Returns the ops of whole texts, by the names of those with which a checkpoint is given the prompt alone."""
-    prefix, style = (*ops_of(how["pp"]).get("caption_prompt", ()), "")[0], how.get("style", "plain")
+    args, options = ops_of(how["pp"]).get("caption_prompt", ((), {}))
+    prefix, style = (*args, options.get("prefix", ""))[0], how.get("style", "plain")
     text = f"caption({prefix!r}, style={style!r})" if captions else f"question(style={style!r})"
     return dict(caption_prompt=text, question_prompt=text, tokenize=f"tokenize({LENGTH})")
 
