@@ -64,7 +64,8 @@ def _decode_any(row: LabelKind, data: bytes, where: str) -> np.ndarray:
             raise ValueError(f"{image.width}x{image.height} pixels are too many")
         image.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
-        raise BadSample(f"{where}: cannot be read as an image ({error}). Make the label again.", DAMAGED) from None
+        said = str(error).partition(" <")[0]  # without Python's name for the bytes
+        raise BadSample(f"{where}: cannot be read as an image ({said}). Make the label again.", DAMAGED) from None
     colours = "RGB" if row.storage == "rgb" else "grey"
     problem = f"{where}: {row.name} labels are {colours} images of 8 bits, this one has mode {image.mode}."
     if row.storage == "rgb":

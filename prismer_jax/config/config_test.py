@@ -321,7 +321,7 @@ def test_none_is_as_if_a_key_were_left_out_or_an_error():
         (int | tuple[int, int], (1, [1, 2], (1, 2)), ((1, 2, 3), "12", (1, "2")), "a whole number or a list of 2"),
         (tuple[int, ...], ((), [1, 2, 3]), (1, ["1"]), "a list"),
         (dict[str, Any], ({}, config.Section({})), ("x", []), "a section"),
-        (Literal["left", "right"], ("left", "lef"), (1, None), "'left' or 'right'"),
+        (Literal["left", "right"], ("left", "right"), ("lef", 1, None), "'left' or 'right'"),
         (str | os.PathLike[str], ("x", pathlib.Path("x")), (1, ["x"]), "a text"),
         (Any, (1, None, "x"), (), ""),
     ],

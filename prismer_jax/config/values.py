@@ -26,7 +26,8 @@ KEYS |= dict(max_bad_fraction=float | None)
 SECTIONS: dict[str, dict[str, Any]] = dict(data=dict(name=str, pp=str, pack=SECTION, features=str), tasks={})
 SECTIONS |= dict(evals=dict(type=str, data=SECTION, train_data=SECTION | None, pp=str))
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
-NAMES |= {Mapping: "a section", dict: "a section", Sequence: "a list", list: "a list", tuple: "a list"}
+NAMES |= dict.fromkeys((Sequence, list, tuple), "a list") | dict.fromkeys((Mapping, dict), "a section")
+NAMES |= {typing.Literal: "one of some"}  # which are named
 
 
 def parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -69,8 +70,8 @@ def fits(value: Any, kind: Any) -> bool:
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in inner)
-    if origin is typing.Literal:  # which of them there are, its function says
-        return any(type(value) is type(one) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
     if origin in (int, float):
         return isinstance(value, numbers.Integral if origin is int else numbers.Real) and not isinstance(value, bool)
     if origin in (tuple, list, Sequence):

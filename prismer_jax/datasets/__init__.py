@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from prismer_jax import config
-from prismer_jax.errors import choose
+from prismer_jax.errors import UserError, choose
 from prismer_jax.files import storage
 
 # Name -> module with a function `load`; a module is imported when its data set is asked for.
@@ -30,17 +30,15 @@ REMOTE = ("records", "conversations", "pairs", "parquet")
 
 
 def load(name: str, *, where: str = "", **kwargs: Any) -> Any:
-    """Opens a data set.
-
-    Args:
-      name: one of DATASETS; messages begin with it, or with `where`.
-      **kwargs: of that data set's `load`.
+    """Opens one of DATASETS with the arguments of its `load`; messages begin with its name, or with `where`.
 
     Raises:
       UserError: an unknown data set, an argument that it does not take, or a remote path of one that reads from disks.
     """
     function = importlib.import_module(choose("data set", name, DATASETS)).load
     kwargs = config.arguments(function, kwargs, where or name, extra=())
+    if (limit := kwargs.get("limit")) is not None and limit < 1:
+        raise UserError(f"{where or name}.limit is {limit}; it must be 1 at least, or left out.")
     for value in (kwargs.get(key) for key in PATHS if name not in REMOTE):
         for path in [value] if isinstance(value, str | os.PathLike) else value or ():
             storage.on_disk(path)

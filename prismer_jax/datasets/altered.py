@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import datasets, label_files
+from prismer_jax import config, datasets, label_files
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, select
 
@@ -43,7 +43,7 @@ def load(
             f"{labels}: holds no labels of {', '.join(missing)}. Make them with python -m tools.make_labels."
         )
     keys = [key for name in names for key in keys_of(name)]
-    return Altered(datasets.load(**of), keys, how, seed, names, labels)
+    return Altered(config.call(datasets.load, of, "altered.of", where="altered.of"), keys, how, seed, names, labels)
 
 
 def keys_of(expert: str) -> list[str]:

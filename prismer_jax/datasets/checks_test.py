@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from prismer_jax import datasets
 from prismer_jax.datasets import altered, checks
 from prismer_jax.errors import BadSample, UserError
 
@@ -84,3 +85,20 @@ def test_texts_as_data_sets_give_them_are_taken():
     examples = [{"captions": ["a dog"], "question": None}, {"captions": ()}, {"answers": ["red"], "question": "What?"}]
     for example in examples:
         checks.check([example], "config.data.birds")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lists", dict(path="x.json", task="quest"), r"lists\.task is 'quest'; it must be 'caption' or 'question' or"),
+        ("lists", dict(path="x.json", limit=-1), r"lists\.limit is -1; it must be 1 at least"),
+        ("lists", dict(path="x.json", limit="x"), r"lists\.limit is 'x'; it must be a whole number or None"),
+        ("lists", dict(path="x.json", limti=1), r"lists: unknown key 'limti'. Did you mean 'limit'"),
+        ("altered", dict(of={"images": "x"}, experts="depth", how="blank"), r"altered\.of: key 'name' is missing"),
+        ("altered", dict(of={"name": "photos"}, experts="depth", how="blank"), r"altered\.of: key 'images' is missing"),
+        ("altered", dict(of="x", experts="depth", how="blank"), r"altered\.of is 'x'; it must be a section"),
+    ],
+)
+def test_arguments_that_a_data_set_does_not_take_are_named(name, options, message):
+    with pytest.raises(UserError, match=message):
+        datasets.load(name, **options)
