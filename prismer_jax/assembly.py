@@ -115,8 +115,8 @@ def check_task(
     Pipeline(pp, tokenizer)
     style_of(style)
     check = importlib.import_module("prismer_jax.decode.batch").check
-    check(decode or {}, f"{where}.decode")
-    check({"method": "sample", **(sample or {})}, f"{where}.sample")
+    for key, settings in (("decode", decode), ("sample", sample and {"method": "sample", **sample})):
+        check(settings or {}, f"{where}.{key}")
 
 
 def check_metric(name: str | None, evals: Mapping[str, Any], why: str = "to choose the best checkpoint by") -> None:
