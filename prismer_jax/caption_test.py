@@ -71,11 +71,11 @@ def photos(tmp_path):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("RGB", (30, 40), tuple(rng.randint(0, 256, 3).tolist())).save(tmp_path / f"photos/p{i}.png")
         write = functools.partial(label_files.write, tmp_path / "labels", image=f"p{i}.png")
-        write("depth", label=np.outer(np.arange(40) ** (i + 1) % 200, np.ones(30)).astype(np.uint8)[..., None])
+        write("depth", map=np.outer(np.arange(40) ** (i + 1) % 200, np.ones(30)).astype(np.uint8)[..., None])
         instances = rng.choice([i, i + 1, 255], (40, 30, 1)).astype(np.uint8)  # ids overlap from photo to photo
-        write("obj_detection", label=instances, classes=rng.randint(0, 722, i + 2).tolist())
+        write("obj_detection", map=instances, classes=rng.randint(0, 722, i + 2).tolist())
         words = rng.choice([0, 255], (40, 30, 1)).astype(np.uint8)
-        write("ocr_detection", label=words, features=rng.standard_normal((1, 64)), words=["exit"])
+        write("ocr_detection", map=words, features=rng.standard_normal((1, 64)), words=["exit"])
     return tmp_path
 
 
