@@ -135,6 +135,15 @@ def test_who_is_dead(leases, owner, abandoned):
     assert (leases.take("a") is not None) == abandoned
 
 
+def test_a_process_that_was_killed_before_it_wrote_its_name_is_not_waited_for(leases):
+    path = leases.file("a", 1)
+    path.touch()
+    assert leases.take("a") is None  # it may be writing it
+    then = time.time() - 2 * module.NAMELESS
+    os.utime(path, (then, then))
+    assert leases.take("a").generation == 2
+
+
 def test_a_full_disk_leaves_no_lease(leases, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import config, registry
+from prismer_jax.config import values
 from prismer_jax.errors import UserError, choose
 
 Example = dict[str, Any]
@@ -71,7 +72,7 @@ def make(name: str, args: tuple, kwargs: dict[str, Any], tokenizer: Any) -> Op:
     if name in FURTHER:
         importlib.import_module(FURTHER[name])
     factory = choose("preprocessing op", name, {**FURTHER, **OPS})
-    parameters = inspect.signature(factory).parameters
+    parameters = values.parameters(factory)
     if "tokenizer" in parameters:
         if tokenizer is None:
             raise UserError(f"The op {name} needs a tokenizer: pass one to pp.build.")
