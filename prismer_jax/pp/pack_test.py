@@ -55,7 +55,7 @@ def test_one_text_is_what_tokenize_makes_of_it():
 
 
 def test_refuses_what_it_cannot_pack():
-    with pytest.raises(UserError, match="pack.of is 'question'; it must be 'captions' or 'questions'"):
+    with pytest.raises(UserError, match=r"pack\.of is 'question'; it must be 'captions' or 'questions'"):
         packed("pack(20, of='question')", {})
     with pytest.raises(UserError, match="task='all'"):
         packed("pack(20, of='questions')", {"question": "How many?"})
