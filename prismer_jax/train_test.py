@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
     assert all(math.isfinite(losses(tmp_path)[step]) for step in steps)
 
 
-@pytest.mark.parametrize(("normalize", "loss"), [("batch", "nan"), ("none", "0.0")])
+@pytest.mark.parametrize(("normalize", "loss"), [("batch", "nan"), pytest.param("none", "0.0", marks=pytest.mark.slow)])
 def test_a_batch_of_prompts_alone_is_named_as_that(normalize, loss, tmp_path):
     """Its loss is 0 / 0, or that of no tokens, whatever the rate."""
     cfg = unwatched(f"loss.normalize={normalize}", "batch_size=8", arg="z,smoke")

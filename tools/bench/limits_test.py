@@ -30,7 +30,10 @@ def test_a_limit_is_of_operations_or_of_bytes_product_by_product():
     assert limits.least(products, flops=100.0, size=10.0) == 2 * 1.0 + 10.0
 
 
-@pytest.mark.parametrize("name", ["encoder", "decode", "vqa_rank16"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("encoder", "vqa_rank16")]
+
+
+@pytest.mark.parametrize("name", ["decode", *SLOW])
 def test_a_row_is_measured_beside_its_limit(tiny, monkeypatch, name):  # noqa: F811
     monkeypatch.setattr(limits, "SIDE", 128)
     monkeypatch.setattr(limits, "READ", 2**17)
