@@ -323,9 +323,8 @@ class _EvalExample:
 
 
 def _arrays(example: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in example.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"} | {
-        "_mask": np.bool_(True)
-    }
+    arrays = {k: v for k, v in example.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"}
+    return arrays | {"_mask": np.bool_(True)}
 
 
 def _collate(examples: Sequence[dict[str, Any]], trim: bool = False, meta: bool = False) -> Batch:
@@ -339,10 +338,8 @@ def _collate(examples: Sequence[dict[str, Any]], trim: bool = False, meta: bool 
     }
     if meta:
         batch["meta"] = [example["meta"] for example in examples]
-    specs = [
-        {k: (v.dtype, v.shape) for k, v in example.items() if k not in ("_bad", "_cut", "_seen", "meta")}
-        for example in examples
-    ]
+    told = {"_bad", "_cut", "_seen", "meta"}
+    specs = [{k: (v.dtype, v.shape) for k, v in example.items() if k not in told} for example in examples]
     for other in specs[1:]:
         if other != specs[0]:
             differ = sorted(k for k in specs[0].keys() | other.keys() if specs[0].get(k) != other.get(k))

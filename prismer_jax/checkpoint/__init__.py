@@ -9,9 +9,16 @@ are stored as bytes with shape and type, and not where they lay: reading execute
 (`disk.py`) or in a bucket, gs:// (`buckets.py`).
 """
 
+import importlib
+
 from prismer_jax.checkpoint.exports import export
 from prismer_jax.checkpoint.layout import DESCRIPTION, WEIGHTS, saved_shapes
-from prismer_jax.checkpoint.reading import description, find, load_export
 from prismer_jax.checkpoint.steps import Checkpointer
 
 __all__ = ["DESCRIPTION", "WEIGHTS", "Checkpointer", "description", "export", "find", "load_export", "saved_shapes"]
+
+
+def __getattr__(name: str) -> object:  # PEP 562, as in prismer_jax: a training from scratch reads no model
+    if name not in ("description", "find", "load_export"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("prismer_jax.checkpoint.reading"), name)

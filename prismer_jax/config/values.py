@@ -27,7 +27,6 @@ SECTIONS: dict[str, dict[str, Any]] = dict(data=dict(name=str, pp=str, pack=SECT
 SECTIONS |= dict(evals=dict(type=str, data=SECTION, train_data=SECTION | None, pp=str))
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
 NAMES |= dict.fromkeys((Sequence, list, tuple), "a list") | dict.fromkeys((Mapping, dict), "a section")
-NAMES |= {typing.Literal: "one of some"}  # which are named
 
 
 def parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -53,7 +52,8 @@ def check(values: Mapping[str, Any], kinds: Mapping[str, Any], where: str) -> No
     for key in values:
         if key in kinds and not fits(value := values[key], kinds[key]):
             remedy = " A key with a default may be left out." if value is None else ""
-            raise UserError(f"{where}.{key} is {reprlib.repr(value)}; it must be {_name(kinds[key])}.{remedy}")
+            name = _name(kinds[key]) or kinds[key]
+            raise UserError(f"{where}.{key} is {reprlib.repr(value)}; it must be {name}.{remedy}")
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
@@ -84,13 +84,13 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def _name(kind: Any) -> str:
-    """Returns a type in words: 'a number or None'."""
+    """Returns a type in words, 'a number or None', or '' for one that has none."""
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_name(x) for x in inner if (typing.get_origin(x) or x) in NAMES))
+        return " or ".join(dict.fromkeys(filter(None, map(_name, inner))))
     if origin is typing.Literal:
         return " or ".join(map(repr, inner))
-    return NAMES.get(origin, str(origin)) + (f" of {len(inner)}" if origin is tuple and ... not in inner else "")
+    return NAMES.get(origin, "") + (f" of {len(inner)}" if origin is tuple and ... not in inner else "")
 
 
 def check_seed(seed: int | None) -> None:
@@ -103,7 +103,5 @@ def check_workers(number: int | None) -> None:
     """Raises a UserError unless this machine can have so many loader processes; with 0 threads load."""
     cores = runtime.cores()
     if number is None or not 0 <= number <= WORKERS * cores:
-        raise UserError(
-            f"num_workers={number}: must be from 0, which loads in threads, to {WORKERS * cores}. One for each of the "
-            f"{cores} cores that this process may use keeps them busy."
-        )
+        said = f"from 0, which loads in threads, to {WORKERS * cores}; one for each of the {cores} cores is enough"
+        raise UserError(f"num_workers={number}: must be {said}.")

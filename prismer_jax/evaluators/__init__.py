@@ -34,24 +34,20 @@ def build(type: str, *, where: str = "", **options: Any) -> Evaluator:
       UserError: an unknown type or option, one that is missing, or of another type than its class says.
     """
     made = registry.imported("evaluator", type, EVALUATORS)
-    config.arguments(made, options, where or type, extra=())
     try:
-        return made(**options)
+        return config.call(made, options, where or type)
     except TypeError as error:  # of a class whose parents take less than it hands on
-        wrong = re.search(r"__init__\(\) got .* keyword argument '(\w+)'", str(error))
-        unknown = f"{where or type}: unknown key {wrong[1]!r}." if wrong and wrong[1] in options else None
-        raise (UserError(unknown) if unknown else error) from None
+        if (wrong := re.search(r"__init__\(\) got .* keyword argument '(\w+)'", str(error))) and wrong[1] in options:
+            raise UserError(f"{where or type}: unknown key {wrong[1]!r}.") from None
+        raise
 
 
 def run(
     evaluators: Mapping[str, Evaluator], variables: Any, journals: Mapping[str, Journal] | None = None
 ) -> dict[str, float]:
-    """Returns {'evaluator/metric': value} of all evaluators on a model's variables.
+    """Returns {'evaluator/metric': value} of {name: evaluator} on a model's variables.
 
-    Args:
-      evaluators: {name: evaluator}.
-      variables: the model's.
-      journals: {name: where predictions are kept as they come, to go on from}.
+    Of `journals`, {name: journal}, each keeps its evaluator's predictions as they come, to go on from.
     """
     return {
         f"{name}/{metric}": float(value)

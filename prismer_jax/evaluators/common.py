@@ -145,9 +145,7 @@ class Evaluator:
     def run(self, variables: Any, journal: Journal | None = None) -> Iterator[tuple[str, float]]:
         """Evaluates the model and yields (name, value).
 
-        Args:
-          variables: the model's.
-          journal: where predictions are kept as they come, and earlier starts have left some.
+        Predictions are kept in `journal` as they come, where earlier starts have left some.
 
         Raises:
           UserError: nothing can be scored, or more samples than `max_unscored` cannot.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prismer_jax.errors import BadSample, UserError, choose
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp.ops import Example, Op, make, register
 from prismer_jax.pp.text import tokenize
 
@@ -27,8 +27,7 @@ def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, *
       BadSample: as those ops and `tokenize`.
     """
     write = tokenize(length, tokenizer=tokenizer)
-    kind = choose("kind of text for pack:", of, {"captions": "caption", "questions": "question"})
-    read = make(kind, (), options, None)
+    read = make(of.removesuffix("s"), (), options, None)
 
     def texts(example: Example) -> list[Example]:
         if of == "captions":

@@ -1,7 +1,7 @@
 """How near PrismerBASE comes to what this machine allows: a part of tools.bench, on the rows of `prismer`.
 
-A matrix product or a convolution takes at least as long as its operations at the rate of the fastest product here, and
-as its operands and its result at the rate that memory is read, whichever is more: a roofline (Williams, Waterman and
+A matrix product or a convolution takes as long as its operations at the rate of a large square product, or as its
+operands and its result at the rate that memory is read, whichever is more: a roofline (Williams, Waterman and
 Patterson 2009, doi 10.1145/1498765.1498785). The sum of these over all of a row's is its limit; what lies between two
 products, softmax, say, counts nothing, and neither does what XLA reads twice. Of a condition the branch with the fewest
 operations counts. What stays in a cache, and a convolution by Winograd, can beat their part of a limit.

@@ -59,12 +59,7 @@ def example(settings: Settings, index: int) -> dict[str, Any]:
         "words": labels.words,
         "captions": captions,
         "questions": [
-            {
-                "question": q.text,
-                "answers": q.answers,
-                "question_type": q.type,
-                "question_id": index * QUESTIONS + i,
-            }
+            {"question": q.text, "answers": q.answers, "question_type": q.type, "question_id": index * QUESTIONS + i}
             for i, q in enumerate(questions)
         ],
     }
