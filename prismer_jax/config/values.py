@@ -103,5 +103,5 @@ def check_workers(number: int | None) -> None:
     """Raises a UserError unless this machine can have so many loader processes; with 0 threads load."""
     cores = runtime.cores()
     if number is None or not 0 <= number <= WORKERS * cores:
-        said = f"from 0, which loads in threads, to {WORKERS * cores}. One for each of the {cores} cores keeps them busy"
-        raise UserError(f"num_workers={number}: must be {said}.")
+        said = f"must be from 0, which loads in threads, to {WORKERS * cores}"
+        raise UserError(f"num_workers={number}: {said}. One for each of the {cores} cores keeps them busy.")
