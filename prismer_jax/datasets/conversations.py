@@ -22,6 +22,7 @@ import numpy as np
 
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import parquet, storage
+from prismer_jax.files.offsets import Offsets
 
 Example = dict[str, Any]
 Path = str | os.PathLike
@@ -96,14 +97,14 @@ class Source:
     ) -> None:
         """Takes the files that are read, what their samples are called by, and what `load` says."""
         self._tables, self._names, self._images, self._minima = list(tables), names, images, dict(minima)
-        self._ends = np.cumsum([len(table) for table in tables])
+        self._offsets = Offsets(map(len, tables))
         files = [parquet.identity(table.path) for table in tables]
         self.made_of = json.dumps([files, images and os.fspath(images), self._minima])
         remote = any(storage.is_remote(table.path) for table in tables)
         self.fingerprint = hashlib.sha256(self.made_of.encode()).hexdigest()[:16] if remote else None
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._offsets)
 
     def row(self, index: int) -> dict[str, Any]:
         """Returns a sample as its file has it."""
@@ -116,7 +117,7 @@ class Source:
     def found(self, index: int) -> tuple[str, str, dict[str, Any], list[bytes | str]]:
         """Returns (what messages call it, FILE/NUMBER, the row, its photos) of a sample."""
         table, row, number = self._find(index)
-        name = f"{self._names[self._place(index)[0]]}/{number}"
+        name = f"{self._names[self._offsets.find(index)[0]]}/{number}"
         folder = self.folder(index)
         photos = row.get("images", row.get("image"))
         photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
@@ -127,18 +128,11 @@ class Source:
         """Returns the folder that a sample's paths are relative to; None of a remote table, whose photos are inside."""
         if self._images is not None:
             return self._images
-        path = self._tables[self._place(index)[0]].path
+        path = self._tables[self._offsets.find(index)[0]].path
         return None if storage.is_remote(path) else pathlib.Path(path).parent
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """Returns the number of a sample's table, and of its row there."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, "right"))
-        return number, index - (int(self._ends[number - 1]) if number else 0)
-
     def _find(self, index: int) -> tuple[Any, dict[str, Any], int]:
-        number, inside = self._place(index)
+        number, inside = self._offsets.find(index)
         table = self._tables[number]
         return table, table.read(inside), inside
 

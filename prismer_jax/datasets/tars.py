@@ -22,6 +22,7 @@ from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, workers
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.files.offsets import Offsets
 from prismer_jax.labels import EXPERTS, select
 
 Path = str | os.PathLike
@@ -117,7 +118,7 @@ class Samples(Sequence[dict[str, Any]]):
             count += len(index.names)
             if limit is not None and count >= limit:
                 break
-        self._ends = np.cumsum([len(index.names) for index in self._indices])
+        self._offsets = Offsets(len(index.names) for index in self._indices)
         self._length = count if limit is None else min(count, limit)
 
     @property
@@ -134,11 +135,8 @@ class Samples(Sequence[dict[str, Any]]):
 
     def _find(self, number: int) -> tuple[str, str, list[list[int]]]:
         """Returns a photo's tar, its member's name, and the places of its parts."""
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"{number} of {len(self)}")
-        number = int(number) % len(self)
-        tar = int(np.searchsorted(self._ends, number, side="right"))
-        index, place = self._indices[tar], number - (int(self._ends[tar - 1]) if tar else 0)
+        tar, place = self._offsets.find(range(len(self))[number])
+        index = self._indices[tar]
         return self._paths[tar], index.names[place].decode(), index.places[place].tolist()
 
     def name(self, number: int) -> str:

@@ -17,10 +17,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage, versions
+from prismer_jax.files.offsets import Offsets
 
 Path = str | os.PathLike
 Row = dict[str, Any]
@@ -51,9 +50,9 @@ class Table:
         self.path, self._version = path, json.dumps(identity(path))
         self._wanted = None if wanted is None else tuple(wanted)
         metadata = _metadata(str(path), self._version)
-        ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
-        self._ends, count = ends.astype(np.int64), metadata.num_rows
-        self._length = count if limit is None else min(count, limit)
+        self._groups = range(metadata.num_row_groups)
+        self._offsets = Offsets(metadata.row_group(number).num_rows for number in self._groups)
+        self._length = len(self._offsets) if limit is None else min(len(self._offsets), limit)
         self.columns: list[str] = self.schema.names
 
     @property
@@ -97,9 +96,8 @@ class Table:
         Raises:
           BadSample: its row group is damaged.
         """
-        group = int(np.searchsorted(self._ends, index, "right"))
-        start = int(self._ends[group - 1]) if group else 0
-        return self._kept(group).slice(index - start, 1).to_pylist()[0]
+        group, row = self._offsets.find(index)
+        return self._kept(group).slice(row, 1).to_pylist()[0]
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """Yields all rows, with these columns alone; one row group at a time is in memory.
@@ -108,7 +106,7 @@ class Table:
           BadSample: a row group is damaged.
         """
         left = self._length
-        for number in range(len(self._ends)):
+        for number in self._groups:
             if left > 0:
                 group = _read(str(self.path), self._version, number, tuple(columns)).slice(0, left)
                 left -= group.num_rows

@@ -16,8 +16,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from prismer_jax.datasets import captions, label_names
 from prismer_jax.datasets.conversations import photo_of
 from prismer_jax.datasets.formats import conversations, row
@@ -27,6 +25,7 @@ from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import parquet, storage
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.files.offsets import Offsets
 from prismer_jax.labels import EXPERTS, select
 
 Path = str | os.PathLike
@@ -106,7 +105,7 @@ class TablePhotos(Sequence[dict[str, Any]]):
                 self._columns.append(_photo_column(self.tables[-1]))
                 for name in _unread_texts(self.tables[-1]):
                     self.unread.add(unread_reason(name), str(file), len(self.tables[-1]))
-        self._ends = np.cumsum([len(table) for table in self.tables])
+        self._offsets = Offsets(map(len, self.tables))
         paths = [pathlib.PurePosixPath("/", str(f) if storage.is_remote(f) else os.path.abspath(f)) for f in files]
         shared = os.path.commonpath([path.parent for path in paths])
         self._stems = [str(path.relative_to(shared).with_suffix("")) for path in paths]
@@ -132,22 +131,15 @@ class TablePhotos(Sequence[dict[str, Any]]):
         return counts
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._offsets)
 
     def name(self, number: int) -> str:
         """Returns what the label files of a photo are called; nothing is read."""
-        table, inside = self._find(number)
+        table, inside = self._offsets.find(number)
         return f"{self._stems[table]}/{inside:09d}"
 
-    def _find(self, number: int) -> tuple[int, int]:
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"{number} of {len(self)}")
-        number %= len(self)
-        table = int(np.searchsorted(self._ends, number, "right"))
-        return table, number - (int(self._ends[table - 1]) if table else 0)
-
     def __getitem__(self, number: int) -> dict[str, Any]:
-        which, inside = self._find(number)
+        which, inside = self._offsets.find(number)
         table, column, name = self.tables[which], self._columns[which], self.name(number)
         where = f"{table.path}: row {inside}"
         entry = table.read(inside)
