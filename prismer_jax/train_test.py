@@ -260,7 +260,10 @@ def of_one_device(prismer, tmp_path_factory):
     """Its losses on a mesh of one device."""
     workdir, mesh = tmp_path_factory.mktemp("one"), sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        train_on(mesh, config.strict(prismer), config.Workdir(workdir, workdir), time.monotonic(), False)
+        cfg = config.strict(
+            {key: prismer[key] for key in prismer if key not in ("mesh", "distributed")}
+        )  # `train` reads them
+        train_on(mesh, cfg, config.Workdir(workdir, workdir), time.monotonic(), False)
     return losses(workdir)
 
 

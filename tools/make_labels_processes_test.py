@@ -35,9 +35,9 @@ def meet(*args):
     while len([*log.parent.glob("arrived.*")]) < count:
         time.sleep(0.02)
     finish(*args)
-def logged(expert, label, **parts):
+def logged(expert, *label, **parts):
     time.sleep(pause)
-    made = files(expert, label, **parts)
+    made = files(expert, *label, **parts)
     with open(log, "a") as file:
         file.write(f"{expert} {os.getpid()}\\n")
     return made
