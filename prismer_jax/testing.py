@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.server
-import importlib
+import importlib.metadata
 import os
 import pathlib
 import sys
@@ -13,10 +13,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-# Before jax is imported: sharding is tested on eight virtual CPU devices, and tests compile more than they compute, so
-# that they do without LLVM's optimisation; $XLA_FLAGS of the user's wins.
-os.environ["XLA_FLAGS"] = " ".join(
-    ("--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", ""))
+# Before jax is imported: sharding is tested on eight virtual CPU devices, and tests compile more than they compute. So
+# they do without LLVM's optimisation, modules that are compiled side by side, and XLA's newer generator of loops, which
+# jaxlib 0.12 always uses: half of the processor's time. With $XLA_FLAGS of one's own all is as users get it.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "prismer_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
