@@ -130,8 +130,7 @@ def check_metric(name: str | None, evals: Mapping[str, Any], why: str = "to choo
     evaluator, _, metric = name.partition("/")
     score = metric.partition("/")[0].removesuffix("_blank").removesuffix("_most_frequent")  # kinds follow a slash
     names = [f"{key}/{one}" for key, part in evals.items() for one in part.score_names]
-    unknown = evaluator in evals and not evals[evaluator].score_names
-    if not unknown and f"{evaluator}/{score}" not in names:
+    if f"{evaluator}/{score}" not in names and (evaluator not in evals or evals[evaluator].score_names):
         raise UserError(f"No metric {name!r} {why}. {nearest(name, names)}")
 
 
@@ -167,6 +166,8 @@ def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, A
 def make_initial(cfg: config.Section, model: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Returns a function from a fresh state to the variables that `config.init` names, if it names any."""
     path, fresh = cfg.get("init"), config.plain(cfg.get("init_fresh", ()))
+    if path is None and fresh:
+        raise UserError("config.init_fresh says what is not taken from config.init, which is missing: give both.")
     if path is None:
         return lambda state: {}
     start = importlib.import_module("prismer_jax.training.start")

@@ -196,6 +196,20 @@ def test_a_training_from_another_model_is_told_its_settings_too(model):
         assembly.make_initial(cfg, made)(shapes)
 
 
+@pytest.mark.parametrize("fresh", ["params/heads", ("params/heads",)])
+def test_what_starts_from_scratch_is_one_regex_or_several(model, fresh):
+    cfg = config.Section({**config.plain(config.load(SPEC)), "init": str(model[0]), "init_fresh": fresh})
+    made = assembly.make_model(cfg, pp.tokenizer.load(cfg.tokenizer))
+    shapes = jax.eval_shape(made.init_variables, jax.random.key(0))
+    with pytest.raises(UserError, match="init_fresh: 'params/heads' matches no parameter"):
+        assembly.make_initial(cfg, made)(shapes)
+
+
+def test_init_fresh_without_init_is_refused():
+    with pytest.raises(UserError, match=r"what is not taken from config\.init, which is missing"):
+        assembly.make_initial(config.Section({"init": None, "init_fresh": ("params/head",)}), None)
+
+
 @pytest.mark.parametrize(
     ("path", "only", "message"),
     [("nowhere", ("vqa",), "nowhere does not exist"), ("", ("vqaa",), "Did you mean 'vqa'")],

@@ -17,7 +17,7 @@ def load(
     path: str | os.PathLike[str],
     section: config.Section,
     model: Any,
-    fresh: Sequence[str] | None = None,
+    fresh: str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Returns the variables of a state with the values of a checkpoint.
 
@@ -26,7 +26,7 @@ def load(
       path: whatever `checkpoint.find` accepts.
       section: `config.model`, of the model that takes the variables.
       model: as the section describes it.
-      fresh: regexes of what a training starts from scratch; None of an evaluation.
+      fresh: regex, or several, of what a training starts from scratch; None of an evaluation.
 
     Raises:
       UserError: there is no checkpoint, or it is of another model; where it says of which, the message names the keys.
@@ -34,8 +34,9 @@ def load(
     description = checkpoint.description(path)
     pp.tokenizer.check_ids(description, path)
     resize = models.family(models.name_of(section)).RESIZE
+    patterns = (fresh,) if isinstance(fresh, str) else fresh or ()
     try:
-        return load_into(state, path, fresh or (), resize, **getattr(model, "loading", {}))
+        return load_into(state, path, patterns, resize, **getattr(model, "loading", {}))
     except UserError as error:
         theirs, ours = description.get("model", {}), json.loads(config.to_json(section))
         other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
