@@ -337,6 +337,19 @@ def test_export_is_self_contained_and_replaced_whole(tmp_path):
     assert sorted(os.listdir(tmp_path / "moved/export")) == ["config.json", "weights"]
 
 
+def test_an_export_through_a_link_lies_where_the_link_leads(tmp_path):
+    (tmp_path / "large_disk").mkdir()
+    for name in ("there", "new"):
+        (tmp_path / name).symlink_to(tmp_path / "large_disk" / name)
+    (tmp_path / "large_disk" / "there").mkdir()
+    for name in ("there", "there", "new"):
+        checkpoint.export(tmp_path / name, {"x": jnp.zeros(2)}, {})
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "large_disk" / name / "config.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large_disk", "new", "there"]
+    assert sorted(path.name for path in (tmp_path / "large_disk").iterdir()) == ["new", "there"]
+
+
 def test_export_survives_a_kill_between_its_renames_and_spares_other_folders(tmp_path, monkeypatch):
     checkpoint.export(tmp_path / "export", {"x": jnp.zeros(2)}, {"version": 1})
     rename, calls = os.rename, []

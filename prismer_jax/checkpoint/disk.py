@@ -72,8 +72,8 @@ def is_free(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(final: pathlib.Path, main: bool) -> Iterator[pathlib.Path]:
-    """Yields a folder to write to, which takes the place of `final` in the end; the `main` process does both."""
-    new, old = beside(final, "new"), beside(final, "old")
+    """Yields a folder to write to, which replaces `final`, or what it links to, in the end; the `main` process does."""
+    new, old = beside(final := final.resolve(), "new"), beside(final, "old")
     if main:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -93,4 +93,4 @@ def replacing(final: pathlib.Path, main: bool) -> Iterator[pathlib.Path]:
 
 def beside(folder: pathlib.Path, what: str) -> pathlib.Path:
     """Returns the name of the 'new' folder, or the 'old' one, while it is replaced."""
-    return folder.with_name(f".{folder.name}.{what}")
+    return (folder := folder.resolve()).with_name(f".{folder.name}.{what}")
