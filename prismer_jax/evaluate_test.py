@@ -14,10 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from prismer_jax import assembly, checkpoint, config, evaluate, evaluators, pp, sharding
+from prismer_jax import assembly, checkpoint, config, evaluate, evaluators, models, pp, sharding
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.vqa import VQAEvaluator
 from prismer_jax.testing import ROOT
+from prismer_jax.training.start import load
 
 PP = "labels_for('all')|decode|resize(96, 64)|question_prompt()|tokenize(length=24)"  # as before, in other words
 SPEC = f"{ROOT / 'configs/quickstart.py'}:smoke"
@@ -45,6 +46,9 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "export"
     checkpoint.export(folder, variables, **assembly.description(cfg, tokenizer, step=7))
     return folder, variables
+
+
+FIELDS = dict(name="prismer", variant="tiny", experts="none")
 
 
 def run(checkpoint_path, folder, *overrides, only=("vqa",)):
@@ -183,6 +187,22 @@ def test_a_checkpoint_of_another_model_is_told_by_its_settings(model, tmp_path):
     cfg = config.load(SPEC.replace("smoke", "smoke,experts=depth"))
     with pytest.raises(UserError, match=r"of another model than the config's: experts is 'all' there, 'depth' here"):
         evaluate.evaluate(cfg, model[0], tmp_path)
+
+
+def test_a_checkpoint_with_other_heads_is_refused_although_its_shapes_are_the_same(model, tmp_path):
+    with pytest.raises(UserError, match=r"another model than the config's: heads is 4 there, 2 here\.$"):
+        run(model[0], tmp_path, "model.heads=2")
+
+
+def test_adapters_are_refused_where_another_alpha_would_scale_them(tmp_path):
+    lora = dict(match="decoder/.*", rank=1)
+    cfg, new = (config.Section({"model": {**FIELDS, "lora": lora | dict(alpha=alpha)}}) for alpha in (1.0, 4.0))
+    shapes = jax.eval_shape(models.build(**config.plain(cfg.model)).init_variables, jax.random.key(0))
+    variables = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
+    checkpoint.export(tmp_path, variables, {"model": config.plain(cfg.model)})
+    with pytest.raises(UserError, match=r"lora\.alpha / lora\.rank is 1\.0 there, 4\.0 here\.$"):
+        load(variables, tmp_path, new.model, models.build(**config.plain(new.model)))
+    load(variables, tmp_path, new.model, models.build(**config.plain(new.model)), fresh=".*/lora/.*")
 
 
 def test_a_training_from_another_model_is_told_its_settings_too(model):

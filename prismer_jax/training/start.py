@@ -9,6 +9,7 @@ from typing import Any
 
 from prismer_jax import checkpoint, config, models, pp
 from prismer_jax.checkpoint.initial import load_into
+from prismer_jax.config.section import leaves, unwrapped
 from prismer_jax.errors import UserError
 
 
@@ -33,15 +34,31 @@ def load(
     """
     description = checkpoint.description(path)
     pp.tokenizer.check_ids(description, path)
+    theirs = description.get("model", {})
     resize = models.family(models.name_of(section)).RESIZE
     patterns = (fresh,) if isinstance(fresh, str) else fresh or ()
+    is_of = f"{path}: is of another model than the config's: "
     try:
-        return load_into(state, path, patterns, resize, **getattr(model, "loading", {}))
+        variables = load_into(state, path, patterns, resize, **getattr(model, "loading", {}))
     except UserError as error:
-        theirs, ours = description.get("model", {}), json.loads(config.to_json(section))
-        other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-        if not theirs or not other:
+        if not theirs or not (listed := _differences(theirs, json.loads(config.to_json(section)))):
             raise
-        listed = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in other[:3])
-        said = f"{path}: is of another model than the config's: {listed}."
-        raise UserError(said if fresh is None else f"{error} {said}") from error
+        raise UserError(f"{is_of}{listed}." if fresh is None else f"{error} {is_of}{listed}.") from error
+    if theirs and not patterns:
+        there, here = map(_beyond_shapes, (models.build(**theirs), model))
+        if listed := _differences(*({key: one[key] for key in there.keys() & here} for one in (there, here))):
+            raise UserError(f"{is_of}{listed}.")
+    return variables
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Returns the first settings that are not the same in both, in words; '' for none."""
+    other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    return "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in other[:3])
+
+
+def _beyond_shapes(model: Any) -> dict[str, Any]:
+    """Returns the settings by which models of the same shapes differ: numbers of heads, and the adapters' factor."""
+    fields = leaves(unwrapped(vars(getattr(model, "model", model))))
+    factor = {"lora.alpha / lora.rank": lora.scale} if (lora := getattr(model, "lora", None)) else {}
+    return {name: value for name, value in fields if name.endswith("heads")} | factor
