@@ -403,6 +403,7 @@ def test_ids_go_out_as_they_came(example, key):
         ("caption", captioned(), {"num_beam": 3}, "Did you mean 'num_beams'"),
         ("vqa", asked(), {"method": "rank"}, "needs answers"),
         ("vqa", asked(), {"method": "rank", "answers": "no_such.json"}, r"no_such\.json"),
+        ("vqa", asked(), {"method": "rank", "answers": ["red"], "k": 0}, "k=0: must be at least 1"),
         ("vqa", asked(), {"num_workers": -1}, "num_workers=-1: must be from 0"),
         ("vqa", asked(), {"style": "planar"}, "Did you mean 'plain'"),
         ("vqa", asked(), {"padding": "referenc"}, "Did you mean 'reference'"),

@@ -22,12 +22,13 @@ class Ranking:
       answers: the texts, or a JSON file with a list, or a number: so many of the most frequent training answers.
 
     Raises:
-      UserError: there is nothing to choose from, or a setting that ranking does not have.
+      UserError: there is nothing to choose from, or a setting that ranking does not have, or cannot have.
     """
 
     def __init__(self, evaluator: TextEvaluator, answers: Sequence[str] | str | int | None) -> None:
         evaluator.check_settings(rank, rank_answers)
-        evaluator.settings.setdefault("k", 16)
+        if evaluator.settings.setdefault("k", 16) < 1:
+            raise UserError(f"k={evaluator.settings['k']}: must be at least 1, of texts that are ranked as a whole.")
         if isinstance(answers, int) and evaluator.train_source is not None:
             answers = [text for text, _ in evaluator.train_texts().most_common(answers)]
         if not answers or isinstance(answers, int):
