@@ -162,6 +162,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = checkpoint.description(args.checkpoint).get("model", {})
     if args.format not in AS_IT_IS and not args.merge and any(map(what.get, ADAPTED)):
         raise UserError(f"{args.checkpoint} has adapters or packed kernels, which {args.format} lacks: add --merge.")
+    if args.format not in FORMATS:
+        name = models.name_of(what)
+        if args.format not in (own := {**FORMATS, **getattr(conversion.of_family(name), "FORMATS", {})}):
+            raise UserError(
+                f"{args.checkpoint} is a {name}, not written as {args.format}; use one of {', '.join(own)}."
+            )
     variables, description = checkpoint.load_export(args.checkpoint, on_cpu)
     if args.merge:
         variables, description = merged(variables, description)

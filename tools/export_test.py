@@ -107,6 +107,17 @@ def test_bad_usage_is_one_line(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["nanovlm", "blip2_hf"])
+def test_a_format_of_another_family_is_refused(tmp_path, kind):
+    checkpoint.export(
+        tmp_path / "in", {"params": {"any": np.ones(1)}}, {"model": dict(name="paligemma", variant="tiny")}
+    )
+    with pytest.raises(
+        UserError, match=rf"is a paligemma, not written as {kind}; use one of torch, .*, paligemma_hf\.$"
+    ):
+        run(tmp_path / "in", kind, tmp_path / "out")
+
+
 def test_the_help_says_which_formats_are_folders(capsys):
     with pytest.raises(SystemExit):
         export.main(["--help"])
