@@ -82,7 +82,8 @@ def generate(
     parameters = inspect.signature(function).parameters
     for name in settings:
         choose(f"setting of decoding method {method!r}:", name, {p: None for p in parameters if p not in _TAKEN})
-    check_numbers({**settings, "max_len": max_len, "max_new": max_new, "min_len": min_len, "min_new": min_new})
+    lengths = {"max_len": max_len, "max_new": max_new, "min_len": min_len, "min_new": min_new}
+    check_numbers(function, {**settings, **lengths, "padding": padding})
     if 0 < max_len <= width:
         raise UserError(f"max_len={max_len} counts the prompt, which already has {width} columns: raise max_len.")
     if method == "sample" and rng is None:
@@ -104,11 +105,19 @@ def settings_of(*functions: Callable[..., Any]) -> dict[str, Any]:
     return {n: kind for function in functions for n, kind in values.kinds(function).items() if n not in own}
 
 
-def check_numbers(settings: Mapping[str, Any], where: str = "") -> None:
-    """Raises a UserError that begins with `where` for numbers of beams, samples or tokens that cannot be."""
-    for name in ("num_beams", "num_samples"):
-        if name in settings and not 1 <= settings[name] <= MOST:
-            raise UserError(f"{where}{name}={settings[name]}: must be from 1 to {MOST}.")
+def check_numbers(function: Callable[..., Any], settings: Mapping[str, Any], where: str = "") -> None:
+    """Raises a UserError that begins with `where` for settings of a method, or numbers of tokens, that cannot be."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    given = {"padding": "own", "temperature": 1, "top_p": 1, "top_k": 0, **defaults, **settings}
+    choose(f"{where}padding", given["padding"], PADDINGS)
+    for name in {"num_beams", "num_samples"} & given.keys():
+        least, most = defaults.get("num_return", 0), given[name]
+        if not 1 <= most <= MOST:
+            raise UserError(f"{where}{name}={most}: must be from 1 to {MOST}.")
+        if not least <= given.get("num_return", 0) <= most:
+            raise UserError(f"{where}num_return={given['num_return']}: must be from {least} to {name}={most}.")
+    if given["temperature"] <= 0 or not 0 < given["top_p"] <= 1 or given["top_k"] < 0:
+        raise UserError(f"{where}needs temperature > 0 (at 0, method='greedy' is meant), 0 < top_p <= 1, top_k >= 0.")
     most, least = ([settings.get(f"{end}_{unit}", 0) > 0 for unit in ("len", "new")] for end in ("max", "min"))
     if (settings.keys() & {"max_len", "max_new"} and sum(most) != 1) or all(least):
         raise UserError(f"{where}give one of max_len and max_new, above 0, and at most one of min_len and min_new.")
@@ -121,7 +130,7 @@ def check(settings: Mapping[str, Any], where: str) -> None:
     for name in settings:
         choose(f"setting of {where}:", name, kinds)
     values.check(settings, kinds, where)
-    check_numbers(settings, f"{where}: ")
+    check_numbers(function, settings, f"{where}: ")
 
 
 def as_given(text: Array, mask_input: Array, counted: Array | None = None) -> tuple[Array, Array, int]:
@@ -150,18 +159,8 @@ def run(
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9))
-def _compiled(
-    variables: Any,
-    batch: Any,
-    constants: Any,
-    rng: Any,
-    model: Any,
-    function: Any,
-    static: Any,
-    lay_out: Any,
-    mesh: Any,
-    axes: Any,
-) -> Any:
+def _compiled(variables: Any, batch: Any, constants: Any, rng: Any, *how: Any) -> Any:
+    model, function, static, lay_out, mesh, axes = how
     batch = Batch(batch)
     text, mask, prompt_length = lay_out(batch["text"], batch["mask_input"], batch.get("_mask"))
     batch = {**batch, "text": text, "mask_input": mask}

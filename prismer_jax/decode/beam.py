@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from prismer_jax.decode.cache import Batch, Cache, Extend, Prefill, log_probs_of, reorder, start
-from prismer_jax.errors import UserError
 from prismer_jax.typing import Array, Float, Int, typed
 
 
@@ -95,10 +94,8 @@ def beam_search(
       The num_return best sequences of each image, best first: the tokens after the prompt, `pad` after `eos`; scores.
 
     Raises:
-      UserError: there is no column to fill, or num_return is not in 1..num_beams.
+      UserError: there is no column to fill.
     """
-    if not 1 <= num_return <= num_beams:
-        raise UserError(f"num_return={num_return} must be between 1 and num_beams={num_beams}.")
     norm = jnp.maximum(jnp.arange(max_new + 1) + prompt_length, 1).astype(jnp.float32)
     norm = norm**length_penalty  # of what ends before a column
 

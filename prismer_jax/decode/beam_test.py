@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prismer_jax.batch import prompts
+from prismer_jax.decode.batch import check
 from prismer_jax.decode.beam import _Pool, beam_search
 from prismer_jax.decode.greedy import greedy
 from prismer_jax.errors import UserError
@@ -172,11 +173,11 @@ def test_a_step_is_traced_once_and_the_loop_ends_with_the_last_image(toy):
 
 
 def test_impossible_settings_are_the_users_error(toy):
-    model = toy.random(0)
     with pytest.raises(UserError, match="max_new=0 leaves no token"):
-        model.run(beam_search, np.full((3, 4), 5), max_len=4)
-    with pytest.raises(UserError, match="num_return=4"):
-        model.run(beam_search, np.full((3, 4), 5), max_len=9, num_beams=3, num_return=4)
+        toy.random(0).run(beam_search, np.full((3, 4), 5), max_len=4)
+    for settings in (dict(num_return=4), dict(num_return=0), dict(num_beams=1, num_return=2)):  # of 3 beams by default
+        with pytest.raises(UserError, match=r"num_return=.: must be from 1 to num_beams="):
+            check({"max_new": 5, **settings}, "config.tasks.caption.decode")
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have no TopK to be called")

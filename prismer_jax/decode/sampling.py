@@ -11,7 +11,7 @@ from jax import lax
 
 from prismer_jax.decode.cache import Batch, Extend, Prefill, row_keys
 from prismer_jax.decode.greedy import fill
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import choose
 from prismer_jax.typing import Array, Float, Int, typed
 
 
@@ -49,14 +49,8 @@ def sample(
       cut off) of what was generated, so that samples can be compared and re-ranked.
 
     Raises:
-      UserError: there is no column to fill, or a setting is out of its range.
+      UserError: there is no column to fill, or no such filtering.
     """
-    if temperature <= 0:
-        raise UserError(f"temperature={temperature} must be positive; method 'greedy' is the limit at 0.")
-    if not 0 < top_p <= 1 or top_k < 0 or num_samples < 1:
-        raise UserError(f"Need 0 < top_p <= 1, top_k >= 0, num_samples >= 1; got {top_p}, {top_k}, {num_samples}.")
-    if num_return > num_samples:
-        raise UserError(f"num_return={num_return} must be at most num_samples={num_samples}.")
     narrow = choose("filtering", filtering, FILTERINGS)
     keys = rng if rng.ndim else row_keys(rng, jnp.arange(len(batch["text"])))
 

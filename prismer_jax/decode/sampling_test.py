@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prismer_jax.decode.batch import check
 from prismer_jax.decode.greedy import greedy
 from prismer_jax.decode.sampling import narrow, sample
 from prismer_jax.errors import UserError
@@ -125,7 +126,9 @@ def test_no_row_is_sorted_for_its_largest():
     assert " sort(" not in program
 
 
-@pytest.mark.parametrize("setting", [dict(temperature=0.0), dict(top_p=0.0), dict(top_k=-1), dict(num_samples=0)])
-def test_settings_out_of_range_are_the_users_error(toy, setting):
+@pytest.mark.parametrize(
+    "setting", [dict(temperature=0.0), dict(top_p=0.0), dict(top_k=-1), dict(num_samples=0), dict(num_return=2)]
+)
+def test_settings_out_of_range_are_the_users_error(setting):
     with pytest.raises(UserError, match=next(iter(setting))):
-        toy.random(0).run(sample, np.full((3, 2), 5), max_len=5, rng=jax.random.key(0), **setting)
+        check({"method": "sample", "max_new": 5, **setting}, "config.tasks.caption.decode")

@@ -439,6 +439,12 @@ def test_what_a_user_can_get_wrong_is_one_line(kind, source, options, message):
         list(made(kind, source, **options).run(VARIABLES))
 
 
+@pytest.mark.parametrize("setting", [dict(num_return=9), dict(padding="ours"), dict(method="sample", temperature=0.0)])
+def test_a_decoding_that_cannot_be_is_refused_before_the_training(setting):
+    with pytest.raises(UserError, match=r"temperature|num_return|padding"):
+        made("caption", captioned(), **setting)
+
+
 def test_captions_are_scored_by_domain_too():
     source = [dict(example, domain=("in-domain", "out-domain")[i % 2]) for i, example in enumerate(captioned())]
     evaluator = made("caption", source)

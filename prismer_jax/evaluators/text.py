@@ -72,7 +72,7 @@ class TextEvaluator(Evaluator):
         values.check(self.settings, kinds, type(self).__name__)
         if max_new and not self.settings.keys() & {"max_len", "max_new"}:
             self.settings["max_new"] = max_new
-        check_numbers(self.settings, f"{type(self).__name__}: ")
+        check_numbers(functions[0], self.settings, f"{type(self).__name__}: ")
 
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]
