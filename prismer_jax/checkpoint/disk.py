@@ -73,7 +73,8 @@ def is_free(folder: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def replacing(final: pathlib.Path, main: bool) -> Iterator[pathlib.Path]:
     """Yields a folder to write to, which replaces `final`, or what it links to, in the end; the `main` process does."""
-    new, old = beside(final := final.resolve(), "new"), beside(final, "old")
+    final = final.resolve()
+    new, old = beside(final, "new"), beside(final, "old")
     if main:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)

@@ -37,17 +37,17 @@ def load(
     theirs = description.get("model", {})
     resize = models.family(models.name_of(section)).RESIZE
     patterns = (fresh,) if isinstance(fresh, str) else fresh or ()
-    is_of = f"{path}: is of another model than the config's: "
+    another = f"{path}: is of another model than the config's: "
     try:
         variables = load_into(state, path, patterns, resize, **getattr(model, "loading", {}))
     except UserError as error:
         if not theirs or not (listed := _differences(theirs, json.loads(config.to_json(section)))):
             raise
-        raise UserError(f"{is_of}{listed}." if fresh is None else f"{error} {is_of}{listed}.") from error
+        raise UserError(f"{another}{listed}." if fresh is None else f"{error} {another}{listed}.") from error
     if theirs and not patterns:
         there, here = map(_beyond_shapes, (models.build(**theirs), model))
         if listed := _differences(*({key: one[key] for key in there.keys() & here} for one in (there, here))):
-            raise UserError(f"{is_of}{listed}.")
+            raise UserError(f"{another}{listed}.")
     return variables
 
 
