@@ -5,7 +5,6 @@ Source: huggingface/nanoVLM, models/config.py (template), data/processors.py (pl
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from prismer_jax import registry
 from prismer_jax.batch import prompts
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.pp.ops import Example, Op, register
+from prismer_jax.pp.text import pick
 from prismer_jax.pp.tiles import Grid
 
 IMAGE, WHOLE = "<|image|>", "<|global_image|>"
@@ -86,8 +86,8 @@ def turns(
 
     Args:
       prompt: what a user says for a caption.
-      of: 'one' question with its most frequent answer, or one caption, drawn; 'questions' or 'captions', all of an
-        example (task='all' of a data set) in random order, one turn each.
+      of: 'one' question with its most frequent (heaviest) answer, or one caption, drawn; 'questions' or 'captions', all
+        of an example (task='all' of a data set) in random order, one turn each.
       most: takes so many turns.
       wording: what a user says to ask a question, which stands for '{question}' in it.
 
@@ -100,9 +100,9 @@ def turns(
         if "turns" in example:
             return {**example, "turns": example["turns"][:most]}
         if of == "questions":
-            said = [_answered(example, asked, wording) for asked in example.get("questions") or ()]
+            said = [_answered(example, asked, wording, rng) for asked in example.get("questions") or ()]
         elif of == "one" and example.get("question"):
-            said = [_answered(example, example, wording)]
+            said = [_answered(example, example, wording, rng)]
         else:
             said = [{"user": prompt, "assistant": text} for text in example.get("captions") or ()]
         if not said:
@@ -206,12 +206,11 @@ def chat(
     return op
 
 
-def _answered(example: Example, asked: Example, wording: str) -> Turn:
-    answers = asked.get("answers") or ()
-    if not answers:
+def _answered(example: Example, asked: Example, wording: str, rng: np.random.Generator) -> Turn:
+    if not asked.get("answers"):
         raise BadSample(f"example {example.get('id', '?')}: {asked.get('question')!r} has no answer to learn from.")
     words = wording.replace("{question}", asked["question"])
-    return {"user": words, "assistant": Counter(answers).most_common(1)[0][0]}
+    return {"user": words, "assistant": pick(asked, "majority", rng)}
 
 
 def _id(tokenizer: Any, token: str) -> int:

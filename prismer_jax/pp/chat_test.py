@@ -97,6 +97,13 @@ def test_turns_are_made_of_captions_and_questions(tokenizer):
     assert run("ask(wording='{question} Letter!')", asked, None)["turns"] == [{"user": "Who? Letter!"}]
 
 
+def test_of_weighted_answers_the_heaviest_is_learnt():
+    asked = {"question": "Who?", "answers": ["me", "you"], "answer_weights": [0.1, 0.9]}
+    every = {"questions": [asked]}
+    for spec, example in (("turns()", asked), ("turns(of='questions')", every)):
+        assert run(spec, example, None)["turns"] == [{"user": "Who?", "assistant": "you"}]
+
+
 @pytest.mark.parametrize(
     ("example", "message"),
     [

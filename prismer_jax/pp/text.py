@@ -123,7 +123,7 @@ def question(
         raise UserError(f"question(answer={answer!r}): 'sample' or 'majority'.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        target = " ".join(_pick(example, answer, rng).split())
+        target = " ".join(pick(example, answer, rng).split())
         if not target:
             raise BadSample(f"example {example.get('id', '?')} has an empty answer.")
         asked = _question(example, texts, max_words)
@@ -154,7 +154,8 @@ def _question(example: Example, texts: Plain, max_words: int | None) -> str:
     return text
 
 
-def _pick(example: Example, how: str, rng: np.random.Generator) -> str:
+def pick(example: Example, how: Literal["sample", "majority"], rng: np.random.Generator) -> str:
+    """Returns one of an example's answers; see `question`, whose `answer` is `how`."""
     answers = example.get("answers") or []
     if not answers:
         raise BadSample(f"example {example.get('id', '?')} has no answer to train on.")
