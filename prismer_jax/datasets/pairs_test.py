@@ -69,6 +69,11 @@ def test_numbers_of_a_column_with_gaps_are_whole(folder, said, text):
     assert write(folder, {"image": "a.jpg", **said})[0]["answers"] == [text]
 
 
+def test_suffixes_are_drawn_by_the_weights_of_answers():
+    asked = {"question": "Who?", "answers": ["me", "you"], "answer_weights": [0.0, 0.5]}
+    assert {turns(asked, "affix('{question}')")[0]["assistant"] for _ in range(30)} == {"you"}
+
+
 def test_frames_are_spread_evenly_and_repeated(folder):
     for number in range(5):
         Image.new("RGB", (4, 4), (number * 50,) * 3).save(folder / f"{number}.png")

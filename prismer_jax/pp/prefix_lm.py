@@ -15,6 +15,7 @@ import numpy as np
 
 from prismer_jax.errors import BadSample
 from prismer_jax.pp.ops import Example, Op, register
+from prismer_jax.pp.text import pick
 from prismer_jax.scores.choice import LETTERS
 
 SEPARATOR = " \t "  # between choices
@@ -42,7 +43,10 @@ def affix(template: str, lettered: bool = False, lower: bool = False, learn: boo
         choices = list(example.get("choices") or ())
         if learn and not said:
             raise BadSample(f"example {name} has no text to learn from.", "no text")
-        suffix = said[int(rng.integers(len(said)))] if learn else ""
+        suffix = ""
+        if learn:
+            weighted = example.get("answer_weights")
+            suffix = pick(example, "sample", rng) if weighted else said[int(rng.integers(len(said)))]
         if lettered and learn:
             choices = [choices[number] for number in rng.permutation(len(choices))]
             if suffix not in choices:
