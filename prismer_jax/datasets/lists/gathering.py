@@ -206,7 +206,10 @@ class _Questions:
 def _add_answer(question: Example, more: Example) -> bool:
     """Adds `more` where it is another answer to the question (the official lists have a row for each); says whether."""
     answers, new = ({*one["answers"]} for one in (question, more))
-    if len(new) != 1 or new <= answers:
+    if new and not answers:
+        question |= {key: value for key, value in more.items() if key != "question_id"}
+        return True
+    if len(new) != 1 or new <= answers or (len(answers) > 1 and "answer_weights" not in question):
         return False
     if "answer_weights" not in question:
         question["answers"], question["answer_weights"] = [question["answers"][0]], [question.pop("weight", 1.0)]

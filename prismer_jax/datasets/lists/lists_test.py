@@ -337,6 +337,18 @@ def test_question_ids_that_restart_in_each_photo_drop_and_join_nothing(tmp_path,
     assert "2 questions have the id of another, such as 0" in caplog.text
 
 
+def test_a_row_joins_a_question_without_an_answer_and_takes_none_from_one_with_several(tmp_path):
+    place(tmp_path, "1.jpg")
+    rows = [
+        {"image": "1.jpg", "question": f"{id}?", "question_id": id, "answer": answer}
+        for id, answer in ((1, None), (1, "a"), (1, "b"), (2, ["a", "b"]), (2, "c"))
+    ]
+    source = lists.load(write(tmp_path / "q.json", rows), max_missing=1)
+    assert [example["answers"] for example in everything(source)] == [["a", "b"], ["a", "b"]]
+    assert source[0]["answer_weights"] == [1.0, 1.0]
+    assert source.dropped.counts == {"duplicate question": 1}
+
+
 def test_question_ids_keep_their_form(tmp_path):
     place(tmp_path, "1.jpg", "2.jpg")
     ids = ["01827492", "1827492", 7, "22MexNkBPpdZGX6sxbxVBH"]
