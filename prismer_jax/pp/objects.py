@@ -169,7 +169,7 @@ def outline() -> Op:
         (top, left), (bottom, right) = ends
         if bottom < top or right < left:
             raise BadSample(f"example {example.get('id', '?')}: its bbox {list(box)} has no pixels.", "no box")
-        rows, columns = (slice(max(low, 0), high + 1) for low, high in ((top, bottom), (left, right)))
+        rows, columns = (slice(max(low, 0), max(high + 1, 0)) for low, high in ((top, bottom), (left, right)))
         for row in {top, bottom} & set(range(image.shape[0])):
             image[row, columns] = RED
         for column in {left, right} & set(range(image.shape[1])):

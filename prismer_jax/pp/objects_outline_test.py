@@ -35,6 +35,11 @@ def test_sides_outside_of_the_photo_are_not_drawn():
     ]
 
 
+@pytest.mark.parametrize("box", [[-2.0, 0.0, -1.0, 1.0], [0.0, -1.0, 1.0, -0.5], [2.0, 0.0, 3.0, 1.0]])
+def test_of_a_box_outside_of_the_photo_nothing_is_drawn(box):
+    assert not np.any(drawn(box))
+
+
 @pytest.mark.parametrize("box", [None, [0, 1], [0.9, 0.0, 0.1, 1.0]])
 def test_what_is_no_box_is_named(box):
     with pytest.raises(BadSample, match="bbox"):
