@@ -79,7 +79,7 @@ def beside(side: Callable[[str], bytes | None], where: str) -> Captions:
         return Captions(lines)
     data = side(".json")
     if lines:
-        return (None if data is None else _meant(data, text)) or _printed(text) or Captions(lines)
+        return (None if data is None else _meant(data, text)) or _printed(text, f"{where}.txt") or Captions(lines)
     captions = Captions([]) if data is None else _in_json(data, f"{where}.json")
     return Captions([], EMPTY) if text is not None and not captions.texts else captions
 
@@ -133,10 +133,10 @@ def _meant(data: bytes, text: str) -> Captions | None:
     return None
 
 
-def _printed(text: str) -> Captions | None:
+def _printed(text: str, where: str) -> Captions | None:
     """Returns the captions of a .txt that is the text of a list, and None otherwise."""
     values = listed(text.strip())
-    return None if values is None else Captions(texts(values).texts, None if values else EMPTY)
+    return None if values is None else Captions(_unicode(texts(values), where).texts, None if values else EMPTY)
 
 
 def _in_json(data: bytes, where: str) -> Captions:

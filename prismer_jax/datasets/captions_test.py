@@ -139,3 +139,5 @@ def test_a_text_of_a_list_without_its_json_is_a_list():
     assert beside(b"['a dog', 'a pet']\n") == (["a dog", "a pet"], None)
     assert beside(b"['a dog', 'a pet']", {"caption": "another"}) == (["a dog", "a pet"], None)
     assert beside(b"[]") == ([], "empty side file")
+    with pytest.raises(BadSample, match="not UTF-8"):
+        beside(rb"['half a character, \ud83d']")
