@@ -78,8 +78,8 @@ def names(images: Iterable[Any]) -> dict[str, Any]:
         name = image.get("file_name")
         if by_id.setdefault(id := id_text(image["id"]), name) != name:
             raise ValueError(
-                f"the photos {by_id[id]} and {name} have one id, {image['id']!r}: captions of either cannot be told "
-                "apart. Number the photos anew where files are merged, or give the files one by one"
+                f"the photos {by_id[id]} and {name} have one id, {image['id']!r}: nobody can tell which is "
+                "meant. Number the photos anew where files are merged, or give the files one by one"
             )
     return by_id
 

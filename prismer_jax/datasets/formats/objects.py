@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prismer_jax.datasets.compact_dicts import CompactDicts
+from prismer_jax.datasets.formats import coco
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
@@ -93,6 +94,7 @@ def _entries(path: pathlib.Path) -> Iterable[Mapping[str, Any]]:
 
 def _of_coco(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     names = {one["id"]: one["name"] for one in content.get("categories") or ()}
+    coco.names(content["images"])  # raises where two have one id
     photos = {one["id"]: {**one, "image": one["file_name"], "objects": []} for one in content["images"]}
     for one in content["annotations"]:
         photo = photos[one["image_id"]]

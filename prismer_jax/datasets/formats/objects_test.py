@@ -83,6 +83,7 @@ def broken(change):
         ([3], "is no list of objects"),
         ([], "lists no photos"),
         (broken(lambda c: c["annotations"][0].update(image_id=9)), "an entry lacks 9"),
+        (broken(lambda c: c["images"][1].update(id=7)), "the photos a.png and b.png have one id, 7"),
         (broken(lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5])), "the box of cat has no pixels"),
         (broken(lambda c: c["annotations"][0].update(bbox=[1, 1])), "needs name and bbox"),
         (broken(lambda c: c["images"][0].update(file_name="none.png")), "missing photo"),
