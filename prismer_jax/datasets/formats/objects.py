@@ -55,7 +55,7 @@ def load(
     path, dropped, total, photos = storage.on_disk(path), Dropped(), 0, []
     folder = storage.on_disk(images) if images else path.parent
     for number, entry in enumerate(_entries(path), 1):
-        total += 1 + len(entry.get("objects") or ())
+        total += 1 + (len(listed) if isinstance(listed := entry.get("objects"), list) else 0)
         try:
             photos.append(_photo(entry, folder, crowds, dropped, f"{path}: photo {number}"))
         except BadSample as error:

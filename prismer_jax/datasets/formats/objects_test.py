@@ -82,6 +82,7 @@ def broken(change):
         (3, "is no list of objects"),
         ([3], "is no list of objects"),
         ([], "lists no photos"),
+        ([{"image": "a.png", "height": 10, "width": 20, "objects": 3}], "needs image, height, width and objects"),
         (broken(lambda c: c["annotations"][0].update(image_id=9)), "an entry lacks 9"),
         (broken(lambda c: c["images"][1].update(id=7)), "the photos a.png and b.png have one id, 7"),
         (broken(lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5])), "the box of cat has no pixels"),
