@@ -83,6 +83,14 @@ def test_examples_come_back_as_they_were(builder):
     assert "labels/obj_detection_classes" not in some
 
 
+def test_ids_of_questions_that_a_record_cannot_hold_as_numbers_are_texts():
+    ids = [0, 2**63 - 1, -1, 2**63, 2**64 - 1]
+    asked = [{"question": "?", "answers": [], "question_id": id} for id in ids]
+    record = schema.serializer(())(schema.encode(id="x", image=png(0, 3), labels={}, experts=(), questions=asked))
+    questions = records.decode(record, "all")["questions"]
+    assert [q.get("question_id") for q in questions] == [0, 2**63 - 1, "-1", str(2**63), str(2**64 - 1)]
+
+
 def test_tfds_reads_the_same_fields(builder):
     skip = tfds.decode.SkipDecoding()
     decoders = {"image": skip, "labels": dict.fromkeys(records.EXPERTS, skip)}

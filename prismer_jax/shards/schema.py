@@ -43,7 +43,7 @@ def features(experts: Sequence[str] = tuple(EXPERTS)):
             "questions": tf.Sequence(tf.Text()),
             "question_types": tf.Sequence(tf.Text()),
             "question_ids": tf.Sequence(np.int64),
-            "question_names": tf.Sequence(tf.Text()),  # ids that are texts, '' beside a number
+            "question_names": tf.Sequence(tf.Text()),  # ids that are texts or no int64, '' beside a number
             "question_weights": tf.Sequence(np.float32),
             "answer_counts": tf.Sequence(np.int64),
             "answers": tf.Sequence(tf.Text()),
@@ -91,7 +91,8 @@ def encode(
         table = np.zeros((0, FEATURES)) if word_features is None else word_features
         stored["ocr_detection_features"] = np.asarray(table, np.float16)
         stored["ocr_detection_words"] = list(words)
-    question_ids = [q.get("question_id") for q in questions]
+    ids = [q.get("question_id") for q in questions]
+    are_numbers = [isinstance(key, int) and key != NO_ID and -(2**63) <= key < 2**63 for key in ids]
     return {
         "id": id,
         **{key: texts.get(key, "") for key in TEXTS},
@@ -101,8 +102,8 @@ def encode(
         "weight": np.float32(weight),
         "questions": [q["question"] for q in questions],
         "question_types": [q.get("question_type", "") for q in questions],
-        "question_ids": [key if isinstance(key, int) else NO_ID for key in question_ids],
-        "question_names": [key if isinstance(key, str) else "" for key in question_ids],
+        "question_ids": [key if fits else NO_ID for key, fits in zip(ids, are_numbers, strict=True)],
+        "question_names": ["" if fits or key is None else str(key) for key, fits in zip(ids, are_numbers, strict=True)],
         "question_weights": [q.get("weight", 1.0) for q in questions],
         "answer_counts": [len(q["answers"]) for q in questions],
         "answers": [answer for q in questions for answer in q["answers"]],
