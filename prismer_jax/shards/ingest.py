@@ -103,7 +103,8 @@ def _check_texts(arguments: dict[str, Any]) -> None:
     """JSON can hold halves of characters, which no file of UTF-8 can."""
     texts = [*arguments["captions"], *(arguments.get(key, "") for key in TEXTS), *arguments.get("words", ())]
     for question in arguments["questions"]:
-        texts += [question["question"], question.get("question_type", ""), *question["answers"]]
+        about = (str(question.get(key, "")) for key in ("question_type", "question_id"))
+        texts += [question["question"], *about, *question["answers"]]
     try:
         "".join([arguments["id"], *texts]).encode()
     except UnicodeEncodeError as error:

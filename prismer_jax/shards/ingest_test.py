@@ -163,6 +163,7 @@ def test_an_empty_label_file_becomes_an_empty_map():
         ({"labels/edge": b"\x89PNG\r\n\x1a\n"}, "cannot be read as an image"),
         ({"captions": ["\ud83d"]}, "no Unicode"),
         ({"questions": [{"question": "q", "answers": ["\ud83d"]}]}, "no Unicode"),
+        ({"questions": [{"question": "q", "answers": [], "question_id": "\ud83d"}]}, "no Unicode"),
     ],
 )
 def test_what_cannot_be_used_is_a_bad_sample(change, message):
