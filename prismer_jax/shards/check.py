@@ -31,7 +31,7 @@ class Checked:
     Attributes:
       labels: expert -> records that have its label.
       empty: expert -> of these, maps that hold nothing.
-      ids: uint32 [records]: hashes of the ids.
+      ids: int64 [records]: hashes of the ids; -1 of a record that cannot be read.
       problems: by kind.
     """
 
@@ -82,7 +82,7 @@ def check(folder: str, processes: int = 1) -> bool:
 def check_shard(folder: str, row: manifest.Row) -> Checked:
     """Reads one shard, record by record."""
     path = storage.join(folder, row.file)
-    problems, found, empty, ids = Dropped(), Counter(), Counter(), []
+    problems, found, empty, ids = Dropped(), Counter(), Counter(), np.full(row.records, -1)
     captions, questions = [], []
     try:
         opened = reader.open_shard(path, row)
@@ -95,7 +95,7 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
             except Exception as error:  # array_record's, and protobuf's own
                 problems.add("unreadable record", f"{where}: {error}")
                 continue
-            ids.append(zlib.crc32(example["id"].encode()))
+            ids[number] = zlib.crc32(example["id"].encode())
             captions.append(len(example["captions"]))
             questions.append(len(example["questions"]))
             try:
@@ -109,14 +109,14 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
                         empty[name] += _is_empty(name, map)
     except UserError as error:
         problems.add("shard", str(error))
-        return Checked(found, empty, np.zeros(0, np.uint32), problems)
+        return Checked(found, empty, np.zeros(0, int), problems)
     if not problems and (
         captions != row.of_records("captions").tolist()
         or questions != row.of_records("questions").tolist()
         or any(found[name] != count for name, count in row.labels.items())
     ):
         problems.add("counts", f"{path}: its captions, questions or labels are not as many as the manifest says.")
-    return Checked(found, empty, np.asarray(ids, np.uint32), problems)
+    return Checked(found, empty, ids, problems)
 
 
 def check_example(example: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def _is_empty(name: str, png: bytes) -> bool:
 def _find_duplicates(folder: str, found: manifest.Manifest, results: Sequence[Checked]) -> None:
     """Adds ids that several records have. Hashes tell which may: only those are read again."""
     hashes, counts = np.unique(np.concatenate([result.ids for result in results]), return_counts=True)
-    suspects = hashes[counts > 1]
+    suspects = hashes[(counts > 1) & (hashes >= 0)]
     first: dict[str, str] = {}
     for row, result in zip(found.shards, results, strict=True):
         for number in np.flatnonzero(np.isin(result.ids, suspects)) if len(suspects) else ():

@@ -50,6 +50,16 @@ def test_an_id_in_two_shards_is_found(tmp_path, capsys):
     assert "record 1: 'photo 1' is also that of" in out
 
 
+def test_an_id_in_two_shards_is_found_behind_a_record_that_cannot_be_read(tmp_path, capsys, monkeypatch):
+    sound = writer.schema.serializer(EXPERTS)
+    garbled = lambda values: b"\xff\xff no record" if values["id"] == "photo 0" else sound(values)  # noqa: E731
+    monkeypatch.setattr(writer.schema, "serializer", lambda experts: garbled)
+    first, second = write(tmp_path, [example(0), example(1)], [example(2), example(1)]).shards
+    out = problems(capsys, tmp_path)
+    assert "unreadable record" in out
+    assert f"{second.file}, record 1: 'photo 1' is also that of {first.file}, record 1." in out
+
+
 def test_remote_data_sets_are_checked_where_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path))
     row = write("memory://bucket/checked", [example(0), example(1)]).shards[0]
