@@ -119,7 +119,7 @@ class Source:
         table, row, number = self._find(index)
         name = f"{self._names[self._offsets.find(index)[0]]}/{number}"
         folder = self.folder(index)
-        photos = row.get("images", row.get("image"))
+        photos = row.get("image") if row.get("images") is None else row["images"]
         photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
         photos = [photo_of(photo, folder, f"{table.path}: photo of sample {number}") for photo in photos]
         return f"{table.path}: sample {number}", name, row, photos

@@ -51,6 +51,8 @@ def test_photos_are_paths_bytes_or_both_none_one_or_several(tmp_path, png):
     assert all(image.shape == (4, 6, 3) for i in range(3) for image in decoded(source[i]))
     assert source[1]["turns"] == [{"user": "What?", "assistant": "A dog."}, {"user": "Why?", "assistant": "So."}]
     assert source[3]["id"] == "talks/3"
+    both = load(lines(tmp_path, {"images": None, "image": "one.png", "texts": SAID}))  # tables of two kinds in one
+    assert len(decoded(both[0])) == 1
 
 
 def test_a_bad_photo_of_several_is_named(tmp_path, png):

@@ -75,9 +75,9 @@ class Pairs(conversations.Source):
         own = {key: value for key, value in row.items() if key not in ("images", "answer", *SUFFIXES)}
         if "question" not in own and prefix is not None:
             own["question"] = prefix
-        id = row.get("question_id", row.get("id", name))
+        id = next((row[key] for key in ("question_id", "id") if row.get(key) is not None), name)
         photo = photos[0] if isinstance(photos[0], str) else name
-        image = photos if "images" in row else photos[0]
+        image = photos[0] if row.get("images") is None else photos
         if self.labels is not None and isinstance(row.get("image"), str):
             own |= label_files.locate(self.labels, tuple(EXPERTS), self._label_name(index, row["image"], where))
         return {"photo": photo, **own, "id": str(id), "image": image, "answers": said, "captions": said}

@@ -69,6 +69,19 @@ def test_numbers_of_a_column_with_gaps_are_whole(folder, said, text):
     assert write(folder, {"image": "a.jpg", **said})[0]["answers"] == [text]
 
 
+def test_columns_that_say_nothing_of_a_row_count_as_absent(folder):
+    source = write(
+        folder,
+        {"image": "a.jpg", "images": None, "suffix": "x", "question_id": None, "id": 5},
+        {"image": None, "images": ["a.jpg", "b.jpg"], "suffix": "x", "question_id": None, "id": None},
+    )
+    assert [source[i]["image"] for i in range(2)] == [
+        str(folder / "a.jpg"),
+        [str(folder / n) for n in ("a.jpg", "b.jpg")],
+    ]
+    assert [source[i]["id"] for i in range(2)] == ["5", "rows/1"]
+
+
 def test_suffixes_are_drawn_by_the_weights_of_answers():
     asked = {"question": "Who?", "answers": ["me", "you"], "answer_weights": [0.0, 0.5]}
     assert {turns(asked, "affix('{question}')")[0]["assistant"] for _ in range(30)} == {"you"}
