@@ -80,7 +80,8 @@ def load(
         _check_names([photo for photo, _ in entries], root, label_names.ignores_case(labels))
     dropped.warn(root)
     if limit is not None:
-        entries = entries[:: max(1, -(-len(entries) // limit))]
+        count = min(limit, len(entries))
+        entries = [entries[place * len(entries) // count] for place in range(count)]
     return Source(str(root), entries, labels, select(experts))
 
 

@@ -96,6 +96,7 @@ def test_fewer_shots_are_among_more_and_a_seed_draws_the_same(classes):
     assert len({tuple(photos(shots=2, seed=seed)) for seed in range(5)}) > 1
     assert photos(shots=1) == ["n1/2.JPEG", "n2/0.JPEG"]  # for ever
     assert photos(limit=4) == ["n1/0.JPEG", "n1/3.JPEG", "n2/0.JPEG", "n2/3.JPEG"]
+    assert [len(photos(limit=limit)) for limit in (5, 11, 12, 13)] == [5, 11, 12, 12]
 
 
 def test_classes_have_their_official_names(classes):
