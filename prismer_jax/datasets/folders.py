@@ -77,8 +77,11 @@ def _hint(root: str, dropped: Dropped) -> str:
 
 
 def _walk(root: str, dropped: Dropped) -> Iterator[dict[str, Any]]:
+    def lost(error: OSError) -> None:
+        dropped.add("unreadable folder", f"{error.filename}: {error.strerror}.")
+
     seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=lost, followlinks=True):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder above
             folders.clear()

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import sys
@@ -202,6 +203,18 @@ def test_file_names_that_are_not_utf8_are_dropped(web):
     for given in ([name], [name, name]):
         with pytest.raises(UserError, match=r"Left out: \d x file name that is not UTF-8"):
             photos.load(given)
+
+
+def test_a_folder_that_cannot_be_read_is_counted(web, monkeypatch):
+    def scandir(path, scan=os.scandir):
+        if path == str(web / "00001"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    source = lists.load(images=web)
+    assert len(source) == 2
+    assert f"1 x unreadable folder, the first: {web}/00001: Permission denied." in source.dropped.lines()[-1]
 
 
 def test_a_limit_ends_the_search(web, monkeypatch):
