@@ -67,7 +67,9 @@ def load(
     )
     if not len(photos):
         raise UserError(f"{several[0]}: has no rows. Check the path and limit.")
-    task = task or ("question" if photos.names(_ASKING) else "caption")
+    if task is None and photos.names(_ASKING):  # of which the first rows may have none
+        return load(path, labels=labels, task="question", source=source, experts=experts, limit=limit)
+    task = task or "caption"
     needed = {"caption": (*_SAYING, *conversations.KEYS), "question": (*_ASKING, *conversations.KEYS)}
     if task in needed and not photos.names(needed[task]):
         raise UserError(
