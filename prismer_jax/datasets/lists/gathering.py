@@ -66,6 +66,8 @@ class Gatherer:
             photo = photos[key]
             if photo is None:
                 continue
+            for name, text in row.texts.items():
+                photo.setdefault(name, text)
             texts += len(row.captions)
             captions = [
                 text
@@ -135,8 +137,8 @@ class Gatherer:
         photo = {"id": id, "name": place.name, "image": place.path, "source": source, "captions": [], "questions": []}
         if place.dataset:
             photo["dataset"] = place.dataset
-        self._by_path[place.file] = photo | row.texts
-        return self._by_path[place.file]
+        self._by_path[place.file] = photo
+        return photo
 
     def _usable(self, text: Any, what: str, where: str, dropped: Dropped | None = None) -> bool:
         """Returns whether a value is a text that can be stored; counts those that are not."""

@@ -216,6 +216,16 @@ def test_lists_of_classes(tmp_path):
     }
 
 
+def test_lists_of_captions_and_of_classes_join_what_they_say_of_a_photo(tmp_path):
+    place(tmp_path, "1.jpg")
+    captions = write(tmp_path / "captions.json", [{"image": "1.jpg", "caption": "a fish"}])
+    classes = write(tmp_path / "classes.json", [{"image": "1.jpg", "class_name": "Tench", "domain": "in-domain"}])
+    for paths in ([captions, classes], [classes, captions]):
+        example = lists.load(paths)[0]
+        assert (example["class_name"], example["domain"]) == ("Tench", "in-domain")
+        assert sorted(example["captions"]) == ["a fish", "tench"]
+
+
 def test_coco_files_of_boxes_alone_are_photos(tmp_path):
     place(tmp_path, "1.jpg")
     instances = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4]}]}
