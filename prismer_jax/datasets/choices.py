@@ -109,9 +109,12 @@ def _example(entry: Any, number: int, folder: pathlib.Path, letters: str, where:
         raise BadSample(f"{where} has {texts!r} as choices, which is no list of 2 to 26 texts.", "no choices")
     if not letters:
         raise BadSample(f"{where} has no `choices`, and its text lists none as 'A: ..., B: ...'.", "no choices")
-    photos = _first(entry, "image")
-    paths = [str(folder / name) for name in ([photos] if isinstance(photos, str) else photos or [])]
-    if lost := [name for name in paths if not os.path.exists(name)]:
+    photos = _first(entry, "image") or []
+    names = [photos] if isinstance(photos, str) else photos
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadSample(f"{where} has {photos!r} as its photo, which is no path and no list of them.", "no photo")
+    paths = [str(folder / name) for name in names]
+    if lost := [name for name in paths if not os.path.isfile(name)]:
         raise BadSample(f"{where} is about {lost[0]}, which is not there.", "missing photo")
     id = str(number if (own := _first(entry, "id")) is None else own)
     return {

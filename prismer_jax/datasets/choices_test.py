@@ -29,6 +29,7 @@ def test_options_are_listed_in_the_text_or_beside_it(tmp_path):
     assert second["image"] == str(tmp_path / "a.png")
     assert (third["answers"], len(third["image"])) == (["A"], 2)
     assert len(load(tmp_path, GOOD, science, limit=1)) == 1
+    assert load(tmp_path, {**GOOD, "image": ""})[0]["image"] is None
 
 
 def test_a_question_that_lists_none_has_the_letters_that_are_given(tmp_path):
@@ -46,6 +47,8 @@ def test_a_question_that_lists_none_has_the_letters_that_are_given(tmp_path):
         ({"choices": [1, 2, 3], "answer": 2}, "its answer 2 may be one of the choices"),
         ({"question": " "}, "no text `question`"),
         ({"image": "none.png"}, r"none\.png, which is not there"),
+        ({"image": ["."]}, "which is not there"),
+        *(({"image": image}, "as its photo, which is no path") for image in (5, [5], {"bytes": "", "path": "a.png"})),
     ],
 )
 def test_what_cannot_be_asked_is_counted_or_one_line(tmp_path, changes, message):
