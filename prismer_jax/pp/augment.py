@@ -39,7 +39,7 @@ def random_resized_crop(
             raise UserError(f"random_resized_crop({name}={(low, high)}): two positive numbers, the smaller first.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        refuse_objects(example, "random_resized_crop")
+        example = without_box(example, "random_resized_crop")
         image = example["image"]
         height, width = image.shape[:2]
         top, left, h, w = _random_box(height, width, scale, ratio, rng)
@@ -78,10 +78,15 @@ def _random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def refuse_objects(example: Example, op: str) -> None:
-    """Raises UserError for an example with `objects` (pp/objects.py), which do not go with an op that moves pixels."""
+def without_box(example: Example, op: str) -> Example:
+    """Returns an example for an op that moves pixels, without its `bbox`, which `outline` would draw where it was.
+
+    Raises:
+      UserError: it has `objects` (pp/objects.py).
+    """
     if "objects" in example:
         raise UserError(f"{op}: boxes and masks of its objects would stay where they were. Leave {op} out.")
+    return {key: value for key, value in example.items() if key != "bbox"}
 
 
 @register
@@ -95,7 +100,7 @@ def flip(p: float = 0.5, normals: Literal["mirror", "reference"] = "mirror") -> 
         raise UserError(f"flip(normals={normals!r}): 'mirror' or 'reference'.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        refuse_objects(example, "flip")
+        example = without_box(example, "flip")
         if rng.random() >= p:
             return example
         out = dict(example, image=cv2.flip(example["image"], 1))

@@ -20,7 +20,7 @@ import numpy as np
 
 from prismer_jax.errors import UserError, choose
 from prismer_jax.pp import randaugment
-from prismer_jax.pp.augment import refuse_objects
+from prismer_jax.pp.augment import without_box
 from prismer_jax.pp.ops import Example, Op, register
 from prismer_jax.pp.randaugment import move_labels
 from prismer_jax.pp.text import Plain
@@ -127,7 +127,7 @@ def blip_randaugment(n: int = 2, m: float = 5, autocontrast: Literal["reference"
     choose("autocontrast", autocontrast, dict.fromkeys(("reference", "pillow")))
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        refuse_objects(example, "blip_randaugment")
+        example = without_box(example, "blip_randaugment")
         for move in rng.choice(len(randaugment.MOVES), size=n):
             if rng.random() <= 0.5:
                 example = apply(example, randaugment.MOVES[move], m, rng.random(), autocontrast)

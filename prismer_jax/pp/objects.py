@@ -163,7 +163,11 @@ def outline() -> Op:
     def op(example: Example, rng: np.random.Generator) -> Example:
         box, image = example.get("bbox"), example["image"].copy()
         if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4:
-            raise BadSample(f"example {example.get('id', '?')} has no bbox of y1, x1, y2, x2 to outline.", "no box")
+            raise BadSample(
+                f"example {example.get('id', '?')} has no bbox of y1, x1, y2, x2 to outline: ops that cut or mirror a "
+                "photo stand behind outline.",
+                "no box",
+            )
         last = np.array(image.shape[:2]) - 1
         ends = (np.array(box, np.float64).reshape(2, 2) * last).astype(int)  # cut off, not rounded
         (top, left), (bottom, right) = ends

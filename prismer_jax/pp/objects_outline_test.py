@@ -40,6 +40,14 @@ def test_of_a_box_outside_of_the_photo_nothing_is_drawn(box):
     assert not np.any(drawn(box))
 
 
+@pytest.mark.parametrize("move", ["flip(1.0)", "random_resized_crop(5)", "randaugment(2)", "blip_randaugment(2)"])
+def test_a_box_is_not_drawn_where_a_moved_photo_was(move):
+    example = {"image": np.zeros((5, 9, 3), np.uint8), "bbox": [0.25, 0.25, 0.8, 0.74]}
+    pp.build(f"outline()|{move}")(example, np.random.default_rng(0))
+    with pytest.raises(BadSample, match=r"no bbox .* to outline: ops that .* stand behind outline"):
+        pp.build(f"{move}|outline()")(example, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("box", [None, [0, 1], [0.9, 0.0, 0.1, 1.0]])
 def test_what_is_no_box_is_named(box):
     with pytest.raises(BadSample, match="bbox"):

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from prismer_jax import labels
 from prismer_jax.errors import UserError
-from prismer_jax.pp.augment import refuse_objects
+from prismer_jax.pp.augment import without_box
 from prismer_jax.pp.labels import maps
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -43,7 +43,7 @@ def randaugment(n: int = 2, m: float = 5) -> Op:
         raise UserError(f"randaugment(n={n}, m={m}): n is a count and m lies in 0 to 10.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        refuse_objects(example, "randaugment")
+        example = without_box(example, "randaugment")
         for move in rng.choice(len(MOVES), size=n):
             example = apply(example, MOVES[move], m, 1 if rng.random() < 0.5 else -1)
         return example
