@@ -30,7 +30,7 @@ from prismer_jax.pp.buckets import Neighbours
 from prismer_jax.pp.image_size import image_size
 
 Example = dict[str, Any]
-VERSION = 1  # of what is kept
+VERSION = 2  # of what is kept
 CHUNK = 64  # samples between two looks at the bar
 SILENT = "no answer to learn from"
 
@@ -234,13 +234,16 @@ class Measured:
     """A chain that makes of a sample its `size` alone: tokens, tiles, photos.
 
     Photos become pictures of the same size that take no memory, from their headers; ops with a `dry` form run in that.
+    Label maps are read where an op `reads_labels` to make texts of them.
     """
 
     def __init__(self, chain: Any) -> None:
         self.chain = chain
+        self._reads_labels = any(getattr(op, "reads_labels", False) for op in chain.ops)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        example = {key: value for key, value in example.items() if not key.startswith("labels/")}
+        every = self._reads_labels
+        example = {key: value for key, value in example.items() if every or not key.startswith("labels/")}
         if (photos := example.get("image")) is not None:
             name = f"a photo of example {example.get('id', '?')}"
             example["image"] = (

@@ -12,7 +12,9 @@ from prismer_jax import datasets, input, pp
 from prismer_jax.datasets import data_seen, packing
 from prismer_jax.errors import UserError
 from prismer_jax.labels import CLASSES_KEY
+from prismer_jax.pp.chat import EXTRA_TOKENS
 from prismer_jax.pp.chat_test import letters
+from prismer_jax.pp.places import PIECES
 
 PP = "decode|tiles(32, 64, most=9, enlarge=False)|turns()|chat(400, 4)"
 
@@ -205,6 +207,16 @@ def test_sizes_are_found_once_without_decoding_and_anew_for_other_files(folder, 
     other = pp.build(PP.replace("400", "399"), tokenizer=tokenizer)
     with pytest.raises(pytest.fail.Exception, match="again"):
         packing.sizes_of(source, other)
+
+
+@pytest.mark.parametrize("ops", ["turns()|describe()", "label_objects(('cat', 'dog'))|detect()"])
+def test_texts_that_are_made_of_labels_are_measured(ops, tmp_path):
+    chain = pp.build(f"decode|{ops}|tiles(32)|chat(900, 4)", tokenizer=letters(tmp_path, (*EXTRA_TOKENS, *PIECES)))
+    source = [labelled(1, 1, "a")]
+    if "detect" in ops:
+        del source[0]["turns"]
+    tokens = int(input.eval_example(source, chain, 0)["mask_input"].sum())
+    assert packing.sizes_of(source, chain)[0].tolist() == [[tokens, 1, 1]]
 
 
 def test_a_sample_that_goes_bad_leaves_its_row_to_the_others(folder, tokenizer, tmp_path):

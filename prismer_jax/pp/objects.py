@@ -44,6 +44,7 @@ def label_objects(names: Sequence[str], least: int = 1) -> Op:
                 found.append({"name": names[kind], "box": box, "segmentation": mask, "size": mask.shape})
         return {**example, "objects": found}
 
+    op.reads_labels = True
     return op
 
 
@@ -214,4 +215,5 @@ def describe(names: Any = None, most: int = 8, length: int = 150, *, tokenizer: 
             raise BadSample("describe stands behind an op that asks: question_prompt, caption_prompt, ask, turns ...")
         return {**example, "described": said, "prompt": f"{said} {example['prompt'] or ''}".strip()}
 
+    op.reads_labels = True
     return op
