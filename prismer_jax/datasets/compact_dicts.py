@@ -23,7 +23,7 @@ class CompactDicts(Sequence[dict[str, Any]]):
         for item in items:
             data += _encode(item).encode()
             ends.append(len(data))
-        self._data, self._ends = bytes(data), np.asarray(ends, np.int64)
+        self.data, self._ends = bytes(data), np.asarray(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -32,4 +32,4 @@ class CompactDicts(Sequence[dict[str, Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index} of {len(self)}")
         index %= len(self)
-        return json.loads(self._data[self._ends[index] : self._ends[index + 1]])
+        return json.loads(self.data[self._ends[index] : self._ends[index + 1]])

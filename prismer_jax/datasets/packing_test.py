@@ -219,6 +219,21 @@ def test_texts_that_are_made_of_labels_are_measured(ops, tmp_path):
     assert packing.sizes_of(source, chain)[0].tolist() == [[tokens, 1, 1]]
 
 
+def test_sizes_of_a_list_are_those_of_its_photos_and_of_its_task(tokenizer, tmp_path):
+    rows = [{"image": "a.png", "caption": "somebody", "question": "who?", "answer": "me"}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    for name, side in (("small", 32), ("large", 64)):
+        (tmp_path / name).mkdir()
+        photo(tmp_path / name / "a.png", side, side)
+    chain, sizes = pp.build(PP, tokenizer=tokenizer), []
+    for images, task in (("small", "caption"), ("small", "question"), ("large", "caption")):
+        source = datasets.load("pairs", path=tmp_path / "list.json", images=tmp_path / images, task=task)
+        tokens, tiles, _ = packing.sizes_of(source, chain)[0][0].tolist()
+        assert tokens == input.eval_example(source, chain, 0)["mask_input"].sum()
+        sizes.append(tiles)
+    assert sizes == [1, 1, 5]
+
+
 def test_a_sample_that_goes_bad_leaves_its_row_to_the_others(folder, tokenizer, tmp_path):
     for name in ("talks.jsonl", *(file.name for file in folder.glob("*.png"))):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

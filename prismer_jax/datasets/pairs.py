@@ -103,6 +103,10 @@ class Once:
     def __init__(self, source: lists.Source) -> None:
         self._source, self.dropped, self.fingerprint = source, source.dropped, source.fingerprint
 
+    @property
+    def made_of(self) -> str | None:
+        return self._source.made_of
+
     def __len__(self) -> int:
         return len(self._source)
 

@@ -69,6 +69,15 @@ class Source:
         return _digest(self.files) if self.files else getattr(self._photos, "fingerprint", None)
 
     @property
+    def made_of(self) -> str | None:
+        """Returns a digest of what examples of lists depend on: photos with their texts, task, labels; None of others.
+
+        Unlike the fingerprint it changes where photos are moved.
+        """
+        made_of = f"{self._task} {self._labels} ".encode()
+        return hashlib.sha256(made_of + self._photos.data).hexdigest() if self.files else None
+
+    @property
     def texts(self) -> int:
         """Returns how many captions, or questions, all items have: an epoch has each once on average."""
         return len(self) if self._texts is None else self._texts
