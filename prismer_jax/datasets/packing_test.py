@@ -234,6 +234,20 @@ def test_sizes_of_a_list_are_those_of_its_photos_and_of_its_task(tokenizer, tmp_
     assert sizes == [1, 1, 5]
 
 
+def test_sizes_of_a_table_are_those_of_its_task(tokenizer, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    photo(tmp_path / "a.png", 32, 32)
+    row = {"image": (tmp_path / "a.png").read_bytes(), "caption": "somebody", "question": "who?", "answer": "me"}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    chain = pp.build(PP, tokenizer=tokenizer)
+    for task in ("caption", "question"):
+        source = datasets.load("parquet", path=tmp_path / "a.parquet", task=task)
+        tokens = packing.sizes_of(source, chain)[0][0, 0]
+        assert tokens == input.eval_example(source, chain, 0)["mask_input"].sum()
+
+
 def test_a_sample_that_goes_bad_leaves_its_row_to_the_others(folder, tokenizer, tmp_path):
     for name in ("talks.jsonl", *(file.name for file in folder.glob("*.png"))):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

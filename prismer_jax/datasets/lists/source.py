@@ -70,12 +70,11 @@ class Source:
 
     @property
     def made_of(self) -> str | None:
-        """Returns a digest of what examples of lists depend on: photos with their texts, task, labels; None of others.
-
-        Unlike the fingerprint it changes where photos are moved.
-        """
-        made_of = f"{self._task} {self._labels} ".encode()
-        return hashlib.sha256(made_of + self._photos.data).hexdigest() if self.files else None
+        """Returns a digest of what examples depend on, with task and places of photos and labels; None of folders."""
+        if (data := self.fingerprint) is None:
+            return None
+        data = self._photos.data if self.files else data.encode()
+        return hashlib.sha256(f"{self._task} {self._labels} ".encode() + data).hexdigest()
 
     @property
     def texts(self) -> int:
