@@ -103,6 +103,15 @@ def test_one_changed_caption_of_a_list_is_seen_and_another_place_of_it_is_not(tm
     assert first != changed
 
 
+def test_another_split_of_a_list_is_other_data(tmp_path):
+    images = [{"filename": f"{split}.jpg", "split": split, "sentences": [{"raw": split}]} for split in ("val", "test")]
+    for image in images:
+        (tmp_path / image["filename"]).touch()
+    (tmp_path / "list.json").write_text(json.dumps({"images": images}))
+    sources = [lists.load(tmp_path / "list.json", split=split) for split in ("val", "test")]
+    assert data_seen.fingerprint(sources[0]) != data_seen.fingerprint(sources[1])
+
+
 def test_tars_and_records_are_told_by_what_they_hold(tmp_path):
     def tar(name, texts):
         with tarfile.open(tmp_path / name, "w") as file:

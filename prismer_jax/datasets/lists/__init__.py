@@ -105,7 +105,7 @@ def load(
     experts = select(experts)
     opened = Source(photos, task, labels, experts, dropped, limit)
     if path is not None:
-        opened.files = [*paths, *_several(annotations)]
+        opened.files, opened.split = [*paths, *_several(annotations)], split or ""
     dropped.warn(where)  # now that folders have been searched, too
     if not len(opened):
         raise UserError(f"{where}: lists no photos.")

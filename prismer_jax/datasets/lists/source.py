@@ -24,7 +24,7 @@ class Source:
 
     Attributes:
       dropped: what was left out when it was opened; further samples turn out to be bad when they are read.
-      files: the lists that it was read from, if there are any.
+      files, split: the lists that it was read from, if there are any, and which part of them.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Source:
         limit: of the task 'question': so many, the first ones.
         """
         self.files: list[Path] = []
+        self.split = ""
         self._items: np.ndarray | None = None
         self._texts: int | None = None
         if task == "caption" and isinstance(photos, list):
@@ -66,7 +67,7 @@ class Source:
     @property
     def fingerprint(self) -> str | None:
         """Returns a digest of the lists, or of what the tars hold; None of folders. See data_seen.py."""
-        return _digest(self.files) if self.files else getattr(self._photos, "fingerprint", None)
+        return _digest(self.files, self.split) if self.files else getattr(self._photos, "fingerprint", None)
 
     @property
     def made_of(self) -> str | None:
@@ -120,9 +121,9 @@ class _Photos(CompactDicts):
         return self[index]["name"]
 
 
-def _digest(paths: Sequence[Path]) -> str:
-    """Returns a digest of the bytes of files."""
-    whole = hashlib.sha256()
+def _digest(paths: Sequence[Path], split: str) -> str:
+    """Returns a digest of the bytes of files, and of which part of them is meant."""
+    whole = hashlib.sha256(split.encode())
     for path in paths:
         with open(os.path.expanduser(path), "rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
