@@ -136,7 +136,7 @@ class Work:
             for item in self.free(left):
                 took = True
                 yield item
-            if not took:
+            if not took and self.leases is not None:
                 time.sleep(min(poll, self.leases.expiry / BEATS))
 
     def _look(self, index: int, report: Report | None) -> bool:

@@ -92,6 +92,11 @@ def test_processes_without_leases_take_turns():
     assert works[0].done() == {0, 1, 2}
 
 
+def test_what_another_process_has_just_done_is_no_work_without_leases_either(tmp_path):
+    looks = iter([False, True])  # between the two it was done
+    assert list(Work(str(tmp_path), ["a"], None, counts=lambda index, report: next(looks)).share()) == []
+
+
 def test_share_looks_again_after_taking_and_waits_for_others(tmp_path):
     names = ["there", "slow", "dying", "mine"]
     work, other = (Work(str(tmp_path / "marks"), names, Leases(tmp_path / "leases")) for _ in range(2))
