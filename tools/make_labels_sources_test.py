@@ -347,6 +347,18 @@ def test_a_read_only_output_is_one_line(photos, tmp_path, capsys):
     assert "Permission denied" in capsys.readouterr().err
 
 
+def test_labels_of_a_source_are_not_mixed_with_those_of_other_weights(photos, tmp_path):
+    assert run("--images", photos, "--output", tmp_path / "labels", experts="depth") == 0
+    (tmp_path / "labels/depth/val/1.png").unlink()
+    flags = ("--images", photos, "--labels", tmp_path / "labels", "--output-dataset", tmp_path / "set")
+    record = tmp_path / "labels/make_labels.json"
+    record.write_text(record.read_text().replace("random weights", "others"))
+    with pytest.raises(UserError, match=r"labels of depth made with others, not with random weights\. Leave depth out"):
+        run(*flags, experts="depth")
+    assert run(*flags, experts="obj_detection") == 1  # of the one photo without depth
+    assert whole(tmp_path / "set").manifest.labels["depth"] == "others"
+
+
 def test_labels_that_lie_elsewhere_serve_experts_and_go_into_the_data_set(photos, tmp_path):
     assert run("--images", photos, "--output", tmp_path / "labels", experts="depth") == 0
     flags = ("--images", photos, "--labels", tmp_path / "labels")

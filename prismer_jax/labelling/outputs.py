@@ -118,7 +118,7 @@ class Dataset:
         threads: write so many shards at a time.
         """
         self.folder, self._ledger, self._threads = storage.plain(folder), ledger, threads
-        there = build.labels_of(source, given)
+        self._there = there = build.labels_of(source, given)
         self._plan = build.Plan(
             folder=self.folder,
             name=metadata.identifier(os.path.basename(self.folder.rstrip("/"))),
@@ -145,6 +145,12 @@ class Dataset:
         )
 
     def claim(self) -> None:
+        for name, how in self._there.items():
+            if how not in (None, self._plan.labels[name]):  # where it is not known nobody can tell
+                raise UserError(
+                    f"{self.folder}: its source has labels of {name} made with {how}, not with "
+                    f"{self._plan.labels[name]}. Leave {name} out of --experts."
+                )
         with self._ledger.leases.wait("record"):
             build.claim(self._plan)
 
