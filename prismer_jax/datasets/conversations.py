@@ -145,18 +145,20 @@ class Source:
             said = {role: text.get(role) for role in ("user", "assistant")} if isinstance(text, Mapping) else {}
             if not said or not all(isinstance(words, str) for words in said.values()):
                 raise BadSample(f"{where}: text {number} has no user and assistant.", NO_TURN)
-            if not any(_rating(row, name, number) < least for name, least in self._minima.items()):
+            if not any(_rating(row, name, number, where) < least for name, least in self._minima.items()):
                 turns.append(said)
         if not turns:
             raise BadSample(f"{where}: no text has the ratings that are asked for.", "low ratings")
         return turns
 
 
-def _rating(row: Mapping[str, Any], name: str, number: int) -> float:
-    """Returns a text's rating; infinity where it has none."""
+def _rating(row: Mapping[str, Any], name: str, number: int, where: str) -> float:
+    """Returns a text's rating; infinity where it has none; raises BadSample for what is no number."""
     ratings = row.get(f"{name}_ratings")
     if not isinstance(ratings, list) or number >= len(ratings) or ratings[number] is None:
         return np.inf
+    if not isinstance(ratings[number], int | float):
+        raise BadSample(f"{where}: the {name} rating of text {number} is {ratings[number]!r}, no number.", "no rating")
     return ratings[number]
 
 

@@ -131,6 +131,7 @@ def test_low_ratings_are_filtered_and_missing_ones_are_not(tmp_path):
         ("3", "is int, not an object"),
         ({"texts": []}, "has no texts"),
         ({"texts": [{"user": "a"}]}, "text 0 has no user and assistant"),
+        ({"texts": SAID, "relevance_ratings": [5, "high"]}, "relevance rating of text 1 is 'high', no number"),
         ({"texts": SAID, "images": [3]}, "is int, neither a path nor bytes"),
         ({"texts": SAID, "images": [{"bytes": "?", "path": None}]}, "no base64"),
     ],
