@@ -73,6 +73,8 @@ class Pairs(conversations.Source):
         if (prefix := row.get("prefix")) is not None and not isinstance(prefix, str):
             raise BadSample(f"{where}: its prefix is {prefix!r} instead of a text.", "no text")
         own = {key: value for key, value in row.items() if key not in ("images", "answer", *SUFFIXES)}
+        if isinstance(own.get("choices"), list):
+            own["choices"] = list(map(_text, own["choices"]))
         if "question" not in own and prefix is not None:
             own["question"] = prefix
         id = next((row[key] for key in ("question_id", "id") if row.get(key) is not None), name)
@@ -126,8 +128,12 @@ def _suffixes(row: Mapping[str, Any], where: str) -> list[str]:
             said = answer_among(choices, said)
         except BadSample as error:
             raise BadSample(f"{where}: {error}.", error.reason) from None
-    texts = said if isinstance(said, list) else [said]
-    texts = [id_text(text) if isinstance(text, int | float) and not isinstance(text, bool) else text for text in texts]
+    texts = list(map(_text, said if isinstance(said, list) else [said]))
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise BadSample(f"{where}: its suffix is {wrong[0]!r} instead of a text.", "no text")
     return texts
+
+
+def _text(value: Any) -> Any:
+    """Returns a number as a text, and all else as it is."""
+    return id_text(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -61,6 +61,13 @@ def test_fields_make_a_prefix(folder):
         turns(example, "affix('caption {language}')")
 
 
+def test_choices_that_are_numbers_are_said_as_texts(folder):
+    example = write(folder, {"image": "a.jpg", "question": "How many?", "choices": [3, 4.0], "answer": 4})[0]
+    assert turns(example, "affix('{choices}')") == [{"user": "3 \t 4", "assistant": "4"}]
+    both = {turns(example, "affix('{choices}', lettered=True)")[0]["assistant"] for _ in range(30)}
+    assert both == {"The answer is A.", "The answer is B."}
+
+
 @pytest.mark.parametrize(
     ("said", "text"),
     [({"answer": 2.0}, "2"), ({"suffix": [2.0]}, "2"), ({"answer": 1.0, "choices": ["x", "y"]}, "y")],
