@@ -79,7 +79,8 @@ class Altered:
             other = self._other(index, example["image"])
             out |= {key: other[key] for key in self._keys if key in other}
         elif self._how == "folder":
-            name = self._source.name(index) if hasattr(self._source, "name") else str(example["id"])
+            own = example.get("name") or str(example["id"])  # as tools.make_labels calls it
+            name = self._source.name(index) if hasattr(self._source, "name") else own
             out |= label_files.locate(self._labels, self._experts, name)
         return out
 
