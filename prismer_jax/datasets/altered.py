@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax import config, datasets, label_files
+from prismer_jax import config, datasets, label_files, label_png
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, select
+from prismer_jax.pp.image import read_bytes
+from prismer_jax.pp.image_size import image_size
+from prismer_jax.pp.labels import maps, resample
 
 HOW = ("blank", "shuffled", "folder")
 
@@ -77,7 +80,8 @@ class Altered:
         out = {key: value for key, value in example.items() if key not in self._keys}
         if self._how == "shuffled":
             other = self._other(index, example["image"])
-            out |= {key: other[key] for key in self._keys if key in other}
+            labels = {key: other[key] for key in self._keys if key in other}
+            out |= labels | _stretched(labels, example["image"], f"of example {other.get('id', '?')}")
         elif self._how == "folder":
             own = example.get("name") or str(example["id"])  # as tools.make_labels calls it
             name = self._source.name(index) if hasattr(self._source, "name") else own
@@ -91,3 +95,17 @@ class Altered:
             if other["image"] != photo:
                 return other
         raise UserError("Labels cannot be shuffled: the data set has one photo.")
+
+
+def _stretched(labels: Mapping[str, Any], photo: Any, where: str) -> dict[str, Any]:
+    """Returns the label maps of another photo, which messages call `where`, in the size of a photo: they must fit."""
+    if not isinstance(photo, str | bytes | np.ndarray):  # none, or several, which have no maps
+        return {}
+    size, out = photo.shape[:2] if isinstance(photo, np.ndarray) else image_size(photo), {}
+    for name, label in maps(labels).items():
+        if not isinstance(label, np.ndarray):
+            called = label if isinstance(label, str) else f"labels/{name} {where}"
+            label = label_png.decode(name, read_bytes(label, called), called)
+        if label is not None:
+            out |= resample({"image": label, f"labels/{name}": label}, size)
+    return out
