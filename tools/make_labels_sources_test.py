@@ -16,6 +16,7 @@ from prismer_jax import datasets, label_png, labels
 from prismer_jax.datasets import lists
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts import testing, weights
+from prismer_jax.labelling import recording
 from prismer_jax.shards import check, metadata, records
 from tools import make_labels
 
@@ -345,6 +346,23 @@ def test_a_read_only_output_is_one_line(photos, tmp_path, capsys):
         run_main(run, "--images", photos, "--output", tmp_path / "fixed/labels")
     assert status.value.code == 2
     assert "Permission denied" in capsys.readouterr().err
+
+
+def test_labels_on_their_way_into_another_data_set_are_not_taken(photos, tmp_path, monkeypatch):
+    def killed(stage):
+        raise KeyboardInterrupt
+
+    flags = ("--images", photos, "--work", tmp_path / "work", "--output-dataset")
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recording, "work", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(*flags, tmp_path / "first", experts="depth")
+    for number in range(4):
+        (photos / f"val/{number}.jpg").write_bytes(jpeg(9 + number))
+    assert run(*flags, tmp_path / "second", experts="depth") == 0
+    assert run("--images", photos, "--output-dataset", tmp_path / "fresh", experts="depth") == 0
+    second, fresh = whole(tmp_path / "second"), whole(tmp_path / "fresh")
+    assert [second[i]["labels/depth"] for i in range(4)] == [fresh[i]["labels/depth"] for i in range(4)]
 
 
 def test_labels_of_a_source_are_not_mixed_with_those_of_other_weights(photos, tmp_path):

@@ -5,6 +5,7 @@
 
     FOLDER/job.json                  what the job is at, and how fast its stages were
     FOLDER/done/depth/000012.json    depth is through with shard 12, and how it went
+    FOLDER/labels/                   labels on their way into a data set
     FOLDER/leases/                   who works on what, and who is there at all (see prismer_jax/files/leases.py)
 
 Marks outlive the processes. When a process starts where there is none, those of shards in which a photo could not be
@@ -26,6 +27,7 @@ from prismer_jax.files.leases import Leases
 from prismer_jax.files.work import Report, Work, change
 
 START, PROCESS = "start", "process-"
+LABELS = "labels"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Ledger:
         speeds = before.get("speeds", {}) | _speeds(self._marks)
         same = change(before.get("settings", {}) | {"recheck": False}, {**settings, "recheck": False}) is None
         if not same:
-            shutil.rmtree(self._marks, ignore_errors=True)
+            for stale in (self._marks, self.folder / LABELS):
+                shutil.rmtree(stale, ignore_errors=True)
         run = {"settings": settings, "speeds": speeds, "start": secrets.token_hex(8)}
         storage.write_json(self._file, run)
         return run

@@ -13,7 +13,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.labelling import official
 from prismer_jax.labelling.job import Job, Stage, split
-from prismer_jax.labelling.ledger import Ledger
+from prismer_jax.labelling.ledger import LABELS, Ledger
 from prismer_jax.labelling.recording import Recording
 from prismer_jax.labelling.stores import LabelFiles, LabelShards
 from prismer_jax.shards import build, metadata
@@ -112,7 +112,7 @@ class Dataset:
     ) -> None:
         """Args:
         ledger, made_with, kinds: as of `Files`.
-        work: a folder for labels on their way.
+        work: the ledger's folder, for labels on their way.
         made_from: what the source is, for the manifest, as plain JSON.
         given: a folder of label files, from which the source has labels.
         threads: write so many shards at a time.
@@ -130,7 +130,7 @@ class Dataset:
             made_from=dict(made_from) | {"names": build.names(source), "data": data_seen.fingerprint(source)},
             labels=there | dict(made_with),
         )
-        self._store = LabelShards(work / "labels")
+        self._store = LabelShards(work / LABELS)
         self._work = self._plan.work(None if ledger is None else ledger.leases, prefix=f"{Recording.name}.")
         self.job = Job(
             source,
