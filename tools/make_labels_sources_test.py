@@ -365,6 +365,22 @@ def test_labels_on_their_way_into_another_data_set_are_not_taken(photos, tmp_pat
     assert [second[i]["labels/depth"] for i in range(4)] == [fresh[i]["labels/depth"] for i in range(4)]
 
 
+def test_labels_of_other_weights_on_their_way_into_a_data_set_are_not_taken(photos, tmp_path, monkeypatch, capsys):
+    def killed(stage):
+        raise KeyboardInterrupt
+
+    flags = ("--images", photos, "--work", tmp_path / "work", "--output-dataset", tmp_path / "set")
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recording, "work", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(*flags, experts="depth")
+    (tmp_path / "set/plan.json").unlink()
+    monkeypatch.setattr(make_labels, "RANDOM", "others")
+    capsys.readouterr()
+    assert run(*flags, experts="depth") == 0
+    assert "depth: 4 labels made, 0 were there" in capsys.readouterr().out
+
+
 def test_labels_of_a_source_are_not_mixed_with_those_of_other_weights(photos, tmp_path):
     assert run("--images", photos, "--output", tmp_path / "labels", experts="depth") == 0
     (tmp_path / "labels/depth/val/1.png").unlink()

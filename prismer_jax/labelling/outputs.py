@@ -152,6 +152,8 @@ class Dataset:
                     f"{self._plan.labels[name]}. Leave {name} out of --experts."
                 )
         with self._ledger.leases.wait("record"):
+            if build.claimed(self.folder) is None:
+                self._store.clear()  # what is there was made for another data set
             build.claim(self._plan)
 
     def stages(self) -> list[Stage]:

@@ -185,6 +185,10 @@ class LabelShards:
         """Forgets a shard's labels, which are elsewhere by now."""
         self.path(expert, shard).unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Forgets all labels."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def sweep(self) -> None:
         """Removes what killed processes have left, when none is at work."""
         folders.sweep(self.folder)
