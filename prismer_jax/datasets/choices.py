@@ -130,7 +130,7 @@ def _example(entry: Any, number: int, folder: pathlib.Path, letters: str, where:
 
 
 def _first(entry: Mapping[str, Any], key: str) -> Any:
-    return next((entry[name] for name in KEYS[key] if entry.get(name) is not None), None)
+    return next((entry[name] for name in KEYS[key] if not row.is_empty(entry.get(name))), None)
 
 
 def _listed(question: str) -> str:

@@ -30,6 +30,7 @@ def test_options_are_listed_in_the_text_or_beside_it(tmp_path):
     assert (third["answers"], len(third["image"])) == (["A"], 2)
     assert len(load(tmp_path, GOOD, science, limit=1)) == 1
     assert load(tmp_path, {**GOOD, "image": ""})[0]["image"] is None
+    assert load(tmp_path, {**GOOD, "id": "", "index": float("nan")})[0]["id"] == "0"
 
 
 def test_a_question_that_lists_none_has_the_letters_that_are_given(tmp_path):

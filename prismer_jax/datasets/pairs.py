@@ -16,7 +16,7 @@ from typing import Any
 
 from prismer_jax import label_files
 from prismer_jax.datasets import conversations, label_names, lists, photo_paths
-from prismer_jax.datasets.formats.row import answer_among, id_text
+from prismer_jax.datasets.formats.row import answer_among, id_text, is_empty
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.labels import EXPERTS
 
@@ -73,11 +73,13 @@ class Pairs(conversations.Source):
         if (prefix := row.get("prefix")) is not None and not isinstance(prefix, str):
             raise BadSample(f"{where}: its prefix is {prefix!r} instead of a text.", "no text")
         own = {key: value for key, value in row.items() if key not in ("images", "answer", *SUFFIXES)}
+        if is_empty(own.get("question_id")):  # evaluators take what is there for an id
+            own.pop("question_id", None)
         if isinstance(own.get("choices"), list):
             own["choices"] = list(map(_text, own["choices"]))
         if "question" not in own and prefix is not None:
             own["question"] = prefix
-        id = next((row[key] for key in ("question_id", "id") if row.get(key) is not None), name)
+        id = next((row[key] for key in ("question_id", "id") if not is_empty(row.get(key))), name)
         photo = photos[0] if isinstance(photos[0], str) else name
         image = photos[0] if row.get("images") is None else photos
         if self.labels is not None and isinstance(row.get("image"), str):

@@ -80,13 +80,14 @@ def test_columns_that_say_nothing_of_a_row_count_as_absent(folder):
     source = write(
         folder,
         {"image": "a.jpg", "images": None, "suffix": "x", "question_id": None, "id": 5},
-        {"image": None, "images": ["a.jpg", "b.jpg"], "suffix": "x", "question_id": None, "id": None},
+        {"image": None, "images": ["a.jpg", "b.jpg"], "suffix": "x", "question_id": float("nan"), "id": ""},
     )
     assert [source[i]["image"] for i in range(2)] == [
         str(folder / "a.jpg"),
         [str(folder / n) for n in ("a.jpg", "b.jpg")],
     ]
     assert [source[i]["id"] for i in range(2)] == ["5", "rows/1"]
+    assert not any("question_id" in source[i] for i in range(2))
 
 
 def test_suffixes_are_drawn_by_the_weights_of_answers():

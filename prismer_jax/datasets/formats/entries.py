@@ -90,7 +90,7 @@ def rows_of(entry: Entry) -> list[Row]:
     id = None
     if "COCO_" not in image:  # whose number is in its name
         for key in ID_KEYS:
-            if (number := entry.get(key)) is not None:
+            if not rows.is_empty(number := entry.get(key)):
                 id = rows.id_text(number)
                 break
     if not _LISTS.isdisjoint(entry) and any(key in entry and rows.is_nothing(entry[key]) for key in _LISTS):

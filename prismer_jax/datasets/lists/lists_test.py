@@ -366,6 +366,12 @@ def test_question_ids_keep_their_form(tmp_path):
     assert [example["question_id"] for example in everything(lists.load(write(tmp_path / "q.json", rows)))] == ids
 
 
+def test_cells_with_nothing_in_them_are_no_ids(tmp_path):
+    place(tmp_path, "1.jpg", "2.jpg")
+    rows = [{"image": "1.jpg", "image_id": float("nan")}, {"image": "2.jpg", "image_id": " ", "id": 7}]
+    assert [example["id"] for example in everything(lists.load(write(tmp_path / "l.json", rows)))] == ["1.jpg", "7"]
+
+
 def test_ids_of_several_lists_stay_different(tmp_path):
     place(tmp_path, "a/1.jpg", "b/1.jpg", "c/1.jpg")
     paths = [write(tmp_path / folder / "list.json", [{"image": "1.jpg", "id": 1}]) for folder in "abc"]
