@@ -70,15 +70,18 @@ class Pairs(conversations.Source):
         if not photos:
             raise BadSample(f"{where}: has no image.", "no image")
         said = _suffixes(row, where)
-        if (prefix := row.get("prefix")) is not None and not isinstance(prefix, str):
-            raise BadSample(f"{where}: its prefix is {prefix!r} instead of a text.", "no text")
+        for key in ("prefix", "question"):
+            if (text := row.get(key)) is not None and not isinstance(text, str):
+                raise BadSample(f"{where}: its {key} is {text!r} instead of a text.", "no text")
         own = {key: value for key, value in row.items() if key not in ("images", "answer", *SUFFIXES)}
         if is_empty(own.get("question_id")):  # evaluators take what is there for an id
             own.pop("question_id", None)
-        if isinstance(own.get("choices"), list):
-            own["choices"] = list(map(_text, own["choices"]))
-        if "question" not in own and prefix is not None:
-            own["question"] = prefix
+        if (choices := own.get("choices")) is not None:
+            if not isinstance(choices, list):
+                raise BadSample(f"{where}: its choices are {choices!r} instead of a list.", "no text")
+            own["choices"] = _texts(choices, "choice", where)
+        if own.get("question") is None and row.get("prefix") is not None:
+            own["question"] = row["prefix"]
         id = next((row[key] for key in ("question_id", "id") if not is_empty(row.get(key))), name)
         photo = photos[0] if isinstance(photos[0], str) else name
         image = photos[0] if row.get("images") is None else photos
@@ -130,12 +133,12 @@ def _suffixes(row: Mapping[str, Any], where: str) -> list[str]:
             said = answer_among(choices, said)
         except BadSample as error:
             raise BadSample(f"{where}: {error}.", error.reason) from None
-    texts = list(map(_text, said if isinstance(said, list) else [said]))
+    return _texts(said if isinstance(said, list) else [said], "suffix", where)
+
+
+def _texts(values: Sequence[Any], what: str, where: str) -> list[str]:
+    """Returns texts, and numbers as texts; raises BadSample for anything else."""
+    texts = [id_text(one) if isinstance(one, int | float) and not isinstance(one, bool) else one for one in values]
     if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise BadSample(f"{where}: its suffix is {wrong[0]!r} instead of a text.", "no text")
+        raise BadSample(f"{where}: its {what} is {wrong[0]!r} instead of a text.", "no text")
     return texts
-
-
-def _text(value: Any) -> Any:
-    """Returns a number as a text, and all else as it is."""
-    return id_text(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
