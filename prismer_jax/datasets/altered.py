@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import config, datasets, label_files, label_png
+from prismer_jax.datasets import label_names
 from prismer_jax.errors import UserError, choose
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, select
 from prismer_jax.pp.image import read_bytes
@@ -41,6 +42,8 @@ def load(
     names, how = select(experts), choose("way to alter labels:", how, dict.fromkeys(HOW, how))
     if (how == "folder") != (labels is not None):
         raise UserError("altered labels: give labels=FOLDER with how='folder', and only there.")
+    if (labels := label_names.folder(labels)) is not None and "{dataset}" in labels:
+        raise UserError(f"{labels}: write the name of the data set instead of '{{dataset}}'.")
     if labels is not None and (missing := [name for name in names if name not in label_files.given(labels)]):
         raise UserError(
             f"{labels}: holds no labels of {', '.join(missing)}. Make them with python -m tools.make_labels."
