@@ -103,7 +103,7 @@ def _check_texts(arguments: dict[str, Any]) -> None:
     """JSON can hold halves of characters, which no file of UTF-8 can."""
     texts = [*arguments["captions"], *(arguments.get(key, "") for key in TEXTS), *arguments.get("words", ())]
     for question in arguments["questions"]:
-        about = (str(question.get(key, "")) for key in ("question_type", "question_id"))
+        about = (str(question.get(key, "")) for key in ("question_type", "answer_type", "question_id"))
         texts += [question["question"], *about, *question["answers"]]
     try:
         "".join([arguments["id"], *texts]).encode()

@@ -78,7 +78,10 @@ def _question(feature: Any, index: int) -> dict[str, Any]:
         "question_type": feature["question_types"].bytes_list.value[index].decode(),
         "weight": weights[index] if weights else 1.0,
     }
-    names = feature["question_names"].bytes_list.value  # none in data sets written before text ids could be stored
+    # Data sets have none that were written before kinds of answers and ids that are texts could be stored.
+    kinds, names = (feature[key].bytes_list.value for key in ("answer_types", "question_names"))
+    if kinds and kinds[index]:
+        question["answer_type"] = kinds[index].decode()
     id = (names[index].decode() if names else "") or feature["question_ids"].int64_list.value[index]
     if id != NO_ID:
         question["question_id"] = id

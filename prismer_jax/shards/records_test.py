@@ -29,7 +29,13 @@ def rows(experts: tuple[str, ...]) -> list[dict]:
         captions=["A red box.", "Ein Würfel."],
         questions=[
             {"question": "What?", "answers": ["box"] * 10, "question_id": 5, "question_type": "relation"},
-            {"question": "How many?", "answers": ["2", "3"], "answer_weights": [0.6, 0.4], "question_id": "06"},
+            {
+                "question": "How many?",
+                "answers": ["2", "3"],
+                "answer_weights": [0.6, 0.4],
+                "answer_type": "number",
+                "question_id": "06",
+            },
         ],
         weight=0.5,
     )
@@ -77,6 +83,7 @@ def test_examples_come_back_as_they_were(builder):
     assert full["questions"][1]["answers"] == ["2", "3"]
     np.testing.assert_allclose(full["questions"][1]["answer_weights"], [0.6, 0.4], rtol=1e-6)
     assert [q["question_id"] for q in full["questions"]] == [5, "06"]
+    assert [q.get("answer_type") for q in full["questions"]] == [None, "number"]
     assert sorted(bare) == ["captions", "id", "image", "questions", "weight"]  # missing labels are absent
     assert bare["questions"] == []
     assert some["labels/depth"] == png(9)

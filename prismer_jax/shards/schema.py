@@ -42,6 +42,7 @@ def features(experts: Sequence[str] = tuple(EXPERTS)):
             "weight": np.float32,
             "questions": tf.Sequence(tf.Text()),
             "question_types": tf.Sequence(tf.Text()),
+            "answer_types": tf.Sequence(tf.Text()),  # one a question
             "question_ids": tf.Sequence(np.int64),
             "question_names": tf.Sequence(tf.Text()),  # ids that are texts or no int64, '' beside a number
             "question_weights": tf.Sequence(np.float32),
@@ -77,7 +78,7 @@ def encode(
       word_features, words: [n, 64] and texts of the words in the picture.
       captions: any number.
       questions: dicts with `question`, `answers` and, if known, `answer_weights` (one an answer), `question_type`,
-        `question_id`, and `weight` in the loss.
+        `answer_type`, `question_id`, and `weight` in the loss.
       weight: of the photo in the loss.
       **texts: any of TEXTS: `name` (what the photo's label files are called), `source` (its data set), `domain`,
         `class_name`.
@@ -102,6 +103,7 @@ def encode(
         "weight": np.float32(weight),
         "questions": [q["question"] for q in questions],
         "question_types": [q.get("question_type", "") for q in questions],
+        "answer_types": [q.get("answer_type", "") for q in questions],
         "question_ids": [key if fits else NO_ID for key, fits in zip(ids, are_numbers, strict=True)],
         "question_names": ["" if fits or key is None else str(key) for key, fits in zip(ids, are_numbers, strict=True)],
         "question_weights": [q.get("weight", 1.0) for q in questions],
