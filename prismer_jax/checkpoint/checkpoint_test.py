@@ -433,6 +433,9 @@ def test_a_new_run_starts_from_another_ones_variables(tmp_path):
     loaded = load_into(wider, tmp_path / "export", resize={"params/head": np.broadcast_to})
     assert_bitwise(loaded["params"]["head"], np.broadcast_to(source["params"]["head"], wider["params"]["head"].shape))
     assert_bitwise(loaded["params"]["encoder"], source["params"]["encoder"])
+    wider["params"]["head"] = wider["params"]["head"].astype(jnp.bfloat16)  # as of frozen parameters
+    loaded = load_into(wider, tmp_path / "export", resize={"params/head": np.broadcast_to})
+    assert loaded["params"]["head"].dtype == jnp.bfloat16
 
 
 def test_what_is_no_model_is_refused(tmp_path):

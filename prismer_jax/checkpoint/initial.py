@@ -58,9 +58,9 @@ def load_into(
     read = {name: x for name, x in {**expected, **as_saved}.items() if name.rpartition("/")[0] not in whole}
     values = {**tree.flatten(state), **layout.read(folder, read)}
     with jax.transfer_guard("allow"):
-        for name in other:
-            logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*expected[name].shape])
-            values[name] = jax.device_put(resize[name](values[name], expected[name].shape), expected[name].sharding)
+        for name, x in ((name, expected[name]) for name in other):
+            logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*x.shape])
+            values[name] = jax.device_put(resize[name](values[name], x.shape).astype(x.dtype), x.sharding)
         for name, x in whole.items():  # one after the other: the file may be larger than the memory
             for part, made in jax.jit(pack[name])(layout.read(folder, {name: x})[name]).items():
                 values[f"{name}/{part}"] = jax.device_put(made, expected[f"{name}/{part}"].sharding)
