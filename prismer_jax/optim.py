@@ -217,18 +217,18 @@ def make(
         factor = clip_norm / jnp.maximum(global_norm(updates), clip_norm)
         return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
 
-    def decay(updates: Any, params: Any) -> Any:
-        return jax.tree.map(lambda n, u, p: u + weight_decay * wd_mult[n] * p, tree.names(updates), updates, params)
+    def scaled(tensors: Any, factors: Mapping[str, Any]) -> Any:
+        return jax.tree.map(lambda name, x: (x.T * jnp.asarray(factors[name], x.dtype)).T, tree.names(tensors), tensors)
 
-    def scale(updates: Any, _: Any) -> Any:
-        return jax.tree.map(lambda name, u: (u.T * jnp.asarray(lr_mult[name], u.dtype)).T, tree.names(updates), updates)
+    def decay(updates: Any, params: Any) -> Any:
+        return jax.tree.map(jnp.add, updates, scaled(params, {n: weight_decay * x for n, x in wd_mult.items()}))
 
     parts = [
         *([optax.stateless(clip)] if clip_norm is not None else []),
         direction,
         *([optax.stateless(decay)] if weight_decay else []),
         optax.scale_by_learning_rate(rate),
-        *([optax.stateless(scale)] if lr_mults else []),
+        *([optax.stateless(lambda updates, _: scaled(updates, lr_mult))] if lr_mults else []),
     ]
     groups = {f"lr/{pattern}": lambda step, factor=factor: rate(step) * np.max(factor) for pattern, factor in lr_mults}
     return Optimizer(optax.chain(*parts), {"lr": rate, **groups})
@@ -241,11 +241,11 @@ def global_norm(tensors: Any) -> Array:
     return jnp.sqrt(sum(jnp.square(x).sum() for x in [jnp.concatenate([*small, jnp.zeros(0)]), *large]))
 
 
-def _multipliers(patterns: Patterns, leaf_names: Sequence[str], where: str) -> dict[str, float]:
+def _multipliers(patterns: Patterns, leaf_names: Sequence[str], where: str) -> dict[str, np.ndarray]:
     if not values.fits(patterns, Patterns):
         raise UserError(f"{where}={patterns!r}: a list of (regex of names, factor).")
     matches = tree.first_match([pattern for pattern, _ in patterns], leaf_names, where)
-    return {name: patterns[matches[name]][1] if name in matches else 1.0 for name in leaf_names}
+    return {name: np.asarray(patterns[matches[name]][1] if name in matches else 1.0) for name in leaf_names}
 
 
 def split(params: Any, frozen: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -85,6 +85,9 @@ def test_a_factor_may_be_one_of_each_layer():
     layers = [[0.125] * 2, [0.25] * 2, [0.5] * 2]
     assert rates == dict(zip(params, (layers, [0.0625] * 2, 1.0), strict=True))
     assert made.schedules["lr/vision/blocks/.*"](0) == 0.5
+    made = optim.make(params, 10, **options | dict(weight_decay=1.0), wd_mults=mults)
+    updates, _ = made.tx.update(jax.tree.map(jnp.zeros_like, params), made.tx.init(params), params)
+    assert {name: (-update).tolist() for name, update in updates.items()} == rates
 
 
 def test_a_rate_may_be_that_of_frozen_parameters_alone():
