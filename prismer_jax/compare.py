@@ -160,7 +160,7 @@ def check_same_data(name: str, a: Run, ours: Sequence[Mapping], b: Run, theirs: 
 def intervals(
     base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], seed: int = bootstrap.SEED
 ) -> dict[str, tuple[float, list[float]]]:
-    """The bootstrap intervals of the differences of all metrics that are means over samples.
+    """The bootstrap intervals of the differences of all metrics that are means over samples, each of which has them.
 
     Args:
       base, other: samples of the two runs, in the same order, with `photo`, `type` and `scores`.
@@ -173,7 +173,7 @@ def intervals(
     scored = [(one, two) for one, two in zip(base, other, strict=True) if "scores" in one and "scores" in two]
     if not scored:
         return {}
-    metrics = [m for m in scored[0][0]["scores"] if m in scored[0][1]["scores"]]
+    metrics = [m for m in scored[0][0]["scores"] if all(m in sample["scores"] for pair in scored for sample in pair)]
     types = sorted({one.get("type") or "" for one, _ in scored} | {""})
     differences = np.array([[[two["scores"][m] - one["scores"][m] for m in metrics]] for one, two in scored])
     counted = np.array([[kind in ("", one.get("type")) for kind in types] for one, _ in scored], float)

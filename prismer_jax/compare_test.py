@@ -124,6 +124,15 @@ def test_a_metric_that_is_no_mean_of_scores_gets_no_interval(tmp_path):
     assert table["vqa/only_here"]["intervals"] == [None]
 
 
+def test_a_metric_that_some_samples_lack_gets_no_interval():
+    """As of a student's labels, where a photo has not every kind."""
+    base, other = samples([0.0, 100.0]), samples([100.0, 100.0])
+    base[1]["scores"] = other[1]["scores"] = {"accuracy": 100.0}
+    assert {name.partition("/")[0] for name in compare.intervals(base, other)} == {"accuracy"}
+    base[1]["scores"] = other[1]["scores"] = {"other": 100.0}
+    assert compare.intervals(base, other) == {}
+
+
 def test_questions_of_one_photo_are_drawn_together():
     rng = np.random.default_rng(2)
     gains = np.repeat(rng.random(20) < 0.5, 10) * 100.0  # all ten questions of a photo are gained, or none
