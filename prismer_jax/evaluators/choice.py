@@ -71,8 +71,9 @@ class ChoiceEvaluator(TextEvaluator):
         """Returns whether what was said of a question is its right letter."""
         if self.method == "reference":
             return mentions(said, record["references"][0])
-        letter = next(i for i in said if i in record["letters"]) if self.method == "rank" else first_letter(said)
-        return letter in record["references"]
+        if self.method == "rank":
+            return next((i for i in said if i in record["letters"]), None) in record["references"]
+        return first_letter(said) in record["references"]
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         yield from score_choices(records, self.most_frequent(records), self.is_right)

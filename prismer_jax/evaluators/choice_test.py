@@ -54,6 +54,11 @@ def test_the_likeliest_letter_of_a_question_is_one_of_its_own(model, questions):
         assert record["scores"]["accuracy"] == 100 * (letter in record["references"])
 
 
+def test_letters_of_which_none_is_of_the_question_are_wrong(model, questions):
+    made, _ = evaluator(model, questions, method="rank", k=2)
+    assert not made.is_right("ZY", {"letters": "AB", "references": ["A"]})
+
+
 def test_a_blank_image_has_as_many_tiles_as_its_prompt_has_room_for(model, questions):
     """In whatever batch it is asked: the first example's number of tiles is not everyone's."""
     made, variables = evaluator(model, questions, method="greedy")
