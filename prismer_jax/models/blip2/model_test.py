@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from prismer_jax import decode, models
+from prismer_jax import decode, models, tree
 from prismer_jax.batch import prompts
 from prismer_jax.decode import lengths
 from prismer_jax.errors import UserError
 from prismer_jax.models.blip2 import FREEZE, losses
+from prismer_jax.models.blip2.split import tensor_rules
 from prismer_jax.optim import merge, split
 
 LLAMA = dict(tower="llama", width=24, layers=1, heads=4, kv_heads=2, mlp_dim=48, vocab_size=50)
@@ -29,6 +30,13 @@ def batch_of(rows, seed=0):
 def stage1():
     model = models.build("blip2", variant="tiny_stage1")
     return model, jax.jit(model.init_variables)(jax.random.key(0))
+
+
+def test_every_rule_of_the_axis_tensor_matches_something_of_stage_1():
+    model, variables = stage1()
+    patterns = [pattern for pattern, _ in tensor_rules(model)]
+    places = tree.first_match(patterns, tree.flatten(variables["params"]), "tensor rules")
+    assert {*places.values()} == {*range(len(patterns))}
 
 
 def test_a_llama_in_the_language_models_place_writes_what_it_scores():

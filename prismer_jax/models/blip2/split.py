@@ -23,4 +23,4 @@ def tensor_rules(model: Blip2Base) -> list[tuple[str, str]]:
             (rf"{blocks}(.*mlp\w*/)?down/kernel", "tensor(axis=-2)"),
         ]
     head = [("language/head/kernel", "tensor(axis=-1)")] if "decoder_layers" in model.language else []
-    return [*rules, *head, ("language/word_embedding", "tensor(axis=-2)")]
+    return [*rules, *head, (f"{'language' if model.language else 'qformer'}/word_embedding", "tensor(axis=-2)")]
