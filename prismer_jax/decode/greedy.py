@@ -86,8 +86,5 @@ def greedy(
       UserError: there is no column to fill.
     """
 
-    def pick(log_probs: Array, column: Array) -> Array:
-        return log_probs.argmax(-1)
-
-    lengths = dict(max_new=max_new, min_new=min_new)
-    return fill(prefill, extend, encoded, batch, 1, pick, eos=eos, pad=pad, forbidden=forbidden, **lengths)
+    options = dict(eos=eos, pad=pad, max_new=max_new, min_new=min_new, forbidden=forbidden)
+    return fill(prefill, extend, encoded, batch, 1, lambda log_probs, column: log_probs.argmax(-1), **options)
