@@ -16,7 +16,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +92,20 @@ def rows(
         logger.warning("left out: %s.", line.strip().rstrip("."))
     logger.info("%d samples in %d rows, %.1f %% full.", len(usable), len(made), 100 * made.fullness)
     return made, as_they_are
+
+
+def check(data: Mapping[str, Mapping[str, Any]], model: Any) -> None:
+    """Raises a UserError for rows of several photos whose samples a model without a token of images cannot tell apart.
+
+    All that such a model reads of a row's tiles stands in front of its texts, each of which sees all of it.
+    """
+    for name, part in data.items():
+        several = "tiles" in part["pp"] and part.get("pack", {"how": "single"}).get("how") != "single"
+        if several and getattr(model, "image_token", None) is None:
+            raise UserError(
+                f"config.data.{name}.pack: this model reads all photos of a row in front of its texts, and would mix "
+                "them up: leave pack out, or set how='single'."
+            )
 
 
 def as_they_are(example: Example, rng: np.random.Generator) -> Example:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from prismer_jax import datasets, input, pp
+from prismer_jax import datasets, input, models, pp
+from prismer_jax.batch import prompts
 from prismer_jax.datasets import data_seen, packing
 from prismer_jax.errors import UserError
 from prismer_jax.labels import CLASSES_KEY
@@ -277,6 +278,23 @@ def test_a_config_section_with_pack_makes_rows(folder, tokenizer):
     section["pack"]["lenth"] = 3
     with pytest.raises(UserError, match=r"config.data.talks.pack: .*lenth"):
         assembly.load_mixture(config.strict({"talks": section}), tokenizer)
+
+
+def test_rows_of_several_photos_are_refused_to_a_model_that_reads_photos_in_front(tokenizer):
+    """A second sample's text changes with the photo of the first."""
+    model = models.build("paligemma", variant="tiny")
+    rng, text = np.random.default_rng(0), np.ones((1, 4), np.int32)
+    batch = {**prompts(text, text > 0), "image": rng.integers(0, 256, (1, 2, 56, 56, 3), np.uint8)}
+    batch |= {"image_mask": np.ones((1, 2), bool), "segment": np.array([[0, 0, 1, 1]], np.int32)}
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    ours = model.apply(variables, batch)
+    batch["image"][:, 0] = 0
+    assert not np.allclose(ours[:, 2:], model.apply(variables, batch)[:, 2:])
+    section = dict(pp="decode|tiles(56)|turns()|chat(40, 4)", pack=dict(length=40, most=2))
+    with pytest.raises(UserError, match=r"config\.data\.talks\.pack: this model reads all photos .* how='single'"):
+        packing.check({"talks": section}, model)
+    packing.check({"talks": {**section, "pack": dict(length=40, most=2, how="single")}, "other": dict(pp="")}, model)
+    packing.check({"talks": section}, models.build("nanovlm", variant="tiny"))
 
 
 def test_the_golden_producer_and_knapsack(shared):
