@@ -57,6 +57,13 @@ def test_a_prompt_takes_the_place_of_the_checkpoints_own(captioner, photos):
     np.testing.assert_allclose(alone["scores"], other[1]["scores"], rtol=1e-4)
 
 
+def test_beams_score_a_text_alike_in_every_batch(captioner, photos):
+    """Whose prompts have as many columns as the largest photo needs; the checkpoint says that these do not count."""
+    found = captioner.caption(photos, num_beams=2, max_new=3)
+    (alone,) = captioner.caption(photos / "p0.png", num_beams=2, max_new=3)
+    np.testing.assert_allclose(alone["scores"], found[0]["scores"], rtol=1e-4)
+
+
 def test_a_question_is_asked_as_a_prompt_is(captioner, photos):
     answers = captioner.answer(photos, "Who?", max_new=5)
     prompted = captioner.caption(photos, prompt="Who?", max_new=5)

@@ -18,6 +18,9 @@ from prismer_jax.pp.chat import takes_prompt
 from prismer_jax.pp.choices import choice_tokens, read_choices
 from prismer_jax.pp.text import style_of
 
+# A checkpoint's settings of decoding that stand for whatever method one asks for.
+OF_ALL = ("max_new", "min_new", "max_len", "min_len", "prompt_length", "length", "padding")
+
 
 @dataclasses.dataclass
 class Request:
@@ -152,11 +155,11 @@ def to_write(
         raise UserError(
             "Several texts, top_p, top_k and temperature need method='sample': leave method and num_beams out."
         )
-    length = {k: v for k, v in how["decode"].items() if k in ("max_new", "min_new", "max_len", "min_len")}
+    of_all = {k: v for k, v in how["decode"].items() if k in OF_ALL}
     if method == "sample":
-        options = {"num_samples": number, **length, **how.get("sample", {}), **settings, "method": method}
+        options = {"num_samples": number, **of_all, **how.get("sample", {}), **settings, "method": method}
     else:
-        options = {**(how["decode"] if method == own else length), **settings, "method": method}
+        options = {**(how["decode"] if method == own else of_all), **settings, "method": method}
     options |= {"eos": loaded.tokenizer.eos, "pad": loaded.tokenizer.pad}
 
     def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
