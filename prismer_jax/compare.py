@@ -90,7 +90,8 @@ def compare(folders: Sequence[pathlib.Path], output: pathlib.Path) -> dict[str, 
       None, ...]}}}, differences and intervals of each run but the first to the first.
 
     Raises:
-      UserError: fewer than two runs, one without results, no evaluator in common, or results on different data sets.
+      UserError: fewer than two runs, one without results, no evaluator or metric in common, or results on different
+        data sets.
     """
     table, runs, samples = tabulate(folders)
     output.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,8 @@ def tabulate(folders: Sequence[pathlib.Path]) -> tuple[dict[str, Any], list[Run]
         for run, theirs in zip(runs[1:], samples[name][1:], strict=True):
             check_same_data(name, runs[0], samples[name][0], run, theirs)
     names = [m for m in runs[0].metrics if m.split("/")[0] in common and all(m in run.metrics for run in runs)]
+    if not names:  # of predictions alone
+        raise UserError(f"{', '.join(run.name for run in runs)}: no metric in common. Evaluate without --predict-only.")
     metrics = {
         name: {
             "values": (values := [run.metrics[name] for run in runs]),

@@ -162,6 +162,14 @@ def test_results_on_other_data_are_refused(tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_predictions_alone_have_nothing_to_compare(tmp_path):
+    runs = [write_run(tmp_path / name, samples([0.0, 1.0])) for name in "ab"]
+    record = json.loads((runs[1] / "metrics.json").read_text())
+    (runs[1] / "metrics.json").write_text(json.dumps(record | {"metrics": {}}))
+    with pytest.raises(UserError, match=r"b: no metric in common. Evaluate without --predict-only"):
+        compare.compare(runs, tmp_path / "out")
+
+
 def test_what_is_no_result_is_one_line_that_says_what_to_do(tmp_path):
     found = samples([0.0, 100.0])
     good = write_run(tmp_path / "good", found)
