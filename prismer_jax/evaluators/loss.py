@@ -35,6 +35,8 @@ class LossEvaluator(Evaluator):
         function = registry.imported("loss", loss, losses.LOSSES)
         called_with = list(inspect.signature(function).parameters)[:2]
         options = config.arguments(function, loss_options or {}, f"loss_options of {loss!r}", extra=called_with)
+        if options.get("normalize") == "part":  # of which an evaluation has one; a batch may be filled up
+            options["normalize"] = "batch"
 
         def costs(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             forward = functools.partial(losses.apply, self.model, variables)

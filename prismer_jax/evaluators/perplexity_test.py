@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prismer_jax.evaluators.loss import LossEvaluator
 from prismer_jax.evaluators.perplexity import PerplexityEvaluator
 
 WORDS = 7
@@ -44,3 +45,12 @@ def test_of_a_model_that_finds_all_words_alike_it_is_their_number():
     assert found["perplexity"] == pytest.approx(3.0, rel=1e-5)
     assert found["perplexity_blank"] == pytest.approx(WORDS, rel=1e-5)
     assert found["loss"] == pytest.approx(np.log(3.0), rel=1e-5)
+
+
+def test_a_loss_a_part_of_a_batch_is_that_of_all_tokens_in_batches_of_any_size():
+    """A row that fills up a last batch would count, and its tokens lower the loss of others."""
+    sources = [example(1), example(3), example(2)]
+    for size in (2, 3):
+        options = dict(loss_options=dict(normalize="part"), blank=False, batch_size=size, quiet=True)
+        evaluator = LossEvaluator(model=Model(), tokenizer=None, source=sources, pp=lambda e, rng: e, **options)
+        assert dict(evaluator.run({"score": 0.0}))["loss"] == pytest.approx(np.log(WORDS), rel=1e-5)
