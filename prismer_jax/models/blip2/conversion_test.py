@@ -109,6 +109,17 @@ def test_what_reads_label_maps_goes_from_stage_1_to_stage_2_and_to_no_original(f
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("adapted", ["lora", "quantize"])
+def test_a_stage_1_with_adapters_or_packed_kernels_is_read_as_one_without(tmp_path, adapted):
+    section = {adapted: dict(match="qformer/.*/query/kernel")}
+    fields = dict(name="blip2", variant="tiny_stage1")
+    variables = jax.jit(models.build(**fields, **section).init_variables)(jax.random.key(0))
+    checkpoint.export(tmp_path, variables, {"model": fields | section})
+    read = parts.queries(tmp_path)
+    assert read.fields == fields
+    assert read.state.keys() == state_of("tiny_stage1", 0).keys()
+
+
 def test_few_bits_are_packed_where_nothing_trains(files, tmp_path):
     folder, _, _ = files
     given = flags(folder, qformer="stage2.pth", vision="eva_vit_g.pth", language="opt")

@@ -12,7 +12,7 @@ import numpy as np
 
 from prismer_jax import checkpoint, models, tree
 from prismer_jax.errors import UserError
-from prismer_jax.models import conversion, hugging_face
+from prismer_jax.models import conversion, hugging_face, lora
 from prismer_jax.models.blip2 import bert
 from prismer_jax.models.blip2.table import LANGUAGE, UNUSED, of_hugging_face
 from prismer_jax.weights import rules, safe
@@ -47,8 +47,7 @@ def queries(path: pathlib.Path) -> Part:
       UserError: it is none of these.
     """
     if _is_ours(path):
-        variables, description = checkpoint.load_export(path)
-        fields = description.get("model", {})
+        variables, fields = _opened(path)
         if fields.get("name") != "blip2":
             raise UserError(f"{path}: holds no BLIP-2, but {fields.get('name', 'a model without a name')}.")
         table = conversion.table_of("blip2", models.build(**fields))
@@ -86,8 +85,8 @@ def language(path: pathlib.Path) -> Part:
       UserError: it is none of these.
     """
     if _is_ours(path):
-        variables, description = checkpoint.load_export(path)
-        if (own := getattr(models.build(**description["model"]), "language", None)) is None:
+        variables, model = _opened(path)
+        if (own := getattr(models.build(**model), "language", None)) is None:
             raise UserError(f"{path}: its model has no language model of its own. Give a nanoVLM, PaliGemma or BLIP-2.")
         fields = {"tower": "llama", **dict(own)}
         flat = {k: x for k, x in tree.flatten({"params": variables["params"]}).items() if "/language/" in k}
@@ -105,6 +104,15 @@ def language(path: pathlib.Path) -> Part:
 def is_language(key: str) -> bool:
     """Whether a key is of a language model."""
     return key.startswith(tuple(f"{name}_model." for name, _ in LANGUAGE.values()))
+
+
+def _opened(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the variables and the fields of a model of this project, with adapters in its kernels, none packed."""
+    variables, description = checkpoint.load_export(path)
+    fields = description["model"]
+    if fields.get("lora") or fields.get("quantize"):
+        variables["params"] = lora.merged(models.build(**fields), variables["params"])
+    return variables, {key: value for key, value in fields.items() if key not in ("lora", "quantize")}
 
 
 def _is_ours(path: pathlib.Path) -> bool:
