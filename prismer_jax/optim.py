@@ -217,8 +217,11 @@ def make(
         factor = clip_norm / jnp.maximum(global_norm(updates), clip_norm)
         return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
 
+    def times(x: Array, factor: np.ndarray) -> Array:  # one, or one of each layer
+        return (x.T * jnp.asarray(factor, x.dtype)).T if factor.ndim else x * factor.item()
+
     def scaled(tensors: Any, factors: Mapping[str, Any]) -> Any:
-        return jax.tree.map(lambda name, x: (x.T * jnp.asarray(factors[name], x.dtype)).T, tree.names(tensors), tensors)
+        return jax.tree.map(lambda name, x: times(x, factors[name]), tree.names(tensors), tensors)
 
     def decay(updates: Any, params: Any) -> Any:
         return jax.tree.map(jnp.add, updates, scaled(params, {n: weight_decay * x for n, x in wd_mult.items()}))
