@@ -87,7 +87,8 @@ def turns(
     Args:
       prompt: what a user says for a caption.
       of: 'one' question with its most frequent (heaviest) answer, or one caption, drawn; 'questions' or 'captions', all
-        of an example (task='all' of a data set) in random order, one turn each.
+        of an example (task='all' of a data set) in random order, one turn each. Questions without an answer are left
+        out.
       most: takes so many turns.
       wording: what a user says to ask a question, which stands for '{question}' in it.
 
@@ -100,7 +101,8 @@ def turns(
         if "turns" in example:
             return {**example, "turns": example["turns"][:most]}
         if of == "questions":
-            said = [_answered(example, asked, wording, rng) for asked in example.get("questions") or ()]
+            questions = [asked for asked in example.get("questions") or () if asked.get("answers")]
+            said = [_answered(example, asked, wording, rng) for asked in questions]
         elif of == "one" and example.get("question"):
             said = [_answered(example, example, wording, rng)]
         else:

@@ -93,6 +93,11 @@ def test_turns_are_made_of_captions_and_questions(tokenizer):
     assert run("turns('Say.')", {"captions": ["a dog"]}, None)["turns"] == [{"user": "Say.", "assistant": "a dog"}]
     every = run("turns(of='questions')", {"questions": [asked, {"question": "B?", "answers": ["b"]}]}, None)["turns"]
     assert sorted(turn["assistant"] for turn in every) == ["b", "me"]
+    silent = {"question": "C?", "answers": []}
+    every = run("turns(of='questions')", {"questions": [silent, asked]}, None)["turns"]
+    assert every == [{"user": "Who?", "assistant": "me"}]
+    with pytest.raises(BadSample, match="has no questions to talk about"):
+        run("turns(of='questions')", {"questions": [silent]}, None)
     assert run("ask('Say.')", {}, None)["turns"] == [{"user": "Say."}]
     assert run("ask(wording='{question} Letter!')", asked, None)["turns"] == [{"user": "Who? Letter!"}]
 

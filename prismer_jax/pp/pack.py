@@ -20,7 +20,7 @@ def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, *
 
     Args:
       length: tokens of the sequence.
-      of: 'captions', or 'questions': of examples that carry all of theirs (task='all' of a data set).
+      of: 'captions', or 'questions', those with answers: of examples that carry all of theirs (task='all').
       options: of the op `caption` or `question`, such as style.
 
     Raises (the op):
@@ -34,12 +34,12 @@ def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, *
             return [{**example, "captions": [text]} for text in example.get("captions") or [""]]
         if "questions" not in example:
             raise UserError("pack(of='questions') needs all questions of a photo: load the data with task='all'.")
-        return [{**example, **asked} for asked in example["questions"]]
+        return [{**example, **asked} for asked in example["questions"] if asked.get("answers")]
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         candidates = texts(example)
         if not candidates:
-            raise BadSample(f"example {example.get('id', '?')} has no questions. Take it off the list.")
+            raise BadSample(f"example {example.get('id', '?')} has no question with an answer. Take it off the list.")
         packed, used = None, 0
         for number, index in enumerate(rng.permutation(len(candidates))):
             one = write(read(candidates[index], rng), rng)

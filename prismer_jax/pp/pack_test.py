@@ -36,6 +36,15 @@ def test_packs_all_questions_that_fit_with_loss_on_the_answers_alone():
     assert (out["mask_input"] == (out["text"] != TOKENIZER.pad)).all()
 
 
+def test_a_question_without_an_answer_is_left_out():
+    asked = [*QUESTIONS[:1], {"question": "How many tori are there?", "answers": []}]
+    for seed in range(4):
+        out = packed("pack(64, of='questions')", {"questions": asked}, seed)
+        assert pieces(out["text"]) == ["How many cones are there? 0"]
+    with pytest.raises(BadSample, match="no question with an answer"):
+        packed("pack(64, of='questions')", {"questions": asked[1:]})
+
+
 def test_each_text_is_whole_or_absent_and_the_order_is_random():
     captions = ["A red cone.", "Two boxes stand on the sand.", "A sphere is in front of a torus."]
     orders = set()
