@@ -82,10 +82,13 @@ def without_box(example: Example, op: str) -> Example:
     """Returns an example for an op that moves pixels, without its `bbox`, which `outline` would draw where it was.
 
     Raises:
-      UserError: it has `objects` (pp/objects.py).
+      UserError: it has `objects` (pp/objects.py), or not one photo.
     """
     if "objects" in example:
         raise UserError(f"{op}: boxes and masks of its objects would stay where they were. Leave {op} out.")
+    if not isinstance(example["image"], np.ndarray):
+        name = example.get("id", "?")
+        raise UserError(f"{op}: takes one decoded photo; example {name} has a list of them, or none. Leave {op} out.")
     return {key: value for key, value in example.items() if key != "bbox"}
 
 

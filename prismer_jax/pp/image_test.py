@@ -449,6 +449,13 @@ def test_randaugment_is_a_function_of_the_rng_and_of_its_strength():
         pp.build("randaugment(2, 11)")
 
 
+@pytest.mark.parametrize("op", ["flip(1.0)", "random_resized_crop(9)", "randaugment", "blip_randaugment"])
+@pytest.mark.parametrize("image", [[smooth(), smooth()], None])
+def test_ops_that_move_pixels_refuse_other_than_one_photo(op, image):
+    with pytest.raises(UserError, match=r"takes one decoded photo; example a has a list of them, or none\. Leave"):
+        run(op, {"id": "a", "image": image})
+
+
 def test_labels_for_keeps_the_wanted_and_fills_the_missing():
     example = {
         "image": encode(smooth()),
