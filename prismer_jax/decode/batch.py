@@ -28,6 +28,8 @@ METHODS = {
 }
 # Name -> function from prompts, masks and which rows count to prompts, masks and the length of a prompt.
 PADDINGS = {"own": "prismer_jax.decode.batch:as_given", "reference": "prismer_jax.decode.padding:pad_as_reference"}
+# Settings that are a name -> the table of these names.
+NAMED = {"length": "prismer_jax.decode.lengths:LENGTHS", "filtering": "prismer_jax.decode.sampling:FILTERINGS"}
 MOST = 1000  # sequences of an image at a time, beams or samples: each has a cache of its own
 # Parameters that are no settings.
 _TAKEN = ("prefill", "extend", "encoded", "batch", "rng", "eos", "pad", "max_new", "min_new", "prompt_length")
@@ -79,11 +81,8 @@ def generate(
         the batch, or sampling without rng.
     """
     function, width = registry.imported("decoding method", method, METHODS), Batch(batch)["text"].shape[1]
-    parameters = inspect.signature(function).parameters
-    for name in settings:
-        choose(f"setting of decoding method {method!r}:", name, {p: None for p in parameters if p not in _TAKEN})
-    lengths = {"max_len": max_len, "max_new": max_new, "min_len": min_len, "min_new": min_new}
-    check_numbers(function, {**settings, **lengths, "padding": padding})
+    own = dict(max_len=max_len, max_new=max_new, min_len=min_len, min_new=min_new, length=length, padding=padding)
+    check({**settings, **own, "prompt_length": prompt_length}, f"decoding method {method!r}", function, generate)
     if 0 < max_len <= width:
         raise UserError(f"max_len={max_len} counts the prompt, which already has {width} columns: raise max_len.")
     if method == "sample" and rng is None:
@@ -93,7 +92,7 @@ def generate(
     if length:
         rules = importlib.import_module("prismer_jax.decode.lengths")
         settings |= rules.settled(length, width, settings["max_new"], settings["min_new"], method)
-    if prompt_length is not None and "prompt_length" in parameters:
+    if prompt_length is not None and "prompt_length" in inspect.signature(function).parameters:
         settings["prompt_length"] = prompt_length
     return run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
 
@@ -105,32 +104,39 @@ def settings_of(*functions: Callable[..., Any]) -> dict[str, Any]:
     return {n: kind for function in functions for n, kind in values.kinds(function).items() if n not in own}
 
 
-def check_numbers(function: Callable[..., Any], settings: Mapping[str, Any], where: str = "") -> None:
-    """Raises a UserError that begins with `where` for settings of a method, or numbers of tokens, that cannot be."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+def check(settings: Mapping[str, Any], where: str, *functions: Callable[..., Any], **others: Any) -> None:
+    """Raises a UserError that names `where` for settings that do not exist, or cannot be.
+
+    They are those of functions, by default of the method and `generate`; messages also propose names of `others`.
+    """
+    if not functions:
+        functions = registry.imported(f"method of {where}:", settings.get("method", "beam"), METHODS), generate
+    kinds = settings_of(*functions)
+    for name in settings:
+        choose(f"setting of {where}:", name, {**others, **kinds})
+    values.check(settings, kinds, where)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(functions[0]).parameters.items()}
     given = {"padding": "own", "temperature": 1, "top_p": 1, "top_k": 0, **defaults, **settings}
-    choose(f"{where}padding", given["padding"], PADDINGS)
+    choose(f"padding of {where}:", given["padding"], PADDINGS)
+    for name in filter(given.get, NAMED):
+        choose(f"{name} of {where}:", given[name], registry.imported("setting", name, NAMED))
     for name in {"num_beams", "num_samples"} & given.keys():
         least, most = defaults.get("num_return", 0), given[name]
         if not 1 <= most <= MOST:
-            raise UserError(f"{where}{name}={most}: must be from 1 to {MOST}.")
+            raise UserError(f"{where}: {name}={most}: must be from 1 to {MOST}.")
         if not least <= given.get("num_return", 0) <= most:
-            raise UserError(f"{where}num_return={given['num_return']}: must be from {least} to {name}={most}.")
+            raise UserError(f"{where}: num_return={given['num_return']}: must be from {least} to {name}={most}.")
     if given["temperature"] <= 0 or not 0 < given["top_p"] <= 1 or given["top_k"] < 0:
-        raise UserError(f"{where}needs temperature > 0 (at 0, method='greedy' is meant), 0 < top_p <= 1, top_k >= 0.")
+        raise UserError(f"{where}: needs temperature > 0 (at 0, method='greedy' is meant), 0 < top_p <= 1, top_k >= 0.")
+    if given.get("repetition_penalty", 1) <= 0 or not 0 <= given.get("label_smoothing", 0) < 1:
+        raise UserError(f"{where}: needs repetition_penalty > 0, and a label_smoothing from 0 to less than 1.")
+    if below := [name for name in ("ahead", "prompt_length", "min_len", "min_new") if (given.get(name) or 0) < 0]:
+        raise UserError(f"{where}: {below[0]}={given[below[0]]}: must not be negative.")
+    if any(0 < settings.get(f"max_{unit}", 0) < settings.get(f"min_{unit}", 0) for unit in ("len", "new")):
+        raise UserError(f"{where}: min_len is above max_len, or min_new above max_new: lower it.")
     most, least = ([settings.get(f"{end}_{unit}", 0) > 0 for unit in ("len", "new")] for end in ("max", "min"))
     if (settings.keys() & {"max_len", "max_new"} and sum(most) != 1) or all(least):
-        raise UserError(f"{where}give one of max_len and max_new, above 0, and at most one of min_len and min_new.")
-
-
-def check(settings: Mapping[str, Any], where: str) -> None:
-    """Raises a UserError that names `where` for settings of `generate` that do not exist, or cannot be."""
-    function = registry.imported(f"method of {where}:", settings.get("method", "beam"), METHODS)
-    kinds = settings_of(function, generate)
-    for name in settings:
-        choose(f"setting of {where}:", name, kinds)
-    values.check(settings, kinds, where)
-    check_numbers(function, settings, f"{where}: ")
+        raise UserError(f"{where}: give one of max_len and max_new, above 0, and at most one of min_len and min_new.")
 
 
 def as_given(text: Array, mask_input: Array, counted: Array | None = None) -> tuple[Array, Array, int]:
@@ -168,8 +174,11 @@ def _compiled(variables: Any, batch: Any, constants: Any, rng: Any, *how: Any) -
         constants = {"prompt_length": prompt_length, **constants}
 
     def decode(variables: Any, batch: Any, constants: Any, by_row: Any) -> Any:
-        batch = Batch(batch)
-        repeat = functools.partial(_for_each_text, count=len(batch["text"]))
+        batch, count = Batch(batch), len(batch["text"])
+
+        def repeat(x: Array) -> Array:  # rows of images, each of which has as many texts that follow one another
+            return jnp.repeat(x, count // len(x), axis=0) if len(x) < count else x
+
         encoded = jax.tree.map(repeat, model.apply(variables, batch, method="encode"))
         if "image_mask" in batch:
             batch["image_mask"] = repeat(batch["image_mask"])
@@ -185,8 +194,3 @@ def _compiled(variables: Any, batch: Any, constants: Any, rng: Any, *how: Any) -
         decode = jax.shard_map(decode, mesh=mesh, in_specs=(whole, rows, whole, rows), out_specs=rows, check_vma=False)
     by_row = {} if rng is None else {"rng": row_keys(rng, batch.get("draw", jnp.arange(len(batch["text"]))))}
     return decode(variables, batch, constants, by_row)
-
-
-def _for_each_text(x: Array, count: int) -> Array:
-    """Repeats the rows of images, each of which has count / len(x) texts that follow one another."""
-    return jnp.repeat(x, count // len(x), axis=0) if len(x) < count else x

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from prismer_jax import decode, models
 from prismer_jax.batch import prompts
 from prismer_jax.decode import ranking
-from prismer_jax.decode.batch import _compiled
+from prismer_jax.decode.batch import _compiled, check
 from prismer_jax.decode.cache import reorder
 from prismer_jax.decode.padding import pad_as_reference
 from prismer_jax.errors import UserError
@@ -284,12 +284,31 @@ def test_the_answers_of_a_batch_are_ranked_where_it_lies(small):
         (dict(max_len=9, min_len=6, min_new=1), "at most one of min_len and min_new"),
         (dict(method="sample", max_len=9), r"rng=jax.random.key"),
         (dict(max_len=9, padding="referenc"), "Did you mean 'reference'"),
+        (dict(max_new=9, length="lavi"), "Unknown length of .* Did you mean 'lavis'"),
+        (dict(max_new=9, prompt_length=-5), "prompt_length=-5: must not be negative"),
     ],
 )
 def test_what_cannot_be_done_is_the_users_error(small, settings, message):
     model, variables = small
     with pytest.raises(UserError, match=message):
         generate(model, variables, photos(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(length="lavi"), "Unknown length of caption: 'lavi'. Did you mean 'lavis'"),
+        (dict(method="sample", filtering="nanovl"), "Unknown filtering of caption: .* Did you mean 'nanovlm'"),
+        (dict(repetition_penalty=-1.0), "repetition_penalty > 0"),
+        (dict(ahead=-50), "ahead=-50: must not be negative"),
+        (dict(prompt_length=-5), "prompt_length=-5: must not be negative"),
+        (dict(min_new=10), "min_new above max_new"),
+    ],
+)
+def test_settings_that_cannot_be_are_found_before_a_model_decodes(settings, message):
+    check({"max_new": 9, "min_new": 9, "length": "lavis", "ahead": 1}, "caption")
+    with pytest.raises(UserError, match=message):
+        check({"max_new": 9, **settings}, "caption")
 
 
 @pytest.mark.parametrize("missing", ["text", "mask_input"])

@@ -407,7 +407,7 @@ def test_ids_go_out_as_they_came(example, key):
         ("vqa", asked(), {"num_workers": -1}, "num_workers=-1: must be from 0"),
         ("vqa", asked(), {"style": "planar"}, "Did you mean 'plain'"),
         ("vqa", asked(), {"padding": "referenc"}, "Did you mean 'reference'"),
-        ("vqa", asked(), {"method": "rank", "answers": ["red"], "max_new": 3}, "option of VQAEvaluator: 'max_new'"),
+        ("vqa", asked(), {"method": "rank", "answers": ["red"], "max_new": 3}, "setting of VQAEvaluator: 'max_new'"),
         (
             "classification",
             classified(),
@@ -424,6 +424,7 @@ def test_ids_go_out_as_they_came(example, key):
         ("caption", [], {}, "no sample has a reference"),
         ("loss", [], {}, "data set to evaluate on is empty"),
         ("loss", captioned(), {"loss": "cross_entropi"}, "Did you mean 'cross_entropy'"),
+        ("loss", captioned(), {"loss_options": {"label_smoothing": 2.0}}, "loss_options: label_smoothing=2.0"),
         ("caption", captioned(2) + captioned(1), {}, "more than once.*such as 1"),
         ("caption", [*captioned(2), UNKNOWN], {}, "1 of 3 samples have no caption, .* 9"),
         (

@@ -13,6 +13,7 @@ import numpy as np
 
 from prismer_jax import batch as inputs
 from prismer_jax import config, losses, registry, sharding
+from prismer_jax.errors import UserError
 from prismer_jax.evaluators.common import Batch, Evaluator, Record, blank, local_rows
 
 
@@ -35,6 +36,8 @@ class LossEvaluator(Evaluator):
         function = registry.imported("loss", loss, losses.LOSSES)
         called_with = list(inspect.signature(function).parameters)[:2]
         options = config.arguments(function, loss_options or {}, f"loss_options of {loss!r}", extra=called_with)
+        if not 0 <= (smoothing := options.get("label_smoothing", 0)) < 1:  # the loss says so when it is traced
+            raise UserError(f"loss_options: label_smoothing={smoothing}: must be at least 0 and less than 1.")
         if options.get("normalize") == "part":  # of which an evaluation has one; a batch may be filled up
             options["normalize"] = "batch"
 

@@ -16,9 +16,8 @@ import numpy as np
 from prismer_jax import decode
 from prismer_jax import input as loader
 from prismer_jax.batch import prompts
-from prismer_jax.config import values
-from prismer_jax.decode.batch import check_numbers, settings_of
-from prismer_jax.errors import BadSample, UserError, choose
+from prismer_jax.decode.batch import check
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.common import Batch, Evaluator, Journal, Record, gather, local_rows
 from prismer_jax.pp.text import style_of
 
@@ -66,13 +65,9 @@ class TextEvaluator(Evaluator):
 
     def check_settings(self, *functions: Callable[..., Any], max_new: int = 0) -> None:
         """Raises a UserError for settings that these functions do not take; gives them `max_new`, if it is not 0."""
-        kinds = settings_of(*functions)
-        for name in self.settings:
-            choose(f"option of {type(self).__name__}:", name, {**OPTIONS, **kinds})
-        values.check(self.settings, kinds, type(self).__name__)
         if max_new and not self.settings.keys() & {"max_len", "max_new"}:
             self.settings["max_new"] = max_new
-        check_numbers(functions[0], self.settings, f"{type(self).__name__}: ")
+        check(self.settings, type(self).__name__, *functions, **OPTIONS)
 
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]
