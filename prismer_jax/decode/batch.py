@@ -67,7 +67,7 @@ def generate(
       min_new: no `eos` before so many tokens; or min_len, which counts the prompt's columns too.
       prompt_length: what the prompt counts in the length that a beam's score is divided by: its columns by default, as
         in the reference (NVlabs/prismer with transformers 4.26.1); 0 for models whose lengths leave it out.
-      length: a name of decode.lengths.LENGTHS, which says what max_new, min_new and beams count as a text's length.
+      length: a name of decode.lengths.LENGTHS, which says what max_new, min_new (no ..._len) and beams count as length.
       padding: 'own' takes every prompt as it is given, so that its continuation depends on it alone; 'reference' as if
         all were padded on the right to the longest of the batch (decode/padding.py), for official checkpoints.
       rng: a typed key (jax.random.key) for method 'sample'; the others draw nothing. Each row draws with it and with
@@ -87,11 +87,11 @@ def generate(
         raise UserError(f"max_len={max_len} counts the prompt, which already has {width} columns: raise max_len.")
     if method == "sample" and rng is None:
         raise UserError("Decoding method 'sample' draws at random: give it rng=jax.random.key(seed).")
-    settings |= {"eos": eos, "pad": pad, "max_new": max_new or max_len - width}
-    settings["min_new"] = max(0, min_len - width) if min_len else min_new
+    settings |= {"eos": eos, "pad": pad, "max_new": max_new, "min_new": min_new}
     if length:
         rules = importlib.import_module("prismer_jax.decode.lengths")
-        settings |= rules.settled(length, width, settings["max_new"], settings["min_new"], method)
+        settings |= rules.settled(length, width, max_new, min_new, method)
+    settings |= {name: max(0, x - width) for name, x in (("max_new", max_len), ("min_new", min_len)) if x}
     if prompt_length is not None and "prompt_length" in inspect.signature(function).parameters:
         settings["prompt_length"] = prompt_length
     return run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)

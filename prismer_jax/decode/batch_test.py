@@ -249,6 +249,15 @@ def test_reference_padding_counts_the_longest_prompt_in_the_length_of_a_beam(sma
     assert not np.isclose(own, scores, rtol=1e-3).any()
 
 
+@pytest.mark.parametrize("length", ["lavis", "lavis_4.26"])
+def test_min_len_and_max_len_count_the_prompt_once_whatever_the_rule_of_lengths_is(small, length):
+    found, _ = generate(*small, photos(), method="greedy", max_len=WIDTH + 6, min_len=WIDTH + 4, length=length)
+    expected, _ = generate(*small, photos(), method="greedy", max_new=6, min_new=4)
+    shorter, _ = generate(*small, photos(), method="greedy", max_new=6, min_new=3)
+    assert (found == expected).all()
+    assert (found != shorter).any()
+
+
 def test_bfloat16_logits_give_float32_scores(small):
     model, variables = small
     for method in ("beam", "greedy"):
