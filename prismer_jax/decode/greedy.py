@@ -85,6 +85,5 @@ def greedy(
     Raises:
       UserError: there is no column to fill.
     """
-
     options = dict(eos=eos, pad=pad, max_new=max_new, min_new=min_new, forbidden=forbidden)
     return fill(prefill, extend, encoded, batch, 1, lambda log_probs, column: log_probs.argmax(-1), **options)

@@ -36,6 +36,8 @@ def build(type: str, *, where: str = "", **options: Any) -> Evaluator:
     made = registry.imported("evaluator", type, EVALUATORS)
     try:
         return config.call(made, options, where or type)
+    except UserError as error:  # of decoding, whose settings are the class's where it is made without a config
+        raise UserError(str(error).replace(made.__name__, where or made.__name__)) from None
     except TypeError as error:  # of a class whose parents take less than it hands on
         if (wrong := re.search(r"__init__\(\) got .* keyword argument '(\w+)'", str(error))) and wrong[1] in options:
             raise UserError(f"{where or type}: unknown key {wrong[1]!r}.") from None
