@@ -235,6 +235,12 @@ def test_json_that_python_refuses_to_read_is_named(folder, name, text, message):
         read(folder, text, name)
 
 
+@pytest.mark.parametrize("name", ["question_id", "qa_id"])
+def test_two_columns_of_question_ids_are_named(folder, name):
+    with pytest.raises(UserError, match=rf"l\.csv: has several columns '{name}'\. Rename"):
+        read(folder, f"image,question,{name},{name}\na.jpg,q?,1,2\n", "l.csv")
+
+
 def test_a_question_id_of_thousands_of_digits_stays_a_text(folder):
     assert read(folder, f"image,question,question_id\na.jpg,q?,{LONG}\n", "l.csv")[0]["question_id"] == LONG
 

@@ -144,6 +144,8 @@ def _table(text: str, path: pathlib.Path) -> list[dict[str, Any]]:
             "names of its columns, such as image,caption."
         )
     shared = {name for name in names if name and names.count(name) > 1}
+    if twice := shared & {"question_id", "qa_id"}:
+        raise UserError(f"{path}: has several columns {min(twice)!r}. Rename all but the one with the questions' ids.")
     rows = [_cells(names, shared, row) for row in _rows(text, delimiter, path, blank)]
     return rows[has_header:]
 
