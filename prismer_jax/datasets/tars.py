@@ -7,10 +7,12 @@ and it is called, as if the tar had been unpacked into a folder of its name: SHA
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import itertools
 import os
+import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -58,8 +60,8 @@ def load(
       processes: that read headers, the first time; more than one need a main program that can be imported.
 
     What cannot be used is left out and counted in the source's `dropped`: missing tars, members with damaged headers,
-    what lies behind the end of a truncated tar, samples without a photo, side files without a caption ...; so are the
-    photos that img2dataset says it could not fetch.
+    what lies behind the end of a truncated tar, samples without a photo, side files without a caption, b/c.jpg in a.tar
+    beside c.jpg in a/b.tar, which have one name ...; so are the photos that img2dataset says it could not fetch.
 
     Raises:
       UserError: there are no tars, or there is no photo in them, or none with a caption where `task` is 'caption'.
@@ -103,8 +105,11 @@ class Samples(Sequence[dict[str, Any]]):
         self._indices: list[tar_index.Index] = []
         self._captions: dict[int, list[str]] = {}  # of samples without a side file, from parquet tables
         self.captioned, count = False, 0
+        nested, owners = _nested(paths), {}
         for index, tar in zip(indices, paths, strict=False):
             dropped.update(index.dropped)
+            if tar in nested:
+                index = _distinct(index, tar, owners, dropped)
             shard = os.path.splitext(tar)[0]
             img2dataset.count_failures(shard, dropped)
             bare = index.without_captions()
@@ -162,6 +167,26 @@ class Samples(Sequence[dict[str, Any]]):
         if lost and places[".txt"][1] > tar_index.BLANK:  # otherwise the index has counted it
             example["left_out"] = [(lost, f"{path}: {member}")]
         return example
+
+
+def _nested(paths: Sequence[str]) -> set[str]:
+    """Returns the tars a.tar and a/b.tar, where photos of the first may be called as those of the second are."""
+    tars = {os.path.splitext(os.path.abspath(path))[0]: path for path in paths}
+    pairs = ((stem, os.fspath(above)) for stem in tars for above in pathlib.PurePath(stem).parents)
+    return {tars[stem] for pair in pairs if pair[1] in tars for stem in pair}
+
+
+def _distinct(index: tar_index.Index, tar: str, owners: dict[str, str], dropped: Dropped) -> tar_index.Index:
+    """Returns an index without the photos whose label files would be those of `owners`, to which it adds the others."""
+    keep = []
+    for number, name in enumerate(index.names):
+        key = label_names.key(os.path.join(os.path.splitext(os.path.abspath(tar))[0], name.decode()))
+        if (owner := owners.setdefault(key, tar)) == tar:
+            keep.append(number)
+        else:
+            case = f"{tar}: {name.decode()}: its label files would be those of a photo in {owner}. Rename one tar."
+            dropped.add(label_names.USED_TWICE, case)
+    return dataclasses.replace(index, names=index.names[keep], places=index.places[keep])
 
 
 def _piece(file: Any, place: list[int]) -> bytes:

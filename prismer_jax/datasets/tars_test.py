@@ -378,3 +378,12 @@ def test_photos_in_tars_are_of_the_same_suffixes_as_in_folders(tmp_path, monkeyp
     monkeypatch.setattr(tar_index, "SUFFIXES", (*tar_index.SUFFIXES, ".heif"))  # as a newer Pillow has it
     monkeypatch.setattr(tar_index, "UNREAD", (".cr3",))
     assert len(tars.load(tmp_path / "a.tar")) == 3
+
+
+def test_photos_of_two_tars_never_share_a_name(tmp_path):
+    write(tmp_path / "cc/a.tar", sample("b/c", 10) + sample("b/d", 20))
+    write(tmp_path / "cc/a/b.tar", sample("c", 30) + sample("e", 40))
+    source = datasets.load("tars", path=[tmp_path / "cc/a.tar", tmp_path / "cc/a/b.tar"])
+    assert [source[i]["id"] for i in range(len(source))] == ["a/b/c.jpg", "a/b/d.jpg", "a/b/e.jpg"]
+    assert source[2]["captions"] == ["caption e"]
+    assert source.dropped.counts == {"name used twice": 1}
