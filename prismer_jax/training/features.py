@@ -152,8 +152,13 @@ class Cached:
         """Computes the features that lack. Several processes share the work if they share the folder."""
         for mine in (slice(jax.process_index(), None, jax.process_count()), slice(None)):
             sharding.barrier("features")
-            lacking = [i for i in range(len(self)) if not self._path(self._source[i]["image"]).exists()]
-            self._compute(lacking[mine], encode)
+            self._compute([i for i in range(len(self)) if self._lacks(i)][mine], encode)
+
+    def _lacks(self, index: int) -> bool:
+        try:
+            return not self._path(self._source[index]["image"]).exists()
+        except BadSample:
+            return False  # it is reported when the training meets it
 
     def _compute(self, indices: Sequence[int], encode: Callable[[Any], Any]) -> None:
         def prepared(index: int) -> Example | None:

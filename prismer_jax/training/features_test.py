@@ -111,6 +111,19 @@ def test_a_bad_photo_is_a_bad_sample(tmp_path, init):
     batches.close()
 
 
+def test_a_bad_row_of_a_source_is_a_bad_sample(tmp_path, init):
+    class Rows(list):
+        def __getitem__(self, index):
+            if index == 1:
+                raise BadSample("table.parquet: row 1: has no photo.", "row without photo")
+            return super().__getitem__(index)
+
+    read = cached(Rows(source(tmp_path)), init)
+    assert read[2]["features"].dtype == np.float16
+    with pytest.raises(BadSample, match="row 1: has no photo"):
+        read[1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
