@@ -250,7 +250,7 @@ class Watch:
             self.settle()
 
     def settle(self) -> None:
-        """Waits for the pending steps and writes their values.
+        """Waits for the pending steps and writes their values, but for means over no row of a batch, which are NaN.
 
         Raises:
           UserError: a loss is not finite, or the first step learns nothing; the run stops before it is saved.
@@ -265,10 +265,10 @@ class Watch:
                 raise UserError(f"The loss is {measured['train/loss']} at step {step}; {last}. {remedy}")
             self._progress.step(images=self._batch_size, tokens=int(measured.pop("tokens")))
             if step % self._log_steps == 0 or step == self.total_steps:
-                rates = self._progress.show(loss=measured["train/loss"])
-                rates = {f"time/{name}": rate for name, rate in {**rates, **self.pace.measure(step)}.items()}
-                lr = {f"train/{name}": float(schedule(step - 1)) for name, schedule in self._schedules.items()}
-                self._writer.write(step, {**measured, **lr, **rates})
+                rates = {**self._progress.show(loss=measured["train/loss"]), **self.pace.measure(step)}
+                measured |= {f"train/{name}": float(schedule(step - 1)) for name, schedule in self._schedules.items()}
+                measured |= {f"time/{name}": rate for name, rate in rates.items()}
+                self._writer.write(step, {k: x for k, x in measured.items() if x == x or k == "train/grad_norm"})
         self._pending.clear()
 
     def keep(self) -> None:

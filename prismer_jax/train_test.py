@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import jax
 import pytest
@@ -188,6 +189,16 @@ def test_what_a_run_starts_from_is_looked_for_before_data_are_prepared(monkeypat
     with pytest.raises(UserError, match="nowhere does not exist: expected an exported model"):
         train(unwatched() | {"init": str(tmp_path / "nowhere")}, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_mean_over_no_row_is_not_written():
+    written, watch = {}, mock.MagicMock(_log_steps=1, _schedules={}, first_step=0)
+    watch._writer.write = lambda step, values: written.update(values)
+    watch._pending = [(2, {"train/loss": 1.0, "train/grad_norm": 2.0, "train/targets/edge": math.nan})]
+    watch._pending[0][1].update({"weight": 8.0, "tokens": 3})
+    watch._progress.show.return_value = watch.pace.measure.return_value = {}
+    Watch.settle(watch)
+    assert written == {"train/loss": 1.0, "train/grad_norm": 2.0}
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
