@@ -256,6 +256,14 @@ class Measured:
         self._reads_labels = any(getattr(op, "reads_labels", False) for op in chain.ops)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        example = self.planned(example, rng)
+        if not example["mask_loss"].any():
+            raise BadSample(f"example {example.get('id', '?')} has no answer.", SILENT)
+        size = example["mask_input"].sum(), np.sum(example.get("image_mask", 0)), len(example.get("grids") or ())
+        return {"size": np.array(size, np.int32)}
+
+    def planned(self, example: Example, rng: np.random.Generator) -> Example:
+        """Returns what the chain makes of a sample, but for its tiles."""
         every = self._reads_labels
         example = {key: value for key, value in example.items() if every or not key.startswith("labels/")}
         if (photos := example.get("image")) is not None:
@@ -265,10 +273,7 @@ class Measured:
             )
         for op in self.chain.ops:
             example = getattr(op, "dry", op)(example, rng)
-        if not example["mask_loss"].any():
-            raise BadSample(f"example {example.get('id', '?')} has no answer.", SILENT)
-        size = example["mask_input"].sum(), np.sum(example.get("image_mask", 0)), len(example.get("grids") or ())
-        return {"size": np.array(size, np.int32)}
+        return example
 
 
 def _blank(photo: Any, name: str) -> np.ndarray:

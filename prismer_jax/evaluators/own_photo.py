@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import input as loader
+from prismer_jax.datasets.packing import Measured
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.common import Batch, Record
 from prismer_jax.evaluators.loss import LossEvaluator
@@ -24,7 +25,8 @@ class OwnPhotoEvaluator(LossEvaluator):
     Yields `loss` and `loss_blank` as LossEvaluator, and `loss_other` with the photo that `OtherPhotos` chooses. Of the
     difference loss_other - loss: its mean over examples `gain`, the ends `gain_low` and `gain_high` of its 95 %
     interval by a paired bootstrap over photos (`scores.bootstrap`), and `wins`, the percentage of examples where it is
-    positive. An example is a photo, with all of its texts in a row (`pack`) or with one.
+    positive. An example is a photo, with all of its texts in a row (`pack`) or with one. Where texts have tokens for a
+    photo's tiles, the other photo is of the same rows and columns; an example for which there is none is left out.
 
     Args:
       common: of `common.Evaluator`. Each photo is read twice.
@@ -64,14 +66,16 @@ class OwnPhotoEvaluator(LossEvaluator):
         """This process's part of the host batches of these numbers, each with a batch of other photos as `other`."""
         others = loader.eval_batches(
             range(len(self.source)),
-            OtherPhotos(self.source, self.pp),
+            OtherPhotos(self.source, self.pp, getattr(self.model, "image_token", None) is not None),
             batch_size=self.batch_size,
             rows=self._rows,
             num_workers=self.num_workers if num_workers is None else num_workers,
             numbers=numbers,
         )
         for batch, other in zip(super()._load(numbers, num_workers), others, strict=True):
-            yield {**batch, "other": other}
+            pairs = zip(batch["meta"], other["meta"], strict=True)
+            meta = [theirs if "error" in theirs and "error" not in own else own for own, theirs in pairs]
+            yield {**batch, "_mask": batch["_mask"] & other["_mask"], "meta": meta, "other": other}
 
 
 @dataclass
@@ -79,18 +83,32 @@ class OtherPhotos:
     """An op: the index of an example -> the arrays of the nearest good one before it that shows another photo.
 
     Before the first example stands the last. Processes, workers and batches have no part in the choice.
+
+    Attributes:
+      same_grids: only photos of the same rows and columns of tiles, whose tokens in a text then fit.
     """
 
     source: Any
     pp: Any
+    same_grids: bool = False
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
-        own = photo_of(self.source[index], index)
+        own, grids, others = photo_of(self.source[index], index), self._grids(index), 0
         for other in (*range(index - 1, -1, -1), *range(len(self.source) - 1, index, -1)):
             with contextlib.suppress(BadSample):
                 if photo_of(self.source[other], other) != own:
-                    return loader.eval_example(self.source, self.pp, other)
+                    if self._grids(other) == grids:
+                        return loader.eval_example(self.source, self.pp, other)
+                    others += 1
+        if others:
+            raise BadSample(f"example {index}: no other photo is of the tiles {grids}.", "no other photo of such tiles")
         raise UserError(f"own_photo: no good example shows another photo than example {index}. Add one to the data.")
+
+    def _grids(self, index: int) -> Any:
+        """Returns the rows and columns of an example's tiles, by its photos' headers, where they matter."""
+        if not self.same_grids:
+            return None
+        return Measured(self.pp).planned(self.source[index], np.random.default_rng([0, index])).get("grids")
 
 
 def photo_of(example: Mapping[str, Any], index: int) -> Any:

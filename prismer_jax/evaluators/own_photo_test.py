@@ -1,8 +1,11 @@
 """Own photos beside others': who has which, and intervals that say what they should."""
 
+import types
+
 import numpy as np
 import pytest
 
+from prismer_jax import pp as ops
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators.evaluators_test import VARIABLES, Damaged, asked, captioned, made, pp
 
@@ -97,6 +100,19 @@ def test_questions_of_one_photo_are_drawn_together():
         return values["gain_high"] - values["gain_low"]
 
     assert width(6) > 1.5 * width(1) > 0
+
+
+def test_the_other_photo_has_the_tiles_that_a_text_has_tokens_for():
+    sides = [(20, 60), (60, 60), (20, 60), (60, 20)]  # 1 x 2, 2 x 2, 1 x 2 and 2 x 1 tiles
+    source = [{"id": f"{i}", "image": np.full((*side, 3), i, np.uint8)} for i, side in enumerate(sides)]
+    evaluator = made("own_photo", source, pp=ops.build("decode|tiles(32, 64)"))
+    (batch,) = evaluator._load([0])
+    assert batch["other"]["image"][:, 0, 0, 0, 0].tolist() == [3, 0, 1, 2]  # the model reads no tokens of images
+    evaluator.model = types.SimpleNamespace(image_token=1)
+    (batch,) = evaluator._load([0])
+    assert batch["other"]["image"][[0, 2], 0, 0, 0, 0].tolist() == [2, 0]
+    assert batch["_mask"].tolist() == [True, False, True, False]
+    assert "no other photo is of the tiles [(2, 1)]" in batch["meta"][3]["error"]
 
 
 def test_one_photo_is_refused():
