@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class Lora:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
             raise UserError(
                 f"config.model.lora: rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}; rank must be at "
                 "least 1, alpha above 0, dropout in [0, 1)."
@@ -195,6 +196,8 @@ def adapt(model: nn.Module, lora: Mapping[str, Any] | None, quantize: Mapping[st
         values.check(section, values.kinds(cls), where)
         match = section.get("match", ())
         patterns = (match,) if isinstance(match, str) else tuple(match)
+        if "match" in section and not patterns:
+            raise UserError(f"{where}.match is empty: name kernels, or leave {where} out.")
         made = config.call(cls, {**section, "match": patterns} if match else section, where)
         return made, frozenset(tree.first_match(patterns, names, f"{where}.match"))
 

@@ -321,6 +321,8 @@ def test_adapters_of_other_models_are_refused_in_one_line(tmp_path):
         (dict(lora=dict(match="llm/.*")), r"config\.model\.lora\.match: 'llm/\.\*' matches no parameter"),
         (dict(lora=dict(match="language/norm/.*")), "matches no parameter"),
         (dict(lora=dict(match=".*", rank=0)), "rank=0"),
+        (dict(lora=dict(match=".*", alpha=math.nan)), "alpha=nan"),
+        (dict(lora=dict(match=[])), r"config\.model\.lora\.match is empty"),
         (dict(lora=dict(match=".*", ranks=4)), "unknown key 'ranks'.*rank"),
         (dict(lora=dict(rank=4)), "key 'match' is missing"),
         (dict(quantize=dict(match="visoin/.*")), r"config\.model\.quantize\.match"),
