@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +65,9 @@ def photos(images: Path | Sequence[Path], dropped: Dropped, repeats: bool = Fals
 
 def _hint(root: str, dropped: Dropped) -> str:
     """Says what a folder without photos has instead."""
-    names = os.listdir(root) if os.path.isdir(root) else []
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # `dropped` tells of a folder that cannot be read; a file has no names in it
+        names = os.listdir(root)
     if any(".tar" in name for name in names):
         return " Its tars are a source of their own, named `tars`."
     if dropped:

@@ -217,6 +217,16 @@ def test_a_folder_that_cannot_be_read_is_counted(web, monkeypatch):
     assert f"1 x unreadable folder, the first: {web}/00001: Permission denied." in source.dropped.lines()[-1]
 
 
+def test_a_root_that_cannot_be_read_is_named(web, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(UserError, match=r"has no photos .* Left out: 1 x unreadable folder, the first: .*denied"):
+        lists.load(images=web)
+
+
 def test_a_limit_ends_the_search(web, monkeypatch):
     asked = []
     monkeypatch.setattr(img2dataset, "count_failures", lambda shard, dropped: asked.append(os.path.basename(shard)))
