@@ -150,11 +150,21 @@ def files(path: Path, ends: Sequence[str] = (".parquet",)) -> list[pathlib.Path 
     if _MAGIC.search(str(path)) and (matching := sorted(glob.glob(storage.plain(path), recursive=True))):
         return [pathlib.Path(name) for name in matching]
     one, kinds = storage.on_disk(path), "JSON lines (.jsonl) or Parquet (.parquet)" if len(ends) > 1 else "Parquet"
-    inside = sorted(p for p in one.rglob("*") if p.suffix in ends and p.is_file()) if one.is_dir() else [one]
+    inside = [p for p in _below(one) if p.suffix in ends and p.is_file()] if one.is_dir() else [one]
     if not inside or not all(p.is_file() and p.suffix in ends for p in inside):
         what = "has no file of" if one.is_dir() else "is no file of" if one.exists() else "no such file; it takes"
         raise UserError(f"{one}: {what} {kinds}.")
     return inside
+
+
+def _below(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns what lies in a folder and those below it, linked ones too, each folder once; sorted."""
+    paths, seen = [], set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(folders) if (real := os.path.realpath(here)) not in seen else []
+        paths += [] if real in seen else [pathlib.Path(here, name) for name in files]
+        seen.add(real)
+    return sorted(paths)
 
 
 def _remote_files(path: str) -> list[str]:

@@ -66,6 +66,13 @@ def test_captions_of_a_folder(captions):
         datasets.load("parquet", path=captions, task="question")
 
 
+def test_linked_folders_are_followed_once(captions, tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all/linked").symlink_to(captions)
+    (tmp_path / "all/loop").symlink_to(tmp_path / "all")
+    assert len(datasets.load("parquet", path=tmp_path / "all")) == 10
+
+
 def test_memory_for_row_groups_is_bounded(captions, monkeypatch):
     monkeypatch.setattr(tables, "KEPT_BYTES", 1)
     source = datasets.load("parquet", path=captions)
