@@ -47,7 +47,8 @@ def load(
     """Returns a source of the photos in tables; a row group is read when one of its photos is.
 
     Args:
-      path: files, folders of them, or patterns, also where fsspec reaches: hf://datasets/USER/NAME/data/train-*.
+      path: files, folders of them, or patterns, also where fsspec reaches: hf://datasets/USER/NAME/data/train-*. A file
+        that is given twice is read once.
       labels: the folder of label files: `labels/<expert>/TABLE/000000012.png`; or 'DIR/{expert}/{dataset}'.
       task: as in lists.load; None is 'question' where a column asks, else 'caption'. For 'question' the columns of
         texts are read at once.
@@ -62,9 +63,10 @@ def load(
     """
     labels = label_names.folder(labels)
     several = [path] if isinstance(path, str | os.PathLike) else path
-    photos = TablePhotos(
-        [file for one in several for file in parquet.files(one)], source, None if task == "question" else limit
-    )
+    tables: dict[str, Any] = {}  # by the file, however it is spelled
+    for file in (file for one in several for file in parquet.files(one)):
+        tables.setdefault(str(file) if storage.is_remote(file) else os.path.realpath(file), file)
+    photos = TablePhotos(list(tables.values()), source, None if task == "question" else limit)
     if not len(photos):
         raise UserError(f"{several[0]}: has no rows. Check the path and limit.")
     if task is None and photos.names(_ASKING):  # of which the first rows may have none

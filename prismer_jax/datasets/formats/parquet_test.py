@@ -73,6 +73,12 @@ def test_linked_folders_are_followed_once(captions, tmp_path):
     assert len(datasets.load("parquet", path=tmp_path / "all")) == 10
 
 
+def test_a_table_that_is_given_twice_is_read_once(captions):
+    tables = [captions, captions / "train-1.parquet", captions / "../data/train-0.parquet"]
+    source = datasets.load("parquet", path=tables)
+    assert len({source[i]["id"] for i in range(len(source))}) == len(source) == 10
+
+
 def test_memory_for_row_groups_is_bounded(captions, monkeypatch):
     monkeypatch.setattr(tables, "KEPT_BYTES", 1)
     source = datasets.load("parquet", path=captions)
