@@ -99,7 +99,7 @@ class Source:
         self._tables, self._names, self._images, self._minima = list(tables), names, images, dict(minima)
         self._offsets = Offsets(map(len, tables))
         files = [parquet.identity(table.path) for table in tables]
-        self.made_of = json.dumps([files, images and os.fspath(images), self._minima])
+        self.made_of = json.dumps([files, images and os.path.abspath(images), self._minima])
         remote = any(storage.is_remote(table.path) for table in tables)
         self.fingerprint = hashlib.sha256(self.made_of.encode()).hexdigest()[:16] if remote else None
 

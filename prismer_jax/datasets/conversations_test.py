@@ -152,11 +152,13 @@ def test_bad_paths_are_named(tmp_path):
         load(lines(tmp_path))
 
 
-def test_what_it_is_made_of_changes_with_files_and_settings(tmp_path):
+def test_what_it_is_made_of_changes_with_files_and_settings(tmp_path, monkeypatch):
     path = lines(tmp_path, {"texts": SAID})
     first = load(path).made_of
     assert load(path).made_of == first
     assert load(path, images=tmp_path).made_of != first
+    monkeypatch.chdir(tmp_path)
+    assert load(path, images=".").made_of == load(path, images=tmp_path).made_of
     lines(tmp_path, {"texts": SAID}, {"texts": SAID})
     assert load(path).made_of != first
 
