@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.merge:
         variables, description = merged(variables, description)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    writer(args.output, variables, description)
+    writer(args.output.resolve() if args.output.is_file() else args.output, variables, description)  # a link stays one
     print(f"{args.output}: written from {checkpoint.find(args.checkpoint)}.")
 
 

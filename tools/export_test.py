@@ -93,6 +93,16 @@ def test_nothing_is_overwritten_unless_asked_for(folder, tmp_path, kind):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "msgpack"])
+def test_a_link_to_a_file_is_followed(folder, tmp_path, kind):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/file").write_text("older")
+    (tmp_path / "out").symlink_to(tmp_path / "far/file")
+    run(folder, kind, tmp_path / "out", "--force")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "far/file").read_bytes() != b"older"
+
+
 def test_bad_usage_is_one_line(folder, tmp_path):
     with pytest.raises(UserError, match=r"Unknown format 'safetensor'\. Did you mean 'safetensors'"):
         run(folder, "safetensor", tmp_path / "out")
