@@ -167,8 +167,9 @@ class DecoderOnly(nn.Module):
             return each, jax.lax.stop_gradient(pull(jnp.ones_like(each))[0])  # an example's cost is of its row alone
 
         each, gradient = jax.lax.map(costs, tuple(map(in_chunks, (fixed, labels, weights))))
-        # 0, of which the derivative is the gradient.
-        return each.sum(0) + jnp.einsum("nbtd,nbtd->b", in_chunks(hidden - fixed), gradient)
+        # 0, of which the derivative is the gradient. In float32, or the factor of an example's cost would be rounded.
+        zero = (hidden - fixed).astype(jnp.float32)
+        return each.sum(0) + jnp.einsum("nbtd,nbtd->b", in_chunks(zero), gradient)
 
     @typed
     def prefill(

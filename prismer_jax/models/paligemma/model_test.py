@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from prismer_jax import decode, losses, models
 from prismer_jax.errors import UserError
@@ -135,6 +136,21 @@ def test_logits_in_chunks_make_the_same_loss_and_gradients(chunk, cap):
     )
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, parts, whole)
+
+
+def test_the_factor_of_an_examples_cost_is_not_rounded_to_bfloat16():
+    model = build("tiny", dtype="bfloat16")
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, batch_of([64] * 8, 64) | {"mask_loss": np.ones((8, 64), np.float32)})
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, factor):
+        costs = model.apply({"params": params}, batch, 0.0, 63, method="text_costs")
+        return (factor * costs).sum()
+
+    whole, part = (ravel_pytree(gradient(variables["params"], factor))[0] for factor in (1.0, 1 / 3))
+    assert whole @ part / (whole @ whole) == pytest.approx(1 / 3, rel=5e-4)  # of bfloat16, 1/3 is 0.2 % more
 
 
 def test_logits_in_chunks_are_never_whole():
