@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import hashlib
 import http.client
 import os
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -168,13 +169,30 @@ def _fetch(address: str, target: pathlib.Path, facts: Facts, location: str | Non
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    start = part.stat().st_size if part.exists() else 0
-    if start == 0 or facts.problem(part):
-        _receive(address, part, start if facts.size is None or start < facts.size else 0, location or address)
-    if problem := facts.problem(part):
-        part.unlink()
-        raise UserError(f"{address}: what arrived {problem}. It is deleted; run the same again.")
-    storage.publish(part, target)
+    before = target.exists()
+    with _alone(part):
+        if not before and target.exists() and not facts.problem(target):  # another process fetched it meanwhile
+            return
+        start = part.stat().st_size if part.exists() else 0
+        if start == 0 or facts.problem(part):
+            _receive(address, part, start if facts.size is None or start < facts.size else 0, location or address)
+        if problem := facts.problem(part):
+            part.unlink()
+            raise UserError(f"{address}: what arrived {problem}. It is deleted; run the same again.")
+        storage.publish(part, target)
+
+
+@contextmanager
+def _alone(part: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process of this host writes to a file; leaves no empty one behind."""
+    with open(part, "ab") as file:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
 
 
 def _receive(address: str, part: pathlib.Path, start: int, location: str) -> None:

@@ -8,6 +8,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -96,6 +98,17 @@ def test_a_broken_connection_keeps_what_came(server, tmp_path):
         WebFile(f"{server.url}/breaks", SHA256).fetch(tmp_path / "x.pt")
     assert names(tmp_path) == ["x.pt.part"]
     assert (tmp_path / "x.pt.part").read_bytes() == CONTENT[:1000]
+
+
+def test_of_two_processes_one_waits_for_the_other(server, tmp_path):
+    source, target = WebFile(f"{server.url}/x", SHA256), tmp_path / "x.pt"
+    with ThreadPoolExecutor(1) as pool, published._alone(tmp_path / "x.pt.part"):
+        waiting = pool.submit(source.fetch, target)
+        time.sleep(0.3)
+        assert not waiting.done()
+        target.write_bytes(CONTENT)
+    assert waiting.result() is None
+    assert (server.asked, names(tmp_path)) == ([], ["x.pt"])
 
 
 def test_a_part_of_another_file_is_fetched_anew(server, tmp_path):
