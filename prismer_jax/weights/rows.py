@@ -5,6 +5,10 @@ Every function takes the key of a module in the state dict ('{}' in it is the la
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from prismer_jax.weights.rules import Rule
 
 
@@ -98,6 +102,11 @@ def roberta_embeddings(key: str, name: str) -> list[Rule]:
         Rule(f"{key}.token_type_embeddings.weight", (f"params/{name}/token_type_embedding",)),
         *norm(f"{key}.LayerNorm", f"{name}/norm_embedding"),
     ]
+
+
+def position_ids(key: str, name: str) -> dict[str, tuple[str, Callable[[tuple[int, ...]], np.ndarray]]]:
+    """The numbers of RoBERTa's positions, which transformers saved until version 4.30: a table's `constants`."""
+    return {f"{key}.position_ids": (f"params/{name}/position_embedding", lambda shape: np.arange(shape[0])[None])}
 
 
 def roberta_head(key: str, name: str) -> list[Rule]:

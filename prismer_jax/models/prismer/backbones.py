@@ -52,12 +52,7 @@ TEXT = rules.Table(  # transformers, models/roberta/modeling_roberta.py: Roberta
         *rows.roberta_layer(_LAYER, "decoder/layers"),
         *rows.roberta_head("lm_head", "decoder"),
     ),
-    constants={
-        f"{_EMBEDDINGS}.position_ids": (
-            "params/decoder/position_embedding",
-            lambda shape: np.arange(shape[0])[None],
-        )
-    },
+    constants=rows.position_ids(_EMBEDDINGS, "decoder"),
     spellings=rows.OLD_NORMS,
     ignored=(r"roberta\.pooler\..*",),
 )

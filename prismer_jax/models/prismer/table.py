@@ -65,12 +65,7 @@ TABLE = rules.Table(
         *rows.roberta_layer("text_decoder.roberta.encoder.output_layer", "decoder/output_layer"),
         *rows.roberta_head("text_decoder.lm_head", "decoder"),
     ),
-    constants={  # transformers saved it until version 4.30
-        f"{_EMBEDDINGS}.position_ids": (
-            "params/decoder/position_embedding",
-            lambda shape: np.arange(shape[0])[None],
-        )
-    },
+    constants=rows.position_ids(_EMBEDDINGS, "decoder"),
     spellings=rows.OLD_NORMS,
 )
 
