@@ -95,12 +95,10 @@ def adapter(output: pathlib.Path, variables: Mapping[str, Any], description: Map
 def merged(variables: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the variables and the description of a model whose adapters are in its kernels, none of them packed."""
     fields = description.get("model", {})
-    own = {key: value for key, value in fields.items() if key not in ADAPTED}
-    rest = {key: value for key, value in description.items() if key != "freeze"}
-    if not any(map(fields.get, ADAPTED)):
+    if not any(map(fields.get, lora.SECTIONS)):
         raise UserError(f"{description['folder']} has neither adapters nor packed kernels: leave out --merge.")
-    params = lora.merged(models.build(**fields), variables["params"])
-    return {**variables, "params": params}, {**rest, "model": own}
+    variables, fields = lora.plain(variables, fields)
+    return variables, {**{key: value for key, value in description.items() if key != "freeze"}, "model": fields}
 
 
 def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +120,6 @@ def on_cpu(shapes: Any) -> Any:
     return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0]), shapes)
 
 
-ADAPTED = ("lora", "quantize")  # keys of a model's description
 AS_IT_IS = ("orbax", "msgpack", "adapter")  # formats for what these make of it
 Writer = Callable[[pathlib.Path, Mapping[str, Any], Mapping[str, Any]], None]
 FORMATS: dict[str, Writer] = {
@@ -160,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output.is_dir() and args.format not in folders:
         raise UserError(f"{args.output} is a folder; {args.format} is one file.")
     what = checkpoint.description(args.checkpoint).get("model", {})
-    if args.format not in AS_IT_IS and not args.merge and any(map(what.get, ADAPTED)):
+    if args.format not in AS_IT_IS and not args.merge and any(map(what.get, lora.SECTIONS)):
         raise UserError(f"{args.checkpoint} has adapters or packed kernels, which {args.format} lacks: add --merge.")
     if args.format not in FORMATS:
         name = models.name_of(what)

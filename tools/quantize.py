@@ -27,9 +27,9 @@ from prismer_jax.evaluate import load_variables
 from prismer_jax.files import progress, storage
 from prismer_jax.losses import Loss
 from prismer_jax.models import calibration
-from prismer_jax.models.lora import Adapted
+from prismer_jax.models.lora import SECTIONS, Adapted
 from prismer_jax.towers import gptq
-from tools.export import ADAPTED, orbax
+from tools.export import orbax
 
 
 def read_by(model: Adapted, variables: Any, loss: Loss, batches: Iterable[Any], total: int) -> dict[str, jax.Array]:
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--batches {args.batches}: kernels are packed by one batch at least.")
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
-    if any(map(checkpoint.description(args.checkpoint).get("model", {}).get, ADAPTED)):
+    if any(map(checkpoint.description(args.checkpoint).get("model", {}).get, SECTIONS)):
         merge = "python -m tools.export --merge --format orbax"
         raise UserError(f"{args.checkpoint} has adapters or packed kernels already: make it whole by {merge}.")
     runtime.use_compilation_cache()

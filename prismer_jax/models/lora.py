@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from prismer_jax import config, tree
+from prismer_jax import config, models, tree
 from prismer_jax.config import values
 from prismer_jax.errors import UserError, choose
 from prismer_jax.towers import layers, quantized
@@ -29,6 +29,7 @@ from prismer_jax.typing import Array
 ADAPTERS = r".*/lora/[ab]"  # names of what is trained
 FROZEN = (rf"(?!{ADAPTERS}$).*",)  # and of all else, unless config.freeze says otherwise
 DENSE = (nn.Dense, layers.Dense)
+SECTIONS = ("lora", "quantize")  # the keys of a model's fields that say these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,3 +224,10 @@ def merged(model: Adapted, params: Mapping[str, Any]) -> dict[str, Any]:
         a, b = (flat[f"{name.rpartition('/')[0]}/{part}"].astype(np.float32) for part in ("lora/a", "lora/b"))
         made[name] = (made[name] + np.float32(model.lora.scale) * (a @ b)).astype(made[name].dtype)
     return tree.unflatten(made)
+
+
+def plain(variables: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the variables and the fields of a model with its adapters in its kernels, none of these packed."""
+    if any(map(fields.get, SECTIONS)):
+        variables = {**variables, "params": merged(models.build(**fields), variables["params"])}
+    return dict(variables), {key: value for key, value in fields.items() if key not in SECTIONS}

@@ -109,10 +109,7 @@ def is_language(key: str) -> bool:
 def _opened(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the variables and the fields of a model of this project, with adapters in its kernels, none packed."""
     variables, description = checkpoint.load_export(path)
-    fields = description["model"]
-    if fields.get("lora") or fields.get("quantize"):
-        variables["params"] = lora.merged(models.build(**fields), variables["params"])
-    return variables, {key: value for key, value in fields.items() if key not in ("lora", "quantize")}
+    return lora.plain(variables, description["model"])
 
 
 def _is_ours(path: pathlib.Path) -> bool:
