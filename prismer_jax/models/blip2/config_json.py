@@ -19,7 +19,7 @@ USUAL = {"opt": "pretrained_opt2.7b", "t5": "pretrained_flant5xl", "llama": "pre
 _QUERIES = 32  # Blip2Config's default
 # The token that stands where a query does, the first behind the words of the published tokenizers; it has a row in the
 # table of words, as the model looks it up before it puts the queries there (modeling_blip_2.py).
-_IMAGE = {"opt": 50265, "t5": 32100}
+IMAGE = {"opt": 50265, "t5": 32100}
 _LINE_BREAK = 50118  # which ends an OPT's caption (salesforce/LAVIS, models/blip2_models/blip2_opt.py)
 _GATES = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # towers.t5's activations, transformers' dense_act_fn
 
@@ -61,10 +61,10 @@ def of(model: Any) -> dict[str, Any]:
     kind = model.language["tower"]
     eyes, reader, language = (sizes.whole(model, part, cls) for part, cls in _towers(kind).items())
     text = hugging_face.written(language, hugging_face.TEXT[kind]) | dict(model_type=kind)
-    image = min(_IMAGE.get(kind, language["vocab_size"]), language["vocab_size"] - 1)
+    image = min(IMAGE.get(kind, language["vocab_size"]), language["vocab_size"] - 1)
     if kind == "opt":
         text |= dict(word_embed_proj_dim=language["word_width"] or language["width"])
-        text |= dict(eos_token_id=_LINE_BREAK) if image == _IMAGE[kind] else {}
+        text |= dict(eos_token_id=_LINE_BREAK) if image == IMAGE[kind] else {}
     if kind == "t5":
         text |= dict(feed_forward_proj="gated-gelu", dense_act_fn=_GATES[language["activation"]])
         text |= dict(tie_word_embeddings=False, bos_token_id=1, decoder_start_token_id=model.start)

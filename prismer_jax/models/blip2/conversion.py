@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import math
 import pathlib
 import re
@@ -32,6 +33,8 @@ DTYPES = dict.fromkeys(("float32", "bfloat16", "float16", *PACKED))
 QUANTIZED = "(language|vision)/.*/kernel"  # what int8 and nf4 pack: what is not trained
 PROMPT, ANSWER = 32, 30  # tokens of what is asked and said at most
 POSITIONS = "params/vision/position_embedding"
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace, put: Put) -> Converted:
@@ -244,7 +247,9 @@ def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], descr
     state = to_hugging_face(conversion.to_torch({"params": variables["params"]}, table_of(model)))
     output.mkdir(parents=True, exist_ok=True)
     write.safetensors_file(output / "model.safetensors", state)
-    storage.write_json(output / "config.json", config_json.of(model))
+    storage.write_json(output / "config.json", config := config_json.of(model))
+    if (image := config["image_token_index"]) not in config_json.IMAGE.values():
+        logger.warning("%s: no text may have the last word, %d, which stands for the image there.", output, image)
 
 
 FORMATS = {"blip2_hf": write_hugging_face}  # of tools.export

@@ -51,7 +51,7 @@ def flags(folder, **paths):
     return [text for name, path in paths.items() for text in (f"--{name}", str(folder / path))]
 
 
-def test_three_files_are_one_model_which_is_written_as_both_originals_are(files, tmp_path):
+def test_three_files_are_one_model_which_is_written_as_both_originals_are(files, tmp_path, caplog):
     folder, whole, _ = files
     given = flags(folder, qformer="stage2.pth", vision="eva_vit_g.pth", language="opt")
     convert.main(["blip2", "--variant", "tiny", *given, "--output", str(tmp_path / "model")])
@@ -62,6 +62,7 @@ def test_three_files_are_one_model_which_is_written_as_both_originals_are(files,
         close = 1e-3 if key.startswith("visual_encoder.") else 0  # the file is in half precision
         np.testing.assert_allclose(array, whole[key], atol=4 * close, rtol=close)
     export.main(["--checkpoint", str(tmp_path / "model"), "--format", "blip2_hf", "--output", str(tmp_path / "hf")])
+    assert "hf: no text may have the last word, 95, which stands for the image there." in caplog.text
     theirs = parts.queries(tmp_path / "hf").state
     assert all(np.array_equal(theirs[key], again[key]) for key in again if not key.endswith("position_ids"))
     config = json.loads((tmp_path / "hf/config.json").read_text())
