@@ -284,8 +284,8 @@ class _TrainExample:
                 bad.append(str(error))
                 index = rng.integers(len(self.source))
             except UserError as error:
-                return {"_error": str(error)}
-        return {"_error": f"{TRIES} samples in a row are bad. The last: {bad[-1]}"}
+                return {"_error": error}
+        return {"_error": UserError(f"{TRIES} samples in a row are bad. The last: {bad[-1]}")}
 
 
 class _EvalExample:
@@ -304,7 +304,7 @@ class _EvalExample:
             except BadSample as error:
                 return _arrays(self._filler) | empty | {"meta": {"error": str(error), "reason": error.reason}}
         except UserError as error:
-            return {"_error": str(error)}
+            return {"_error": error}
         name = str(example.get("question_id", example.get("id", index))).encode()
         arrays = _arrays(example) | {"draw": np.uint32(zlib.crc32(name))}
         meta = {k: v for k, v in example.items() if k not in arrays and not k.startswith("_")}
@@ -319,7 +319,7 @@ class _EvalExample:
                 return eval_example(self.source, self.pp, index)
             except BadSample as error:
                 errors.append(str(error))
-        raise UserError(f"None of the {len(errors)} samples can be used. The first: {errors[0]}")
+        raise BadSample(f"None of the {len(errors)} samples can be used. The first: {errors[0]}")
 
 
 def _arrays(example: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def _arrays(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def _collate(examples: Sequence[dict[str, Any]], trim: bool = False, meta: bool = False) -> Batch:
-    """Stacks examples. Errors travel as `_error`, since exceptions of worker processes come with a traceback."""
+    """Stacks examples. Errors travel as `_error`: what worker processes raise comes with a traceback."""
     for example in examples:
         if "_error" in example:
             return {"_error": example["_error"]}
@@ -345,7 +345,7 @@ def _collate(examples: Sequence[dict[str, Any]], trim: bool = False, meta: bool 
             differ = sorted(k for k in specs[0].keys() | other.keys() if specs[0].get(k) != other.get(k))
             seen = ", ".join(f"{k} {_written(specs[0].get(k))} and {_written(other.get(k))}" for k in differ)
             remedy = "Give all chains the same labels_for and sizes, and each key one type."
-            return {"_error": f"Examples of one batch differ: {seen}. {remedy}"}
+            return {"_error": UserError(f"Examples of one batch differ: {seen}. {remedy}")}
     if trim and "image_mask" in specs[0]:  # `trim` where no other process has a part of the batch
         examples = importlib.import_module(BUCKETS).trimmed(examples)
     for key in specs[0]:
@@ -369,7 +369,7 @@ def _next(batches: Iterator[Batch]) -> Batch:
         raise UserError("A loader process died, out of memory perhaps. Try fewer num_workers, or 0.") from None
     if "_error" in batch:
         batches.close()
-        raise UserError(batch["_error"])
+        raise batch["_error"]
     return batch
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 
 from prismer_jax import runtime
 from prismer_jax.captioner import Captioner
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.lmms.wording import worded
 
 DEFAULT_TOKENS = 50  # of an answer, where a task names no number; huggingface/nanoVLM, eval/lmms_eval_wrapper.py
@@ -63,8 +63,7 @@ class PrismerJax(lmms):
             for place in places:
                 context, _, visual, number, task, split = requests[place].args
                 examples.append(self._example(str(place), context, visual, number, task, split))
-            results = self.captioner.ask(examples, batch_size=self.batch_size, **_method(settings))
-            for result in results:
+            for result in _usable(self.captioner.ask, examples, batch_size=self.batch_size, **_method(settings)):
                 answers[int(result["image"])] = self._cut(result["answers"][0], settings.get("until") or ())
         return answers
 
@@ -87,8 +86,7 @@ class PrismerJax(lmms):
         for (context, number, task, split), targets in groups.items():
             visual = requests[next(iter(targets.values()))[0]].args[2]
             example, texts = self._example("0", context, visual, number, task, split), [t.strip() for t in targets]
-            ranked = self.captioner.rank([example], texts)
-            if not ranked:
+            if not (ranked := _usable(self.captioner.rank, [example], texts)):
                 continue
             longest = max(len(self.captioner.tokenizer.encode_after(text)) for text in texts)
             (said,) = self.captioner.ask([example], method="greedy", max_new=longest + 1)
@@ -115,6 +113,15 @@ class PrismerJax(lmms):
         for end in [until] if isinstance(until, str) else until:
             answer = answer.split(end)[0] if end else answer
         return answer
+
+
+def _usable(ask: Callable[..., list[Example]], *args: Any, **settings: Any) -> list[Example]:
+    """Returns results, [] where not one of the examples can be used."""
+    try:
+        return ask(*args, **settings)
+    except BadSample as error:
+        logger.warning("%s", error)
+        return []
 
 
 def _pixels(photo: Any) -> Any:

@@ -127,6 +127,9 @@ def test_a_question_without_a_photo_is_answered_and_a_bad_one_left_empty(model):
     assert said[2]
     assert said[1] == ""
     assert "nowhere.jpg" in model.captioner.left_out[0]["error"]
+    assert model.generate_until([second]) == [""]
+    second.arguments = (second.args[0], "yes", *second.args[2:])
+    assert [cost.text for cost in model.loglikelihood([second])] == [(float("inf"), False)]
     first.arguments = (*first.args[:2], lambda doc: [b"a video"], *first.args[3:])
     with pytest.raises(UserError, match="a bytes; photos alone"):
         model.generate_until([first])
