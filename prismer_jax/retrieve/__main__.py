@@ -83,10 +83,11 @@ def encode(comparer: Comparer, source: Any, index: Index, batch_size: int) -> di
         if image in places and file == _file(source[places[image]])
     }
     todo = [place for image, place in places.items() if image not in known]
+    spare = [places[image] for image in known][:1]  # read beside others, which may all be damaged
     with progress.bar("encoding", len(todo)) as advance:
         for start in range(0, len(todo), PART):
             some = todo[start : start + PART]
-            rows = list(comparer.read(_Some(source, some), batch_size))
+            rows = [row for row in comparer.read(_Some(source, some + spare), batch_size) if row.place < len(some)]
             if rows:
                 chosen = [some[row.place] for row in rows]
                 files = [_file(source[place]) for place in chosen]

@@ -105,6 +105,16 @@ def test_the_command_finds_photos_and_encodes_only_what_is_new(captioner, photos
     assert sorted(line.split()[2] for line in lines) == ["p1.png", "p2.png", "p3.png", "p4.png"]
 
 
+def test_a_damaged_photo_is_left_out_again_when_all_others_are_in_the_index(captioner, photos, capsys):
+    (photos / "p1.png").write_bytes(b"no photo")
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            retrieve.main(["--checkpoint", str(captioner.folder), "--images", str(photos), "--query", "a cat"])
+        said = capsys.readouterr()
+        assert len(said.out.splitlines()) == 4
+        assert "1 of 5 photos were left out" in said.err
+
+
 COCO = {
     "images": [{"id": 1, "file_name": "a.jpg"}],
     "annotations": [{"image_id": 1, "caption": text} for text in (*TEXTS, " ", TEXTS[0])],
