@@ -26,6 +26,7 @@ From Python: `prismer_jax.load("runs/quickstart").caption("a.jpg")`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -42,7 +43,7 @@ from prismer_jax.captioner.requests import Request, Result, to_answer, to_captio
 from prismer_jax.captioner.results import results_of
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.decode.batch import MOST
-from prismer_jax.errors import UserError, run_main
+from prismer_jax.errors import BadSample, UserError, run_main
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import storage
 from prismer_jax.label_png import MAX_PIXELS
@@ -173,7 +174,15 @@ def _reader(captioner: Captioner, source: Any, args: argparse.Namespace) -> obje
 
 def _finder(source: Any) -> Callable[[str], int]:
     """Returns what finds the place of a photo in a source by its id; it looks at all when it is first asked."""
-    places = functools.cache(lambda: {source[index]["id"]: index for index in range(len(source))})
+
+    @functools.cache
+    def places() -> dict[str, int]:
+        found = {}
+        for index in range(len(source)):
+            with contextlib.suppress(BadSample):  # which has no result
+                found[source[index]["id"]] = index
+        return found
+
     return lambda image: places()[image]
 
 

@@ -304,6 +304,9 @@ def test_one_bad_photo_costs_one_photo(export, captioner, photos, what, message,
     assert re.search(f"Left out: .*{message}", caplog.text)
     assert "1 of 5 photos were left out" in capsys.readouterr().err
     assert not (photos / "captions.json.partial").exists()
+    with pytest.raises(SystemExit):
+        caption.main([*flags, "--picture", str(photos / "sheet.png")])
+    assert "sheet.png: 4 of 4 results" in capsys.readouterr().err
     assert captioner.caption(photos / "photos", labels=photos / "labels", batch_size=4) == expected
     ((left_out),) = captioner.left_out
     assert left_out["image"] == "p0.png"
