@@ -18,6 +18,7 @@ with is not what it would do had it been trained without: tools.sweep trains.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import re
@@ -98,8 +99,10 @@ def altered(section: Mapping[str, Any], arm: Arm, classes: Mapping[str, Sequence
 
 def reading(data: Mapping[str, Any], experts: Sequence[str]) -> dict[str, float]:
     """Returns milliseconds a photo of reading and decoding an expert's labels, on one core."""
-    source = datasets.load(**data)
-    examples = [source[index] for index in range(min(TIMED, len(source)))]
+    source, examples = datasets.load(**data), []
+    for index in range(min(TIMED, len(source))):
+        with contextlib.suppress(BadSample):  # a label is damaged
+            examples.append(source[index])
 
     def seconds(names: str) -> float:
         chain, best = pp.build(f"labels_for('{names}')|decode"), float("inf")
@@ -111,7 +114,7 @@ def reading(data: Mapping[str, Any], experts: Sequence[str]) -> dict[str, float]
                 except BadSample:
                     continue
             best = min(best, time.perf_counter() - start)
-        return best / len(examples)
+        return best / max(len(examples), 1)
 
     without = seconds("none")
     return {name: 1000 * max(0.0, seconds(name) - without) for name in experts}

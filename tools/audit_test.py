@@ -236,6 +236,17 @@ def test_results_of_a_config_whose_file_says_something_else_by_now_are_not_taken
 
 
 @pytest.mark.slow
+def test_a_damaged_label_does_not_end_the_clock(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        label_files.write(tmp_path / "labels", "depth", f"{name}.png", np.zeros((8, 8, 1), np.uint8))
+    (tmp_path / "labels/depth/a.png").write_bytes(b"")
+    data = dict(
+        name="photos", images=[str(tmp_path / "a.png"), str(tmp_path / "b.png")], labels=str(tmp_path / "labels")
+    )
+    assert audit.reading(data, ["depth"])["depth"] >= 0
+
+
 def test_an_audit_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch, capsys):  # noqa: F811
     folder, _ = model
     flags = ["--checkpoint", str(folder), "--config", SPEC, "--output", str(tmp_path), "--only", "vqa"]
