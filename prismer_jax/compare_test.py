@@ -94,6 +94,14 @@ def test_the_page_shows_where_they_differ_with_photos_and_escaped_texts(tmp_path
     assert "http" not in page  # nothing is loaded from elsewhere
 
 
+def test_a_run_of_predictions_alone_has_no_score_on_the_page(tmp_path):
+    runs = [write_run(tmp_path / name, samples([score] * 4)) for name, score in (("a", 0.0), ("b", 100.0), ("c", 0.0))]
+    lines = [{key: value for key, value in one.items() if key != "scores"} for one in samples([0.0] * 4)]
+    (tmp_path / "c/samples/vqa.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    compare.compare(runs, tmp_path / "out")
+    assert '<th>C</th><td class="said">no</td><td></td>' in (tmp_path / "out/report.html").read_text()
+
+
 def test_without_the_photos_there_is_a_page_that_says_so(tmp_path):
     runs = [write_run(tmp_path / n, samples([0.0, 100.0] if n == "a" else [100.0, 0.0])) for n in "ab"]
     compare.compare(runs, tmp_path / "out")

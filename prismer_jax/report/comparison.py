@@ -149,14 +149,13 @@ def _card(answers: Sequence[Sample], letters: Sequence[str], score: str, photos:
     """A sample: the photo, what each run said with its score, and what people said."""
     sample = answers[0]
     rows = ""
-    best = [a["scores"][score] for a in answers]
-    for letter, answer in zip(letters, answers, strict=True):
-        value = answer["scores"][score]
-        style = (
-            "" if max(best) == min(best) else " right" if value == max(best) else " wrong" if value == min(best) else ""
-        )
+    values = [answer.get("scores", {}).get(score) for answer in answers]
+    low, *_, high = sorted(value for value in values if value is not None)  # one and two are there
+    for letter, answer, value in zip(letters, answers, values, strict=True):
+        style = "" if low == high else " right" if value == high else " wrong" if value == low else ""
+        number = "" if value is None else f"{value:.3g}"
         said = html.escape(answer.get("prediction") or ("(nothing)" if "prediction" in answer else ""))
-        rows += f'<tr><th>{letter}</th><td class="said{style}">{said}</td><td>{value:.3g}</td></tr>'
+        rows += f'<tr><th>{letter}</th><td class="said{style}">{said}</td><td>{number}</td></tr>'
     asked = f'<div class="question">{html.escape(sample["question"])}</div>' if sample.get("question") else ""
     photo = photos(sample["index"])
     figure = "" if photo is None else f'<figure><img alt="photo" src="{photo}"></figure>'
