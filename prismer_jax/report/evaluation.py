@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import html
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,9 +84,8 @@ def write_page(path: pathlib.Path, evaluators: Mapping[str, Any], record: Mappin
     parts = [facts(record), "<h2>Metrics</h2>", f'<div class="tables">{"".join(page.tables(record["metrics"]))}</div>']
     for name, evaluator in evaluators.items():
         parts += [f'<h2 id="{html.escape(name)}">{html.escape(name)}</h2>', _settings(record["evaluators"][name])]
-        if scores := [
-            r["scores"][evaluator.main_score] for r in evaluator.records if evaluator.main_score in r.get("scores", ())
-        ]:
+        scores = [record.get("scores", {}).get(evaluator.main_score, math.nan) for record in evaluator.records]
+        if scores := [score for score in scores if math.isfinite(score)]:
             parts.append(histogram(scores, evaluator.main_score))
         for which, title in GROUPS.items():
             if chosen := evaluator.samples(samples, which):

@@ -6,9 +6,10 @@ from PIL import Image, ImageColor
 
 from prismer_jax import config
 from prismer_jax.labels import EXPERTS, PAPER
-from prismer_jax.report import draw, page, results
+from prismer_jax.report import draw, evaluation, page, results
 from prismer_jax.report.draw import colorize, contact, panel
 from prismer_jax.report.page import write_report
+from prismer_jax.scoring import Scored
 
 
 def sample(experts=PAPER, **more):
@@ -117,6 +118,15 @@ def test_report_of_an_empty_workdir_is_a_page_without_pictures(tmp_path):
 )
 def test_metric_names_split_into_evaluator_metric_variant_and_type(name, parts):
     assert page.split_name(name) == parts
+
+
+def test_a_score_that_is_no_number_costs_no_report(tmp_path):
+    record = {"id": 1, "photo": "1.jpg", "type": "", "references": []}
+    scored = Scored("loss", [record | {"scores": {"loss": loss}} for loss in (1.0, float("nan"), float("inf"))], [])
+    about = {"evaluators": {"a": {"samples": 3, "decoding": {}}}, "devices": ""}
+    about["checkpoint"] = {"path": "a", "step": None, "fingerprint": ""}
+    evaluation.write(tmp_path, {"a": scored}, {"a/loss": float("nan")}, about)
+    assert "0.95 to 1: 1<" in (tmp_path / "report.html").read_text()
 
 
 class Evaluator:
