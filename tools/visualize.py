@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from prismer_jax import config, datasets, label_png, labels
 from prismer_jax.datasets import flags
@@ -167,7 +168,7 @@ def _label(example: dict[str, Any], expert: str) -> np.ndarray | None:
 
 def show(by_expert: ByExpert, names: dict[str, Sequence[str]], warnings: Sequence[str], dropped: Dropped) -> None:
     """Prints the table, what could not be used, and the warnings."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names are printed as they are
     if not console.is_terminal:
         console.width = 160  # where a file or a pipe is written to, a narrow table would be cut
     if by_expert:
@@ -183,7 +184,7 @@ def show(by_expert: ByExpert, names: dict[str, Sequence[str]], warnings: Sequenc
     for line in dropped.lines():
         console.print(f"left out: {line}", soft_wrap=True)
     for line in warnings:
-        console.print(f"[bold red]![/] {line}", soft_wrap=True)
+        console.print(Text.assemble(("!", "bold red"), f" {line}"), soft_wrap=True)
     if by_expert and not warnings:
         console.print("Nothing looks like a bad expert run.")
 

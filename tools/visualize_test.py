@@ -7,6 +7,7 @@ from PIL import Image
 from prismer_jax import datasets, label_files
 from prismer_jax.datasets import flags
 from prismer_jax.errors import UserError
+from prismer_jax.files.dropped import Dropped
 from prismer_jax.labels import BACKGROUND
 from prismer_jax.report.photos import sample
 from tools import visualize
@@ -86,6 +87,15 @@ def test_a_broken_expert_run_is_seen_before_training(tmp_path, capsys, broken):
     assert ("Nothing looks like a bad expert run" in said) != broken
     with Image.open(tmp_path / "out-statistics.png") as image:
         assert image.width > 1000
+
+
+def test_brackets_in_names_are_printed_as_they_are(capsys):
+    dropped = Dropped()
+    dropped.add("damaged label", "photos/[old]/a.png")
+    visualize.show({}, {}, ["seg_coco: 99% is '[/b]:cat:'."], dropped)
+    said = capsys.readouterr().out
+    assert "photos/[old]/a.png" in said
+    assert "! seg_coco: 99% is '[/b]:cat:'." in said
 
 
 def test_several_processes_count_what_one_counts(photos):
