@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = plan(args.config, arms, args.seeds, args.output, overrides, args.metrics)
     if args.dry_run:
         for run in runs:
-            print("finished" if run.results() else "to do   ", shlex.join(run.command))
+            print("to do   " if run.results() is None else "finished", shlex.join(run.command))
         return
     signal.signal(signal.SIGTERM, interrupt)
     failed = sweep(runs, args.output, functools.partial(write, args.output, args.metrics, args.baselines, runs))

@@ -184,6 +184,14 @@ def test_dry_run_says_the_commands_and_leaves_nothing(files, capsys):
     assert not (files / "out").exists()
 
 
+def test_a_run_without_metrics_is_finished(tmp_path, monkeypatch, capsys):
+    run = sweep.Run(sweep.parse_arm("good=1"), 0, "config.py", (), tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    monkeypatch.setattr(sweep, "plan", lambda *_: [run])
+    sweep.main(["--config", "config.py", "--arms", "good=1", "--output", str(tmp_path), "--dry-run"])
+    assert capsys.readouterr().out.startswith("finished")
+
+
 def test_an_arm_joins_the_configs_own_argument(tmp_path):
     (tmp_path / "config.py").write_text(
         "from ml_collections import ConfigDict\nfrom prismer_jax.config import parse_arg\n"
