@@ -93,10 +93,9 @@ def _unpacked(runs: Mapping[str, Any]) -> np.ndarray:
         counts = np.asarray(_counts(counts) if isinstance(counts, str) else counts, np.int64)
         if (counts < 0).any() or counts.sum() != height * width:
             raise ValueError(f"runs of {counts.sum()} pixels for {height}x{width}")
+        return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width, order="F")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadSample(f"a mask's run lengths cannot be read: {error}", "unreadable mask") from None
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(height, width, order="F")
 
 
 def _drawn(polygons: Sequence[Any], size: tuple[int, int]) -> np.ndarray:

@@ -45,6 +45,7 @@ def test_a_polygon_is_about_what_pycocotools_makes_of_it():
     [
         ({"size": [2, 3], "counts": [1, 3]}, "runs of 4 pixels for 2x3"),
         ({"size": [2, 3]}, "counts"),
+        ({"size": [2, 3], "counts": [[6]]}, "run lengths cannot be read"),
         ({"size": [2, 3], "counts": "\x01"}, "no compressed run length"),
         ({"size": [2, 3], "counts": "PYYYYYYYYYYYYYYYYYY"}, "run length"),
         ({"size": [3, 2], "counts": [6]}, "3x2 pixels, its photo 2x3"),
