@@ -36,7 +36,7 @@ def sentences(example: Mapping[str, Any], names: Mapping[str, Sequence[str]] | N
             f"The {first['name']} at the {first['place']} is nearest, "
             f"the {last['name']} at the {last['place']} farthest."
         )
-    if words := list(example.get("words", ()))[:most]:
+    if words := [word for word in example.get("words", ()) if word][:most]:  # a student's labels have no texts
         out.append(f"It reads {_joined([f'“{word}”' for word in words])}.")
     if regions := _regions(example, names.get("seg_coco", class_names("seg_coco")), kinds)[:most]:
         out.append(f"{'Also' if out else 'There is'} {_joined(regions)}.")

@@ -51,6 +51,7 @@ def test_things_are_counted_placed_and_ordered_by_distance(example):
     assert sentences(example, NAMES, most=1)[0] == "There are 2 x ball at the top left and left."
     assert sentences({"labels/seg_coco": example["labels/seg_coco"]}, NAMES) == ["There is sky and grass."]
     assert sentences({}, NAMES) == []
+    assert sentences({"words": ["", "open"]}) == ["It reads “open”."]  # a student of the experts reads no texts
 
 
 def test_what_is_seen_is_said_in_front_of_what_is_asked(example):

@@ -116,7 +116,7 @@ def legend(sample: Mapping[str, Any]) -> list[tuple[tuple[int, int, int], str]]:
                 entries.setdefault(str(class_names[kind]), tuple(int(c) for c in _class_colors()[kind % BACKGROUND]))
     named = [(color, name) for name, color in entries.items()][:LEGEND_ENTRIES]
     words = sample.get("words", ()) if "ocr_detection" in labels else ()
-    return named + [(tuple(map(int, _class_colors()[i])), f"“{word}”") for i, word in enumerate(words)]
+    return named + [(tuple(map(int, _class_colors()[i])), f"“{word}”") for i, word in enumerate(words) if word]
 
 
 def pictures(sample: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:

@@ -76,6 +76,7 @@ def test_legend_names_what_is_in_the_maps_and_the_words():
     names = [name for _, name in draw.legend(sample())]
     assert sorted(names[:3]) == ["ball & chain", "ground", "sky"]
     assert names[3:] == ["“stop”"]
+    assert draw.legend(sample(("ocr_detection",), words=["", "stop"])) == draw.legend(sample(words=["a", "stop"]))[-1:]
 
 
 def test_contact_places_panels_without_overlap():
