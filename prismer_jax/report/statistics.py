@@ -90,7 +90,7 @@ class Statistics:
         elif row.storage == "rgb":
             small = label[::4, ::4].astype(np.float32) / 127.5 - 1
             length = np.sqrt(np.square(small).sum(-1))[small.max(-1) > -1]
-            self.off_unit += int((np.abs(length - 1) > UNIT).sum()) * 16
+            self.off_unit += int((np.abs(length - 1) > UNIT).sum()) * label.size // small.size
 
     def _count_ids(self, pixels: np.ndarray, example: Mapping[str, Any]) -> None:
         ids = np.flatnonzero(pixels)

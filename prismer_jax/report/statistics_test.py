@@ -75,6 +75,13 @@ BROKEN = [
 ]
 
 
+def test_normals_of_small_photos_are_counted_by_their_pixels():
+    maps = [np.full((5, 5, 3), 30 + i % 2, np.uint8) for i in range(8)]
+    for map in maps:
+        map[0, 0] = 255
+    assert any("100% of the normals" in line for line in warnings(statistics("normal", maps)))
+
+
 @pytest.mark.parametrize(("expert", "breaks", "message"), BROKEN)
 def test_a_broken_run_is_warned_of(expert, breaks, message):
     found = warnings(statistics(expert, breaks(good(expert))))
