@@ -165,7 +165,8 @@ def _reader(captioner: Captioner, source: Any, args: argparse.Namespace) -> obje
 
     labels = None
     if args.save_labels is not None and captioner.experts is None:
-        made_with = f"caption, weights {fingerprint(captioner.variables)}"
+        asked = args.prompt or args.question
+        made_with = f"caption{f' {asked!r}' if asked else ''}, weights {fingerprint(captioner.variables)}"
         names = _class_names(captioner, objects.DRAWN)
         labels = objects.Labels(args.save_labels, lambda image: source.name(place(image)), names, made_with)
     codec = None if path is None else codecs.load(os.fspath(path))

@@ -162,6 +162,13 @@ def test_photos_of_one_name_and_questions_of_one_photo_have_pictures_of_their_ow
     )
 
 
+def test_labels_that_another_prompt_has_made_are_not_added_to(folder, model, monkeypatch, tmp_path):
+    saying(monkeypatch, model, words.spell(CAT, "cat"), "a cat")
+    main(folder, "--save-labels", tmp_path / "labels")
+    with pytest.raises(UserError, match=r"holds labels of obj_detection made with .*detect cat ; dog"):
+        main(folder, "--save-labels", tmp_path / "labels", "--prompt", "detect dog")
+
+
 def test_masks_without_a_codec_are_left_out_and_said(folder, model, monkeypatch, capsys):
     saying(monkeypatch, model, words.spell(CAT, "cat", CODES), "")
     (folder / "model" / codecs.FILE).rename(folder / "model" / "away")
