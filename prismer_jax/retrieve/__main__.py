@@ -27,6 +27,7 @@ from prismer_jax.datasets import formats
 from prismer_jax.datasets.formats.reading import LINES
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import progress, storage, versions
+from prismer_jax.labels import EXPERTS
 from prismer_jax.retrieve.index import Index
 
 LISTS = (".json", *LINES, ".csv", ".tsv", ".parquet")  # files that are no lines of texts
@@ -186,7 +187,9 @@ def _texts_in(path: pathlib.Path) -> list[Any]:
 
 
 def _file(example: Mapping[str, Any]) -> list[int]:
-    return list(versions.version(example["image"]))
+    """Returns what tells a photo and its label files from what they were: the sums of their sizes and times."""
+    paths = [example["image"], *(path for kind in EXPERTS.values() if (path := example.get(kind.key)))]
+    return np.sum([versions.version(path) for path in paths], 0).tolist()
 
 
 class _Some:

@@ -16,8 +16,8 @@ from prismer_jax.files import storage
 class Index:
     """Vectors of photos of one checkpoint, part by part: no more than one part is in memory.
 
-    A photo is known by its path, size and time; one that changed, or is gone, counts no more. Parts of other weights or
-    other preprocessing are deleted when a part is added.
+    A photo is known by its path, and by size and time of it and of its labels; one that changed, or is gone, counts no
+    more. Parts of other weights or other preprocessing are deleted when a part is added.
 
     Args:
       folder: made when there is something to put there.

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import checkpoint, models
+from prismer_jax import checkpoint, datasets, label_files, models
 from prismer_jax.captioner import Captioner
+from prismer_jax.captioner.comparing import Read
 from prismer_jax.decode import matching
 from prismer_jax.errors import UserError
 from prismer_jax.retrieve import __main__ as retrieve
+from prismer_jax.retrieve.index import Index
 from prismer_jax.sentences.testing import WORDS, write_model
 
 MODEL = dict(name="blip2", variant="tiny_stage1", qformer=dict(vocab_size=len(WORDS) + 1))
@@ -103,6 +105,25 @@ def test_the_command_finds_photos_and_encodes_only_what_is_new(captioner, photos
     assert seen == [3]  # a batch of one photo
     lines = capsys.readouterr().out.splitlines()[-4:]
     assert sorted(line.split()[2] for line in lines) == ["p1.png", "p2.png", "p3.png", "p4.png"]
+
+
+class Counting:
+    """In the place of a Comparer: notes the photos that are read."""
+
+    def read(self, source, batch_size):
+        self.seen = [source[place]["id"] for place in range(len(source))]
+        return [Read(place, image, np.ones((1, 2)), np.ones(2), np.ones(2)) for place, image in enumerate(self.seen)]
+
+
+def test_a_photo_is_encoded_again_when_its_label_has_changed(photos):
+    comparer, index, labels = Counting(), Index(photos.with_name("index"), {}), photos.with_name("labels")
+    for number, (value, first) in enumerate(((1, "p0.png"), (2, "p2.png"))):
+        label_files.write(labels, "depth", "p2.png", np.full((45, 60, 1), value, np.uint8))
+        source = datasets.load("photos", images=photos, labels=labels, experts=("depth",))
+        comparer.seen = [""]
+        retrieve.encode(comparer, source, index, 2)
+        assert comparer.seen[0] == first, number
+        assert sum(len(images) for images, *_ in index.parts()) == 5 + number
 
 
 def test_a_damaged_photo_is_left_out_again_when_all_others_are_in_the_index(captioner, photos, capsys):
