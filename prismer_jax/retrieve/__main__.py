@@ -25,7 +25,7 @@ from prismer_jax.captioner.comparing import Comparer, compared
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.datasets import formats
 from prismer_jax.datasets.formats.reading import LINES
-from prismer_jax.errors import UserError, run_main
+from prismer_jax.errors import BadSample, UserError, run_main
 from prismer_jax.files import progress, storage, versions
 from prismer_jax.labels import EXPERTS
 from prismer_jax.retrieve.index import Index
@@ -75,15 +75,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def encode(comparer: Comparer, source: Any, index: Index, batch_size: int) -> dict[str, int]:
-    """Encodes the photos that the index does not have as they are now; returns {id: place in the source} of all."""
-    places = {source[place]["id"]: place for place in range(len(source))}
+    """Encodes the photos that the index does not have as they are now; returns {id: place in the source}."""
+    places, damaged = {}, []
+    for place in range(len(source)):
+        try:
+            places[source[place]["id"]] = place
+        except BadSample:  # of a label; it is named when it is read
+            damaged.append(place)
     known = {
         image
         for images, files, _ in index.parts()
         for image, file in zip(images, files, strict=True)
         if image in places and file == _file(source[places[image]])
     }
-    todo = [place for image, place in places.items() if image not in known]
+    todo = [*damaged, *(place for image, place in places.items() if image not in known)]
     spare = [places[image] for image in known][:1]  # read beside others, which may all be damaged
     with progress.bar("encoding", len(todo)) as advance:
         for start in range(0, len(todo), PART):
