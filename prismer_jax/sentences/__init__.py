@@ -49,7 +49,7 @@ class SentenceEmbedder:
           UserError: there is no such model, or it is not a BERT with mean pooling.
         """
         self.folder = _folder(path)
-        config = _json(self.folder / "config.json", None)
+        config = {"model_type": None} | _json(self.folder / "config.json", None)
         expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
         if other := [key for key, value in expected.items() if config.get(key, value) != value]:
             raise UserError(

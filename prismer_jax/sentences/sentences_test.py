@@ -72,5 +72,8 @@ def test_bad_models_and_photos_of_one_name_are_explained(folder, tmp_path):
     (other / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
     with pytest.raises(UserError, match="has model_type 'mpnet'"):
         SentenceEmbedder(other)
+    (other / "config.json").write_text(json.dumps({"model": {"name": "prismer"}}))
+    with pytest.raises(UserError, match="has model_type None"):
+        SentenceEmbedder(other)
     with pytest.raises(UserError, match="1 names of photos are there more than once, as a"):
         submission.check(["x/a.jpg", "b.jpg", "a.png"])
