@@ -45,6 +45,8 @@ THREADS = max(pipeline.THREADS, (os.cpu_count() or 1) // 2)
 def choose_experts(spec: str) -> list[Callable[..., Expert]]:
     """The experts of 'depth,edge' or 'all', each after those that it needs; of 'student:depth,edge' what one makes."""
     name, _, only = spec.partition(":")
+    if "none" in (spec, only):
+        raise UserError(f"--experts {spec}: names no expert, so that nothing would be labelled.")
     if name == Student.name:
         return [functools.partial(Student, only=labels.select(only or None))]
     if Student.name in spec.replace("+", ",").split(","):

@@ -264,6 +264,8 @@ def test_a_bigger_image_than_allowed_is_refused(photos, monkeypatch):
     [
         (["--experts", "dept"], "Did you mean 'depth'"),
         (["--experts", "edge"], "Unknown expert 'edge'"),  # no toy of that name
+        (["--experts", "none"], "--experts none: names no expert"),
+        (["--experts", "student:none"], "--experts student:none: names no expert"),
         (["--batch-size", "0"], "at least 1"),
         (["--limit", "0"], "at least 1"),
         (["--dtype", "float64"], "dtype"),
