@@ -152,6 +152,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="replace what is there")
     args = parser.parse_flags(argv, "a checkpoint carries its own config")
     writer = choose("format", args.format, formats)
+    if args.merge and args.format == "adapter":
+        raise UserError(
+            "--merge adds adapters to kernels, and the format adapter is of adapters alone: leave out --merge."
+        )
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
     if args.output.is_dir() and args.format not in folders:

@@ -259,6 +259,8 @@ def test_adapters_go_to_peft_and_back_and_into_kernels(family, leaves, tmp_path)
 
     with pytest.raises(UserError, match=r"has adapters or packed kernels, which safetensors lacks: add --merge"):
         run("in", "safetensors", "whole.safetensors")
+    with pytest.raises(UserError, match="adapter is of adapters alone: leave out --merge"):
+        run("in", "adapter", "none", "--merge")
     with pytest.raises(UserError, match="has neither adapters nor packed kernels"):
         run("base", "orbax", "whole", "--merge")
     run("back", "orbax", "merged", "--merge")
