@@ -103,6 +103,7 @@ def test_the_decay_is_multiplied_by_the_schedule_and_only_kernels_of_the_image_e
     [
         ("task=cocap", "Unknown task 'cocap'. Did you mean 'cococap'"),
         ("res=225", "res=225: patches of 14 pixels do not divide it"),
+        ("task=refcoco_seg,experts=depth,labels=maps", "labels=maps: lists of objects have no label maps"),
         ("size=2b", "Unknown size '2b'. Did you mean '28b'"),
         ("taks=cococap", "Unknown config argument 'taks'"),
     ],

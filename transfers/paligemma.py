@@ -18,7 +18,7 @@ Arguments:
   init: what tools.convert paligemma has written, models/pt_448 or models/3b_pt_448 by default; its tokenizer, too,
     and for refcoco_seg the codec of masks, mask_codec.npz.
   experts: whose label maps are added to the image's tokens, 'none' by default; they change nothing at first.
-  labels: the folder of these maps, LABELS/<expert>/<photo>.png.
+  labels: the folder of these maps, LABELS/<expert>/<photo>.png; refcoco_seg has none.
   freeze: what is not trained, instead of the table's: 'experts_only' trains what reads the maps alone.
   t4: captions on a GPU of 16 GB: the attention of Gemma alone is trained, in float32, all else is float16.
   l4: captions, the published recipe for a GPU of 24 GB: everything is trained, by gradient descent without a memory. It
@@ -139,6 +139,8 @@ def get_config(arg=None):
         raise UserError(f"res={arg.res}: patches of 14 pixels do not divide it. Take 224, 448 or 896.")
     row = settings(arg.task, arg.res)
     captions = row["score"] == "caption"
+    if arg.labels and row["score"] == "masks":
+        raise UserError(f"labels={arg.labels}: lists of objects have no label maps. Leave labels and experts out.")
     if arg.smoke:
         arg.data, arg.res = miniature.pairs(frames_of(row), captions), 56
 
