@@ -6,7 +6,7 @@ from PIL import Image, ImageColor
 
 from prismer_jax import config
 from prismer_jax.labels import EXPERTS, PAPER
-from prismer_jax.report import draw, evaluation, page, results
+from prismer_jax.report import draw, evaluation, page, results, selection
 from prismer_jax.report.draw import colorize, contact, panel
 from prismer_jax.report.page import write_report
 from prismer_jax.scoring import Scored
@@ -128,6 +128,13 @@ def test_a_score_that_is_no_number_costs_no_report(tmp_path):
     about["checkpoint"] = {"path": "a", "step": None, "fingerprint": ""}
     evaluation.write(tmp_path, {"a": scored}, {"a/loss": float("nan")}, about)
     assert "0.95 to 1: 1<" in (tmp_path / "report.html").read_text()
+
+
+def test_a_score_that_is_no_number_is_neither_best_nor_worst():
+    losses = [3.0, float("nan"), 1.0, 2.0]
+    records = [{"id": i, "photo": i, "type": "", "scores": {"loss": loss}} for i, loss in enumerate(losses)]
+    for which, order in (("best", [2, 3, 0]), ("worst", [0, 3, 2])):
+        assert [one["id"] for one in selection.chosen(records, 4, which, "loss", False)] == order
 
 
 class Evaluator:

@@ -13,10 +13,10 @@ Record = Mapping[str, Any]
 def chosen(
     records: Sequence[Record], n: int, which: Literal["random", "best", "worst"], score: str, higher_is_better: bool
 ) -> list[Record]:
-    """Returns at most n records, in turn of every question type; without that score none is best or worst."""
+    """Returns at most n records, in turn of every question type; none is best or worst whose score lacks or is NaN."""
     if which == "random":
         return at_random(records, n)
-    scored = [(record["scores"][score], record) for record in records if score in record.get("scores", ())]
+    scored = [(x, record) for record in records if (x := record.get("scores", {}).get(score)) is not None and x == x]
     return by_score(scored, n, highest=(which == "best") == higher_is_better)
 
 
