@@ -172,6 +172,12 @@ def test_no_text_is_no_question(captioner, photos, question):
             captioner.choose(photos / "photos/p0.png", ["a", "b"], question)
 
 
+def test_no_example_is_one_line(captioner):
+    for ask in (lambda: captioner.ask([]), lambda: captioner.rank([], ["a"])):
+        with pytest.raises(UserError, match="There is no example"):
+            ask()
+
+
 def test_official_folders_may_have_data_sets_in_them(captioner, photos):
     for expert in EXPERTS:
         (photos / f"labels/{expert}/helpers").mkdir()

@@ -15,7 +15,7 @@ from prismer_jax.batch import BY_TEXT
 from prismer_jax.captioner.loaded import Loaded
 from prismer_jax.captioner.requests import Request, Result
 from prismer_jax.checkpoint.fingerprint import fingerprint
-from prismer_jax.errors import BadSample
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.journal import Journal
 from prismer_jax.files import versions
 
@@ -36,6 +36,8 @@ def results_of(
       batch_size: photos at a time.
       journal: makes the journal of what is described to it, where results are kept and earlier starts left some.
     """
+    if not len(request.source):
+        raise UserError("There is no example: give one or more.")
     loaded.left_out, source, count, times = [], request.source, len(request.source), len(request.asked)
     size = min(max(batch_size // times, 1), request.photos) * times
     kept = None if journal is None else journal(_described(loaded, request))
