@@ -1,5 +1,6 @@
 """Vectors of texts are those of sentence-transformers; a folder's captions become a submission."""
 
+import csv
 import json
 import os
 
@@ -58,6 +59,12 @@ def test_a_submission_has_a_line_for_each_number(embedder, tmp_path, monkeypatch
     assert [line.partition(",")[0] for line in lines] == [f"{i}_{n}" for i in range(5) for n in range(8)]
     numbers = np.array([line.partition(",")[2] for line in lines], np.float32).reshape(5, 8)
     np.testing.assert_array_equal(numbers, np.concatenate([embedder.embed(TEXTS[i : i + 2]) for i in (0, 2, 4)]))
+
+
+def test_a_comma_in_a_photos_name_is_no_column(embedder, tmp_path):
+    submission.write(tmp_path / "s.csv", [{"image": 'x/a, "b".jpg', "captions": ["a cat"]}], embedder)
+    with open(tmp_path / "s.csv", newline="") as file:
+        assert [row[0] for row in csv.reader(file)][1:] == [f'a, "b"_{number}' for number in range(8)]
 
 
 def test_bad_models_and_photos_of_one_name_are_explained(folder, tmp_path):

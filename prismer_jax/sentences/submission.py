@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import csv
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,12 +33,13 @@ def write(path: str | os.PathLike, results: Sequence[Mapping[str, Any]], embedde
         open(name, "w", encoding="utf-8", newline="\n") as file,
         progress.bar("embedding", len(results), unit="captions") as advance,
     ):
-        file.write("imgId_eId,val\n")
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("imgId_eId", "val"))
         for start in range(0, len(results), AT_ONCE):
             some = results[start : start + AT_ONCE]
             for result, vector in zip(some, embedder.embed([r["captions"][0] for r in some]).tolist(), strict=True):
                 photo = _name(result["image"])
-                file.writelines(f"{photo}_{number},{value:.9g}\n" for number, value in enumerate(vector))
+                rows.writerows((f"{photo}_{number}", f"{value:.9g}") for number, value in enumerate(vector))
             advance(len(some))
 
 
