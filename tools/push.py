@@ -20,17 +20,21 @@ from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.models import conversion
 
-from .export import Writer, on_cpu
+from .export import ADAPTED, Writer, on_cpu
 
 
 def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib.Path]:
     """Writes what is uploaded into a folder and returns the files.
 
     Raises:
-      UserError: the model's family has no format that its original loads from the hub.
+      UserError: the model's family has no format that its original loads from the hub, or the model has adapters.
     """
+    fields = checkpoint.description(path).get("model", {})
+    if any(map(fields.get, ADAPTED)):
+        merge = "python -m tools.export --merge --format orbax"
+        raise UserError(f"{path} has adapters or packed kernels, which its original lacks: make it whole by {merge}.")
     variables, description = checkpoint.load_export(path, on_cpu)
-    family = models.name_of(description.get("model", {}))
+    family = models.name_of(fields)
     module = conversion.of_family(family)
     formats: Mapping[str, Writer] = getattr(module, "FORMATS", {})
     if family not in formats:

@@ -4,8 +4,10 @@ import json
 import pathlib
 
 import huggingface_hub
+import numpy as np
 import pytest
 
+from prismer_jax import checkpoint
 from prismer_jax.caption_prompt_test import converted
 from prismer_jax.errors import UserError
 from prismer_jax.weights import safe
@@ -99,3 +101,12 @@ def test_nothing_is_half_uploaded(model, use, hub, token, message, calls):
 def test_names_are_checked(model):
     with pytest.raises(UserError, match="write it USER/NAME"):
         push.main(["--checkpoint", str(model), "--repo", "mine"])
+
+
+def test_a_model_with_adapters_is_to_be_merged_first(model, tmp_path):
+    variables, description = checkpoint.load_export(model)
+    description["model"] |= {"lora": {"match": "language/blocks/query/kernel"}}
+    variables["params"]["language"]["blocks"]["query"]["lora"] = {"a": np.ones((1, 1, 1)), "b": np.ones((1, 1, 1))}
+    checkpoint.export(tmp_path / "in", variables, description)
+    with pytest.raises(UserError, match=r"in has adapters .*: make it whole by python -m tools\.export --merge"):
+        push.main(flags(tmp_path / "in", "--dry-run"))
