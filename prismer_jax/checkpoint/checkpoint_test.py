@@ -142,6 +142,14 @@ def test_keeps_the_newest_and_the_best(tmp_path, mode, kept):
     assert float(saver.restore({"x": jnp.zeros(3, jnp.int32)}, saver.best_step())["x"][0]) == kept[0]
 
 
+def test_a_restart_that_chooses_by_another_metric_compares_none_with_the_earlier_one(tmp_path):
+    for metric, scores in (("cider", {1: 90.0}), ("accuracy", {2: 60.0, 3: 50.0})):
+        with Checkpointer(tmp_path, best_metric=metric) as saver:
+            for step, score in scores.items():
+                saver.save(step, {"x": jnp.full(3, step)}, {metric: score})
+    assert (saver.best_step(), saver.all_steps()) == (2, [2, 3])
+
+
 def test_a_saved_step_is_not_written_again_but_its_metric_is_noted(tmp_path):
     with Checkpointer(tmp_path, best_metric="m", keep=3) as saver:
         saver.save(1, {"x": jnp.zeros(3)})

@@ -115,9 +115,9 @@ class Checkpointer(contextlib.AbstractContextManager):
                 if best not in metrics:
                     raise UserError(f"No metric {best!r} to choose by. {nearest(best, metrics)}")
                 if jax.process_index() == 0 and math.isfinite(value := float(metrics[best])):
-                    noted, steps = layout.read_json(file := self.directory / _METRICS), self.all_steps()
-                    kept = {name: v for name, v in noted.items() if int(name) in steps}
-                    storage.write_json(file, {**kept, str(step): value}, indent=None)
+                    noted, steps = layout.read_json(file := self.directory / _METRICS), [*map(str, self.all_steps())]
+                    kept = {k: v for k, v in noted.items() if k in steps and noted.get("metric", best) == best}
+                    storage.write_json(file, {"metric": best, **kept, str(step): value}, indent=None)
             if step in self.all_steps():
                 return
             with jax.transfer_guard("allow"):  # the loop forbids transfers that nobody asked for
