@@ -62,7 +62,7 @@ class Writer(contextlib.AbstractContextManager):
             self._rewrite_csv()
             self._events = EventFile(workdir / "tensorboard", first_step)
         start = wandb is not None and importlib.import_module("prismer_jax.files.wandb").start
-        self._wandb = start(workdir, wandb, config) if start else None
+        self._wandb = start(workdir, wandb, config, first_step) if start else None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes {name: number} of a step; numbers may be NumPy's or JAX's scalars.

@@ -167,6 +167,8 @@ def test_wandb_gets_the_values_and_the_same_id_when_resumed(tmp_path, monkeypatc
             writer.write(first_step + 1, {"loss": 2.0})
     assert logged == [(1, {"loss": 2.0}), (2, {"loss": 2.0})]
     assert starts[0] == starts[1]
+    metrics.Writer(tmp_path, wandb={}).__exit__()  # begins anew, at steps that the earlier run has
+    assert starts[2]["id"] != starts[0]["id"]
     assert (starts[0]["project"], starts[0]["config"], starts[0]["resume"]) == ("p", {"lr": 1}, "allow")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="not installed: pip install wandb"):

@@ -11,8 +11,10 @@ from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 
 
-def start(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
-    """Returns a run of wandb.init with these options; one in the same workdir goes on in it.
+def start(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapping[str, Any] | None, first_step: int) -> Any:
+    """Returns a run of wandb.init with these options; a training that is resumed at `first_step` goes on in its own.
+
+    One that begins anew has another run: wandb would drop each step up to the last one that the earlier has.
 
     Raises:
       UserError: wandb is not installed, or the options are no section.
@@ -24,7 +26,7 @@ def start(workdir: pathlib.Path, options: Mapping[str, Any], config: Mapping[str
     except ImportError:
         raise UserError("Weights & Biases is not installed: pip install wandb, or set wandb=None.") from None
     file = workdir / "wandb_id"
-    if not file.exists():
+    if not first_step or not file.exists():
         storage.write(file, uuid.uuid4().hex[:8])
     start = {"id": file.read_text(), "resume": "allow", "dir": str(workdir), "config": dict(config or {}), **options}
     return wandb.init(**start)
