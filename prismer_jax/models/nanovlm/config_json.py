@@ -134,17 +134,22 @@ def fields_by_shapes(known: Shapes, given: Mapping[str, Any], where: pathlib.Pat
     return {"image_token": alike[0].get("image_token") if alike else None, **fields}
 
 
+def sizes_of(model: Any) -> dict[str, Any]:
+    """Returns what a config.json says of a NanoVLM's weights."""
+    vision = {theirs: model.vision.get(ours, getattr(ViT, ours, None)) for ours, theirs in VISION.items()}
+    language = {theirs: model.language.get(ours, getattr(CausalLM, ours, None)) for ours, theirs in LANGUAGE.items()}
+    return {**vision, **language, "mp_pixel_shuffle_factor": model.shuffle}
+
+
 def of(model: Any) -> dict[str, Any]:
     """Returns the config.json of a NanoVLM that was not converted from one: HEAD's, or v0.1's where images go in front.
 
     What says nothing of the weights, such as the names of repositories, are nanoVLM's own defaults.
     """
-    vision = {theirs: model.vision.get(ours, getattr(ViT, ours, None)) for ours, theirs in VISION.items()}
-    language = {theirs: model.language.get(ours, getattr(CausalLM, ours, None)) for ours, theirs in LANGUAGE.items()}
+    own = sizes_of(model)
     common = {
-        **vision,
-        **language,
-        "lm_re_base": int(language["lm_re_base"]),
+        **own,
+        "lm_re_base": int(own["lm_re_base"]),
         "vit_cls_flag": False,
         "vit_model_type": "google/siglip2-base-patch16-512",
         "lm_attn_scaling": 1.0,
@@ -153,7 +158,6 @@ def of(model: Any) -> dict[str, Any]:
         "lm_tie_weights": True,
         "lm_model_type": "HuggingFaceTB/SmolLM2-360M-Instruct",
         "lm_tokenizer": "HuggingFaceTB/SmolLM2-360M-Instruct",
-        "mp_pixel_shuffle_factor": model.shuffle,
         "vlm_load_backbone_weights": True,
         "vlm_checkpoint_path": "checkpoints",
     }

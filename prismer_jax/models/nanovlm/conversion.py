@@ -92,7 +92,10 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
     frequencies = inverse_frequencies(language["width"] // language["heads"], base)
     state = {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}
     del state[WORDS]
-    if not (config := description.get("nanovlm")):
+    if config := description.get("nanovlm"):  # of what was converted, in which the user may have changed a field
+        own = {**config_json.sizes_of(model), "lm_base_vocab_size": model.image_token}
+        config = {key: value if own.get(key, value) == value else own[key] for key, value in config.items()}
+    else:
         config = config_json.of(model)
         said = "%s: lm_tokenizer is %s, nanoVLM's default: write there what the model was trained with, here %s."
         logger.warning(said, output / "config.json", config["lm_tokenizer"], description.get("tokenizer"))

@@ -73,6 +73,15 @@ def test_a_folder_becomes_a_model_and_comes_back_to_the_bit(tmp_path, words):
     )
 
 
+def test_a_field_that_the_user_gave_is_in_the_config_that_is_written(tmp_path):
+    official(tmp_path / "in", lm_tokenizer="mine", lm_re_base=10000)
+    flags = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "model")]
+    convert.main(["nanovlm", *flags, "--config.model.language.rope_base=50000.0", "--config.model.image_token=99"])
+    export.main(["--checkpoint", str(tmp_path / "model"), "--format", "nanovlm", "--output", str(tmp_path / "out")])
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("in", "out"))
+    assert after == before | {"lm_re_base": 50000, "lm_base_vocab_size": 99}
+
+
 def test_bfloat16_files_are_read(tmp_path):
     state = official(tmp_path / "in", ml_dtypes.bfloat16)
     convert.main(["nanovlm", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "model")])
