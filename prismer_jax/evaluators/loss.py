@@ -48,8 +48,10 @@ class LossEvaluator(Evaluator):
         self._costs = jax.jit(costs, out_shardings=None if self.mesh is None else sharding.batch_sharding(self.mesh))
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
-        views = {"loss": batch, "loss_blank": blank(batch)} if self.with_blank else {"loss": batch}
-        rows = {}
+        views, rows = {"loss": batch}, {}
+        if self.with_blank:  # labels that the model does not read are what it is to say
+            seen = {key: value for key, value in batch.items() if key == "image" or self.model.experts}
+            views["loss_blank"] = {**batch, **blank(seen)}
         for name, view in views.items():
             rows[name], rows["weight"] = self.row_losses(variables, view)
         return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
@@ -57,7 +59,8 @@ class LossEvaluator(Evaluator):
     def row_losses(self, variables: Any, batch: Batch) -> tuple[list[float], list[float]]:
         """Returns each row's loss and its weight, which is 0 where no token is to be predicted."""
         costs, weights = map(local_rows, self._costs(variables, self.put(batch)))
-        weights = weights * (batch["mask_loss"][:, 1:] != 0).any(1)
+        if "mask_loss" in batch:  # as of all losses but those of label maps
+            weights = weights * (batch["mask_loss"][:, 1:] != 0).any(1)
         return (costs / np.where(weights > 0, weights, 1)).tolist(), weights.tolist()
 
     def can_score(self, record: Record) -> bool:

@@ -13,6 +13,8 @@ WORDS = 7
 class Model:
     """Gives word 0 a score of its own where it sees something, and else all words the same."""
 
+    experts = ()
+
     def apply(self, *args, method):
         return getattr(self, method)(*args)
 
@@ -54,3 +56,15 @@ def test_a_loss_a_part_of_a_batch_is_that_of_all_tokens_in_batches_of_any_size()
         options = dict(loss_options=dict(normalize="part"), blank=False, batch_size=size, quiet=True)
         evaluator = LossEvaluator(model=Model(), tokenizer=None, source=sources, pp=lambda e, rng: e, **options)
         assert dict(evaluator.run({"score": 0.0}))["loss"] == pytest.approx(np.log(WORDS), rel=1e-5)
+
+
+def test_of_label_maps_a_blank_image_has_the_same_maps_to_be_made():
+    class Student(Model):
+        def costs(self, variables, batch):
+            there = batch["labels/depth"].mean((1, 2, 3), dtype=jnp.float32)
+            return {"depth": (there + batch["image"].mean((1, 2, 3), dtype=jnp.float32), jnp.ones(1))}
+
+    one = {"id": "1", "image": np.full((2, 2, 3), 8, np.uint8), "labels/depth": np.full((2, 2, 1), 5, np.uint8)}
+    options = dict(loss="label_maps", batch_size=1, quiet=True)
+    evaluator = LossEvaluator(model=Student(), tokenizer=None, source=[one], pp=lambda e, rng: e, **options)
+    assert dict(evaluator.run({})) == {"loss": 8 + 5, "loss_blank": 128 + 5}
