@@ -47,6 +47,7 @@ def orbax(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
     folder = pathlib.Path(description["folder"])
     own = (checkpoint.DESCRIPTION, "metrics.json", disk.SIZES)  # of this folder, or of the run it lies in
     files = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in own}
+    files = files if (folder / checkpoint.DESCRIPTION).exists() else {}  # a step that lies among others' files
     what = {key: value for key, value in description.items() if key not in ("folder", "versions")}
     checkpoint.export(output, variables, what, files)
 

@@ -71,6 +71,14 @@ def test_a_checkpoint_of_a_run_becomes_an_export(folder, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tokenizer"] == "roberta:."
 
 
+def test_of_a_checkpoint_without_a_description_nothing_that_lies_beside_it_is_copied(tmp_path):
+    with checkpoint.Checkpointer(tmp_path / "mine") as checkpoints:
+        checkpoints.save(7, {"params": {"any": np.ones(1)}})
+    (tmp_path / "mine" / "diary.txt").write_text("dear diary")
+    run(tmp_path / "mine" / "7", "orbax", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "weights"]
+
+
 def test_msgpack_is_read_by_flax(folder, tmp_path):
     run(folder, "msgpack", tmp_path / "out")
     data, variables = (tmp_path / "out").read_bytes(), checkpoint.load_export(folder)[0]
