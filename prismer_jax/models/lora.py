@@ -106,6 +106,11 @@ class Adapted:
             return self.model.init_variables(rng)
 
     @property
+    def rngs(self) -> tuple[str, ...]:
+        """Returns the names of the model's random streams, and of that which the adapters' dropout draws from."""
+        return tuple(dict.fromkeys((*self.model.rngs, *(["dropout"] if self.lora and self.lora.dropout else []))))
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Returns regexes of what is not trained unless config.freeze says: with adapters, all else."""
         return FROZEN if self.lora else ()

@@ -196,6 +196,11 @@ def test_dropout_is_of_training_and_of_the_adapters_input():
     np.testing.assert_array_equal(still, model.apply(silent(variables), x))
 
 
+def test_adapters_with_dropout_draw_in_a_model_that_draws_nothing_itself():
+    build = functools.partial(models.build, "student", variant="tiny", kinds="depth")
+    assert [build(lora=dict(ALL, dropout=p)).rngs for p in (0.0, 0.5)] == [(), ("dropout",)]
+
+
 def test_the_announcements_adapters_are_as_many_as_peft_prints():
     model = models.build("paligemma", variant="pt_224", lora=dict(match=NAMES))
     params = jax.eval_shape(model.init_variables, KEY)["params"]
