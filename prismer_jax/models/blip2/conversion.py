@@ -103,7 +103,8 @@ def _fields(
     if known:
         model = models.build(**known)
         own = {name: dict(getattr(model, name)) for name in ("vision", "qformer", "language")}
-        fields = {"variant": known["variant"], "embed_dim": model.embed_dim, **{k: x for k, x in own.items() if x}}
+        variant = known.get("variant", "pretrained_opt2.7b")  # the default of `build`
+        fields = {"variant": variant, "embed_dim": model.embed_dim, **{k: x for k, x in own.items() if x}}
         fields |= {key: known[key] for key in ("experts", "stem_width", "classes") if key in known}
     elif args.variant is not None:
         fields = {"variant": args.variant}

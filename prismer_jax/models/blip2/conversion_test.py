@@ -11,6 +11,7 @@ from prismer_jax import checkpoint, models, tree
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.blip2 import config_json, parts
+from prismer_jax.models.blip2.model import VARIANTS
 from prismer_jax.models.blip2.table import table
 from prismer_jax.weights import write
 from tools import convert, export
@@ -85,6 +86,14 @@ def test_stage_1_and_a_language_model_are_what_stage_2_begins_with(files, tmp_pa
     np.testing.assert_array_equal(words, whole["opt_model.model.decoder.embed_tokens.weight"].astype(jnp.bfloat16))
     assert {"temperature", "match_head"}.isdisjoint(variables["params"])
     assert models.build(**description["model"]).language["width"] == 40
+
+
+def test_a_model_of_this_project_whose_config_names_no_variant_is_read(tmp_path):
+    fields = {"name": "blip2", **VARIANTS["tiny"]}
+    shapes = jax.eval_shape(models.build(**fields).init_variables, jax.random.key(0))
+    checkpoint.export(tmp_path / "in", jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes), {"model": fields})
+    convert.main(["blip2", "--qformer", str(tmp_path / "in"), "--output", str(tmp_path / "out")])
+    assert models.build(**checkpoint.description(tmp_path / "out")["model"]) == models.build(**fields)
 
 
 def test_what_reads_label_maps_goes_from_stage_1_to_stage_2_and_to_no_original(files, tmp_path):
