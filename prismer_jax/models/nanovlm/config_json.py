@@ -200,21 +200,10 @@ def language_fields(config: Mapping[str, Any], where: pathlib.Path) -> dict[str,
     """Returns the fields of a CausalLM that a Llama's config.json means.
 
     Raises:
-      UserError: a key is missing, or it is no Llama with tied embeddings.
+      UserError: it is no Llama with tied embeddings, or one that is computed in another way.
     """
     if not config.get("tie_word_embeddings", False):
         raise UserError(f"{where}: its embeddings are not tied to its head; only SmolLM2-like models are.")
-    try:
-        return {
-            "width": config["hidden_size"],
-            "layers": config["num_hidden_layers"],
-            "heads": config["num_attention_heads"],
-            "kv_heads": config["num_key_value_heads"],
-            "mlp_dim": config["intermediate_size"],
-            "vocab_size": config["vocab_size"],
-            "max_positions": config["max_position_embeddings"],
-            "rope_base": float(config["rope_theta"]),
-            "epsilon": config["rms_norm_eps"],
-        }
-    except KeyError as error:
-        raise UserError(f"{where}: lacks {error}; it is no Llama's config.json.") from None
+    fields = hugging_face.language(config, ("llama",), where)
+    hugging_face.check(config, {"head_dim": (None, fields["width"] // fields["heads"])}, where)
+    return {name: value for name, value in fields.items() if name not in ("tower", "head_dim")}

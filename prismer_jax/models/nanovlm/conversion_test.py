@@ -106,6 +106,22 @@ def smollm(folder, rng):
     return state["model.embed_tokens.weight"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (dict(rope_scaling=dict(rope_type="llama3", factor=32.0)), "rope_scaling is .*; only models with null"),
+        (dict(hidden_act="gelu"), "hidden_act is 'gelu'; only models with 'silu'"),
+        (dict(head_dim=16), "head_dim is 16; only models with 12"),
+    ],
+)
+def test_a_llama_that_is_computed_in_another_way_is_refused(tmp_path, setting, message):
+    smollm(tmp_path / "language", np.random.default_rng(0))
+    config = json.loads((tmp_path / "language/config.json").read_text())
+    assert config_json.language_fields(config, tmp_path)["rope_base"] == 100000.0
+    with pytest.raises(UserError, match=message):
+        config_json.language_fields(config | setting, tmp_path)
+
+
 def test_a_new_model_starts_from_a_dinov2_and_a_smollm2(tmp_path):
     onnx_test = pytest.importorskip("prismer_jax.weights.onnx_test", reason="needs the package onnx")
     state = onnx_test.written(tmp_path / "vit.onnx")
