@@ -63,7 +63,8 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str,
     if packed := [part for part in chains if "pack" in cfg.data[part]]:
         raise UserError(f"config.data.{packed[0]}: rows of several samples (`pack`) have no features; use one of both.")
     here = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))  # each process computes for itself
-    weights = encoder_weights(init, {name: shapes[name] for name in reads}, family.RESIZE, here)
+    pack = getattr(model, "loading", {}).get("pack", {})
+    weights = encoder_weights(init, {name: shapes[name] for name in reads}, family.RESIZE, here, pack)
     encode = jax.jit(lambda params, image: model.apply({"params": params}, {"image": image}, method="features"))
 
     def features(image: np.ndarray) -> np.ndarray:
@@ -82,15 +83,17 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str,
 
 
 def encoder_weights(
-    path: str, shapes: Mapping[str, Any], resize: Mapping[str, Any], mesh: jax.sharding.Mesh
+    path: str, shapes: Mapping[str, Any], resize: Mapping[str, Any], mesh: jax.sharding.Mesh, pack: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the parameters of these names and shapes from a checkpoint, nested, on a mesh."""
+    """Returns the parameters of these names and shapes from a checkpoint, nested, on a mesh; see `load_into`."""
     place = sharding.replicated(mesh)
     like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
     saved = checkpoint.saved_shapes(checkpoint.find(path))
-    others = [re.escape(name) for name in saved if name.removeprefix("params/") not in shapes and "params/" in name]
+    pack = {name: fn for name, fn in pack.items() if f"{name.removeprefix('params/')}/codes" in shapes}
+    known = {*pack, *(f"params/{name}" for name in shapes)}
+    others = [re.escape(name) for name in saved if name not in known and "params/" in name]
     others += [re.escape(name) for name in saved if name.startswith(("batch_stats/", "tables/"))]
-    return load_into({"params": tree.unflatten(like)}, path, others, resize)["params"]
+    return load_into({"params": tree.unflatten(like)}, path, others, resize, pack=pack)["params"]
 
 
 def folder_of(encode: Any, params: Any, source: Any, chain: Any) -> pathlib.Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import checkpoint, config, input, models, optim, pp
+from prismer_jax import checkpoint, config, input, models, optim, pp, tree
 from prismer_jax.batch import inputs, prompts
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.models import nanovlm
@@ -95,6 +95,15 @@ def test_other_weights_have_other_features(tmp_path, init):
     checkpoint.export(tmp_path / "other", variables, {})
     one, two = (cached(examples, path)[0]["features"] for path in (init, tmp_path / "other"))
     assert not np.allclose(one, two, rtol=0.1)
+
+
+def test_an_encoder_in_few_bits_is_packed_as_it_is_read(init):
+    packed = models.build("nanovlm", variant="tiny", quantize=dict(match="vision/blocks/.*", kind="int8"))
+    shapes = tree.flatten(jax.eval_shape(packed.init_variables, jax.random.key(0))["params"])
+    shapes = {name: x for name, x in shapes.items() if name.startswith("vision/")}
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    read = tree.flatten(features.encoder_weights(init, shapes, {}, mesh, packed.loading["pack"]))
+    assert {name: (x.shape, x.dtype) for name, x in read.items()} == {n: (x.shape, x.dtype) for n, x in shapes.items()}
 
 
 def test_a_bad_photo_is_a_bad_sample(tmp_path, init):
