@@ -51,7 +51,8 @@ from prismer_jax.checkpoint import Checkpointer
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.sharding import presets_test as toys
 from prismer_jax.training.pace import Pace
-processes.check_same("settings", {"lr": 0.1})
+for lr in (0.1, 0.2):  # of two trainings in a process
+    processes.check_same("settings", {"lr": lr})
 try:
     processes.check_same("config", {"seed": 0, "lr": jax.process_index()})
 except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ import jax
 
 from prismer_jax.errors import UserError
 from prismer_jax.sharding import barrier
+
+_CALLS = itertools.count()  # a key can be set once
 
 
 def join() -> None:
@@ -42,9 +45,10 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
 
     if (service := distributed.global_state.client) is None:
         return
-    service.key_value_set(f"{what}/{jax.process_index()}", json.dumps(values))
+    place = f"{what}/{next(_CALLS)}"
+    service.key_value_set(f"{place}/{jax.process_index()}", json.dumps(values))
     barrier(what)
-    every = [json.loads(service.blocking_key_value_get(f"{what}/{i}", 60_000)) for i in range(jax.process_count())]
+    every = [json.loads(service.blocking_key_value_get(f"{place}/{i}", 60_000)) for i in range(jax.process_count())]
     for index, other in enumerate(every):
         if keys := [key for key in {**every[0], **other} if every[0].get(key) != other.get(key)]:
             first, second = (values.get(keys[0], "absent") for values in (every[0], other))
