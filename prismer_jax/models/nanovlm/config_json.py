@@ -12,7 +12,7 @@ from typing import Any
 
 from prismer_jax.errors import UserError
 from prismer_jax.models import hugging_face, sizes
-from prismer_jax.models.nanovlm.model import VARIANTS
+from prismer_jax.models.nanovlm.model import VARIANTS, build
 from prismer_jax.pp import chat
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.vit import ViT
@@ -175,6 +175,12 @@ def of(model: Any) -> dict[str, Any]:
         "vlm_extra_tokens": dict(zip(keys, extra, strict=False)),
         "hf_repo_name": "nanoVLM",
     }
+
+
+def lost(model: Any) -> list[str]:
+    """Returns the names of a model's settings that its config.json does not say, such as a class token."""
+    back = build(**fields_of(of(model), pathlib.Path("config.json")))
+    return sizes.lost(model, back, {"vision": ViT, "language": CausalLM})
 
 
 def vision_fields(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:

@@ -86,8 +86,10 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
       UserError: the model is of no size or kind that the original can have.
     """
     model = models.build(**description["model"])
-    if model.experts or model.vision.get("class_token") or model.vision.get("layer_scale"):
-        raise UserError(f"{output}: the original has no experts, class token or layer scale; use --format orbax.")
+    if model.experts:
+        raise UserError(f"{output}: the original has no experts; use --format orbax.")
+    if names := config_json.lost(model):
+        raise UserError(f"{output}: the original has no setting for {', '.join(names)}; use --format orbax.")
     language, base = model.language, model.language.get("rope_base", CausalLM.rope_base)
     frequencies = inverse_frequencies(language["width"] // language["heads"], base)
     state = {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}

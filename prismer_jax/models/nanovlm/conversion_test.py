@@ -54,6 +54,16 @@ def test_the_tokenizer_of_a_model_that_was_trained_here_is_said_not_to_be_the_fo
     assert not caplog.text
 
 
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [("language", dict(head_dim=16)), ("language", dict(logit_cap=30.0)), ("vision", dict(class_token=True))],
+)
+def test_a_model_that_the_original_would_read_as_another_is_refused(tmp_path, part, setting):
+    fields = dict(name="nanovlm", variant="tiny", **SIZES | {part: SIZES[part] | setting})
+    with pytest.raises(UserError, match=rf"the original has no setting for {part}\.{min(setting)}; use --format orbax"):
+        write(tmp_path / "out", {"params": {}}, {"model": fields})
+
+
 @pytest.mark.parametrize("words", [HEAD, WORDS])
 def test_a_folder_becomes_a_model_and_comes_back_to_the_bit(tmp_path, words):
     state = official(tmp_path / "in", words=words)
