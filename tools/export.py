@@ -104,9 +104,9 @@ def merged(variables: Mapping[str, Any], description: Mapping[str, Any]) -> tupl
 
 def _official(variables: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the official state dict, by the table of the model's family."""
-    fields = dict(description.get("model", {}))
-    if not (name := fields.get("name")):
+    if not (fields := description.get("model")):
         raise UserError(f"{description['folder']} does not say which model it is of; use --format orbax or msgpack.")
+    name = models.name_of(fields)
     if "labels" in variables.get("params", {}):  # which LabelTokens reads; Prismer's stems are its own
         raise UserError(f"{description['folder']}: the original of {name} has no experts; use --format orbax.")
     try:

@@ -51,6 +51,14 @@ def test_the_official_state_dict_comes_back_bit_for_bit(folder, state, tmp_path,
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
 
 
+def test_a_model_that_names_no_family_is_of_the_default_one(folder, state, tmp_path):
+    variables, description = checkpoint.load_export(folder)
+    del description["model"]["name"]
+    checkpoint.export(tmp_path / "unnamed", variables, description)
+    run(tmp_path / "unnamed", "safetensors", tmp_path / "file")
+    assert safe.load(tmp_path / "file").keys() == state.keys()
+
+
 def test_orbax_is_a_whole_export(folder, tmp_path):
     run(folder, "orbax", tmp_path / "out")
     (before, described), (after, again) = checkpoint.load_export(folder), checkpoint.load_export(tmp_path / "out")
