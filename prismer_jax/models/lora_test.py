@@ -314,9 +314,10 @@ def test_adapters_of_other_models_are_refused_in_one_line(tmp_path):
             read(other, family)
         assert "\n" not in str(error.value)
     settings = json.loads((tmp_path / peft.CONFIG).read_text())
-    (tmp_path / peft.CONFIG).write_text(json.dumps(settings | dict(use_dora=True)))
-    with pytest.raises(UserError, match="is an adapter of use_dora; only plain LoRA is read"):
-        read(model.model, "paligemma")
+    for other in (dict(use_dora=True), dict(init_lora_weights="pissa_niter_4")):
+        (tmp_path / peft.CONFIG).write_text(json.dumps(settings | other))
+        with pytest.raises(UserError, match=rf"is an adapter of {min(other)}.*; only plain LoRA is read"):
+            read(model.model, "paligemma")
     (tmp_path / peft.CONFIG).write_text("{}")
     with pytest.raises(UserError, match="is no adapter of PEFT"):
         read(model.model, "paligemma")

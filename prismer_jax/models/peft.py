@@ -29,6 +29,7 @@ from prismer_jax.weights.write import safetensors_file
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX, _KEY = "base_model.model.", r"(?:base_model\.model\.)?(.*)\.lora_([AB])(?:\.\w+)?\.weight"
 _UNLIKE = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens")  # other sums than W + BA
+_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings of which W is no longer that of the model
 
 
 def _linears(table: Table) -> Iterator[tuple[str, tuple[str, ...], Rule]]:
@@ -141,6 +142,8 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder}: is no adapter of PEFT ({type(error).__name__}: {error}).") from None
     other = [key for key in _UNLIKE if config.get(key)]
+    if (start := str(config.get("init_lora_weights"))).lower().startswith(_CHANGED):
+        other.append(f"init_lora_weights={start}")
     if kind[0] != "LORA" or other:
         raise UserError(f"{folder}: is an adapter of {other[0] if other else kind[0]}; only plain LoRA is read.")
     return config
