@@ -163,7 +163,9 @@ def _entries(table: Table, shapes: Shapes) -> Iterator[_Entry]:
             key = rule.key if layer is None else rule.key.format(rule.first + rule.step * layer)
             yield _Entry(key, tuple((name, layer) for name in rule.names), rule, shape)
     if left := sorted(set(shapes) - covered):
-        raise ValueError(f"no conversion rule for {left}")
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        remedy = "Convert the model without what that lacks, such as experts, adapters and packed kernels."
+        raise UserError(f"The original has no {left[0]}{more}. {remedy}")
 
 
 def _laid_out(array: np.ndarray, axes: str, target: str, sizes: Sequence[tuple[str, int]] = ()) -> np.ndarray:

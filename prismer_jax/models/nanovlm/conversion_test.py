@@ -92,6 +92,13 @@ def test_a_field_that_the_user_gave_is_in_the_config_that_is_written(tmp_path):
     assert after == before | {"lm_re_base": 50000, "lm_base_vocab_size": 99}
 
 
+def test_a_field_that_adds_what_the_original_lacks_is_refused_in_one_line(tmp_path):
+    official(tmp_path / "in")
+    flags = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "model"), "--config.model.experts=depth"]
+    with pytest.raises(UserError, match=r"The original has no batch_stats/labels/.* and \d+ more\. Convert the model"):
+        convert.main(["nanovlm", *flags])
+
+
 def test_bfloat16_files_are_read(tmp_path):
     state = official(tmp_path / "in", ml_dtypes.bfloat16)
     convert.main(["nanovlm", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "model")])
