@@ -148,7 +148,7 @@ def from_checkpoint(args: argparse.Namespace, put: Put) -> Converted:
         fields = config_json.fields_by_shapes(shapes.here(state, TABLE, str(args.input)), args.model, args.input)
     model = models.build("nanovlm", **conversion.merged(fields, args.model))
     variables = conversion.from_torch(state, model, TABLE, str(args.input), allow=args.allow, put=put)
-    return _described(model, variables, config, *_tokenizer(args))
+    return _described(args, model, variables, config, *_tokenizer(args))
 
 
 def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
@@ -168,6 +168,8 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
         "image_token": number if args.extra_tokens else None,
     }
     model = models.build("nanovlm", **conversion.merged(fields, args.model))
+    if model.experts or args.model.keys() & {"lora", "quantize"}:
+        raise UserError("A new nanoVLM has no experts, adapters or packed kernels: give them to its training.")
     leaves = conversion.shapes_of(model)
     fresh = conversion.initial_values(model, ["params/projector/kernel", "params/language/word_embedding"], args.seed)
     rest = np.asarray(fresh["params/language/word_embedding"])[number:]  # normal, 0.02, as in the reference
@@ -191,7 +193,7 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
         fit = projector.fitted(model, own, flat["params/language/word_embedding"](), tokenizer, source)
         flat |= {name: functools.partial(np.asarray, x) for name, x in fit.items()}
     variables = {"params": tree.unflatten({name: put(make()) for name, make in flat.items()})["params"]}
-    return _described(model, variables, {}, spec, files)
+    return _described(args, model, variables, {}, spec, files)
 
 
 def encoder(path: pathlib.Path, size: int | None) -> tuple[rules.State, Table, dict[str, Any]]:
@@ -235,11 +237,17 @@ def _tokenizer(args: argparse.Namespace, language: Any = None) -> tuple[str, dic
 
 
 def _described(
-    model: NanoVLM, variables: dict[str, Any], config: dict[str, Any], spec: str, files: dict[str, bytes]
+    args: argparse.Namespace,
+    model: NanoVLM,
+    variables: dict[str, Any],
+    config: dict[str, Any],
+    spec: str,
+    files: dict[str, bytes],
 ) -> Converted:
     fields = {"vision": dict(model.vision), "language": dict(model.language)}
+    fields |= dict(shuffle=model.shuffle, image_token=model.image_token)
     description = {
-        "model": dict(name="nanovlm", shuffle=model.shuffle, image_token=model.image_token, **fields),
+        "model": {"name": "nanovlm", **args.model, **fields},
         "tokenizer": spec,
         "tasks": tasks(model, config),
     }

@@ -92,6 +92,13 @@ def test_a_field_that_the_user_gave_is_in_the_config_that_is_written(tmp_path):
     assert after == before | {"lm_re_base": 50000, "lm_base_vocab_size": 99}
 
 
+def test_a_field_that_no_config_json_has_goes_with_the_model(tmp_path):
+    official(tmp_path / "in")
+    flags = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "model"), "--config.model.positions=column"]
+    convert.main(["nanovlm", *flags])
+    assert checkpoint.description(tmp_path / "model")["model"]["positions"] == "column"
+
+
 def test_a_field_that_adds_what_the_original_lacks_is_refused_in_one_line(tmp_path):
     official(tmp_path / "in")
     flags = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "model"), "--config.model.experts=depth"]
@@ -186,6 +193,8 @@ def test_a_new_model_starts_from_both_backbones(tmp_path):
     )  # fmt: skip
     flags = ["--vision", str(tmp_path / "vision"), "--language", str(tmp_path / "language")]
     flags += ["--tokenizer", str(tmp_path / "language")]
+    with pytest.raises(UserError, match="A new nanoVLM has no experts, adapters or packed kernels"):
+        convert.main(["nanovlm", *flags, "--output", str(tmp_path / "model"), "--config.model.experts=depth"])
     convert.main(["nanovlm", *flags, "--output", str(tmp_path / "model")])
     variables, description = checkpoint.load_export(tmp_path / "model")
     params = variables["params"]
