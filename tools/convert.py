@@ -186,7 +186,7 @@ def _flags(parser: config.ArgumentParser, argv: Sequence[str], fields: bool = Fa
             known[path] = literal(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             known[path] = text
-    args.model = tree.unflatten(known)
+    args.model = conversion.merged({}, tree.unflatten(known))  # which checks it
     there = getattr(args, "output", None)
     if there and there.exists() and not args.force and not (there.is_dir() and not any(there.iterdir())):
         raise UserError(f"{there} exists; choose another name, or replace it with --force.")

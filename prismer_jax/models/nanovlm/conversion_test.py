@@ -92,6 +92,14 @@ def test_a_field_that_the_user_gave_is_in_the_config_that_is_written(tmp_path):
     assert after == before | {"lm_re_base": 50000, "lm_base_vocab_size": 99}
 
 
+def test_a_tower_that_is_given_a_value_is_refused_in_one_line(tmp_path):
+    official(tmp_path / "in")
+    (tmp_path / "in" / "config.json").unlink()
+    flags = ["--input", str(tmp_path / "in/model.safetensors"), "--output", str(tmp_path / "model")]
+    with pytest.raises(UserError, match=r"--config\.model\.vision=3: it has fields; give them"):
+        convert.main(["nanovlm", *flags, "--config.model.vision=3"])
+
+
 def test_a_field_that_no_config_json_has_goes_with_the_model(tmp_path):
     official(tmp_path / "in")
     flags = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "model"), "--config.model.positions=column"]
