@@ -18,9 +18,9 @@ import jax
 from prismer_jax import checkpoint, config, models
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
-from prismer_jax.models import conversion
+from prismer_jax.models import conversion, lora
 
-from .export import ADAPTED, Writer, on_cpu
+from .export import Writer, on_cpu
 
 
 def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib.Path]:
@@ -30,7 +30,7 @@ def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib
       UserError: the model's family has no format that its original loads from the hub, or the model has adapters.
     """
     fields = checkpoint.description(path).get("model", {})
-    if any(map(fields.get, ADAPTED)):
+    if any(map(fields.get, lora.SECTIONS)):
         merge = "python -m tools.export --merge --format orbax"
         raise UserError(f"{path} has adapters or packed kernels, which its original lacks: make it whole by {merge}.")
     variables, description = checkpoint.load_export(path, on_cpu)
