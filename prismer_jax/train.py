@@ -260,7 +260,7 @@ class Watch:
             remedy = "Lower config.optim.lr, or set config.optim.clip_norm."
             if nothing := not measured.pop("weight") or measured["train/loss"] == 0 == measured["train/grad_norm"]:
                 remedy = "No token of this batch is to be learnt: pp of config.data must write targets behind prompts."
-            if not math.isfinite(measured["train/loss"]) or (nothing and step == self.first_step + 1):
+            if not math.isfinite(measured["train/loss"]) or (nothing and step == 1):
                 last = f"the last checkpoint is of step {self._checkpoints.latest_step()}"
                 raise UserError(f"The loss is {measured['train/loss']} at step {step}; {last}. {remedy}")
             self._progress.step(images=self._batch_size, tokens=int(measured.pop("tokens")))

@@ -15,11 +15,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -216,6 +218,16 @@ def test_a_batch_of_prompts_alone_is_named_as_that(normalize, loss, tmp_path):
         part |= dict(pp=cfg["tasks"]["caption"]["pp"], count=8)
     with pytest.raises(UserError, match=rf"{loss} at step 1; .*step None\. No token of this batch is to be learnt"):
         train(cfg, tmp_path)
+
+
+def test_a_batch_of_which_nothing_is_learnt_ends_no_run_that_is_under_way(tmp_path):
+    """It may well be the first one after a stop."""
+    measured, cfg = {"weight": 0.0, "train/loss": 0.0, "train/grad_norm": 0.0, "tokens": 0}, config.strict(unwatched())
+    for last, step, ends in ((None, 1, pytest.raises(UserError, match="No token")), (3, 4, contextlib.nullcontext())):
+        saved = types.SimpleNamespace(latest_step=lambda last=last: last)
+        watch = Watch(cfg, config.Workdir(tmp_path, tmp_path), {}, {}, saved, 9, 1, time.monotonic())
+        with watch, ends:
+            watch.note(step, {name: np.asarray(value) for name, value in measured.items()})
 
 
 @pytest.mark.parametrize(
