@@ -133,6 +133,7 @@ def test_a_photo_that_is_given_again_has_a_result_each_time(captioner, photos):
     assert len(captioner.caption([files[0], photos / "photos"])) == 5
 
 
+@pytest.mark.slow
 def test_a_method_of_decoding_may_be_another_than_the_checkpoints(captioner, photos):
     """And photos may come from a generator, as those of Path.glob."""
     found = captioner.caption((photos / "photos").glob("p[01].png"), method="greedy")

@@ -235,7 +235,6 @@ def test_results_of_a_config_whose_file_says_something_else_by_now_are_not_taken
         audited(CONTENT | other)
 
 
-@pytest.mark.slow
 def test_a_damaged_label_does_not_end_the_clock(tmp_path):
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
@@ -247,6 +246,7 @@ def test_a_damaged_label_does_not_end_the_clock(tmp_path):
     assert audit.reading(data, ["depth"])["depth"] >= 0
 
 
+@pytest.mark.slow
 def test_an_audit_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch, capsys):  # noqa: F811
     folder, _ = model
     flags = ["--checkpoint", str(folder), "--config", SPEC, "--output", str(tmp_path), "--only", "vqa"]

@@ -37,6 +37,7 @@ def base(tmp_path, monkeypatch):
     return tmp_path / "base", cfg
 
 
+@pytest.mark.slow
 def test_a_packed_model_says_nearly_what_it_said_and_is_whole_again_by_merging(base, tmp_path, capsys):
     folder, cfg = base
     packed = tmp_path / "packed"

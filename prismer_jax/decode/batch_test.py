@@ -215,6 +215,7 @@ def padded(lengths, width, side):
 LENGTHS = [4, 2, 3, 4, 2, 2, 3, 2]
 
 
+@pytest.mark.slow
 def test_reference_padding_ranks_as_padding_to_the_longest_does():
     """The reference pads questions on the right, to the longest of the batch."""
     model, variables = real_model()

@@ -2,6 +2,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from prismer_jax import config, sharding
 from prismer_jax.planning import memory, plan, stand_ins
@@ -62,6 +63,7 @@ def measure(preset, remat):
     return memory.share(state), memory.peak(compiled.memory_analysis())
 
 
+@pytest.mark.slow
 def test_zero3_holds_an_eighth_of_the_state_and_with_remat_less_than_half_of_the_peak():
     """The bounds are those of Prismer large at 480 pixels in docs/scaling.md, which takes longer to compile."""
     whole, default = measure("replicated", "dots")

@@ -101,6 +101,7 @@ def test_label_maps_are_as_a_loader_gives_them(tiny):
     assert batch[labels.WORDS_KEY].shape == (3, 256, 64)
 
 
+@pytest.mark.slow
 def test_our_side_encodes_and_ranks(tiny):
     assert prismer.encoding()().shape == (2, 36 + 64, 64)
     assert prismer.ranking("vqa_rank128", 8)().shape == (1,)
