@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 # Before jax is imported: sharding is tested on eight virtual CPU devices, and tests compile more than they compute. So
 # they do without LLVM's optimisation, modules that are compiled side by side, and XLA's newer generator of loops, which
-# jaxlib 0.12 always uses: half of the processor's time. With $XLA_FLAGS of one's own all is as users get it.
+# jaxlib 0.12 always uses: half of the processor's time of two tests that mostly compile (2 cores, jax 0.10.2,
+# 2026-11-30). With $XLA_FLAGS of one's own all is as users get it.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
