@@ -24,6 +24,7 @@ import numpy as np
 
 from prismer_jax import checkpoint, input, models, pp, runtime, sharding, tree
 from prismer_jax.checkpoint.initial import load_into
+from prismer_jax.checkpoint.reading import is_variable
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, versions
 from prismer_jax.registry import READING
@@ -88,11 +89,10 @@ def encoder_weights(
     """Returns the parameters of these names and shapes from a checkpoint, nested, on a mesh; see `load_into`."""
     place = sharding.replicated(mesh)
     like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
-    saved = checkpoint.saved_shapes(checkpoint.find(path))
+    saved = filter(is_variable, checkpoint.saved_shapes(checkpoint.find(path)))
     pack = {name: fn for name, fn in pack.items() if f"{name.removeprefix('params/')}/codes" in shapes}
     known = {*pack, *(f"params/{name}" for name in shapes)}
-    others = [re.escape(name) for name in saved if name not in known and "params/" in name]
-    others += [re.escape(name) for name in saved if name.startswith(("batch_stats/", "tables/"))]
+    others = [re.escape(name) for name in saved if name not in known]
     return load_into({"params": tree.unflatten(like)}, path, others, resize, pack=pack)["params"]
 
 

@@ -97,6 +97,15 @@ def test_other_weights_have_other_features(tmp_path, init):
     assert not np.allclose(one, two, rtol=0.1)
 
 
+def test_a_checkpoint_of_a_run_with_targets_has_an_encoder(tmp_path, init):
+    variables, _ = checkpoint.load_export(init)
+    state = {"params": {**variables["params"], "targets": {"depth": np.ones(2)}}, "opt": {"params/x": np.ones(2)}}
+    with checkpoint.Checkpointer(tmp_path / "run") as checkpoints:
+        checkpoints.save(1, state)
+    read = cached(source(tmp_path), tmp_path / "run")
+    np.testing.assert_array_equal(read[0]["features"], cached(source(tmp_path), init)[0]["features"])
+
+
 def test_an_encoder_in_few_bits_is_packed_as_it_is_read(init):
     packed = models.build("nanovlm", variant="tiny", quantize=dict(match="vision/blocks/.*", kind="int8"))
     shapes = tree.flatten(jax.eval_shape(packed.init_variables, jax.random.key(0))["params"])
