@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prismer_jax import checkpoint, input, models, pp, runtime, sharding, tree
+from prismer_jax import checkpoint, config, input, models, pp, runtime, sharding, tree
 from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.checkpoint.reading import is_variable
 from prismer_jax.errors import BadSample, UserError
@@ -45,7 +45,7 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str,
       step: its step of training.step, which has the `model`, the shapes of its `state` and of what is `trainable`.
 
     Raises:
-      UserError: the family has no FEATURES, they are trained, or there is no config.init.
+      UserError: the family has no FEATURES, they are trained or start from scratch, or there is no config.init.
     """
     chains = {name: part["features"] for name, part in cfg.data.items() if "features" in part}
     if not chains:
@@ -60,7 +60,10 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str,
     reads = tree.first_match(family.FEATURES, shapes, "FEATURES")
     if trained := sorted(set(reads) & set(step.trainable)):
         raise UserError(f"config.freeze: {trained[0]} is trained, so features cannot be kept; freeze it, or keep none.")
-
+    fresh = config.plain(cfg.get("init_fresh", ()))
+    for pattern in (fresh,) if isinstance(fresh, str) else fresh:
+        if begun := [name for name in reads if re.fullmatch(pattern, f"params/{name}")]:
+            raise UserError(f"config.init_fresh: {begun[0]} would start from scratch, but features are config.init's.")
     if packed := [part for part in chains if "pack" in cfg.data[part]]:
         raise UserError(f"config.data.{packed[0]}: rows of several samples (`pack`) have no features; use one of both.")
     here = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))  # each process computes for itself

@@ -47,11 +47,12 @@ def source(folder, sizes=((40, 40), (40, 70), (64, 64))):
     return examples
 
 
-def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm", **more):
+def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm", fresh=(), **more):
     mixture = [{"name": "photos", "source": examples}, {"name": "texts", "source": [1]}]
     params = jax.eval_shape(model().init_variables, jax.random.key(0))["params"]
     step = types.SimpleNamespace(model=model(), state={"params": params}, trainable=optim.split(params, frozen)[0])
-    cfg = {"data": {"photos": {"features": chain, **more}, "texts": {}}, "model": {"name": family}, "init": init}
+    cfg = {"data": {"photos": {"features": chain, **more}, "texts": {}}, "model": {"name": family}}
+    cfg |= {"init": init, "init_fresh": fresh}
     first, second = features.cached(mixture, config.Section(cfg), step)
     assert second == mixture[1]
     return first["source"]
@@ -147,6 +148,8 @@ def test_a_bad_row_of_a_source_is_a_bad_sample(tmp_path, init):
     [
         (dict(frozen=("language/.*",)), "vision/.* is trained"),
         (dict(init=None), "name them by config.init"),
+        (dict(fresh="params/vision/.*"), "vision/.* would start from scratch, but features are config.init's"),
+        (dict(fresh=(r"params/projector/.*", r".*/vision/norm/scale")), "init_fresh: vision/norm/scale would start"),
         (dict(pack={"length": 8}), "use one of both"),
         (dict(family="prismer"), "of prismer keeps no features"),
         (dict(family="student"), "of student keeps no features"),
