@@ -54,8 +54,7 @@ class Preempted(Stopped):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns ' Did you mean ...?' for the closest valid name, or the list of all valid names."""
     choices = sorted(map(str, choices))
-    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    if close:
+    if close := difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5):
         return f"Did you mean {close[0]!r}?"
     return f"Valid names: {', '.join(choices) or 'none'}."
 

@@ -122,7 +122,8 @@ def train_on(
 
     # ------------------------------------------------------------------------------------------------ batches and step
     if any("features" in part for part in cfg.data.values()):
-        mixture = importlib.import_module("prismer_jax.training.features").cached(mixture, cfg, training)
+        run = checkpoints.directory if first_step else None
+        mixture = importlib.import_module("prismer_jax.training.features").cached(mixture, cfg, training, run)
     loading = dict(
         batch_size=cfg.batch_size,
         seed=cfg.seed,

@@ -36,13 +36,15 @@ BATCH = 16  # photos of one pass
 Example = dict[str, Any]
 
 
-def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str, Any]]:
+def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any, run: pathlib.Path | None = None) -> list[dict[str, Any]]:
     """Returns a mixture that reads features in place of photos where a data section names them; computes what lacks.
 
     Args:
       mixture: of `assembly.load_mixture`.
       cfg: the config of the run.
       step: its step of training.step, which has the `model`, the shapes of its `state` and of what is `trainable`.
+      run: the checkpoints of a run that goes on. They hold the encoder that it began with; config.init may be gone by
+        now, or be another model's.
 
     Raises:
       UserError: the family has no FEATURES, they are trained or start from scratch, or there is no config.init.
@@ -68,7 +70,7 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any) -> list[dict[str,
         raise UserError(f"config.data.{packed[0]}: rows of several samples (`pack`) have no features; use one of both.")
     here = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))  # each process computes for itself
     pack = getattr(model, "loading", {}).get("pack", {})
-    weights = encoder_weights(init, {name: shapes[name] for name in reads}, family.RESIZE, here, pack)
+    weights = encoder_weights(run or init, {name: shapes[name] for name in reads}, family.RESIZE, here, pack)
     encode = jax.jit(lambda params, image: model.apply({"params": params}, {"image": image}, method="features"))
 
     def features(image: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Features on disk: the same training as with photos, computed once, never stale, refused where they cannot be kept."""
 
 import functools
+import shutil
 import types
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import checkpoint, config, input, models, optim, pp, tree
+from prismer_jax import checkpoint, config, input, metrics, models, optim, pp, train, tree
 from prismer_jax.batch import inputs, prompts
-from prismer_jax.errors import BadSample, UserError
+from prismer_jax.errors import BadSample, Stopped, UserError
 from prismer_jax.models import nanovlm
 from prismer_jax.training import features
 
@@ -47,13 +48,13 @@ def source(folder, sizes=((40, 40), (40, 70), (64, 64))):
     return examples
 
 
-def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm", fresh=(), **more):
+def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm", run=None, fresh=(), **more):
     mixture = [{"name": "photos", "source": examples}, {"name": "texts", "source": [1]}]
     params = jax.eval_shape(model().init_variables, jax.random.key(0))["params"]
     step = types.SimpleNamespace(model=model(), state={"params": params}, trainable=optim.split(params, frozen)[0])
     cfg = {"data": {"photos": {"features": chain, **more}, "texts": {}}, "model": {"name": family}}
     cfg |= {"init": init, "init_fresh": fresh}
-    first, second = features.cached(mixture, config.Section(cfg), step)
+    first, second = features.cached(mixture, config.Section(cfg), step, run)
     assert second == mixture[1]
     return first["source"]
 
@@ -105,6 +106,28 @@ def test_a_checkpoint_of_a_run_with_targets_has_an_encoder(tmp_path, init):
         checkpoints.save(1, state)
     read = cached(source(tmp_path), tmp_path / "run")
     np.testing.assert_array_equal(read[0]["features"], cached(source(tmp_path), init)[0]["features"])
+
+
+def test_a_run_goes_on_with_the_encoder_that_it_began_with(tmp_path):
+    """Also where config.init was trained on or deleted since; nothing is computed again."""
+    sizes = dict(variant="tiny", image_token=None, language=dict(vocab_size=640))
+    made = models.build("nanovlm", **sizes)
+    start = tmp_path / "start"
+    checkpoint.export(start, jax.jit(made.init_variables)(jax.random.key(0)), {})
+    scenes = dict(name="scenes", split="train", size=32, count=8)
+    cfg = dict(seed=0, batch_size=8, total_steps=2, log_steps=1, init=str(start), freeze=FROZEN, tokenizer="scenes")
+    cfg |= dict(model=dict(name="nanovlm", **sizes), loss=dict(name="cross_entropy"))
+    cfg |= dict(data=dict(photos=dict(scenes, features="decode|resize(32)", pp="caption()|tokenize(16)")))
+    cfg |= dict(optim=dict(lr=1e-3), evals={}, tasks={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Interrupts, "after", lambda self, step: step == 1)
+        with pytest.raises(Stopped, match="step 1 is saved"):
+            train.train(cfg, tmp_path / "run")
+    files = sorted((tmp_path / "data/features").rglob("*"))
+    shutil.rmtree(start)
+    train.train(cfg, tmp_path / "run")
+    assert [line["step"] for line in metrics.read(tmp_path / "run")][:2] == [1, 2]
+    assert sorted((tmp_path / "data/features").rglob("*")) == files
 
 
 def test_an_encoder_in_few_bits_is_packed_as_it_is_read(init):
