@@ -32,30 +32,31 @@ def stage1(
     """
     choose("gather of stage1", gather, dict.fromkeys(("through", "reference")))
     out = forward(batch, gather=gather, clamp=clamp, method="compared")
-    ones = jnp.ones(len(batch["text"]))
-    itc = (contrast(out["i2t"], out["same"], label_smoothing) + contrast(out["t2i"], out["same"], label_smoothing)) / 2
+    there = out["there"].astype(jnp.float32)
+    itc = sum(contrast(out[way], out["same"], out["there"], label_smoothing) for way in ("i2t", "t2i")) / 2 * there
     yes = jnp.array([1, 0, 0])[:, None]  # a text and its image; another image; another text
-    weights = jnp.stack([jnp.ones_like(out["counts"]), out["counts"], out["counts"]])
+    weights = jnp.stack([jnp.ones_like(out["counts"]), out["counts"], out["counts"]]) * there
     costs = jax.nn.logsumexp(out["match"], -1) - jnp.take_along_axis(out["match"], yes[..., None], -1)[..., 0]
-    number = weights.sum()
-    itm = (weights * costs).sum(0) * len(ones) / number
+    itm = (weights * costs).sum(0) * there.sum() / weights.sum()
     right = (weights * (out["match"].argmax(-1) == yes)).sum(0)
-    real = batch["mask_input"].astype(jnp.float32)
+    real = batch["mask_input"] * there[:, None]
     itg = token_costs(out["logits"], batch["text"], real, label_smoothing)
-    itg = itg * len(ones) / jnp.maximum(real[:, 1:].sum(), 1)
+    itg = itg * there.sum() / jnp.maximum(real[:, 1:].sum(), 1)
     costs = {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
     found = {name: jnp.take_along_axis(out["same"], out[name[:3]].argmax(-1)[:, None], 1)[:, 0] for name in RECALLS}
-    measured = {name: (x.astype(jnp.float32), ones) for name, x in found.items()}
-    return {k: (x, ones) for k, x in costs.items()} | measured | {"itm_accuracy": (right, weights.sum(0))}
+    measured = {name: (x * there, there) for name, x in found.items()}
+    return {k: (x, there) for k, x in costs.items()} | measured | {"itm_accuracy": (right, weights.sum(0))}
 
 
 RECALLS = ("i2t_r1", "t2i_r1")
 
 
 @typed
-def contrast(similarities: Float[Array, "b n"], same: Bool[Array, "b n"], smoothing: float) -> Float[Array, " b"]:
-    """Returns the cross-entropy of each row with targets (1-ε)·(the right ones alike) + ε·(all alike)."""
-    targets = (1 - smoothing) * same / same.sum(1, keepdims=True) + smoothing / same.shape[1]
+def contrast(
+    similarities: Float[Array, "b n"], same: Bool[Array, "b n"], there: Bool[Array, " n"], smoothing: float
+) -> Float[Array, " b"]:
+    """Returns the cross-entropy of each row with targets (1-ε)·(the right ones alike) + ε·(all there alike)."""
+    targets = (1 - smoothing) * same / jnp.maximum(same.sum(1, keepdims=True), 1) + smoothing * there / there.sum()
     return -(targets * jax.nn.log_softmax(similarities)).sum(1)
 
 

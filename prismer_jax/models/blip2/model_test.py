@@ -70,6 +70,22 @@ def test_stage_1_trains_all_but_the_vision_transformer_also_with_one_example(row
     assert costs["itm_accuracy"][1].sum() == (3 * rows if rows > 1 else 1)
 
 
+def test_rows_that_fill_a_batch_up_change_no_loss_of_stage_1():
+    model, variables = stage1()
+    batch = {**batch_of(3), "image_id": jnp.arange(3), "_mask": jnp.ones(3, bool)}
+    batch["mask_input"] &= jnp.arange(5) < jnp.array([[5], [3], [4]])
+    filled = jax.tree.map(lambda x: jnp.concatenate([x, x[:1], x[:1]]), batch)
+    for key, x in batch_of(5, seed=1).items():  # whatever they hold
+        filled[key] = filled[key].at[4].set(x[4])
+    filled |= {"image_id": jnp.array([0, 1, 2, 0, 4]), "_mask": jnp.arange(5) < 3}
+    costs = jax.jit(lambda batch: losses.stage1(functools.partial(model.apply, variables), batch))
+    alone, among = costs(batch), costs(filled)
+    assert alone.keys() == among.keys()
+    for name, (cost, weight) in alone.items():
+        np.testing.assert_allclose(among[name][0], [*cost, 0, 0], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(among[name][1], [*weight, 0, 0], err_msg=name)
+
+
 @pytest.mark.slow
 def test_matching_alone_fits_eight_photos_with_their_texts():
     """From scratch: a loss of 0.64, that of no to everything, would mean that queries see photo or text alone."""

@@ -15,7 +15,7 @@ from prismer_jax.towers import layers
 from prismer_jax.towers.qformer import for_all, selected
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
-FAR = -10_000.0  # in the place of similarities that no negative is drawn from
+FAR = -10_000.0  # in the place of similarities that no negative is drawn from, or that are of rows that fill a batch up
 
 
 class Negatives(NamedTuple):
@@ -156,6 +156,8 @@ class Blip2Stage1(Blip2Base):
     ) -> dict[str, Array]:
         """Returns all that the losses of stage 1 read, of the whole batch on all devices.
 
+        A row that fills a last batch up (`_mask`) is nobody's negative.
+
         Args:
           negatives: which they are; drawn by default, likelier the more alike they are.
           gather: 'through' differentiates both sides of a similarity; 'reference' that of its own row alone, as LAVIS
@@ -163,10 +165,10 @@ class Blip2Stage1(Blip2Base):
           clamp: keep the temperature in 0.001 to 0.5.
 
         Returns:
-          'i2t', 't2i' [b b]: similarities / temperature. 'same' bool [b b]: texts of the image of the row, by
-          `image_id` where a batch has it. 'match' [3 b 2]: scores of each text with its image, with another image, of
-          each image with another text; 'counts' float32 [b], 0 where there is no other. 'logits' [b t v]: of the text
-          that is written.
+          'i2t', 't2i' [b b]: similarities / temperature. 'there' bool [b]: no filling. 'same' bool [b b]: texts of the
+          image of the row, by `image_id` where a batch has it. 'match' [3 b 2]: scores of each text with its image,
+          with another image, of each image with another text; 'counts' float32 [b], 0 where there is no other.
+          'logits' [b t v]: of the text that is written.
         """
         tokens = self.image_tokens(batch, train)
         text, real = jnp.asarray(batch["text"]), jnp.asarray(batch["mask_input"])
@@ -179,20 +181,23 @@ class Blip2Stage1(Blip2Base):
         same = jnp.eye(len(text), dtype=bool)
         if "image_id" in batch:
             same = batch["image_id"][:, None] == batch["image_id"]
+        there = batch.get("_mask", jnp.ones(len(text), bool))
+        same, others = same & there, ~same & there
+        i2t, t2i = (jnp.where(there, x, FAR) for x in (i2t, t2i))
         if negatives is None:
-            negatives = self.drawn(i2t, t2i, same)
+            negatives = self.drawn(i2t, t2i, others)
         pair = jnp.stack([text, text[negatives.text]], axis=1), jnp.stack([real, real[negatives.text]], axis=1)
         own = self.matched(*pair, keys=keys)[1].mean(2)
         other = self.matched(text[:, None], real[:, None], tokens[negatives.image])[1].mean(2)
         hidden, _ = self._write(for_all(selected(keys, "query")), batch)
         match = jnp.stack([own[:, 0], other[:, 0], own[:, 1]])
-        counts = (~same).any(1).astype(jnp.float32)
+        counts = others.any(1).astype(jnp.float32)
         logits = self.queries.logits(hidden)
-        return dict(i2t=i2t, t2i=t2i, same=same, match=match, counts=counts, logits=logits)
+        return dict(i2t=i2t, t2i=t2i, there=there, same=same, match=match, counts=counts, logits=logits)
 
-    def drawn(self, i2t: Array, t2i: Array, same: Array) -> Negatives:
+    def drawn(self, i2t: Array, t2i: Array, others: Array) -> Negatives:
         """Draws what is alike the more often; takes what is the most alike where there is no random stream."""
-        weights = [jax.lax.stop_gradient(jnp.where(same, FAR, x)) for x in (t2i, i2t)]
+        weights = [jax.lax.stop_gradient(jnp.where(others, x, FAR)) for x in (t2i, i2t)]
         if not self.has_rng("negatives"):
             return Negatives(weights[0].argmax(-1), weights[1].argmax(-1))
         first, second = jax.random.split(self.make_rng("negatives"))
