@@ -282,7 +282,7 @@ class Watch:
         self.settle()
         with self._progress.paused("evaluating"):
             variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
-            self.scores.update(evaluators.run(self._evals, variables))
+            self.scores = evaluators.run(self._evals, variables)
         self._writer.write(step, self.scores)
         self.pace.restart(step)
 

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from prismer_jax import checkpoint, config, datasets, metrics, runtime, sharding
+from prismer_jax import checkpoint, config, datasets, evaluators, metrics, runtime, sharding
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import Preempted, UserError, run_main
 from prismer_jax.sharding import presets_test
@@ -111,6 +111,20 @@ def test_an_interrupt_saves_the_step_and_gives_the_handlers_back(tmp_path):
             train(unwatched(), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["2"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_scores_are_those_of_the_last_evaluation_alone(tmp_path):
+    """A photo that was mended since is no longer left out."""
+    saved = types.SimpleNamespace(latest_step=lambda: None)
+    found = [{"caption/left_out": 1.0, "caption/cider": 1.0}, {"caption/cider": 2.0}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluators, "run", lambda *_: found.pop(0))
+        cfg = config.strict(unwatched())
+        with Watch(cfg, config.Workdir(tmp_path, tmp_path), {}, {}, saved, 9, 1, time.monotonic()) as watch:
+            for step in (1, 2):
+                watch.evaluate(step, {})
+    assert watch.scores == {"caption/cider": 2.0}
+    assert metrics.read(tmp_path)[-1] == {"step": 2, "caption/cider": 2.0}
 
 
 def test_a_preempted_program_has_a_status_of_its_own(capsys):
