@@ -177,6 +177,9 @@ def loop(
     """
     total_steps = watch.total_steps
     with Interrupts(jax.process_count()) as interrupts, watch, checkpoints:
+        if 0 < watch.first_step < total_steps and watch.first_step % every["evaluate"] == 0 and watch.owes_scores:
+            watch.evaluate(watch.first_step, state)
+            checkpoints.save(watch.first_step, state, watch.scores)
         for step, batch in zip(range(watch.first_step + 1, total_steps + 1), watch.pace.timed(batches), strict=False):
             before_step(step - watch.first_step, state)
             with jax.transfer_guard("disallow"):
@@ -205,6 +208,7 @@ class Watch:
 
     Attributes:
       scores: of the last evaluation, {'evaluator/metric': value}.
+      owes_scores: whether no start evaluated the step that this one goes on from, as where it was preempted.
       pace: of the steps.
     """
 
@@ -226,6 +230,8 @@ class Watch:
         self._evals, self._schedules, self._started = evals, schedules, started
         self._batch_size, self._log_steps = cfg.batch_size, log_steps
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
+        logged = [name for line in metrics.read(workdir.files) if line["step"] == first_step for name in line]
+        self.owes_scores = bool(evals) and not any(name.partition("/")[0] in evals for name in logged)
         self.pace = Pace(workdir.files, first_step, writes=main_process)
         self._progress = metrics.Progress(total_steps, first_step, enabled=main_process)
         told = dict(wandb=config.plain(cfg.get("wandb")), config=json.loads(config.to_json(cfg)))  # which reads no key

@@ -27,10 +27,11 @@ from ml_collections import ConfigDict
 
 from prismer_jax import checkpoint, config, datasets, evaluators, metrics, runtime, sharding
 from prismer_jax.checkpoint.fingerprint import fingerprint
-from prismer_jax.errors import Preempted, UserError, run_main
+from prismer_jax.errors import Preempted, Stopped, UserError, run_main
 from prismer_jax.sharding import presets_test
 from prismer_jax.testing import ROOT
-from prismer_jax.train import Watch, train, train_on
+from prismer_jax.train import Watch, loop, train, train_on
+from prismer_jax.training.interrupts import Interrupts
 from prismer_jax.training.step import Step
 
 SMALL = ("total_steps=6",)
@@ -111,6 +112,33 @@ def test_an_interrupt_saves_the_step_and_gives_the_handlers_back(tmp_path):
             train(unwatched(), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["2"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_run_that_was_preempted_before_an_evaluation_makes_it_first(monkeypatch, tmp_path):
+    """Once: where a start ends after an evaluation, the next one does not repeat it."""
+    cfg, cider = config.strict(unwatched()), iter((9.0, 8.0, 7.0))
+    measured = {"weight": 1.0, "train/loss": 1.0, "train/grad_norm": 1.0, "tokens": 1}
+    monkeypatch.setattr(evaluators, "run", lambda *_: {"caption/cider": next(cider)})
+
+    def start(stop):
+        monkeypatch.setattr(Interrupts, "after", lambda self, step: step == stop)
+        saved = checkpoint.Checkpointer(tmp_path / "checkpoints", best_metric="caption/cider")
+        watch = Watch(cfg, config.Workdir(tmp_path, tmp_path), {"caption": None}, {}, saved, 6, 1, time.monotonic())
+        update, every = (
+            lambda state, _: (state, {k: np.asarray(x) for k, x in measured.items()}),
+            dict(evaluate=2, save=1),
+        )
+        with contextlib.suppress(Stopped):
+            loop(update, {"params": np.ones(2)}, itertools.repeat(None), watch, saved, every, lambda *_: None)
+        return [line["step"] for line in metrics.read(tmp_path) if "caption/cider" in line], saved.best_step()
+
+    assert start(stop=2) == ([], None)
+    assert start(stop=3) == ([2], 2)
+    assert start(stop=5) == ([2, 4], 2)
+    shutil.rmtree(tmp_path / "checkpoints/5")
+    assert start(stop=3) == ([2], 2)  # from step 2, which the best metric keeps
+    cider = iter((8.0, 7.0))
+    assert start(stop=None) == ([2, 4, 6], 2)
 
 
 def test_scores_are_those_of_the_last_evaluation_alone(tmp_path):

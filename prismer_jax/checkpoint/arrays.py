@@ -106,8 +106,7 @@ def compare(folder: pathlib.Path, saved: Shapes, expected: Shapes, start: bool =
         if name in saved and not same(saved[name], expected[name])
     ]
     groups = {"missing in it": missing, "not expected": extra, "of another shape or type": other}
-    differences = [f"{len(names)} {what}: {listed(names)}" for what, names in groups.items() if names]
-    if differences:
+    if differences := [f"{len(names)} {what}: {listed(names)}" for what, names in groups.items() if names]:
         remedy = " Name what starts from scratch, or is left out, by --config.init_fresh=REGEX." if start else ""
         raise UserError(f"The checkpoint {folder} is of another model or optimiser. {'; '.join(differences)}.{remedy}")
 

@@ -59,8 +59,7 @@ def what_is_torn(directory: pathlib.Path, step: int) -> str:
     """Returns which file of a step is missing or has another size than noted; '' where all are as they were."""
     for name, size in layout.read_json(directory / SIZES).get(str(step), {}).items():
         path = directory / str(step) / name
-        now = path.stat().st_size if path.exists() else None
-        if now != size:
+        if (now := path.stat().st_size if path.exists() else None) != size:
             return f"{name} is missing" if now is None else f"{name} has {now} bytes instead of {size}"
     return ""
 

@@ -49,8 +49,7 @@ class ArgumentParser(argparse.ArgumentParser):
                 flags.append(word)
                 continue
             if "=" not in word:
-                value = next(rest, "--")
-                if value.startswith("--"):
+                if (value := next(rest, "--")).startswith("--"):
                     raise UserError(f"{word} needs a value: {word}=VALUE.")
                 word = f"{word}={value}"
             overrides.append(word.removeprefix("--config."))

@@ -116,8 +116,7 @@ def unread(section: Section) -> list[str]:
 
 def assert_read(section: Section) -> None:
     """Raises a UserError that names the keys nobody has read, with the nearest one that was read."""
-    left = unread(section)
-    if left:
+    if left := unread(section):
         read = [name for name, _ in leaves(unwrapped(section)) if name not in left]
         others = f" (and {len(left) - 1} more: {', '.join(left[1:4])})" if len(left) > 1 else ""
         hint = nearest(left[0], read)
@@ -156,7 +155,6 @@ def arguments(
             raise UserError(f"{where}: unknown key {key!r}. {nearest(key, names)}")
     defaults = {n for n in names if n in given and given[n] is parameters[n].default}
     values.check(given, {n: kind for n, kind in values.kinds(fn).items() if n not in defaults}, where)
-    missing = [n for n in names if n not in given and parameters[n].default is parameters[n].empty]
-    if missing:
+    if missing := [n for n in names if n not in given and parameters[n].default is parameters[n].empty]:
         raise UserError(f"{where}: key {missing[0]!r} is missing.")
     return {key: plain(value) for key, value in given.items()}

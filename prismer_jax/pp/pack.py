@@ -37,8 +37,7 @@ def pack(length: int, of: Literal["captions", "questions"], *, tokenizer: Any, *
         return [{**example, **asked} for asked in example["questions"] if asked.get("answers")]
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        candidates = texts(example)
-        if not candidates:
+        if not (candidates := texts(example)):
             raise BadSample(f"example {example.get('id', '?')} has no question with an answer. Take it off the list.")
         packed, used = None, 0
         for number, index in enumerate(rng.permutation(len(candidates))):
