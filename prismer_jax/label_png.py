@@ -27,8 +27,7 @@ def decode(expert: str, data: bytes, where: str = "a label map") -> np.ndarray |
     row = choose("expert", expert, EXPERTS)
     if not data:
         return None
-    label = _decode_plain(row, data)
-    if label is None:
+    if (label := _decode_plain(row, data)) is None:
         label = _decode_any(row, data, where)
     # 255 + 1 wraps to 0: the background is no class.
     if row.embed == "classes" and int((label + np.uint8(1)).max()) > row.num_classes:

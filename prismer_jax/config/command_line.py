@@ -78,8 +78,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
     values = dict(defaults)
     for part in filter(None, (arg or "").split(",")):
         name, equals, text = part.partition("=")
-        name = name.strip()
-        if name not in defaults:
+        if (name := name.strip()) not in defaults:
             raise UserError(f"Unknown config argument {name!r}. {nearest(name, defaults)}")
         if not equals and not isinstance(defaults[name], bool):
             raise UserError(f"Config argument {name!r} needs a value: {name}={defaults[name]}.")

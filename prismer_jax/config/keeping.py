@@ -93,8 +93,7 @@ def save_resolved(workdir: Workdir, config: Any, may_change: Sequence[str] = ())
         except ValueError:
             raise UserError(f"{file} is damaged. Delete it to continue with this config.") from None
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]  # None is as if it were left out
-        changed = [key for key in changed if not any(re.fullmatch(pattern, key) for pattern in may_change)]
-        if changed:
+        if changed := [key for key in changed if not any(re.fullmatch(pattern, key) for pattern in may_change)]:
             what = ", ".join(f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}" for k in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from prismer_jax import labels
 from prismer_jax.errors import UserError, choose
-from prismer_jax.pp.image import Size, bicubic, shapes
+from prismer_jax.pp.image import Size, bicubic, one_photo, shapes
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -86,9 +86,7 @@ def without_box(example: Example, op: str) -> Example:
     """
     if "objects" in example:
         raise UserError(f"{op}: boxes and masks of its objects would stay where they were. Leave {op} out.")
-    if not isinstance(example["image"], np.ndarray):
-        name = example.get("id", "?")
-        raise UserError(f"{op}: takes one decoded photo; example {name} has a list of them, or none. Leave {op} out.")
+    one_photo(example, op)
     return {key: value for key, value in example.items() if key != "bbox"}
 
 
@@ -121,13 +119,15 @@ def flip(p: float = 0.5, normals: Literal["mirror", "reference"] = "mirror") -> 
 
 @register
 def negative() -> Op:
-    """Turns the photo into its negative, each value v into 255 - v; label maps stay those of what it shows.
+    """Turns a photo, or each of a list, into its negative, each value v into 255 - v; label maps stay as they are.
 
     Photos of another style, in which all that a model knows of shapes holds and nothing of colours does.
     """
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        return dict(example, image=255 - example["image"])
+        if isinstance(image := example["image"], list):
+            return dict(example, image=[255 - photo for photo in image])
+        return example if image is None else dict(example, image=255 - image)  # of a text alone
 
     return op
 

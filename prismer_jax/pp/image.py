@@ -99,8 +99,7 @@ def read_image(source: bytes | str | Image.Image | np.ndarray, max_pixels: int, 
                 f"{label_png.MAX_SIDE} on a side.",
                 "too many pixels",
             )
-        pixels = None if opened else _jpeg(image, data)
-        if pixels is None:
+        if (pixels := None if opened else _jpeg(image, data)) is None:
             pixels = to_rgb(image, where)
         turn = orientation(image)  # of what was loaded: Pillow turns a TIFF itself and takes the tag away
         if turn in UPRIGHT:
@@ -181,9 +180,17 @@ def resize(size: Size, label_size: Size | None = None) -> Op:
     shape, label_shape = shapes(size, label_size)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        return dict(example, image=bicubic(example["image"], shape)) | resample(example, label_shape)
+        return dict(example, image=bicubic(one_photo(example, "resize"), shape)) | resample(example, label_shape)
 
     return op
+
+
+def one_photo(example: Example, op: str) -> np.ndarray:
+    """Returns the photo that an op takes; raises a UserError of an example that has several, or none."""
+    if not isinstance(image := example["image"], np.ndarray):
+        name = example.get("id", "?")
+        raise UserError(f"{op}: takes one decoded photo; example {name} has a list of them, or none. Leave {op} out.")
+    return image
 
 
 def shapes(size: Size, label_size: Size | None) -> tuple[tuple[int, int], tuple[int, int]]:

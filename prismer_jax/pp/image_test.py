@@ -449,11 +449,19 @@ def test_randaugment_is_a_function_of_the_rng_and_of_its_strength():
         pp.build("randaugment(2, 11)")
 
 
-@pytest.mark.parametrize("op", ["flip(1.0)", "random_resized_crop(9)", "randaugment", "blip_randaugment"])
+@pytest.mark.parametrize("op", ["resize(9)", "flip(1.0)", "random_resized_crop(9)", "randaugment", "blip_randaugment"])
 @pytest.mark.parametrize("image", [[smooth(), smooth()], None])
 def test_ops_that_move_pixels_refuse_other_than_one_photo(op, image):
     with pytest.raises(UserError, match=r"takes one decoded photo; example a has a list of them, or none\. Leave"):
         run(op, {"id": "a", "image": image})
+
+
+def test_each_of_several_photos_becomes_its_negative():
+    photos = [smooth(), smooth()[:9]]
+    for made, photo in zip(run("decode|negative()", {"id": "a", "image": photos})["image"], photos, strict=True):
+        np.testing.assert_array_equal(made, 255 - photo)
+    assert run("negative()", {"id": "a", "image": []})["image"] == []
+    assert run("negative()", {"id": "a", "image": None})["image"] is None
 
 
 def test_labels_for_keeps_the_wanted_and_fills_the_missing():

@@ -84,12 +84,10 @@ def caption(prefix: str | None = "", style: str = "plain", max_words: int | None
         raise UserError(f"caption(prefix={prefix!r}, style={style!r}): write it {texts.prefix(prefix)!r}.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        captions = example.get("captions") or []
-        if not captions:
+        if not (captions := example.get("captions")):
             raise BadSample(f"example {example.get('id', '?')} has no caption. Take it off the list or caption it.")
         text = captions[int(rng.integers(len(captions)))]
-        target = texts.caption(text, limit, prefix)
-        if not target.strip():
+        if not (target := texts.caption(text, limit, prefix)).strip():
             raise BadSample(f"example {example.get('id', '?')} has an empty caption ({text!r}).")
         return dict(example, prompt=prefix or "", target=target, cut="target")
 
@@ -123,8 +121,7 @@ def question(
         raise UserError(f"question(answer={answer!r}): 'sample' or 'majority'.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        target = " ".join(pick(example, answer, rng).split())
-        if not target:
+        if not (target := " ".join(pick(example, answer, rng).split())):
             raise BadSample(f"example {example.get('id', '?')} has an empty answer.")
         asked = _question(example, texts, max_words)
         return dict(example, prompt=asked, target=texts.choice(target, "answer"), cut="prompt")
@@ -156,8 +153,7 @@ def _question(example: Example, texts: Plain, max_words: int | None) -> str:
 
 def pick(example: Example, how: Literal["sample", "majority"], rng: np.random.Generator) -> str:
     """Returns one of an example's answers; see `question`, whose `answer` is `how`."""
-    answers = example.get("answers") or []
-    if not answers:
+    if not (answers := example.get("answers")):
         raise BadSample(f"example {example.get('id', '?')} has no answer to train on.")
     weights = example.get("answer_weights")
     if weights is None:
