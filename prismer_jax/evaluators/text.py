@@ -37,8 +37,7 @@ class TextEvaluator(Evaluator):
     id_key, text_key, method = "image_id", "caption", ""  # two of the official result format
 
     def __init__(self, *, style: str = "plain", **options: Any) -> None:
-        common = {key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options}
-        super().__init__(**common)
+        super().__init__(**{key: options.pop(key) for key in inspect.signature(Evaluator).parameters if key in options})
         self.style, self.texts, self.settings = style, style_of(style), options
         self._rng = jax.random.key(0)
         self._frequent: str | None = None
@@ -58,6 +57,8 @@ class TextEvaluator(Evaluator):
                 "annotations, that have them, or set predict_only=True (evaluate --predict-only) for predictions alone."
             )
         check_unique([self.key_of(example, i) for i, example in enumerate(scan(self.source, FIRST))], f"{where}: ")
+        if "text" not in next(iter(loader.eval_batches(self.source, self.pp, batch_size=1, numbers=[0]))):
+            raise UserError(f"{where}.pp makes no prompt: end it with question_prompt or caption_prompt, and tokenize.")
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -102,8 +103,7 @@ class TextEvaluator(Evaluator):
         self, variables: Any, questions: list[tuple[int, ...]], earlier: list[Record], journal: Journal | None
     ) -> dict[tuple[int, ...], str]:
         """Returns the model's text for each distinct prompt on a blank image; the processes share each batch."""
-        size = self.batch_size
-        entries, template = list(earlier), self.template()
+        size, entries, template = self.batch_size, list(earlier), self.template()
         done_prompts = {tuple(entry["prompt"]) for entry in gather(entries)}
         chunks = [questions[start : start + size] for start in range(0, len(questions), size)]
         left = [chunk for chunk in chunks if not done_prompts.issuperset(chunk)]
