@@ -47,7 +47,8 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any, run: pathlib.Path
         now, or be another model's.
 
     Raises:
-      UserError: the family has no FEATURES, they are trained or start from scratch, or there is no config.init.
+      UserError: the family has no FEATURES, they are trained or start from scratch, there is no config.init, or the
+        model reads label maps, which no op can cut as the photo was.
     """
     chains = {name: part["features"] for name, part in cfg.data.items() if "features" in part}
     if not chains:
@@ -56,6 +57,8 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any, run: pathlib.Path
     family = models.family(name)
     if not hasattr(family, "FEATURES"):
         raise UserError(f"config.data: a model of {name} keeps no features of photos; leave `features` out.")
+    if model.experts:
+        raise UserError("config.data: `features` are of photos, beside which config.model.experts read maps: drop one.")
     if init is None:
         raise UserError("config.data: `features` are those of trained weights; name them by config.init.")
     shapes = tree.flatten(step.state["params"])

@@ -48,10 +48,11 @@ def source(folder, sizes=((40, 40), (40, 70), (64, 64))):
     return examples
 
 
-def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm", run=None, fresh=(), **more):
+def cached(examples, init, chain=TILES, frozen=FROZEN, family="nanovlm", run=None, fresh=(), experts=(), **more):
     mixture = [{"name": "photos", "source": examples}, {"name": "texts", "source": [1]}]
     params = jax.eval_shape(model().init_variables, jax.random.key(0))["params"]
-    step = types.SimpleNamespace(model=model(), state={"params": params}, trainable=optim.split(params, frozen)[0])
+    made = model().clone(experts=experts)
+    step = types.SimpleNamespace(model=made, state={"params": params}, trainable=optim.split(params, frozen)[0])
     cfg = {"data": {"photos": {"features": chain, **more}, "texts": {}}, "model": {"name": family}}
     cfg |= {"init": init, "init_fresh": fresh}
     first, second = features.cached(mixture, config.Section(cfg), step, run)
@@ -174,6 +175,7 @@ def test_a_bad_row_of_a_source_is_a_bad_sample(tmp_path, init):
         (dict(fresh="params/vision/.*"), "vision/.* would start from scratch, but features are config.init's"),
         (dict(fresh=(r"params/projector/.*", r".*/vision/norm/scale")), "init_fresh: vision/norm/scale would start"),
         (dict(pack={"length": 8}), "use one of both"),
+        (dict(experts=("depth",)), "beside which config.model.experts read maps"),
         (dict(family="prismer"), "of prismer keeps no features"),
         (dict(family="student"), "of student keeps no features"),
     ],
