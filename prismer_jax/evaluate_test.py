@@ -194,6 +194,22 @@ def test_a_checkpoint_with_other_heads_is_refused_although_its_shapes_are_the_sa
         run(model[0], tmp_path, "model.heads=2")
 
 
+def test_heads_are_compared_before_weights_are_read(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("prismer_jax.training.start.load_into", lambda *_, **__: pytest.fail("reads them first"))
+    with pytest.raises(UserError, match="heads is 4 there, 2 here"):
+        run(model[0], tmp_path, "model.heads=2")
+
+
+def test_weights_are_read_of_a_model_whose_description_has_a_field_of_another_version(tmp_path, caplog):
+    made = models.build(**FIELDS)
+    shapes = jax.eval_shape(made.init_variables, jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    checkpoint.export(tmp_path, variables, {"model": {**FIELDS, "dropped": 3}})
+    read = load(variables, tmp_path, config.Section(FIELDS), made)
+    assert jax.tree.all(jax.tree.map(np.array_equal, read, variables))
+    assert "Unknown field of the model 'dropped'" in caplog.text
+
+
 def test_adapters_are_refused_where_another_alpha_would_scale_them(tmp_path):
     lora = dict(match="decoder/.*", rank=1)
     cfg, new = (config.Section({"model": {**FIELDS, "lora": lora | dict(alpha=alpha)}}) for alpha in (1.0, 4.0))

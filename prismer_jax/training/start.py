@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from prismer_jax import checkpoint, config, models, pp
 from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.config.section import leaves, unwrapped
 from prismer_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -38,17 +41,14 @@ def load(
     resize = models.family(models.name_of(section)).RESIZE
     patterns = (fresh,) if isinstance(fresh, str) else fresh or ()
     another = f"{path}: is of another model than the config's: "
+    if theirs and not patterns and (listed := _beyond_shapes(theirs, model)):  # before what may be gigabytes is read
+        raise UserError(f"{another}{listed}.")
     try:
-        variables = load_into(state, path, patterns, resize, **getattr(model, "loading", {}))
+        return load_into(state, path, patterns, resize, **getattr(model, "loading", {}))
     except UserError as error:
         if not theirs or not (listed := _differences(theirs, json.loads(config.to_json(section)))):
             raise
         raise UserError(f"{another}{listed}." if fresh is None else f"{error} {another}{listed}.") from error
-    if theirs and not patterns:
-        there, here = map(_beyond_shapes, (models.build(**theirs), model))
-        if listed := _differences(*({key: one[key] for key in there.keys() & here} for one in (there, here))):
-            raise UserError(f"{another}{listed}.")
-    return variables
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -57,7 +57,17 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     return "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in other[:3])
 
 
-def _beyond_shapes(model: Any) -> dict[str, Any]:
+def _beyond_shapes(theirs: Mapping[str, Any], model: Any) -> str:
+    """Returns in which settings a described model is another one that shapes do not tell, in words; '' for none."""
+    try:
+        there, here = map(_without_shape, (models.build(**theirs), model))
+    except UserError as error:  # its fields are another version's; that is no reason to refuse its weights
+        logger.warning("Whether its heads are the config's is not known of a checkpoint's model. %s", error)
+        return ""
+    return _differences(*({key: one[key] for key in there.keys() & here} for one in (there, here)))
+
+
+def _without_shape(model: Any) -> dict[str, Any]:
     """Returns the settings by which models of the same shapes differ: numbers of heads, and the adapters' factor."""
     fields = leaves(unwrapped(vars(getattr(model, "model", model))))
     factor = {"lora.alpha / lora.rank": lora.scale} if (lora := getattr(model, "lora", None)) else {}
