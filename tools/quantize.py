@@ -29,6 +29,7 @@ from prismer_jax.losses import Loss
 from prismer_jax.models import calibration
 from prismer_jax.models.lora import SECTIONS, Adapted
 from prismer_jax.towers import gptq
+from prismer_jax.training.features import with_photos
 from tools.export import orbax
 
 
@@ -89,7 +90,7 @@ def quantize(cfg: config.Section, path: pathlib.Path, number: int, output: pathl
         whole = {key: value for key, value in fields.items() if key != "quantize"}
         variables = load_variables(config.Section({**config.plain(cfg), "model": whole}), model.model, mesh, path)
         batches = input.train_batches(
-            assembly.load_mixture(cfg.data, tokenizer),
+            with_photos(assembly.load_mixture(cfg.data, tokenizer), cfg, tokenizer),
             batch_size=cfg.batch_size,
             seed=cfg.seed,
             num_workers=cfg.get("num_workers", 0),

@@ -68,6 +68,28 @@ def test_a_packed_model_says_nearly_what_it_said_and_is_whole_again_by_merging(b
         quantize.main(["--checkpoint", str(folder), "--config", CONFIG, "--output", str(packed)])
 
 
+def test_kernels_read_photos_also_where_a_training_reads_features(tmp_path, monkeypatch):
+    """A nanoVLM would go without, and be packed by what it reads of texts alone."""
+    monkeypatch.setenv("PRISMER_DATA_DIR", str(tmp_path / "data"))
+    fields = dict(name="nanovlm", variant="tiny", image_token=None, language=dict(vocab_size=640))
+    shapes = jax.eval_shape(models.build(**fields).init_variables, jax.random.key(0))
+    checkpoint.export(tmp_path / "base", jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), {"model": fields})
+    scenes = dict(name="scenes", split="train", size=32, count=8, features="decode|resize(32)")
+    cfg = dict(seed=0, batch_size=8, tokenizer="scenes", loss=dict(name="cross_entropy"))
+    cfg |= dict(model=fields | dict(quantize=dict(match="language/.*")))
+    cfg |= dict(data=dict(photos=scenes | dict(pp="caption()|tokenize(16)")))
+    seen = []
+
+    def read_by(model, variables, loss, batches, total):
+        seen.extend(batches)
+        raise UserError("seen")
+
+    monkeypatch.setattr(quantize, "read_by", read_by)
+    with pytest.raises(UserError, match="seen"):
+        quantize.quantize(config.strict(cfg), tmp_path / "base", 1, tmp_path / "packed")
+    assert seen[0]["image"].shape == (8, 32, 32, 3)
+
+
 @pytest.mark.parametrize(
     ("arg", "flags", "message"),
     [

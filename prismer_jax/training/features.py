@@ -91,6 +91,13 @@ def cached(mixture: list[dict[str, Any]], cfg: Any, step: Any, run: pathlib.Path
     return [replaced(part) if part["name"] in chains else part for part in mixture]
 
 
+def with_photos(mixture: list[dict[str, Any]], cfg: Any, tokenizer: Any) -> list[dict[str, Any]]:
+    """Returns a mixture that reads photos where a data section names `features`: for whoever runs the encoder, too."""
+    specs = {name: f"{part['features']}|{part['pp']}" for name, part in cfg.data.items() if "features" in part}
+    chains = {name: pp.build(spec, tokenizer=tokenizer) for name, spec in specs.items()}
+    return [{**part, "pp": chains.get(part["name"], part["pp"])} for part in mixture]
+
+
 def encoder_weights(
     path: str, shapes: Mapping[str, Any], resize: Mapping[str, Any], mesh: jax.sharding.Mesh, pack: Mapping[str, Any]
 ) -> dict[str, Any]:
