@@ -149,6 +149,17 @@ def test_a_method_of_decoding_may_be_another_than_the_checkpoints(captioner, pho
         captioner.caption(3)
 
 
+def test_a_length_takes_the_place_of_the_checkpoints_whichever_way_that_is_counted(export, photos, monkeypatch):
+    captioner = caption.Captioner(export)
+    (prompt,) = {int(x) for x in re.findall(r"tokenize\((\d)\)", TASKS["caption"]["pp"])}
+    few = captioner.caption(str(photos), method="greedy", max_new=2)
+    decoding = dict(method="beam", num_beams=2, max_len=prompt + 6, min_len=prompt + 1)
+    monkeypatch.setitem(captioner.tasks, "caption", captioner.tasks["caption"] | {"decode": decoding})
+    assert captioner.caption(str(photos), method="greedy", max_new=2, min_new=0) == few
+    captioner.caption(str(photos), max_new=2, min_new=2)
+    captioner.caption(str(photos), max_len=prompt + 2, num_captions=2)
+
+
 def test_a_photo_is_read_from_an_open_file_and_from_any_bytes(captioner, photos, tmp_path):
     data = (photos / "photos/p0.png").read_bytes()
     written = io.BytesIO()

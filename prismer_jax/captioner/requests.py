@@ -20,6 +20,8 @@ from prismer_jax.pp.text import style_of
 
 # A checkpoint's settings of decoding that stand for whatever method one asks for.
 OF_ALL = ("max_new", "min_new", "max_len", "min_len", "prompt_length", "length", "padding")
+# Of each of these lengths, which one takes its place.
+COUNTED_OTHERWISE = {"max_new": "max_len", "max_len": "max_new", "min_new": "min_len", "min_len": "min_new"}
 
 
 @dataclasses.dataclass
@@ -155,11 +157,15 @@ def to_write(
         raise UserError(
             "Several texts, top_p, top_k and temperature need method='sample': leave method and num_beams out."
         )
-    of_all = {k: v for k, v in how["decode"].items() if k in OF_ALL}
+    decoding, drawing = (
+        {k: v for k, v in how.get(key, {}).items() if COUNTED_OTHERWISE.get(k) not in settings}
+        for key in ("decode", "sample")
+    )
+    of_all = {k: v for k, v in decoding.items() if k in OF_ALL}
     if method == "sample":
-        options = {"num_samples": number, **of_all, **how.get("sample", {}), **settings, "method": method}
+        options = {"num_samples": number, **of_all, **drawing, **settings, "method": method}
     else:
-        options = {**(how["decode"] if method == own else of_all), **settings, "method": method}
+        options = {**(decoding if method == own else of_all), **settings, "method": method}
     options |= {"eos": loaded.tokenizer.eos, "pad": loaded.tokenizer.pad}
 
     def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
