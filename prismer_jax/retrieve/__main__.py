@@ -115,11 +115,11 @@ def find(
     """Returns for each text [{"image", "itc"[, "itm", "score"]}] of the best photos, the best first."""
     if not texts:
         return []
-    vectors, best = comparer.texts(texts), [[] for _ in texts]
+    vectors, best, seen = comparer.texts(texts), [[] for _ in texts], set[str]()
     for images, files, photos in index.parts():
-        current = [
-            row for row, image in enumerate(images) if image in places and files[row] == _file(source[places[image]])
-        ]
+        new = ((row, image) for row, image in enumerate(images) if image in places and image not in seen)
+        current = [row for row, image in new if files[row] == _file(source[places[image]])]
+        seen.update(images[row] for row in current)
         likeness = np.einsum("nqe,te->ntq", photos[current].astype(np.float32), vectors).max(2)
         for text, column in enumerate(likeness.T):
             some = zip(column.tolist(), (images[row] for row in current), strict=True)

@@ -1,10 +1,11 @@
-"""The vectors of photos on disk: FOLDER/part-00000.npz ..., each of some photos, written whole as they are encoded."""
+"""The vectors of photos on disk: FOLDER/part-<random>.npz, each of some photos, written whole as they are encoded."""
 
 from __future__ import annotations
 
 import io
 import json
 import pathlib
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ class Index:
     """Vectors of photos of one checkpoint, part by part: no more than one part is in memory.
 
     A photo is known by its path, and by size and time of it and of its labels; one that changed, or is gone, counts no
-    more. Parts of other weights or other preprocessing are deleted when a part is added.
+    more. Parts of other weights or other preprocessing are deleted when a part is added. Processes that fill one index
+    at the same time each have parts of their own, so that a photo may be there twice; none is lost.
 
     Args:
       folder: made when there is something to put there.
@@ -41,8 +43,7 @@ class Index:
             with np.load(path, allow_pickle=False) as part:
                 other = str(part["header"]) != self._header
             if other:
-                path.unlink()
-        last = max((int(path.stem.split("-")[1]) for path in self._paths()), default=-1)
+                path.unlink(missing_ok=True)
         data = io.BytesIO()
         np.savez(
             data,
@@ -51,7 +52,7 @@ class Index:
             files=np.array(files, np.int64),
             vectors=vectors.astype(np.float16),
         )
-        storage.write(self._folder / f"part-{last + 1:05}.npz", data.getvalue())
+        storage.write(self._folder / f"part-{secrets.token_hex(8)}.npz", data.getvalue())
 
     def _paths(self) -> list[pathlib.Path]:
-        return sorted(self._folder.glob("part-[0-9]*.npz"))
+        return sorted(self._folder.glob("part-*.npz"))

@@ -13,6 +13,7 @@ from prismer_jax.captioner import Captioner
 from prismer_jax.captioner.comparing import Read
 from prismer_jax.decode import matching
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files import storage
 from prismer_jax.retrieve import __main__ as retrieve
 from prismer_jax.retrieve.index import Index
 from prismer_jax.sentences.testing import WORDS, write_model
@@ -130,6 +131,24 @@ def test_a_photo_is_encoded_again_when_its_label_has_changed(photos):
     (labels / "depth/p2.png").write_bytes(b"")
     assert "p2.png" not in retrieve.encode(comparer, source, index, 2)
     assert comparer.seen[0] == "p2.png"  # so that it is named
+
+
+def test_two_commands_may_fill_one_index_at_the_same_time(captioner, photos, monkeypatch):
+    comparer, source = captioner.comparer(), datasets.load("photos", images=photos, experts=())
+    first, second = (Index(photos.with_name("index"), {}) for _ in range(2))
+    write = storage.write
+
+    def late(path, data):  # the other command begins, and ends, while this one writes its part
+        monkeypatch.setattr(storage, "write", write)
+        retrieve.encode(comparer, datasets.load("photos", images=photos / "p0.png", experts=()), second, 1)
+        write(path, data)
+
+    monkeypatch.setattr(storage, "write", late)
+    places = retrieve.encode(comparer, source, first, 2)
+    stored = sorted(image for images, *_ in first.parts() for image in images)
+    assert stored == ["p0.png", *(f"p{i}.png" for i in range(5))]
+    (found,) = retrieve.find(comparer, source, first, places, ["a cat"], 9, 3, 2)
+    assert sorted(photo["image"] for photo in found) == [f"p{i}.png" for i in range(5)]
 
 
 def test_a_damaged_photo_is_left_out_again_when_all_others_are_in_the_index(captioner, photos, capsys):
