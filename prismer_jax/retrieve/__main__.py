@@ -173,7 +173,8 @@ def _texts_in(path: pathlib.Path) -> list[Any]:
     """
     if path.suffix.lower() not in LISTS:
         try:
-            return path.read_text(encoding="utf-8-sig").splitlines()
+            # Not str.splitlines: texts may hold U+2028 and the like.
+            return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a file of texts, a JSON list or one a line ({error}).") from None
     content = formats.read(path)

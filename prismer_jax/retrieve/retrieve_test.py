@@ -184,6 +184,13 @@ def test_texts_of_a_file_or_a_list(tmp_path, name, text, capsys):
     assert ("t.json: left out: 1 x empty caption" in capsys.readouterr().err) == ("annotations" in text)
 
 
+def test_a_line_ends_with_its_line_break_alone(tmp_path):
+    texts = ["a cat\u2028on a sofa", "red\x0bdogs", "the\x85cafe\x1c", "a form\x0cfeed"]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "t.txt").write_bytes(end.join([*texts, ""]).encode())
+        assert retrieve._texts([], tmp_path / "t.txt") == [text.strip() for text in texts]
+
+
 def test_the_index_of_the_folder_one_is_in_lies_beside_it(captioner, photos, monkeypatch):
     monkeypatch.chdir(photos)
     retrieve.main(["--checkpoint", str(captioner.folder), "--images", ".", "--query", "a cat", "--rerank", "0"])
