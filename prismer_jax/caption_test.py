@@ -190,6 +190,45 @@ def test_no_example_is_one_line(captioner):
             ask()
 
 
+GREY = np.zeros((40, 30, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": "what\ud800"}, r"example 1: 'what\\ud800' is not UTF-8"),
+        ({"question": 5}, "example 1: 5 is no text"),
+        ({"begun": b"a"}, "example 1: b'a' is no text"),
+        ({"image": GREY / 255}, r"example 1: an array of float64 \[40, 30, 3\] is no photo"),
+        ({"labels/depth": GREY}, r"label of depth is an array of uint8 \[40, 30, 3\]. Give uint8 \[height, width, 1\]"),
+        ({"labels/depth": GREY[..., 0]}, r"label of depth is an array of uint8 \[40, 30\]"),
+    ],
+)
+def test_an_example_that_cannot_be_read_costs_no_other(captioner, change, message):
+    """They ended the whole list in a traceback, and with it a benchmark."""
+    good = {"id": "0", "image": GREY[..., 0], "question": "what is it?"}
+    (said,) = captioner.ask([good, good | {"id": "1"} | change])
+    assert said["image"] == "0"
+    (left,) = captioner.left_out
+    assert left["image"] == "1"
+    assert re.search(message, left["error"])
+
+
+@pytest.mark.parametrize("examples", [[{"image": GREY}], [{"id": "0"}], {"id": "0", "image": GREY}, ["photo.jpg"]])
+def test_what_is_no_example_is_one_line(captioner, examples):
+    for ask in (captioner.ask, lambda examples: captioner.rank(examples, ["a"])):
+        with pytest.raises(UserError, match="Example 0 is no dict with an id and an image"):
+            ask(examples)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"batch_size": 1.5}, {"num_captions": 0}, {"num_captions": "2"}]
+)
+def test_so_few_cannot_be_asked_for(captioner, options):
+    with pytest.raises(UserError, match="must be a whole number, at least 1"):
+        captioner.caption(GREY, **options)
+
+
 def test_official_folders_may_have_data_sets_in_them(captioner, photos):
     for expert in EXPERTS:
         (photos / f"labels/{expert}/helpers").mkdir()
@@ -247,9 +286,9 @@ def test_given_answers_and_classes_are_ranked(captioner, photos, question):
     assert _compiled._cache_size() == compiled  # for two batches, the last one filled up, and all of it again
 
 
-@pytest.mark.parametrize("k", [0, -1])
+@pytest.mark.parametrize("k", [0, -1, 1.5, "1"])
 def test_so_few_choices_cannot_be_ranked(captioner, photos, k):
-    with pytest.raises(UserError, match=f"k={k}: must be at least 1"):
+    with pytest.raises(UserError, match=f"k={k!r}: must be a whole number, at least 1"):
         captioner.choose(photos / "photos", ["red", "blue"], k=k)
 
 

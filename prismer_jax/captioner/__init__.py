@@ -167,7 +167,7 @@ class Captioner(Loaded):
           [{"image": the example's id, "answers" or "captions": [text, ...], "scores": [log-probability, ...]}], without
           those in `left_out`; with "attention": [(word, its share of each of the photo's patches, float32 [h, w])].
         """
-        key = {"question": "answers", "caption": "captions"}[task]
+        key = choose("task", task, {"question": "answers", "caption": "captions"})
         request = to_write(self, task, Examples(examples), key, num_answers, seed, settings, [{}], attention)
         return list(results_of(self, request, batch_size))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from prismer_jax import config, decode
 from prismer_jax.captioner.loaded import Loaded, Path, Result
-from prismer_jax.datasets.photos import NO_PHOTO, Asked
+from prismer_jax.datasets.photos import NO_PHOTO, Asked, check_text
 from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import UserError, choose
 from prismer_jax.pp.chat import takes_prompt
@@ -96,11 +96,10 @@ def to_choose(
     """Returns what Captioner.choose asks; raises UserError if the checkpoint lacks the task."""
     task, kind = ("caption", "class") if question is None else ("question", "answer")
     how = choose("task of this checkpoint", task, loaded.tasks)
-    if k is not None and k < 1:
-        raise UserError(f"k={k}: must be at least 1, of the choices that are ranked as a whole.")
-    settings = {"k": k or {"class": 32, "answer": 16}[kind]}
+    k = {"class": 32, "answer": 16}[kind] if k is None else k
+    check_counts(k=k)
     asked = [{}] if question is None else _questions(question)
-    return to_rank(loaded, loaded.photos(images, labels), how, read_choices(choices), kind, settings, asked)
+    return to_rank(loaded, loaded.photos(images, labels), how, read_choices(choices), kind, {"k": k}, asked)
 
 
 def to_rank(
@@ -113,7 +112,8 @@ def to_rank(
     asked: Sequence[Result],
 ) -> Request:
     """Returns a request that ranks texts, answers or names of classes, for each row of a source."""
-    _check_texts([*texts, *(text for ask in asked for text in ask.values())])
+    for text in (*texts, *(text for ask in asked for text in ask.values())):
+        check_text(text)
     tokens = choice_tokens(loaded.tokenizer, texts, kind, how.get("style", "plain"))
     settings = {**settings, "padding": how["decode"].get("padding", "own")}
 
@@ -146,7 +146,9 @@ def to_write(
     With `attention` the result also has where the model looked for each word of the first, see Captioner.ask.
     """
     config.check_seed(seed)
-    _check_texts([text for ask in asked for text in ask.values()])
+    check_counts(number=number)
+    for text in (text for ask in asked for text in ask.values()):
+        check_text(text)
     how = choose("task of this checkpoint", task, loaded.tasks)
     texts = style_of(how.get("style", "plain"))
     write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
@@ -195,15 +197,11 @@ def _looked(loaded: Loaded, arrays: Mapping[str, Any], tokens: np.ndarray) -> Se
     ]
 
 
-def _check_texts(texts: Sequence[str]) -> None:
-    """Raises a UserError for what is no text, or cannot be encoded, as one from a command line of another encoding."""
-    for text in texts:
-        if not isinstance(text, str):
-            raise UserError(f"{text!r} is no text: give prompts and questions as texts.")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{text!a} is not UTF-8, which tokenizers read: write the text in it.") from None
+def check_counts(**counts: Any) -> None:
+    """Raises a UserError for what is no whole number of at least 1."""
+    for name, count in counts.items():
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+            raise UserError(f"{name}={count!r}: must be a whole number, at least 1.")
 
 
 def _questions(question: str | Sequence[str]) -> list[Result]:

@@ -13,7 +13,7 @@ import numpy as np
 from prismer_jax import input, pp
 from prismer_jax.batch import BY_TEXT
 from prismer_jax.captioner.loaded import Loaded
-from prismer_jax.captioner.requests import Request, Result
+from prismer_jax.captioner.requests import Request, Result, check_counts
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.journal import Journal
@@ -36,6 +36,7 @@ def results_of(
       batch_size: photos at a time.
       journal: makes the journal of what is described to it, where results are kept and earlier starts left some.
     """
+    check_counts(batch_size=batch_size)
     if not len(request.source):
         raise UserError("There is no example: give one or more.")
     loaded.left_out, source, count, times = [], request.source, len(request.source), len(request.asked)

@@ -86,10 +86,17 @@ def _unopened(photo: Any) -> Photo:
 
 
 class Examples:
-    """A source of examples that are in memory."""
+    """A source of examples that are in memory, {"id", "image", ...}; see Captioner.ask.
 
-    def __init__(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        self.examples = examples
+    Raises:
+      UserError: one is no such dict.
+    """
+
+    def __init__(self, examples: Iterable[Mapping[str, Any]]) -> None:
+        self.examples = list(examples)
+        for place, example in enumerate(self.examples):
+            if not isinstance(example, Mapping) or not {"id", "image"} <= example.keys():
+                raise UserError(f"Example {place} is no dict with an id and an image, which may be None.")
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -98,7 +105,36 @@ class Examples:
         return self.examples[index]["id"]
 
     def __getitem__(self, index: int) -> Example:
-        return dict(self.examples[index])
+        """Raises BadSample for a text that cannot be encoded, and for an array that is no photo or no label map."""
+        example, where = dict(self.examples[index]), f"example {self.examples[index]['id']}"
+        for key in ("question", "begun"):
+            if (text := example.get(key)) is not None:
+                check_text(text, f"{where}: ")
+        if isinstance(photos := example["image"], np.ndarray):
+            example["image"] = _pixels(photos, where)
+        elif isinstance(photos, list):
+            example["image"] = [_pixels(one, where) if isinstance(one, np.ndarray) else one for one in photos]
+        for kind in EXPERTS.values():
+            if isinstance(label := example.get(kind.key), np.ndarray) and (
+                label.dtype != np.uint8 or label.ndim != 3 or label.shape[2] != kind.channels or not label.size
+            ):
+                raise BadSample(
+                    f"{where}: its label of {kind.name} is an array of {label.dtype} {list(label.shape)}. Give uint8 "
+                    f"[height, width, {kind.channels}].",
+                    "array that is no label map",
+                )
+        return example
+
+
+def check_text(text: Any, where: str = "") -> None:
+    """Raises BadSample for what is no text, or cannot be encoded, as one from a command line of another encoding."""
+    if not isinstance(text, str):
+        raise BadSample(f"{where}{text!r} is no text: give prompts and questions as texts.", "no text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        said = f"{where}{text!a} is not UTF-8, which tokenizers read: write the text in it."
+        raise BadSample(said, "text that is not UTF-8") from None
 
 
 NO_PHOTO = Examples([{"id": "", "image": None}])  # of a prompt alone
@@ -118,11 +154,11 @@ class Photos(Examples):
         if not photos:
             raise UserError("There is no photo: give files, folders, bytes, Pillow's images or arrays.")
         files = [os.fspath(photo) if isinstance(photo, str | os.PathLike) else None for photo in photos]
-        super().__init__([{"id": files[i] or str(i), "image": files[i] or photo} for i, photo in enumerate(photos)])
+        super().__init__({"id": files[i] or str(i), "image": files[i] or photo} for i, photo in enumerate(photos))
 
     def __getitem__(self, index: int) -> Example:
         """Raises BadSample for an array that is no photo, or an image of Pillow that cannot be loaded."""
-        example = super().__getitem__(index)
+        example = dict(self.examples[index])
         if isinstance(example["image"], str | bytes):
             return example
         return example | {"image": _pixels(example["image"], f"image {example['id']}")}
