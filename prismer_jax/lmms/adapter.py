@@ -27,7 +27,7 @@ class PrismerJax(lmms):
     """Answers benchmarks' questions with a checkpoint of this project, through its own preprocessing.
 
     A sample that the checkpoint cannot read, such as one of more photos or tiles than its preprocessing takes, has an
-    empty answer and is named in a warning.
+    empty answer and is named in a warning. So is a continuation without a text, which counts as the least likely.
     """
 
     is_simple = True
@@ -86,14 +86,19 @@ class PrismerJax(lmms):
         for (context, number, task, split), targets in groups.items():
             visual = requests[next(iter(targets.values()))[0]].args[2]
             example, texts = self._example("0", context, visual, number, task, split), [t.strip() for t in targets]
-            if not (ranked := _usable(self.captioner.rank, [example], texts)):
+            if not all(texts):
+                logger.warning(
+                    "Document %s of %s: a continuation is empty, and counts as the least likely.", number, task
+                )
+                texts = [text for text in texts if text]
+            if not (texts and (ranked := _usable(self.captioner.rank, [example], texts))):
                 continue
             longest = max(len(self.captioner.tokenizer.encode_after(text)) for text in texts)
             (said,) = self.captioner.ask([example], method="greedy", max_new=longest + 1)
             scores = dict(zip(ranked[0]["choices"], ranked[0]["scores"], strict=True))
-            for target, places in targets.items():
-                for place in places:
-                    costs[place] = -scores[target.strip()], said["answers"][0] == target.strip()
+            for text, places in zip(map(str.strip, targets), targets.values(), strict=True):
+                for place in places if text else ():
+                    costs[place] = -scores[text], said["answers"][0] == text
         return [GenerationResult(cost) for cost in costs]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -125,9 +130,12 @@ def _usable(ask: Callable[..., list[Example]], *args: Any, **settings: Any) -> l
 
 
 def _pixels(photo: Any) -> Any:
-    """Returns what an example holds of a photo: a path, or uint8 RGB."""
+    """Returns what an example holds of a photo: a path, or uint8 RGB; a damaged one as it is, to be left out."""
     if isinstance(photo, Image.Image):
-        return np.asarray(photo.convert("RGB"))
+        try:
+            return np.asarray(photo.convert("RGB"))
+        except (OSError, SyntaxError, ValueError):  # of a file that is read only now
+            return photo
     if isinstance(photo, str | np.ndarray):
         return photo
     raise UserError(f"A task gives a {type(photo).__name__}; photos alone are read, no video and no sound.")

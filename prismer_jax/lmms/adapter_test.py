@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import sys
 import types
@@ -150,6 +151,29 @@ def test_the_likeliest_continuation_costs_least(model, monkeypatch):
     assert (costs[0][0] < costs[1][0]) == (ranked["choices"][0] == "A")
     monkeypatch.setattr(model.captioner, "ask", lambda examples, **_: [{"answers": ["B"]}])
     assert [cost.text[1] for cost in model.loglikelihood(made)] == [False, True, False]
+
+
+def test_an_empty_continuation_is_the_least_likely(model, caplog):
+    asked = requests(model, {})[0]
+    targets = ("A", "", " \n", "\ud800")
+    made = [dataclasses.replace(asked, arguments=(asked.args[0], one, *asked.args[2:])) for one in targets]
+    alone, worst = model.loglikelihood(made[:1])[0].text, (float("inf"), False)
+    assert [cost.text for cost in model.loglikelihood(made[:3])] == [alone, worst, worst]
+    assert "Document 2 of mmstar: a continuation is empty" in caplog.text
+    assert [cost.text for cost in model.loglikelihood(made[1:2])] == [worst]
+    assert [cost.text for cost in model.loglikelihood(made[3:])] == [worst]
+
+
+def test_a_damaged_photo_has_an_empty_answer(model):
+    first, second, third = requests(model, {"max_new_tokens": 4})
+    data = io.BytesIO()
+    model.task_dict["mmstar"]["val"][0]["photo"].save(data, "PNG")
+    cut = Image.open(io.BytesIO(data.getvalue()[:600]))
+    second.arguments = (*second.args[:2], lambda doc: [cut], *second.args[3:])
+    third.arguments = ("What\ud800?", *third.args[1:])
+    said = model.generate_until([first, second, third])
+    assert said[0]
+    assert said[1:] == ["", ""]
 
 
 def test_questions_are_put_as_nanovlms_wrapper_puts_them():
