@@ -2,7 +2,8 @@
 
 HubFile and WebFile state what is certain of a file without a network (`stated`), ask for more (`facts`), and fetch it
 (`fetch`). A file appears when it is whole and has the checksum that it should have; fetching goes on where an earlier
-try stopped, in whichever process that was.
+try stopped, in whichever process that was. Of a file without a checksum it begins anew: what is published there may
+have changed meanwhile, and nothing would tell that the two ends do not belong together.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ class Facts:
     git_sha1: str | None = None
     md5: str | None = None
     commit: str | None = None
+
+    @property
+    def checked(self) -> bool:
+        """Whether there is a checksum."""
+        return any((self.sha256, self.git_sha1, self.md5))
 
     def problem(self, path: pathlib.Path) -> str | None:
         """Says how a file differs from these facts; None if it does not."""
@@ -173,9 +179,12 @@ def _fetch(address: str, target: pathlib.Path, facts: Facts, location: str | Non
     with _alone(part):
         if not before and target.exists() and not facts.problem(target):  # another process fetched it meanwhile
             return
-        start = part.stat().st_size if part.exists() else 0
+        start = part.stat().st_size if part.exists() and facts.checked else 0
         if start == 0 or facts.problem(part):
-            _receive(address, part, start if facts.size is None or start < facts.size else 0, location or address)
+            start = start if facts.size is None or start < facts.size else 0
+            if not _receive(address, part, start, location or address):
+                goes_on = ": it goes on from there" if facts.checked else ""
+                raise UserError(f"{address}: the connection broke. Run the same again{goes_on}.")
         if problem := facts.problem(part):
             part.unlink()
             raise UserError(f"{address}: what arrived {problem}. It is deleted; run the same again.")
@@ -195,10 +204,11 @@ def _alone(part: pathlib.Path) -> Iterator[None]:
                 part.unlink()
 
 
-def _receive(address: str, part: pathlib.Path, start: int, location: str) -> None:
+def _receive(address: str, part: pathlib.Path, start: int, location: str) -> bool:
+    """Adds to a file what a server sends from a byte on; returns whether all has come."""
     with _open(location, Range=f"bytes={start}-") if start else _open(location) as answer:
         if answer.status == 416:  # it is not longer than what came before
-            return
+            return True
         start = start if answer.status == 206 else 0  # else the server sends the whole file again
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
@@ -211,8 +221,7 @@ def _receive(address: str, part: pathlib.Path, start: int, location: str) -> Non
             while chunk := _read(answer):
                 file.write(chunk)
                 advance(len(chunk) / _MB)
-    if total is not None and part.stat().st_size < total:
-        raise UserError(f"{address}: the connection broke. Run the same again: it goes on from there.")
+    return total is None or part.stat().st_size >= total
 
 
 @contextmanager

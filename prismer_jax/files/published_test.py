@@ -100,6 +100,15 @@ def test_a_broken_connection_keeps_what_came(server, tmp_path):
     assert (tmp_path / "x.pt.part").read_bytes() == CONTENT[:1000]
 
 
+def test_a_file_without_a_checksum_is_fetched_anew(server, tmp_path):
+    """It was joined from two files where another one was published after the connection broke."""
+    (tmp_path / "x.pt.part").write_bytes(CONTENT[:70_000][::-1])
+    WebFile(f"{server.url}/composed").fetch(tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").read_bytes() == CONTENT
+    with pytest.raises(UserError, match=r"the connection broke. Run the same again\.$"):
+        WebFile(f"{server.url}/composed-breaks").fetch(tmp_path / "y.pt")
+
+
 def test_of_two_processes_one_waits_for_the_other(server, tmp_path):
     source, target = WebFile(f"{server.url}/x", SHA256), tmp_path / "x.pt"
     with ThreadPoolExecutor(1) as pool, published._alone(tmp_path / "x.pt.part"):
