@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from prismer_jax import datasets, pp
 from prismer_jax.captioner import Captioner
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.photos import Photos
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 from prismer_jax.labels import EXPERTS
 from prismer_jax.objects.class_names import class_names
 from prismer_jax.report.photos import sample
@@ -102,12 +103,23 @@ class Model:
     def examples(self, source: str | os.PathLike) -> list[Example]:
         """Returns photos to begin with: 'scenes', with those of their labels that the model can read, or of a folder.
 
+        Photos that cannot be read are passed over and named on stderr.
+
         Raises:
-          UserError: the folder is not there, or has no photos.
+          UserError: the folder is not there, or has no photos that can be read.
         """
         if os.fspath(source) != "scenes":
-            found = datasets.load("photos", images=source, experts=())
-            return [_decoded(found[index]) for index in range(min(EXAMPLES, len(found)))]
+            found, examples = datasets.load("photos", images=source, experts=()), []
+            for index in range(len(found)):
+                try:
+                    examples.append(_decoded(found[index]))
+                except BadSample as error:
+                    print(f"Left out: {error}", file=sys.stderr)
+                if len(examples) == EXAMPLES:
+                    break
+            if not examples:
+                raise UserError(f"{source}: none of its photos can be read. Give another folder, or --examples none.")
+            return examples
         size = min(max(self.captioner.model.image_size, 32), 2048)
         count = 10 * EXAMPLES  # of which 'val' is a tenth
         drawn = datasets.load("scenes", split="val", task="all", size=size, count=count)

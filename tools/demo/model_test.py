@@ -6,6 +6,7 @@ import socket
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prismer_jax import datasets
 from prismer_jax.caption_test import write_model
@@ -101,6 +102,17 @@ def test_scenes_bring_the_labels_that_the_model_can_read(tmp_path, monkeypatch):
     model = Model(Captioner(write(tmp_path / "b", classes=classes)))
     (example,) = model.examples("scenes")
     assert model.labelled(example) == EXPERTS
+
+
+def test_a_damaged_photo_is_no_example_and_ends_no_page(exported, tmp_path, capsys):
+    model = Model(Captioner(exported))
+    (tmp_path / "a.png").write_bytes(b"no photo")
+    with pytest.raises(UserError, match="none of its photos can be read"):
+        model.examples(tmp_path)
+    for number in range(9):
+        Image.fromarray(PHOTO).save(tmp_path / f"b{number}.png")
+    assert [example["id"] for example in model.examples(tmp_path)] == [f"b{number}.png" for number in range(8)]
+    assert "a.png: not a readable image" in capsys.readouterr().err
 
 
 def test_what_is_said_is_no_markup():
