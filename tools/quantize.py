@@ -30,7 +30,8 @@ from prismer_jax.models import calibration
 from prismer_jax.models.lora import SECTIONS, Adapted
 from prismer_jax.towers import gptq
 from prismer_jax.training.features import with_photos
-from tools.export import orbax
+
+from .export import orbax
 
 
 def read_by(model: Adapted, variables: Any, loss: Loss, batches: Iterable[Any], total: int) -> dict[str, jax.Array]:

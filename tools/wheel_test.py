@@ -1,5 +1,6 @@
 """The wheel: every config, transfer and tool is in it, below prismer_jax alone, and it runs away from the checkout."""
 
+import ast
 import os
 import pathlib
 import shutil
@@ -41,6 +42,15 @@ def test_it_holds_every_module_but_the_tests(checkout, tmp_path):
     }
     assert files(tmp_path / "lib") == expected
     assert {"prismer_jax/recipes/configs/quickstart.py", "prismer_jax/py.typed"} <= expected  # PEP 561: its types count
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_tool_imports_others_relatively(path):
+    """A wheel has them as prismer_jax.tools, and no package called `tools`."""
+    nodes = () if path.name.endswith("_test.py") else tuple(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    assert not [name for name in names if name.partition(".")[0] == "tools"]
 
 
 @pytest.mark.slow
