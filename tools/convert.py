@@ -52,7 +52,7 @@ SMALL = 1 << 20  # bytes; arrays below stay in memory
 def family(name: str, command: conversion.Command, argv: Sequence[str]) -> None:
     """Converts files of a family of models."""
     parser = config.ArgumentParser(prog=f"python -m tools.convert {name}", description=command.help)
-    _output(parser, "the folder to write")
+    export.output_flags(parser, "the folder to write")
     command.flags(parser)
     _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv, command.fields)
@@ -105,7 +105,7 @@ def expert(argv: Sequence[str]) -> None:
     parser = config.ArgumentParser(prog="python -m tools.convert expert", description=expert.__doc__)
     parser.add_argument("--name", required=True, help=", ".join(experts.EXPERTS))
     parser.add_argument("--input", required=True, type=storage.on_disk, help="the official file")
-    _output(parser, "the folder to write; best called as --name")
+    export.output_flags(parser, "the folder to write; best called as --name")
     _allow(parser)
     started, args = time.monotonic(), _flags(parser, argv)
     model = choose("expert", args.name, experts.EXPERTS)()
@@ -121,7 +121,7 @@ def tables(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--input", required=True, type=storage.on_disk, help=f"folder of {', '.join(label_tables.FILES)}"
     )
-    _output(parser, "an .npz file")
+    export.output_flags(parser, "an .npz file")
     args = _flags(parser, argv)
     label_tables.convert(args.input, args.output)
     print(f"{args.output}: use it as --label-tables of the other commands.")
@@ -142,7 +142,7 @@ def adapter(argv: Sequence[str]) -> None:
     parser = config.ArgumentParser(prog="python -m tools.convert adapter", description=adapter.__doc__)
     parser.add_argument("--checkpoint", required=True, type=storage.on_disk, help="the model, as exported or converted")
     parser.add_argument("--input", required=True, type=storage.on_disk, help="folder of adapter_model.safetensors")
-    _output(parser, "the folder to write")
+    export.output_flags(parser, "the folder to write")
     args = _flags(parser, argv)
     variables, description = checkpoint.load_export(args.checkpoint)
     fields = description.get("model", {})
@@ -154,11 +154,6 @@ def adapter(argv: Sequence[str]) -> None:
     described = {**description, "model": {**fields, "lora": section}}
     export.orbax(args.output, {**variables, "params": params}, described)
     print(f"{args.output}: {sum(x.size for x in arrays.values()):,} parameters of rank {section['rank']} were added.")
-
-
-def _output(parser: config.ArgumentParser, what: str) -> None:
-    parser.add_argument("--output", required=True, type=storage.on_disk, help=what)
-    parser.add_argument("--force", action="store_true", help="replace what is there")
 
 
 def _allow(parser: config.ArgumentParser) -> None:
@@ -187,9 +182,8 @@ def _flags(parser: config.ArgumentParser, argv: Sequence[str], fields: bool = Fa
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             known[path] = text
     args.model = conversion.merged({}, tree.unflatten(known))  # which checks it
-    there = getattr(args, "output", None)
-    if there and there.exists() and not args.force and not (there.is_dir() and not any(there.iterdir())):
-        raise UserError(f"{there} exists; choose another name, or replace it with --force.")
+    if hasattr(args, "output"):
+        export.check_output(args)
     return args
 
 

@@ -17,6 +17,7 @@ The first two hold what the official model has: not the label tables, which the 
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -132,6 +133,18 @@ FORMATS: dict[str, Writer] = {
 }
 
 
+def output_flags(parser: config.ArgumentParser, what: str) -> None:
+    """Adds --output, which `what` describes, and --force, for `check_output`."""
+    parser.add_argument("--output", required=True, type=storage.on_disk, help=what)
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raises a UserError where the output is there, and is no empty folder, unless --force is given."""
+    if args.output.exists() and not args.force and not disk.is_free(args.output):
+        raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
+
+
 def family_formats() -> dict[str, Writer]:
     """Returns the formats of all families' originals, which are folders."""
     formats: dict[str, Writer] = {}
@@ -146,19 +159,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.export", description=__doc__.partition(":")[0])
     parser.add_argument("--checkpoint", required=True, type=storage.folder, help="an export, a workdir or a checkpoint")
     parser.add_argument("--format", required=True, help=", ".join(formats))
-    parser.add_argument(
-        "--output", required=True, type=storage.on_disk, help=f"a folder for {', '.join(folders)}, else a file"
-    )
+    output_flags(parser, f"a folder for {', '.join(folders)}, else a file")
     parser.add_argument("--merge", action="store_true", help="add adapters to their kernels, and unpack these")
-    parser.add_argument("--force", action="store_true", help="replace what is there")
     args = parser.parse_flags(argv, "a checkpoint carries its own config")
     writer = choose("format", args.format, formats)
     if args.merge and args.format == "adapter":
         raise UserError(
             "--merge adds adapters to kernels, and the format adapter is of adapters alone: leave out --merge."
         )
-    if args.output.exists() and not args.force:
-        raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
+    check_output(args)
     if args.output.is_dir() and args.format not in folders:
         raise UserError(f"{args.output} is a folder; {args.format} is one file.")
     what = checkpoint.description(args.checkpoint).get("model", {})

@@ -109,6 +109,12 @@ def test_nothing_is_overwritten_unless_asked_for(folder, tmp_path, kind):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+def test_an_empty_folder_is_written_to(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    run(folder, "orbax", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["torch", "safetensors", "msgpack"])
 def test_a_link_to_a_file_is_followed(folder, tmp_path, kind):
     (tmp_path / "far").mkdir()

@@ -31,7 +31,7 @@ from prismer_jax.models.lora import SECTIONS, Adapted
 from prismer_jax.towers import gptq
 from prismer_jax.training.features import with_photos
 
-from .export import orbax
+from .export import check_output, orbax, output_flags
 
 
 def read_by(model: Adapted, variables: Any, loss: Loss, batches: Iterable[Any], total: int) -> dict[str, jax.Array]:
@@ -112,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, type=storage.folder, help="a workdir, an export, a checkpoint")
     parser.add_argument("--config", required=True, help="FILE.py[:arg]; its model.quantize says what is packed")
     parser.add_argument("--batches", type=int, default=8, help="of its data, of config.batch_size examples; default 8")
-    parser.add_argument("--output", required=True, type=storage.on_disk, help="a folder")
-    parser.add_argument("--force", action="store_true", help="replace what is there")
+    output_flags(parser, "a folder")
     args, overrides = parser.parse(argv)
     cfg = config.load(args.config, overrides)
     kind = (config.plain(cfg.model.get("quantize")) or {}).get("kind", gptq.KIND)
@@ -124,8 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if args.batches < 1:
         raise UserError(f"--batches {args.batches}: kernels are packed by one batch at least.")
-    if args.output.exists() and not args.force:
-        raise UserError(f"{args.output} exists; choose another name, or replace it with --force.")
+    check_output(args)
     if any(map(checkpoint.description(args.checkpoint).get("model", {}).get, SECTIONS)):
         merge = "python -m tools.export --merge --format orbax"
         raise UserError(f"{args.checkpoint} has adapters or packed kernels already: make it whole by {merge}.")
