@@ -21,7 +21,7 @@ from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes import questions as scenes_questions
 from prismer_jax.datasets.scenes import text as scenes_text
 from prismer_jax.datasets.scenes.world import WORDS
-from prismer_jax.errors import run_main
+from prismer_jax.errors import UserError, run_main
 from prismer_jax.files import storage
 from prismer_jax.pp import tokenizer
 
@@ -61,29 +61,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vocab-size", type=int, default=640)
     parser.add_argument("--scenes", type=int, default=1500)
     args = parser.parse_args(argv)
+    if args.scenes < 1:
+        raise UserError(f"--scenes {args.scenes}: at least 1, of whose texts pieces are made.")
     storage.write(args.output, train(args.scenes, args.vocab_size))
     print(f"{args.output}: {tokenizer.load(f'sentencepiece:{args.output}').vocab_size} pieces")
 
 
 def train(num_scenes: int, vocab_size: int) -> bytes:
-    """The model file."""
+    """Returns the model file.
+
+    Raises:
+      UserError: the texts do not have so many pieces, or more characters than that.
+    """
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences(num_scenes),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        bos_id=0,  # the ids of this model; all else takes them from its file
-        pad_id=1,
-        eos_id=2,
-        unk_id=3,
-        byte_fallback=True,
-        required_chars=string.ascii_letters + string.digits + string.punctuation,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        num_threads=1,  # sums in another order would give other scores
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences(num_scenes),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            bos_id=0,  # the ids of this model; all else takes them from its file
+            pad_id=1,
+            eos_id=2,
+            unk_id=3,
+            byte_fallback=True,
+            required_chars=string.ascii_letters + string.digits + string.punctuation,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            num_threads=1,  # sums in another order would give other scores
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # of C++: a file and a line in front of what is wrong
+        reason = str(error).rpartition("] ")[2].partition(" Increase ")[0]
+        raise UserError(f"--vocab-size {vocab_size}, --scenes {num_scenes}: {reason}") from None
     return model.getvalue()
 
 

@@ -2,6 +2,7 @@ import pathlib
 
 import pytest
 
+from prismer_jax.errors import UserError
 from prismer_jax.pp import tokenizer
 from tools import train_tokenizer
 
@@ -21,6 +22,23 @@ def test_two_runs_give_the_same_file(tmp_path):
     assert one == train_tokenizer.train(40, 700)
     (tmp_path / "x.model").write_bytes(one)
     assert tokenizer.load(f"sentencepiece:{tmp_path / 'x.model'}").vocab_size == 700
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--vocab-size 10",
+            r"--vocab-size 10, --scenes 3: Vocabulary size is smaller than \w+. 10 vs \d+\.$",
+        ),
+        ("--vocab-size 90000", r"--vocab-size 90000, --scenes 3: Vocabulary size too high"),
+        ("--scenes 0", r"--scenes 0: at least 1"),
+    ],
+)
+def test_sizes_that_cannot_be_are_one_line(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        train_tokenizer.main(["--output", str(tmp_path / "x.model"), "--scenes", "3", *flags.split()])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", TEXTS)
