@@ -38,9 +38,8 @@ def decode(expert: str, data: bytes, where: str = "a label map") -> np.ndarray |
 def _decode_plain(row: LabelKind, data: bytes) -> np.ndarray | None:
     """The usual case, three times as fast: a whole PNG of 8 bits and of just these channels; None for anything else."""
     header = b"\x08\x00" if row.channels == 1 else b"\x08\x02"  # bit depth, colour type (grey, RGB)
-    if data[:8] != PNG_START or data[24:26] != header or not data.endswith(PNG_END):
-        return None
-    if too_large(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")):
+    size = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+    if data[:8] != PNG_START or data[24:26] != header or not data.endswith(PNG_END) or too_large(*size):
         return None
     if data[37:44] in STORED and (label := importlib.import_module(ROWS).decode(data, row.channels)) is not None:
         return label
@@ -65,17 +64,13 @@ def _decode_any(row: LabelKind, data: bytes, where: str) -> np.ndarray:
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
         said = str(error).partition(" <")[0]  # without Python's name for the bytes
         raise BadSample(f"{where}: cannot be read as an image ({said}). Make the label again.", DAMAGED) from None
-    colours = "RGB" if row.storage == "rgb" else "grey"
-    problem = f"{where}: {row.name} labels are {colours} images of 8 bits, this one has mode {image.mode}."
-    if row.storage == "rgb":
-        if image.mode not in ("RGB", "RGBA", "P"):
-            raise BadSample(problem)
-        return np.asarray(image.convert("RGB"))
-    if image.mode == "L" or (image.mode == "P" and row.storage == "ids"):  # a palette's indices are the ids
+    grey = row.channels == 1
+    if grey and (image.mode == "L" or (image.mode == "P" and row.storage == "ids")):  # a palette's indices are the ids
         return np.asarray(image)[..., None]
-    if image.mode not in ("RGB", "RGBA"):
-        raise BadSample(problem)
-    pixels = np.asarray(image)
-    if (pixels[..., :1] != pixels[..., 1:3]).any():
-        raise BadSample(f"{where}: {row.name} labels are grey images of 8 bits, this one is in colour.")
-    return pixels[..., :1]
+    modes = ("RGB", "RGBA") if grey else ("RGB", "RGBA", "P")
+    pixels = np.asarray(image.convert("RGB")) if image.mode in modes else None
+    if pixels is None or (grey and (pixels != pixels[..., :1]).any()):
+        seen = "is in colour" if pixels is not None else f"has mode {image.mode}"
+        kind = "grey" if grey else "RGB"
+        raise BadSample(f"{where}: {row.name} labels are {kind} images of 8 bits, this one {seen}.")
+    return pixels[..., : row.channels]

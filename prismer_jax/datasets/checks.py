@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prismer_jax import registry
+from prismer_jax.config.values import fits
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.labels import EXPERTS, select
 
@@ -32,7 +33,7 @@ def check(source: Any, where: str, pp: str = "", experts: str | Sequence[str] = 
     """
     for example in _sample(source):
         lists = [(key, example[key]) for key in ("captions", "answers") if example.get(key) is not None]
-        wrong = [f"{key}: {x!r}" for key, x in lists if not isinstance(x, list | tuple) or not _are_texts(x)]
+        wrong = [f"{key}: {x!r}" for key, x in lists if not fits(x, Sequence[str])]
         ones = [(key, example[key]) for key in ("question", "class_name") if example.get(key) is not None]
         wrong += [f"{key}: {x!r}" for key, x in ones if not isinstance(x, str)]
         if wrong:
@@ -74,10 +75,6 @@ def _sample(source: Any) -> Iterator[Mapping[str, Any]]:
             yield source[index]
         except BadSample:
             continue
-
-
-def _are_texts(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def _has(label: Any) -> bool:

@@ -105,7 +105,7 @@ class Examples:
         return self.examples[index]["id"]
 
     def __getitem__(self, index: int) -> Example:
-        """Raises BadSample for a text that cannot be encoded, and for an array that is no photo or no label map."""
+        """Raises BadSample for a text that cannot be encoded, and for an array that is no photo."""
         example, where = dict(self.examples[index]), f"example {self.examples[index]['id']}"
         for key in ("question", "begun"):
             if (text := example.get(key)) is not None:
@@ -114,15 +114,6 @@ class Examples:
             example["image"] = _pixels(photos, where)
         elif isinstance(photos, list):
             example["image"] = [_pixels(one, where) if isinstance(one, np.ndarray) else one for one in photos]
-        for kind in EXPERTS.values():
-            if isinstance(label := example.get(kind.key), np.ndarray) and (
-                label.dtype != np.uint8 or label.ndim != 3 or label.shape[2] != kind.channels or not label.size
-            ):
-                raise BadSample(
-                    f"{where}: its label of {kind.name} is an array of {label.dtype} {list(label.shape)}. Give uint8 "
-                    f"[height, width, {kind.channels}].",
-                    "array that is no label map",
-                )
         return example
 
 

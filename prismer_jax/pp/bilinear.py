@@ -61,8 +61,8 @@ def stretch(size: int, antialias: bool = False, label_size: int | None = None, f
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         image = example["image"]
-        if isinstance(image, list) != (frames is not None) or not len(image):
-            number = len(image) if isinstance(image, list) else "one"
+        if image is None or isinstance(image, list) != (frames is not None) or not len(image):
+            number = len(image) if isinstance(image, list) else "no" if image is None else "one"
             raise BadSample(f"example {example.get('id', '?')} has {number} photos; frames={frames}.", "frames")
         if frames is None:
             return dict(example, image=squared(image)) | resample(example, shape)

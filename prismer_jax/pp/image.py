@@ -64,19 +64,17 @@ def decode(max_pixels: int = label_png.MAX_PIXELS) -> Op:
 
 def _name(example: Example, key: str) -> str:
     """Returns what a message calls this file."""
-    if isinstance(example[key], str):
-        return example[key]
-    return f"{key} of example {example.get('id', '?')}"
+    return value if isinstance(value := example[key], str) else f"{key} of example {example.get('id', '?')}"
 
 
 def read_image(source: bytes | str | Image.Image | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
     """Returns a photo as upright uint8 RGB [H, W, 3]; see `decode`.
 
     The reasons of its BadSamples: missing photo, unreadable file, empty file, not an image, image of a kind that is
-    not read, damaged image, too many pixels.
+    not read, damaged image, too many pixels, array of another kind.
     """
     if isinstance(source, np.ndarray):
-        return source
+        return checked(source, 3, where)
     opened = isinstance(source, Image.Image)
     data = None if opened else read_bytes(source, where)
     if data == b"":
@@ -101,14 +99,21 @@ def read_image(source: bytes | str | Image.Image | np.ndarray, max_pixels: int, 
             )
         if (pixels := None if opened else _jpeg(image, data)) is None:
             pixels = to_rgb(image, where)
-        turn = orientation(image)  # of what was loaded: Pillow turns a TIFF itself and takes the tag away
-        if turn in UPRIGHT:
+        if (turn := orientation(image)) in UPRIGHT:  # of what was loaded: Pillow turns a TIFF and takes the tag away
             pixels = np.array(Image.fromarray(pixels).transpose(UPRIGHT[turn]))
         return pixels
     except (BadSample, MemoryError):
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
         raise BadSample(f"{where}: not a readable image ({error}).", "damaged image") from None
+
+
+def checked(array: np.ndarray, channels: int, where: str) -> np.ndarray:
+    """Returns an array that is uint8 [h, w, channels]; raises BadSample of another, or of one without pixels."""
+    if array.dtype != np.uint8 or array.shape[2:] != (channels,) or not array.size:
+        said = f"an array of {array.dtype} {list(array.shape)}. Give uint8 [height, width, {channels}], from 0 to 255"
+        raise BadSample(f"{where}: {said}.", "array of another kind")
+    return array
 
 
 def _jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
@@ -130,13 +135,13 @@ def read_bytes(source: bytes | str, where: str) -> bytes:
     """Returns the bytes of a file, or those that are given.
 
     Raises:
-      BadSample: there is no such file, it cannot be read, or it is a pipe or a device.
+      BadSample: there is no such file, it cannot be read, it is a pipe or a device, or this is no path.
     """
     if isinstance(source, bytes):
         return source
     try:
         return regular.read(source)
-    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+    except (OSError, TypeError, ValueError) as error:  # a name that no file can have is a ValueError
         reason = "missing photo" if isinstance(error, FileNotFoundError) else "unreadable file"
         raise BadSample(f"{where}: {getattr(error, 'strerror', None) or error}.", reason) from None
 
@@ -163,7 +168,7 @@ def _read_label(
     label = source if isinstance(source, np.ndarray) else label_png.decode(name, read_bytes(source, where), where)
     if label is None:
         return labels.blank(name, *photo)
-    (h, w), (height, width) = label.shape[:2], photo
+    (h, w), (height, width) = checked(label, labels.EXPERTS[name].channels, where).shape[:2], photo
     if (h, w) == photo or abs(w - h * width / height) <= 1 or abs(h - w * height / width) <= 1:
         return label
     turned = " It fits the photo as stored, not as its EXIF orientation shows it." if (w, h) == photo else ""
@@ -204,6 +209,8 @@ def shapes(size: Size, label_size: Size | None) -> tuple[tuple[int, int], tuple[
 
 def bicubic(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resizes a photo uint8 [H, W, 3] to shape (height, width), as Pillow does with antialiasing."""
+    if image is None:
+        raise BadSample("An example has no photo, without which this model reads no text.", "no photo")
     if image.shape[:2] == shape:
         return image
     # Rows first, then columns: the result is rounded to 8 bits in between, and Pillow 13 takes the cheaper one first.

@@ -251,6 +251,30 @@ def bicubic(image, side):
     return np.asarray(narrowed.resize((side, side), Image.Resampling.BICUBIC))
 
 
+@pytest.mark.parametrize("key", ["image", "labels/depth", "labels/normal"])
+def test_arrays_of_another_kind_are_bad_samples(key):
+    """A data set of one's own may hold them. Floats from 0 to 1 were labels that are all but black."""
+    good = {"image": smooth(), **all_labels(40, 60)}
+    assert run("decode|resize(8)", good)["labels/depth"].shape == (8, 8, 1)
+    for array in (
+        good[key] / 255,
+        good[key].astype(np.uint16),
+        good[key][..., 0],
+        np.repeat(good[key], 2, -1),
+        good[key][:0],
+    ):
+        with pytest.raises(BadSample, match=rf"{key} of example x: an array of {array.dtype} .* Give uint8 \[height"):
+            run("decode|resize(8)", good | {key: array})
+    with pytest.raises(BadSample, match="object, not bytearray"):
+        run("decode", good | {key: bytearray(b"x")})
+
+
+@pytest.mark.parametrize("spec", ["decode|resize(8)", "decode|stretch(8)"])
+def test_an_op_of_photos_names_an_example_without_one(spec):
+    with pytest.raises(BadSample, match="has no photo"):
+        run(spec, {"image": None})
+
+
 def test_resize_is_pillows_bicubic_and_nearest():
     maps = all_labels(40, 60)
     out = run("resize(32, label_size=(24, 16))", {"image": smooth(), **maps})
