@@ -158,7 +158,7 @@ def pick(example: Example, how: Literal["sample", "majority"], rng: np.random.Ge
     weights = example.get("answer_weights")
     if weights is None:
         weights = [1.0] * len(answers)
-    if len(weights) != len(answers) or min(weights) < 0 or sum(weights) <= 0:
+    if len(weights) != len(answers) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
         raise BadSample(f"example {example.get('id', '?')} has {len(answers)} answers but answer_weights {weights}.")
     if how == "majority":
         votes: Counter[str] = Counter()

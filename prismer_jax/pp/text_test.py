@@ -131,6 +131,8 @@ def test_reference_questions_and_answers_are_capitalised():
         ("question", {"question": "q", "answers": []}),
         ("question", {"question": "q", "answers": [" "]}),
         ("question", {"question": "q", "answers": ["a"], "answer_weights": [0.0]}),
+        ("question", {"question": "q", "answers": ["a", "b"], "answer_weights": [float("nan"), 1.0]}),
+        ("question", {"question": "q", "answers": ["a", "b"], "answer_weights": [float("inf"), 1.0]}),
         ("question_prompt", {"question": None}),
     ],
 )
