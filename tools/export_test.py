@@ -161,15 +161,15 @@ def test_the_help_says_which_formats_are_folders(capsys):
 def test_a_blip2_that_transformers_does_not_know_names_a_format_that_takes_it(tmp_path, experts, remedy):
     fields = dict(name="blip2", variant="tiny_stage1", experts=experts)
     checkpoint.export(tmp_path / "in", {"params": {"any": np.ones(1)}}, {"model": fields})
-    with pytest.raises(UserError, match=rf"use --format {remedy}\.$"):
+    with pytest.raises(UserError, match=rf"use tools.export --format {remedy}\.$"):
         run(tmp_path / "in", "blip2_hf", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("language", "message"),
     [
-        (dict(word_width=24), "misreads an OPT of narrow words; use --format safetensors"),
-        (dict(tower="llama", word_scale=5.0), "no setting for language.word_scale; use --format safetensors"),
+        (dict(word_width=24), "misreads an OPT of narrow words; use tools.export --format safetensors"),
+        (dict(tower="llama", word_scale=5.0), "no setting for language.word_scale; use tools.export --format safet"),
     ],
 )
 def test_a_blip2_that_transformers_would_read_as_another_is_refused(tmp_path, language, message):

@@ -110,3 +110,11 @@ def test_a_model_with_adapters_is_to_be_merged_first(model, tmp_path):
     checkpoint.export(tmp_path / "in", variables, description)
     with pytest.raises(UserError, match=r"in has adapters .*: make it whole by python -m tools\.export --merge"):
         push.main(flags(tmp_path / "in", "--dry-run"))
+
+
+def test_a_model_that_its_original_cannot_hold_is_named(tmp_path):
+    """And not the temporary folder that it would have been written to."""
+    model = dict(name="nanovlm", variant="tiny", experts="depth")
+    checkpoint.export(tmp_path / "in", {"params": {"any": np.ones(1)}}, {"model": model})
+    with pytest.raises(UserError, match=r"/in: the original has no experts; use tools.export --format orbax\.$"):
+        push.main(flags(tmp_path / "in", "--dry-run"))

@@ -136,6 +136,11 @@ def from_torch(
     return {"batch_stats": {}} | tree.unflatten({name: put(make()) for name, make in flat.items()})
 
 
+def unwritable(description: Mapping[str, Any], lacks: str, other: str) -> UserError:
+    """Returns the error for a model that its original's format cannot hold: what that lacks, and another format."""
+    return UserError(f"{description['folder']}: {lacks}; use tools.export --format {other}.")
+
+
 def to_torch(variables: Mapping[str, Any], table: rules.Table) -> dict[str, np.ndarray]:
     """Returns the state dict {key: array} of {'params'[, 'batch_stats']}, as views; gradients convert likewise."""
     flat = tree.flatten({k: variables[k] for k in ("params", "batch_stats") if k in variables})

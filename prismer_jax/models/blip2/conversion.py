@@ -236,15 +236,15 @@ def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], descr
     fields = {key: value for key, value in description["model"].items() if key != "name"}
     model = models.build("blip2", **fields)
     if not model.language or model.experts or model.vision.get("first_norm"):
-        raise UserError(
-            f"{output}: transformers' BLIP-2 has EVA's image encoder, a language model and no experts; use --format "
-            f"{'orbax' if model.experts else 'safetensors'}."
-        )
+        lacks = "transformers' BLIP-2 has EVA's image encoder, a language model and no experts"
+        raise conversion.unwritable(description, lacks, "orbax" if model.experts else "safetensors")
     if model.language.get("word_width") not in (None, model.language["width"]):
         # It puts the queries, which are as wide as the model, in the words' narrower rows, one behind the other.
-        raise UserError(f"{output}: transformers' BLIP-2 misreads an OPT of narrow words; use --format safetensors.")
+        raise conversion.unwritable(description, "transformers' BLIP-2 misreads an OPT of narrow words", "safetensors")
     if names := config_json.lost(model):
-        raise UserError(f"{output}: its config.json has no setting for {', '.join(names)}; use --format safetensors.")
+        raise conversion.unwritable(
+            description, f"its config.json has no setting for {', '.join(names)}", "safetensors"
+        )
     state = to_hugging_face(conversion.to_torch({"params": variables["params"]}, table_of(model)))
     output.mkdir(parents=True, exist_ok=True)
     write.safetensors_file(output / "model.safetensors", state)

@@ -87,9 +87,9 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
     """
     model = models.build(**description["model"])
     if model.experts:
-        raise UserError(f"{output}: the original has no experts; use --format orbax.")
+        raise conversion.unwritable(description, "the original has no experts", "orbax")
     if names := config_json.lost(model):
-        raise UserError(f"{output}: the original has no setting for {', '.join(names)}; use --format orbax.")
+        raise conversion.unwritable(description, f"the original has no setting for {', '.join(names)}", "orbax")
     language, base = model.language, model.language.get("rope_base", CausalLM.rope_base)
     frequencies = inverse_frequencies(language["width"] // language["heads"], base)
     state = {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}

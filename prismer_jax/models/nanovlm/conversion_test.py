@@ -60,8 +60,8 @@ def test_the_tokenizer_of_a_model_that_was_trained_here_is_said_not_to_be_the_fo
 )
 def test_a_model_that_the_original_would_read_as_another_is_refused(tmp_path, part, setting):
     fields = dict(name="nanovlm", variant="tiny", **SIZES | {part: SIZES[part] | setting})
-    with pytest.raises(UserError, match=rf"the original has no setting for {part}\.{min(setting)}; use --format orbax"):
-        write(tmp_path / "out", {"params": {}}, {"model": fields})
+    with pytest.raises(UserError, match=rf"mine: the original has no setting for {part}\.{min(setting)}; use tools"):
+        write(tmp_path / "out", {"params": {}}, {"model": fields, "folder": "mine"})
 
 
 @pytest.mark.parametrize("words", [HEAD, WORDS])

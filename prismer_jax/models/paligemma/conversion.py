@@ -124,7 +124,7 @@ def write_official(output: pathlib.Path, variables: Mapping[str, Any], descripti
     """
     model = _model_of(description)
     if model.experts:
-        raise UserError(f"{output}: the original has no experts; use --format orbax.")
+        raise conversion.unwritable(description, "the original has no experts", "orbax")
     state = conversion.to_torch({"params": variables["params"]}, official_table(model))
     output.mkdir(parents=True, exist_ok=True)
     with storage.replacing(output / "model.npz") as path, open(path, "wb") as file:
@@ -142,9 +142,9 @@ def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], descr
     model = _model_of(description)
     config = config_json.of(model)
     if model.experts:
-        raise UserError(f"{output}: the original has no experts; use --format orbax.")
+        raise conversion.unwritable(description, "the original has no experts", "orbax")
     if names := config_json.lost(model):
-        raise UserError(f"{output}: its config.json has no setting for {', '.join(names)}; use --format orbax.")
+        raise conversion.unwritable(description, f"its config.json has no setting for {', '.join(names)}", "orbax")
     state = conversion.to_torch({"params": variables["params"]}, TABLE)
     del state[HEAD]
     output.mkdir(parents=True, exist_ok=True)
