@@ -6,8 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from prismer_jax.files import storage
-from prismer_jax.report.study import markdown
+from prismer_jax.report.study import markdown, panels
 
 LOSS, OTHER, LINE = "#b42318", "#475467", "#98a2b3"
 
@@ -45,28 +44,13 @@ def _cell(row: Mapping[str, Any], number: int) -> str:
 
 def plot(path: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Writes a PNG: a panel a metric, in it a bar an arm with its interval; red where that is below zero."""
-    from matplotlib.figure import Figure
-
-    arms, metrics = found["arms"][1:], found["metrics"]
-    columns = min(len(metrics), 4)
-    rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(2.2 + 2.3 * columns, rows * (0.24 * len(arms) + 0.8)), dpi=100)
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for panel, (name, row) in zip(axes.flat, metrics.items(), strict=False):
-        for place, (value, ends) in enumerate(zip(row["differences"], row["intervals"], strict=True)):
-            colour = LOSS if ends is not None and ends[1] < 0 else OTHER
-            panel.barh(place, value, color=colour, height=0.6, alpha=0.75)
-            if ends is not None:
-                panel.plot(ends, [place, place], color="black", linewidth=1)
-        panel.axvline(0, color=LINE, linewidth=1)
-        panel.set_title(f"{name}\nas it is: {row['values'][0]:.4g}", fontsize=8)
-        panel.set_yticks(range(len(arms)), arms, fontsize=7)
-        panel.set_ylim(len(arms) - 0.5, -0.5)
-        panel.tick_params(axis="x", labelsize=7)
-        for side in ("top", "right", "left"):
-            panel.spines[side].set_visible(False)
-    for panel in list(axes.flat)[len(metrics) :]:
-        panel.remove()
-    figure.tight_layout()
-    with storage.replacing(path) as name:
-        figure.savefig(name, format="png")
+    metrics = found["metrics"]
+    titles = [f"{name}\nas it is: {row['values'][0]:.4g}" for name, row in metrics.items()]
+    with panels(path, found["arms"][1:], titles) as drawn:
+        for panel, row in zip(drawn, metrics.values(), strict=True):
+            for place, (value, ends) in enumerate(zip(row["differences"], row["intervals"], strict=True)):
+                colour = LOSS if ends is not None and ends[1] < 0 else OTHER
+                panel.barh(place, value, color=colour, height=0.6, alpha=0.75)
+                if ends is not None:
+                    panel.plot(ends, [place, place], color="black", linewidth=1)
+            panel.axvline(0, color=LINE, linewidth=1)

@@ -5,9 +5,11 @@ Results are {arm: {seed: {metric: value}}}; arms without a finished run are ther
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prismer_jax.files import storage
 
@@ -62,37 +64,44 @@ def differences(results: Results, metrics: Sequence[str], baseline: str) -> str:
 
 def plot(path: pathlib.Path, results: Results, metrics: Sequence[str], baselines: Sequence[str] = ()) -> None:
     """Writes a PNG: a panel a metric, in it a dot a seed and a bar at the mean of each arm, and lines at baselines."""
+    colours = dict(zip(baselines, GUIDES, strict=False))
+    with panels(path, list(results), metrics) as drawn:
+        for panel, metric in zip(drawn, metrics, strict=True):
+            for arm, colour in colours.items():
+                if values := values_of(results, arm, metric):
+                    mean = statistics.mean(values.values())
+                    panel.axvline(mean, color=colour, linewidth=1, linestyle=":", zorder=1)
+            for row, arm in enumerate(results):
+                if values := list(values_of(results, arm, metric).values()):
+                    ends, colour = [row - 0.32, row + 0.32], colours.get(arm, DOT)
+                    panel.plot([statistics.mean(values)] * 2, ends, color=MEAN, linewidth=2, zorder=2)
+                    panel.plot(values, [row] * len(values), "o", color=colour, markersize=4.5, alpha=0.8, zorder=3)
+            panel.tick_params(axis="y", length=0)
+            panel.grid(axis="x", color="#e4e7ec", linewidth=0.6)
+            panel.set_axisbelow(True)
+            panel.spines["left"].set_visible(False)
+
+
+@contextlib.contextmanager
+def panels(path: pathlib.Path, arms: Sequence[str], titles: Sequence[str]) -> Iterator[list[Any]]:
+    """Yields a panel of Matplotlib for each title, to draw a row for each arm into; then writes all as a PNG."""
     from matplotlib.figure import Figure
 
-    arms = list(results)
-    columns = min(len(metrics), 4)
-    rows = -(-len(metrics) // columns)
-    longest = max(map(len, arms))
-    figure = Figure(figsize=(0.075 * longest + 2.3 * columns, rows * (0.27 * len(arms) + 0.75)), dpi=100)
+    columns = min(len(titles), 4)
+    rows = -(-len(titles) // columns)
+    width, height = 0.075 * max(map(len, arms)) + 2.3 * columns, rows * (0.27 * len(arms) + 0.75)
+    figure = Figure(figsize=(width, height), dpi=100)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for number, panel in enumerate(axes.flat):
-        if number >= len(metrics):
-            panel.remove()
-            continue
-        metric = metrics[number]
-        for colour, arm in zip(GUIDES, baselines, strict=False):
-            if values := values_of(results, arm, metric):
-                panel.axvline(statistics.mean(values.values()), color=colour, linewidth=1, linestyle=":", zorder=1)
-        for row, arm in enumerate(arms):
-            values = list(values_of(results, arm, metric).values())
-            colour = dict(zip(baselines, GUIDES, strict=False)).get(arm, DOT)
-            if values:
-                panel.plot([statistics.mean(values)] * 2, [row - 0.32, row + 0.32], color=MEAN, linewidth=2, zorder=2)
-                panel.plot(values, [row] * len(values), "o", color=colour, markersize=4.5, alpha=0.8, zorder=3)
-        panel.set_title(metric, fontsize=9)
+    for panel in axes.flat[len(titles) :]:
+        panel.remove()
+    drawn = list(axes.flat[: len(titles)])
+    yield drawn
+    for panel, title in zip(drawn, titles, strict=True):
+        panel.set_title(title, fontsize=8)
         panel.set_yticks(range(len(arms)), arms, fontsize=8)
         panel.set_ylim(len(arms) - 0.5, -0.5)
         panel.tick_params(axis="x", labelsize=7)
-        panel.tick_params(axis="y", length=0)
-        panel.grid(axis="x", color="#e4e7ec", linewidth=0.6)
-        panel.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            panel.spines[side].set_visible(False)
+        panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     with storage.replacing(path) as name:
         figure.savefig(name, format="png")
