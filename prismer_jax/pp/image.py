@@ -64,7 +64,8 @@ def decode(max_pixels: int = label_png.MAX_PIXELS) -> Op:
 
 def _name(example: Example, key: str) -> str:
     """Returns what a message calls this file."""
-    return value if isinstance(value := example[key], str) else f"{key} of example {example.get('id', '?')}"
+    value = example[key]
+    return value if isinstance(value, str) else f"{key} of example {example.get('id', '?')}"
 
 
 def read_image(source: bytes | str | Image.Image | np.ndarray, max_pixels: int, where: str) -> np.ndarray:
