@@ -200,7 +200,7 @@ GREY = np.zeros((40, 30, 3), np.uint8)
         ({"question": 5}, "example 1: 5 is no text"),
         ({"begun": b"a"}, "example 1: b'a' is no text"),
         ({"image": GREY / 255}, r"example 1: an array of float64 \[40, 30, 3\] is no photo"),
-        ({"image": None}, "An example has no photo"),
+        ({"image": None}, "example 1 has no photo, which resize takes"),
         ({"labels/depth": GREY}, r"labels/depth of example 1: an array of uint8 \[40, 30, 3\]. Give uint8"),
     ],
 )

@@ -192,10 +192,12 @@ def resize(size: Size, label_size: Size | None = None) -> Op:
 
 
 def one_photo(example: Example, op: str) -> np.ndarray:
-    """Returns the photo that an op takes; raises a UserError of an example that has several, or none."""
-    if not isinstance(image := example["image"], np.ndarray):
-        name = example.get("id", "?")
-        raise UserError(f"{op}: takes one decoded photo; example {name} has a list of them, or none. Leave {op} out.")
+    """Returns the photo that an op takes; raises BadSample where there is none, UserError where there are several."""
+    image, name = example["image"], f"example {example.get('id', '?')}"
+    if image is None:
+        raise BadSample(f"{name} has no photo, which {op} takes.", "no photo")
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"{op}: takes one decoded photo; {name} has a list of them. Leave {op} out.")
     return image
 
 
@@ -210,8 +212,6 @@ def shapes(size: Size, label_size: Size | None) -> tuple[tuple[int, int], tuple[
 
 def bicubic(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resizes a photo uint8 [H, W, 3] to shape (height, width), as Pillow does with antialiasing."""
-    if image is None:
-        raise BadSample("An example has no photo, without which this model reads no text.", "no photo")
     if image.shape[:2] == shape:
         return image
     # Rows first, then columns: the result is rounded to 8 bits in between, and Pillow 13 takes the cheaper one first.
