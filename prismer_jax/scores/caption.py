@@ -132,10 +132,7 @@ def bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
 
 
 def rouge_l(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], beta: float = 1.2) -> float:
-    """Returns the mean ROUGE-L in [0, 1] as COCO has it: F-score of the best precision and the best recall.
-
-    They may be of two references, unlike in the definition (Lin 2004), which takes the best reference.
-    """
+    """Returns the mean ROUGE-L in [0, 1]: F-score of best precision and best recall, of two references if need be."""
     total = 0.0
     for prediction, refs in zip(predictions, references, strict=True):
         # An empty caption counts as one empty word in pycocoevalcap: it matches an empty reference.

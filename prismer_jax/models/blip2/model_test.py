@@ -135,10 +135,10 @@ def test_a_text_is_written_behind_dec_whatever_its_first_token_is():
 
 def test_negatives_are_of_other_images():
     model, variables = stage1()
-    same, alike = np.equal.outer([3, 3, 5, 5], [3, 3, 5, 5]), jnp.zeros((4, 4))
+    others, alike = np.not_equal.outer([3, 3, 5, 5], [3, 3, 5, 5]), jnp.zeros((4, 4))
 
     def draw(seed):
-        return model.apply(variables, alike, alike, same, method="drawn", rngs={"negatives": jax.random.key(seed)})
+        return model.apply(variables, alike, alike, others, method="drawn", rngs={"negatives": jax.random.key(seed)})
 
     drawn = [draw(seed) for seed in range(8)]
     assert all((np.asarray(part)[:2] > 1).all() and (np.asarray(part)[2:] < 2).all() for one in drawn for part in one)
