@@ -77,8 +77,8 @@ def train_batches(
     for number, part in enumerate(data):
         if not len(part["source"]):
             raise UserError(f"Data set {number + 1} of the mixture is empty. Check its split and limit.")
-        if (weight := float(part.get("weight", 1.0))) <= 0:
-            raise UserError(f"Data set {number + 1} of the mixture has weight {weight}; leave it out or raise it.")
+        if not 0 < (weight := float(part.get("weight", 1.0))) < float("inf"):
+            raise UserError(f"Data set {number + 1} of the mixture has weight {weight}: leave it out, or raise it.")
         own_seed = np.random.SeedSequence([seed, number]).generate_state(1)
         indices = grain.MapDataset.range(len(part["source"])).seed(int(own_seed[0])).shuffle().repeat(None)
         if hasattr(part["source"], "order"):

@@ -208,6 +208,7 @@ def test_texts_that_were_cut_are_counted_and_reported_once(caplog):
         ({"rows": ()}, r"rows \[\] are not some"),
         ({"data": [{"source": Numbers(0), "pp": draw}]}, "empty"),
         ({"data": [{"source": Numbers(), "pp": draw, "weight": 0}]}, "weight 0"),
+        ({"data": [{"source": Numbers(), "pp": draw, "weight": float("nan")}]}, "weight nan"),
         ({"data": [{"source": Numbers(), "pp": draw, "start": 2}]}, "no data set that starts at step 0"),
     ],
 )

@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 
 def opened(path: str | os.PathLike) -> BinaryIO:
-    """Returns a regular file, or what a link to one leads to, opened for reading bytes.
+    """Returns a regular file, or what a link to one leads to, opened for reading bytes; a number is no path.
 
     Raises:
-      OSError: it cannot be opened, or is a pipe, a socket or a device.
+      OSError, TypeError: it cannot be opened, or is a pipe, a socket or a device; it is no path.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    file = open(os.fspath(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))

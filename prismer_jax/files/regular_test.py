@@ -18,3 +18,8 @@ def test_only_regular_files_are_read_and_none_is_waited_for(tmp_path, monkeypatc
         for name in ("pipe", "link_to_pipe", "socket", os.devnull, ".", "absent"):
             with pytest.raises(OSError, match=name):
                 regular.read(name)
+
+
+def test_a_number_is_no_open_file_of_this_process(tmp_path):
+    with (tmp_path / "photo").open("w") as file, pytest.raises(TypeError, match="not int"):
+        regular.read(file.fileno())
