@@ -3,9 +3,8 @@
 # different ones. So a caption may have 1.0, the score of a perfect match, though no reference is like it: all its words
 # are in a long reference, in order, and all words of a short one are in it. Either reference alone gives it 0.68 or
 # 0.62. ROUGE itself, by its author's definition, is that of the best reference. Wherever references differ in length,
-# as people's do, scores are thus higher than by another package, and the more so the more references a photo has. Seen
-# with pycocoevalcap 1.2. prismer_jax gives the same numbers as it, to be compared with published ones
-# (prismer_jax/scores/caption.py).
+# as people's do, scores may thus be higher than by a package that keeps to the definition. Seen with pycocoevalcap 1.2.
+# prismer_jax gives the same numbers as it, to be compared with published ones (prismer_jax/scores/caption.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

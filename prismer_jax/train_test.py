@@ -124,12 +124,13 @@ def test_a_run_that_was_preempted_before_an_evaluation_makes_it_first(monkeypatc
         monkeypatch.setattr(Interrupts, "after", lambda self, step: step == stop)
         saved = checkpoint.Checkpointer(tmp_path / "checkpoints", best_metric="caption/cider")
         watch = Watch(cfg, config.Workdir(tmp_path, tmp_path), {"caption": None}, {}, saved, 6, 1, time.monotonic())
-        update, every = (
-            lambda state, _: (state, {k: np.asarray(x) for k, x in measured.items()}),
-            dict(evaluate=2, save=1),
-        )
+        every, state = dict(evaluate=2, save=1), {"params": np.ones(2)}
+
+        def update(state, batch):
+            return state, {name: np.asarray(value) for name, value in measured.items()}
+
         with contextlib.suppress(Stopped):
-            loop(update, {"params": np.ones(2)}, itertools.repeat(None), watch, saved, every, lambda *_: None)
+            loop(update, state, itertools.repeat(None), watch, saved, every, lambda *_: None)
         return [line["step"] for line in metrics.read(tmp_path) if "caption/cider" in line], saved.best_step()
 
     assert start(stop=2) == ([], None)
