@@ -6,6 +6,7 @@ colours and shapes are as frequent as each other, and rare counts are asked for 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,6 @@ import numpy as np
 from prismer_jax.datasets.scenes.labels import View
 from prismer_jax.datasets.scenes.text import NUMBERS, Facts, plural, with_article
 from prismer_jax.datasets.scenes.world import COLORS, MATERIALS, SHAPES, WORDS, Scene
-
-QUESTION_TYPES = ("color", "count", "comparison", "relation", "existence", "reading")
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class _Candidate:
     answer: str
 
 
-# How often a type is drawn while a scene has new questions of it; most scenes have few to read, all have much to count.
-_QUOTAS = {"color": 2.2, "count": 0.7, "comparison": 2.0, "relation": 2.2, "existence": 0.4, "reading": 8.0}
+def _yes_or_no(text: str, truth: bool) -> _Candidate:
+    return _Candidate(text, "yes" if truth else "no")
 
 
 def questions(scene: Scene, view: View, rng: np.random.RandomState, number: int = 8) -> list[Question]:
@@ -41,10 +40,10 @@ def questions(scene: Scene, view: View, rng: np.random.RandomState, number: int 
     facts = Facts(scene, view)
     asked: dict[str, Question] = {}
     types = list(QUESTION_TYPES)
-    weights = np.array([_QUOTAS[t] for t in types])
+    weights = np.array([quota for quota, _ in _TYPES.values()])
     while len(asked) < number:
         kind = types[_draw(rng, weights)]
-        candidates = [c for c in _POOLS[kind](facts, rng) if c.text not in asked]
+        candidates = [c for c in _TYPES[kind][1](facts, rng) if c.text not in asked]
         if kind == "reading":  # another wording is not another question
             read = [q.answer for q in asked.values() if q.type == "reading"]
             candidates = [c for c in candidates if c.answer not in read]
@@ -118,23 +117,18 @@ def _comparisons(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidat
         return
     if form == 2 and rng.random_sample() < 0.5:
         present = sorted({s.shape for s in solids})
-        for a in present:
-            for b in present:
-                n, m = (sum(s.shape == shape for s in solids) for shape in (a, b))
-                if n != m:
-                    answer = "yes" if n > m else "no"
-                    yield _Candidate(f"Are there more {plural(a)} than {plural(b)}?", answer)
+        for a, b in itertools.permutations(present, 2):
+            n, m = (sum(s.shape == shape for s in solids) for shape in (a, b))
+            if n != m:
+                yield _yes_or_no(f"Are there more {plural(a)} than {plural(b)}?", n > m)
         return
-    for i in facts.named:
-        for j in facts.named:
-            if i == j:
-                continue
-            a, b = facts.names[i], facts.names[j]
-            if form == 2 and solids[i].size != solids[j].size and not {"small", "large"} & {*a.split(), *b.split()}:
-                yield _Candidate(f"Is the {a} larger than the {b}?", "yes" if solids[i].size == "large" else "no")
-            if form == 3 and not facts.unclear(i, j, "z") and solids[i].shape != solids[j].shape:
-                nearer = solids[i if facts.front(i, j) else j].shape
-                yield _Candidate(f"Which is closer, the {a} or the {b}?", nearer)
+    for i, j in itertools.permutations(facts.named, 2):
+        a, b = facts.names[i], facts.names[j]
+        if form == 2 and solids[i].size != solids[j].size and not {"small", "large"} & {*a.split(), *b.split()}:
+            yield _yes_or_no(f"Is the {a} larger than the {b}?", solids[i].size == "large")
+        if form == 3 and not facts.unclear(i, j, "z") and solids[i].shape != solids[j].shape:
+            nearer = solids[i if facts.front(i, j) else j].shape
+            yield _Candidate(f"Which is closer, the {a} or the {b}?", nearer)
 
 
 _SIDES = {"left of": "x", "right of": "x", "in front of": "z", "behind": "z"}  # phrase -> axis
@@ -172,24 +166,16 @@ def _relations(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidate]
             if len(behind) == 1:
                 yield _Candidate(f"What shape is partly hidden by the {facts.names[i]}?", solids[behind[0]].shape)
     else:
-        for i in facts.named:
-            for j in facts.named:
-                for phrase, axis in _SIDES.items():
-                    if i != j and not facts.unclear(i, j, axis):
-                        answer = "yes" if _is(facts, i, phrase, j) else "no"
-                        yield _Candidate(f"Is the {facts.names[i]} {phrase} the {facts.names[j]}?", answer)
+        for i, j in itertools.permutations(facts.named, 2):
+            for phrase, axis in _SIDES.items():
+                if not facts.unclear(i, j, axis):
+                    text = f"Is the {facts.names[i]} {phrase} the {facts.names[j]}?"
+                    yield _yes_or_no(text, _is(facts, i, phrase, j))
 
 
 def _is(facts: Facts, i: int, phrase: str, j: int) -> bool:
-    match phrase:
-        case "left of":
-            return facts.left(i, j)
-        case "right of":
-            return facts.left(j, i)
-        case "in front of":
-            return facts.front(i, j)
-        case _:
-            return facts.front(j, i)
+    first, second = (i, j) if phrase in ("left of", "in front of") else (j, i)
+    return facts.left(first, second) if _SIDES[phrase] == "x" else facts.front(first, second)
 
 
 def _existences(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidate]:
@@ -200,23 +186,19 @@ def _existences(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidate
         for color in COLORS:
             for shape in SHAPES:
                 there = any(s.color == color and s.shape == shape for s in solids)
-                yield _Candidate(f"Is there {with_article(f'{color} {shape}')}?", "yes" if there else "no")
+                yield _yes_or_no(f"Is there {with_article(f'{color} {shape}')}?", there)
     elif form == 1:
         for shape in SHAPES:
-            yield _Candidate(
-                f"Is there {with_article(shape)}?", "yes" if any(s.shape == shape for s in solids) else "no"
-            )
+            yield _yes_or_no(f"Is there {with_article(shape)}?", any(s.shape == shape for s in solids))
         for color in COLORS:
-            there = any(s.color == color for s in solids)
-            yield _Candidate(f"Is there anything {color}?", "yes" if there else "no")
+            yield _yes_or_no(f"Is there anything {color}?", any(s.color == color for s in solids))
     elif form == 2 and any(s.material != "plain" for s in solids):  # else there would be no question for a yes
         for material in MATERIALS[1:]:
-            there = any(s.material == material for s in solids)
-            yield _Candidate(f"Is there a {material} shape?", "yes" if there else "no")
+            yield _yes_or_no(f"Is there a {material} shape?", any(s.material == material for s in solids))
     elif form == 3 and facts.signs:
         words = [sign.word for sign in facts.signs]
         for word in WORDS:
-            yield _Candidate(f"Is there a sign that says {word}?", "yes" if word in words else "no")
+            yield _yes_or_no(f"Is there a sign that says {word}?", word in words)
 
 
 def _readings(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidate]:
@@ -228,14 +210,17 @@ def _readings(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidate]:
             yield _Candidate(f"What does the {side} sign say?", sign.word)
 
 
-_POOLS: dict[str, Callable[[Facts, np.random.RandomState], Iterator[_Candidate]]] = {
-    "color": _colors,
-    "count": _counts,
-    "comparison": _comparisons,
-    "relation": _relations,
-    "existence": _existences,
-    "reading": _readings,
+# Type -> how often it is drawn while a scene has new questions of it, and what yields them. Most scenes have few to
+# read, all have much to count.
+_TYPES: dict[str, tuple[float, Callable[[Facts, np.random.RandomState], Iterator[_Candidate]]]] = {
+    "color": (2.2, _colors),
+    "count": (0.7, _counts),
+    "comparison": (2.0, _comparisons),
+    "relation": (2.2, _relations),
+    "existence": (0.4, _existences),
+    "reading": (8.0, _readings),
 }
+QUESTION_TYPES = tuple(_TYPES)
 
 # What annotators write instead, being as right, and what they mistake it for.
 _SYNONYMS = {
