@@ -32,9 +32,7 @@ class Labels:
 
 def label(scene: Scene, hits: Hits, size: int) -> Labels:
     """All labels of the scene; `hits` are those of render.render at this size."""
-    instance = np.array([p.instance for p in scene.parts] + [BACKGROUND] * 2, np.uint8)[
-        hits.part
-    ]  # SKY, GROUND: from the end
+    instances = np.array([p.instance for p in scene.parts] + [BACKGROUND] * 2, np.uint8)  # SKY, GROUND: from the end
     names = [CLASSES.index("sign" if isinstance(thing, Sign) else thing.shape) for thing in scene.instances]
     classes = np.array(names, np.int32)
     of_part = [names[p.instance] for p in scene.parts] + [CLASSES.index("sky"), CLASSES.index("ground")]
@@ -46,7 +44,7 @@ def label(scene: Scene, hits: Hits, size: int) -> Labels:
         "normal": _normal(scene, hits),
         "edge": _edge(scene, hits, size),
         "seg_coco": np.array(of_part, np.uint8)[hits.part],
-        "obj_detection": instance,
+        "obj_detection": instances[hits.part],
         "ocr_detection": words,
     }
     said = [sign.word for sign in scene.signs]

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from prismer_jax.datasets.scenes import solids as solids
+from prismer_jax.datasets.scenes import solids
 from prismer_jax.datasets.scenes.world import COLORS, GROUNDS, SKIES, Scene, Sign, Solid
 
 GROUND, SKY = -1, -2  # in Hits.part
@@ -30,7 +30,7 @@ class Hits:
 
     directions: np.ndarray  # [3, n], world axes
     depth: np.ndarray  # [n], planar; inf for the sky
-    part: np.ndarray  # int8 [n], index into Scene.parts(), GROUND or SKY
+    part: np.ndarray  # int8 [n], index into Scene.parts, GROUND or SKY
     normal: np.ndarray  # [3, n], world axes; zero for the sky
     face: np.ndarray  # uint8 [n], number of the face within the part
     uv: np.ndarray  # [2, n], texture coordinates on the part

@@ -99,9 +99,7 @@ class Solid:
         match self.shape:
             case "sphere":
                 return 2 * self.dims[0]
-            case "box":
-                return 2 * self.dims[1]
-            case "torus":
+            case "box" | "torus":
                 return 2 * self.dims[1]
             case _:
                 return self.dims[1]
