@@ -160,20 +160,16 @@ class Progress(progress.Bar):
                 ...
     """
 
-    def __init__(
-        self, total: int, first_step: int = 0, *, every_seconds: float = 10.0, stream: Any = None, **options: Any
-    ) -> None:
+    def __init__(self, total: int, first_step: int = 0, **options: Any) -> None:
         """Makes it; nothing is shown before `with`.
 
         Args:
           total: steps of the whole training.
           first_step: steps done before, by the run that is resumed.
-          every_seconds: how often a line is printed where there is no terminal.
-          stream: default stdout.
-          **options: of `files.progress.Bar`: live, enabled, clock.
+          **options: of `files.progress.Bar`; by default there is a line every ten seconds, on stdout.
         """
-        stream = sys.stdout if stream is None else stream
-        super().__init__("training", total, done=first_step, every=every_seconds, ends=True, stream=stream, **options)
+        options = {"every": 10.0, "stream": sys.stdout, **options}
+        super().__init__("training", total, done=first_step, ends=True, **options)
         self._counts: dict[str, float] = {}
         self._window_start: float | None = None  # set by the first step, which compiled
 
@@ -181,14 +177,14 @@ class Progress(progress.Bar):
         """Counts a step and what it processed: images=64, tokens=2048. The first, which compiled, starts the clock."""
         self.advance()
         if self._window_start is None:
-            self._window_start = self._clock()
+            self._window_start = self._working()
             return
         for name, amount in {"steps": 1, **amounts}.items():
             self._counts[name] = self._counts.get(name, 0) + amount
 
     def show(self, **values: float) -> dict[str, float]:
         """Shows values (loss=...) beside the rates; returns {'images_per_second': ...} since the last call."""
-        now = self._clock()
+        now = self._working()
         seconds = 0.0 if self._window_start is None else now - self._window_start
         rates = {f"{name}_per_second": count / seconds for name, count in self._counts.items()} if seconds > 0 else {}
         self._counts, self._window_start = {}, now
@@ -200,13 +196,8 @@ class Progress(progress.Bar):
         super().show(words, "  ".join([f"step {self.done}/{self.total}", *words]))
         return rates
 
-    @contextlib.contextmanager
-    def paused(self, what: str) -> Iterator[None]:
+    def paused(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Leaves the time inside out of all rates, and says what is done in it."""
         if not self._live:
             self.say(f"step {self.done}/{self.total}  {what}")
-        begin = self._clock()
-        with super().paused(what):
-            yield
-        if self._window_start is not None:
-            self._window_start += self._clock() - begin
+        return super().paused(what)

@@ -189,7 +189,7 @@ class Clock:
 
 def test_rates_leave_out_compilation_and_pauses():
     clock, out = Clock(), io.StringIO()
-    with metrics.Progress(102, first_step=1, stream=out, clock=clock, every_seconds=0) as progress:
+    with metrics.Progress(102, first_step=1, stream=out, clock=clock, every=0) as progress:
         clock.now += 60  # compiling
         progress.step(images=64)
         assert progress.show() == {}
@@ -213,7 +213,7 @@ def test_rates_leave_out_compilation_and_pauses():
 
 def test_lines_come_every_so_many_seconds_and_at_the_end():
     clock, out = Clock(), io.StringIO()
-    with metrics.Progress(50, stream=out, clock=clock, every_seconds=10) as progress:
+    with metrics.Progress(50, stream=out, clock=clock, every=10) as progress:
         for _ in range(50):
             clock.now += 1
             progress.step()

@@ -71,8 +71,9 @@ class Bar:
         self._live = self._enabled and (self._cell or self._stream.isatty() if live is None else live)
         self._every = EVERY if every is None else every
         self._said = None if ends else clock()
-        self._started: float | None = None
+        self._started: float | None = None  # by `_working`
         self._first = 0.0  # what was done when the clock started
+        self._paused = 0.0  # seconds
         self._bar: Any = None
 
     def __enter__(self) -> Bar:
@@ -90,15 +91,16 @@ class Bar:
         """Counts work that is done."""
         self.done += count
         if self._started is None:
-            self._started, self._first = self._clock(), self.done
+            self._started, self._first = self._working(), self.done
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
 
     def speed(self) -> float | None:
         """Returns how much is done a second; None before the second piece of work."""
-        if self._started is None or self.done <= self._first or (seconds := self._clock() - self._started) <= 0:
+        if self._started is None or self.done <= self._first:
             return None
-        return (self.done - self._first) / seconds
+        seconds = self._working() - self._started
+        return (self.done - self._first) / seconds if seconds > 0 else None
 
     def seconds_left(self) -> float | None:
         """Returns how long the rest will take, pauses not counted; None where speed or total are not known."""
@@ -132,10 +134,13 @@ class Bar:
         try:
             yield
         finally:
-            if self._started is not None:
-                self._started += self._clock() - begin
+            self._paused += self._clock() - begin
             if self._bar is not None:
                 self._bar.update(self._task, what=self._title)
+
+    def _working(self) -> float:
+        """Returns the clock's time, which stands still in pauses."""
+        return self._clock() - self._paused
 
 
 def duration(seconds: float) -> str:
