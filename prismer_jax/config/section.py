@@ -16,20 +16,23 @@ class Section(Mapping[str, Any]):
     sections themselves. `call` and `unread` work on it.
     """
 
-    def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
+    def __init__(self, values: Mapping[str, Any], path: str = "", read: set[str] | None = None) -> None:
+        """Wraps a config, or its part at `path`, such as 'optim.'; `read` are the full names of what was read of it."""
+        read = set() if read is None else read
+
         def wrap(value: Any, name: str) -> Any:
             if isinstance(value, Mapping):
-                return Section(value, f"{name}.")
+                return Section(value, f"{name}.", read)
             if isinstance(value, list | tuple):
                 return type(value)(wrap(item, f"{name}.{i}") for i, item in enumerate(value))
             return value
 
-        vars(self).update(_path=path, _values={str(k): wrap(v, f"{path}{k}") for k, v in values.items()}, _read=set())
+        vars(self).update(_path=path, _values={str(k): wrap(v, f"{path}{k}") for k, v in values.items()}, _read=read)
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._values:
             raise UserError(f"The config has no key '{self._path}{key}'. {nearest(key, self._values)}")
-        self._read.add(key)
+        self._read.add(f"{self._path}{key}")
         return self._values[key]
 
     def __getattr__(self, key: str) -> Any:
@@ -91,7 +94,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from leaves(item, f"{prefix}{key}.")
-    elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+    elif isinstance(value, list | tuple) and value and all(isinstance(item, dict) for item in value):
         for i, item in enumerate(value):
             yield from leaves(item, f"{prefix}{i}.")
     else:
@@ -100,18 +103,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def unread(section: Section) -> list[str]:
     """Returns the full names of the leaf keys that nobody has read so far ('optim.warmup_stesp')."""
-
-    def visit(value: Any, name: str, read: bool) -> Iterator[str]:
-        if isinstance(value, Section) and len(value):
-            for key, item in value._values.items():
-                yield from visit(item, f"{value._path}{key}", key in value._read)
-        elif isinstance(value, list | tuple) and any(isinstance(item, Section) for item in value):
-            for i, item in enumerate(value):
-                yield from visit(item, f"{name}.{i}", read)
-        elif not read:
-            yield name
-
-    return list(visit(section, "", True))
+    return [name for name, _ in leaves(unwrapped(section), section._path) if name not in section._read]
 
 
 def assert_read(section: Section) -> None:
