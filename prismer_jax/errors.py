@@ -8,7 +8,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from prismer_jax import programs
@@ -59,11 +59,15 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"Valid names: {', '.join(choices) or 'none'}."
 
 
-def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Returns table[name]; a name that is not there is a UserError that says the nearest valid one."""
-    if name not in table:
-        raise UserError(f"Unknown {kind} {name!r}. {nearest(name, table)}")
-    return table[name]
+def choose(kind: str, name: str, choices: Mapping[str, T] | Collection[T]) -> T:
+    """Returns what a table has under the name, or the name itself where the choices are names alone.
+
+    Raises:
+      UserError: it is none of them; the message says the nearest valid one.
+    """
+    if name not in choices:
+        raise UserError(f"Unknown {kind} {name!r}. {nearest(name, choices)}")
+    return choices[name] if isinstance(choices, Mapping) else name
 
 
 def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

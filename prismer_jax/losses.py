@@ -40,7 +40,7 @@ def cross_entropy(
     """
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing={label_smoothing}: must be at least 0 and less than 1.")
-    choose("normalize of cross_entropy", normalize, dict.fromkeys(("none", "example", "batch", "part")))
+    choose("normalize of cross_entropy", normalize, ("none", "example", "batch", "part"))
     if chunk:
         costs = forward(batch, method="text_costs", label_smoothing=label_smoothing, chunk=chunk)
     else:

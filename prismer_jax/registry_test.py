@@ -23,3 +23,9 @@ def test_unknown_name_says_the_nearest():
         choose("op", "rezise", {"resize": 1, "flip": 2})
     with pytest.raises(UserError, match="Valid names: flip, resize"):
         choose("op", "zzzzz", {"resize": 1, "flip": 2})
+
+
+def test_chooses_among_names_alone():
+    assert choose("pad", "left", ("left", "right")) == "left"
+    with pytest.raises(UserError, match=r"Unknown pad 'lfet'\. Did you mean 'left'"):
+        choose("pad", "lfet", ("left", "right"))

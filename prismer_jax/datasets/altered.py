@@ -39,7 +39,7 @@ def load(
     Raises:
       UserError: as `datasets.load`, an unknown `how`, or a folder that lacks labels of an expert.
     """
-    names, how = select(experts), choose("way to alter labels:", how, dict.fromkeys(HOW, how))
+    names, how = select(experts), choose("way to alter labels:", how, HOW)
     if (how == "folder") != (labels is not None):
         raise UserError("altered labels: give labels=FOLDER with how='folder', and only there.")
     if (labels := label_names.folder(labels)) is not None and "{dataset}" in labels:

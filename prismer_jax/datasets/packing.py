@@ -71,7 +71,7 @@ def rows(
     Raises:
       UserError: no sample can be used; the message says why.
     """
-    choose("way to pack", how, dict.fromkeys(("filled", "reference", "single")))
+    choose("way to pack", how, ("filled", "reference", "single"))
     gap = int(how == "reference")
     sizes, dropped = sizes_of(source, chain, num_workers)
     limits = [length, most, np.inf if row_photos is None else row_photos]

@@ -135,7 +135,7 @@ def choose_sets(data: str, names: str) -> list[str]:
     """
     chosen = [name.strip() for name in names.split("+")]
     for name in chosen:
-        choose("data set for pretraining", name, dict.fromkeys(PRETRAINING))
+        choose("data set for pretraining", name, PRETRAINING)
     there = [name for name in chosen if is_there(data, name)]
     if there and len(there) < len(chosen):
         absent = [f"{name} ({data}/{SETS[name].list or SETS[name].photos})" for name in chosen if name not in there]

@@ -47,7 +47,7 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quant
     if "variant" in fields:
         choose("variant", fields["variant"], module.VARIANTS)
     if "dtype" in fields:
-        choose("config.model.dtype", fields["dtype"], dict.fromkeys(("float32", "bfloat16", "float16")))
+        choose("config.model.dtype", fields["dtype"], ("float32", "bfloat16", "float16"))
     cls = inspect.signature(module.build, eval_str=True).return_annotation
     values.check(fields, {**values.kinds(cls), **values.kinds(module.build)}, "config.model")
     try:

@@ -124,7 +124,7 @@ def blip_randaugment(n: int = 2, m: float = 5, autocontrast: Literal["reference"
     """
     if n < 0 or not 0 <= m <= 10:
         raise UserError(f"blip_randaugment(n={n}, m={m}): n is a count and m lies in 0 to 10.")
-    choose("autocontrast", autocontrast, dict.fromkeys(("reference", "pillow")))
+    choose("autocontrast", autocontrast, ("reference", "pillow"))
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         example = without_box(example, "blip_randaugment")

@@ -84,7 +84,7 @@ def score(
     for name in metrics:
         registry.imported("metric", name, FURTHER).check()
     entries = read_predictions(predictions)
-    task = task_of(entries, predictions) if task is None else choose("task", task, dict.fromkeys(TEXTS, task))
+    task = task_of(entries, predictions) if task is None else choose("task", task, tuple(TEXTS))
     if metrics and task != "caption":
         raise UserError("meteor and spice are scores of captions.")
     if answers and task == "caption":
@@ -97,7 +97,7 @@ def score(
     if task == "caption":
         main, named = "cider", score_captions(records, constant, metrics)
     elif answers:
-        how = SCORES[choose("score of answers:", answers, dict.fromkeys(ANSWERS, answers))]
+        how = SCORES[choose("score of answers:", answers, ANSWERS)]
         main, named = how.name, score_records(records, how, constant)
     else:
         main, named = "accuracy", score_answers(records, constant)

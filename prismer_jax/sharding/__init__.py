@@ -49,7 +49,7 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     axes = {"data": -1} if axes is None else dict(axes)
     devices = jax.devices() if devices is None else list(devices)
     for name, size in axes.items():
-        choose("mesh axis", name, dict.fromkeys(AXES))
+        choose("mesh axis", name, AXES)
         if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
             raise UserError(f"Mesh axis {name!r} must have a size of at least 1, or -1 for the rest, not {size!r}.")
     rest = [name for name, size in axes.items() if size == -1]

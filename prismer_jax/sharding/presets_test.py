@@ -15,7 +15,7 @@ from prismer_jax.checkpoint import Checkpointer
 from prismer_jax.errors import UserError
 from prismer_jax.sharding import presets
 from prismer_jax.towers import layers
-from prismer_jax.training.step import PRNGS, make_update
+from prismer_jax.training.step import make_update
 
 TENSOR = (
     (".*/(query|key|value|up)/(kernel|bias)", "tensor(axis=-1)"),
@@ -212,7 +212,7 @@ def test_each_device_draws_for_the_rows_that_it_has_if_the_generator_is_threefry
     mesh = sharding.make_mesh()
 
     def update(x, step):
-        key = jax.random.fold_in(jax.random.key(0, impl=PRNGS[prng]), step)
+        key = jax.random.fold_in(jax.random.key(0, impl=prng), step)
         return jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x, 0)
 
     x = np.ones((16, 48), np.float32)

@@ -111,7 +111,7 @@ def load(path: str | os.PathLike, task: Task = "caption", *, limit: int | None =
     Raises:
       UserError: it is not finished, damaged, or has nothing for the task.
     """
-    choose("task", task, dict.fromkeys(TASKS))
+    choose("task", task, TASKS)
     folder = storage.plain(path)
     if storage.size(storage.join(folder, manifests.FILE)) is None:
         raise UserError(

@@ -15,12 +15,12 @@ from prismer_jax.batch import Batch
 from prismer_jax.errors import UserError, choose
 
 NO_VARIABLES = ("opt", "step")  # of the state; all else are the model's
-KEPT_AS = {name: name for name in ("float32", "bfloat16", "float16")}  # types of what is not trained
+KEPT_AS = ("float32", "bfloat16", "float16")  # types of what is not trained
 # A CPU multiplies no bfloat16: XLA would make float32 of whole stacks of kernels ahead of the loop over their layers.
 ON_CPU = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 PRNG = "rbg"  # hardware generators where there are any, and compiled in a fraction of Threefry's time
 # Of a step's draws: with rbg each device draws for all rows, as XLA does not split that, with Threefry for its own.
-PRNGS = {name: name for name in (PRNG, "threefry2x32")}
+PRNGS = (PRNG, "threefry2x32")
 
 
 class Step(NamedTuple):

@@ -69,7 +69,7 @@ ROWS["nanovlm"].append("packing")  # a share, which takes no rounds
 
 def main(argv: list[str] | None = None) -> None:
     parser = config.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
-    known = dict.fromkeys([*SUITES, *BENCHES])
+    known = list(dict.fromkeys([*SUITES, *BENCHES]))
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: {', '.join(BENCHES)}"
     )
@@ -183,7 +183,7 @@ def _family(args: argparse.Namespace, name: str) -> Rows:
 
 
 def _rows(args: argparse.Namespace, known: Iterable[str]) -> list[str]:
-    return [row for row in args.rows if choose("row", row, dict.fromkeys(known, True))]
+    return [choose("row", row, list(known)) for row in args.rows]
 
 
 def _checkout(args: argparse.Namespace) -> Any:

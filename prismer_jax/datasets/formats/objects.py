@@ -51,7 +51,7 @@ def load(
     Raises:
       UserError: there is no such list, or more of it than max_bad cannot be used: names the first.
     """
-    choose("task of objects", task, dict.fromkeys(("photo", "name")))
+    choose("task of objects", task, ("photo", "name"))
     path, dropped, total, photos = storage.on_disk(path), Dropped(), 0, []
     folder = storage.on_disk(images) if images else path.parent
     for number, entry in enumerate(_entries(path), 1):

@@ -27,8 +27,6 @@ from prismer_jax.shards import manifest, records
 
 __all__ = ["CLASSES", "QUESTIONS", "QUESTION_TYPES", "SPLITS", "VERSION", "Settings", "example", "load", "scene"]
 
-TASKS = ("caption", "question", "all")
-
 
 def load(
     split: str = "train",
@@ -52,8 +50,8 @@ def load(
     Raises:
       UserError: an argument is not as above, or there is no space for the data.
     """
-    choose("task of the scenes", task, dict.fromkeys(TASKS))
-    choose("split of the scenes", split, dict.fromkeys(SPLITS))
+    choose("task of the scenes", task, records.TASKS)
+    choose("split of the scenes", split, SPLITS)
     if not (32 <= size <= 2048 and 1 <= count <= 10_000_000 and 0 <= seed < 2**31):
         raise UserError(f"scenes: {size=} must be in 32..2048, {count=} in 1..10000000, {seed=} in 0..2147483647.")
     settings = Settings(split, size, count if split == "train" else max(1, count // 10), seed)

@@ -30,7 +30,7 @@ def stage1(
     Returns:
       'loss', 'itc', 'itm', 'itg', and how often it is right: 'itm_accuracy', 'i2t_r1' and 't2i_r1' within the batch.
     """
-    choose("gather of stage1", gather, dict.fromkeys(("through", "reference")))
+    choose("gather of stage1", gather, ("through", "reference"))
     out = forward(batch, gather=gather, clamp=clamp, method="compared")
     there = out["there"].astype(jnp.float32)
     itc = sum(contrast(out[way], out["same"], out["there"], label_smoothing) for way in ("i2t", "t2i")) / 2 * there

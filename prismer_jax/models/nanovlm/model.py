@@ -198,7 +198,7 @@ def build(
     if fields.get("image_token") is not None and tokenizer is not None and "image_token" not in overrides:
         fields["image_token"] = tokenizer.id_of(IMAGE)
     model = NanoVLM(**fields | {"experts": select(experts)})
-    choose("positions", model.positions, dict.fromkeys(("token", "column")))
+    choose("positions", model.positions, ("token", "column"))
     check_multiples(
         ("language.width", model.language["width"], 2 * model.language["heads"]),
         ("patches on a side", model.image_size // model.vision["patch_size"], model.shuffle),

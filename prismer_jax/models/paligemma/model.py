@@ -169,5 +169,5 @@ def build(
       UserError: an unknown variant or field, or sizes that do not fit together.
     """
     model = PaliGemma(**fields_of(PaliGemma, VARIANTS, variant, overrides) | {"experts": select(experts)})
-    choose("cap", model.cap, dict.fromkeys(("reference", "always")))
+    choose("cap", model.cap, ("reference", "always"))
     return model

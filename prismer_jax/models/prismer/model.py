@@ -272,7 +272,7 @@ def build(
     fields["decoder"] = FrozenDict({**fields["decoder"], **decoder})
     names = {k: tuple(v) for k, v in dict(fields.get("classes", {})).items()}
     for name, classes in names.items():
-        if EXPERTS[choose("expert", name, {e: e for e in EXPERTS})].embed not in ("classes", "instances"):
+        if choose("expert", name, EXPERTS).embed not in ("classes", "instances"):
             raise UserError(f"classes: {name} has no classes; only segmentation and detection have.")
         if len(classes) > BACKGROUND and EXPERTS[name].embed == "classes":
             raise UserError(f"classes: {name} names {len(classes)} classes, an id map holds at most {BACKGROUND}.")
