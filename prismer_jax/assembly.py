@@ -91,7 +91,7 @@ def make_evaluators(
             mesh=mesh,
             quiet=quiet,
         )
-        made[name].check_source(where)  # now, and not after hours of training
+        made[name].check_source()  # now, and not after hours of training
     return made
 
 

@@ -33,14 +33,13 @@ def build(type: str, *, where: str = "", **options: Any) -> Evaluator:
     Raises:
       UserError: an unknown type or option, one that is missing, or of another type than its class says.
     """
-    made = registry.imported("evaluator", type, EVALUATORS)
+    cls = registry.imported("evaluator", type, EVALUATORS)
+    where = where or type
     try:
-        return config.call(made, options, where or type)
-    except UserError as error:  # of decoding, whose settings are the class's where it is made without a config
-        raise UserError(str(error).replace(made.__name__, where or made.__name__)) from None
+        return config.call(cls, {**options, "where": where}, where)
     except TypeError as error:  # of a class whose parents take less than it hands on
         if (wrong := re.search(r"__init__\(\) got .* keyword argument '(\w+)'", str(error))) and wrong[1] in options:
-            raise UserError(f"{where or type}: unknown key {wrong[1]!r}.") from None
+            raise UserError(f"{where}: unknown key {wrong[1]!r}.") from None
         raise
 
 

@@ -59,6 +59,7 @@ class Evaluator:
         the others, and say how many these are: `left_out`, `unscored`.
       predict_only: score nothing: of a test set without references, a server takes the predictions.
       quiet: show no progress.
+      where: the section of the config that messages name; the class by default.
 
     Attributes:
       records: of the last run, one an example in the source's order: `index` in the source, `id` in results,
@@ -91,11 +92,13 @@ class Evaluator:
         max_unscored: float = 0.01,
         predict_only: bool = False,
         quiet: bool = False,
+        where: str = "",
     ) -> None:
         self.model, self.tokenizer, self.mesh = model, tokenizer, mesh
         self.source, self.pp, self.batch_size = source, pp, batch_size
         self.train_source, self.num_workers = train_source, num_workers
         self.with_blank, self.max_unscored, self.predict_only, self.quiet = blank, max_unscored, predict_only, quiet
+        self.where = where or type(self).__name__
         self.predictions: list[dict[str, Any]] = []
         self.records: list[Record] = []
         self.left_out: list[Record] = []
@@ -169,7 +172,7 @@ class Evaluator:
             logger.warning("%d of %d samples have no %s and no score.", len(bare), count, self.text_key)
             yield "unscored", len(bare)
 
-    def check_source(self, where: str = "evaluation") -> None:
+    def check_source(self) -> None:
         """Raises a UserError if nothing in the source can be scored, before the model is asked."""
 
     def walk(self, variables: Any, journal: Journal | None = None) -> list[Record]:

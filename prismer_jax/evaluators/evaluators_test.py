@@ -296,7 +296,7 @@ def test_what_cannot_be_scored_is_an_error_before_the_model_is_asked(kind, sourc
     evaluator = made(kind, source, **options)
     calls = stop_after(evaluator, 0)
     with pytest.raises(
-        UserError, match=f"evaluation: no sample has a reference {noun}, so nothing can be scored.*predict_only"
+        UserError, match=f"^{kind}: no sample has a reference {noun}, so nothing can be scored.*predict_only"
     ):
         list(evaluator.run(VARIABLES))
     assert not calls
@@ -407,7 +407,7 @@ def test_ids_go_out_as_they_came(example, key):
         ("vqa", asked(), {"num_workers": -1}, "num_workers=-1: must be from 0"),
         ("vqa", asked(), {"style": "planar"}, "Did you mean 'plain'"),
         ("vqa", asked(), {"padding": "referenc"}, "Did you mean 'reference'"),
-        ("vqa", asked(), {"method": "rank", "answers": ["red"], "max_new": 3}, "setting of VQAEvaluator: 'max_new'"),
+        ("vqa", asked(), {"method": "rank", "answers": ["red"], "max_new": 3}, "setting of vqa: 'max_new'"),
         (
             "classification",
             classified(),

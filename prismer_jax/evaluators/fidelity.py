@@ -39,8 +39,8 @@ class FidelityEvaluator(Evaluator):
 
         self._read = jax.jit(read, out_shardings=place)
 
-    def check_source(self, where: str = "evaluation") -> None:
-        checks.check_taught([{"source": self.source}], self.kinds, where)
+    def check_source(self) -> None:
+        checks.check_taught([{"source": self.source}], self.kinds, self.where)
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         said = self.put({"image": batch["image"]})

@@ -39,7 +39,7 @@ def examples(count=5):
     return [*rows[:-1], {**rows[-1], "labels/obj_detection": np.full_like(ids, 255)}]
 
 
-def evaluator(source, batch_size=2):
+def evaluator(source, batch_size=2, where=""):
     return evaluators.build(
         "fidelity",
         model=Seer(),
@@ -48,6 +48,7 @@ def evaluator(source, batch_size=2):
         pp=lambda example, rng: example,
         batch_size=batch_size,
         quiet=True,
+        where=where,
     )
 
 
@@ -77,4 +78,4 @@ def test_the_table_does_not_depend_on_batches_and_records_say_of_each_photo():
 def test_labels_that_no_example_has_are_named_before_the_network_runs():
     source = [{key: value for key, value in row.items() if key != "labels/depth"} for row in examples()]
     with pytest.raises(UserError, match=r"^config\.evals\.fidelity: no example has labels of depth"):
-        evaluator(source).check_source("config.evals.fidelity")
+        evaluator(source, where="config.evals.fidelity").check_source()

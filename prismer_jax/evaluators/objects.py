@@ -31,7 +31,7 @@ class _ObjectsEvaluator(TextEvaluator):
         self.method, function = method, registry.imported("method", method, decode.METHODS)
         self.check_settings(function, decode.generate, max_new=256)
 
-    def check_source(self, where: str = "evaluation") -> None:
+    def check_source(self) -> None:
         """Passes: objects may be made by the ops, and an example without any is one with a right answer too."""
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:

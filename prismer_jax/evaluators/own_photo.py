@@ -39,10 +39,10 @@ class OwnPhotoEvaluator(LossEvaluator):
         # Likelihoods are compared, whatever is trained: neither smoothed nor summed over a text.
         super().__init__(loss_options=dict(label_smoothing=0.0, normalize="batch"), **common)
 
-    def check_source(self, where: str = "evaluation") -> None:
-        super().check_source(where)
+    def check_source(self) -> None:
+        super().check_source()
         if len(self.source) < 2:
-            raise UserError(f"{where}: another photo takes two examples.")
+            raise UserError(f"{self.where}: another photo takes two examples.")
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         rows = super().measure(variables, batch)

@@ -117,7 +117,7 @@ def test_the_other_photo_has_the_tiles_that_a_text_has_tokens_for():
 
 def test_one_photo_is_refused():
     with pytest.raises(UserError, match="another photo takes two examples"):
-        made("own_photo", captioned(1), pp=seen).check_source("config.evals.own")
+        made("own_photo", captioned(1), pp=seen).check_source()
     same = [{**one, "photo": "1.jpg"} for one in source(4)]
     with pytest.raises(UserError, match="own_photo: no good example shows another photo than example 0"):
         dict(made("own_photo", same, pp=seen).run(VARIABLES))

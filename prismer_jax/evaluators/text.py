@@ -50,15 +50,16 @@ class TextEvaluator(Evaluator):
         """Returns the reference texts of an example."""
         raise NotImplementedError
 
-    def check_source(self, where: str = "evaluation") -> None:
+    def check_source(self) -> None:
         if not self.predict_only and not any(self.texts_of(example) for example in scan(self.source)):
             raise UserError(
-                f"{where}: no sample has a reference {self.text_key}, so nothing can be scored. Give a list, or "
+                f"{self.where}: no sample has a reference {self.text_key}, so nothing can be scored. Give a list, or "
                 "annotations, that have them, or set predict_only=True (evaluate --predict-only) for predictions alone."
             )
-        check_unique([self.key_of(example, i) for i, example in enumerate(scan(self.source, FIRST))], f"{where}: ")
+        check_unique([self.key_of(example, i) for i, example in enumerate(scan(self.source, FIRST))], f"{self.where}: ")
         if "text" not in next(iter(loader.eval_batches(self.source, self.pp, batch_size=1, numbers=[0]))):
-            raise UserError(f"{where}.pp makes no prompt: end it with question_prompt or caption_prompt, and tokenize.")
+            remedy = "end it with question_prompt or caption_prompt, and tokenize"
+            raise UserError(f"{self.where}.pp makes no prompt: {remedy}.")
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class TextEvaluator(Evaluator):
         """Raises a UserError for settings that these functions do not take; gives them `max_new`, if it is not 0."""
         if max_new and not self.settings.keys() & {"max_len", "max_new"}:
             self.settings["max_new"] = max_new
-        check(self.settings, type(self).__name__, *functions, **OPTIONS)
+        check(self.settings, self.where, *functions, **OPTIONS)
 
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]

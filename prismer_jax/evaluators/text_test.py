@@ -61,7 +61,7 @@ def test_ids_that_occur_twice_are_found_before_training_and_name_the_section():
 
     options = dict(model=None, tokenizer=None, pp=None, source=Source(), batch_size=2)
     with pytest.raises(UserError, match=r"config\.evals\.mine: 250 ids occur more than once .*, such as 0\. Give each"):
-        Listening(**options).check_source("config.evals.mine")
+        Listening(**options, where="config.evals.mine").check_source()
     assert options["source"].read < 1000
 
 
@@ -70,7 +70,7 @@ def test_ops_that_make_no_prompt_are_named_before_training():
     source = [{"id": "1", "image": np.zeros((4, 4, 3), np.uint8), "captions": ["a cat"]}]
     options = dict(model=None, tokenizer=None, source=source, batch_size=1)
     with pytest.raises(UserError, match=r"config\.evals\.caption\.pp makes no prompt: end it with question_prompt or"):
-        Listening(**options, pp=pp.build("resize(2)")).check_source("config.evals.caption")
+        Listening(**options, pp=pp.build("resize(2)"), where="config.evals.caption").check_source()
     words = pp.tokenizer.load("scenes")
     with pytest.raises(UserError, match="tokenize needs an op before it that makes a prompt"):
         Listening(**options, pp=pp.build("resize(2)|tokenize(8)", words)).check_source()
