@@ -29,7 +29,7 @@ from prismer_jax.registry import READING
 RECORD = "make_labels.json"  # in a folder of label files: which weights made those of each expert
 
 
-def path_of(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> pathlib.Path:
+def path_of(folder: storage.PathLike, expert: str, image: storage.PathLike) -> pathlib.Path:
     """Returns the path of an image's PNG, `folder/expert/image.png`; `image` is relative to the images' folder.
 
     `folder` may place the expert itself, as in 'labels/{expert}/vqav2' for the official per-data-set folders. The path
@@ -40,13 +40,13 @@ def path_of(folder: str | os.PathLike, expert: str, image: str | os.PathLike) ->
     return root.joinpath(*inside(image)).with_suffix(".png")
 
 
-def inside(image: str | os.PathLike) -> list[str]:
+def inside(image: storage.PathLike) -> list[str]:
     """Returns the parts of an image's path without those that would lead out of a folder: the root, and '..'."""
     path = pathlib.PurePath(image)
     return [part for part in path.parts if part not in (path.anchor, "..")]
 
 
-def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.PathLike) -> dict[str, Any]:
+def locate(folder: storage.PathLike, experts: Sequence[str], image: storage.PathLike) -> dict[str, Any]:
     """Returns the label part of an example: paths of the PNGs, the tables of classes and word features, `words`.
 
     An image without a label file for an expert simply lacks that key: it is the background.
@@ -73,7 +73,7 @@ def locate(folder: str | os.PathLike, experts: Sequence[str], image: str | os.Pa
     return example
 
 
-def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -> bool:
+def is_whole(folder: storage.PathLike, expert: str, image: storage.PathLike) -> bool:
     """Returns whether an image's label by an expert is there, complete, with the side file that belongs to it."""
     png = path_of(folder, expert, image)
     try:
@@ -89,12 +89,12 @@ def is_whole(folder: str | os.PathLike, expert: str, image: str | os.PathLike) -
     return zipfile.is_zipfile(path) if side == ".npz" else path.read_bytes().rstrip().endswith(b"}")
 
 
-def home(folder: str | os.PathLike) -> pathlib.Path:
+def home(folder: storage.PathLike) -> pathlib.Path:
     """Returns the folder of RECORD: the labels' folder itself; labels/vqav2 for 'labels/{expert}/vqav2'."""
     return pathlib.Path(os.fspath(folder).replace("{expert}", ""))
 
 
-def given(folder: str | os.PathLike) -> dict[str, Any]:
+def given(folder: storage.PathLike) -> dict[str, Any]:
     """Returns {expert: how its labels were made} of a folder's label files; None where RECORD does not say how,
     or data sets differ.
 
@@ -115,7 +115,7 @@ def given(folder: str | os.PathLike) -> dict[str, Any]:
     return {name: how[0] if how.count(how[0]) == len(how) else None for name, how in made.items() if how}
 
 
-def record(folder: str | os.PathLike, made_with: Mapping[str, str]) -> None:
+def record(folder: storage.PathLike, made_with: Mapping[str, str]) -> None:
     """Notes in RECORD how the labels of experts are made, {expert: how}, before any is written.
 
     Raises:
@@ -133,7 +133,7 @@ def record(folder: str | os.PathLike, made_with: Mapping[str, str]) -> None:
     storage.write_json(path, before | dict(made_with))
 
 
-def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarray:
+def read_classes(path: storage.PathLike, data: bytes | None = None) -> np.ndarray:
     """Reads a detection side file {instance id: class id} to int32 [256], -1 where there is no instance.
 
     `data` is what the file holds, where it lies in another; `path` then names it in messages.
@@ -152,7 +152,7 @@ def read_classes(path: str | os.PathLike, data: bytes | None = None) -> np.ndarr
     return table
 
 
-def read_words(path: str | os.PathLike, data: bytes | None = None) -> tuple[np.ndarray, list[str]]:
+def read_words(path: storage.PathLike, data: bytes | None = None) -> tuple[np.ndarray, list[str]]:
     """Reads a word side file `.npz` to (features float16 [256, 64], words); `data` as in `read_classes`."""
     path, table = pathlib.Path(path), no_words()
     if data is None and not path.exists():
@@ -176,9 +176,9 @@ def read_words(path: str | os.PathLike, data: bytes | None = None) -> tuple[np.n
 
 
 def write(
-    folder: str | os.PathLike,
+    folder: storage.PathLike,
     expert: str,
-    image: str | os.PathLike,
+    image: storage.PathLike,
     map: np.ndarray,
     *,
     classes: Sequence[int] | None = None,

@@ -28,7 +28,7 @@ class Writer(contextlib.AbstractContextManager):
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: storage.PathLike,
         *,
         first_step: int = 0,
         wandb: Mapping[str, Any] | None = None,
@@ -107,7 +107,7 @@ class Writer(contextlib.AbstractContextManager):
             raise UserError(f"Cannot write metrics to {self._jsonl.parent}: {error.strerror}.") from error
 
 
-def read(workdir: str | os.PathLike[str]) -> list[dict[str, Value]]:
+def read(workdir: storage.PathLike) -> list[dict[str, Value]]:
     """Returns the lines of WORKDIR/metrics.jsonl, [] if there is none; a line torn by a kill is left out."""
     file = pathlib.Path(workdir) / "metrics.jsonl"
     lines = []

@@ -14,7 +14,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +41,7 @@ MAY_CHANGE = (
 
 def train(
     cfg: config.Section | Mapping[str, Any],
-    workdir: str | os.PathLike[str],
+    workdir: storage.PathLike,
     allow_changed_data: bool = False,
 ) -> dict[str, float]:
     """Trains as the config says, in `workdir`; returns the last value of every evaluation metric.

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from prismer_jax.captioner.loaded import Loaded, Path
+from prismer_jax.captioner.loaded import Loaded
 from prismer_jax.captioner.requests import to_answer, to_caption, to_choose, to_rank, to_write
 from prismer_jax.captioner.results import results_of
 from prismer_jax.datasets.photos import Examples, Photo
 from prismer_jax.errors import BadSample, UserError, choose
+from prismer_jax.files.storage import PathLike
 from prismer_jax.pp.choices import read_choices
 
 
-def load(checkpoint: Path, experts: Path | None = None) -> Captioner:
+def load(checkpoint: PathLike, experts: PathLike | None = None) -> Captioner:
     """Loads a trained model, to caption photos, answer questions about them, choose, or label them.
 
         model = prismer_jax.load("runs/quickstart", experts="weights/experts")
@@ -43,7 +44,7 @@ class Captioner(Loaded):
         images: Photo | Sequence[Photo] | None = None,
         *,
         prompt: str | None = None,
-        labels: Path | None = None,
+        labels: PathLike | None = None,
         num_captions: int = 1,
         batch_size: int = 16,
         seed: int = 0,
@@ -78,7 +79,7 @@ class Captioner(Loaded):
         images: Photo | Sequence[Photo],
         question: str | Sequence[str],
         *,
-        labels: Path | None = None,
+        labels: PathLike | None = None,
         num_answers: int = 1,
         batch_size: int = 16,
         seed: int = 0,
@@ -95,10 +96,10 @@ class Captioner(Loaded):
     def choose(
         self,
         images: Photo | Sequence[Photo],
-        choices: Path | Sequence[str],
+        choices: PathLike | Sequence[str],
         question: str | Sequence[str] | None = None,
         *,
-        labels: Path | None = None,
+        labels: PathLike | None = None,
         k: int | None = None,
         batch_size: int = 16,
     ) -> list[dict[str, Any]]:
@@ -185,10 +186,10 @@ class Captioner(Loaded):
 
     def features(
         self,
-        images: Path | Sequence[Path] | None = None,
+        images: PathLike | Sequence[PathLike] | None = None,
         texts: str | Sequence[str] | None = None,
         *,
-        labels: Path | None = None,
+        labels: PathLike | None = None,
         batch_size: int = 16,
     ) -> dict[str, Any]:
         """Returns what a model of stage 1 of BLIP-2 makes of photos, of texts, and of photos with a text each.
@@ -207,10 +208,10 @@ class Captioner(Loaded):
 
     def match(
         self,
-        images: Path | Sequence[Path],
+        images: PathLike | Sequence[PathLike],
         texts: str | Sequence[str],
         *,
-        labels: Path | None = None,
+        labels: PathLike | None = None,
         batch_size: int = 16,
     ) -> list[dict[str, Any]]:
         """Compares each photo with each text.

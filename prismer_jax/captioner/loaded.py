@@ -13,8 +13,8 @@ import jax
 from prismer_jax import checkpoint, datasets, label_files, models, pp
 from prismer_jax.datasets.photos import Photos, are_files, several
 from prismer_jax.errors import UserError
+from prismer_jax.files.storage import PathLike
 
-Path = str | os.PathLike
 Result = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Loaded:
         label. It is not among the results, and a warning names it. If no photo can be used, the call is a UserError.
     """
 
-    def __init__(self, path: Path, experts: Path | None = None) -> None:
+    def __init__(self, path: PathLike, experts: PathLike | None = None) -> None:
         """Loads an export, or the latest checkpoint of a workdir; `experts` as in `load`.
 
         Raises:
@@ -47,7 +47,7 @@ class Loaded:
         self.left_out: list[Result] = []
         self.experts = None if experts is None else _open(experts, self.model, path)
 
-    def photos(self, images: Any, labels: Path | None) -> Any:
+    def photos(self, images: Any, labels: PathLike | None) -> Any:
         """Returns a source of photos, with the labels of a folder or, without one, with those of the experts."""
         images = several(images)
         if are_files(images):
@@ -68,7 +68,7 @@ class Loaded:
             logger.warning("%s", line)
         return self.experts.label(source)
 
-    def _warn_of_absent(self, source: Any, labels: Path) -> None:
+    def _warn_of_absent(self, source: Any, labels: PathLike) -> None:
         """Says of which experts a folder has no labels for photos: another folder's, or of other names, would."""
         folder, names = os.fspath(labels).replace("{dataset}", ""), [source.name(index) for index in range(len(source))]
         counts = {e: sum(not label_files.is_whole(folder, e, name) for name in names) for e in self.model.experts}
@@ -84,7 +84,7 @@ class Loaded:
                 logger.warning("Left out: %s", row["error"])
 
 
-def _open(experts: Path, model: Any, path: Path) -> Any:
+def _open(experts: PathLike, model: Any, path: PathLike) -> Any:
     """Returns what labels photos with those of a model's experts whose weights are there; None if it has no experts."""
     if not model.experts:
         logger.warning("%s: the model has no experts, and does not use %s.", path, experts)

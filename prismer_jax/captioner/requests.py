@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from prismer_jax import config, decode
-from prismer_jax.captioner.loaded import Loaded, Path, Result
+from prismer_jax.captioner.loaded import Loaded, Result
 from prismer_jax.datasets.photos import NO_PHOTO, Asked, check_text
 from prismer_jax.decode.ranking import rank_answers
 from prismer_jax.errors import UserError, choose
+from prismer_jax.files.storage import PathLike
 from prismer_jax.pp.chat import takes_prompt
 from prismer_jax.pp.choices import choice_tokens, read_choices
 from prismer_jax.pp.text import style_of
@@ -50,7 +51,7 @@ class Request:
 def to_caption(
     loaded: Loaded,
     images: Any,
-    labels: Path | None,
+    labels: PathLike | None,
     number: int,
     seed: int,
     settings: Mapping[str, Any],
@@ -75,7 +76,7 @@ def to_answer(
     loaded: Loaded,
     images: Any,
     question: str | Sequence[str],
-    labels: Path | None,
+    labels: PathLike | None,
     number: int,
     seed: int,
     settings: Mapping[str, Any],
@@ -88,9 +89,9 @@ def to_answer(
 def to_choose(
     loaded: Loaded,
     images: Any,
-    choices: Path | Sequence[str],
+    choices: PathLike | Sequence[str],
     question: str | Sequence[str] | None,
-    labels: Path | None,
+    labels: PathLike | None,
     k: int | None,
 ) -> Request:
     """Returns what Captioner.choose asks; raises UserError if the checkpoint lacks the task."""

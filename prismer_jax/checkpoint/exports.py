@@ -9,14 +9,16 @@ import jax
 
 from prismer_jax import sharding
 from prismer_jax.checkpoint import arrays, layout
-from prismer_jax.checkpoint.layout import PathLike
 from prismer_jax.checkpoint.steps import place
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 
 
 def export(
-    directory: PathLike, variables: Any, config: Mapping[str, Any], files: Mapping[str, PathLike | bytes] | None = None
+    directory: storage.PathLike,
+    variables: Any,
+    config: Mapping[str, Any],
+    files: Mapping[str, storage.PathLike | bytes] | None = None,
 ) -> None:
     """Writes a self-contained folder: config.json, the arrays, and copies of files such as the tokenizer's.
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from prismer_jax import tree
 from prismer_jax.checkpoint import arrays, layout
-from prismer_jax.checkpoint.layout import PathLike
 from prismer_jax.checkpoint.reading import find, is_variable
+from prismer_jax.files.storage import PathLike
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,12 @@ from prismer_jax.checkpoint import arrays
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 
-PathLike = str | os.PathLike[str]
 WEIGHTS = "weights"  # the folder of arrays in an export
 ITEM = "default"  # and in a step, called as Orbax's CheckpointManager calls it; version 0.1 had none there
 DESCRIPTION = "config.json"
 
 
-def describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str, PathLike | bytes]) -> None:
+def describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str, storage.PathLike | bytes]) -> None:
     """Writes beside arrays what a program needs to use them; see `exports.export`."""
     for name, source in files.items():
         if pathlib.Path(name).name != name:
@@ -30,7 +29,7 @@ def describe(folder: pathlib.Path, config: Mapping[str, Any], files: Mapping[str
     storage.write_json(folder / DESCRIPTION, {**config, "versions": configs.provenance()["packages"]})
 
 
-def saved_shapes(folder: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+def saved_shapes(folder: storage.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns {name: shape and type} of a step of a Checkpointer, an export, or its folder of arrays."""
     with arrays.readable(folder):
         return arrays.shapes_in(_arrays(storage.folder(folder)))

@@ -13,13 +13,12 @@ import jax
 
 from prismer_jax import tree
 from prismer_jax.checkpoint import disk, layout
-from prismer_jax.checkpoint.layout import PathLike
 from prismer_jax.checkpoint.steps import Checkpointer, place
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 
 
-def find(path: PathLike) -> pathlib.Path:
+def find(path: storage.PathLike) -> pathlib.Path:
     """Returns the folder that `load_export` reads, given any of: an export; a workdir; its checkpoints; one of these.
 
     A workdir's export is preferred to its latest checkpoint.
@@ -45,7 +44,9 @@ def find(path: PathLike) -> pathlib.Path:
     )
 
 
-def load_export(path: PathLike, shardings: Callable[[Any], Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_export(
+    path: storage.PathLike, shardings: Callable[[Any], Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads an exported model, or the variables in a checkpoint, which are all but its 'opt' and 'step'.
 
     Args:
@@ -67,7 +68,7 @@ def load_export(path: PathLike, shardings: Callable[[Any], Any] | None = None) -
     return tree.unflatten(layout.read(folder, shapes)), config
 
 
-def description(path: PathLike) -> dict[str, Any]:
+def description(path: storage.PathLike) -> dict[str, Any]:
     """Returns the config that lies beside an exported model or a checkpoint, and its 'folder'; see `load_export`."""
     folder = find(path)
     home = folder if layout.is_export(folder) else folder.parent

@@ -40,14 +40,14 @@ class Checkpointer(contextlib.AbstractContextManager):
 
     def __init__(
         self,
-        directory: layout.PathLike,
+        directory: storage.PathLike,
         *,
         keep: int = 1,
         best_metric: str | None = None,
         best_mode: str = "max",
         async_: bool = True,
         config: Mapping[str, Any] | None = None,
-        files: Mapping[str, layout.PathLike] | None = None,
+        files: Mapping[str, storage.PathLike] | None = None,
     ) -> None:
         """Opens a folder of checkpoints, which need not exist.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 from prismer_jax import config
@@ -40,6 +39,6 @@ def load(name: str, *, where: str = "", **kwargs: Any) -> Any:
     if (limit := kwargs.get("limit")) is not None and limit < 1:
         raise UserError(f"{where or name}.limit is {limit}; it must be 1 at least, or left out.")
     for value in (kwargs.get(key) for key in PATHS if name not in REMOTE):
-        for path in [value] if isinstance(value, str | os.PathLike) else value or ():
+        for path in [value] if isinstance(value, storage.PathLike) else value or ():
             storage.on_disk(path)
     return function(**kwargs)

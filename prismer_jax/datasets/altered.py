@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from prismer_jax import config, datasets, label_files, label_png
 from prismer_jax.datasets import label_names
 from prismer_jax.errors import UserError, choose
+from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import CLASSES_KEY, EXPERTS, WORDS_KEY, select
 from prismer_jax.pp.image import read_bytes
 from prismer_jax.pp.image_size import image_size
@@ -24,7 +24,7 @@ def load(
     experts: str | Sequence[str],
     how: str,
     seed: int = 0,
-    labels: str | os.PathLike[str] | None = None,
+    labels: PathLike | None = None,
 ) -> Altered:
     """Returns a data set with the labels of these experts altered.
 
@@ -68,7 +68,7 @@ class Altered:
         how: str,
         seed: int,
         experts: Sequence[str] = (),
-        labels: str | os.PathLike[str] | None = None,
+        labels: PathLike | None = None,
     ) -> None:
         self._source, self._keys, self._how, self._experts, self._labels = source, keys, how, experts, labels
         self.blank = tuple(experts) if how == "blank" else ()

@@ -20,7 +20,6 @@ from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.scores.choice import LETTERS
 
-Path = str | os.PathLike
 KEYS = {  # the first that an entry has
     "choices": ("choices", "options"),
     "category": ("category", "subject", "subfield", "topic"),
@@ -31,7 +30,12 @@ _OPTION = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])[:.)](?=\s)")  # "A: a cat", "B
 
 
 def load(
-    path: Path, *, images: Path | None = None, letters: str = "", limit: int | None = None, max_bad: float = 0.01
+    path: storage.PathLike,
+    *,
+    images: storage.PathLike | None = None,
+    letters: str = "",
+    limit: int | None = None,
+    max_bad: float = 0.01,
 ) -> Source:
     """Returns a source of questions; photos are opened when an example is read.
 

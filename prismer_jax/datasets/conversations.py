@@ -25,7 +25,6 @@ from prismer_jax.files import parquet, storage
 from prismer_jax.files.offsets import Offsets
 
 Example = dict[str, Any]
-Path = str | os.PathLike
 ENDS = (".jsonl", ".parquet")
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
 COLUMNS = ("images", "image", "texts", *(f"{name}_ratings" for name in RATINGS))  # that are read
@@ -33,9 +32,9 @@ NO_TURN = "no user and assistant"
 
 
 def load(
-    path: Path | Sequence[Path],
+    path: storage.PathLike | Sequence[storage.PathLike],
     *,
-    images: Path | None = None,
+    images: storage.PathLike | None = None,
     limit: int | None = None,
     relevance: int = 1,
     image_correspondence: int = 1,
@@ -65,7 +64,7 @@ def load(
     )
     kind = kind or Source
     tables: list[Any] = []
-    several = [path] if isinstance(path, str | os.PathLike) else path
+    several = [path] if isinstance(path, storage.PathLike) else path
     files = [file for one in several for file in parquet.files(one, ENDS)]
     for file in files:
         left = None if limit is None else limit - sum(map(len, tables))
@@ -93,7 +92,7 @@ class Source:
     columns: tuple[str, ...] | None = COLUMNS
 
     def __init__(
-        self, tables: Sequence[Any], names: Sequence[str], images: Path | None, minima: Mapping[str, int]
+        self, tables: Sequence[Any], names: Sequence[str], images: storage.PathLike | None, minima: Mapping[str, int]
     ) -> None:
         """Takes the files that are read, what their samples are called by, and what `load` says."""
         self._tables, self._names, self._images, self._minima = list(tables), names, images, dict(minima)

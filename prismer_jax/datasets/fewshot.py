@@ -21,19 +21,18 @@ from prismer_jax.datasets import label_names
 from prismer_jax.datasets.formats.suffixes import SUFFIXES, UNREAD, UNREAD_REASON
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import EXPERTS, select
-
-Path = str | os.PathLike
 
 
 def load(
-    path: Path,
+    path: PathLike,
     *,
-    names: Path | None = None,
-    indices: Path | None = None,
+    names: PathLike | None = None,
+    indices: PathLike | None = None,
     shots: int | None = None,
     seed: int = 0,
-    labels: Path | None = None,
+    labels: PathLike | None = None,
     experts: str | Sequence[str] = tuple(EXPERTS),
     limit: int | None = None,
 ) -> Source:
@@ -112,7 +111,7 @@ def _check_names(photos: Sequence[str], root: pathlib.Path, any_case: bool) -> N
             raise UserError(f"{root / photo}: its label files would be those of {owner}. Rename one of them.")
 
 
-def _names(folders: Sequence[str], names: Path | None, indices: Path | None) -> dict[str, str]:
+def _names(folders: Sequence[str], names: PathLike | None, indices: PathLike | None) -> dict[str, str]:
     """{folder: name of its class}."""
     if names is None:
         return {folder: folder for folder in folders}
@@ -132,7 +131,7 @@ def _names(folders: Sequence[str], names: Path | None, indices: Path | None) -> 
     return table
 
 
-def _json(path: Path, kind: type) -> Any:
+def _json(path: PathLike, kind: type) -> Any:
     try:
         content = json.loads(pathlib.Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

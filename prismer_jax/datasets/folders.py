@@ -13,13 +13,12 @@ from prismer_jax.datasets.formats.suffixes import SUFFIXES, UNREAD, UNREAD_REASO
 from prismer_jax.datasets.photo_paths import identity
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
-
-Path = str | os.PathLike
+from prismer_jax.files.storage import PathLike
 
 NOT_UTF8 = "file name that is not UTF-8"
 
 
-def photos(images: Path | Sequence[Path], dropped: Dropped, repeats: bool = False) -> Iterator[dict[str, Any]]:
+def photos(images: PathLike | Sequence[PathLike], dropped: Dropped, repeats: bool = False) -> Iterator[dict[str, Any]]:
     """Yields the photos of folders, recursively and in order, and files given as such.
 
     Each has `id`, `name` (path below the folder), `image` (path), and `captions` (from a parquet table) or
@@ -34,7 +33,7 @@ def photos(images: Path | Sequence[Path], dropped: Dropped, repeats: bool = Fals
     Raises:
       UserError: there is no such photo or folder, or no photo in a folder.
     """
-    items = [images] if isinstance(images, str | os.PathLike) else list(images)
+    items = [images] if isinstance(images, PathLike) else list(images)
     roots = [os.path.expanduser(os.fspath(item)) for item in items]
     ids: set[str] = set()
     seen: dict[str, str] = {}  # file -> id
@@ -134,7 +133,7 @@ def _side(name: str, beside: frozenset[str]) -> str | None:
     return next((stem + end for end in ends if stem + end in beside), None)
 
 
-def shown(paths: Iterable[Path]) -> str:
+def shown(paths: Iterable[PathLike]) -> str:
     """Returns paths as messages name them, that may go into a log: bytes that are not UTF-8 are escaped."""
     return ", ".join(map(str, paths)).encode(errors="backslashreplace").decode()
 

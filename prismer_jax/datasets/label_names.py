@@ -29,7 +29,7 @@ def key(name: str, any_case: bool = False) -> str:
     return whole.casefold() if any_case else whole
 
 
-def folder(labels: str | os.PathLike | None) -> str | None:
+def folder(labels: storage.PathLike | None) -> str | None:
     """Returns the folder of labels as text, ~ written out, or several where '{expert}' or '{dataset}' is in it.
 
     Raises:
@@ -42,7 +42,7 @@ def folder(labels: str | os.PathLike | None) -> str | None:
     return storage.plain(labels)
 
 
-def ignores_case(folder: str | os.PathLike) -> bool:
+def ignores_case(folder: storage.PathLike) -> bool:
     """Returns whether a folder of label files, or the nearest above it that exists, is on a disk that ignores case."""
     path = pathlib.Path(os.path.abspath(label_files.home(os.fspath(folder).partition("{dataset}")[0])))
     for one in (path, *path.parents):
@@ -51,7 +51,7 @@ def ignores_case(folder: str | os.PathLike) -> bool:
     return False
 
 
-def distinct(photos: Iterable[dict[str, Any]], labels: str | os.PathLike, dropped: Dropped) -> Iterator[dict[str, Any]]:
+def distinct(photos: Iterable[dict[str, Any]], labels: storage.PathLike, dropped: Dropped) -> Iterator[dict[str, Any]]:
     """Yields photos; leaves out those whose label files would be those of one before them.
 
     Args:

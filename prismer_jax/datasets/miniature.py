@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from prismer_jax import label_files, label_png, labels
 from prismer_jax.datasets import scenes
 from prismer_jax.datasets.scenes.world import GROUNDS
 from prismer_jax.files import folders
+from prismer_jax.files.storage import PathLike
 from prismer_jax.objects import codec, shapes
 from prismer_jax.pp import chat, fast_tokenizers
 
@@ -27,7 +27,7 @@ SIZE = 64  # pixels
 TRAIN, HELD_OUT = range(12), range(12, 18)  # scenes
 
 
-def folder(data_dir: str | os.PathLike | None = None) -> str:
+def folder(data_dir: PathLike | None = None) -> str:
     """Returns the folder, which is written first if it is not there.
 
     Args:
@@ -48,7 +48,7 @@ def own(task: str) -> tuple[str, str]:
     return f"{root}/vqav2_train_val.json", f"{root}/vg_qa.json"
 
 
-def my_photos(folder: str | os.PathLike, train: int = 64, held_out: int = 16, size: int = 96) -> None:
+def my_photos(folder: PathLike, train: int = 64, held_out: int = 16, size: int = 96) -> None:
     """Writes scenes as the photos of a user, as transfers/forkme.py reads them: an example for one's own.
 
     In `folder` are images/NUMBER.jpg, labels/EXPERT/NUMBER.png, captions_train.json and captions_val.json, whose

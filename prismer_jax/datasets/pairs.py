@@ -18,18 +18,18 @@ from prismer_jax import label_files
 from prismer_jax.datasets import conversations, label_names, lists, photo_paths
 from prismer_jax.datasets.formats.row import answer_among, id_text, is_empty
 from prismer_jax.errors import BadSample, UserError
+from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import EXPERTS
 
 Example = dict[str, Any]
-Path = str | os.PathLike
 SUFFIXES = ("suffix", "answers", "answer", "captions", "caption")  # the first that a row has
 
 
 def load(
-    path: Path | Sequence[Path],
+    path: PathLike | Sequence[PathLike],
     *,
-    images: Path | None = None,
-    labels: Path | None = None,
+    images: PathLike | None = None,
+    labels: PathLike | None = None,
     limit: int | None = None,
     **options: Any,
 ) -> conversations.Source | Once:
@@ -48,7 +48,7 @@ def load(
     Raises:
       UserError: a file is missing, or has no rows.
     """
-    one = isinstance(path, str | os.PathLike)
+    one = isinstance(path, PathLike)
     if one and not os.fspath(path).endswith(conversations.ENDS) and os.path.isfile(path):
         return Once(lists.load(path, images=images, labels=labels, limit=limit, **options))
     if options:
@@ -63,7 +63,7 @@ class Pairs(conversations.Source):
     """Rows of tables: `len(source)`, `source[i]`."""
 
     columns = None  # whatever a row has
-    labels: Path | None = None  # folder of label files
+    labels: PathLike | None = None  # folder of label files
 
     def __getitem__(self, index: int) -> Example:
         where, name, row, photos = self.found(index)

@@ -13,18 +13,18 @@ from prismer_jax.datasets import folders, label_names
 from prismer_jax.datasets.lists.source import Source
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import EXPERTS, select
 from prismer_jax.pp.image import to_rgb
 
-Path = str | os.PathLike
-Photo = Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
+Photo = PathLike | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 Example = dict[str, Any]
 
 
 def load(
-    images: Path | Sequence[Path],
+    images: PathLike | Sequence[PathLike],
     *,
-    labels: Path | None = None,
+    labels: PathLike | None = None,
     experts: str | Sequence[str] = tuple(EXPERTS),
     repeats: bool = False,
 ) -> Source:
@@ -44,7 +44,7 @@ def load(
     every, own = folders.photos(images, dropped, repeats), ("id", "name", "image")
     found = ({"source": "", "captions": [], **{key: photo[key] for key in own}} for photo in every)
     photos = list(found if labels is None else label_names.distinct(found, labels, dropped))
-    where = folders.shown([images] if isinstance(images, str | os.PathLike) else images)
+    where = folders.shown([images] if isinstance(images, PathLike) else images)
     dropped.warn(where)
     return Source(photos, "caption", labels, select(experts), dropped)
 
@@ -52,7 +52,7 @@ def load(
 def are_files(images: Photo | Sequence[Photo]) -> bool:
     """Whether these are files and folders, for `load`, and none is a photo in memory, for `Photos`."""
     photos = several(images)
-    return bool(photos) and all(isinstance(photo, str | os.PathLike) for photo in photos)
+    return bool(photos) and all(isinstance(photo, PathLike) for photo in photos)
 
 
 def several(images: Photo | Iterable[Photo]) -> list[Photo]:
@@ -61,7 +61,7 @@ def several(images: Photo | Iterable[Photo]) -> list[Photo]:
     Raises:
       UserError: this is no photo, or an open file cannot be read.
     """
-    one = isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image) or hasattr(images, "read")
+    one = isinstance(images, PathLike | bytes | bytearray | Image.Image) or hasattr(images, "read")
     one = one or getattr(images, "ndim", 4) < 4
     if not one and not isinstance(images, Iterable):
         raise UserError(f"{images!r} is no photo: give files, folders, bytes, Pillow's images or arrays.")
@@ -144,7 +144,7 @@ class Photos(Examples):
         photos = several(images)
         if not photos:
             raise UserError("There is no photo: give files, folders, bytes, Pillow's images or arrays.")
-        files = [os.fspath(photo) if isinstance(photo, str | os.PathLike) else None for photo in photos]
+        files = [os.fspath(photo) if isinstance(photo, PathLike) else None for photo in photos]
         super().__init__({"id": files[i] or str(i), "image": files[i] or photo} for i, photo in enumerate(photos))
 
     def __getitem__(self, index: int) -> Example:

@@ -27,8 +27,6 @@ from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.offsets import Offsets
 from prismer_jax.labels import EXPERTS, select
 
-Path = str | os.PathLike
-
 _COMPRESSED = {  # what undoes it, by the end of a file's name
     **dict.fromkeys((".tar.gz", ".tgz"), "gunzip"),
     **dict.fromkeys((".tar.bz2", ".tbz2"), "bunzip2"),
@@ -39,9 +37,9 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def load(
-    path: Path | Sequence[Path],
+    path: storage.PathLike | Sequence[storage.PathLike],
     *,
-    labels: Path | None = None,
+    labels: storage.PathLike | None = None,
     task: Literal["caption", "all"] | None = None,
     source: str | None = None,
     experts: str | Sequence[str] = tuple(EXPERTS),
@@ -232,11 +230,11 @@ def _make(path: str) -> tar_index.Index:
         return tar_index.Index(np.zeros(0, np.bytes_), np.zeros((0, len(tar_index.PARTS), 2), np.int64), dropped)
 
 
-def _expand(path: Path | Sequence[Path], dropped: Dropped) -> list[str]:
+def _expand(path: storage.PathLike | Sequence[storage.PathLike], dropped: Dropped) -> list[str]:
     """Returns the tars that paths, patterns and folders mean, each once; counts the missing and the compressed ones."""
     photo_paths.look_anew()
     paths: dict[str, str] = {}  # by the file, however it is spelled
-    texts = [storage.plain(item) for item in ([path] if isinstance(path, str | os.PathLike) else path)]
+    texts = [storage.plain(item) for item in ([path] if isinstance(path, storage.PathLike) else path)]
     for text in texts:
         if storage.is_remote(text):
             raise UserError(f"{text}: tars are read from local disks only. Copy them to one.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from PIL import Image
 from prismer_jax import checkpoint, labels, models
 from prismer_jax.errors import UserError
 from prismer_jax.experts.expert import Arrays, Expert, Label
+from prismer_jax.files.storage import PathLike
 from prismer_jax.models.student import StudentNetwork
 from prismer_jax.pp.image import bicubic
 from prismer_jax.towers.label_costs import SHORTEST
@@ -52,7 +52,7 @@ class Student(Expert):
             if _description(path).get("name") == self.name:
                 yield checkpoint.find(path)
 
-    def open(self, path: str | os.PathLike[str]) -> None:
+    def open(self, path: PathLike) -> None:
         """Builds the network of a trained student: a workdir, an export or a checkpoint.
 
         Raises:
@@ -86,7 +86,7 @@ class Student(Expert):
         return self.module.init_variables(rng)
 
 
-def _description(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+def _description(path: PathLike) -> Mapping[str, Any]:
     """Returns what a checkpoint says of its model; nothing where there is no checkpoint."""
     try:
         return checkpoint.description(path).get("model", {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +14,10 @@ from prismer_jax.experts.expert import Expert
 from prismer_jax.files import storage
 from prismer_jax.weights import rules, safe
 
-Path = str | os.PathLike[str]
 LIKE = 0.5  # a file is an expert's if it has this fraction of its keys, or another expert more
 
 
-def official(expert: Expert, path: Path, allow: Sequence[str] = ()) -> dict[str, Any]:
+def official(expert: Expert, path: storage.PathLike, allow: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the variables of an official checkpoint, as `Expert.init_from_official`.
 
     Raises:
@@ -37,7 +35,7 @@ def official(expert: Expert, path: Path, allow: Sequence[str] = ()) -> dict[str,
         ) from error
 
 
-def recognise(path: Path) -> str | None:
+def recognise(path: storage.PathLike) -> str | None:
     """Returns the expert whose keys and shapes a file of weights has most of; None if it has half of no expert's."""
     try:
         state = safe.load(path)
@@ -58,12 +56,12 @@ def _likeness(expert: Expert, state: rules.State) -> float:
     return sum(key in state and state[key].shape == shape for key, shape in keys.items()) / len(keys)
 
 
-def export(folder: Path, expert: Expert, variables: Any) -> None:
+def export(folder: storage.PathLike, expert: Expert, variables: Any) -> None:
     """Writes a folder that `load` takes, if it is called as the expert."""
     checkpoint.export(folder, variables, {"expert": expert.name, "file": expert.file})
 
 
-def find(expert: Expert, checkpoints: Path) -> pathlib.Path:
+def find(expert: Expert, checkpoints: storage.PathLike) -> pathlib.Path:
     """Returns what a folder holds of an expert: the folder `<name>` that `export` wrote, or else the official file.
 
     Of a student, what configs/student.py trained: the folder `student`, or the folder itself.
@@ -82,7 +80,7 @@ def find(expert: Expert, checkpoints: Path) -> pathlib.Path:
     )
 
 
-def load(expert: Expert, checkpoints: Path) -> dict[str, Any]:
+def load(expert: Expert, checkpoints: storage.PathLike) -> dict[str, Any]:
     """Opens an expert, and returns its variables, from what `find` finds.
 
     Raises:

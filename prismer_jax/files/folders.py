@@ -9,11 +9,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from prismer_jax.files.storage import TEMPORARY, names
+from prismer_jax.files.storage import TEMPORARY, PathLike, names
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def new_folder(path: PathLike) -> Iterator[pathlib.Path]:
     """Yields a folder to fill, which is renamed to `path` at the end; where another process was faster, its stays."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: str | os.PathLike) -> None:
+def sweep(folder: PathLike) -> None:
     """Removes what killed processes have left of files that they wrote in a local folder, when none is at work."""
     for name in names(os.fspath(folder)):
         if name.startswith(".") and name.endswith(TEMPORARY):

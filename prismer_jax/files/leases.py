@@ -99,7 +99,7 @@ class Lease:
 class Leases:
     """The leases in one folder, and a thread that keeps alive those this process holds. Make one in each process."""
 
-    def __init__(self, folder: str | os.PathLike[str], expiry: float = EXPIRY) -> None:
+    def __init__(self, folder: storage.PathLike, expiry: float = EXPIRY) -> None:
         """Args:
         folder: on a file system that all processes share; made if need be. It holds nothing else.
         expiry: seconds without a sign of life after which a lease may be stolen; the same in all processes.

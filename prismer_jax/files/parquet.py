@@ -21,7 +21,6 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import storage, versions
 from prismer_jax.files.offsets import Offsets
 
-Path = str | os.PathLike
 Row = dict[str, Any]
 
 KEPT_BYTES = 1 << 29  # of row groups, in a process: some writers put a whole file into one
@@ -38,7 +37,7 @@ class Table:
       columns: the names of all its columns.
     """
 
-    def __init__(self, path: Path, limit: int | None = None, wanted: Sequence[str] | None = None) -> None:
+    def __init__(self, path: storage.PathLike, limit: int | None = None, wanted: Sequence[str] | None = None) -> None:
         """Args:
         path: a file.
         limit: so many rows, the first ones.
@@ -117,7 +116,7 @@ class Table:
         return _group(str(self.path), self._version, number, columns)
 
 
-def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
+def read(path: storage.PathLike, columns: Sequence[str] | None = None) -> list[Row]:
     """Returns all rows of a small table.
 
     Raises:
@@ -130,14 +129,14 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
         raise UserError(str(error)) from None
 
 
-def identity(path: Path) -> list[Any]:
+def identity(path: storage.PathLike) -> list[Any]:
     """Returns what tells a file from another, or from what it was: its place, its size, and on a disk its time."""
     if storage.is_remote(path):
         return [str(path), storage.size(str(path))]
     return [os.path.realpath(path), *versions.version(path)]
 
 
-def files(path: Path, ends: Sequence[str] = (".parquet",)) -> list[pathlib.Path | str]:
+def files(path: storage.PathLike, ends: Sequence[str] = (".parquet",)) -> list[pathlib.Path | str]:
     """Returns a file, the files of these ends in a folder, or those of a pattern ('data/train-*.parquet').
 
     Of what is remote only files that end in .parquet are returned.

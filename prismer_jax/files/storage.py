@@ -22,26 +22,27 @@ from typing import Any, BinaryIO
 
 from prismer_jax.errors import UserError
 
+PathLike = str | os.PathLike  # of a file or a folder
 NATIVE = ("gs://",)  # what array_record and Orbax open without a copy
 TEMPORARY = ".tmp"  # the end of the names of files that are being written
 
 
-def data_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+def data_folder(data_dir: PathLike | None = None) -> pathlib.Path:
     """Where data sets lie that nobody has placed: `data_dir`, $PRISMER_DATA_DIR or ~/.cache/prismer_jax/data."""
     return pathlib.Path(data_dir or os.environ.get("PRISMER_DATA_DIR") or "~/.cache/prismer_jax/data").expanduser()
 
 
-def is_remote(path: str | os.PathLike) -> bool:
+def is_remote(path: PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def plain(path: str | os.PathLike) -> str:
+def plain(path: PathLike) -> str:
     """The path as text: file:// is a local path, ~ the home folder."""
     text = os.fspath(path).removeprefix("file://")
     return text if is_remote(text) else os.path.expanduser(text)
 
 
-def on_disk(path: str | os.PathLike) -> pathlib.Path:
+def on_disk(path: PathLike) -> pathlib.Path:
     """Returns a path that can only be on a disk: the type of such flags, and of such values of configs.
 
     Raises:
@@ -55,7 +56,7 @@ def on_disk(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(text)
 
 
-def folder(path: str | os.PathLike) -> pathlib.Path:
+def folder(path: PathLike) -> pathlib.Path:
     """Returns the path of a folder of runs or models, absolute: on a disk, or in a bucket, gs://.
 
     Raises:
@@ -111,7 +112,7 @@ def names(folder: str) -> list[str]:
         return []
 
 
-def write(path: str | os.PathLike, data: bytes | str) -> None:
+def write(path: PathLike, data: bytes | str) -> None:
     """Writes a file, text as UTF-8, whole or not at all; it is on the disk, not in memory, when this returns."""
     data = data.encode() if isinstance(data, str) else data
     if is_remote(path):
@@ -120,12 +121,12 @@ def write(path: str | os.PathLike, data: bytes | str) -> None:
         file.write(data)
 
 
-def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
+def write_json(path: PathLike, content: Any, indent: int | None = 2) -> None:
     """Writes a file of JSON as `write` does, with a newline at its end."""
     write(path, json.dumps(content, indent=indent) + "\n")
 
 
-def read_json(path: str | os.PathLike, default: Any = None) -> Any:
+def read_json(path: PathLike, default: Any = None) -> Any:
     """Returns what a local file of JSON holds, or `default` where there is none, or a damaged one."""
     try:
         return json.loads(pathlib.Path(path).read_text())
@@ -134,7 +135,7 @@ def read_json(path: str | os.PathLike, default: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[str]:
+def replacing(path: PathLike) -> Iterator[str]:
     """Yields a local name to write to; the file takes the place of `path` when the block ends without an error.
 
     Raises:
@@ -152,7 +153,7 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def temporary(path: str | os.PathLike) -> Iterator[str]:
+def temporary(path: PathLike) -> Iterator[str]:
     """Yields a local name to write to before `publish`, beside a local path; the file is removed at the end."""
     folder, name = os.path.split(path)
     if is_remote(path):
@@ -168,7 +169,7 @@ def temporary(path: str | os.PathLike) -> Iterator[str]:
             os.unlink(name)
 
 
-def publish(name: str | os.PathLike, path: str | os.PathLike) -> None:
+def publish(name: PathLike, path: PathLike) -> None:
     """Moves a finished local file to its path: on local disks in one step, after its bytes are on the disk."""
     if is_remote(path):
         return remote().put(os.fspath(name), os.fspath(path))
@@ -179,7 +180,7 @@ def publish(name: str | os.PathLike, path: str | os.PathLike) -> None:
     _sync(os.path.dirname(path) or ".")  # the folder's entry, too, must survive a loss of power
 
 
-def _sync(path: str | os.PathLike) -> None:
+def _sync(path: PathLike) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
 
 from prismer_jax.errors import UserError
+from prismer_jax.files.storage import PathLike
 
 
-def unpack(files: Mapping[str, bytes], folder: str | os.PathLike) -> str:
+def unpack(files: Mapping[str, bytes], folder: PathLike) -> str:
     """Unpacks an uploaded zip of a folder of photos.
 
     Args:

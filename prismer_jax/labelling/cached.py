@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,8 +31,6 @@ from prismer_jax.labelling.pipeline import Photo
 from prismer_jax.labelling.stores import SUFFIXES
 from prismer_jax.pp.image import read_bytes
 
-Path = str | os.PathLike
-
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +44,7 @@ class Cached:
     """
 
     def __init__(
-        self, names: Sequence[str], checkpoints: Path, classes: Mapping[str, Sequence[str]] | None = None
+        self, names: Sequence[str], checkpoints: storage.PathLike, classes: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         """Args:
         names: the model's experts; those that they need are used too.

@@ -150,7 +150,7 @@ class MaskCodec:
         embedded = self.weights[EMBEDDING][np.asarray(codes, np.int64)]
         return painted(self.weights, embedded.reshape(len(embedded), GRID, GRID, -1))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: storage.PathLike) -> None:
         """Writes the file, whole or not at all."""
         buffer = io.BytesIO()
         np.savez(buffer, **self.weights)

@@ -14,14 +14,14 @@ from prismer_jax.files import storage
 from prismer_jax.pp.text import style_of
 
 
-def read_choices(choices: Iterable[str] | str | os.PathLike[str]) -> list[str]:
+def read_choices(choices: Iterable[str] | storage.PathLike) -> list[str]:
     """Returns texts to choose among, each once, from a list of them or a JSON file with a list.
 
     Raises:
       UserError: there is no such list, or not every entry is a text.
     """
     where, choices = "the choices", list(choices) if isinstance(choices, Iterator) else choices
-    if isinstance(choices, str | os.PathLike):
+    if isinstance(choices, storage.PathLike):
         where = os.fspath(choices)
         try:
             choices = json.loads(storage.on_disk(choices).read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -147,7 +146,7 @@ def load(spec: str) -> Tokenizer:
     return cls(spec, *cls.paths(SCENES if kind == "scenes" else storage.on_disk(where)))
 
 
-def load_from(folder: str | os.PathLike, spec: str) -> Tokenizer:
+def load_from(folder: storage.PathLike, spec: str) -> Tokenizer:
     """Returns the tokenizer of an exported checkpoint, from the copies of its files in `folder`.
 
     Raises:
@@ -159,7 +158,7 @@ def load_from(folder: str | os.PathLike, spec: str) -> Tokenizer:
     return load(f"sentencepiece:{pathlib.Path(folder) / (pathlib.Path(where).name or SCENES.name)}")
 
 
-def check_ids(description: Mapping[str, Any], where: str | os.PathLike) -> None:
+def check_ids(description: Mapping[str, Any], where: storage.PathLike) -> None:
     """Checks that a checkpoint's tokenizer has the ids that its embeddings were trained with.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 
@@ -11,11 +10,12 @@ from IPython import get_ipython
 from IPython.display import HTML, Image, display
 
 from prismer_jax import metrics
+from prismer_jax.files.storage import PathLike
 from prismer_jax.report import page
 
 
 @contextlib.contextmanager
-def curves(workdir: str | os.PathLike[str], every: float = 5.0) -> Iterator[None]:
+def curves(workdir: PathLike, every: float = 5.0) -> Iterator[None]:
     """Draws loss, rate and scores of a run while the `with` block trains it, and once more at its end.
 
     Outside IPython, as in a script that was a notebook, it draws nothing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,7 +106,7 @@ class Labels:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: storage.PathLike,
         name: Callable[[str], str],
         classes: Mapping[str, Sequence[str]],
         made_with: str,

@@ -43,7 +43,7 @@ def sample(
     }
 
 
-def kind_of(path: str | os.PathLike) -> str:
+def kind_of(path: storage.PathLike) -> str:
     """Returns what Pillow calls the kind of picture that a name ends in; raises UserError for none."""
     return choose("kind of picture", os.path.splitext(path)[1].lower(), Image.registered_extensions())
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +38,7 @@ class SentenceEmbedder:
       longest: tokens of a text that are read, [CLS] and [SEP] among them; the others are cut off, as there.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: storage.PathLike) -> None:
         """Reads all but the weights.
 
         Args:
@@ -115,7 +114,7 @@ class SentenceEmbedder:
         return jax.jit(run)
 
 
-def _folder(path: str | os.PathLike) -> pathlib.Path:
+def _folder(path: storage.PathLike) -> pathlib.Path:
     folder = storage.on_disk(path)
     if not folder.is_dir() and (WEIGHTS / folder).is_dir():
         return WEIGHTS / folder

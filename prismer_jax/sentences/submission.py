@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import csv
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ def check(images: Iterable[str]) -> None:
         )
 
 
-def write(path: str | os.PathLike, results: Sequence[Mapping[str, Any]], embedder: SentenceEmbedder) -> None:
+def write(path: storage.PathLike, results: Sequence[Mapping[str, Any]], embedder: SentenceEmbedder) -> None:
     """Writes the vector of the first caption of each photo, in the order of the results, whole or not at all."""
     with (
         storage.replacing(path) as name,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from typing import Any, Literal
 
 import numpy as np
@@ -100,7 +99,7 @@ def _message():
     return tf_example_pb2.Example
 
 
-def load(path: str | os.PathLike, task: Task = "caption", *, limit: int | None = None) -> Source:
+def load(path: storage.PathLike, task: Task = "caption", *, limit: int | None = None) -> Source:
     """A finished data set that `python -m tools.build_dataset` wrote.
 
     Args:
@@ -133,7 +132,7 @@ class Source:
     """
 
     def __init__(
-        self, folder: str | os.PathLike, task: Task = "caption", questions: int | None = None, limit: int | None = None
+        self, folder: storage.PathLike, task: Task = "caption", questions: int | None = None, limit: int | None = None
     ) -> None:
         """Args:
           folder: holds the shards, and a manifest or nothing else.

@@ -34,7 +34,7 @@ def take(source: Any, start: int, stop: int) -> Iterator[dict[str, Any] | BadSam
 
 def write_shard(
     examples: Iterable[dict[str, Any] | BadSample],
-    folder: str | os.PathLike,
+    folder: storage.PathLike,
     file: str,
     *,
     experts: Sequence[str],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,14 @@ from prismer_jax import checkpoint, config, models, pp
 from prismer_jax.checkpoint.initial import load_into
 from prismer_jax.config.section import leaves, unwrapped
 from prismer_jax.errors import UserError
+from prismer_jax.files.storage import PathLike
 
 logger = logging.getLogger(__name__)
 
 
 def load(
     state: Mapping[str, Any],
-    path: str | os.PathLike[str],
+    path: PathLike,
     section: config.Section,
     model: Any,
     fresh: str | Sequence[str] | None = None,

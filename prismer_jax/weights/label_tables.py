@@ -33,7 +33,7 @@ _PCA_CLASS = "sklearn.decomposition._pca.PCA"
 _CLIP_WIDTH = 768  # of ViT-L/14's text features
 
 
-def convert(folder: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+def convert(folder: storage.PathLike, output: storage.PathLike) -> None:
     """Writes the tables of a folder of official FILES into one .npz, without PyTorch and without unpickling.
 
     It holds, for each expert of CLASSES, `<expert>/names` [classes] and `<expert>/features` float32 [classes,64], and
@@ -64,7 +64,7 @@ def convert(folder: str | os.PathLike[str], output: str | os.PathLike[str]) -> N
         np.savez(file, **arrays)
 
 
-def pca(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def pca(path: storage.PathLike) -> dict[str, np.ndarray]:
     """Reads the official PCA, a pickle of scikit-learn's, without unpickling.
 
     Returns:
@@ -84,7 +84,7 @@ def pca(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     }
 
 
-def load(path: str | os.PathLike[str], experts: Sequence[str] = (*CLASSES, "ocr_detection")) -> dict[str, np.ndarray]:
+def load(path: storage.PathLike, experts: Sequence[str] = (*CLASSES, "ocr_detection")) -> dict[str, np.ndarray]:
     """Reads the `tables` of a model's variables from what `convert` wrote; a checkpoint carries them from then on.
 
     Args:

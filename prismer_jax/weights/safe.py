@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -44,7 +43,7 @@ _MISTAKEN = (
 )
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def load(path: storage.PathLike) -> dict[str, np.ndarray]:
     """Reads a state dict.
 
     Where the file holds a dict with exactly one of the dicts 'model', 'state_dict' ... (wrappers.NESTS) in it, that one
@@ -104,7 +103,7 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
     return tree
 
 
-def load_tree(path: str | os.PathLike[str], records: Collection[str] = ()) -> Any:
+def load_tree(path: storage.PathLike, records: Collection[str] = ()) -> Any:
     """Reads whatever plain data a file holds: nested dicts, lists, tuples, sets, numbers, strings, bytes, None, arrays.
 
     Args:

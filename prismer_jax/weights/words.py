@@ -5,7 +5,6 @@ The official file holds {id: {'features': float32 [64], 'text': str}} (experts/g
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from prismer_jax.files import storage
 from prismer_jax.weights import safe, write
 
 
-def convert(folder: str | os.PathLike[str]) -> int:
+def convert(folder: storage.PathLike) -> int:
     """Writes an .npz beside every .pt below a folder that has none yet; returns how many.
 
     They are read without executing anything in them.
@@ -34,7 +33,7 @@ def convert(folder: str | os.PathLike[str]) -> int:
     return len(missing)
 
 
-def write_official(path: str | os.PathLike[str], features: np.ndarray, texts: Sequence[str]) -> None:
+def write_official(path: storage.PathLike, features: np.ndarray, texts: Sequence[str]) -> None:
     """Writes a .pt file of n words, which torch.load(weights_only=True) reads; features [n, 64]."""
     rows = zip(np.asarray(features, np.float32), texts, strict=True)
     write.torch_file(path, {number: {"features": row, "text": text} for number, (row, text) in enumerate(rows)})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 _SAFETENSORS_OF = {dtype: name for name, dtype in SAFETENSORS.items()}
 
 
-def torch_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+def torch_file(path: storage.PathLike, state: Mapping[str, Any]) -> None:
     """Writes a zip file that torch.load(path, weights_only=True) reads as an OrderedDict of contiguous CPU tensors.
 
     Args:
@@ -51,7 +50,7 @@ def torch_file(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 
 def safetensors_file(
-    path: str | os.PathLike[str], state: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    path: storage.PathLike, state: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a safetensors file. Tied parameters are written once for every key: the format knows no sharing.
 
@@ -98,7 +97,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: storage.PathLike) -> Iterator[BinaryIO]:
     """Yields a file to write, which takes the place of `path` as by `storage.replacing`; errors name the remedy."""
     try:
         with storage.replacing(path) as name, open(name, "wb") as file:

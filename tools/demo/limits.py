@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
 import threading
 import time
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import BadSample
+from prismer_jax.files.storage import PathLike
 from prismer_jax.pp.image import read_image
 
 
@@ -88,7 +88,7 @@ class Rate:
             return 0
 
 
-def sweep(folder: str | os.PathLike, keep: Collection[pathlib.Path], seconds: float) -> None:
+def sweep(folder: PathLike, keep: Collection[pathlib.Path], seconds: float) -> None:
     """Removes the files below a folder that were written more than so many seconds ago, but for those to keep."""
     oldest = time.time() - seconds
     for path in pathlib.Path(folder).rglob("*"):

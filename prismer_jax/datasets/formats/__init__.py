@@ -15,17 +15,17 @@ from prismer_jax.datasets.formats.entries import entries
 from prismer_jax.datasets.formats.reading import PHOTO_KEYS, read
 from prismer_jax.datasets.formats.row import LeftOut, Row, id_text, is_empty
 from prismer_jax.errors import UserError
+from prismer_jax.files.storage import PathLike
 
 __all__ = ["LeftOut", "Row", "id_text", "is_empty", "read", "rows", "wants_annotations"]
 
-Path = str | os.PathLike
 
 SHOULD = "an entry has `image` and `caption`, or `image`, `question` and `answers`; docs/data.md has all layouts"
 
 
 def rows(
-    path: Path,
-    annotations: Path | None = None,
+    path: PathLike,
+    annotations: PathLike | None = None,
     split: str | None = None,
     left_out: LeftOut | None = None,
     content: Any = None,
@@ -62,7 +62,7 @@ def _asks(content: Any) -> bool:
     return "data_subtype" in content or not _is_entry(content)
 
 
-def _choose(content: Any, annotations: Path | None, split: str | None, left_out: LeftOut) -> Iterable[Row]:
+def _choose(content: Any, annotations: PathLike | None, split: str | None, left_out: LeftOut) -> Iterable[Row]:
     if annotations is not None and not wants_annotations(content):
         raise ValueError("it has its answers inside; leave `annotations` out")
     if _asks(content):

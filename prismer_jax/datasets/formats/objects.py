@@ -23,14 +23,13 @@ from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.objects import shapes
 
-Path = str | os.PathLike
 Example = dict[str, Any]
 
 
 def load(
-    path: Path,
+    path: storage.PathLike,
     *,
-    images: Path | None = None,
+    images: storage.PathLike | None = None,
     task: Literal["photo", "name"] = "photo",
     crowds: bool = False,
     limit: int | None = None,

@@ -28,17 +28,15 @@ from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.offsets import Offsets
 from prismer_jax.labels import EXPERTS, select
 
-Path = str | os.PathLike
-
 _ASKING = ("question", *LIST_KEYS)
 _SAYING = ("class_name", *row.CAPTION_KEYS)
 _TELLING = frozenset((*_SAYING, *row.ANSWER_KEYS, *LIST_KEYS, *conversations.KEYS))
 
 
 def load(
-    path: Path | Sequence[Path],
+    path: storage.PathLike | Sequence[storage.PathLike],
     *,
-    labels: Path | None = None,
+    labels: storage.PathLike | None = None,
     task: Literal["caption", "question", "all"] | None = None,
     source: str | None = None,
     experts: str | Sequence[str] = tuple(EXPERTS),
@@ -62,7 +60,7 @@ def load(
       UserError: a file is missing or damaged, has no column of photos, or none that says what `task` needs.
     """
     labels = label_names.folder(labels)
-    several = [path] if isinstance(path, str | os.PathLike) else path
+    several = [path] if isinstance(path, storage.PathLike) else path
     tables: dict[str, Any] = {}  # by the file, however it is spelled
     for file in (file for one in several for file in parquet.files(one)):
         tables.setdefault(str(file) if storage.is_remote(file) else os.path.realpath(file), file)

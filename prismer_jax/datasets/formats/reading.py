@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator
@@ -15,8 +14,7 @@ from prismer_jax.datasets import captions
 from prismer_jax.datasets.formats.row import ANSWER_KEYS, CAPTION_KEYS
 from prismer_jax.errors import UserError
 from prismer_jax.files import parquet
-
-Path = str | os.PathLike
+from prismer_jax.files.storage import PathLike
 
 LINES = (".jsonl", ".ndjson", ".jsonlines")  # endings of files that have an object a line
 PHOTO_KEYS = (  # where an entry names its photo, the surest first
@@ -50,7 +48,7 @@ _TEXTS = frozenset((*CAPTION_KEYS, *ANSWER_KEYS))  # columns in whose cells a li
 _DELIMITERS = "\t,;|"
 
 
-def read(path: Path) -> Any:
+def read(path: PathLike) -> Any:
     """Returns the content of a file: what its JSON holds, or a list of an object for each line or row.
 
     Bytes that are not UTF-8 become surrogates, so that one such caption can be told from the others and left out.

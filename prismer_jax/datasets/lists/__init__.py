@@ -15,21 +15,22 @@ from typing import Any
 
 from prismer_jax.datasets import folders, label_names, photo_paths
 from prismer_jax.datasets.lists.gathering import Gatherer
-from prismer_jax.datasets.lists.source import Example, Path, Source, Task
+from prismer_jax.datasets.lists.source import Example, Source, Task
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import EXPERTS, select
 
 logger = logging.getLogger(__name__)
 
 
 def load(
-    path: Path | Sequence[Path] | None = None,
+    path: PathLike | Sequence[PathLike] | None = None,
     *,
-    images: Path | Sequence[Path] | None = None,
-    labels: Path | None = None,
-    questions: Path | None = None,
-    annotations: Path | Sequence[Path] | None = None,
+    images: PathLike | Sequence[PathLike] | None = None,
+    labels: PathLike | None = None,
+    questions: PathLike | None = None,
+    annotations: PathLike | Sequence[PathLike] | None = None,
     split: str | None = None,
     task: Task | None = None,
     source: str | None = None,
@@ -115,7 +116,7 @@ def load(
 def _several(value: Any) -> list[Any]:
     if value is None:
         return []
-    return [value] if isinstance(value, str | os.PathLike) else list(value)
+    return [value] if isinstance(value, PathLike) else list(value)
 
 
 def _task_of(task: Task | None, photos: Sequence[Example], where: str) -> Task:

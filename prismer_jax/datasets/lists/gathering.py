@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prismer_jax.datasets import formats, photo_paths
-from prismer_jax.datasets.lists.source import Example, Path
+from prismer_jax.datasets.lists.source import Example
 from prismer_jax.errors import UserError
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.files.storage import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ class Gatherer:
         self._ids: dict[str, str] = {}  # of a photo -> list that it is in
         self._missing: dict[str, None] = {}  # paths, in order
 
-    def add_all(self, paths: Sequence[Path], roots: Sequence[Any], answers: Sequence[Path], split: str | None) -> None:
+    def add_all(
+        self, paths: Sequence[PathLike], roots: Sequence[Any], answers: Sequence[PathLike], split: str | None
+    ) -> None:
         """Adds what lists say; a file of `answers` goes with each list that has questions without.
 
         Raises:
@@ -46,7 +49,9 @@ class Gatherer:
         if answers and asking != len(answers):
             raise UserError(f"{asking} lists of questions, but {len(answers)} files of annotations for them.")
 
-    def add(self, path: Path, content: Any, images: Path | None, annotations: Path | None, split: str | None) -> None:
+    def add(
+        self, path: PathLike, content: Any, images: PathLike | None, annotations: PathLike | None, split: str | None
+    ) -> None:
         """Adds what a list says.
 
         Raises:
@@ -174,7 +179,7 @@ class _Questions:
         self._others: dict[tuple[str | None, str, str, str], Example] = {}  # with the id of another; by photo and text
         self._clashes: list[str] = []
 
-    def add(self, photo: Example, row: formats.Row, path: Path, dropped: Dropped) -> None:
+    def add(self, photo: Example, row: formats.Row, path: PathLike, dropped: Dropped) -> None:
         question = row.question
         if "question_id" not in question:
             photo["questions"].append(question)

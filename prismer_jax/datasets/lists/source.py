@@ -13,9 +13,9 @@ from prismer_jax import label_files
 from prismer_jax.datasets import captions
 from prismer_jax.datasets.compact_dicts import CompactDicts
 from prismer_jax.files.dropped import Dropped
+from prismer_jax.files.storage import PathLike
 
 Example = dict[str, Any]
-Path = str | os.PathLike
 Task = Literal["caption", "question", "all"]
 
 
@@ -46,7 +46,7 @@ class Source:
         dropped: the report.
         limit: of the task 'question': so many, the first ones.
         """
-        self.files: list[Path] = []
+        self.files: list[PathLike] = []
         self.split = ""
         self._items: np.ndarray | None = None
         self._texts: int | None = None
@@ -121,7 +121,7 @@ class _Photos(CompactDicts):
         return self[index]["name"]
 
 
-def _digest(paths: Sequence[Path], split: str) -> str:
+def _digest(paths: Sequence[PathLike], split: str) -> str:
     """Returns a digest of the bytes of files, and of which part of them is meant."""
     whole = hashlib.sha256(split.encode())
     for path in paths:

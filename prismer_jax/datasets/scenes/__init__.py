@@ -22,7 +22,7 @@ from prismer_jax.datasets.scenes.generator import QUESTIONS, SPLITS, VERSION, Se
 from prismer_jax.datasets.scenes.questions import QUESTION_TYPES
 from prismer_jax.datasets.scenes.world import CLASSES
 from prismer_jax.errors import UserError, choose
-from prismer_jax.files.storage import data_folder
+from prismer_jax.files.storage import PathLike, data_folder
 from prismer_jax.shards import manifest, records
 
 __all__ = ["CLASSES", "QUESTIONS", "QUESTION_TYPES", "SPLITS", "VERSION", "Settings", "example", "load", "scene"]
@@ -35,7 +35,7 @@ def load(
     size: int = 96,
     count: int = 4000,
     seed: int = 0,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: PathLike | None = None,
 ) -> records.Source:
     """The scenes of a split as a source of examples; they are built first if they are not there.
 

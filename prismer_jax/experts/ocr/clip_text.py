@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import html
-import os
 import pathlib
 import zlib
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 
 from prismer_jax.errors import UserError
+from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import FEATURES
 from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, Int, typed
@@ -117,7 +117,7 @@ TABLE = rules.Table(
 class Tokenizer:
     """CLIP's byte-level BPE. Every text has tokens: what is no known word is spelt, byte by byte if need be."""
 
-    def __init__(self, merges: str | os.PathLike[str]) -> None:
+    def __init__(self, merges: PathLike) -> None:
         """Reads the official bpe_simple_vocab_16e6.txt.gz.
 
         Raises:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 
 from prismer_jax.errors import UserError
+from prismer_jax.files.storage import PathLike
 
 REACH = 2  # edits; a word further away is not looked for
 
@@ -28,7 +28,7 @@ class Lexicon:
         return len(self.words)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Lexicon:
+    def read(cls, path: PathLike) -> Lexicon:
         """Reads a text file of one word a line; lines that begin with # are comments.
 
         Raises:

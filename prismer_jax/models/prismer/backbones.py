@@ -16,7 +16,6 @@ its weights see another activation and other heads than in their training. No of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from prismer_jax import tree
 from prismer_jax.errors import UserError
+from prismer_jax.files.storage import PathLike
 from prismer_jax.models import conversion
 from prismer_jax.models.prismer import table as official
 from prismer_jax.models.prismer.model import VARIANTS, Prismer
@@ -57,13 +57,11 @@ TEXT = rules.Table(  # transformers, models/roberta/modeling_roberta.py: Roberta
     ignored=(r"roberta\.pooler\..*",),
 )
 
-Path = str | os.PathLike[str]
-
 
 def initialize(
     model: Prismer,
-    vision: Path | None = None,
-    text: Path | None = None,
+    vision: PathLike | None = None,
+    text: PathLike | None = None,
     seed: int = 0,
     *,
     allow: Sequence[str] = (),
