@@ -51,6 +51,11 @@ class LabelKind:
         """The key of the map in an example or a batch."""
         return f"labels/{self.name}"
 
+    @property
+    def table(self) -> str | None:
+        """The key of the table that goes with a map of instances or words; None of another."""
+        return {"instances": CLASSES_KEY, "words": WORDS_KEY}.get(self.embed)
+
 
 _ROWS = (
     LabelKind("depth", 1, "grey", "depth", "scaled", 0),
@@ -108,3 +113,6 @@ def no_classes() -> np.ndarray:
 def no_words() -> np.ndarray:
     """Returns the empty table float16 [256, 64] of `labels/ocr_detection_features`."""
     return np.zeros((MAX_IDS, FEATURES), np.float16)
+
+
+EMPTY_TABLES = {CLASSES_KEY: no_classes(), WORDS_KEY: no_words()}

@@ -271,15 +271,8 @@ class Evaluator:
 
 def blank(batch: Batch) -> dict[str, Any]:
     """Returns the host batch with mid-grey images and all labels background, which shows a model nothing."""
-    empty = {labels.CLASSES_KEY: labels.no_classes, labels.WORDS_KEY: labels.no_words}
-    fills = {expert.key: expert.fill for expert in labels.EXPERTS.values()} | {"image": GREY}
-    result = dict(batch)
-    for key, value in batch.items():
-        if key in empty:
-            result[key] = np.broadcast_to(empty[key](), value.shape).astype(value.dtype)
-        elif key in fills:
-            result[key] = np.full_like(value, fills[key])
-    return result
+    fills = {expert.key: expert.fill for expert in labels.EXPERTS.values()} | labels.EMPTY_TABLES | {"image": GREY}
+    return {key: np.full_like(value, fills[key]) if key in fills else value for key, value in batch.items()}
 
 
 def _without_image(batch: Batch) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from prismer_jax.evaluators.common import Batch, Evaluator, Record, local_rows
 from prismer_jax.experts import student
 from prismer_jax.scores import fidelity
 
-TABLES = {"instances": labels.CLASSES_KEY, "words": labels.WORDS_KEY}
-
 
 class FidelityEvaluator(Evaluator):
     """The measures of `scores.fidelity` of each kind of label, such as `depth/abs_rel` and `obj_detection/pq`.
@@ -54,7 +52,7 @@ class FidelityEvaluator(Evaluator):
             for kind in self.kinds:
                 if (exact[kind] == labels.EXPERTS[kind].fill).all():
                     continue
-                key = TABLES.get(labels.EXPERTS[kind].embed)
+                key = labels.EXPERTS[kind].table
                 own = made[kind].features if made[kind].classes is None else made[kind].classes
                 tables = (own, batch[key][row]) if key else ()
                 counts[kind] = fidelity.compare(kind, made[kind].map, exact[kind], *tables)

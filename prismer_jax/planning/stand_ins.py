@@ -49,10 +49,8 @@ def tokenizer(spec: str) -> Any:
 def example(experts: tuple[str, ...]) -> dict[str, Any]:
     """Returns an example with whatever an op may read: a grey photo, texts of each kind, empty label maps."""
     maps: dict[str, Any] = {labels.EXPERTS[name].key: b"" for name in experts}
-    if "obj_detection" in experts:
-        maps[labels.CLASSES_KEY] = labels.no_classes()
-    if "ocr_detection" in experts:
-        maps[labels.WORDS_KEY] = labels.no_words()
+    tables = [labels.EXPERTS[name].table for name in experts if labels.EXPERTS[name].table]
+    maps |= {key: labels.EMPTY_TABLES[key] for key in tables}
     asked = {"question": QUESTION, "answers": [ANSWER], "weights": [1.0]}
     return {
         "id": "made up",

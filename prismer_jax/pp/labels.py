@@ -21,16 +21,12 @@ def labels_for(experts: str | Sequence[str] = "all") -> Op:
     Before `decode` it also saves decoding what is dropped.
     """
     names = labels.select(experts)
-    tables = {}
-    if "obj_detection" in names:
-        tables[labels.CLASSES_KEY] = labels.no_classes()
-    if "ocr_detection" in names:
-        tables[labels.WORDS_KEY] = labels.no_words()
+    tables = [labels.EXPERTS[name].table for name in names if labels.EXPERTS[name].table]
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         out = {key: value for key, value in example.items() if not key.startswith("labels/")}
-        for key, table in tables.items():
-            out[key] = example.get(key, table)
+        for key in tables:
+            out[key] = example.get(key, labels.EMPTY_TABLES[key])
         for name in names:
             key = f"labels/{name}"
             out[key] = example[key] if key in example else _empty(name, example)
