@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from prismer_jax import labels
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import UserError
 from prismer_jax.pp.image import Size, bicubic, one_photo, shapes
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
@@ -32,7 +32,6 @@ def random_resized_crop(
     `filter='opencv'` takes a tenth of the time for other pixels: photos grow by OpenCV's bicubic filter, which is a
     little sharper than Pillow's, and shrink by means of areas. Label maps stay the same.
     """
-    choose("filter", filter, FILTERS)
     shape, label_shape = shapes(size, label_size)
     for name, (low, high) in (("scale", scale), ("ratio", ratio)):
         if not 0 < low <= high:
@@ -97,8 +96,6 @@ def flip(p: float = 0.5, normals: Literal["mirror", "reference"] = "mirror") -> 
     A mirrored surface's normal has the opposite x, which 'mirror' sets (red becomes 255 - red); 'reference' leaves it,
     as the official code does. Captions that say left or right, and words to read, become wrong: leave flip out there.
     """
-    if normals not in ("mirror", "reference"):
-        raise UserError(f"flip(normals={normals!r}): 'mirror' or 'reference'.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         example = without_box(example, "flip")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import UserError
 from prismer_jax.pp import randaugment
 from prismer_jax.pp.augment import without_box
 from prismer_jax.pp.ops import Example, Op, register
@@ -124,7 +124,6 @@ def blip_randaugment(n: int = 2, m: float = 5, autocontrast: Literal["reference"
     """
     if n < 0 or not 0 <= m <= 10:
         raise UserError(f"blip_randaugment(n={n}, m={m}): n is a count and m lies in 0 to 10.")
-    choose("autocontrast", autocontrast, ("reference", "pillow"))
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         example = without_box(example, "blip_randaugment")

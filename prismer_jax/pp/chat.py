@@ -95,7 +95,6 @@ def turns(
     Raises (the op):
       BadSample: there is no such text.
     """
-    choose("texts for turns:", of, ("one", "questions", "captions"))
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         if "turns" in example:

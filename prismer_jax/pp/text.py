@@ -117,8 +117,6 @@ def question(
       BadSample: the question is empty, or there is no answer.
     """
     texts = style_of(style)
-    if answer not in ("sample", "majority"):
-        raise UserError(f"question(answer={answer!r}): 'sample' or 'majority'.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         if not (target := " ".join(pick(example, answer, rng).split())):
@@ -185,8 +183,6 @@ def tokenize(length: int, pad: Literal["left", "right"] | None = None, *, tokeni
     """
     if length < 3:
         raise UserError(f"tokenize({length}): at least 3, for the start, one token and the end.")
-    if pad not in (None, "left", "right"):
-        raise UserError(f"tokenize(pad={pad!r}): 'left' or 'right'.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         if "prompt" not in example:
