@@ -108,7 +108,7 @@ GIVEN = {  # by the program, or by keys of another table
     "Data": "kind",
     "Preprocessing ops": "tokenizer",
     "Loss": "forward batch",
-    "Decoding": " ".join((*batch._TAKEN, "answers", "answer_mask")),
+    "Decoding": " ".join((*batch._GIVEN, "max_new", "min_new")),
 }
 
 

@@ -31,8 +31,9 @@ PADDINGS = {"own": "prismer_jax.decode.batch:as_given", "reference": "prismer_ja
 # Settings that are a name -> the table of these names.
 NAMED = {"length": "prismer_jax.decode.lengths:LENGTHS", "filtering": "prismer_jax.decode.sampling:FILTERINGS"}
 MOST = 1000  # sequences of an image at a time, beams or samples: each has a cache of its own
-# Parameters that are no settings.
-_TAKEN = ("prefill", "extend", "encoded", "batch", "rng", "eos", "pad", "max_new", "min_new", "prompt_length")
+# Parameters that the program gives, and no config; of `generate` a config may set prompt_length.
+_GIVEN = {"model", "variables", "prefill", "extend", "encoded", "batch", "answers", "answer_mask", "rng", "eos", "pad"}
+_GIVEN |= {"prompt_length", "settings"}
 
 
 @typed
@@ -98,10 +99,9 @@ def generate(
 
 
 def settings_of(*functions: Callable[..., Any]) -> dict[str, Any]:
-    """Returns {name: type} of what a config may set of `generate`, a method or `rank`, not what the program gives."""
-    own = {"model", "variables", "answers", "answer_mask", "settings"} | set(_TAKEN) - {"max_new", "min_new"}
-    own -= {"prompt_length"} if generate in functions else set()
-    return {n: kind for function in functions for n, kind in values.kinds(function).items() if n not in own}
+    """Returns {name: type} of what a config may set of `generate`, a method or `rank`."""
+    given = _GIVEN - {"prompt_length"} if generate in functions else _GIVEN
+    return {n: kind for function in functions for n, kind in values.kinds(function).items() if n not in given}
 
 
 def check(settings: Mapping[str, Any], where: str, *functions: Callable[..., Any], **others: Any) -> None:
@@ -134,8 +134,9 @@ def check(settings: Mapping[str, Any], where: str, *functions: Callable[..., Any
         raise UserError(f"{where}: {below[0]}={given[below[0]]}: must not be negative.")
     if any(0 < settings.get(f"max_{unit}", 0) < settings.get(f"min_{unit}", 0) for unit in ("len", "new")):
         raise UserError(f"{where}: min_len is above max_len, or min_new above max_new: lower it.")
-    most, least = ([settings.get(f"{end}_{unit}", 0) > 0 for unit in ("len", "new")] for end in ("max", "min"))
-    if (settings.keys() & {"max_len", "max_new"} and sum(most) != 1) or all(least):
+    most, least = {"max_len", "max_new"}, {"min_len", "min_new"}
+    positive = {name for name in most | least if settings.get(name, 0) > 0}
+    if (settings.keys() & most and len(positive & most) != 1) or positive >= least:
         raise UserError(f"{where}: give one of max_len and max_new, above 0, and at most one of min_len and min_new.")
 
 
