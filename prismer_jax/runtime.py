@@ -8,7 +8,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
@@ -65,10 +65,14 @@ def profiled(folder: pathlib.Path, first: int = 0, steps: int = 5) -> Iterator[C
         yield before
 
 
-def by_shape(jitted: Any, compiled: Any, batches: Sequence[Any]) -> Any:
-    """Returns (state, batch) -> result: `compiled` for batches of the shapes of these, `jitted` when others come."""
-    known = [{key: array.shape for key, array in batch.items()} for batch in batches]
-    return lambda state, batch: (compiled if {k: a.shape for k, a in batch.items()} in known else jitted)(state, batch)
+def by_shape(jitted: Any, compiled: Any, first: Mapping[str, Any]) -> Any:
+    """Returns (state, batch) -> result: `compiled` for batches of the shapes of the first, `jitted` for others."""
+
+    def shapes(batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: array.shape for key, array in batch.items()}
+
+    known = shapes(first)
+    return lambda state, batch: (compiled if shapes(batch) == known else jitted)(state, batch)
 
 
 def log_warnings() -> None:

@@ -8,7 +8,6 @@ was never interrupted.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import itertools
 import json
@@ -56,13 +55,14 @@ def train(
       Stopped: SIGINT came; the step was finished and, by a single process, saved first.
       Preempted: SIGTERM came, to one process at least; all of them finished the same step and saved it.
     """
-    started, cfg = time.monotonic(), config.strict(cfg)
+    started = time.monotonic()
+    cfg = config.strict(cfg)
     runtime.use_compilation_cache()
     runtime.use_xla_sums()
     sharding.initialize_distributed(cfg.get("distributed"))
-    mesh, folder = sharding.make_mesh(config.plain(cfg.get("mesh"))), storage.folder(workdir)
+    mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     try:
-        with jax.set_mesh(mesh), config.alone(folder, jax.process_index() == 0) as place:
+        with jax.set_mesh(mesh), config.alone(storage.folder(workdir), jax.process_index() == 0) as place:
             return train_on(mesh, cfg, place, started, allow_changed_data)
     except KeyboardInterrupt as error:  # it says nothing if it came before the first step
         raise error if error.args else Stopped("what was saved before stays; the same call goes on.") from None
@@ -134,20 +134,24 @@ def train_on(
     report_options, profile = assembly.settings_of_later(cfg)
     config.assert_read(cfg)  # before there are threads
     batches = input.to_device(input.train_batches(mixture, **loading), sharding.batch_sharding(mesh))
-    first_batches = [next(batches)] if first_step < total_steps else []
-    compile_update = functools.partial(training.compile, *first_batches) if first_batches else lambda: training.update
+    first_batch = next(batches) if first_step < total_steps else None  # None: all steps are done
 
     def make_state() -> dict[str, Any]:
         with jax.set_mesh(mesh):  # every thread has its own
-            state = checkpoints.restore(training.state) if first_step else training.init(cfg.seed)
-            return state | ({} if first_step else load_initial(state))
+            if first_step:
+                return checkpoints.restore(training.state)
+            state = training.init(cfg.seed)
+            return state | load_initial(state)
 
     with ThreadPoolExecutor(1) as pool:  # the state is made while the step is traced and compiled
         making = pool.submit(make_state)
-        update, state = runtime.by_shape(training.update, compile_update(), first_batches), making.result()
+        update = training.update
+        if first_batch is not None:
+            update = runtime.by_shape(update, training.compile(first_batch), first_batch)
+        state = making.result()
     sharding.barrier("compiled")
     with contextlib.closing(batches), runtime.profiled(workdir.files / "profile", **profile) as before_step:
-        state = loop(update, state, itertools.chain(first_batches, batches), watch, checkpoints, every, before_step)
+        state = loop(update, state, itertools.chain([first_batch], batches), watch, checkpoints, every, before_step)
 
     # ---------------------------------------------------------------------------------------------- what is left behind
     variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
