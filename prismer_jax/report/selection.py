@@ -15,25 +15,21 @@ def chosen(
 ) -> list[Record]:
     """Returns at most n records, in turn of every question type; none is best or worst whose score lacks or is NaN."""
     if which == "random":
-        return at_random(records, n)
-    scored = [(x, record) for record in records if (x := record.get("scores", {}).get(score)) is not None and x == x]
+        return _spread([records], n)
+    scores = [(record.get("scores", {}).get(score), record) for record in records]
+    scored = [(x, record) for x, record in scores if x is not None and x == x]
     return by_score(scored, n, highest=(which == "best") == higher_is_better)
 
 
-def at_random(records: Iterable[Record], n: int) -> list[Record]:
-    """Returns at most n records, in turn of every question type: those with the lowest checksums of their ids."""
-    return _spread([records], n)
-
-
 def by_score(scored: Sequence[tuple[float, Record]], n: int, *, highest: bool) -> list[Record]:
-    """Returns at most n records with the highest (or lowest) scores; among equals as `at_random` chooses."""
+    """Returns at most n records with the highest (or lowest) scores; among equals as at random."""
     ordered = sorted(scored, key=lambda pair: pair[0], reverse=highest)
     equals = itertools.groupby(ordered, key=lambda pair: pair[0])
     return _spread(((record for _, record in group) for _, group in equals), n)
 
 
 def _spread(groups: Iterable[Iterable[Record]], n: int) -> list[Record]:
-    """At most n records, of the first groups first: of each group in turn of every type, other photos first."""
+    """Returns at most n records of the first groups: of each in turn of every type, lowest checksums of ids first."""
     chosen: list[Record] = []
     seen = set()
     for group in groups:
