@@ -14,6 +14,8 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.labels import EXPERTS, select
 
 SAMPLE = 200  # examples that are looked at
+# Keys of examples -> the type of what is said there.
+TEXTS = {"captions": Sequence[str], "answers": Sequence[str], "question": str, "class_name": str}
 MAKE = "Make them with python -m tools.make_labels"
 
 logger = logging.getLogger(__name__)
@@ -31,15 +33,11 @@ def check(source: Any, where: str, pp: str = "", experts: str | Sequence[str] = 
     Raises:
       UserError: captions or answers are no lists of texts, or a question or a class name is no text.
     """
-    for example in _sample(source):
-        lists = [(key, example[key]) for key in ("captions", "answers") if example.get(key) is not None]
-        wrong = [f"{key}: {x!r}" for key, x in lists if not fits(x, Sequence[str])]
-        ones = [(key, example[key]) for key in ("question", "class_name") if example.get(key) is not None]
-        wrong += [f"{key}: {x!r}" for key, x in ones if not isinstance(x, str)]
-        if wrong:
+    first = next(_sample(source), {})
+    for key, kind in TEXTS.items():
+        if (value := first.get(key)) is not None and not fits(value, kind):
             form = "captions and answers are lists of texts, a question and a class name are one"
-            raise UserError(f"{where}: an example has {wrong[0][:100]}; {form}.")
-        break
+            raise UserError(f"{where}: an example has {f'{key}: {value!r}'[:100]}; {form}.")
     ops = registry.parse(pp) if pp else ()
     kept = [select((*args, *kwargs.values(), "all")[0]) for op, args, kwargs in ops if op == "labels_for"]
     wanted = [name for name in select(experts) if all(name in names for names in kept)]
