@@ -37,11 +37,10 @@ def labels_for(experts: str | Sequence[str] = "all") -> Op:
 
 def _empty(name: str, example: Example) -> np.ndarray | bytes:
     """An empty map of the size of the maps beside it; before decoding, zero bytes, as of a record."""
-    sizes = [value for key, value in maps(example).items() if isinstance(value, np.ndarray)]
     if not isinstance(example["image"], np.ndarray):
         return b""
-    height, width = (sizes[0] if sizes else example["image"]).shape[:2]
-    return labels.blank(name, height, width)
+    sized = [value for value in (*maps(example).values(), example["image"]) if isinstance(value, np.ndarray)]
+    return labels.blank(name, *sized[0].shape[:2])
 
 
 def maps(example: Example) -> dict[str, np.ndarray]:

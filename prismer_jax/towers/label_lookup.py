@@ -18,15 +18,14 @@ def label_maps(batch: Mapping[str, Any], experts: Sequence[str]) -> dict[str, Ar
 
     One that is missing is the background everywhere, of the size of the other maps, or of the image if there is none.
     """
-    keys = {name: EXPERTS[name].key for name in experts}
-    shapes = [batch[key].shape[:3] for key in keys.values() if key in batch]
-    shape = shapes[0] if shapes else batch["image"].shape[:3] if experts else ()
-    blanks = {
-        name: jnp.full((*shape, EXPERTS[name].channels), EXPERTS[name].fill, jnp.uint8)
-        for name, key in keys.items()
-        if key not in batch
-    }
-    return {name: blanks[name] if name in blanks else batch[key] for name, key in keys.items()}
+    kinds = [EXPERTS[name] for name in experts]
+    given = [batch[kind.key] for kind in kinds if kind.key in batch]
+
+    def background(kind: labels.LabelKind) -> Array:
+        like = given[0] if given else batch["image"]
+        return jnp.full((*like.shape[:3], kind.channels), kind.fill, jnp.uint8)
+
+    return {kind.name: batch[kind.key] if kind.key in batch else background(kind) for kind in kinds}
 
 
 def features(
