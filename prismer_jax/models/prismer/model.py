@@ -258,25 +258,23 @@ def build(
       UserError: an unknown variant, expert or field, or sizes that do not fit together.
     """
     fields = dict(choose("variant", variant, VARIANTS))
-    names = {k: None for k in Prismer.__dataclass_fields__ if k not in ("parent", "name")}
     decoder = dict(overrides.pop("decoder", {}))
     if tokenizer is not None:
         decoder.setdefault("pad", tokenizer.pad)
-    optional = dict.fromkeys(("dropout", "initializer_range", "pad"))
     for key in overrides:
-        choose("field of the model", key, names)
+        choose("field of the model", key, Prismer.__dataclass_fields__.keys() - {"parent", "name"})
     for key in decoder:
-        choose("field of the decoder", key, {**fields["decoder"], **optional})
+        choose("field of the decoder", key, (*fields["decoder"], "dropout", "initializer_range", "pad"))
     values.check(decoder, values.kinds(TextDecoder), "config.model.decoder")
     fields |= overrides
     fields["decoder"] = FrozenDict({**fields["decoder"], **decoder})
-    names = {k: tuple(v) for k, v in dict(fields.get("classes", {})).items()}
-    for name, classes in names.items():
+    class_names = {k: tuple(v) for k, v in dict(fields.get("classes", {})).items()}
+    for name, classes in class_names.items():
         if choose("expert", name, EXPERTS).embed not in ("classes", "instances"):
             raise UserError(f"classes: {name} has no classes; only segmentation and detection have.")
         if len(classes) > BACKGROUND and EXPERTS[name].embed == "classes":
             raise UserError(f"classes: {name} names {len(classes)} classes, an id map holds at most {BACKGROUND}.")
-    model = Prismer(experts=select(experts), **{**fields, "classes": FrozenDict(names)})
+    model = Prismer(experts=select(experts), **{**fields, "classes": FrozenDict(class_names)})
     for what, width, heads in (
         ("width", model.width, model.heads),
         ("width (resampler)", model.width, model.resampler_heads),
