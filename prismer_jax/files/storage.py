@@ -89,11 +89,9 @@ def read(path: str) -> bytes:
     return remote().read(path)
 
 
-@contextlib.contextmanager
-def open_file(path: str) -> Iterator[BinaryIO]:
+def open_file(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
     """A file to read piece by piece; raises as `read` does."""
-    with remote().open_file(path) if is_remote(path) else open(path, "rb") as file:
-        yield file
+    return remote().open_file(path) if is_remote(path) else open(path, "rb")
 
 
 def size(path: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+import resource
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -91,10 +92,8 @@ def _damaged(path: str, what: str) -> UserError:
 
 def _allow_open_files(count: int) -> None:
     """Each open shard is an open file, of which a process has 1024 by default: as many more as the system lets it."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on Windows
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = count + 1024
-        if soft < wanted:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 1024
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
