@@ -97,7 +97,7 @@ def adapter(output: pathlib.Path, variables: Mapping[str, Any], description: Map
 def merged(variables: Mapping[str, Any], description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the variables and the description of a model whose adapters are in its kernels, none of them packed."""
     fields = description.get("model", {})
-    if not any(map(fields.get, lora.SECTIONS)):
+    if lora.is_plain(fields):
         raise UserError(f"{description['folder']} has neither adapters nor packed kernels: leave out --merge.")
     variables, fields = lora.plain(variables, fields)
     return variables, {**{key: value for key, value in description.items() if key != "freeze"}, "model": fields}
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output.is_dir() and args.format not in folders:
         raise UserError(f"{args.output} is a folder; {args.format} is one file.")
     what = checkpoint.description(args.checkpoint).get("model", {})
-    if args.format not in AS_IT_IS and not args.merge and any(map(what.get, lora.SECTIONS)):
+    if args.format not in AS_IT_IS and not args.merge and not lora.is_plain(what):
         raise UserError(f"{args.checkpoint} has adapters or packed kernels, which {args.format} lacks: add --merge.")
     if args.format not in FORMATS:
         name = models.name_of(what)

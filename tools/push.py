@@ -30,9 +30,7 @@ def prepare(folder: pathlib.Path, path: pathlib.Path, repo: str) -> list[pathlib
       UserError: the model's family has no format that its original loads from the hub, or the model has adapters.
     """
     fields = checkpoint.description(path).get("model", {})
-    if any(map(fields.get, lora.SECTIONS)):
-        merge = "python -m tools.export --merge --format orbax"
-        raise UserError(f"{path} has adapters or packed kernels, which its original lacks: make it whole by {merge}.")
+    lora.check_plain(fields, path)
     variables, description = checkpoint.load_export(path, on_cpu)
     family = models.name_of(fields)
     module = conversion.of_family(family)

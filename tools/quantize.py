@@ -27,7 +27,7 @@ from prismer_jax.evaluate import load_variables
 from prismer_jax.files import progress, storage
 from prismer_jax.losses import Loss
 from prismer_jax.models import calibration
-from prismer_jax.models.lora import SECTIONS, Adapted
+from prismer_jax.models.lora import Adapted, check_plain
 from prismer_jax.towers import gptq
 from prismer_jax.training.features import with_photos
 
@@ -124,9 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.batches < 1:
         raise UserError(f"--batches {args.batches}: kernels are packed by one batch at least.")
     check_output(args)
-    if any(map(checkpoint.description(args.checkpoint).get("model", {}).get, SECTIONS)):
-        merge = "python -m tools.export --merge --format orbax"
-        raise UserError(f"{args.checkpoint} has adapters or packed kernels already: make it whole by {merge}.")
+    check_plain(checkpoint.description(args.checkpoint).get("model", {}), args.checkpoint)
     runtime.use_compilation_cache()
     print(f"{args.output}: {quantize(cfg, args.checkpoint, args.batches, args.output)}.")
 

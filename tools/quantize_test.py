@@ -62,7 +62,7 @@ def test_a_packed_model_says_nearly_what_it_said_and_is_whole_again_by_merging(b
     whole = run(plain, checkpoint.load_export(tmp_path / "whole")[0])
     np.testing.assert_allclose(whole, run(model, jax.tree.map(jnp.asarray, variables)), atol=2e-4)
 
-    with pytest.raises(UserError, match=r"packed has adapters or packed kernels already: make it whole by .* --merge"):
+    with pytest.raises(UserError, match=r"packed has adapters or packed kernels: make it whole by .* --merge"):
         quantize.main(["--checkpoint", str(packed), "--config", CONFIG, "--output", str(tmp_path / "again")])
     with pytest.raises(UserError, match=r"packed exists"):
         quantize.main(["--checkpoint", str(folder), "--config", CONFIG, "--output", str(packed)])

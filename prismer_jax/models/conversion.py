@@ -141,6 +141,14 @@ def unwritable(description: Mapping[str, Any], lacks: str, other: str) -> UserEr
     return UserError(f"{description['folder']}: {lacks}; use tools.export --format {other}.")
 
 
+def check_held(model: Any, lost: Sequence[str], description: Mapping[str, Any], other: str = "orbax") -> None:
+    """Raises a UserError for a model with experts, or with settings, by name, that its original's config.json lacks."""
+    if model.experts:
+        raise unwritable(description, "the original has no experts", "orbax")
+    if lost:
+        raise unwritable(description, f"the original has no setting for {', '.join(lost)}", other)
+
+
 def to_torch(variables: Mapping[str, Any], table: rules.Table) -> dict[str, np.ndarray]:
     """Returns the state dict {key: array} of {'params'[, 'batch_stats']}, as views; gradients convert likewise."""
     flat = tree.flatten({k: variables[k] for k in ("params", "batch_stats") if k in variables})

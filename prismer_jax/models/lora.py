@@ -231,8 +231,20 @@ def merged(model: Adapted, params: Mapping[str, Any]) -> dict[str, Any]:
     return tree.unflatten(made)
 
 
+def is_plain(fields: Mapping[str, Any]) -> bool:
+    """Returns whether the fields of a model say neither of adapters nor of packed kernels."""
+    return not any(map(fields.get, SECTIONS))
+
+
+def check_plain(fields: Mapping[str, Any], where: Any) -> None:
+    """Raises a UserError that names the remedy unless a model, whose checkpoint lies at `where`, is plain."""
+    if not is_plain(fields):
+        merge = "python -m tools.export --merge --format orbax"
+        raise UserError(f"{where} has adapters or packed kernels: make it whole by {merge}.")
+
+
 def plain(variables: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the variables and the fields of a model with its adapters in its kernels, none of these packed."""
-    if any(map(fields.get, SECTIONS)):
+    if not is_plain(fields):
         variables = {**variables, "params": merged(models.build(**fields), variables["params"])}
     return dict(variables), {key: value for key, value in fields.items() if key not in SECTIONS}

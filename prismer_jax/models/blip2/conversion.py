@@ -241,10 +241,7 @@ def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], descr
     if model.language.get("word_width") not in (None, model.language["width"]):
         # It puts the queries, which are as wide as the model, in the words' narrower rows, one behind the other.
         raise conversion.unwritable(description, "transformers' BLIP-2 misreads an OPT of narrow words", "safetensors")
-    if names := config_json.lost(model):
-        raise conversion.unwritable(
-            description, f"its config.json has no setting for {', '.join(names)}", "safetensors"
-        )
+    conversion.check_held(model, config_json.lost(model), description, "safetensors")
     state = to_hugging_face(conversion.to_torch({"params": variables["params"]}, table_of(model)))
     output.mkdir(parents=True, exist_ok=True)
     write.safetensors_file(output / "model.safetensors", state)

@@ -17,7 +17,7 @@ import tokenizers
 from prismer_jax import datasets, models, tree
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
-from prismer_jax.models import conversion, hugging_face
+from prismer_jax.models import conversion, hugging_face, lora
 from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.nanovlm import config_json, projector
 from prismer_jax.models.nanovlm.model import RESIZE, NanoVLM
@@ -86,10 +86,7 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
       UserError: the model is of no size or kind that the original can have.
     """
     model = models.build(**description["model"])
-    if model.experts:
-        raise conversion.unwritable(description, "the original has no experts", "orbax")
-    if names := config_json.lost(model):
-        raise conversion.unwritable(description, f"the original has no setting for {', '.join(names)}", "orbax")
+    conversion.check_held(model, config_json.lost(model), description)
     language, base = model.language, model.language.get("rope_base", CausalLM.rope_base)
     frequencies = inverse_frequencies(language["width"] // language["heads"], base)
     state = {**conversion.to_torch({"params": variables["params"]}, TABLE), FREQUENCIES: frequencies}
@@ -168,7 +165,7 @@ def from_backbones(args: argparse.Namespace, put: Put) -> Converted:
         "image_token": number if args.extra_tokens else None,
     }
     model = models.build("nanovlm", **conversion.merged(fields, args.model))
-    if model.experts or args.model.keys() & {"lora", "quantize"}:
+    if model.experts or not lora.is_plain(args.model):
         raise UserError("A new nanoVLM has no experts, adapters or packed kernels: give them to its training.")
     leaves = conversion.shapes_of(model)
     fresh = conversion.initial_values(model, ["params/projector/kernel", "params/language/word_embedding"], args.seed)

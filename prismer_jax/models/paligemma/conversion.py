@@ -141,10 +141,7 @@ def write_hugging_face(output: pathlib.Path, variables: Mapping[str, Any], descr
     """
     model = _model_of(description)
     config = config_json.of(model)
-    if model.experts:
-        raise conversion.unwritable(description, "the original has no experts", "orbax")
-    if names := config_json.lost(model):
-        raise conversion.unwritable(description, f"its config.json has no setting for {', '.join(names)}", "orbax")
+    conversion.check_held(model, config_json.lost(model), description)
     state = conversion.to_torch({"params": variables["params"]}, TABLE)
     del state[HEAD]
     output.mkdir(parents=True, exist_ok=True)
