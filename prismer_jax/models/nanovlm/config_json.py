@@ -184,22 +184,14 @@ def lost(model: Any) -> list[str]:
 
 
 def vision_fields(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
-    """Returns the fields of a ViT that a SigLIP's config.json means; what it leaves out are transformers' defaults.
+    """Returns the fields of a ViT that a SigLIP's config.json means.
 
-    Source: transformers 4.57.1, SiglipVisionConfig.
+    Raises:
+      UserError: it is no SigLIP's, or a value is no size.
     """
-    config = config.get("vision_config", config)
-    if config.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}; SigLIP's is 'gelu_pytorch_tanh'.")
-    return {
-        "image_size": config.get("image_size", 224),
-        "patch_size": config.get("patch_size", 16),
-        "width": config.get("hidden_size", 768),
-        "layers": config.get("num_hidden_layers", 12),
-        "heads": config.get("num_attention_heads", 12),
-        "mlp_dim": config.get("intermediate_size", 3072),
-        "epsilon": config.get("layer_norm_eps", 1e-6),
-    }
+    config = hugging_face.section(config, "vision_config", where) or config
+    hugging_face.check(config, {"hidden_act": (None, "gelu_pytorch_tanh")}, where)
+    return hugging_face.fields(config, hugging_face.SIGLIP, where)
 
 
 def language_fields(config: Mapping[str, Any], where: pathlib.Path) -> dict[str, Any]:
