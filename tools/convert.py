@@ -42,7 +42,7 @@ from prismer_jax.experts import weights
 from prismer_jax.files import storage
 from prismer_jax.models import conversion, peft
 from prismer_jax.registry import literal
-from prismer_jax.weights import label_tables, safe, tokenizer_flag, words
+from prismer_jax.weights import label_tables, ocr_words, safe, tokenizer_flag
 
 from . import export
 
@@ -134,7 +134,7 @@ def ocr_labels(argv: Sequence[str]) -> None:
         "--input", required=True, type=storage.on_disk, help="folder of labels; .npz are written beside"
     )
     args = _flags(parser, argv)
-    print(f"{args.input}: converted {words.convert(args.input)} files.")
+    print(f"{args.input}: converted {ocr_words.convert(args.input)} files.")
 
 
 def adapter(argv: Sequence[str]) -> None:

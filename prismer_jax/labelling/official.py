@@ -19,7 +19,7 @@ from prismer_jax.errors import BadSample
 from prismer_jax.files import regular
 from prismer_jax.labelling.pipeline import Photo
 from prismer_jax.pp.image import EXIF_ORIENTATION, UPRIGHT
-from prismer_jax.weights import words
+from prismer_jax.weights import ocr_words
 
 
 def check(photo: Photo) -> None:
@@ -54,7 +54,7 @@ def write_words(png: pathlib.Path, features: np.ndarray | None, texts: Sequence[
     """Writes the `.pt` that goes with a map, with the numbers of the `.npz`: features [n, 64], rounded to float16."""
     rows = np.zeros((0, labels.FEATURES)) if features is None else np.asarray(features)
     png.parent.mkdir(parents=True, exist_ok=True)
-    words.write_official(png.with_suffix(".pt"), rows.astype(np.float16), texts)
+    ocr_words.write_official(png.with_suffix(".pt"), rows.astype(np.float16), texts)
 
 
 def complete(folder: pathlib.Path) -> None:

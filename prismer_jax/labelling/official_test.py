@@ -20,7 +20,7 @@ from prismer_jax.labelling.pipeline import Photo
 from prismer_jax.labelling.stores import LabelFiles
 from prismer_jax.towers import label_lookup
 from prismer_jax.towers.stem import resize_ids
-from prismer_jax.weights import label_tables, safe, words
+from prismer_jax.weights import label_tables, ocr_words, safe
 
 SIZE = (12, 16)
 TABLES = label_lookup.label_tables(tuple(labels.EXPERTS), {})
@@ -144,7 +144,7 @@ def test_the_words_come_back_through_the_safe_reader(tmp_path):
     npz = tmp_path / "labels/ocr_detection/sub/a.npz"
     before = label_files.read_words(npz)
     npz.unlink()
-    assert words.convert(tmp_path / "labels") == 1
+    assert ocr_words.convert(tmp_path / "labels") == 1
     after = label_files.read_words(npz)
     np.testing.assert_array_equal(after[0], before[0])
     assert after[1] == before[1] == ["stop", "über"]

@@ -5,7 +5,7 @@ import pytest
 
 from prismer_jax import label_files
 from prismer_jax.errors import UserError
-from prismer_jax.weights import words
+from prismer_jax.weights import ocr_words
 
 
 def write(path, table):
@@ -22,8 +22,8 @@ def test_official_words_are_read_by_the_label_reader_afterwards(tmp_path):
     made = table("exit", "naïve")
     write(tmp_path / "ocr_detection/a/x.pt", made)
     write(tmp_path / "ocr_detection/b/y.pt", table("stop"))
-    assert words.convert(tmp_path / "ocr_detection") == 2
-    assert words.convert(tmp_path / "ocr_detection") == 0  # what is there stays
+    assert ocr_words.convert(tmp_path / "ocr_detection") == 2
+    assert ocr_words.convert(tmp_path / "ocr_detection") == 0  # what is there stays
     features, texts = label_files.read_words(tmp_path / "ocr_detection/a/x.npz")
     assert texts == ["exit", "naïve"]
     np.testing.assert_array_equal(features[1], made[1]["features"].astype(np.float16))
@@ -44,10 +44,10 @@ def test_official_words_are_read_by_the_label_reader_afterwards(tmp_path):
 def test_other_contents_are_named_and_not_written(tmp_path, made):
     write(tmp_path / "x.pt", made)
     with pytest.raises(UserError, match=r"x\.pt: is no table of at most 255 words"):
-        words.convert(tmp_path)
+        ocr_words.convert(tmp_path)
     assert not (tmp_path / "x.npz").exists()
 
 
 def test_a_folder_without_pt_files_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match=r"has no \.pt files"):
-        words.convert(tmp_path)
+        ocr_words.convert(tmp_path)
