@@ -20,7 +20,7 @@ The published models are fine-tuned by transfers/paligemma.py.
 from configs import quickstart
 from prismer_jax.config import parse_arg
 from prismer_jax.datasets import scenes
-from prismer_jax.pp import places
+from prismer_jax.pp import location_tokens
 from prismer_jax.training import mask_codec
 
 WORDS = 640  # of the scenes' own tokenizer
@@ -67,8 +67,8 @@ def in_negative(config, arg):
 
 def with_objects(config, arg):
     """Adds boxes and masks of the scenes' objects to what a config learns and is evaluated by."""
-    config.tokenizer = places.of_scenes()
-    config.model.language.vocab_size = WORDS + len(places.PIECES)
+    config.tokenizer = location_tokens.of_scenes()
+    config.model.language.vocab_size = WORDS + len(location_tokens.PIECES)
     codec = mask_codec.of_scenes(count=60, steps=20) if arg.smoke else mask_codec.of_scenes()
     config.files = [codec]  # its checkpoints carry it
     find = f"{mask_codec.chain_of_scenes('all')}|labels_for('{arg.experts}')"

@@ -40,7 +40,7 @@ from prismer_jax.datasets import miniature
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models.paligemma import NOT_DECAYED
 from prismer_jax.models.paligemma.model import VOCABULARY
-from prismer_jax.pp import places
+from prismer_jax.pp import location_tokens
 
 # `decay` is not multiplied by the rate; `epochs` may be examples (x) or steps (s); `tokens` are those of a text. Photos
 # that are not `smooth` are made smaller without averaging. What a `score` counts, prismer_jax/scores/answers.py says.
@@ -252,8 +252,8 @@ def segment(config, arg, look, row):
     codec = f"{config.init}/mask_codec.npz"
     if arg.smoke:
         arg.data, codec = miniature.masks()
-        config.tokenizer = places.of_scenes()
-        config.model.language.vocab_size += len(places.PIECES)
+        config.tokenizer = location_tokens.of_scenes()
+        config.model.language.vocab_size += len(location_tokens.PIECES)
     asked = f"segment({codec!r}, prompt='{{name}}', named=False"
 
     def part(name, split):

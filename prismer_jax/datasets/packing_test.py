@@ -15,7 +15,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.labels import CLASSES_KEY
 from prismer_jax.pp.chat import EXTRA_TOKENS
 from prismer_jax.pp.chat_test import letters
-from prismer_jax.pp.places import PIECES
+from prismer_jax.pp.location_tokens import PIECES
 
 PP = "decode|tiles(32, 64, most=9, enlarge=False)|turns()|chat(400, 4)"
 

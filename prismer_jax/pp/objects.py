@@ -18,8 +18,8 @@ from prismer_jax import labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.objects import codec as codecs
 from prismer_jax.objects import description, shapes, words
+from prismer_jax.pp.location_tokens import PIECES
 from prismer_jax.pp.ops import Example, Op, register
-from prismer_jax.pp.places import PIECES
 
 RED = (255, 0, 0)
 
@@ -118,7 +118,7 @@ def _check_words(tokenizer: Any) -> None:
         if tokenizer.id_of(word) is None:
             raise UserError(
                 f"The tokenizer {tokenizer.spec!r} has no {word}: take that of a PaliGemma from tools.convert, or with "
-                "scenes that of pp.places.of_scenes()."
+                "scenes that of pp.location_tokens.of_scenes()."
             )
 
 

@@ -5,7 +5,7 @@ from prismer_jax import labels, pp
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.objects import codec as codecs
 from prismer_jax.objects import words
-from prismer_jax.pp import places, tokenizer
+from prismer_jax.pp import location_tokens, tokenizer
 
 MASK = {"size": [10, 20], "counts": [0, 50, 150]}  # the five columns on the left
 
@@ -32,7 +32,7 @@ def example():
 def words_of_places(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRISMER_DATA_DIR", str(tmp_path_factory.mktemp("data")))
-        return tokenizer.load(places.of_scenes())
+        return tokenizer.load(location_tokens.of_scenes())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from prismer_jax import pp
 from prismer_jax.models.paligemma import RESIZE
 from prismer_jax.objects import codec as codecs
 from prismer_jax.objects import shapes, words
-from prismer_jax.pp import places
+from prismer_jax.pp import location_tokens
 from prismer_jax.pp.bilinear import stretch
 from prismer_jax.pp.prefix_lm import cut
 from prismer_jax.scores.objects import segmented
@@ -25,7 +25,7 @@ def texts(case: Case) -> Outputs:
     """Tokenises prefixes and suffixes with the case's SentencePiece model and the pieces of places and masks."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "toy.model"
-        path.write_bytes(places.extended((case.folder / "toy.model").read_bytes()))
+        path.write_bytes(location_tokens.extended((case.folder / "toy.model").read_bytes()))
         tokenizer = pp.tokenizer.load(f"sentencepiece:{path}")
     special = case.manifest["special"]
     ids = {"vocab": tokenizer.vocab_size, "pad": tokenizer.pad, "bos": tokenizer.bos, "eos": tokenizer.eos}

@@ -23,7 +23,7 @@ from prismer_jax.models.conversion import Command, Converted, Put
 from prismer_jax.models.paligemma import config_json
 from prismer_jax.models.paligemma.model import RESIZE, VARIANTS, PaliGemma, build
 from prismer_jax.objects import codec as codecs
-from prismer_jax.pp import places
+from prismer_jax.pp import location_tokens
 from prismer_jax.weights import rows, rules, safe, shapes, tokenizer_flag, write
 from prismer_jax.weights.rules import Rule, Table
 
@@ -273,12 +273,12 @@ def tokenizer_file(path: pathlib.Path, number: int) -> bytes:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Give a SentencePiece model.") from None
     tokenizer = pp.tokenizer.load(f"sentencepiece:{path}")
-    if tokenizer.vocab_size + len(places.PIECES) == number:
-        return places.extended(data)
+    if tokenizer.vocab_size + len(location_tokens.PIECES) == number:
+        return location_tokens.extended(data)
     if tokenizer.vocab_size != number:
         raise UserError(
             f"{path}: has {tokenizer.vocab_size} pieces, the model {number} words. Give PaliGemma's tokenizer, or "
-            f"Gemma's, which has {len(places.PIECES)} pieces less and gets those of places and masks."
+            f"Gemma's, which has {len(location_tokens.PIECES)} pieces less and gets those of places and masks."
         )
     return data
 

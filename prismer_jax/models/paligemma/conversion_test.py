@@ -13,7 +13,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.paligemma import RESIZE, build
 from prismer_jax.models.paligemma.conversion import TABLE, official_table
-from prismer_jax.pp import places
+from prismer_jax.pp import location_tokens
 from prismer_jax.weights import rules, safe
 from tools import convert, export
 
@@ -99,9 +99,8 @@ def test_a_tokenizer_gets_the_pieces_that_it_lacks(tmp_path, shared):
     special = json.loads((case / "manifest.json").read_text())["special"]
     assert tokenizer.encode("<loc1023><seg000>") == special["loc1023"] + special["seg000"]
     assert (tokenizer.pad, tokenizer.eos, tokenizer.bos, tokenizer.vocab_size) == (0, 1, 2, 1572)
-    assert places.extended(places.extended((case / "toy.model").read_bytes())) == places.extended(
-        (case / "toy.model").read_bytes()
-    )
+    whole = location_tokens.extended((case / "toy.model").read_bytes())
+    assert location_tokens.extended(whole) == whole
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, shared):
