@@ -1,7 +1,7 @@
 """Caption scores: corpus BLEU-1..4, ROUGE-L and CIDEr-D, with the numbers of the COCO caption evaluation.
 
 `caption_metrics` scores texts. The functions below it take `predictions`, a list of token lists, and `references`, for
-each prediction the token lists of its references (at least one). Tokens are what `ptb.tokenize` returns.
+each prediction the token lists of its references (at least one). Tokens are those of `ptb.tokenize_all`.
 """
 
 from __future__ import annotations

@@ -272,11 +272,6 @@ PLAIN = re.compile(r"(?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)\b)[A-Za-z]+(?=
 SPACES = re.compile(f" [{_SPACE}]*")
 
 
-def tokenize(caption: str) -> list[str]:
-    """Splits a caption into the tokens that BLEU, ROUGE-L and CIDEr count."""
-    return tokenize_all([caption])[0]
-
-
 def tokenize_all(captions: Sequence[str]) -> list[list[str]]:
     """Returns each caption's tokens, as the official evaluation finds them in one text with a caption a line.
 
