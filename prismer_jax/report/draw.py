@@ -121,15 +121,10 @@ def legend(sample: Mapping[str, Any]) -> list[tuple[tuple[int, int, int], str]]:
 
 def pictures(sample: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
     """Returns (title, uint8 [h,w,3]) of the photo and of every label map of a sample, in the table's order."""
-    maps = [
-        (
-            title(expert),
-            colorize(expert, sample["labels"][expert], sample.get("instances") if expert == "obj_detection" else None),
-        )
-        for expert in EXPERTS
-        if expert in sample.get("labels", {})
-    ]
-    return [*([("Photo", sample["image"])] if "image" in sample else []), *maps]  # predictions of others have none
+    photo = [("Photo", sample["image"])] if "image" in sample else []  # predictions of others have none
+    maps, classes = sample.get("labels", {}), {"obj_detection": sample.get("instances")}
+    shown = [expert for expert in EXPERTS if expert in maps]
+    return photo + [(title(expert), colorize(expert, maps[expert], classes.get(expert))) for expert in shown]
 
 
 def regions(sample: Mapping[str, Any], expert: str) -> list[tuple[float, float, float, str]]:
