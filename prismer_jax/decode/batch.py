@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -98,22 +98,19 @@ def generate(
     return run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
 
 
-def settings_of(*functions: Callable[..., Any]) -> dict[str, Any]:
-    """Returns {name: type} of what a config may set of `generate`, a method or `rank`."""
-    given = _GIVEN - {"prompt_length"} if generate in functions else _GIVEN
-    return {n: kind for function in functions for n, kind in values.kinds(function).items() if n not in given}
-
-
-def check(settings: Mapping[str, Any], where: str, *functions: Callable[..., Any], **others: Any) -> None:
+def check(
+    settings: Mapping[str, Any], where: str, *functions: Callable[..., Any], others: Collection[str] = ()
+) -> None:
     """Raises a UserError that names `where` for settings that do not exist, or cannot be.
 
     They are those of functions, by default of the method and `generate`; messages also propose names of `others`.
     """
     if not functions:
         functions = registry.imported(f"method of {where}:", settings.get("method", "beam"), METHODS), generate
-    kinds = settings_of(*functions)
+    given = _GIVEN - {"prompt_length"} if generate in functions else _GIVEN
+    kinds = {n: kind for function in functions for n, kind in values.kinds(function).items() if n not in given}
     for name in settings:
-        choose(f"setting of {where}:", name, {**others, **kinds})
+        choose(f"setting of {where}:", name, [*others, *kinds])
     values.check(settings, kinds, where)
     defaults = {name: parameter.default for name, parameter in inspect.signature(functions[0]).parameters.items()}
     given = {"padding": "own", "temperature": 1, "top_p": 1, "top_k": 0, **defaults, **settings}

@@ -22,7 +22,7 @@ from prismer_jax.evaluators.common import Batch, Evaluator, Journal, Record, gat
 from prismer_jax.pp.text import style_of
 
 SCANNED = 5000  # examples of the training set that are looked at for the most frequent text
-OPTIONS = dict.fromkeys(("batch_size", "num_workers", "blank", "max_unscored", "predict_only", "style"))  # of all
+OPTIONS = ("batch_size", "num_workers", "blank", "max_unscored", "predict_only", "style")  # of all
 FIRST = 500  # examples, neighbours, whose ids are compared before a model is asked
 
 
@@ -69,7 +69,7 @@ class TextEvaluator(Evaluator):
         """Raises a UserError for settings that these functions do not take; gives them `max_new`, if it is not 0."""
         if max_new and not self.settings.keys() & {"max_len", "max_new"}:
             self.settings["max_new"] = max_new
-        check(self.settings, self.where, *functions, **OPTIONS)
+        check(self.settings, self.where, *functions, others=OPTIONS)
 
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]
