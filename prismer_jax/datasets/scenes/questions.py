@@ -14,7 +14,7 @@ import numpy as np
 
 from prismer_jax.datasets.scenes.labels import View
 from prismer_jax.datasets.scenes.text import NUMBERS, Facts, plural, with_article
-from prismer_jax.datasets.scenes.world import COLORS, MATERIALS, SHAPES, WORDS, Scene
+from prismer_jax.datasets.scenes.world import COLORS, MATERIALS, SHAPES, WORDS, Scene, Solid
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,13 @@ class _Candidate:
 
 def _yes_or_no(text: str, truth: bool) -> _Candidate:
     return _Candidate(text, "yes" if truth else "no")
+
+
+def _shape_or_color(solid: Solid, place: str, asks_shape: bool = True) -> _Candidate:
+    """Asks for the shape of the solid in a place, or for its color."""
+    if asks_shape:
+        return _Candidate(f"What shape is {place}?", solid.shape)
+    return _Candidate(f"What color is the shape {place}?", solid.color)
 
 
 def questions(scene: Scene, view: View, rng: np.random.RandomState, number: int = 8) -> list[Question]:
@@ -140,31 +147,22 @@ def _relations(facts: Facts, rng: np.random.RandomState) -> Iterator[_Candidate]
     if form < 2:  # extremes
         for word, i, other in (("left", *facts.order[:2]), ("right", *facts.order[:-3:-1])):
             if not facts.unclear(i, other, "x"):
-                if form == 0:
-                    yield _Candidate(f"What shape is on the far {word}?", solids[i].shape)
-                else:
-                    yield _Candidate(f"What color is the shape on the far {word}?", solids[i].color)
+                yield _shape_or_color(solids[i], f"on the far {word}", form == 0)
     elif form < 4:  # the only solid on one side of a named one
         for j in facts.named:
             for phrase in _SIDES:
                 others = [i for i in range(len(solids)) if i != j and _is(facts, i, phrase, j)]
                 clear = all(not facts.unclear(i, j, _SIDES[phrase]) for i in range(len(solids)) if i != j)
                 if len(others) == 1 and clear:
-                    if form == 2:
-                        yield _Candidate(f"What shape is {phrase} the {facts.names[j]}?", solids[others[0]].shape)
-                    else:
-                        answer = solids[others[0]].color
-                        yield _Candidate(f"What color is the shape {phrase} the {facts.names[j]}?", answer)
+                    yield _shape_or_color(solids[others[0]], f"{phrase} the {facts.names[j]}", form == 2)
     elif form == 4:  # between, hidden
         for i, j, k in facts.between():
             if facts.names[i] and facts.names[k]:
-                ends = (facts.names[i], facts.names[k])
-                text = f"What shape is between the {ends[0]} and the {ends[1]}?"
-                yield _Candidate(text, solids[j].shape)
+                yield _shape_or_color(solids[j], f"between the {facts.names[i]} and the {facts.names[k]}")
         for i in facts.named:
             behind = [j for j in range(len(solids)) if facts.hides(i, j)]
             if len(behind) == 1:
-                yield _Candidate(f"What shape is partly hidden by the {facts.names[i]}?", solids[behind[0]].shape)
+                yield _shape_or_color(solids[behind[0]], f"partly hidden by the {facts.names[i]}")
     else:
         for i, j in itertools.permutations(facts.named, 2):
             for phrase, axis in _SIDES.items():
