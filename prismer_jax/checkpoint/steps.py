@@ -168,11 +168,9 @@ class Checkpointer(contextlib.AbstractContextManager):
                 writer and writer.close()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if error is None:
+        # Of two errors the first is the one to report.
+        with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):
             self.close()
-        else:
-            with contextlib.suppress(Exception):  # the first error is the one to report
-                self.close()
 
     def _open(self) -> None:
         ocp = arrays.orbax()

@@ -50,9 +50,8 @@ class Layer(nn.Module):
             else:
                 image = Keys(*(shared["image"][name].swapaxes(1, 2) for name in ("k", "v")))
             x = layers.LayerNorm(self.epsilon, name="norm_cross")(self._drop(attention(x, image)) + x)
-            x = layers.LayerNorm(self.epsilon, name="norm_adaptor")(
-                self._mlp("adaptor", x.shape[-1], layers.squared_relu)(x) + x
-            )
+            adaptor = self._mlp("adaptor", x.shape[-1], layers.squared_relu)
+            x = layers.LayerNorm(self.epsilon, name="norm_adaptor")(adaptor(x) + x)
             self.sow("intermediates", "after_adaptor", x)
         added = self._drop(self._mlp("mlp", self.mlp_dim, layers.gelu)(x))
         x = layers.LayerNorm(self.epsilon, name="norm_mlp")(added + x)
@@ -130,9 +129,8 @@ class TextDecoder(nn.Module):
         empty = {"layers": {}, "output_layer": {}}
         shared, own = (cache["shared"]["keys"], cache["own"]) if cache else (empty, empty)
         stack = layers.stack(Layer, self.layers, self.remat, broadcast=2, cached=2)
-        x, keys = stack(*options, cross=True, name="layers", **common)(
-            x, shared["layers"], own["layers"], encoded, masks
-        )
+        decoder_layers = stack(*options, cross=True, name="layers", **common)
+        x, keys = decoder_layers(x, shared["layers"], own["layers"], encoded, masks)
         first = jax.tree.map(lambda leaf: leaf[0], (shared["output_layer"], own["output_layer"]))
         x, last_keys = Layer(*options, cross=False, name="output_layer", **common)(x, *first, None, masks)
         self.sow("intermediates", "hidden", x)

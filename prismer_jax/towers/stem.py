@@ -56,9 +56,8 @@ def resize_ids(
 
     A 64-channel map of the full resolution never exists: each output pixel mixes the rows of its four neighbours.
     """
-    (rows, row_weights), (columns, column_weights) = (
-        linear_taps(o, n) for o, n in zip(ids.shape[1:], size, strict=True)
-    )
+    rows, row_weights = linear_taps(ids.shape[1], size[0])
+    columns, column_weights = linear_taps(ids.shape[2], size[1])
     palette = jnp.broadcast_to(palette, (len(ids), *palette.shape[1:]))
     out = jnp.zeros((len(ids), *size, palette.shape[2]), palette.dtype)
     for i, j in np.ndindex(2, 2):
@@ -120,9 +119,8 @@ class Stem(nn.Module):
         for i, stride in enumerate(self.strides):
             init = layers.torch_uniform(9 * x.shape[-1])
             features = self.width >> (len(self.strides) - 1 - i)
-            conv = nn.Conv(
-                features, (3, 3), stride, 1, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"conv_{i}"
-            )
+            options = dict(use_bias=False, dtype=self.dtype, kernel_init=init, name=f"conv_{i}")
+            conv = nn.Conv(features, (3, 3), stride, 1, **options)
             x = jax.nn.relu(BatchNorm(self.train, name=f"norm_{i}")(conv(x)))
         init = layers.torch_uniform(x.shape[-1])
         return nn.Conv(self.width, (1, 1), use_bias=False, dtype=self.dtype, kernel_init=init, name="out")(x)
