@@ -181,7 +181,7 @@ def write(plan: Plan, source: Any, item: Item, advance: Callable[[], Any] | None
     samples, file = plan.samples(item.index), plan.file(item.index)
     options = {"experts": plan.experts, "max_side": plan.max_side, "advance": advance, "check": item.check}
     row = write_shard(take(source, samples.start, samples.stop), plan.folder, file, **options)
-    item.finish(row.to_json())
+    item.finish(dataclasses.asdict(row))
 
 
 def build(plan: Plan, source: Any, processes: int = 1) -> manifest.Manifest:

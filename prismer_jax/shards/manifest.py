@@ -48,12 +48,9 @@ class Row:
     def total(self, what: Literal["captions", "questions"]) -> int:
         return int(self.of_records(what).sum())
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 def parse_row(values: Mapping[str, Any]) -> Row:
-    """Returns the row that `Row.to_json` wrote; raises TypeError or ValueError for anything else."""
+    """Returns the row of `dataclasses.asdict`; raises TypeError or ValueError for anything else."""
     shard = Row(**values)
     for numbers in (shard.captions, shard.questions):
         if not isinstance(numbers, int) and len(numbers) != shard.records:
@@ -96,16 +93,13 @@ def read(folder: str) -> Manifest | None:
     path = storage.join(folder, FILE)
     try:
         values = json.loads(storage.read(path))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}). Delete it and build the data set again.") from None
-    found = values.pop("format", None) if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{path}: has format {found}, this version of prismer_jax reads {FORMAT}. Build it again.")
-    try:
+        found = values.pop("format", None) if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{path}: has format {found}, this version of prismer_jax reads {FORMAT}. Build it again.")
         values.pop("totals")
         rows = tuple(map(parse_row, values.pop("shards")))
         return Manifest(experts=tuple(values.pop("experts")), shards=rows, **values)
+    except FileNotFoundError:
+        return None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is damaged ({error}). Delete it and build the data set again.") from None

@@ -72,7 +72,7 @@ def write(folder: str, manifest: Manifest) -> None:
     values = {"format": FORMAT} | {
         field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest) if field.name != "shards"
     }
-    lines = ",\n".join(f"    {json.dumps(row.to_json())}" for row in manifest.shards)  # one shard a line
+    lines = ",\n".join(f"    {json.dumps(dataclasses.asdict(row))}" for row in manifest.shards)  # one shard a line
     head = json.dumps(values | {"totals": totals(manifest)}, indent=2).removesuffix("\n}")
     storage.write(storage.join(folder, FILE), f'{head},\n  "shards": [\n{lines}\n  ]\n}}\n')
 

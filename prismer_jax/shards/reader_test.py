@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -158,7 +159,7 @@ def test_no_sample_of_use_is_an_error(tmp_path):
 
 def test_a_shard_that_is_cut_off_or_lacks_its_row_is_not_whole(tmp_path):
     row = write(tmp_path, [example(0)]).shards[0]
-    shard, report = tmp_path / row.file, row.to_json()
+    shard, report = tmp_path / row.file, dataclasses.asdict(row)
     assert metadata.whole(str(tmp_path), row.file, report) == row
     for damaged in (None, {}, {"file": row.file}, report | {"captions": [1, 2, 3]}, report | {"file": "another"}):
         assert metadata.whole(str(tmp_path), row.file, damaged) is None
