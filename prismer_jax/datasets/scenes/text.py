@@ -22,8 +22,7 @@ class Facts:
     """A scene's solids with names that identify them, and the relations that hold between them."""
 
     def __init__(self, scene: Scene, view: View):
-        self.scene, self.view = scene, view
-        self.solids = scene.solids
+        self.view, self.solids = view, scene.solids
         self.order = sorted(range(len(scene.solids)), key=lambda i: view.x[i])  # left to right
         self.names = [self._name(i) for i in range(len(scene.solids))]
         self.named = [i for i, name in enumerate(self.names) if name]

@@ -30,6 +30,7 @@ from prismer_jax.typing import Array, Bool, Float, Int, UInt8, typed
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_SCENES = dict(vocab_size=640, max_positions=104, dropout=0.0, initializer_range=0.06)  # learnt from nothing
 _ROBERTA = dict(vocab_size=50265, max_positions=514)
 _ROBERTA_BASE = dict(width=768, layers=12, heads=12, mlp_dim=3072, **_ROBERTA)
 _ROBERTA_LARGE = dict(width=1024, layers=24, heads=16, mlp_dim=4096, **_ROBERTA)
@@ -51,16 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         heads=4,
         latents=16,
         resampler_layers=1,
-        decoder=dict(
-            width=96,
-            layers=2,
-            heads=4,
-            mlp_dim=384,
-            vocab_size=640,
-            max_positions=104,
-            dropout=0.0,
-            initializer_range=0.06,
-        ),
+        decoder=dict(width=96, layers=2, heads=4, mlp_dim=384, **_SCENES),
     ),
     "base": dict(image_size=480, patch_size=16, width=768, layers=12, heads=12, decoder=_ROBERTA_BASE),
     "large": dict(image_size=480, patch_size=14, width=1024, layers=24, heads=16, decoder=_ROBERTA_LARGE),
