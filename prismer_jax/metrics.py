@@ -61,8 +61,9 @@ class Writer(contextlib.AbstractContextManager):
             storage.write(self._jsonl, "".join(lines))
             self._rewrite_csv()
             self._events = EventFile(workdir / "tensorboard", first_step)
-        start = wandb is not None and importlib.import_module("prismer_jax.files.wandb").start
-        self._wandb = start(workdir, wandb, config, first_step) if start else None
+        self._wandb = None
+        if wandb is not None:
+            self._wandb = importlib.import_module("prismer_jax.files.wandb").start(workdir, wandb, config, first_step)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes {name: number} of a step; numbers may be NumPy's or JAX's scalars.

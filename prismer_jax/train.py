@@ -114,7 +114,8 @@ def train_on(
         **assembly.description(cfg, tokenizer),
     )
     first_step = checkpoints.latest_step() or 0
-    if not first_step and (export := workdir.path / "export").exists():  # which all programs would take for this run's
+    export = workdir.path / "export"
+    if not first_step and export.exists():  # which all programs would take for this run's
         raise UserError(f"{export} is of a run whose checkpoints are gone. Delete it, or use another --workdir.")
     load_initial = assembly.make_initial(cfg, training.model)
     watch = Watch(cfg, workdir, evals, training.optimizer.schedules, checkpoints, total_steps, every["log"], started)
@@ -155,7 +156,7 @@ def train_on(
 
     # ---------------------------------------------------------------------------------------------- what is left behind
     variables = {k: v for k, v in state.items() if k not in NO_VARIABLES}
-    checkpoint.export(workdir.path / "export", variables, **assembly.description(cfg, tokenizer, step=total_steps))
+    checkpoint.export(export, variables, **assembly.description(cfg, tokenizer, step=total_steps))
     if jax.process_index() == 0:
         results.write(workdir.files, evals, watch.scores, cfg, **report_options)
     return watch.scores
@@ -190,7 +191,8 @@ def loop(
             watch.note(step, measured)
             if interrupts.after(step):
                 watch.keep()
-                if saves := interrupts.preempted or jax.process_count() == 1:  # all processes have to
+                saves = interrupts.preempted or jax.process_count() == 1  # all processes have to
+                if saves:
                     checkpoints.save(step, state)
                     checkpoints.wait()  # an error here is one to report
                 said = f"step {step} is saved" if saves else "nothing is saved since the last checkpoint"
@@ -226,11 +228,11 @@ class Watch:
         log_steps: int,
         started: float,
     ) -> None:
-        main_process, self._checkpoints = jax.process_index() == 0, checkpoints
+        main_process = jax.process_index() == 0
         self.workdir, self.total_steps = workdir, total_steps
         self.first_step = first_step = checkpoints.latest_step() or 0
         self.scores: dict[str, float] = {}
-        self._evals, self._schedules, self._started = evals, schedules, started
+        self._evals, self._schedules, self._checkpoints, self._started = evals, schedules, checkpoints, started
         self._batch_size, self._log_steps = cfg.batch_size, log_steps
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []  # fetched late, so that devices never wait
         logged = [name for line in metrics.read(workdir.files) if line["step"] == first_step for name in line]
@@ -268,7 +270,8 @@ class Watch:
         for step, measured in self._pending:
             measured = jax.device_get(measured)
             remedy = "Lower config.optim.lr, or set config.optim.clip_norm."
-            if nothing := not measured.pop("weight") or measured["train/loss"] == 0 == measured["train/grad_norm"]:
+            nothing = not measured.pop("weight") or measured["train/loss"] == 0 == measured["train/grad_norm"]
+            if nothing:
                 remedy = "No token of this batch is to be learnt: pp of config.data must write targets behind prompts."
             if not math.isfinite(measured["train/loss"]) or (nothing and step == 1):
                 last = f"the last checkpoint is of step {self._checkpoints.latest_step()}"

@@ -111,13 +111,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         with self._writing():
             if self._writer is None:
                 self._open()
-            if metrics is not None and (best := self._best_metric) is not None:
-                if best not in metrics:
-                    raise UserError(f"No metric {best!r} to choose by. {nearest(best, metrics)}")
-                if jax.process_index() == 0 and math.isfinite(value := float(metrics[best])):
-                    noted, steps = layout.read_json(file := self.directory / _METRICS), [*map(str, self.all_steps())]
-                    kept = {k: v for k, v in noted.items() if k in steps and noted.get("metric", best) == best}
-                    storage.write_json(file, {"metric": best, **kept, str(step): value}, indent=None)
+            if metrics is not None and self._best_metric is not None:
+                self._note_metric(step, metrics)
             if step in self.all_steps():
                 return
             with jax.transfer_guard("allow"):  # the loop forbids transfers that nobody asked for
@@ -185,6 +180,17 @@ class Checkpointer(contextlib.AbstractContextManager):
         sharding.barrier("opened")
         self._torn = {step: reason for step, reason in self._torn.items() if not reason}
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**{layout.ITEM: arrays.handler()}))
+
+    def _note_metric(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metric of this step, unless it is NaN or infinite, beside those of the steps that are there."""
+        best, file = self._best_metric, self.directory / _METRICS
+        if best not in metrics:
+            raise UserError(f"No metric {best!r} to choose by. {nearest(best, metrics)}")
+        value = float(metrics[best])
+        if jax.process_index() == 0 and math.isfinite(value):
+            noted, steps = layout.read_json(file), [str(step) for step in self.all_steps()]
+            kept = {k: v for k, v in noted.items() if k in steps and noted.get("metric", best) == best}
+            storage.write_json(file, {"metric": best, **kept, str(step): value}, indent=None)
 
     def _prune(self) -> None:
         steps = self.all_steps()

@@ -63,7 +63,8 @@ class Section(Mapping[str, Any]):
 
 def strict(config: Any) -> Section:
     """Returns a ConfigDict or dict as a Section, on which every read is recorded; raises UserError for wrong types."""
-    values.check_keys(keys := unwrapped(config))
+    keys = unwrapped(config)
+    values.check_keys(keys)
     return Section(keys)
 
 

@@ -38,7 +38,8 @@ def load(name: str, *, where: str = "", **kwargs: Any) -> Any:
     kwargs = config.arguments(function, kwargs, where or name, extra=())
     if (limit := kwargs.get("limit")) is not None and limit < 1:
         raise UserError(f"{where or name}.limit is {limit}; it must be 1 at least, or left out.")
-    for value in (kwargs.get(key) for key in PATHS if name not in REMOTE):
-        for path in [value] if isinstance(value, storage.PathLike) else value or ():
-            storage.on_disk(path)
+    if name not in REMOTE:
+        for value in map(kwargs.get, PATHS):
+            for path in [value] if isinstance(value, storage.PathLike) else value or ():
+                storage.on_disk(path)
     return function(**kwargs)

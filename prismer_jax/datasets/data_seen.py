@@ -54,7 +54,8 @@ def check(workdir: Workdir, sources: Mapping[str, Any], allow: bool = False) -> 
         except ValueError:
             raise UserError(f"{path} is damaged. Delete it to go on with the data that are there now.") from None
         for name in seen:
-            if (old := before.get(name)) not in (None, seen[name]) and not name.startswith("evals."):
+            old = before.get(name)
+            if old not in (None, seen[name]) and not name.startswith("evals."):
                 counts = f"{old.get('examples')} examples then, {seen[name]['examples']} now"
                 raise UserError(
                     f"{workdir.path}: the data of config.data.{name} changed since this run began ({counts}). Restore "
