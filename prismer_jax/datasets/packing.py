@@ -94,10 +94,11 @@ def rows(
     return made, as_they_are
 
 
-def check(data: Mapping[str, Mapping[str, Any]], model: Any) -> None:
-    """Raises a UserError for rows of several photos whose samples a model without a token of images cannot tell apart.
+def check(data: Mapping[str, Mapping[str, Any]], model: Any, loss: Any) -> None:
+    """Raises a UserError for rows whose texts or photos the model, or the loss, cannot tell apart.
 
-    All that such a model reads of a row's tiles stands in front of its texts, each of which sees all of it.
+    A model without a token of images has all that it reads of a row's tiles in front of its texts, each of which sees
+    all of it. A model or a loss that takes the texts of a row for one says `segments = False`.
     """
     for name, part in data.items():
         several = "tiles" in part["pp"] and part.get("pack", {"how": "single"}).get("how") != "single"
@@ -105,6 +106,11 @@ def check(data: Mapping[str, Mapping[str, Any]], model: Any) -> None:
             raise UserError(
                 f"config.data.{name}.pack: this model reads all photos of a row in front of its texts, and would mix "
                 "them up: leave pack out, or set how='single'."
+            )
+        if "pack(" in part["pp"] and not (getattr(model, "segments", True) and getattr(loss, "segments", True)):
+            raise UserError(
+                f"config.data.{name}.pp: this model with this loss reads what pack(...) puts in a row as one text: "
+                "use caption(...) or question(...), and tokenize(...) or seq2seq(...)."
             )
 
 

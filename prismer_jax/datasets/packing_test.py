@@ -1,5 +1,6 @@
 """Rows of several samples: what is in them, who sees whom, what is left out, and that a resumed run goes on exactly."""
 
+import functools
 import json
 import logging
 import shutil
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from prismer_jax import datasets, input, models, pp
+from prismer_jax import datasets, input, losses, models, pp, registry
 from prismer_jax.batch import prompts
 from prismer_jax.datasets import data_seen, packing
 from prismer_jax.errors import UserError
@@ -292,9 +293,44 @@ def test_rows_of_several_photos_are_refused_to_a_model_that_reads_photos_in_fron
     assert not np.allclose(ours[:, 2:], model.apply(variables, batch)[:, 2:])
     section = dict(pp="decode|tiles(56)|turns()|chat(40, 4)", pack=dict(length=40, most=2))
     with pytest.raises(UserError, match=r"config\.data\.talks\.pack: this model reads all photos .* how='single'"):
-        packing.check({"talks": section}, model)
-    packing.check({"talks": {**section, "pack": dict(length=40, most=2, how="single")}, "other": dict(pp="")}, model)
-    packing.check({"talks": section}, models.build("nanovlm", variant="tiny"))
+        packing.check({"talks": section}, model, losses.cross_entropy)
+    single = {**section, "pack": dict(length=40, most=2, how="single")}
+    packing.check({"talks": single, "other": dict(pp="")}, model, losses.cross_entropy)
+    packing.check({"talks": section}, models.build("nanovlm", variant="tiny"), losses.cross_entropy)
+
+
+@pytest.mark.parametrize(
+    ("variant", "loss", "refused"),
+    [
+        ("tiny", "blip2_stage2", False),
+        ("tiny_t5", "blip2_stage2", True),
+        ("tiny_stage1", "blip2_stage1", True),
+        ("tiny_stage1", "cross_entropy", False),
+    ],
+)
+def test_texts_of_one_photo_are_packed_only_for_who_tells_them_apart(variant, loss, refused):
+    """Where it is not refused, two texts in a row cost what they cost alone; where it is, something else."""
+    model, loss = models.build("blip2", variant=variant), registry.imported("loss", loss, losses.LOSSES)
+    rng = np.random.default_rng(0)
+    texts, image = rng.integers(5, 50, (2, 4), np.int32), rng.integers(0, 256, (1, 42, 42, 3), np.uint8)
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    rngs = {"negatives": jax.random.key(1)}  # and no dropout
+    costs = jax.jit(lambda batch: loss(functools.partial(losses.apply, model, variables, rngs=rngs), batch)["loss"][0])
+
+    def cost(ids, segment):
+        weights = np.float32(np.arange(ids.shape[1]) % 4 > 0)[None]
+        segment = np.asarray([segment], np.int32)
+        return float(costs({**prompts(ids, ids > 0), "image": image, "segment": segment, "mask_loss": weights}).sum())
+
+    together, apart = cost(texts.reshape(1, 8), [0] * 4 + [1] * 4), sum(cost(text[None], [0] * 4) for text in texts)
+    assert (abs(together - apart) > 1e-3) == refused
+    section = {"mine": dict(pp="decode|pack(8, of='captions')")}
+    if not refused:
+        return packing.check(section, model, loss)
+    with pytest.raises(
+        UserError, match=r"config\.data\.mine\.pp: this model with this loss reads .* as one text: use cap"
+    ):
+        packing.check(section, model, loss)
 
 
 def test_the_golden_producer_and_knapsack(shared):

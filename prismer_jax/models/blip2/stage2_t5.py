@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -24,6 +24,7 @@ class Blip2T5(Blip2Stage2):
     """
 
     start: int = 0
+    segments: ClassVar[bool] = False  # prompts of a row would be one: see datasets.packing.check
 
     def setup(self) -> None:
         super().setup()
