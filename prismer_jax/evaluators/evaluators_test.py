@@ -314,12 +314,19 @@ def test_a_loss_of_no_token_is_no_loss():
     assert "scores" not in evaluator.records[2]
 
 
-@pytest.mark.parametrize("kind", ["caption", "vqa", "classification"])
-def test_samples_without_reference_are_left_out_of_metrics_and_counted(kind):
+EMPTY_CELLS = dict(captions=[float("nan")], answers=[float("nan")])  # as pandas reads them
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [("caption", {}), ("vqa", {}), ("classification", {}), ("caption", EMPTY_CELLS), ("vqa", EMPTY_CELLS)],
+)
+def test_samples_without_reference_are_left_out_of_metrics_and_counted(kind, instead):
     function, options = KINDS[kind]
     source, part = function(10), function(10)
     for key in ("captions", "answers", "class_name"):
         part[3].pop(key, None)
+    part[3] |= instead
     expected = dict(made(kind, source[:3] + source[4:], **options).run(VARIABLES))
     evaluator = made(kind, part, max_unscored=0.1, **options)
     assert dict(evaluator.run(VARIABLES)) == pytest.approx(expected | {"unscored": 1})

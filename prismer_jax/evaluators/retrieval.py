@@ -57,7 +57,8 @@ class RetrievalEvaluator(Evaluator):
         return [{"_vectors": base64.b64encode(row.astype(np.float32)).decode()} for row in vectors]
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
-        return {**super().about(example, index), "references": [str(text) for text in example.get("captions") or ()]}
+        captions = [text for text in example.get("captions") or () if isinstance(text, str)]
+        return {**super().about(example, index), "references": captions}
 
     def walk(self, variables: Any, journal: Journal | None = None) -> list[Record]:
         """Embeds all photos and texts, then ranks again what is likely, which takes longer; the journal keeps that."""

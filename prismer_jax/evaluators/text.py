@@ -90,7 +90,7 @@ class TextEvaluator(Evaluator):
         return [{"prediction": text, "prompt": prompt} for text, prompt in zip(said, prompts, strict=True)]
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
-        return {**super().about(example, index), "references": [str(text) for text in self.texts_of(example)]}
+        return super().about(example, index) | {"references": [x for x in self.texts_of(example) if isinstance(x, str)]}
 
     def finish(self, variables: Any, records: list[Record], earlier: list[Record], journal: Journal | None) -> None:
         check_unique([record["id"] for record in records])

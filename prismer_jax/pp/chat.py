@@ -14,7 +14,7 @@ from prismer_jax import registry
 from prismer_jax.batch import prompts
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.pp.ops import Example, Op, register
-from prismer_jax.pp.text import pick
+from prismer_jax.pp.text import pick, read_text
 from prismer_jax.pp.tiles import Grid
 
 IMAGE, WHOLE = "<|image|>", "<|global_image|>"
@@ -105,7 +105,8 @@ def turns(
         elif of == "one" and example.get("question"):
             said = [_answered(example, example, wording, rng)]
         else:
-            said = [{"user": prompt, "assistant": text} for text in example.get("captions") or ()]
+            captions = example.get("captions") or ()
+            said = [{"user": prompt, "assistant": read_text(example, "caption", text)} for text in captions]
         if not said:
             raise BadSample(f"example {example.get('id', '?')} has no {'texts' if of == 'one' else of} to talk about.")
         order = rng.permutation(len(said))[: 1 if of == "one" else most]
@@ -125,7 +126,9 @@ def ask(prompt: str = "Describe the image.", wording: str = "{question}") -> Op:
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         question = example.get("question")
-        said = wording.replace("{question}", question) if question else example.get("prompt", prompt)
+        said = example.get("prompt", prompt)
+        if question:
+            said = wording.replace("{question}", read_text(example, "question", question))
         return {**example, "turns": [{"user": said}]}
 
     return op
@@ -210,7 +213,7 @@ def chat(
 def _answered(example: Example, asked: Example, wording: str, rng: np.random.Generator) -> Turn:
     if not asked.get("answers"):
         raise BadSample(f"example {example.get('id', '?')}: {asked.get('question')!r} has no answer to learn from.")
-    words = wording.replace("{question}", asked["question"])
+    words = wording.replace("{question}", read_text(example, "question", asked["question"]))
     return {"user": words, "assistant": pick(asked, "majority", rng)}
 
 

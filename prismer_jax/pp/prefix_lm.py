@@ -15,7 +15,7 @@ import numpy as np
 
 from prismer_jax.errors import BadSample
 from prismer_jax.pp.ops import Example, Op, register
-from prismer_jax.pp.text import pick
+from prismer_jax.pp.text import pick, read_text
 from prismer_jax.scores.choice import LETTERS
 
 SEPARATOR = " \t "  # between choices
@@ -47,6 +47,7 @@ def affix(template: str, lettered: bool = False, lower: bool = False, learn: boo
         if learn:
             weighted = example.get("answer_weights")
             suffix = pick(example, "sample", rng) if weighted else said[int(rng.integers(len(said)))]
+            suffix = read_text(example, "suffix", suffix)
         if lettered and learn:
             choices = [choices[number] for number in rng.permutation(len(choices))]
             if suffix not in choices:

@@ -86,7 +86,7 @@ def caption(prefix: str | None = "", style: str = "plain", max_words: int | None
     def op(example: Example, rng: np.random.Generator) -> Example:
         if not (captions := example.get("captions")):
             raise BadSample(f"example {example.get('id', '?')} has no caption. Take it off the list or caption it.")
-        text = captions[int(rng.integers(len(captions)))]
+        text = read_text(example, "caption", captions[int(rng.integers(len(captions)))])
         if not (target := texts.caption(text, limit, prefix)).strip():
             raise BadSample(f"example {example.get('id', '?')} has an empty caption ({text!r}).")
         return dict(example, prompt=prefix or "", target=target, cut="target")
@@ -143,8 +143,8 @@ def _without_target(example: Example) -> Example:
 
 
 def _question(example: Example, texts: Plain, max_words: int | None) -> str:
-    text = texts.question(example.get("question") or "", texts.max_words if max_words is None else max_words)
-    if not text:
+    asked = read_text(example, "question", example.get("question") or "")
+    if not (text := texts.question(asked, texts.max_words if max_words is None else max_words)):
         raise BadSample(f"example {example.get('id', '?')} has an empty question ({example.get('question')!r}).")
     return text
 
@@ -162,9 +162,20 @@ def pick(example: Example, how: Literal["sample", "majority"], rng: np.random.Ge
         votes: Counter[str] = Counter()
         for text, weight in zip(answers, weights, strict=True):
             votes[text] += weight
-        return votes.most_common(1)[0][0]
+        return read_text(example, "answer", votes.most_common(1)[0][0])
     edges = list(itertools.accumulate(weights))
-    return answers[bisect.bisect_right(edges, rng.random() * edges[-1])]
+    return read_text(example, "answer", answers[bisect.bisect_right(edges, rng.random() * edges[-1])])
+
+
+def read_text(example: Example, what: str, text: Any) -> str:
+    """Returns a text of an example, its caption or another of its parts, as it is.
+
+    Raises:
+      BadSample: it is none, as pandas reads an empty cell, or has half of a character of UTF-16, as JSON can.
+    """
+    if isinstance(text, str) and not any("\ud800" <= letter <= "\udfff" for letter in text):
+        return text
+    raise BadSample(f"example {example.get('id', '?')} has the {what} {text!r}, which is no text.", "no text")
 
 
 @register

@@ -10,6 +10,8 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.pp import text
 from prismer_jax.testing import ROOT
 
+NAN = float("nan")
+
 
 class Words:
     """A tokenizer of white-space words, whose ids can be read: the first word seen is 4, and so on."""
@@ -134,6 +136,16 @@ def test_reference_questions_and_answers_are_capitalised():
         ("question", {"question": "q", "answers": ["a", "b"], "answer_weights": [float("nan"), 1.0]}),
         ("question", {"question": "q", "answers": ["a", "b"], "answer_weights": [float("inf"), 1.0]}),
         ("question_prompt", {"question": None}),
+        ("caption", {"captions": [NAN]}),  # an empty cell, as pandas reads it
+        ("caption", {"captions": ["half of \ud83d"]}),
+        ("question", {"question": NAN, "answers": ["a"]}),
+        ("question", {"question": "q", "answers": [NAN]}),
+        ("question(answer='majority')", {"question": "q", "answers": ["\udc80"]}),
+        ("pack(9, of='captions')", {"captions": [NAN]}),
+        ("turns", {"captions": [NAN]}),
+        ("turns", {"question": "\ud800", "answers": ["a"]}),
+        ("ask", {"question": NAN}),
+        ("affix('a {question}')", {"question": "q", "answers": [NAN]}),
     ],
 )
 def test_examples_without_usable_text_are_bad_samples_with_their_id(spec, example):
