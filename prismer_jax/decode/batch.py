@@ -67,7 +67,8 @@ def generate(
       max_new: most tokens of the continuation; or max_len, which counts the prompt's columns too (the reference's way).
       min_new: no `eos` before so many tokens; or min_len, which counts the prompt's columns too.
       prompt_length: what the prompt counts in the length that a beam's score is divided by: its columns by default, as
-        in the reference (NVlabs/prismer with transformers 4.26.1); 0 for models whose lengths leave it out.
+        in the reference (NVlabs/prismer with transformers 4.26.1), and 0 for photos in tiles; 0 for models whose
+        lengths leave it out.
       length: a name of decode.lengths.LENGTHS, which says what max_new, min_new (no ..._len) and beams count as length.
       padding: 'own' takes every prompt as it is given, so that its continuation depends on it alone; 'reference' as if
         all were padded on the right to the longest of the batch (decode/padding.py), for official checkpoints.
@@ -84,6 +85,9 @@ def generate(
     function, width = registry.imported("decoding method", method, METHODS), Batch(batch)["text"].shape[1]
     own = dict(max_len=max_len, max_new=max_new, min_len=min_len, min_new=min_new, length=length, padding=padding)
     check({**settings, **own, "prompt_length": prompt_length}, f"decoding method {method!r}", function, generate)
+    tiles = "image_mask" in batch  # whose prompts are cut to the longest of a batch
+    if tiles and (max_len or min_len):
+        raise UserError("max_len and min_len count columns, which tiles have as their batch needs: give ..._new.")
     if 0 < max_len <= width:
         raise UserError(f"max_len={max_len} counts the prompt, which already has {width} columns: raise max_len.")
     if method == "sample" and rng is None:
@@ -92,6 +96,8 @@ def generate(
     if length:
         rules = importlib.import_module("prismer_jax.decode.lengths")
         settings |= rules.settled(length, width, max_new, min_new, method)
+    elif tiles and prompt_length is None:
+        prompt_length = 0
     settings |= {name: max(0, x - width) for name, x in (("max_new", max_len), ("min_new", min_len)) if x}
     if prompt_length is not None and "prompt_length" in inspect.signature(function).parameters:
         settings["prompt_length"] = prompt_length

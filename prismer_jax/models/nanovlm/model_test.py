@@ -66,6 +66,18 @@ def test_a_text_depends_neither_on_its_neighbours_nor_on_padding(front):
     np.testing.assert_allclose(logits, own, rtol=1e-4, atol=1e-5)
 
 
+def test_beams_depend_neither_on_neighbours_nor_on_padding():
+    """A length that counted columns would weigh short texts against long ones by the longest prompt of a batch."""
+    model, variables = tiny()
+    short, long = batch([1], [7], 11), batch([1], [7], 60)
+    settings = dict(eos=2, pad=2, method="beam", num_beams=3, max_new=6)
+    (tokens, scores), (longer, same) = (generate(model, variables, inputs, **settings) for inputs in (short, long))
+    np.testing.assert_array_equal(tokens, longer)
+    np.testing.assert_allclose(scores, same, rtol=1e-4)
+    with pytest.raises(UserError, match=r"max_len and min_len count columns, .*: give \.\.\._new"):
+        generate(model, variables, short, **settings | dict(max_new=0, max_len=40))
+
+
 def test_reference_positions_depend_on_padding_in_front_of_a_text():
     model, variables = tiny(image_token=None, positions="column")
     inputs = batch([1, 1], [5, 7], 9, front=True)
