@@ -158,6 +158,9 @@ def test_a_length_takes_the_place_of_the_checkpoints_whichever_way_that_is_count
     assert captioner.caption(str(photos), method="greedy", max_new=2, min_new=0) == few
     captioner.caption(str(photos), max_new=2, min_new=2)
     captioner.caption(str(photos), max_len=prompt + 2, num_captions=2)
+    monkeypatch.setitem(captioner.tasks["caption"], "sample", dict(max_new=1, min_new=0))  # for what is drawn, its own
+    (drawn, *_) = captioner.caption(str(photos), num_captions=2)
+    assert max(len(text.split()) for text in drawn["captions"]) <= 1
 
 
 def test_a_photo_is_read_from_an_open_file_and_from_any_bytes(captioner, photos, tmp_path):

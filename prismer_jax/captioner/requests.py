@@ -166,6 +166,7 @@ def to_write(
     )
     of_all = {k: v for k, v in decoding.items() if k in OF_ALL}
     if method == "sample":
+        of_all = {k: v for k, v in of_all.items() if COUNTED_OTHERWISE.get(k) not in drawing}
         options = {"num_samples": number, **of_all, **drawing, **settings, "method": method}
     else:
         options = {**(decoding if method == own else of_all), **settings, "method": method}
