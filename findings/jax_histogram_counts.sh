@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# jnp.histogram counts in the type of the numbers that it is given, one by one: the counts of bfloat16 stop at 256, those
-# of float16 at 2,048 and those of float32 at 16,777,216. So the histogram of 100,000 normal activations of bfloat16 is
-# flat, 256 in each bin but the rarest, and with density=True the density of a uniform distribution, which integrates to
-# 1; of 20 million activations of float32 behind a ReLU, of which nine tenths are zero, the bin of the zeros lacks more
-# than a million. Thresholds, entropies and calibrations that are taken from it are of another distribution. Nothing is
-# said. NumPy counts right, and so do jnp.histogramdd, whose counts are int32, jnp.histogram of bytes up to 16,777,216,
-# and jnp.histogram of bfloat16 with weights of ones in float32. Seen with jax 0.10.2 and 0.12.0.1 on a CPU; $JAX names
-# another version. prismer_jax draws its histograms with NumPy (prismer_jax/report/evaluation.py).
+# jnp.histogram counts in the type of the numbers that it is given, one by one: the counts of bfloat16 stop at 256,
+# those of float16 at 2,048 and those of float32 at 16,777,216. So the histogram of 100,000 normal activations of
+# bfloat16 is flat, 256 in each bin but the rarest, and with density=True the density of a uniform distribution, which
+# integrates to 1; of 20 million activations of float32 behind a ReLU, of which nine tenths are zero, the bin of the
+# zeros lacks more than a million. Thresholds, entropies and calibrations that are taken from it are of another
+# distribution. Nothing is said. NumPy counts right, and so do jnp.histogramdd, whose counts are int32, jnp.histogram of
+# bytes up to 16,777,216, and jnp.histogram of bfloat16 with weights of ones in float32. Seen with jax 0.10.2 and
+# 0.12.0.1 on a CPU; $JAX names another version. prismer_jax draws its histograms with NumPy
+# (prismer_jax/report/evaluation.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -44,7 +45,8 @@ print(f"as bfloat16 with weights of 1 in float32: {weighted}; by jnp.histogramdd
 sparse = np.zeros(20_000_000, np.float32)
 sparse[::10] = 1
 large = told(jnp.histogram(jnp.asarray(sparse), 2)[0])
-print(f"20 million numbers of float32, 18 million of them 0: by NumPy {told(np.histogram(sparse, 2)[0])}, by jnp {large}")
+true_large = told(np.histogram(sparse, 2)[0])
+print(f"20 million numbers of float32, 18 million of them 0: by NumPy {true_large}, by jnp {large}")
 expected = {name: [min(count, end) for count in true] for name, end in (("bfloat16", 256), ("float16", 2048))}
 changed = seen != {**expected, "float32": true} or weighted != true or several != true
 changed |= large != [2**24, 2_000_000] or not 0.99 < density.sum() < 1.01 or len(set(density[1:7].tolist())) > 1

@@ -2,10 +2,10 @@
 # NumPy sorts NaN behind all numbers, but not in arrays of ml_dtypes, such as the bfloat16 arrays that JAX hands over.
 # There NaN is neither smaller nor larger than anything, and a single one undoes the sort of a thousand numbers: by
 # np.sort with kind="stable" nearly all of them come to another place, and by np.argsort(-scores, kind="stable") half of
-# the hundred largest are not among the first hundred, or more. By the default kind some are in another place, and nearly
-# all where NaN stood in the middle. np.median is mostly a number, another one than that of the numbers alone, where it
-# should be NaN. Nothing is said. The same numbers as float16 or float32 are sorted right, and so is the array of bfloat16
-# by jnp.sort. Seen with ml_dtypes 0.6.0 and NumPy 2.4.6. prismer_jax ranks by scores of float32
+# the hundred largest are not among the first hundred, or more. By the default kind some are in another place, and
+# nearly all where NaN stood in the middle. np.median is mostly a number, another one than that of the numbers alone,
+# where it should be NaN. Nothing is said. The same numbers as float16 or float32 are sorted right, and so is the array
+# of bfloat16 by jnp.sort. Seen with ml_dtypes 0.6.0 and NumPy 2.4.6. prismer_jax ranks by scores of float32
 # (prismer_jax/decode/ranking.py, evaluators/retrieval.py).
 set -euo pipefail
 folder=$(mktemp -d)
@@ -37,7 +37,7 @@ for place in (100, 500, 700):
         middle = float(np.median(scores))
         seen[scores.dtype.name, place] = (*moved, len(right - first), middle)
         print(
-            f"{scores.dtype.name}, the one at {place}: sorted, {moved[0]} numbers are in another place by kind='stable' "
+            f"{scores.dtype.name}, NaN at {place}: sorted, {moved[0]} numbers are in another place by kind='stable' "
             f"and {moved[1]} by the default; argsort (stable) misses {len(right - first)} of the 100 largest; "
             f"the median is {middle:.4f}, that of the numbers alone {np.nanmedian(exact):.4f}"
         )

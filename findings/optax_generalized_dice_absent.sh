@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# optax.losses.multiclass_generalized_dice_loss weighs each class by one over the square of its pixels, which is meant to
-# help rare classes. A class without a pixel in the batch, as is usual where there are many classes, has the square of 0
-# and 10^-7 in its place, so that it weighs some 10^13 times as much as a class of 2,000 pixels, and as the weights are
-# scaled to a fixed sum, those of all others are next to nothing. The loss is then the same whether each pixel of the
-# classes that are there is right or wrong, and its gradient does nothing but make the absent class less likely. In
+# optax.losses.multiclass_generalized_dice_loss weighs each class by one over the square of its pixels, which is meant
+# to help rare classes. A class without a pixel in the batch, as is usual where there are many classes, has the square
+# of 0 and 10^-7 in its place, so that it weighs some 10^13 times as much as a class of 2,000 pixels, and as the weights
+# are scaled to a fixed sum, those of all others are next to nothing. The loss is then the same whether each pixel of
+# the classes that are there is right or wrong, and its gradient does nothing but make the absent class less likely. In
 # training, such batches count as if they had no labels, and nothing is said. Where all classes are in the batch, with
-# about as many pixels, and by optax.losses.dice_loss, which weighs all alike, right and wrong differ as they should. Seen
-# with optax 0.2.8. prismer_jax has no loss of overlaps.
+# about as many pixels, and by optax.losses.dice_loss, which weighs all alike, right and wrong differ as they should.
+# Seen with optax 0.2.8. prismer_jax has no loss of overlaps.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -41,8 +41,8 @@ for present in (5, 4):
         lead = float((other - own).mean() / jnp.abs(gradient).max())
         seen[present, name] = (*values, lead)
         print(
-            f"  {name}: all pixels right {values[0]:.6f}, all wrong {values[1]:.6f}; the gradient tells the right class "
-            f"from another of the batch by {lead:.7f} of its largest entry"
+            f"  {name}: all pixels right {values[0]:.6f}, all wrong {values[1]:.6f}; the gradient tells the right "
+            f"class from another of the batch by {lead:.7f} of its largest entry"
         )
 blind, sound = (seen[present, "multiclass_generalized_dice_loss"] for present in (4, 5))
 fine = [sound, seen[5, "dice_loss"], seen[4, "dice_loss"]]
