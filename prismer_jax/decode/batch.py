@@ -67,8 +67,7 @@ def generate(
       max_new: most tokens of the continuation; or max_len, which counts the prompt's columns too (the reference's way).
       min_new: no `eos` before so many tokens; or min_len, which counts the prompt's columns too.
       prompt_length: what the prompt counts in the length that a beam's score is divided by: its columns by default, as
-        in the reference (NVlabs/prismer with transformers 4.26.1), and 0 for photos in tiles; 0 for models whose
-        lengths leave it out.
+        in the reference (NVlabs/prismer with transformers 4.26.1); 0 for models without, and by default for tiles.
       length: a name of decode.lengths.LENGTHS, which says what max_new, min_new (no ..._len) and beams count as length.
       padding: 'own' takes every prompt as it is given, so that its continuation depends on it alone; 'reference' as if
         all were padded on the right to the longest of the batch (decode/padding.py), for official checkpoints.
