@@ -175,6 +175,11 @@ class Evaluator:
     def check_source(self) -> None:
         """Raises a UserError if nothing in the source can be scored, before the model is asked."""
 
+    def check_ops(self, key: str, problem: str) -> None:
+        """Raises a UserError that says a problem of `pp` if it makes no array of that key of an example."""
+        if key not in next(iter(loader.eval_batches(self.source, self.pp, batch_size=1, numbers=[0]))):
+            raise UserError(f"{self.where}.pp {problem}.")
+
     def walk(self, variables: Any, journal: Journal | None = None) -> list[Record]:
         """Returns the records of all good examples of all processes, in the source's order; notes what is left out."""
         earlier = [] if journal is None else journal.read()

@@ -47,6 +47,10 @@ class LossEvaluator(Evaluator):
 
         self._costs = jax.jit(costs, out_shardings=None if self.mesh is None else sharding.batch_sharding(self.mesh))
 
+    def check_source(self) -> None:
+        if hasattr(self.model, "prefill"):  # a student reads no text
+            self.check_ops("mask_loss", "makes no text to be predicted: end it with caption or question, and tokenize")
+
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         views, rows = {"loss": batch}, {}
         if self.with_blank:  # labels that the model does not read are what it is to say

@@ -32,7 +32,8 @@ class _ObjectsEvaluator(TextEvaluator):
         self.check_settings(function, decode.generate, max_new=256)
 
     def check_source(self) -> None:
-        """Passes: objects may be made by the ops, and an example without any is one with a right answer too."""
+        """Looks at the ops alone: they may make objects, and an example without any has a right answer, too."""
+        self.check_ops("text", "makes no prompt: end it with detect or segment, answer=False, and prefix_lm")
 
     def say(self, variables: Any, batch: Mapping[str, Any]) -> list[str]:
         return self.generate(variables, batch, self.method, self.texts.answer_said)

@@ -57,9 +57,7 @@ class TextEvaluator(Evaluator):
                 "annotations, that have them, or set predict_only=True (evaluate --predict-only) for predictions alone."
             )
         check_unique([self.key_of(example, i) for i, example in enumerate(scan(self.source, FIRST))], f"{self.where}: ")
-        if "text" not in next(iter(loader.eval_batches(self.source, self.pp, batch_size=1, numbers=[0]))):
-            remedy = "end it with question_prompt or caption_prompt, and tokenize"
-            raise UserError(f"{self.where}.pp makes no prompt: {remedy}.")
+        self.check_ops("text", "makes no prompt: end it with question_prompt or caption_prompt, and tokenize")
 
     @property
     def decoding(self) -> dict[str, Any]:

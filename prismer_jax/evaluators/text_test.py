@@ -1,7 +1,9 @@
+import functools
+
 import numpy as np
 import pytest
 
-from prismer_jax import pp
+from prismer_jax import evaluators, models, pp
 from prismer_jax.errors import UserError
 from prismer_jax.evaluators import text as module
 from prismer_jax.evaluators.text import TextEvaluator, scan
@@ -75,3 +77,21 @@ def test_ops_that_make_no_prompt_are_named_before_training():
     with pytest.raises(UserError, match="tokenize needs an op before it that makes a prompt"):
         Listening(**options, pp=pp.build("resize(2)|tokenize(8)", words)).check_source()
     Listening(**options, pp=pp.build("resize(2)|caption_prompt()|tokenize(8)", words)).check_source()
+
+
+@pytest.mark.parametrize(
+    ("kind", "ops", "enough", "message"),
+    [
+        ("detection", "resize(2)", "resize(2)|caption_prompt()|tokenize(8)", "makes no prompt: end it with detect or"),
+        ("loss", "resize(2)", "resize(2)|caption|tokenize(8)", "makes no text to be predicted: end it with caption or"),
+        ("perplexity", "resize(2)", "resize(2)|caption|tokenize(8)", "makes no text to be predicted"),
+    ],
+)
+def test_ops_without_what_an_evaluator_reads_are_named_before_training(kind, ops, enough, message):
+    source = [{"id": "1", "image": np.zeros((4, 4, 3), np.uint8), "captions": ["a cat"]}]
+    words = pp.tokenizer.load("scenes")
+    options = dict(model=models.build("prismer", variant="tiny"), tokenizer=words, source=source, batch_size=1)
+    build = functools.partial(evaluators.build, kind, where="config.evals.mine", **options)
+    with pytest.raises(UserError, match=rf"config\.evals\.mine\.pp {message}"):
+        build(pp=pp.build(ops, words)).check_source()
+    build(pp=pp.build(enough, words)).check_source()
