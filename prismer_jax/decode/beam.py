@@ -121,11 +121,12 @@ def beam_search(
         ranks = jnp.broadcast_to(jnp.arange(num_beams), state.sums.shape)
         scores = totals[:, :num_beams] / norm[column + counts_end]
         pool = state.pool.add(grow(ranks), scores, ends[:, :num_beams] & ~state.done[:, None], column)
-        full, worst = (pool.born >= 0).all(-1), pool.scores.min(-1)
-        done = state.done | (full & (early_stopping | (worst >= totals[:, 0] / norm[column + ahead])))
-
         going = jnp.argsort(ends, axis=1, stable=True)[:, :num_beams]  # at most one end a beam: num_beams are left
         sums, origins = jnp.take_along_axis(totals, going, 1), jnp.take_along_axis(parents, going, 1)
+
+        full = (pool.born >= 0).all(-1) & ~(counts_end & (column + 1 == max_new))
+        best_possible = (sums if counts_end else totals)[:, 0] / norm[column + ahead]
+        done = state.done | (full & (early_stopping | (pool.scores.min(-1) >= best_possible)))
         return _Beams(column + 1, grow(going), sums, origins, pool, done, state.cache)
 
     def body(state: _Beams) -> _Beams:
@@ -138,8 +139,7 @@ def beam_search(
     # All beams start alike: only the first may have children, or the same sequence would be found num_beams times.
     sums = jnp.broadcast_to(jnp.where(jnp.arange(num_beams) == 0, 0.0, -1e9), shape).astype(jnp.float32)
     pool = _Pool(tokens, jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32))
-    parents = jnp.zeros(shape, jnp.int32)
-    first = _Beams(jnp.zeros((), jnp.int32), tokens, sums, parents, pool, jnp.zeros(shape[0], bool), cache)
+    first = _Beams(jnp.int32(0), tokens, sums, jnp.zeros(shape, jnp.int32), pool, jnp.zeros(shape[0], bool), cache)
     state = lax.while_loop(lambda s: (s.column < max_new) & ~s.done.all(), body, advance(first, logits))
 
     still_open = jnp.broadcast_to(~state.done[:, None], shape)

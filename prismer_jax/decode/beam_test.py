@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prismer_jax.batch import prompts
+from prismer_jax.decode import lengths
 from prismer_jax.decode.batch import check
 from prismer_jax.decode.beam import _Pool, beam_search
 from prismer_jax.decode.greedy import greedy
@@ -58,6 +59,31 @@ def slow_beam_search(log_probs_after, prompt, *, num_beams, max_len, min_len, le
     return [ended[i] for i in order]
 
 
+def slow_search_of_today(log_probs_after, prompt, *, num_beams, max_new, min_new, length_penalty, early_stopping):
+    """The same by the rules of transformers 5.24.0 (generation/utils.py): what is open alone says whether it goes on.
+
+    All that a text may have is ended by its last column, that of a search which ends there, too.
+    """
+    beams, ended = [(0.0 if i == 0 else -1e9, ()) for i in range(num_beams)], []
+    for length in range(1, max_new + 1):
+        candidates = []
+        for index, (total, tokens) in enumerate(beams):
+            gains = np.array(log_probs_after([*prompt, *tokens]))
+            if length <= min_new:
+                gains[EOS] = -np.inf
+            candidates += [(-(total + gain), index, token) for token, gain in enumerate(gains)]
+        best = [(-loss, (*beams[index][1], token)) for loss, index, token in sorted(candidates)[: 2 * num_beams]]
+        stops = [tokens[-1] == EOS or length == max_new for _, tokens in best]
+        here = [(total / length**length_penalty, tokens) for total, tokens in best[:num_beams]]
+        ended += [text for text, stop in zip(here, stops, strict=False) if stop]
+        ended = sorted(ended, key=lambda text: -text[0])[:num_beams]
+        beams = [text for text, stop in zip(best, stops, strict=True) if not stop][:num_beams]
+        full, best_possible = len(ended) == num_beams, beams[0][0] / length**length_penalty if beams else -np.inf
+        if full and (early_stopping or best_possible <= ended[-1][0]):
+            break
+    return ended
+
+
 def finished(tokens, max_len):
     return [*tokens, *([EOS] if len(tokens) < max_len else []), *[PAD] * max_len][:max_len]
 
@@ -98,6 +124,28 @@ def test_equals_the_slow_search_on_random_models(toy, settings):
             np.testing.assert_allclose(scores[row], [s for s, _ in expected], rtol=1e-5, atol=1e-5)
             ends |= {len(t) for _, t in expected}
     assert len(ends) > 1 or settings["max_len"] == 5  # the cases are no monoculture
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0, -1.0])
+def test_lengths_that_are_new_end_as_transformers_ends_today(toy, length_penalty, early_stopping):
+    rng, others = np.random.default_rng(0), 0
+    settings = dict(num_beams=4, length_penalty=length_penalty, early_stopping=early_stopping)
+    rules = lengths.settled("new", 2, 6, 2, "beam")
+    for seed in range(30):
+        model = toy.random(seed, vocab=7, sharpness=rng.choice([0.1, 0.4, 1.0]), eos=rng.choice([0.0, 1.0, 3.0]))
+        prompt = rng.integers(3, 7, size=(3, 2))
+        own = dict(num_return=4, eos=EOS, pad=PAD, **settings)
+        tokens, scores = model.run(beam_search, prompt, **own, **rules)
+        before, _ = model.run(beam_search, prompt, **own, **rules | dict(counts_end=False))
+        for row in range(3):
+            after = functools.partial(model.log_probs, row, width=2)
+            expected = slow_search_of_today(after, prompt[row].tolist(), max_new=6, min_new=2, **settings)
+            assert tokens[row].tolist() == [[*text, *[PAD] * 6][:6] for _, text in expected]
+            np.testing.assert_allclose(scores[row], [score for score, _ in expected], rtol=1e-5, atol=1e-5)
+        others += bool((before != tokens).any())
+    # The rules of 4.26.1 find others, but where a longer text cannot score better.
+    assert others or (length_penalty == 0 and not early_stopping)
 
 
 def test_the_pool_of_ended_sequences_breaks_ties_as_a_list_does():

@@ -2,10 +2,11 @@
 
 BLIP-2's captions come from three: as LAVIS was published, with transformers 4.26.1, a sequence is prompt and
 continuation; as it is since May 2023, with 4.33.2, it is a start token, which the model never reads, and the
-continuation; in today's transformers (5.23) it is the continuation alone, whose end counts. Of T5, in all three, it is
-the start, which is the tokenizer's padding, and the continuation. max_new and min_new count,
+continuation; in today's transformers (4.57 to 5.24) it is the continuation alone, whose end counts. Of T5, in both
+that LAVIS had, it is the start, which is the tokenizer's padding, and the continuation. max_new and min_new count,
 scores are divided by, and a repetition penalty looks at, what a sequence is. An image's search also ends at other
-times: when no open beam, were it to end as long as it is, or with its next token, could score better.
+times: when the best continuation, were it to end as long as it is, or with its next token, could not score better, be
+it an end, too; in today's transformers when no open beam could, and never at max_new, where what is open competes.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ LENGTHS: dict[str, tuple[int | None, int, dict[str, Any]]] = {
     "lavis": (1, 1, dict(ahead=1)),
     "start": (1, 0, dict(starts=True)),
 }
-# counts_end: a score's length counts `eos`, too. ahead: by how many tokens longer than it is the best continuation is
-# taken to be when an image may be done. starts: what is in front of a continuation is no prompt, but the start of T5.
+# counts_end: a score's length counts `eos`, too, and a search ends as it does in today's transformers. ahead: by how
+# many tokens longer than it is the best continuation is taken to be when an image may be done. starts: what is in front
+# of a continuation is no prompt, but the start of T5.
 
 
 def settled(name: str, columns: int, max_new: int, min_new: int, method: str) -> dict[str, Any]:
