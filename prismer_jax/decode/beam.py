@@ -104,8 +104,8 @@ def beam_search(
         _, log_probs = log_probs_of(logits, column, min_new, eos)
         if repetition_penalty != 1:
             rules = importlib.import_module("prismer_jax.decode.lengths")
-            prompt = rules.started(batch, pad) if starts else batch
-            log_probs = rules.penalized(log_probs, prompt, prompt_length, state.tokens, column, repetition_penalty)
+            said = rules.said_before(batch, pad if starts else None, None if counts_end else prompt_length)
+            log_probs = rules.penalized(log_probs, *said, state.tokens, column, repetition_penalty)
         totals = (state.sums[..., None] + log_probs).reshape(-1, num_beams * vocab)
         # Without a barrier XLA sorts whole rows on a CPU, as totals are sliced below: findings/jax_cpu_top_k_sliced.sh.
         # One barrier for each: XLA aborts where top_k's pair meets one on a mesh of devices (jaxlib 0.10.2).

@@ -59,16 +59,20 @@ def slow_beam_search(log_probs_after, prompt, *, num_beams, max_len, min_len, le
     return [ended[i] for i in order]
 
 
-def slow_search_of_today(log_probs_after, prompt, *, num_beams, max_new, min_new, length_penalty, early_stopping):
+def slow_search_of_today(
+    log_probs_after, prompt, *, num_beams, max_new, min_new, length_penalty, early_stopping, repetition_penalty
+):
     """The same by the rules of transformers 5.24.0 (generation/utils.py): what is open alone says whether it goes on.
 
-    All that a text may have is ended by its last column, that of a search which ends there, too.
+    All that a text may have is ended by its last column, that of a search which ends there, too. What a prompt says was
+    said before.
     """
     beams, ended = [(0.0 if i == 0 else -1e9, ()) for i in range(num_beams)], []
     for length in range(1, max_new + 1):
         candidates = []
         for index, (total, tokens) in enumerate(beams):
             gains = np.array(log_probs_after([*prompt, *tokens]))
+            gains[list({*prompt, *tokens})] *= repetition_penalty
             if length <= min_new:
                 gains[EOS] = -np.inf
             candidates += [(-(total + gain), index, token) for token, gain in enumerate(gains)]
@@ -127,10 +131,13 @@ def test_equals_the_slow_search_on_random_models(toy, settings):
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0, -1.0])
-def test_lengths_that_are_new_end_as_transformers_ends_today(toy, length_penalty, early_stopping):
+@pytest.mark.parametrize(
+    ("length_penalty", "repetition"), [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (1.0, 1.5)]
+)
+def test_lengths_that_are_new_end_as_transformers_ends_today(toy, length_penalty, repetition, early_stopping):
     rng, others = np.random.default_rng(0), 0
     settings = dict(num_beams=4, length_penalty=length_penalty, early_stopping=early_stopping)
+    settings |= dict(repetition_penalty=repetition)
     rules = lengths.settled("new", 2, 6, 2, "beam")
     for seed in range(30):
         model = toy.random(seed, vocab=7, sharpness=rng.choice([0.1, 0.4, 1.0]), eos=rng.choice([0.0, 1.0, 3.0]))

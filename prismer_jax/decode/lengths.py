@@ -2,11 +2,12 @@
 
 BLIP-2's captions come from three: as LAVIS was published, with transformers 4.26.1, a sequence is prompt and
 continuation; as it is since May 2023, with 4.33.2, it is a start token, which the model never reads, and the
-continuation; in today's transformers (4.57 to 5.24) it is the continuation alone, whose end counts. Of T5, in both
-that LAVIS had, it is the start, which is the tokenizer's padding, and the continuation. max_new and min_new count,
-scores are divided by, and a repetition penalty looks at, what a sequence is. An image's search also ends at other
-times: when the best continuation, were it to end as long as it is, or with its next token, could not score better, be
-it an end, too; in today's transformers when no open beam could, and never at max_new, where what is open competes.
+continuation; in today's transformers (5.24) it is the continuation alone, whose end counts. Of T5 it is, in both that
+LAVIS had, the start, which is the tokenizer's padding, and the continuation. max_new and min_new count,
+scores are divided by, and a repetition penalty looks at, what a sequence is; today it looks at the prompt, too, or at
+T5's start. An image's search also ends at other times: when the best continuation, were it to end as long as it is, or
+with its next token, could not score better, be it an end, too; today when no open beam could, and never at max_new,
+where all that is open competes.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ LENGTHS: dict[str, tuple[int | None, int, dict[str, Any]]] = {
     "lavis_4.26": (None, 0, {}),
     "lavis": (1, 1, dict(ahead=1)),
     "start": (1, 0, dict(starts=True)),
+    "new_start": (0, 0, dict(ahead=1, counts_end=True, starts=True)),
 }
-# counts_end: a score's length counts `eos`, too, and a search ends as it does in today's transformers. ahead: by how
-# many tokens longer than it is the best continuation is taken to be when an image may be done. starts: what is in front
-# of a continuation is no prompt, but the start of T5.
+# counts_end: a score's length counts `eos`, too, a search ends and a penalty looks as in today's transformers.
+# ahead: by how many tokens longer than it is the best continuation is taken to be when an image may be done.
+# starts: what is in front of a continuation is no prompt, but the start of T5.
 
 
 def settled(name: str, columns: int, max_new: int, min_new: int, method: str) -> dict[str, Any]:
@@ -47,10 +49,19 @@ def settled(name: str, columns: int, max_new: int, min_new: int, method: str) ->
     return settings | (dict(prompt_length=front, **beams) if method == "beam" else {})
 
 
-def started(prompt: Mapping[str, Any], start: int) -> dict[str, Array]:
-    """Returns the keys that `penalized` reads of prompts, of a start in their place."""
-    text = jnp.full((len(prompt["text"]), 1), start)
-    return {"text": text, "mask_input": text == start}
+def said_before(
+    prompt: Mapping[str, Any], start: int | None, count: Array | int | None
+) -> tuple[Mapping[str, Any], Array | int]:
+    """Returns the first arguments of `penalized`: what was said in front of a continuation, and how much of it counts.
+
+    Args:
+      start: of T5, which stands in the place of a prompt that its encoder reads.
+      count: tokens; None for all.
+    """
+    if start is not None:
+        text = jnp.full((len(prompt["text"]), 1), start)
+        prompt = {"text": text, "mask_input": text == start}
+    return prompt, prompt["text"].shape[1] if count is None else count
 
 
 @typed

@@ -163,6 +163,18 @@ def test_what_was_said_is_penalised():
 
 
 @pytest.mark.parametrize(
+    ("name", "said"), [("new", [5, 6, 7]), ("lavis", [5, 7]), ("start", [1, 7]), ("new_start", [1, 7])]
+)
+def test_today_the_whole_prompt_was_said_of_t5_its_start(name, said):
+    prompt = {"text": jnp.array([[0, 5, 6]]), "mask_input": jnp.array([[False, True, True]])}
+    rule = lengths.settled(name, 3, 9, 0, "beam")
+    count = None if rule.get("counts_end") else rule["prompt_length"]
+    before = lengths.said_before(prompt, 1 if rule.get("starts") else None, count)
+    after = lengths.penalized(jnp.full((1, 1, 8), -1.0), *before, jnp.array([[[7, 3]]]), 1, 1.5)
+    assert np.flatnonzero(after[0, 0] < -1).tolist() == said
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         (dict(variant="pretrained_opt2.8b"), "pretrained_opt2.7b"),
