@@ -19,6 +19,7 @@ from prismer_jax.towers import layers
 from prismer_jax.towers.layers import Keys
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
+UNSTRETCHED = 1 << 30  # max_positions of models whose frequencies are never stretched
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 

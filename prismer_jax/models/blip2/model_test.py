@@ -52,6 +52,13 @@ def test_a_llama_in_the_language_models_place_writes_what_it_scores():
     np.testing.assert_allclose(scores[:, 0], sums / 4, rtol=1e-4)
 
 
+def test_a_llama_reads_beyond_its_positions_as_transformers_does():
+    near, far = (models.build("blip2", variant="tiny", language=LLAMA | dict(max_positions=n)) for n in (6, 64))
+    variables = jax.jit(far.init_variables)(jax.random.key(0))
+    logits = [jax.jit(model.apply)(variables, batch_of(2)) for model in (near, far)]
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_stage_1_trains_all_but_the_vision_transformer_also_with_one_example(rows):
