@@ -168,11 +168,7 @@ def pick(example: Example, how: Literal["sample", "majority"], rng: np.random.Ge
 
 
 def read_text(example: Example, what: str, text: Any) -> str:
-    """Returns a text of an example, its caption or another of its parts, as it is.
-
-    Raises:
-      BadSample: it is none, as pandas reads an empty cell, or has half of a character of UTF-16, as JSON can.
-    """
+    """Returns a text as it is; raises BadSample for what is none, such as pandas's empty cell or half a UTF-16 pair."""
     if isinstance(text, str) and not any("\ud800" <= letter <= "\udfff" for letter in text):
         return text
     raise BadSample(f"example {example.get('id', '?')} has the {what} {text!r}, which is no text.", "no text")
