@@ -6,6 +6,7 @@ Llama (SmolLM2), Gemma and Gemma 2 are these with other settings.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from prismer_jax.towers import layers
 from prismer_jax.towers.layers import Keys
 from prismer_jax.typing import Array, Bool, Float, Int, typed
 
-UNSTRETCHED = 1 << 30  # max_positions of models whose frequencies are never stretched
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -52,7 +52,7 @@ def inverse_frequencies(head_dim: int, base: float) -> np.ndarray:
 
 @typed
 def rotary(
-    positions: Int[Array, "*b t"], head_dim: int, base: float, max_positions: int
+    positions: Int[Array, "*b t"], head_dim: int, base: float, max_positions: float
 ) -> tuple[Float[Array, "*b t d"], Float[Array, "*b t d"]]:
     """Returns the cosines and sines that turn queries and keys at these positions, float32.
 
@@ -188,7 +188,7 @@ class CausalLM(nn.Module):
       kv_heads: heads of keys and values; each serves heads / kv_heads neighbouring heads of queries.
       head_dim: channels of a head; width / heads by default.
       rope_base: of the rotary positions.
-      max_positions: beyond it the rotary frequencies are stretched, see `rotary`.
+      max_positions, stretched: beyond so many positions rotary frequencies are stretched, if at all; see `rotary`.
       activation: of the gate, a name of ACTIVATIONS.
       norm_offset: see RMSNorm.
       word_scale: what embeddings are multiplied by where they are read.
@@ -211,6 +211,7 @@ class CausalLM(nn.Module):
     vocab_size: int
     head_dim: int | None = None
     max_positions: int = 8192
+    stretched: bool = True
     rope_base: float = 100000.0
     epsilon: float = 1e-5
     initializer_range: float = 0.02
@@ -260,7 +261,8 @@ class CausalLM(nn.Module):
             each broadcasts to [b k t s]. With a `window` they are pairs, see `windowed`.
           cache: {'shared': {'keys'}, 'own'}, as models.vlm describes it.
         """
-        turn = rotary(positions, self._head_dim, self.rope_base, self.max_positions)
+        limit = self.max_positions if self.stretched else math.inf
+        turn = rotary(positions, self._head_dim, self.rope_base, limit)
         prompt, own = (cache["shared"]["keys"], cache["own"]) if cache else ({}, {})
         near = jnp.arange(self.layers) % 2 == 0
         x, keys = self.blocks(x, prompt, own, near, turn, masks)
@@ -272,3 +274,9 @@ class CausalLM(nn.Module):
         words = self.words.astype(self.dtype)
         logits = jnp.einsum("...d,vd->...v", hidden, words, preferred_element_type=jnp.float32)
         return layers.soft_cap(logits, self.logit_cap) if capped else logits
+
+
+class Llama(CausalLM):
+    """A Llama as transformers has it, whose rotary frequencies are the same at any length."""
+
+    stretched: bool = False

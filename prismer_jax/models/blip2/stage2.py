@@ -11,11 +11,10 @@ from flax import linen as nn
 from prismer_jax import registry
 from prismer_jax.models.blip2.base import Blip2Stage2
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind
-from prismer_jax.towers.causal_lm import UNSTRETCHED
 from prismer_jax.typing import Array, Float, typed
 
 TOWERS = {
-    "llama": "prismer_jax.towers.causal_lm:CausalLM",
+    "llama": "prismer_jax.towers.causal_lm:Llama",
     "opt": "prismer_jax.towers.opt:OPT",
     "t5": "prismer_jax.towers.t5:T5",  # which is not causal: see models.blip2.stage2_t5
 }
@@ -36,9 +35,7 @@ class Blip2CausalLM(Blip2Stage2, DecoderOnly):
     def setup(self) -> None:
         super().setup()
         fields = dict(self.language)
-        language = tower(name := fields.pop("tower"))
-        if name == "llama":  # as in transformers: nanoVLM alone stretches what lies beyond a config's max_positions
-            fields["max_positions"] = UNSTRETCHED
+        language = tower(fields.pop("tower"))
         self.decoder = language(**fields, remat=self.remat, dtype=jnp.dtype(self.dtype), name="language")
 
     def columns(self, encoded: Array, batch: Mapping[str, Any]) -> Columns:

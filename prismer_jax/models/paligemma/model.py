@@ -18,7 +18,7 @@ from prismer_jax.errors import choose
 from prismer_jax.labels import select
 from prismer_jax.models.decoder_only import Columns, DecoderOnly, behind, fields_of, real_tokens
 from prismer_jax.towers import layers
-from prismer_jax.towers.causal_lm import UNSTRETCHED, CausalLM
+from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.label_tokens import LabelTokens
 from prismer_jax.towers.vit import ViT
 from prismer_jax.typing import Array, Float, typed
@@ -30,7 +30,7 @@ _SO400M = dict(patch_size=14, width=1152, layers=27, heads=16, mlp_dim=4304)
 _GEMMA = dict(
     head_dim=256,
     rope_base=10_000.0,
-    max_positions=UNSTRETCHED,
+    stretched=False,
     epsilon=1e-6,
     activation="gelu_tanh",
     norm_offset=1.0,
