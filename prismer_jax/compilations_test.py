@@ -12,6 +12,7 @@ import pytest
 from prismer_jax import config, decode, input, models, sharding
 from prismer_jax.batch import prompts
 from prismer_jax.decode.ranking import rank_answers
+from prismer_jax.models.prismer.model import Prismer
 from prismer_jax.training.step import PRNG, make_step
 
 PAD, END, PHOTOS, BATCH = 1, 2, 7, 4  # seven photos in batches of four: the last one is filled up
@@ -97,7 +98,13 @@ def test_ranking_of_all_batches_comes_of_one_program_however_long_the_candidates
     assert {name: count for name, count in counts.items() if "_compiled" in name} == {"jit(_compiled)": 1}
 
 
-def test_a_training_step_is_compiled_once_though_it_donates_its_state(place):
+def test_a_training_step_is_compiled_once_though_it_donates_its_state(place, monkeypatch):
+    """And the model is traced once for its first values: they are made in a thread, while the step is traced.
+
+    Two threads must not both trace a model: findings/flax_threads_define_modules.sh.
+    """
+    traced, init_variables = [], Prismer.init_variables
+    monkeypatch.setattr(Prismer, "init_variables", lambda *given: traced.append(1) or init_variables(*given))
     cfg = config.Section(
         dict(
             seed=0,
@@ -108,9 +115,9 @@ def test_a_training_step_is_compiled_once_though_it_donates_its_state(place):
             freeze="none",
         )
     )
-    made = make_step(cfg, None, place.mesh, dict(batch_size=BATCH, num_examples=PHOTOS, total_steps=4))
     counted = batches(place)
-    with jax.set_mesh(made.mesh), compilations() as counts:
+    with jax.set_mesh(place.mesh), compilations() as counts:
+        made = make_step(cfg, None, place.mesh, dict(batch_size=BATCH, num_examples=PHOTOS, total_steps=4))
         state = made.init(0)
         for batch in counted * 2:
             batch = {key: value for key, value in batch.items() if key != "_mask"}
@@ -120,3 +127,4 @@ def test_a_training_step_is_compiled_once_though_it_donates_its_state(place):
         "jit(init)": 1,
         "jit(update)": 1,
     }
+    assert traced == [1]

@@ -103,19 +103,17 @@ def generate(
     return run(model, variables, batch, {}, rng if method == "sample" else None, function, settings, padding)
 
 
-def check(
-    settings: Mapping[str, Any], where: str, *functions: Callable[..., Any], others: Collection[str] = ()
-) -> None:
+def check(settings: Mapping[str, Any], where: str, *functions: Callable[..., Any], extra: Collection[str] = ()) -> None:
     """Raises a UserError that names `where` for settings that do not exist, or cannot be.
 
-    They are those of functions, by default of the method and `generate`; messages also propose names of `others`.
+    They are those of functions, by default of the method and `generate`; messages also propose names of `extra`.
     """
     if not functions:
         functions = registry.imported(f"method of {where}:", settings.get("method", "beam"), METHODS), generate
     given = _GIVEN - {"prompt_length"} if generate in functions else _GIVEN
     kinds = {n: kind for function in functions for n, kind in values.kinds(function).items() if n not in given}
     for name in settings:
-        choose(f"setting of {where}:", name, [*others, *kinds])
+        choose(f"setting of {where}:", name, [*extra, *kinds])
     values.check(settings, kinds, where)
     defaults = {name: parameter.default for name, parameter in inspect.signature(functions[0]).parameters.items()}
     given = {"padding": "own", "temperature": 1, "top_p": 1, "top_k": 0, **defaults, **settings}

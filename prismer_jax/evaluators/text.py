@@ -67,7 +67,7 @@ class TextEvaluator(Evaluator):
         """Raises a UserError for settings that these functions do not take; gives them `max_new`, if it is not 0."""
         if max_new and not self.settings.keys() & {"max_len", "max_new"}:
             self.settings["max_new"] = max_new
-        check(self.settings, self.where, *functions, others=OPTIONS)
+        check(self.settings, self.where, *functions, extra=OPTIONS)
 
     def generate(
         self, variables: Any, batch: dict[str, jax.Array], method: str, write: Callable[..., str]

@@ -65,7 +65,8 @@ def make_step(cfg: config.Section, tokenizer: Any, mesh: jax.sharding.Mesh, dura
         make = importlib.import_module("prismer_jax.training.targets").make
         targets = config.call(make, cfg.targets, "config.targets", model=model)
         init_variables, loss_fn, frozen = targets.init_variables, targets.taught(loss_fn), targets.trained(frozen)
-    init_variables, key = jax.jit(init_variables), jax.eval_shape(lambda: jax.random.key(0, impl=PRNG))  # traced once
+    init_variables, key = jax.jit(init_variables), jax.eval_shape(lambda: jax.random.key(0, impl=PRNG))
+    key = key.update(sharding=sharding.replicated(mesh))  # as the real one's, or the model would be traced twice
     params = jax.eval_shape(init_variables, key)["params"]
     trained, fixed = optim.split(params, frozen)
     optimizer = config.call(
