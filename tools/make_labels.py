@@ -152,7 +152,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.output_dataset
     if args.work != label_files.home(output) / WORK:  # the folder could serve another output before
         job["output"] = str(output)
-    with Ledger(args.work, job, args.expiry, args.recheck) as ledger:
+
+    def check() -> None:
+        if args.output_dataset is not None:
+            open_output(args, source, None, experts).check()
+
+    with Ledger(args.work, job, args.expiry, args.recheck, check) as ledger:
         skipped = label(args, experts, loads, source, ledger)
     if args.random_weights:
         print("WARNING: these labels mean nothing: they were made with random weights.", file=sys.stderr)

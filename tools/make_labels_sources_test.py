@@ -381,6 +381,23 @@ def test_labels_of_other_weights_on_their_way_into_a_data_set_are_not_taken(phot
     assert "depth: 4 labels made, 0 were there" in capsys.readouterr().out
 
 
+def test_a_command_that_is_refused_leaves_the_labels_on_their_way(photos, tmp_path, monkeypatch, capsys):
+    def killed(stage):
+        raise KeyboardInterrupt
+
+    flags = ("--images", photos, "--output-dataset", tmp_path / "set")
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recording, "work", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(*flags, experts="depth")
+    with pytest.raises(UserError, match=r"set: holds shards of another data set \((count|shard_size) was"):
+        run(*flags, "--limit", "2", experts="depth")
+    capsys.readouterr()
+    assert run(*flags, experts="depth") == 0
+    assert "depth: all 4 photos were done before" in capsys.readouterr().out
+    assert len(whole(tmp_path / "set")) == 4
+
+
 def test_labels_of_a_source_are_not_mixed_with_those_of_other_weights(photos, tmp_path):
     assert run("--images", photos, "--output", tmp_path / "labels", experts="depth") == 0
     (tmp_path / "labels/depth/val/1.png").unlink()

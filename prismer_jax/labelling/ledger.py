@@ -50,7 +50,12 @@ class Ledger:
     """
 
     def __init__(
-        self, folder: pathlib.Path, settings: Mapping[str, Any], expiry: float = leases.EXPIRY, recheck: bool = False
+        self,
+        folder: pathlib.Path,
+        settings: Mapping[str, Any],
+        expiry: float = leases.EXPIRY,
+        recheck: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Joins the processes that are at this job, or begins it where there are none.
 
@@ -59,6 +64,8 @@ class Ledger:
           settings: of the job, as plain JSON; processes work together only if they are the same for all.
           expiry: of leases, in seconds.
           recheck: no shard counts as done before it was looked at again; the same for all processes.
+          check: called before the labels that a job with other settings has left on their way are deleted; what it
+            raises, where this job cannot be, keeps them.
 
         Raises:
           UserError: living processes are at a job with other settings in this folder.
@@ -76,14 +83,18 @@ class Ledger:
                         "the same flags, or wait for their end."
                     )
             else:
-                run = self._begin(before, settings)
+                run = self._begin(before, settings, check)
             self.leases.take(PROCESS + secrets.token_hex(8))  # for as long as this process is there
         self.start, self._recheck = run["start"], recheck
 
-    def _begin(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _begin(
+        self, before: Mapping[str, Any], settings: Mapping[str, Any], check: Callable[[], None]
+    ) -> dict[str, Any]:
         speeds = before.get("speeds", {}) | _speeds(self._marks)
         same = change(before.get("settings", {}) | {"recheck": False}, {**settings, "recheck": False}) is None
         if not same:
+            if (self.folder / LABELS).exists():
+                check()
             for stale in (self._marks, self.folder / LABELS):
                 shutil.rmtree(stale, ignore_errors=True)
         run = {"settings": settings, "speeds": speeds, "start": secrets.token_hex(8)}

@@ -144,13 +144,18 @@ class Dataset:
             kinds=kinds,
         )
 
-    def claim(self) -> None:
+    def check(self) -> None:
+        """Raises UserError where the labels would not go with those that are there; writes nothing."""
         for name, how in self._there.items():
             if how not in (None, self._plan.labels[name]):  # where it is not known nobody can tell
                 raise UserError(
                     f"{self.folder}: its source has labels of {name} made with {how}, not with "
                     f"{self._plan.labels[name]}. Leave {name} out of --experts."
                 )
+        build.check_claim(self._plan)
+
+    def claim(self) -> None:
+        self.check()
         with self._ledger.leases.wait("record"):
             if build.claimed(self.folder) is None:
                 self._store.clear()  # what is there was made for another data set

@@ -156,17 +156,22 @@ def claim(plan: Plan) -> None:
     Raises:
       UserError: something else is, or the folder cannot be written.
     """
-    now = json.loads(json.dumps(dataclasses.asdict(plan)))
-    del now["folder"]  # it may be moved
     try:
         storage.make_folder(plan.folder)
         with _alone(plan, "plan"):
-            before = claimed(plan.folder)
-            if before is None:
-                storage.write_json(storage.join(plan.folder, manifest.PLAN), now)
+            if claimed(plan.folder) is None:
+                storage.write_json(storage.join(plan.folder, manifest.PLAN), _noted(plan))
                 return
     except OSError as error:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror}). Choose another --output.") from None
+    check_claim(plan)
+
+
+def check_claim(plan: Plan) -> None:
+    """Raises UserError if another data set than the plan's is noted in its folder; writes nothing."""
+    before, now = claimed(plan.folder), _noted(plan)
+    if before is None:
+        return
     for one in (before, now):
         one.get("made_from", {}).pop("dropped", None)  # a report, which may tell more the second time
         one.update({f"made_from.{key}": value for key, value in one.pop("made_from", {}).items()})
@@ -174,6 +179,13 @@ def claim(plan: Plan) -> None:
         raise UserError(
             f"{plan.folder}: holds shards of another data set ({difference}). Choose another --output, or delete it."
         )
+
+
+def _noted(plan: Plan) -> dict[str, Any]:
+    """Returns what `claim` notes of a plan: all but the folder, which may be moved."""
+    noted = json.loads(json.dumps(dataclasses.asdict(plan)))
+    del noted["folder"]
+    return noted
 
 
 def write(plan: Plan, source: Any, item: Item, advance: Callable[[], Any] | None = None) -> None:
