@@ -151,6 +151,34 @@ def test_two_commands_may_fill_one_index_at_the_same_time(captioner, photos, mon
     assert sorted(photo["image"] for photo in found) == [f"p{i}.png" for i in range(5)]
 
 
+def test_photos_whose_vectors_another_checkpoint_deletes_are_not_silently_missing(captioner, photos):
+    comparer, source = captioner.comparer(), datasets.load("photos", images=photos, experts=())
+    first, second = (Index(photos.with_name("index"), {"weights": name}) for name in "ab")
+    places = retrieve.encode(comparer, source, first, 2)
+    assert len(retrieve.find(comparer, source, first, places, ["a cat"], 9, 0, 2)[0]) == 5
+    retrieve.encode(comparer, source, second, 2)
+    with pytest.raises(UserError, match=r"index: a command with another checkpoint has deleted vectors .* --index"):
+        retrieve.find(comparer, source, first, places, ["a cat"], 9, 0, 2)
+    retrieve.encode(comparer, source, Index(photos.with_name("index"), {"weights": "a"}), 2)  # as the next start does
+
+
+def test_a_part_that_is_deleted_while_the_folder_is_read_is_passed_over(photos, monkeypatch):
+    index = Index(photos.with_name("index"), {})
+    monkeypatch.setattr(index, "_paths", lambda: [photos / "part-gone.npz"])
+    assert list(index.parts()) == []
+
+
+@pytest.mark.parametrize("cut", [0, 100, -50])
+def test_a_damaged_part_is_one_line(photos, cut):
+    index = Index(photos.with_name("index"), {})
+    index.add(["p0.png"], [[1, 2]], np.ones((1, 2, 3)))
+    (path,) = photos.with_name("index").iterdir()
+    path.write_bytes(path.read_bytes()[:cut])
+    for use in (lambda: list(index.parts()), lambda: index.add(["p1.png"], [[1, 2]], np.ones((1, 2, 3)))):
+        with pytest.raises(UserError, match=r"part-\w+\.npz: is damaged \(.*\)\. Delete it"):
+            use()
+
+
 def test_a_damaged_photo_is_left_out_again_when_all_others_are_in_the_index(captioner, photos, capsys):
     (photos / "p1.png").write_bytes(b"no photo")
     for _ in range(2):
