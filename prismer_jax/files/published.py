@@ -221,7 +221,7 @@ def _receive(address: str, part: pathlib.Path, start: int, location: str) -> boo
             while chunk := _read(answer):
                 file.write(chunk)
                 advance(len(chunk) / _MB)
-    return total is None or part.stat().st_size >= total
+    return chunk is not None and (total is None or part.stat().st_size >= total)
 
 
 @contextmanager
@@ -239,11 +239,12 @@ def _open(address: str, method: str = "GET", **headers: str) -> Iterator[Any]:
         yield answer
 
 
-def _read(answer: Any) -> bytes:
+def _read(answer: Any) -> bytes | None:
+    """Returns the next bytes, b"" at the end, or None where the connection broke: what has arrived stays."""
     try:
         return answer.read(_CHUNK)
     except (OSError, http.client.HTTPException):
-        return b""  # what has arrived stays
+        return None
 
 
 def _ask(question: Callable[[Any], T], address: str) -> T:

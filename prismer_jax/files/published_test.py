@@ -109,6 +109,31 @@ def test_a_file_without_a_checksum_is_fetched_anew(server, tmp_path):
         WebFile(f"{server.url}/composed-breaks").fetch(tmp_path / "y.pt")
 
 
+def test_a_connection_that_broke_is_no_end_of_a_file_of_unknown_length(tmp_path):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(b"5\r\nwhole\r\n" + (b"0\r\n\r\n" if self.path == "/x" else b"5\r\nha"))
+            self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    with served(Handler) as url:
+        WebFile(f"{url}/x").fetch(tmp_path / "x.pt")
+        with pytest.raises(UserError, match=r"/y: the connection broke. Run the same again\.$"):
+            WebFile(f"{url}/y").fetch(tmp_path / "y.pt")
+    assert (tmp_path / "x.pt").read_bytes() == b"whole"
+    assert not (tmp_path / "y.pt").exists()
+
+
 def test_of_two_processes_one_waits_for_the_other(server, tmp_path):
     source, target = WebFile(f"{server.url}/x", SHA256), tmp_path / "x.pt"
     with ThreadPoolExecutor(1) as pool, published._alone(tmp_path / "x.pt.part"):
