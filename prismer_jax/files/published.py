@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from prismer_jax.errors import UserError
 from prismer_jax.files import progress, storage
@@ -194,14 +194,24 @@ def _fetch(address: str, target: pathlib.Path, facts: Facts, location: str | Non
 @contextmanager
 def _alone(part: pathlib.Path) -> Iterator[None]:
     """Waits until no other process of this host writes to a file; leaves no empty one behind."""
-    with open(part, "ab") as file:
-        with suppress(OSError):  # of a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with _locked(part):
         try:
             yield
         finally:
             if part.exists() and not part.stat().st_size:
                 part.unlink()
+
+
+def _locked(part: pathlib.Path) -> BinaryIO:
+    """Returns a file with a lock on it: the one that has this name now, which whoever had the lock may have moved."""
+    while True:
+        file = open(part, "ab")  # noqa: SIM115
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+                return file
+        file.close()
 
 
 def _receive(address: str, part: pathlib.Path, start: int, location: str) -> bool:

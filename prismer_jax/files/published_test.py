@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -143,6 +144,31 @@ def test_of_two_processes_one_waits_for_the_other(server, tmp_path):
         target.write_bytes(CONTENT)
     assert waiting.result() is None
     assert (server.asked, names(tmp_path)) == ([], ["x.pt"])
+
+
+def test_a_third_process_waits_for_a_second_that_waited_for_a_first(tmp_path):
+    """The first left no file, so that the second had locked one that no other process would find."""
+
+    def hold(begun, end):
+        with published._alone(tmp_path / "x.pt.part"):
+            begun.set()
+            assert end.wait(20)
+
+    begun, end = ([threading.Event() for _ in range(3)] for _ in range(2))
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(hold, begun[0], end[0])]
+        assert begun[0].wait(20)
+        running.append(pool.submit(hold, begun[1], end[1]))
+        time.sleep(0.3)
+        end[0].set()
+        assert begun[1].wait(20)
+        running.append(pool.submit(hold, begun[2], end[2]))
+        waits = not begun[2].wait(0.3)
+        for event in end:
+            event.set()
+    assert [task.result() for task in running] == [None] * 3
+    assert waits
+    assert names(tmp_path) == []
 
 
 def test_a_part_of_another_file_is_fetched_anew(server, tmp_path):
