@@ -87,6 +87,9 @@ def _open(path: str) -> Sequence[bytes]:
 
 
 def _damaged(path: str, what: str) -> UserError:
+    if "open() failed" in what:  # the bytes may be good
+        reason = f"({what.split(';')[0]}). Check that it may be read, and how many files may be open (ulimit -n)."
+        return UserError(f"{path}: the shard cannot be opened {reason}")
     return UserError(f"{path}: the shard is damaged ({what}). Delete it and run the command that built it again.")
 
 

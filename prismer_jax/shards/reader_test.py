@@ -304,6 +304,21 @@ def test_more_shards_are_open_than_a_process_may_have_by_default(tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_nobody_is_told_to_delete_shards_that_only_cannot_be_opened(tmp_path):
+    program = f"""if True:
+        import resource
+        from prismer_jax.shards.reader_test import *
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        source = datasets.load("records", path={str(tmp_path)!r})
+        with pytest.raises(UserError, match="cannot be opened .*Too many open files.*ulimit -n") as error:
+            [source[i] for i in range(60)]
+        assert "Delete it" not in str(error.value)
+    """
+    bare = [{"id": f"photo {i}", "image": jpeg(i), "captions": [], "questions": []} for i in range(60)]
+    write(tmp_path, *([one] for one in bare))
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_threads_share_a_source(tmp_path):
     write(tmp_path, *([example(i), example(i + 1)] for i in range(0, 20, 2)))
     source = datasets.load("records", path=tmp_path, task="all")
