@@ -17,8 +17,10 @@ def new_folder(path: PathLike) -> Iterator[pathlib.Path]:
     """Yields a folder to fill, which is renamed to `path` at the end; where another process was faster, its stays."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:16]}.", suffix=TEMPORARY))
+    around = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:16]}.", suffix=TEMPORARY)  # for its owner alone
+    folder = pathlib.Path(around, "new")
     try:
+        folder.mkdir()  # for whoever may see other new folders
         yield folder
         try:
             folder.rename(path)
@@ -26,7 +28,7 @@ def new_folder(path: PathLike) -> Iterator[pathlib.Path]:
             if not path.exists():
                 raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(around, ignore_errors=True)
 
 
 def sweep(folder: PathLike) -> None:

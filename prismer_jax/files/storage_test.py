@@ -111,3 +111,5 @@ def test_a_new_folder_appears_when_it_is_full_and_the_first_of_two_stays(tmp_pat
         raise ZeroDivisionError
     assert os.listdir(final.parent) == ["folder"]
     assert os.listdir(tmp_path) == ["deep"]
+    (tmp_path / "usual").mkdir()
+    assert final.stat().st_mode == (tmp_path / "usual").stat().st_mode  # not for its owner alone
