@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 
 from prismer_jax.files.storage import TEMPORARY, PathLike, names
+
+_LEFT = re.compile(r"\..*\.[0-9a-f]+" + re.escape(TEMPORARY), re.DOTALL)  # as storage.temporary calls files
 
 
 @contextlib.contextmanager
@@ -34,6 +37,6 @@ def new_folder(path: PathLike) -> Iterator[pathlib.Path]:
 def sweep(folder: PathLike) -> None:
     """Removes what killed processes have left of files that they wrote in a local folder, when none is at work."""
     for name in names(os.fspath(folder)):
-        if name.startswith(".") and name.endswith(TEMPORARY):
+        if _LEFT.fullmatch(name):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))

@@ -100,6 +100,18 @@ def test_the_longest_names_that_a_disk_takes_are_written(tmp_path, name):
         storage.write(tmp_path / ("a" * 256), "text")
 
 
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    for name in ("a.txt", ".tmp", ".notes.tmp", ".notes.of mine.tmp"):
+        storage.write(tmp_path / name, "mine")
+    (tmp_path / ".folder.tmp").mkdir()
+    others = set(os.listdir(tmp_path))
+    with storage.temporary(tmp_path / "set.json") as name:
+        pathlib.Path(name).touch()
+        assert len(os.listdir(tmp_path)) == len(others) + 1
+        folders.sweep(tmp_path)
+        assert set(os.listdir(tmp_path)) == others
+
+
 def test_a_new_folder_appears_when_it_is_full_and_the_first_of_two_stays(tmp_path):
     final = tmp_path / "deep" / "folder"
     with folders.new_folder(final) as first, folders.new_folder(final) as second:
