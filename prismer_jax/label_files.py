@@ -99,6 +99,9 @@ def given(folder: storage.PathLike) -> dict[str, Any]:
     or data sets differ.
 
     `folder` may place expert and data set, as in 'labels/{expert}/{dataset}' or 'labels/{dataset}/{expert}'.
+
+    Raises:
+      UserError: RECORD is damaged.
     """
     start, dataset, end = os.fspath(folder).partition("{dataset}")
     if dataset and "{expert}" not in start:  # each data set has a folder of labels
@@ -107,22 +110,32 @@ def given(folder: storage.PathLike) -> dict[str, Any]:
         folders = [start]
     made: dict[str, list[Any]] = {name: [] for name in EXPERTS}
     for text in folders:
-        record = home(text) / RECORD
-        made_with = json.loads(record.read_text()) if record.exists() else {}
+        made_with = _recorded(home(text) / RECORD)
         for name in EXPERTS:
             if path_of(text, name, "photo").parent.is_dir():
                 made[name].append(made_with.get(name))
     return {name: how[0] if how.count(how[0]) == len(how) else None for name, how in made.items() if how}
 
 
+def _recorded(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what RECORD says, nothing where there is none; raises UserError for a damaged one."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, TypeError, RecursionError):
+        remedy = 'Write again how the labels were made, as {"depth": "trained weights"}, or delete it'
+        raise UserError(f"{path}: is no JSON table of experts. {remedy} where nobody knows.") from None
+
+
 def record(folder: storage.PathLike, made_with: Mapping[str, str]) -> None:
     """Notes in RECORD how the labels of experts are made, {expert: how}, before any is written.
 
     Raises:
-      UserError: the folder holds labels of one of them that were made otherwise.
+      UserError: the folder holds labels of one of them that were made otherwise, or RECORD is damaged.
     """
     path = home(folder) / RECORD
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = _recorded(path)
     for expert, how in made_with.items():
         if before.get(expert, how) != how:
             raise UserError(

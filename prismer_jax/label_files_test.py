@@ -273,6 +273,15 @@ def test_labels_made_otherwise_are_refused_and_the_rows_of_others_stay(tmp_path)
     assert record == {"depth": "random weights", "edge": "a student"}
 
 
+@pytest.mark.parametrize("text", ["", '{"depth"', "[1]", '"depth"', "3", "\udcff"])
+def test_a_damaged_note_of_how_labels_were_made_is_one_line(tmp_path, text):
+    path = tmp_path / label_files.RECORD
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    for use in (lambda: label_files.given(tmp_path), lambda: label_files.record(tmp_path, {"depth": "others"})):
+        with pytest.raises(UserError, match=r"make_labels\.json: is no JSON table of experts\. Write again"):
+            use()
+
+
 def test_what_goes_with_all_labels_lies_beside_the_experts(tmp_path):
     template = f"{tmp_path}/{{expert}}/vqav2"
     label_files.write(template, "depth", "a.jpg", np.zeros((4, 4, 1), np.uint8))
