@@ -193,11 +193,11 @@ class Job:
 
     def skip(self, problem: str) -> None:
         """Says of a photo that it cannot be labelled, once."""
-        if problem not in self._said:
+        if problem not in self._said and len(self._said) <= SAID:  # of millions of photos many may have one
             self._said.add(problem)
             if len(self._said) <= SAID:
                 print(f"skipped: {problem}", file=sys.stderr)
-            elif len(self._said) == SAID + 1:
+            else:
                 print("skipped: more of them, to be listed at the end", file=sys.stderr)
 
     def skipped(self, experts: Sequence[str]) -> tuple[Dropped, list[dict[str, Any]]]:

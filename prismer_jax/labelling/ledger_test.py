@@ -3,7 +3,7 @@
 import pytest
 
 from prismer_jax.errors import UserError
-from prismer_jax.labelling.job import settings, split
+from prismer_jax.labelling.job import SAID, Job, settings, split
 from prismer_jax.labelling.ledger import Ledger, past_speeds
 
 SETTINGS = {"photos": 10, "shard_size": 4}
@@ -27,6 +27,16 @@ def do(ledger, stage, among=(0, 1, 2), **report):
 def test_photos_are_split_into_shards():
     assert [(shard.start, shard.stop, len(shard)) for shard in SHARDS] == [(0, 4, 4), (4, 8, 4), (8, 10, 2)]
     assert split(8, 4) == split(10, 4)[:2]
+
+
+def test_of_many_problems_the_first_are_said_once_and_the_rest_are_not_kept(capsys):
+    job = Job([], None, None, (), {})
+    for number in (*range(SAID - 1), *range(1000), 5):
+        job.skip(f"photo {number}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:-1] == [f"skipped: photo {number}" for number in range(SAID)]
+    assert lines[-1] == "skipped: more of them, to be listed at the end"
+    assert len(job._said) == SAID + 1
 
 
 def test_stages_share_neither_marks_nor_leases(tmp_path):
