@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 from prismer_jax.errors import UserError
@@ -30,7 +31,8 @@ def unpack(files: Mapping[str, bytes], folder: PathLike) -> str:
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
         archive.extractall(folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # the latter of a zip with a password
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        # damaged in many ways; RuntimeError of one with a password
         raise UserError(f"{name}: cannot be unpacked ({error}). Upload a zip of the folder of photos.") from None
     inside = {parent for file in archive.namelist() for parent in pathlib.PurePosixPath(file).parents}
     found = [path for path in inside if path.name == "images" and "__MACOSX" not in path.parts]

@@ -10,12 +10,19 @@ from prismer_jax.files import uploads
 PHOTOS = ["images/1.jpg", "images/images/2.jpg", "captions_train.json"]
 
 
-def zipped(*names):
+def zipped(*names, how=zipfile.ZIP_STORED):
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
+    with zipfile.ZipFile(out, "w", how) as archive:
         for name in names:
             archive.writestr(name, "x")
     return out.getvalue()
+
+
+def changed(place, byte):
+    """Returns a zip of one photo with one byte in another's place."""
+    content = bytearray(zipped("images/1.jpg", how=zipfile.ZIP_DEFLATED))
+    content[place] = byte
+    return bytes(content)
 
 
 @pytest.mark.parametrize("inside", [".", "my_photos", "a/my photos"])
@@ -37,6 +44,8 @@ def test_the_folder_that_holds_the_photos_is_found(tmp_path, inside):
         ({"a.jpg": b"\xff\xd8\xff"}, r"a\.jpg: cannot be unpacked"),
         ({"a.zip": zipped("1.jpg", "captions_train.json")}, r"a\.zip: has no folder images/"),
         ({"a.zip": zipped("images")}, r"a\.zip: has no folder images/"),
+        ({"a.zip": changed(42, 255)}, r"a\.zip: cannot be unpacked \(Error -3 while decompressing"),
+        ({"a.zip": changed(-5, 1)}, r"a\.zip: cannot be unpacked"),
     ],
 )
 def test_what_is_no_zip_of_photos_is_one_line(tmp_path, files, message):
