@@ -97,16 +97,31 @@ def _worker(function: Callable[[int, Callable[[], None]], None], number: int, co
 def ordered_map(function: Callable[[Any], Any], items: Sequence[Any], processes: int) -> Iterator[Iterable[Any]]:
     """Yields the results of function(item), in order, from so many processes, or from this one.
 
+    Each process gets the function once, which may have a source of millions of photos with it.
+
     Raises:
       UserError: a worker died.
     """
     if min(processes, len(items)) <= 1:
         yield map(function, items)
         return
-    pool = ProcessPoolExecutor(min(processes, len(items)), context(), begin)
+    pool = ProcessPoolExecutor(min(processes, len(items)), context(), _begin_with, (function,))
     try:
-        yield pool.map(function, items)
+        yield pool.map(_call, items)
     except BrokenProcessPool:
         raise UserError("A worker process died, out of memory perhaps. Try fewer --processes.") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+_function: Callable[[Any], Any]  # of a process of `ordered_map`
+
+
+def _begin_with(function: Callable[[Any], Any]) -> None:
+    global _function
+    begin()
+    _function = function
+
+
+def _call(item: Any) -> Any:
+    return _function(item)

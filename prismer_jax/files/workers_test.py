@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pathlib
 import subprocess
@@ -22,6 +23,27 @@ def die(value: int) -> int:
 def test_results_come_in_order(processes):
     with workers.ordered_map(square, range(20), processes) as results:
         assert list(results) == [value * value for value in range(20)]
+
+
+class Large:
+    """A function with much behind it: counts how often it is sent to another process."""
+
+    sent = 0
+
+    def __call__(self, value: int) -> int:
+        return value * value
+
+    def __getstate__(self) -> dict:
+        Large.sent += 1
+        return {}
+
+
+def test_a_process_gets_the_function_once_and_not_with_each_item(monkeypatch):
+    monkeypatch.setattr(workers, "context", lambda: multiprocessing.get_context("spawn"))
+    Large.sent = 0
+    with workers.ordered_map(Large(), range(20), 2) as results:
+        assert list(results) == [value * value for value in range(20)]
+    assert Large.sent <= 2
 
 
 def test_a_worker_that_dies_is_one_line():
