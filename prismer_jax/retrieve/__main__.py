@@ -32,6 +32,7 @@ from prismer_jax.retrieve.index import Index
 
 LISTS = (".json", *LINES, ".csv", ".tsv", ".parquet")  # files that are no lines of texts
 PART = 1024  # photos in a part of the index
+TEXTS = 64  # that a part is compared with at once
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -120,10 +121,12 @@ def find(
         new = ((row, image) for row, image in enumerate(images) if image in places and image not in seen)
         current = [row for row, image in new if files[row] == _file(source[places[image]])]
         seen.update(images[row] for row in current)
-        likeness = np.einsum("nqe,te->ntq", photos[current].astype(np.float32), vectors).max(2)
-        for text, column in enumerate(likeness.T):
-            some = zip(column.tolist(), (images[row] for row in current), strict=True)
-            best[text] = heapq.nlargest(max(top, rerank), [*best[text], *some])
+        photos, names = photos[current].astype(np.float32), [images[row] for row in current]
+        for start in range(0, len(texts), TEXTS):
+            likeness = (photos @ vectors[start : start + TEXTS].T).max(1)  # [n q t] of a query each; [n t]
+            for text, column in enumerate(likeness.T, start):
+                some = zip(column.tolist(), names, strict=True)
+                best[text] = heapq.nlargest(max(top, rerank), [*best[text], *some])
     found = [[{"image": image, "itc": value} for value, image in rows] for rows in best]
     if rerank:
         again = rank_again(comparer, source, places, texts, vectors, [rows[:rerank] for rows in found], batch_size)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tracemalloc
 
 import jax
 import numpy as np
@@ -177,6 +178,23 @@ def test_a_damaged_part_is_one_line(photos, cut):
     for use in (lambda: list(index.parts()), lambda: index.add(["p1.png"], [[1, 2]], np.ones((1, 2, 3)))):
         with pytest.raises(UserError, match=r"part-\w+\.npz: is damaged \(.*\)\. Delete it"):
             use()
+
+
+def test_many_texts_take_little_memory(photos):
+    rng, index, comparer = np.random.default_rng(0), Index(photos.with_name("index"), {}), Counting()
+    source = datasets.load("photos", images=photos, experts=())
+    texts, of_texts = list(map(str, range(2000))), rng.standard_normal((2000, 8), np.float32)
+    comparer.texts = lambda texts: of_texts
+    vectors = rng.standard_normal((5, 1000, 8), np.float32)
+    ids = [source[place]["id"] for place in range(5)]
+    index.add(ids, [retrieve._file(source[place]) for place in range(5)], vectors)
+    places = {id: place for place, id in enumerate(ids)}
+    tracemalloc.start()
+    found = retrieve.find(comparer, source, index, places, texts, 2, 0, 1)
+    assert tracemalloc.get_traced_memory()[1] < 10e6  # of 40 MB for all texts at once
+    tracemalloc.stop()
+    likeness = np.einsum("nqe,te->tnq", vectors.astype(np.float16).astype(np.float32), of_texts).max(2)
+    assert [rows[0]["image"] for rows in found] == [ids[best] for best in likeness.argmax(1)]
 
 
 def test_a_damaged_photo_is_left_out_again_when_all_others_are_in_the_index(captioner, photos, capsys):
