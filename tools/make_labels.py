@@ -229,6 +229,7 @@ def label(args: argparse.Namespace, experts: Sequence[Expert], loads: Loads, sou
             print(f"{stage.name}: all {len(source)} photos were done before{hint}")
     try:
         finish([*stages, *output.stages()], min(leases.POLL, args.expiry / leases.BEATS))
+        ledger.check()
         output.finish()
     finally:
         with ledger.leases.wait("report"):

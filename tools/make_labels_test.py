@@ -1,6 +1,7 @@
 """Folders of photos through the command, with experts of a few parameters; what is bad is named, the rest labelled."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prismer_jax import label_png, labels
+from prismer_jax import label_files, label_png, labels
 from prismer_jax.datasets import lists, scenes
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
@@ -115,6 +116,23 @@ def test_a_folder_of_marks_serves_one_output_at_a_time(photos, capsys):
     run(photos, "--work", work, "--output", photos.parent / "second")
     assert "depth: 3 labels made, 0 were there" in capsys.readouterr().out.splitlines()[-1]
     assert len(list((photos.parent / "second/depth").rglob("*.png"))) == 3
+
+
+def test_a_process_that_was_stopped_for_long_takes_no_marks_of_another_job_for_its_own(photos, monkeypatch):
+    out, write = photos.parent / "labels", label_files.write
+
+    def stopped(*args, **kwargs):  # for so long that a job of other photos begins and ends
+        monkeypatch.setattr(label_files, "write", write)
+        for lease in (out / ".make_labels/leases").iterdir():
+            os.utime(lease, (1, 1))
+        run(photos, "--limit", 1, "--shard-size", 1)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(label_files, "write", stopped)
+    with pytest.raises(UserError, match=r"labels: other processes have begun here with other settings \(photos was 1,"):
+        run(photos, "--shard-size", 1, "--threads", 1, "--batch-size", 1)
+    run(photos, "--shard-size", 1)
+    assert len(list((out / "depth").rglob("*.png"))) == 3
 
 
 KILLED = """

@@ -72,7 +72,7 @@ class Ledger:
         """
         self.folder, self.leases = folder, Leases(folder / "leases", expiry)
         self._file, self._marks = folder / "job.json", folder / "done"
-        settings = {**settings, "recheck": recheck}
+        self._settings = settings = {**settings, "recheck": recheck}
         with self.leases.wait(START):
             before = run = storage.read_json(self._file, {})
             difference = change(before.get("settings", {}), settings)
@@ -100,6 +100,18 @@ class Ledger:
         run = {"settings": settings, "speeds": speeds, "start": secrets.token_hex(8)}
         storage.write_json(self._file, run)
         return run
+
+    def check(self) -> None:
+        """Raises UserError where a job with other settings has begun here, while this process gave no sign of life.
+
+        To be called before a shard is marked, which would be another one there, and before all marks are believed.
+        """
+        now = storage.read_json(self._file, {}).get("settings")  # None where a disk is away for a moment
+        if now is not None and (difference := change(now, self._settings)):
+            raise UserError(
+                f"{self.folder.parent}: other processes have begun here with other settings ({difference}), while this "
+                "one was stopped for too long. Run it again when they have ended."
+            )
 
     def trusts(self, report: Report) -> bool:
         """Returns whether the mark with this report counts without a look at the shard."""

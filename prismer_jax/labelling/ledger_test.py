@@ -1,5 +1,7 @@
 """What processes of a job know in common; here each is a Ledger of its own in one process."""
 
+import os
+
 import pytest
 
 from prismer_jax.errors import UserError
@@ -83,6 +85,21 @@ def test_other_settings_are_refused_while_a_process_lives_and_begin_anew_afterwa
             pass
     with Ledger(tmp_path / "w", SETTINGS | {"photos": 11}) as ledger:
         assert do(ledger, "depth") == [0, 1, 2]
+
+
+def test_a_process_that_was_stopped_for_long_notices_a_job_with_other_settings(tmp_path):
+    stopped = Ledger(tmp_path / "w", SETTINGS)
+    stopped.check()
+    for path in (tmp_path / "w/leases").iterdir():
+        os.utime(path, (1, 1))
+    with Ledger(tmp_path / "w", SETTINGS) as joined:
+        stopped.check()  # of the same job
+        joined.check()
+    with Ledger(tmp_path / "w", SETTINGS | {"shard_size": 2}) as other:
+        with pytest.raises(UserError, match=r"have begun here with other settings \(shard_size was 2, now it is 4\)"):
+            stopped.check()
+        other.check()
+    stopped.close()
 
 
 def test_settings_tell_a_source_from_another_of_the_same_length():

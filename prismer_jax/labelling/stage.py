@@ -168,6 +168,7 @@ class Labelling:
         if held.made:  # the next shard's time begins here
             self._began, self._warm = now, True
         try:
+            self._job.ledger.check()
             held.writer.publish(held.item.check)
             self._job.finish(held.item, self.name, report | {"problems": sorted(held.problems)})
         except LeaseLost as error:
