@@ -76,8 +76,10 @@ def open_source(args: argparse.Namespace) -> tuple[Any, dict[str, Sequence[str]]
     """Returns the source of task 'all', and the names of its classes by expert."""
     if args.dataset is None:
         return flags.open_source(args), {name: class_names(name) for name in labels.EXPERTS}
-    if any(getattr(args, kind) is not None for kind in flags.KINDS):
-        raise UserError("--dataset is a source of its own: leave out the flags that name photos.")
+    others = (*flags.KINDS, "annotations", "labels", "limit", "source_name")
+    if given := [name for name in others if getattr(args, name) is not None]:
+        flag = given[0].replace("_", "-")
+        raise UserError(f"--dataset is a source of its own: leave out --{flag} and all that names photos.")
     source = datasets.load(args.dataset, split=args.split or "train", task="all")
     own = getattr(importlib.import_module(datasets.DATASETS[args.dataset]), "CLASSES", ())
     return source, dict.fromkeys(("seg_coco", "obj_detection"), own)

@@ -64,6 +64,9 @@ def test_draws_a_data_set(tmp_path, monkeypatch):
         (["--dataset", "scenes", "--num", "-1"], "count photos"),
         (["--dataset", "scenes", "--num", "0", "--num-statistics", "0"], "nothing is left"),
         (["--dataset", "scenes", "--images", "{}/photos"], "a source of its own"),
+        (["--dataset", "scenes", "--limit", "5"], "a source of its own: leave out --limit"),
+        (["--dataset", "scenes", "--labels", "{}/labels"], "a source of its own: leave out --labels"),
+        (["--dataset", "scenes", "--source-name", "mine"], "a source of its own: leave out --source-name"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(photos, arguments, message):
