@@ -16,7 +16,7 @@ from prismer_jax import datasets, label_png, labels
 from prismer_jax.datasets import lists
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts import testing, weights
-from prismer_jax.labelling import recording
+from prismer_jax.labelling import recording, stores
 from prismer_jax.shards import check, metadata, records
 from tools import make_labels
 
@@ -221,6 +221,21 @@ def test_from_raw_tars_to_a_labelled_data_set_in_one_command(tars, tmp_path, cap
     assert "labels made" not in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert (out / "skipped.json").read_text() == report
+
+
+def test_labels_that_are_in_a_data_set_are_nowhere_else_whoever_was_killed(photos, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    flags = ("--images", photos, "--output-dataset", tmp_path / "set")
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.LabelShards, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(*flags, experts="depth")
+    assert list((tmp_path / "set").rglob("depth.*.zip"))
+    assert run(*flags, experts="depth") == 0
+    assert len(whole(tmp_path / "set")) == 4
+    assert not list((tmp_path / "set").rglob("*.zip"))
 
 
 def test_a_photo_that_cannot_be_labelled_stays_with_an_empty_label_if_asked(tars, tmp_path):

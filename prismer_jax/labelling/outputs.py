@@ -168,4 +168,7 @@ class Dataset:
         with self._ledger.leases.wait("finish"):
             finished = build.finish(self._plan)
             self._store.sweep()
+            for kind in (kind for kinds in self.job.kinds.values() for kind in kinds):
+                for shard in self.job.shards:  # of one that a killed process wrote they are still there
+                    self._store.remove(kind, shard)
         print(f"{self.folder}: {finished.records:,} records in {len(finished.shards):,} shards")
