@@ -13,7 +13,7 @@ from prismer_jax.errors import BadSample, choose
 from prismer_jax.labels import EXPERTS, LabelKind
 
 DAMAGED = "damaged label"  # the reason of a BadSample
-MAX_PIXELS, MAX_SIDE = 100_000_000, 32_767  # of any image: more is a mistake or an attack, and OpenCV's limit
+MAX_PIXELS, MAX_SIDE = 100_000_000, 32_766  # of any image: more is a mistake or an attack, and beyond cv2.remap
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 STORED, ROWS = (b"IDATx\x01\0", b"IDATx\x01\1"), "prismer_jax.label_rows"  # imported where a record has such a map
 

@@ -178,6 +178,14 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch):
         prepare(bomb)
 
 
+def test_the_longest_photo_that_is_taken_can_be_made_smaller_with_its_labels():
+    photo = encoded(np.zeros((label_png.MAX_SIDE, 2, 3), np.uint8), "PNG")
+    made = prepare(photo, 64, **{"labels/depth": np.zeros((label_png.MAX_SIDE, 2, 1), np.uint8)})
+    assert label_png.decode("depth", made["labels"]["depth"]).shape == (64, 1, 1)
+    with pytest.raises(BadSample, match="on a side"):
+        prepare(encoded(np.zeros((label_png.MAX_SIDE + 1, 2, 3), np.uint8), "PNG"), 64)
+
+
 def test_decoding_is_that_of_the_loader():
     photo = cv2.imencode(".jpg", PHOTO[..., ::-1])[1].tobytes()
     np.testing.assert_array_equal(
