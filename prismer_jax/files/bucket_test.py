@@ -187,6 +187,13 @@ def test_a_mirror_sends_by_itself_and_of_several_processes_one_does(folder):
     assert "other" not in storage.names(folder)
 
 
+def test_what_is_deleted_while_a_mirror_fetches_is_not_there(folder, monkeypatch):
+    find = remote.find
+    monkeypatch.setattr(remote, "find", lambda url: {f"{url}/report/gone.md": 3} | find(url))
+    with mirror.Mirror(folder, leave_out=("checkpoints",), sends=False) as there:
+        assert [path.name for path in there.folder.rglob("*")] == ["metrics.jsonl"]
+
+
 def test_two_programs_do_not_write_to_one_folder_and_one_that_was_killed_is_no_obstacle(folder):
     with (
         mirror.Mirror(folder),

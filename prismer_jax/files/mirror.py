@@ -75,8 +75,10 @@ class Mirror(contextlib.AbstractContextManager):
             if ".." in name.split("/") or name.startswith("/"):
                 raise UserError(f"{path}: has a name that no folder can have. Delete it.")
             if name.partition("/")[0] not in self._left_out and not name.endswith("/"):
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                storage.write(self.folder / name, remote.read(path))
+                with contextlib.suppress(FileNotFoundError):  # whoever sends has deleted it since
+                    data = remote.read(path)
+                    (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    storage.write(self.folder / name, data)
         self._sent = self._files()
         self._thread = threading.Thread(target=self._push_now_and_then, daemon=True)
         if self._sends:
