@@ -207,6 +207,22 @@ def test_two_programs_do_not_write_to_one_folder_and_one_that_was_killed_is_no_o
     assert mirror.LOCK not in storage.names(folder)
 
 
+def test_of_two_programs_that_start_in_the_same_moment_one_goes_on(folder, monkeypatch):
+    other, find = mirror.Mirror(folder), remote.find
+
+    def meanwhile(url):  # the other one has not seen this one's lock either
+        monkeypatch.setattr(remote, "find", find)
+        monkeypatch.setattr(other, "_wait_for_others", lambda: None)
+        other.__enter__()
+        return find(url)
+
+    monkeypatch.setattr(remote, "find", meanwhile)
+    with pytest.raises(UserError, match="another program is writing there"):
+        mirror.Mirror(folder).__enter__()
+    assert mirror.LOCK in storage.names(folder)
+    other.__exit__(None, None, None)
+
+
 def test_what_cannot_be_sent_at_the_end_is_kept_here(folder, monkeypatch):
     here = mirror.Mirror(folder).__enter__()
     (here.folder / "report.html").write_text("of days")

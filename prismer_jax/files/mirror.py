@@ -79,6 +79,9 @@ class Mirror(contextlib.AbstractContextManager):
                     data = remote.read(path)
                     (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                     storage.write(self.folder / name, data)
+        if self._sends and self._lock() != self._beat_text():  # another program has begun in the same moment
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise self._taken()
         self._sent = self._files()
         self._thread = threading.Thread(target=self._push_now_and_then, daemon=True)
         if self._sends:
@@ -130,19 +133,22 @@ class Mirror(contextlib.AbstractContextManager):
 
     def _beat(self) -> None:
         self._beats += 1
-        storage.write(f"{self._url}/{LOCK}", f"{self._token} {self._beats}")
+        storage.write(f"{self._url}/{LOCK}", self._beat_text())
+
+    def _beat_text(self) -> bytes:
+        return f"{self._token} {self._beats}".encode()
+
+    def _lock(self) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError):
+            return remote.read(f"{self._url}/{LOCK}")
+
+    def _taken(self) -> UserError:
+        return UserError(f"{self._url}: another program is writing there. Wait for it, or choose another folder.")
 
     def _wait_for_others(self) -> None:
         """Returns when nobody else sends; one that was killed is told by a lock that stays as it is."""
-
-        def lock() -> bytes | None:
-            with contextlib.suppress(FileNotFoundError):
-                return remote.read(f"{self._url}/{LOCK}")
-
-        if before := lock():
+        if before := self._lock():
             logger.warning("%s was not closed. Is it still in use? %d s will tell.", self._url, STALE * EVERY)
             time.sleep(STALE * EVERY)
-            if lock() not in (before, None):
-                raise UserError(
-                    f"{self._url}: another program is writing there. Wait for it, or choose another folder."
-                )
+            if self._lock() not in (before, None):
+                raise self._taken()
