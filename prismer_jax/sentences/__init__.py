@@ -27,6 +27,14 @@ TABLE = rules.Table(
     spellings=((r"^bert\.", ""), *rows.OLD_NORMS),
     ignored=(r"embeddings\.position_ids", r"pooler\..*", r"cls\..*"),
 )
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 LENGTHS = (16, 32, 64, 128, 256, 512)  # columns of what is compiled
 
 
@@ -54,12 +62,15 @@ class SentenceEmbedder:
             raise UserError(
                 f"{self.folder}: has {other[0]} {config[other[0]]!r}; only a BERT with mean pooling is read."
             )
+        if lacking := [key for key in SIZES if not isinstance(config.get(key), int)]:
+            raise UserError(f"{self.folder}/config.json: has no {lacking[0]}. Fetch it again.")
         pooling = _json(self.folder / "1_Pooling/config.json", {"pooling_mode_mean_tokens": True})
         modes = [mode for mode, chosen in pooling.items() if mode.startswith("pooling_mode_") and chosen is True]
         if modes != ["pooling_mode_mean_tokens"] and pooling.get("pooling_mode") != "mean":
             raise UserError(f"{self.folder}: pools by {', '.join(modes) or 'nothing'}; only means of tokens are made.")
         modules = _json(self.folder / "modules.json", [{"type": "Normalize"}])
-        self._unit = any(module["type"].endswith("Normalize") for module in modules)
+        kinds = [str(module.get("type")) for module in modules if isinstance(module, dict)]
+        self._unit = any(kind.endswith("Normalize") for kind in kinds)
         self._tokenizer = pp.tokenizer.load(f"tokenizers:{self.folder}")
         self._model = SentenceEncoder(
             width=config["hidden_size"],
@@ -127,12 +138,15 @@ def _folder(path: storage.PathLike) -> pathlib.Path:
 
 
 def _json(path: pathlib.Path, default: Any) -> Any:
-    """Returns what a file of JSON holds; the default where there is no file and it is not None."""
+    """Returns what a file of JSON holds, a dict unless the default is a list; the default where there is no file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if default is not None:
             return default
         raise UserError(f"{path}: there is none. Give the folder of a model of sentence-transformers.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}). Fetch it again.") from None
+    if not isinstance(content, type(default or {})):
+        raise UserError(f"{path}: is no file of a model of sentence-transformers. Fetch it again.")
+    return content

@@ -82,5 +82,9 @@ def test_bad_models_and_photos_of_one_name_are_explained(folder, tmp_path):
     (other / "config.json").write_text(json.dumps({"model": {"name": "prismer"}}))
     with pytest.raises(UserError, match="has model_type None"):
         SentenceEmbedder(other)
+    for text, message in (("[]", "is no file of a model"), ('{"model_type": "bert"}', "has no hidden_size")):
+        (other / "config.json").write_text(text)
+        with pytest.raises(UserError, match=rf"config\.json: {message}.* Fetch it again"):
+            SentenceEmbedder(other)
     with pytest.raises(UserError, match="1 names of photos are there more than once, as a"):
         submission.check(["x/a.jpg", "b.jpg", "a.png"])
