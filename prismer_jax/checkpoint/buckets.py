@@ -24,8 +24,8 @@ def complete(directory: pathlib.Path) -> list[int]:
 
 
 def is_step(folder: pathlib.Path) -> bool:
-    """Returns whether a folder is a step, with the file that Orbax adds when all is there."""
-    return storage.size(os.fspath(folder / COMMITTED)) is not None
+    """Returns whether a folder is a step, with the file that Orbax adds when all is there, as it is now."""
+    return COMMITTED in storage.names(os.fspath(folder))
 
 
 def sweep(directory: pathlib.Path) -> None:

@@ -53,6 +53,20 @@ def test_half_a_checkpoint_is_none_and_is_written_again(bucket):
     assert kernel(Checkpointer(bucket).restore(state_of(0))) == [2]
 
 
+def test_a_step_that_another_process_finished_or_deleted_since_is_seen(bucket):
+    """A mirror lists all that lies below the run, half a step among it, which another process then writes again."""
+    storage.write(f"{bucket}/checkpoints/5/weights", "half")
+    directory = remote.bucket(f"{bucket}/checkpoints")
+    committed = f"{bucket.removeprefix('gs://bucket/')}/checkpoints/5/{buckets.COMMITTED}"
+    remote.find(bucket)
+    assert buckets.complete(directory) == []
+    bucket_test.Bucket.objects[committed] = bucket_test.Object(b"done", next(bucket_test.COUNT))
+    assert buckets.complete(directory) == [5]
+    remote.find(bucket)
+    del bucket_test.Bucket.objects[committed]
+    assert buckets.complete(directory) == []
+
+
 def test_an_export_is_replaced_and_a_killed_one_is_none(bucket, tmp_path, monkeypatch):
     path = f"{bucket}/export"
     (tmp_path / "words.model").write_bytes(b"words")
