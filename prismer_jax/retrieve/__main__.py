@@ -94,10 +94,16 @@ def encode(comparer: Comparer, source: Any, index: Index, batch_size: int) -> di
     with progress.bar("encoding", len(todo)) as advance:
         for start in range(0, len(todo), PART):
             some = todo[start : start + PART]
+            before = [_state(source, place) for place in some]
             rows = [row for row in comparer.read(_Some(source, some + spare), batch_size) if row.place < len(some)]
+            now = {row.place: _state(source, some[row.place]) for row in rows}
+            changed = [place for place, state in now.items() if state is None or state != before[place]]
+            for place in changed:
+                name = source.name(some[place])
+                print(f"{name}: changed while it was read; left out. Run it again.", file=sys.stderr)
+            rows = [row for row in rows if row.place not in changed]
             if rows:
-                chosen = [some[row.place] for row in rows]
-                files = [_file(source[place]) for place in chosen]
+                files = [before[row.place] for row in rows]
                 index.add([row.image for row in rows], files, np.stack([row.vectors for row in rows]))
             advance(len(some))
     return places
@@ -199,6 +205,14 @@ def _file(example: Mapping[str, Any]) -> list[int]:
     """Returns what tells a photo and its label files from what they were: the sums of their sizes and times."""
     paths = [example["image"], *(path for kind in EXPERTS.values() if (path := example.get(kind.key)))]
     return np.sum([versions.version(path) for path in paths], 0).tolist()
+
+
+def _state(source: Any, place: int) -> list[int] | None:
+    """Returns `_file` of a photo; None where it, or one of its labels, cannot be read."""
+    try:
+        return _file(source[place])
+    except (BadSample, OSError):
+        return None
 
 
 class _Some:

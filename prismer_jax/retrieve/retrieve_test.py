@@ -134,6 +134,23 @@ def test_a_photo_is_encoded_again_when_its_label_has_changed(photos):
     assert comparer.seen[0] == "p2.png"  # so that it is named
 
 
+def test_a_photo_that_changes_while_it_is_read_is_encoded_again(photos, capsys):
+    class Slow(Counting):
+        def read(self, source, batch_size):
+            rows = list(super().read(source, batch_size))
+            Image.new("RGB", (50, 50), "red").save(photos / "p3.png")
+            (photos / "p4.png").unlink(missing_ok=True)
+            return iter(rows)
+
+    index, source = Index(photos.with_name("index"), {}), datasets.load("photos", images=photos, experts=())
+    retrieve.encode(Slow(), source, index, 2)
+    assert [images for images, *_ in index.parts()] == [["p0.png", "p1.png", "p2.png"]]
+    assert "p3.png: changed while it was read; left out. Run it again." in capsys.readouterr().err
+    comparer = Counting()
+    retrieve.encode(comparer, datasets.load("photos", images=photos, experts=()), index, 2)
+    assert comparer.seen[0] == "p3.png"
+
+
 def test_two_commands_may_fill_one_index_at_the_same_time(captioner, photos, monkeypatch):
     comparer, source = captioner.comparer(), datasets.load("photos", images=photos, experts=())
     first, second = (Index(photos.with_name("index"), {}) for _ in range(2))
