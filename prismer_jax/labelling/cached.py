@@ -161,7 +161,10 @@ class Cached:
 
         def read(key: str) -> Photo:
             example = source[photos[key]]
-            return Photo(_called(example), example["image"])
+            image = _image(example)
+            if _digest(image) != key:  # whose label this would be taken for, for good
+                raise BadSample(f"{_called(example)}: changed while it was labelled. Ask again.", "photo that changed")
+            return Photo(_called(example), image)
 
         def write(key: str, photo: Photo, made: Label | Mapping[str, Label]) -> None:
             for kind, label in expert.by_kind(made).items():
@@ -245,14 +248,19 @@ def _called(example: Mapping[str, Any]) -> str:
 def _key(source: Any, index: int) -> str | None:
     """Returns a digest of a photo's bytes; None if there are none, which is said by whoever reads the photo."""
     try:
-        example = source[index]
-        image = example["image"]
-        if isinstance(image, np.ndarray):
-            data = f"{image.shape}".encode() + image.tobytes()
-        else:
-            data = read_bytes(image, _called(example))
+        return _digest(_image(source[index]))
     except BadSample:
         return None
+
+
+def _image(example: Mapping[str, Any]) -> bytes | np.ndarray:
+    """Returns a photo's pixels, or the bytes of its file."""
+    image = example["image"]
+    return image if isinstance(image, np.ndarray) else read_bytes(image, _called(example))
+
+
+def _digest(image: bytes | np.ndarray) -> str:
+    data = f"{image.shape}".encode() + image.tobytes() if isinstance(image, np.ndarray) else image
     return hashlib.sha256(data).hexdigest()[:32]
 
 

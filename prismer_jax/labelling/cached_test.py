@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import prismer_jax
-from prismer_jax import caption, label_files, label_png
+from prismer_jax import caption, datasets, label_files, label_png
 from prismer_jax.caption_test import write_model
 from prismer_jax.errors import UserError
 from prismer_jax.experts import testing, weights
@@ -117,6 +117,19 @@ def test_labels_are_the_experts_and_are_kept(exported, experts, photos, monkeypa
     for one, before in zip(changed, found, strict=True):
         for name in ("depth", "obj_detection"):
             assert (one["labels"][name] != before["labels"][name]).any()
+
+
+def test_a_photo_that_changes_before_it_is_labelled_gives_no_label_to_what_it_was(experts, photos, caplog):
+    labeller = cached.Cached(["depth"], experts)
+    source = datasets.load("photos", images=photos / "p0.png", experts=())
+    before, steps = (photos / "p0.png").read_bytes(), labeller.one_by_one(source)
+    next(steps)  # from here on the photo is known by its bytes
+    shutil.copy(photos / "p1.png", photos / "p0.png")
+    *_, (_, labelled) = steps
+    assert "labels/depth" not in labelled[0]
+    assert "p0.png: changed while it was labelled. Ask again." in caplog.text
+    (photos / "p0.png").write_bytes(before)
+    assert labeller.said(labeller.label(source)[0])["labels"]["depth"].shape == (30, 40, 1)
 
 
 def test_one_line_says_which_experts_are_missing(exported, experts, photos, caplog):
