@@ -164,12 +164,12 @@ def to_write(
         {k: v for k, v in how.get(key, {}).items() if COUNTED_OTHERWISE.get(k) not in settings}
         for key in ("decode", "sample")
     )
-    of_all = {k: v for k, v in decoding.items() if k in OF_ALL}
+    if method != own:
+        decoding = {k: v for k, v in decoding.items() if k in OF_ALL}
     if method == "sample":
-        of_all = {k: v for k, v in of_all.items() if COUNTED_OTHERWISE.get(k) not in drawing}
-        options = {"num_samples": number, **of_all, **drawing, **settings, "method": method}
-    else:
-        options = {**(decoding if method == own else of_all), **settings, "method": method}
+        decoding = {k: v for k, v in decoding.items() if COUNTED_OTHERWISE.get(k) not in drawing} | drawing
+        decoding |= {"num_samples": number, "num_return": 0} if number > 1 else {}
+    options = {**decoding, **settings, "method": method}
     options |= {"eos": loaded.tokenizer.eos, "pad": loaded.tokenizer.pad}
 
     def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
