@@ -23,6 +23,7 @@ from prismer_jax.pp.text import style_of
 OF_ALL = ("max_new", "min_new", "max_len", "min_len", "prompt_length", "length", "padding")
 # Of each of these lengths, which one takes its place.
 COUNTED_OTHERWISE = {"max_new": "max_len", "max_len": "max_new", "min_new": "min_len", "min_len": "min_new"}
+WITH_BEAMS = ("beam", "big_vision_beam")  # methods that num_beams is a setting of; of other checkpoints it is the first
 
 
 @dataclasses.dataclass
@@ -155,7 +156,8 @@ def to_write(
     write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
     own = how["decode"].get("method", "beam")
     drawn = number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}
-    method = settings.get("method", "sample" if drawn else "beam" if "num_beams" in settings else own)
+    by_beams = "num_beams" in settings and own not in WITH_BEAMS
+    method = settings.get("method", "sample" if drawn else WITH_BEAMS[0] if by_beams else own)
     if drawn and (method != "sample" or "num_beams" in settings):
         raise UserError(
             "Several texts, top_p, top_k and temperature need method='sample': leave method and num_beams out."

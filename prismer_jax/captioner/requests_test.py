@@ -27,3 +27,11 @@ def test_a_checkpoint_that_draws_does_so_with_its_own_settings(number, returned)
     assert [further[name] for name in ("top_p", "top_k", "max_new")] == [0.5, 4, 5]
     assert "max_len" not in further
     assert not settings_of({"decode": own}, method="greedy").keys() & {"top_p", "temperature", "num_samples"}
+
+
+def test_a_number_of_beams_leaves_the_checkpoint_its_own_rules_of_beams():
+    own = dict(method="big_vision_beam", num_beams=2, max_new=9)
+    found = settings_of({"decode": own}, num_beams=5)
+    assert (found["method"], found["num_beams"]) == ("big_vision_beam", 5)
+    for method in ("beam", "greedy", "sample"):
+        assert settings_of({"decode": dict(method=method, max_new=9)}, num_beams=5)["method"] == "beam"
