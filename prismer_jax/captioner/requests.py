@@ -117,7 +117,7 @@ def to_rank(
     for text in (*texts, *(text for ask in asked for text in ask.values())):
         check_text(text)
     tokens = choice_tokens(loaded.tokenizer, texts, kind, how.get("style", "plain"))
-    settings = {**settings, "padding": how["decode"].get("padding", "own")}
+    settings = {**settings, "padding": (how.get("decode") or {}).get("padding", "own")}
 
     def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:
         ranked = rank_answers(loaded.model, loaded.variables, arrays, *tokens, **settings)
@@ -154,7 +154,7 @@ def to_write(
     how = choose("task of this checkpoint", task, loaded.tasks)
     texts = style_of(how.get("style", "plain"))
     write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
-    own = how["decode"].get("method", "beam")
+    own = (how.get("decode") or {}).get("method", "beam")
     drawn = number > 1 or settings.keys() & {"top_p", "top_k", "temperature"}
     by_beams = "num_beams" in settings and own not in WITH_BEAMS
     method = settings.get("method", "sample" if drawn else WITH_BEAMS[0] if by_beams else own)
@@ -163,7 +163,7 @@ def to_write(
             "Several texts, top_p, top_k and temperature need method='sample': leave method and num_beams out."
         )
     decoding, drawing = (
-        {k: v for k, v in how.get(key, {}).items() if COUNTED_OTHERWISE.get(k) not in settings}
+        {k: v for k, v in (how.get(key) or {}).items() if COUNTED_OTHERWISE.get(k) not in settings}
         for key in ("decode", "sample")
     )
     if method != own:
@@ -172,6 +172,9 @@ def to_write(
         decoding = {k: v for k, v in decoding.items() if COUNTED_OTHERWISE.get(k) not in drawing} | drawing
         decoding |= {"num_samples": number, "num_return": 0} if number > 1 else {}
     options = {**decoding, **settings, "method": method}
+    if not options.keys() & {"max_new", "max_len"}:
+        remedy = f'Write it there, under tasks.{task}, such as "decode": {{"max_new": 30}}'
+        raise UserError(f"{loaded.folder}: its config.json does not say how long a text of {task!r} may be. {remedy}.")
     options |= {"eos": loaded.tokenizer.eos, "pad": loaded.tokenizer.pad}
 
     def say(batch: Mapping[str, Any], arrays: dict[str, Any]) -> list[Result]:

@@ -6,6 +6,7 @@ import pytest
 
 from prismer_jax.captioner import requests
 from prismer_jax.datasets.photos import Examples
+from prismer_jax.errors import UserError
 
 
 def settings_of(task, number=1, **settings):
@@ -35,3 +36,14 @@ def test_a_number_of_beams_leaves_the_checkpoint_its_own_rules_of_beams():
     assert (found["method"], found["num_beams"]) == ("big_vision_beam", 5)
     for method in ("beam", "greedy", "sample"):
         assert settings_of({"decode": dict(method=method, max_new=9)}, num_beams=5)["method"] == "beam"
+
+
+@pytest.mark.parametrize("task", [{}, {"decode": None, "sample": None}])
+def test_a_task_without_settings_of_decoding_ranks_and_says_what_it_lacks_to_write(task):
+    assert settings_of(task, max_new=4)["method"] == "beam"
+    assert settings_of(task, number=2, max_len=4)["num_samples"] == 2
+    tokenizer = types.SimpleNamespace(eos=2, pad=1, encode_after=lambda text: [3])
+    loaded = types.SimpleNamespace(tokenizer=tokenizer)
+    assert requests.to_rank(loaded, [], {"pp": "", **task}, ["a"], "class", {"k": 1}, [{}]).settings["padding"] == "own"
+    with pytest.raises(UserError, match=r'^model: .*config\.json .* tasks\.caption, such as "decode": .*30}\.$'):
+        settings_of(task)

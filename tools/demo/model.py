@@ -166,7 +166,7 @@ class Model:
 
     def _say(self, task: str, examples: Sequence[Example], attention: bool = True) -> list[Said]:
         settings: dict[str, Any] = {} if self._beams is None else {"method": "beam", "num_beams": self._beams}
-        decoding = {**self.captioner.tasks[task]["decode"], **settings}
+        decoding = {**(self.captioner.tasks[task].get("decode") or {}), **settings}
         if decoding.get("method", "beam") == "beam" and attention:
             settings["num_return"] = decoding.get("num_beams", 3)
         # One at a time, so that the first visitor's program is all that is ever compiled.
