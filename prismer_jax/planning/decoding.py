@@ -37,7 +37,7 @@ def main(spec: str, overrides: Sequence[str], wanted: str) -> None:
     cfg = config.strict(config.load(spec, list(overrides)))
     tokenizer = stand_ins.tokenizer(cfg.tokenizer)
     model = assembly.make_model(cfg, tokenizer)
-    tasks = {name: task for name, task in config.plain(cfg.get("tasks", {})).items() if "decode" in task}
+    tasks = {name: task for name, task in config.plain(cfg.get("tasks", {})).items() if task.get("decode")}
     if not tasks:
         raise UserError(f"{spec}: none of its tasks generates text; evaluate --plan needs config.tasks.NAME.decode.")
     variables = kept(model, cfg.model.get("dtype", "float32"))
@@ -75,5 +75,6 @@ def lower(
     batch = {key: np.broadcast_to(x, (count, *np.shape(x))) for key, x in inputs(row).items()}
     place = jax.sharding.SingleDeviceSharding(device)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (variables, batch))
-    say = functools.partial(decode.generate, model, eos=tokenizer.eos, pad=tokenizer.pad, **task["decode"])
+    ids = {"eos": tokenizer.eos, "pad": tokenizer.pad}
+    say = functools.partial(decode.generate, model, rng=jax.random.key(0), **ids, **task["decode"])
     return jax.jit(lambda variables, batch: say(variables=variables, batch=batch)).lower(*shapes)

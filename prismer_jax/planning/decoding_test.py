@@ -39,6 +39,21 @@ def test_the_program_holds_the_weights_and_grows_with_the_photos():
     assert memory.share(variables) < one < eight
 
 
+def test_a_task_that_draws_is_planned_as_well():
+    model, task, tokenizer = parts()
+    task["decode"] = dict(method="sample", max_new=4)
+    assert decoding.lower(model, decoding.kept(model, "float32"), task, tokenizer, 1, jax.devices()[0]).as_text()
+
+
+def test_a_task_without_settings_of_decoding_writes_nothing(monkeypatch):
+    values = config.plain(config.load(SMOKE, []))
+    values["tasks"]["caption"]["decode"] = None
+    monkeypatch.setattr(config, "load", lambda spec, overrides: config.Section(values))
+    monkeypatch.setattr(decoding.topologies, "describe", lambda name: name)
+    with pytest.raises(UserError, match="none of its tasks generates text"):
+        decoding.main(SMOKE, [], "v5e:2x2")
+
+
 def test_what_writes_nothing_or_has_no_libtpu_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(UserError, match="pip install"):
