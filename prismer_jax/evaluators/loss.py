@@ -28,6 +28,7 @@ class LossEvaluator(Evaluator):
 
     main_score, higher_is_better = "loss", False
     score_names = ("loss",)
+    averaged: tuple[str, ...] = ("loss", "loss_blank")  # of a record, as far as it has them, by its weight
 
     def __init__(
         self, *, loss: str = "cross_entropy", loss_options: dict[str, Any] | None = None, **common: Any
@@ -72,7 +73,7 @@ class LossEvaluator(Evaluator):
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         for record in records:
-            record["scores"] = {name: record[name] for name in ("loss", "loss_blank") if name in record}
+            record["scores"] = {name: record[name] for name in self.averaged if name in record}
         for name in records[0]["scores"]:
             total = math.fsum(record["scores"][name] * record["weight"] for record in records)
             yield name, total / math.fsum(record["weight"] for record in records)

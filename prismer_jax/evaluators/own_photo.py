@@ -22,11 +22,12 @@ RESAMPLES = 10_000  # of the bootstrap
 class OwnPhotoEvaluator(LossEvaluator):
     """The cross-entropy of texts with their photo beside that with another example's, in nats a token.
 
-    Yields `loss` and `loss_blank` as LossEvaluator, and `loss_other` with the photo that `OtherPhotos` chooses. Of the
-    difference loss_other - loss: its mean over examples `gain`, the ends `gain_low` and `gain_high` of its 95 %
-    interval by a paired bootstrap over photos (`scores.bootstrap`), and `wins`, the percentage of examples where it is
-    positive. An example is a photo, with all of its texts in a row (`pack`) or with one. Where texts have tokens for a
-    photo's tiles, the other photo is of the same rows and columns; an example for which there is none is left out.
+    Yields `loss` and `loss_blank` as LossEvaluator, and `loss_other`, likewise, with the photo that `OtherPhotos`
+    chooses. Of an example's difference loss_other - loss: its mean over examples `gain`, the ends `gain_low` and
+    `gain_high` of its 95 % interval by a paired bootstrap over photos (`scores.bootstrap`), and `wins`, the percentage
+    of examples where it is positive. An example is a photo, with all of its texts in a row (`pack`) or with one. Where
+    texts have tokens for a photo's tiles, the other photo is of the same rows and columns; an example for which there
+    is none is left out.
 
     Args:
       common: of `common.Evaluator`. Each photo is read twice.
@@ -34,6 +35,7 @@ class OwnPhotoEvaluator(LossEvaluator):
 
     main_score, higher_is_better = "gain", True
     score_names = ("loss", "gain", "wins")
+    averaged = (*LossEvaluator.averaged, "loss_other")
 
     def __init__(self, **common: Any) -> None:
         # Likelihoods are compared, whatever is trained: neither smoothed nor summed over a text.
@@ -55,8 +57,7 @@ class OwnPhotoEvaluator(LossEvaluator):
         yield from super().metrics(records)
         gains = np.array([record["loss_other"] - record["loss"] for record in records])
         for record, gain in zip(records, gains, strict=True):
-            record["scores"] |= {"loss_other": record["loss_other"], "gain": float(gain)}
-        yield "loss_other", float(np.mean([record["loss_other"] for record in records]))
+            record["scores"]["gain"] = float(gain)
         photos, each = [record["photo"] for record in records], np.ones((len(records), 1))
         _, ends = bootstrap.intervals(gains[:, None, None], each, photos, RESAMPLES)
         yield from (("gain", gains.mean()), *zip(("gain_low", "gain_high"), map(float, ends.ravel()), strict=True))

@@ -56,6 +56,21 @@ def test_texts_that_say_nothing_of_photos_gain_nothing():
     assert values["wins"] == 0
 
 
+def test_both_losses_weigh_a_text_by_its_tokens():
+    """Two of nine texts have five tokens and are of the photo before; the others have one, which is of no photo."""
+
+    def said(example, rng):
+        arrays, long = seen(example, rng), example["id"] in ("4", "6")
+        arrays["text"] = np.array([1, 0, *[4 if long else 7] * 5], np.int32)
+        arrays["mask_loss"] = np.array([0, 0, 1, *[float(long)] * 4], np.float32)
+        return arrays
+
+    values = dict(made("own_photo", source(9), pp=said).run(VARIABLES))
+    assert values["loss"] == pytest.approx(9, abs=1e-2)
+    assert values["loss_other"] == pytest.approx(9 * 7 / 17, abs=1e-2)
+    assert values["gain"] == pytest.approx(-9 * 2 / 9, abs=1e-2)  # the mean over texts
+
+
 def test_a_single_row_in_the_last_batch_gets_another_photo():
     evaluator = made("own_photo", source(5), pp=seen, batch_size=4)
     dict(evaluator.run(VARIABLES))
