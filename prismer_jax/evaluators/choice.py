@@ -13,7 +13,7 @@ from prismer_jax.decode.greedy import greedy
 from prismer_jax.decode.ranking import rank, rank_answers
 from prismer_jax.decode.sampling import sample
 from prismer_jax.errors import choose
-from prismer_jax.evaluators.common import Record, local_rows
+from prismer_jax.evaluators.common import Journal, Record, local_rows
 from prismer_jax.evaluators.text import TextEvaluator
 from prismer_jax.pp.choices import choice_tokens
 from prismer_jax.scores.choice import LETTERS, first_letter, mentions, score_choices
@@ -72,8 +72,19 @@ class ChoiceEvaluator(TextEvaluator):
         if self.method == "reference":
             return mentions(said, record["references"][0])
         if self.method == "rank":
-            return next((i for i in said if i in record["letters"]), None) in record["references"]
+            return _own_letter(said, record) in record["references"]
         return first_letter(said) in record["references"]
+
+    def finish(self, variables: Any, records: list[Record], earlier: list[Record], journal: Journal | None) -> None:
+        super().finish(variables, records, earlier, journal)
+        if self.method == "rank":  # of whose letters the likeliest of the question's own is the answer
+            for row, record in zip(self.predictions, records, strict=True):
+                row[self.text_key] = _own_letter(record["prediction"], record)
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         yield from score_choices(records, self.most_frequent(records), self.is_right)
+
+
+def _own_letter(ranked: str, record: Record) -> str:
+    """Returns the first of ranked letters that is one of a question's; '' if none is."""
+    return next((letter for letter in ranked if letter in record["letters"]), "")

@@ -52,6 +52,7 @@ def test_the_likeliest_letter_of_a_question_is_one_of_its_own(model, questions):
         assert sorted(record["prediction"]) == sorted("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
         letter = next(i for i in record["prediction"] if i in record["letters"])
         assert record["scores"]["accuracy"] == 100 * (letter in record["references"])
+        assert {"question_id": record["id"], "answer": letter} in made.predictions
 
 
 def test_letters_of_which_none_is_of_the_question_are_wrong(model, questions):
