@@ -147,20 +147,24 @@ def document(title: str, subtitle: str, parts: Sequence[str]) -> str:
 
 
 def tables(metrics: Mapping[str, float]) -> list[str]:
-    """Returns a table for each evaluator and each metric with types: a row a metric or type, a column a variant."""
+    """Returns a table for each evaluator and each metric with types: a row a metric or type, a column a variant.
+
+    Percentages of types have a bar behind them.
+    """
     cells: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name, value in metrics.items():
         evaluator, metric, variant, kind = split_name(name)
         if kind:
-            cells[evaluator, f"{metric} by question type"][kind][variant] = value
+            cells[evaluator, f"{metric} by type"][kind][variant] = value
         else:
             cells[evaluator, ""][metric][variant] = value
     tables = []
     for (evaluator, by), rows in sorted(cells.items()):
         variants = [v for v in VARIANTS if any(v in row for row in rows.values())]
+        percent = bool(by) and max(value for row in rows.values() for value in row.values()) > 10  # CIDEr is at most 10
         header = "".join(f"<th>{VARIANTS[v]}</th>" for v in variants) if len(variants) > 1 else "<th></th>"
         body = "".join(
-            f"<tr><th>{html.escape(name)}</th>{''.join(_cell(row.get(v), v, bool(by)) for v in variants)}</tr>"
+            f"<tr><th>{html.escape(name)}</th>{''.join(_cell(row.get(v), v, percent) for v in variants)}</tr>"
             for name, row in sorted(rows.items())
         )
         caption = html.escape(" · ".join(filter(None, (evaluator or "run", by))))
@@ -173,11 +177,10 @@ def tables(metrics: Mapping[str, float]) -> list[str]:
 def _cell(value: float | None, variant: str, percent: bool) -> str:
     if value is None:
         return "<td></td>"
-    number = f"{value:.1f}" if percent else f"{value:,.4g}"
     bar = ""
     if percent and not variant:
         bar = f' style="background:linear-gradient(90deg,var(--bar) {value:.0f}%,transparent 0)"'
-    return f"<td{' class=model' if not variant else ''}{bar}>{number}</td>"
+    return f"<td{' class=model' if not variant else ''}{bar}>{value:,.4g}</td>"
 
 
 def cards(samples: Sequence[Mapping[str, Any]]) -> str:

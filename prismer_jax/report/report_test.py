@@ -121,6 +121,16 @@ def test_metric_names_split_into_evaluator_metric_variant_and_type(name, parts):
     assert page.split_name(name) == parts
 
 
+def test_scores_by_type_are_percentages_only_where_they_are_beyond_10():
+    domains, faithful, asked = page.tables({
+        "caption/bleu4/in-domain": 0.0361, "fidelity/depth/abs_rel": 0.0342, "vqa/accuracy/color": 61.25,
+    })  # fmt: skip
+    for card, number in ((domains, "0.0361"), (faithful, "0.0342")):
+        assert f"<td class=model>{number}</td>" in card
+        assert "by type" in card
+    assert 'var(--bar) 61%,transparent 0)">61.25</td>' in asked
+
+
 def test_a_score_that_is_no_number_costs_no_report(tmp_path):
     record = {"id": 1, "photo": "1.jpg", "type": "", "references": []}
     scored = Scored("loss", [record | {"scores": {"loss": loss}} for loss in (1.0, float("nan"), float("inf"))], [])
