@@ -94,6 +94,20 @@ def test_the_page_shows_where_they_differ_with_photos_and_escaped_texts(tmp_path
     assert "http" not in page  # nothing is loaded from elsewhere
 
 
+@pytest.mark.parametrize(("metric", "sign"), [("loss", -1), ("normal/angle", -1), ("depth/abs_rel", -1), ("gain", 1)])
+def test_less_of_an_error_is_better_whatever_its_evaluators_score(tmp_path, metric, sign):
+    """A student's `fidelity` and own_photo's gain are better where they are more, the errors beside them are not."""
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        found = [{**one, "scores": {metric: value, "accuracy": value}} for one in samples([1.0] * 4)]
+        folder = write_run(tmp_path / name, found)
+        record = json.loads((folder / "metrics.json").read_text())
+        record["metrics"] = {f"vqa/{metric}": value}
+        (folder / "metrics.json").write_text(json.dumps(record))
+    compare.compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    way = {1: "right", -1: "wrong"}[sign]
+    assert f'<td class="model {way}">+1</td>' in (tmp_path / "out/report.html").read_text()
+
+
 def test_a_run_of_predictions_alone_has_no_score_on_the_page(tmp_path):
     runs = [write_run(tmp_path / name, samples([score] * 4)) for name, score in (("a", 0.0), ("b", 100.0), ("c", 0.0))]
     lines = [{key: value for key, value in one.items() if key != "scores"} for one in samples([0.0] * 4)]

@@ -15,6 +15,7 @@ from prismer_jax.pp.image import read_image
 from prismer_jax.report import page, selection
 
 Sample = Mapping[str, Any]
+ERRORS = {"loss", "abs_rel", "angle"}  # of which less is better, also beside a score of which more is
 
 
 def write(
@@ -67,7 +68,8 @@ def _tables(table: Mapping[str, Any], letters: Sequence[str], base: Mapping[str,
     for name, row in table["metrics"].items():
         evaluator, metric, variant, kind = page.split_name(name)
         title = f"{evaluator} · {metric} by type" if kind else evaluator
-        sign = 0 if variant else 1 if base["evaluators"][evaluator]["higher_is_better"] else -1
+        more = base["evaluators"][evaluator]["higher_is_better"] and not ERRORS & {metric, kind}
+        sign = 0 if variant else 1 if more else -1
         shown = (kind or metric) + (f" · {page.VARIANTS[variant]}" if variant else "")
         if variant != "most_frequent" or any(row["differences"]):  # which is a fact of the data, the same for all
             groups.setdefault(title, {})[list(page.VARIANTS).index(variant), shown] = shown, sign, row
