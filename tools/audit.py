@@ -197,8 +197,8 @@ def audit(
         if absent := checks.missing([datasets.load(**part["data"])], experts):
             said = f"config.evals.{name}: no labels of {', '.join(absent)}, which an audit would call worth nothing"
             raise UserError(f"{said}. {checks.MAKE}.")
-    folders = {}
-    for arm in arms(experts, kinds):
+    folders, every = {}, arms(experts, kinds)
+    for arm in every:
         name = arm.name(experts)
         folders[name] = output / name.replace(" ", "_")
         said = {**(asked or {}), "labels": name}
@@ -206,7 +206,7 @@ def audit(
         if is_done(folders[name], path, said, config.Section(changed)):
             print(f"{name}: there already.")
             continue
-        print(f"{name} ({len(folders)} of {len(experts) * len(kinds) + len(kinds) + 1})", flush=True)
+        print(f"{name} ({len(folders)} of {len(every)})", flush=True)
         evaluate.evaluate(config.Section(changed), path, folders[name], asked=said)
     table, runs, _ = compare.tabulate(list(folders.values()))
     scores = {name: part["score"] for name, part in runs[0].record["evaluators"].items()}

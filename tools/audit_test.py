@@ -104,6 +104,18 @@ def test_an_arm_changes_the_labels_of_its_experts_and_nothing_else():
         audit.altered({**section, "pp": "my.decode()|resize(8)"}, audit.Arm(("depth",), "noise"), {})
 
 
+@pytest.mark.parametrize(("experts", "total"), [("depth", 3), ("depth+edge", 7)])
+def test_the_last_arm_is_the_last_of_all(tmp_path, monkeypatch, capsys, experts, total):
+    """Of a single expert, who is all experts, there is no arm twice."""
+    monkeypatch.setattr(audit.checks, "missing", lambda sources, experts: [])
+    monkeypatch.setattr(audit.evaluate, "evaluate", lambda *args, **settings: {})
+    vqa = dict(type="vqa", data=dict(name="scenes", split="val", size=32, count=40), pp="decode")
+    cfg = config.Section(dict(model=dict(experts=experts), evals=dict(vqa=vqa)))
+    with pytest.raises(UserError, match=r"no results of an evaluation|no such folder"):
+        audit.audit(cfg, tmp_path / "run", tmp_path / "out", kinds=("blank", "shuffled"))
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"({total} of {total})")
+
+
 FOUND = {
     "arms": ["as it is", "depth blank", "all experts blank"],
     "level": 95,
