@@ -209,11 +209,13 @@ def audit(
         print(f"{name} ({len(folders)} of {len(every)})", flush=True)
         evaluate.evaluate(config.Section(changed), path, folders[name], asked=said)
     table, runs, _ = compare.tabulate(list(folders.values()))
-    scores = {name: part["score"] for name, part in runs[0].record["evaluators"].items()}
+    parts = runs[0].record["evaluators"]
+    scores = {name: part["score"] for name, part in parts.items()}
     found = {
         "arms": list(folders),
         "level": table["level"],
         "metrics": report.chosen(table["metrics"], scores),
+        "lower_is_better": [name for name, part in parts.items() if not part["higher_is_better"]],
         "reading_ms": reading(next(iter(sections.values()))["data"], experts),
         "making_ms": making(experts) if time_making else None,
     }

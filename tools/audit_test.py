@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -144,6 +146,18 @@ def test_the_table_has_differences_with_their_intervals_and_the_plot_a_panel_a_m
     assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
     metrics = {**FOUND["metrics"], "vqa/unscored": {}, "vqa/accuracy_blank": {}}
     assert report.chosen(metrics, {"vqa": "accuracy"}) == FOUND["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("lower_is_better", "colours"), [([], [report.LOSS, report.OTHER]), (["loss"], [report.OTHER, report.LOSS])]
+)
+def test_the_plot_marks_what_is_worse_in_red(tmp_path, monkeypatch, lower_is_better, colours):
+    """Of a loss that is what is more."""
+    panel = mock.MagicMock()
+    monkeypatch.setattr(report, "panels", lambda *args: contextlib.nullcontext([panel]))
+    row = {"values": [2.0, 1.0, 3.0], "differences": [-1.0, 1.0], "intervals": [[-1.5, -0.5], [0.5, 1.5]]}
+    report.plot(tmp_path / "audit.png", {**FOUND, "metrics": {"loss/loss": row}, "lower_is_better": lower_is_better})
+    assert [call.kwargs["color"] for call in panel.barh.call_args_list] == colours
 
 
 def test_a_model_without_experts_is_one_line(capsys):

@@ -43,13 +43,14 @@ def _cell(row: Mapping[str, Any], number: int) -> str:
 
 
 def plot(path: pathlib.Path, found: Mapping[str, Any]) -> None:
-    """Writes a PNG: a panel a metric, in it a bar an arm with its interval; red where that is below zero."""
-    metrics = found["metrics"]
+    """Writes a PNG: a panel a metric, in it a bar an arm with its interval; red where all of that is worse."""
+    metrics, lower_is_better = found["metrics"], found.get("lower_is_better", ())
     titles = [f"{name}\nas it is: {row['values'][0]:.4g}" for name, row in metrics.items()]
     with panels(path, found["arms"][1:], titles) as drawn:
-        for panel, row in zip(drawn, metrics.values(), strict=True):
+        for panel, (name, row) in zip(drawn, metrics.items(), strict=True):
+            sign = -1 if name.partition("/")[0] in lower_is_better else 1
             for place, (value, ends) in enumerate(zip(row["differences"], row["intervals"], strict=True)):
-                colour = LOSS if ends is not None and ends[1] < 0 else OTHER
+                colour = LOSS if ends is not None and max(sign * end for end in ends) < 0 else OTHER
                 panel.barh(place, value, color=colour, height=0.6, alpha=0.75)
                 if ends is not None:
                     panel.plot(ends, [place, place], color="black", linewidth=1)
