@@ -94,7 +94,7 @@ class PrismerJax(lmms):
             if not (texts and (ranked := _usable(self.captioner.rank, [example], texts))):
                 continue
             longest = max(len(self.captioner.tokenizer.encode_after(text)) for text in texts)
-            (said,) = self.captioner.ask([example], method="greedy", max_new=longest + 1)
+            (said,) = self.captioner.ask([example], method="greedy", min_new=0, max_new=longest + 1)
             scores = dict(zip(ranked[0]["choices"], ranked[0]["scores"], strict=True))
             for text, places in zip(map(str.strip, targets), targets.values(), strict=True):
                 for place in places if text else ():

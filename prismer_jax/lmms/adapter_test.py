@@ -153,6 +153,15 @@ def test_the_likeliest_continuation_costs_least(model, monkeypatch):
     assert [cost.text[1] for cost in model.loglikelihood(made)] == [False, True, False]
 
 
+def test_a_continuation_may_be_shorter_than_what_the_checkpoint_writes(model, monkeypatch):
+    asked = requests(model, {})[0]
+    made = [dataclasses.replace(asked, arguments=(asked.args[0], "A", *asked.args[2:]))]
+    costs = model.loglikelihood(made)
+    task = model.captioner.tasks["question"]
+    monkeypatch.setitem(task, "decode", task["decode"] | {"min_new": 6})
+    assert model.loglikelihood(made) == costs
+
+
 def test_an_empty_continuation_is_the_least_likely(model, caplog):
     asked = requests(model, {})[0]
     targets = ("A", "", " \n", "\ud800")
