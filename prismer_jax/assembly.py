@@ -130,7 +130,7 @@ def check_metric(name: str | None, evals: Mapping[str, Any], why: str = "to choo
     evaluator, _, metric = name.partition("/")
     score = metric.partition("/")[0].removesuffix("_blank").removesuffix("_most_frequent")  # kinds follow a slash
     names = [f"{key}/{one}" for key, part in evals.items() for one in part.score_names]
-    if f"{evaluator}/{score}" not in names and (evaluator not in evals or evals[evaluator].score_names):
+    if not {name, f"{evaluator}/{score}"} & {*names} and (evaluator not in evals or evals[evaluator].score_names):
         raise UserError(f"No metric {name!r} {why}. {nearest(name, names)}")
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax import evaluators
+from prismer_jax import assembly, evaluators
 from prismer_jax.errors import UserError
 from prismer_jax.labels import CLASSES_KEY, no_classes
 
@@ -73,6 +73,14 @@ def test_the_table_does_not_depend_on_batches_and_records_say_of_each_photo():
     dict(table.run({"params": {"wrong": np.float32(0)}}))
     assert set(table.records[0]["scores"]) >= {"depth/abs_rel", "obj_detection/pq"}
     assert set(table.records[-1]["scores"]) == {"depth/abs_rel"}  # an empty map is none
+
+
+def test_the_best_checkpoint_may_be_that_of_a_kind_of_label():
+    table = {"fidelity": evaluator(examples())}
+    for name in ("depth/abs_rel", "obj_detection/pq"):
+        assembly.check_metric(f"fidelity/{name}", table)
+    with pytest.raises(UserError, match="No metric 'fidelity/depth/pq'"):
+        assembly.check_metric("fidelity/depth/pq", table)
 
 
 def test_labels_that_no_example_has_are_named_before_the_network_runs():
