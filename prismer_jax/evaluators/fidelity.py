@@ -29,7 +29,7 @@ class FidelityEvaluator(Evaluator):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.kinds = self.model.kinds
-        self.score_names = tuple(f"{kind}/{fidelity.MAIN[kind]}" for kind in self.kinds)
+        self.score_names = tuple(f"{kind}/{name}" for kind in self.kinds for name in fidelity.MEASURES[kind])
         place = None if self.mesh is None else sharding.batch_sharding(self.mesh)
 
         def read(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

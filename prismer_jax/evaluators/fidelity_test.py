@@ -77,7 +77,7 @@ def test_the_table_does_not_depend_on_batches_and_records_say_of_each_photo():
 
 def test_the_best_checkpoint_may_be_that_of_a_kind_of_label():
     table = {"fidelity": evaluator(examples())}
-    for name in ("depth/abs_rel", "obj_detection/pq"):
+    for name in ("depth/abs_rel", "obj_detection/pq", "obj_detection/sq"):
         assembly.check_metric(f"fidelity/{name}", table)
     with pytest.raises(UserError, match="No metric 'fidelity/depth/pq'"):
         assembly.check_metric("fidelity/depth/pq", table)

@@ -34,7 +34,7 @@ class OwnPhotoEvaluator(LossEvaluator):
     """
 
     main_score, higher_is_better = "gain", True
-    score_names = ("loss", "gain", "wins")
+    score_names = ("loss", "loss_other", "gain", "gain_low", "gain_high", "wins")
     averaged = (*LossEvaluator.averaged, "loss_other")
 
     def __init__(self, **common: Any) -> None:

@@ -27,6 +27,7 @@ def seen(example, rng):
 def test_texts_of_photos_are_likelier_with_them(batch_size):
     evaluator = made("own_photo", source(9), pp=seen, batch_size=batch_size)
     values = dict(evaluator.run(VARIABLES))
+    assert set(evaluator.score_names) == {name for name in values if not name.endswith("_blank")}
     assert values["wins"] == 100
     assert values["loss"] < values["loss_other"]
     assert values["gain"] == pytest.approx(values["loss_other"] - values["loss"], rel=1e-5)

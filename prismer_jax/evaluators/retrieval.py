@@ -36,7 +36,7 @@ class RetrievalEvaluator(Evaluator):
     """
 
     main_score, text_key = "i2t_r1", "caption"
-    score_names = tuple(f"{way}_r{at}" for way in ("i2t", "t2i") for at in retrieval.AT)
+    score_names = (*(f"{way}_r{at}" for way in ("i2t", "t2i") for at in retrieval.AT), "r_mean")
 
     def __init__(
         self,

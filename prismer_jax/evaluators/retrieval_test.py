@@ -110,6 +110,7 @@ def test_recalls_are_those_of_the_dense_matrices(k_test, dense):
     evaluator = made(k_test=k_test, texts_at_once=3)
     found = dict(evaluator.run({}))
     expected = by_dense_matrices(dense)
+    assert set(evaluator.score_names) == set(found)  # by which a training may choose its best checkpoint
     assert found == pytest.approx({**expected, "r_mean": np.mean(list(expected.values()))})
     assert len(set(expected.values())) > 2
     assert [p["image_id"] for p in evaluator.predictions] == list(range(PHOTOS))

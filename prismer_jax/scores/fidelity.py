@@ -31,8 +31,11 @@ DIRECTION = 0.5  # a shorter normal is none
 EDGE = 128  # a pixel below it is of an edge
 TOLERANCE = 0.0075  # of the diagonal
 WORD = 0  # the class of all words
-MAIN = {"depth": "abs_rel", "normal": "angle", "edge": "f", "seg_coco": "miou", "seg_ade": "miou"}
-MAIN |= {"obj_detection": "pq", "ocr_detection": "pq"}
+# The names that `measures` yields of each kind.
+MEASURES = {"depth": ("abs_rel",), "normal": ("angle",), "edge": ("f", "precision", "recall")}
+MEASURES |= {"seg_coco": ("miou",), "seg_ade": ("miou",)}
+MEASURES |= {"obj_detection": ("pq", "rq", "sq"), "ocr_detection": ("pq", "rq", "sq", "cosine")}
+MAIN = {kind: names[0] for kind, names in MEASURES.items()}
 
 
 def compare(

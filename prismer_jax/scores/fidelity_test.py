@@ -116,6 +116,7 @@ def test_the_main_measure_of_every_kind_is_among_them(kind):
     label = rng.integers(0, 3 if row.storage == "ids" else 256, (12, 12, row.channels)).astype(np.uint8)
     table = {"instances": np.arange(256) % 9, "words": rng.standard_normal((256, 64))}.get(row.embed)
     assert fidelity.MAIN[kind] in measured(kind, (label, label, table, table))
+    assert tuple(measured(kind, (label, label, table, table))) == fidelity.MEASURES[kind]
 
 
 def test_maps_of_other_sizes_are_not_compared():
