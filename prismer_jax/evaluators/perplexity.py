@@ -28,4 +28,11 @@ class PerplexityEvaluator(LossEvaluator):
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         for name, value in super().metrics(records):
             yield name, value
-            yield name.replace("loss", "perplexity"), math.exp(value)
+            yield name.replace("loss", "perplexity"), _exp(value)
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:  # of a model that is far off, which ends no training
+        return math.inf

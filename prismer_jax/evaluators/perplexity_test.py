@@ -49,6 +49,13 @@ def test_of_a_model_that_finds_all_words_alike_it_is_their_number():
     assert found["loss"] == pytest.approx(np.log(3.0), rel=1e-5)
 
 
+def test_of_a_loss_beyond_what_a_float_can_hold_the_exponential_of_it_is_infinite():
+    options = dict(model=Model(), tokenizer=None, source=[example(1)], batch_size=1, quiet=True)
+    found = dict(PerplexityEvaluator(**options, pp=lambda example, rng: example).run({"score": -1000.0}))
+    assert found["loss"] > 990
+    assert found["perplexity"] == float("inf")
+
+
 def test_a_loss_a_part_of_a_batch_is_that_of_all_tokens_in_batches_of_any_size():
     """A row that fills up a last batch would count, and its tokens lower the loss of others."""
     sources = [example(1), example(3), example(2)]
