@@ -89,9 +89,9 @@ def evaluate_on(
     tokenizer = pp.tokenizer.load(cfg.tokenizer)
     model = assembly.make_model(cfg, tokenizer)
     by_name = assembly.make_evaluators(sections, model, tokenizer, mesh)
-    variables = load_variables(cfg, model, mesh, checkpoint_path)
-    path = checkpoint.find(checkpoint_path)
-    step = int(path.name) if path.name.isdigit() else checkpoint.description(checkpoint_path).get("step")
+    path = checkpoint.find(checkpoint_path)  # once, as a run that is under way saves others
+    variables = load_variables(cfg, model, mesh, path)
+    step = int(path.name) if path.name.isdigit() else checkpoint.description(path).get("step")
     weights = {"path": str(path), "step": step, "fingerprint": fingerprint(variables)}
 
     # --------------------------------------------------------------------------------------------------------- the run

@@ -183,6 +183,22 @@ def test_a_step_of_a_run_is_a_checkpoint_too(finished, model, tmp_path):
     assert len(fingerprints) == 1
 
 
+def test_scores_are_of_the_step_that_was_read_although_the_run_saves_another(model, tmp_path, monkeypatch):
+    def save(step):
+        with checkpoint.Checkpointer(tmp_path / "checkpoints", keep=2) as saved:
+            saved.save(step, model[1])
+
+    def load(*args, load=evaluate.load_variables):
+        variables = load(*args)
+        save(6)
+        return variables
+
+    save(3)
+    monkeypatch.setattr(evaluate, "load_variables", load)
+    run(tmp_path, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["checkpoint"]["step"] == 3
+
+
 def test_a_checkpoint_of_another_model_is_told_by_its_settings(model, tmp_path):
     cfg = config.load(SPEC.replace("smoke", "smoke,experts=depth"))
     with pytest.raises(UserError, match=r"of another model than the config's: experts is 'all' there, 'depth' here"):
