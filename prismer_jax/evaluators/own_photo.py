@@ -42,9 +42,9 @@ class OwnPhotoEvaluator(LossEvaluator):
         super().__init__(loss_options=dict(label_smoothing=0.0, normalize="batch"), **common)
 
     def check_source(self) -> None:
-        super().check_source()
         if len(self.source) < 2:
             raise UserError(f"{self.where}: another photo takes two examples.")
+        super().check_source()
 
     def measure(self, variables: Any, batch: Batch) -> list[Record]:
         rows = super().measure(variables, batch)
