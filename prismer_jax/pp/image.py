@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from prismer_jax import label_png, labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import regular
-from prismer_jax.pp.labels import maps, resample
+from prismer_jax.pp.labels import maps, resample, same_proportions
 from prismer_jax.pp.ops import Example, Op, register
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # max_pixels refuses them by name
@@ -170,7 +170,7 @@ def _read_label(
     if label is None:
         return labels.blank(name, *photo)
     (h, w), (height, width) = checked(label, labels.EXPERTS[name].channels, where).shape[:2], photo
-    if (h, w) == photo or abs(w - h * width / height) <= 1 or abs(h - w * height / width) <= 1:
+    if same_proportions((h, w), photo):
         return label
     turned = " It fits the photo as stored, not as its EXIF orientation shows it." if (w, h) == photo else ""
     raise BadSample(f"{where} ({w}x{h}) does not fit {image} ({width}x{height}).{turned} Make the label again.")

@@ -24,13 +24,9 @@ def labels_for(experts: str | Sequence[str] = "all") -> Op:
     tables = [labels.EXPERTS[name].table for name in names if labels.EXPERTS[name].table]
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        out = {key: value for key, value in example.items() if not key.startswith("labels/")}
-        for key in tables:
-            out[key] = example.get(key, labels.EMPTY_TABLES[key])
-        for name in names:
-            key = f"labels/{name}"
-            out[key] = example[key] if key in example else _empty(name, example)
-        return out
+        out, there = {key: value for key, value in example.items() if not key.startswith("labels/")}, maps(example)
+        out |= {key: example.get(key, labels.EMPTY_TABLES[key]) for key in tables}
+        return out | {f"labels/{name}": there[name] if name in there else _empty(name, example) for name in names}
 
     return op
 
@@ -46,6 +42,11 @@ def _empty(name: str, example: Example) -> np.ndarray | bytes:
 def maps(example: Example) -> dict[str, np.ndarray]:
     """Returns the example's label maps by expert name, without the tables that go with them."""
     return {name: example[row.key] for name, row in labels.EXPERTS.items() if row.key in example}
+
+
+def same_proportions(size: tuple[int, int], photo: tuple[int, int]) -> bool:
+    """Returns whether a map (height, width) has the proportions of a photo, but for a pixel of its own."""
+    return abs(size[1] * photo[0] - size[0] * photo[1]) <= max(photo)
 
 
 def resample(example: Example, size: tuple[int, int], box: Box | None = None) -> dict[str, np.ndarray]:

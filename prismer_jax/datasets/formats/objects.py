@@ -22,6 +22,8 @@ from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.objects import shapes
+from prismer_jax.pp.image_size import image_size
+from prismer_jax.pp.labels import same_proportions
 
 Example = dict[str, Any]
 
@@ -46,6 +48,7 @@ def load(
       max_bad: the fraction of photos and objects that may be unusable; they are counted and left out, with a warning.
 
     An example has `id`, `photo`, `image` (a path) and `objects` (see pp/objects.py), which say `crowd` where it is one.
+    Height and width are those of the upright photo, or of a larger or smaller one.
 
     Raises:
       UserError: there is no such list, or more of it than max_bad cannot be used: names the first.
@@ -70,6 +73,19 @@ def load(
 
 class Source(CompactDicts):
     """Examples of photos with objects: `len(source)`, `source[i]`."""
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises BadSample for a photo of other proportions than its list says: its boxes would be of other places."""
+        example = super().__getitem__(index)
+        for height, width in (one["size"] for one in example["objects"][:1]):
+            photo = image_size(example["image"])
+            if not same_proportions((height, width), photo):
+                raise BadSample(
+                    f"{example['image']}: has {photo[1]}x{photo[0]} pixels as its EXIF orientation shows it, and its "
+                    f"boxes are of {width}x{height}. Write width, height and boxes of the photo as it is shown.",
+                    "boxes of another size",
+                )
+        return example
 
     def name(self, index: int) -> str:
         return self[index]["id"]

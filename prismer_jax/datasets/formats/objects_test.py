@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from prismer_jax import datasets
-from prismer_jax.errors import UserError
+from prismer_jax.errors import BadSample, UserError
 
 SQUARE = [[10.0, 5.0, 20.0, 5.0, 20.0, 10.0, 10.0, 10.0]]
 
@@ -67,6 +67,28 @@ def test_json_lines_of_ones_own(photos):
     (photos / "list.jsonl").write_text(json.dumps(entry) + "\n")
     source = datasets.load("objects", path=photos / "list.jsonl")
     assert source[0]["objects"][0]["box"] == [0.5, 0.5, 1.0, 1.0]  # of its mask
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(6, (10, 20)), (1, (20, 10)), (1, (10, 30))])
+def test_boxes_of_a_photo_of_other_proportions_are_refused(photos, orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros((10, 20, 3), np.uint8)).save(photos / "a.png", exif=exif)
+    box = {"name": "cat", "bbox": [1, 1, 2, 2]}
+    source = load(photos, [{"image": "a.png", "height": size[0], "width": size[1], "objects": [box]}])
+    with pytest.raises(
+        BadSample, match=r"a\.png: has \d+x\d+ pixels as its EXIF orientation shows it, and its boxes are of"
+    ):
+        source[0]
+
+
+def test_a_photo_may_be_smaller_than_when_its_boxes_were_drawn(photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((10, 20, 3), np.uint8)).save(photos / "a.png", exif=exif)
+    box = {"name": "cat", "bbox": [10, 20, 10, 40]}
+    example = load(photos, [{"image": "a.png", "height": 80, "width": 40, "objects": [box]}])[0]
+    assert example["objects"][0]["box"] == [0.25, 0.25, 0.75, 0.5]
 
 
 def broken(change):
