@@ -69,6 +69,7 @@ class Pairs(conversations.Source):
         where, name, row, photos = self.found(index)
         if not photos:
             raise BadSample(f"{where}: has no image.", "no image")
+        row = {key: value for key, value in row.items() if value == value}  # NaN is an empty cell of pandas
         said = _suffixes(row, where)
         for key in ("prefix", "question"):
             if (text := row.get(key)) is not None and not isinstance(text, str):
@@ -138,7 +139,7 @@ def _suffixes(row: Mapping[str, Any], where: str) -> list[str]:
 
 def _texts(values: Sequence[Any], what: str, where: str) -> list[str]:
     """Returns texts, and numbers as texts; raises BadSample for anything else."""
-    texts = [id_text(one) if isinstance(one, int | float) and not isinstance(one, bool) else one for one in values]
+    texts = [id_text(one) if type(one) in (int, float) and one == one else one for one in values]
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise BadSample(f"{where}: its {what} is {wrong[0]!r} instead of a text.", "no text")
     return texts

@@ -90,6 +90,17 @@ def test_columns_that_say_nothing_of_a_row_count_as_absent(folder):
     assert not any("question_id" in source[i] for i in range(2))
 
 
+def test_what_pandas_writes_of_an_empty_cell_is_absent(folder):
+    nan = float("nan")
+    rows = [{"prefix": "caption en", "suffix": nan, "captions": ["a cat"]}, {"question": nan, "suffix": "a cat"}]
+    rows += [{"question": "Which?", "choices": nan, "hint": nan, "answer": nan}]
+    source = write(folder, *({"image": "a.jpg", **row} for row in rows))
+    assert [source[i]["answers"] for i in range(3)] == [["a cat"], ["a cat"], []]
+    assert not {"question", "choices", "hint"} & source[1].keys()
+    with pytest.raises(BadSample, match="has no text 'hint'"):
+        turns(source[2], "affix('{question} {hint}', learn=False)")
+
+
 def test_suffixes_are_drawn_by_the_weights_of_answers():
     asked = {"question": "Who?", "answers": ["me", "you"], "answer_weights": [0.0, 0.5]}
     assert {turns(asked, "affix('{question}')")[0]["assistant"] for _ in range(30)} == {"you"}
@@ -116,6 +127,7 @@ def test_frames_are_spread_evenly_and_repeated(folder):
         ("[1]\n", "sample 0: is list, not an object"),
         ({"suffix": "x"}, "sample 0: has no image"),
         ({"image": "a.jpg", "suffix": {"text": "x"}}, "its suffix is {'text': 'x'} instead of a text"),
+        ({"image": "a.jpg", "answers": ["x", float("nan")]}, "its suffix is nan instead of a text"),
         ({"image": "a.jpg", "prefix": 3, "suffix": "x"}, "its prefix is 3 instead of a text"),
         ({"image": "a.jpg", "question": ["a"], "suffix": "x"}, "its question is ['a'] instead of a text"),
         ({"image": "a.jpg", "choices": ["x", None], "suffix": "x"}, "its choice is None instead of a text"),
