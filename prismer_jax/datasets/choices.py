@@ -90,7 +90,7 @@ class Source:
 
 def _entries(path: pathlib.Path) -> list[Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
             return json.loads(text)
         return [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -104,9 +104,11 @@ def _example(entry: Any, number: int, folder: pathlib.Path, letters: str, where:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("question"), str) or not entry["question"].strip():
         raise BadSample(f"{where} has no text `question`.", "no question")
     question, texts = entry["question"].strip(), _first(entry, "choices")
-    if texts is None:
+    while isinstance(texts, list) and texts and row.is_empty(texts[-1]):  # a table has cells for further ones
+        texts = texts[:-1]
+    if not texts:
         letters = _listed(question) or letters
-    elif isinstance(texts, list) and 2 <= len(texts) <= len(LETTERS):
+    elif isinstance(texts, list) and 2 <= len(texts) <= len(LETTERS) and all(map(_is_option, texts)):
         letters = LETTERS[: len(texts)]
         question += "\n" + "\n".join(f"{i}. {text}" for i, text in zip(letters, texts, strict=True))
     else:
@@ -127,7 +129,7 @@ def _example(entry: Any, number: int, folder: pathlib.Path, letters: str, where:
         "image": None if not paths else paths[0] if len(paths) == 1 else paths,
         "question": question,
         "letters": letters,
-        **({} if texts is None else {"choices": [str(text) for text in texts]}),
+        **({"choices": [str(text) for text in texts]} if texts else {}),
         "answers": [_right(entry.get("answer"), letters, texts, where)],
         "question_type": str(_first(entry, "category") or ""),
     }
@@ -135,6 +137,10 @@ def _example(entry: Any, number: int, folder: pathlib.Path, letters: str, where:
 
 def _first(entry: Mapping[str, Any], key: str) -> Any:
     return next((entry[name] for name in KEYS[key] if not row.is_empty(entry.get(name))), None)
+
+
+def _is_option(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not row.is_empty(value)
 
 
 def _listed(question: str) -> str:

@@ -29,8 +29,24 @@ def test_options_are_listed_in_the_text_or_beside_it(tmp_path):
     assert second["image"] == str(tmp_path / "a.png")
     assert (third["answers"], len(third["image"])) == (["A"], 2)
     assert len(load(tmp_path, GOOD, science, limit=1)) == 1
-    assert load(tmp_path, {**GOOD, "image": ""})[0]["image"] is None
+    assert load(tmp_path, {**GOOD, "image": "", "choices": []})[0]["image"] is None
     assert load(tmp_path, {**GOOD, "id": "", "index": float("nan")})[0]["id"] == "0"
+
+
+def test_options_that_a_table_has_no_text_for_are_none(tmp_path):
+    empty = float("nan")  # as tables of four columns have it where a question has two options
+    asked = {"question": "Is it?", "choices": ["yes", "no", empty, None], "answer": "B"}
+    example = load(tmp_path, asked)[0]
+    assert (example["question"], example["letters"]) == ("Is it?\nA. yes\nB. no", "AB")
+    assert (example["choices"], example["answers"]) == (["yes", "no"], ["B"])
+    with pytest.raises(UserError, match="has the answer 'C', which is none of its choices AB"):
+        load(tmp_path, {**asked, "answer": "C"})
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([GOOD]), encoding="utf-8-sig")
+    assert len(datasets.load("choices", path=path)) == 1
 
 
 def test_a_question_that_lists_none_has_the_letters_that_are_given(tmp_path):
@@ -45,6 +61,7 @@ def test_a_question_that_lists_none_has_the_letters_that_are_given(tmp_path):
         ({"answer": None}, "has the answer None"),
         ({"question": "Who?"}, "has no `choices`, and its text lists none"),
         ({"choices": ["one"]}, "as choices, which is no list of 2 to 26 texts"),
+        *(({"choices": c}, "no list of 2 to 26 texts") for c in (["one", None], ["one", None, "two"], [{}, {}])),
         ({"choices": [1, 2, 3], "answer": 2}, "its answer 2 may be one of the choices"),
         ({"question": " "}, "no text `question`"),
         ({"image": "none.png"}, r"none\.png, which is not there"),

@@ -133,7 +133,7 @@ def _names(folders: Sequence[str], names: PathLike | None, indices: PathLike | N
 
 def _json(path: PathLike, kind: type) -> Any:
     try:
-        content = json.loads(pathlib.Path(path).expanduser().read_text(encoding="utf-8"))
+        content = json.loads(pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(content, kind):

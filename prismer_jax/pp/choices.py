@@ -24,7 +24,7 @@ def read_choices(choices: Iterable[str] | storage.PathLike) -> list[str]:
     if isinstance(choices, storage.PathLike):
         where = os.fspath(choices)
         try:
-            choices = json.loads(storage.on_disk(choices).read_text(encoding="utf-8"))
+            choices = json.loads(storage.on_disk(choices).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{where}: not a JSON file with a list of texts ({error}).") from None
     if not isinstance(choices, list | tuple) or not choices:
