@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import BadSample
+from prismer_jax.pp.image import one_photo
 from prismer_jax.pp.labels import resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -65,7 +66,7 @@ def stretch(size: int, antialias: bool = False, label_size: int | None = None, f
             number = len(image) if isinstance(image, list) else "no" if image is None else "one"
             raise BadSample(f"example {example.get('id', '?')} has {number} photos; frames={frames}.", "frames")
         if frames is None:
-            return dict(example, image=squared(image)) | resample(example, shape)
+            return dict(example, image=squared(one_photo(example, "stretch"))) | resample(example, shape)
         chosen = np.linspace(0, len(image) - 1, frames).round().astype(int)
         return dict(example, image=np.stack([squared(image[number]) for number in chosen]))
 

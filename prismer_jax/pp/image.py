@@ -192,12 +192,12 @@ def resize(size: Size, label_size: Size | None = None) -> Op:
 
 
 def one_photo(example: Example, op: str) -> np.ndarray:
-    """Returns the photo that an op takes; raises BadSample where there is none, UserError where there are several."""
+    """Returns the photo that an op takes; raises BadSample where there is none, UserError where there are others."""
     image, name = example["image"], f"example {example.get('id', '?')}"
     if image is None:
         raise BadSample(f"{name} has no photo, which {op} takes.", "no photo")
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"{op}: takes one decoded photo; {name} has a list of them. Leave {op} out.")
+    if not isinstance(image, np.ndarray) or image.ndim != 3:
+        raise UserError(f"{op}: takes one decoded photo; {name} has none. Put it between decode and tiles, or nowhere.")
     return image
 
 

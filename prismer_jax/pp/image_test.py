@@ -475,10 +475,40 @@ def test_randaugment_is_a_function_of_the_rng_and_of_its_strength():
 
 @pytest.mark.parametrize("op", ["resize(9)", "flip(1.0)", "random_resized_crop(9)", "randaugment", "blip_randaugment"])
 def test_ops_that_move_pixels_refuse_other_than_one_photo(op):
-    with pytest.raises(UserError, match=r"takes one decoded photo; example a has a list of them\. Leave"):
+    with pytest.raises(
+        UserError, match=r"takes one decoded photo; example a has none\. Put it between decode and tiles"
+    ):
         run(op, {"id": "a", "image": [smooth(), smooth()]})
     with pytest.raises(BadSample, match=r"example a has no photo, which .* takes"):
         run(op, {"id": "a", "image": None})
+
+
+@pytest.mark.parametrize(
+    ("before", "op"),
+    [
+        *((before, op) for before in ("tiles(16, max_side=32)|", "") for op in ("label_objects(['a'])", "describe")),
+        *(
+            (before, op)
+            for before in ("tiles(16, max_side=32)|", "stretch(16, frames=2)|", "")
+            for op in ("resize(9)", "flip(1.0)", "randaugment", "blip_randaugment", "stretch(9)", "tiles(9)", "outline")
+        ),
+    ],
+)
+def test_ops_on_one_photo_stand_behind_decode_and_before_tiles(before, op):
+    example = {"id": "a", "image": smooth(), "bbox": [0, 0, 1, 1], "prompt": "?"}
+    if "frames" in before:
+        example["image"] = [smooth()] * 2
+    else:
+        ids = labels.blank("obj_detection", 40, 60)
+        ids[:9, :9] = 0
+        example |= {"labels/obj_detection": ids, labels.CLASSES_KEY: labels.no_classes()}
+    if not before:
+        example |= {"image": "a.jpg", "labels/obj_detection": "a.png"}
+    chain, name = pp.build(before + op, tokenizer=pp.tokenizer.load("scenes")), op.partition("(")[0]
+    with pytest.raises(
+        UserError, match=rf"{name}: takes one decoded photo; example a has none\. Put it between decode and tiles"
+    ):
+        chain(example, np.random.default_rng(0))
 
 
 def test_each_of_several_photos_becomes_its_negative():

@@ -18,6 +18,8 @@ from prismer_jax import labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.objects import codec as codecs
 from prismer_jax.objects import description, shapes, words
+from prismer_jax.pp.image import one_photo
+from prismer_jax.pp.labels import maps
 from prismer_jax.pp.location_tokens import PIECES
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -36,6 +38,7 @@ def label_objects(names: Sequence[str], least: int = 1) -> Op:
     def op(example: Example, rng: np.random.Generator) -> Example:
         if (key := labels.EXPERTS["obj_detection"].key) not in example:
             return {**example, "objects": []}
+        one_photo({**example, "image": example[key]}, "label_objects")
         ids, classes, found = example[key][..., 0], example[labels.CLASSES_KEY], []
         for instance in np.unique(ids[ids != labels.BACKGROUND]).tolist():
             mask, kind = ids == instance, int(classes[instance])
@@ -162,7 +165,7 @@ def outline() -> Op:
     """
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        box, image = example.get("bbox"), example["image"].copy()
+        box, image = example.get("bbox"), one_photo(example, "outline").copy()
         if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4:
             raise BadSample(
                 f"example {example.get('id', '?')} has no bbox of y1, x1, y2, x2 to outline: ops that cut or mirror a "
@@ -202,6 +205,8 @@ def describe(names: Any = None, most: int = 8, length: int = 150, *, tokenizer: 
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         said = ""
+        for label in maps(example).values():
+            one_photo({**example, "image": label}, "describe")
         for sentence in description.sentences(example, names, most):
             longer = f"{said} {sentence}".strip()
             if len(tokenizer.encode(longer)) > length:

@@ -11,6 +11,7 @@ from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.labels import EXPERTS
 from prismer_jax.labels import blank as empty
 from prismer_jax.pp.bilinear import squeezed
+from prismer_jax.pp.image import one_photo
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -85,7 +86,7 @@ def tiles(
     def planned(example: Example) -> tuple[list[np.ndarray], list[Grid], int]:
         """Returns an example's photos, none of a text alone, their grids and the number of tiles."""
         photos = example.get("image")
-        photos = [] if photos is None else photos if isinstance(photos, list) else [photos]
+        photos = [] if photos is None else photos if isinstance(photos, list) else [one_photo(example, "tiles")]
         grids = []
         for photo in photos:
             height, width = photo.shape[:2]
