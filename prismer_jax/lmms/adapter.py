@@ -63,7 +63,7 @@ class PrismerJax(lmms):
             for place in places:
                 context, _, visual, number, task, split = requests[place].args
                 examples.append(self._example(str(place), context, visual, number, task, split))
-            for result in _usable(self.captioner.ask, examples, batch_size=self.batch_size, **_method(settings)):
+            for result in _usable(self.captioner.ask, examples, batch_size=self.batch_size, **self._method(settings)):
                 answers[int(result["image"])] = self._cut(result["answers"][0], settings.get("until") or ())
         return answers
 
@@ -111,6 +111,18 @@ class PrismerJax(lmms):
         image = None if not photos else photos[0] if len(photos) == 1 else photos
         return {"id": name, "image": image, "question": question, "begun": begun}
 
+    def _method(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Returns settings of `decode.generate` from those of a task, which are Hugging Face's."""
+        made: dict[str, Any] = {"max_new": int(settings.get("max_new_tokens") or DEFAULT_TOKENS)}
+        own = self.captioner.tasks["question"].get("decode") or {}
+        if own.get("min_new", 0) > made["max_new"]:  # as many as the task takes are the fewest
+            made["min_new"] = made["max_new"]
+        temperature = float(settings.get("temperature") or 0)
+        if settings.get("do_sample") and temperature > 0:
+            return made | {"method": "sample", "temperature": temperature, "top_p": float(settings.get("top_p") or 1)}
+        beams = int(settings.get("num_beams") or 1)
+        return made | ({"method": "beam", "num_beams": beams} if beams > 1 else {"method": "greedy"})
+
     def _cut(self, answer: str, until: str | Sequence[str]) -> str:
         """Returns an answer up to the first text that ends it; nanoVLM's wrapper goes on to the end of the text."""
         if self.wording == "nanovlm":
@@ -139,13 +151,3 @@ def _pixels(photo: Any) -> Any:
     if isinstance(photo, str | np.ndarray):
         return photo
     raise UserError(f"A task gives a {type(photo).__name__}; photos alone are read, no video and no sound.")
-
-
-def _method(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings of `decode.generate` from those of a task, which are Hugging Face's."""
-    made: dict[str, Any] = {"max_new": int(settings.get("max_new_tokens") or DEFAULT_TOKENS)}
-    temperature = float(settings.get("temperature") or 0)
-    if settings.get("do_sample") and temperature > 0:
-        return made | {"method": "sample", "temperature": temperature, "top_p": float(settings.get("top_p") or 1)}
-    beams = int(settings.get("num_beams") or 1)
-    return made | ({"method": "beam", "num_beams": beams} if beams > 1 else {"method": "greedy"})

@@ -162,6 +162,15 @@ def test_a_continuation_may_be_shorter_than_what_the_checkpoint_writes(model, mo
     assert model.loglikelihood(made) == costs
 
 
+@pytest.mark.parametrize(("most", "least"), [(2, 2), (8, 6)])
+def test_a_task_may_ask_for_fewer_tokens_than_the_checkpoint_writes(model, monkeypatch, most, least):
+    asked, task = requests(model, {"max_new_tokens": most}), model.captioner.tasks["question"]
+    examples = [model._example(str(n), one.args[0], *one.args[2:]) for n, one in enumerate(asked)]
+    expected = model.captioner.ask(examples, method="greedy", max_new=most, min_new=least)
+    monkeypatch.setitem(task, "decode", task["decode"] | {"min_new": 6})
+    assert model.generate_until(asked) == [result["answers"][0] for result in expected]
+
+
 def test_an_empty_continuation_is_the_least_likely(model, caplog):
     asked = requests(model, {})[0]
     targets = ("A", "", " \n", "\ud800")
