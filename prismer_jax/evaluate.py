@@ -14,8 +14,10 @@ A file of predictions, without a model:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -120,6 +122,7 @@ def evaluate_on(
                 **described[name],
                 "config": {**described[name]["config"], **NO_MATTER},
                 "data": [data_seen.fingerprint(s) for s in (evaluator.source, evaluator.train_source) if s is not None],
+                "files": _files(evaluator.source) if model.experts else "",
             },
             jax.process_index(),
             jax.process_count(),
@@ -149,6 +152,15 @@ def evaluate_on(
             journal.discard()
     sharding.barrier("written")
     return scores
+
+
+def _files(source: Any) -> str:
+    """Returns a digest of the sizes of label files, of some examples; on other hosts their times may be others."""
+    from prismer_jax.datasets import checks
+    from prismer_jax.evaluators.journal import files_of
+
+    sizes = [files_of(example, os.path.getsize) for example in checks.sample(source)]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Path) -> Any:

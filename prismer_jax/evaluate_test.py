@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from prismer_jax import assembly, checkpoint, config, evaluate, evaluators, models, pp, sharding
+from prismer_jax import assembly, checkpoint, config, evaluate, evaluators, label_files, labels, models, pp, sharding
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.vqa import VQAEvaluator
 from prismer_jax.testing import ROOT
@@ -168,6 +168,40 @@ def test_a_stopped_run_whose_data_were_replaced_begins_anew(model, tmp_path, mon
     run(model[0], tmp_path, *overrides)
     assert len(calls) == 2
     assert all((sample["references"] == ["mauve"]) == (replaced == "data") for sample in read_samples(tmp_path))
+
+
+class InFiles:
+    """A source whose labels of depth lie in a folder; of what a list says nothing tells that they changed."""
+
+    fingerprint = "a list"
+
+    def __init__(self, source, folder):
+        self.source, self.folder = source, folder
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        example = {key: value for key, value in self.source[index].items() if key != "labels/depth"}
+        return example | label_files.locate(self.folder, ["depth"], str(index))
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_stopped_run_whose_labels_were_made_since_begins_anew(model, tmp_path, monkeypatch, changed):
+    def load(part, where, *options, load=assembly.load_source):
+        return InFiles(load(part, where, *options), tmp_path / "labels")
+
+    monkeypatch.setattr(assembly, "load_source", load)
+    overrides = ("evals.vqa.data.count=8",)
+    with monkeypatch.context() as patch:
+        count_calls(patch, limit=1)
+        with pytest.raises(Stop):
+            run(model[0], tmp_path, *overrides)
+    if changed:
+        label_files.write(tmp_path / "labels", "depth", "7", labels.blank("depth", 96, 96))
+    calls = count_calls(monkeypatch)
+    run(model[0], tmp_path, *overrides)
+    assert len(calls) == (2 if changed else 1)
 
 
 def test_a_step_of_a_run_is_a_checkpoint_too(finished, model, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ from prismer_jax.captioner.loaded import Loaded
 from prismer_jax.captioner.requests import Request, Result, check_counts
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.evaluators.journal import Journal
-from prismer_jax.files import versions
+from prismer_jax.evaluators.journal import Journal, files_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +90,8 @@ def _earlier(journal: Journal, source: Any) -> dict[int, Result]:
 
 
 def _files(example: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Returns size and time of the photo and of its label files."""
-    paths = {key: value for key, value in example.items() if key == "image" or key.startswith("labels/")}
-    there = {key: path for key, path in paths.items() if isinstance(path, str) and os.path.exists(path)}
-    return {key: list(versions.version(path)) for key, path in there.items()}
+    """Returns size and time of the photo and of its label files, as JSON has them."""
+    return {key: list(version) for key, version in files_of(example).items()}
 
 
 def _once(batch: Mapping[str, Any], times: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ def check(source: Any, where: str, pp: str = "", experts: str | Sequence[str] = 
     Raises:
       UserError: captions or answers are no lists of texts, or a question or a class name is no text.
     """
-    first = next(_sample(source), {})
+    first = next(sample(source), {})
     for key, kind in TEXTS.items():
         if (value := first.get(key)) is not None and not fits(value, kind):
             form = "captions and answers are lists of texts, a question and a class name are one"
@@ -60,19 +61,18 @@ def missing(sources: Sequence[Any], kinds: Sequence[str]) -> list[str]:
     """Returns the kinds of which no example, of a sample of each source, has a label."""
     left = set(kinds)
     for source in sources if kinds else ():
-        for example in _sample(source):
+        for example in sample(source):
             left -= {kind for kind in left if _has(example.get(EXPERTS[kind].key))}
             if not left:
                 return []
     return [kind for kind in kinds if kind in left]
 
 
-def _sample(source: Any) -> Iterator[Mapping[str, Any]]:
+def sample(source: Any) -> Iterator[Mapping[str, Any]]:
+    """Yields examples evenly spaced, as many as are looked at, that can be read."""
     for index in np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(int)).tolist():
-        try:
+        with contextlib.suppress(BadSample):
             yield source[index]
-        except BadSample:
-            continue
 
 
 def _has(label: Any) -> bool:
