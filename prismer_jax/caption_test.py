@@ -430,6 +430,21 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_captions(captione
     assert [path.name for path in output.parent.iterdir()] == ["captions.jsonl"]
 
 
+def test_a_run_whose_checkpoint_writes_in_another_style_since_begins_anew(captioner, photos, monkeypatch):
+    output = photos / "out/captions.json"
+    flags = ["--checkpoint", ".", "--images", str(photos / "photos"), "--batch-size", "2", "--output", str(output)]
+    with monkeypatch.context() as patch:
+        stop_after(patch, captioner, 2)
+        with pytest.raises(Stop):
+            caption.main(flags)
+    monkeypatch.setitem(captioner.tasks["caption"], "style", "reference")
+    expected = captioner.caption(photos / "photos", batch_size=2)
+    caption_again = stop_after(monkeypatch, captioner, -1)
+    caption.main(flags)
+    assert len(caption_again) == 3
+    assert json.loads(output.read_text()) == expected
+
+
 def test_a_stop_before_the_submission_costs_no_caption(export, photos, monkeypatch):
     model, output = sentences.write_model(photos / "tiny"), photos / "out/captions.json"
     flags = ["--checkpoint", str(export), "--images", str(photos / "photos"), "--num-beams", "2"]

@@ -73,7 +73,7 @@ def _say_of_cut(meta: Sequence[Mapping[str, Any]], said_of: set[str]) -> None:
 
 def _described(loaded: Loaded, request: Request) -> dict[str, Any]:
     """Returns what results depend on but for the photos themselves."""
-    return {**request.settings, "pp": request.how["pp"], "weights": fingerprint(loaded.variables)}
+    return {**request.settings, "how": dict(request.how), "weights": fingerprint(loaded.variables)}
 
 
 def _earlier(journal: Journal, source: Any) -> dict[int, Result]:
