@@ -18,6 +18,7 @@ import numpy as np
 
 from prismer_jax.datasets.compact_dicts import CompactDicts
 from prismer_jax.datasets.formats import coco
+from prismer_jax.datasets.formats.row import id_text
 from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.files import storage
 from prismer_jax.files.dropped import Dropped
@@ -56,7 +57,7 @@ def load(
     choose("task of objects", task, ("photo", "name"))
     path, dropped, total, photos = storage.on_disk(path), Dropped(), 0, []
     folder = storage.on_disk(images) if images else path.parent
-    for number, entry in enumerate(_entries(path), 1):
+    for number, entry in enumerate(_entries(path, dropped), 1):
         total += 1 + (len(listed) if isinstance(listed := entry.get("objects"), list) else 0)
         try:
             photos.append(_photo(entry, folder, crowds, dropped, f"{path}: photo {number}"))
@@ -91,12 +92,12 @@ class Source(CompactDicts):
         return self[index]["id"]
 
 
-def _entries(path: pathlib.Path) -> Iterable[Mapping[str, Any]]:
+def _entries(path: pathlib.Path, dropped: Dropped) -> Iterable[Mapping[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         lines = [line for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else None
         content = json.loads(text) if lines is None else [json.loads(line) for line in lines]
-        content = _of_coco(content) if isinstance(content, Mapping) else content
+        content = _of_coco(content, dropped) if isinstance(content, Mapping) else content
     except FileNotFoundError:
         raise UserError(f"{path}: no such list of objects.") from None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -107,13 +108,18 @@ def _entries(path: pathlib.Path) -> Iterable[Mapping[str, Any]]:
     return content
 
 
-def _of_coco(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    names = {one["id"]: one["name"] for one in content.get("categories") or ()}
+def _of_coco(content: Mapping[str, Any], dropped: Dropped) -> list[Mapping[str, Any]]:
+    names = {id_text(one["id"]): one["name"] for one in content.get("categories") or ()}
     coco.names(content["images"])  # raises where two have one id
-    photos = {one["id"]: {**one, "image": one["file_name"], "objects": []} for one in content["images"]}
+    photos = {id_text(one["id"]): {**one, "image": one["file_name"], "objects": []} for one in content["images"]}
     for one in content["annotations"]:
-        photo = photos[one["image_id"]]
-        photo["objects"].append({**one, "name": photo.get("caption") or names[one["category_id"]]})
+        image, kind = one["image_id"], one.get("category_id")
+        if (photo := photos.get(id_text(image))) is None:
+            dropped.add("unlisted photo", f"photo {image!r} of an annotation is not among its images")
+        elif name := photo.get("caption") or names.get(id_text(kind)):
+            photo["objects"].append({**one, "name": name})
+        else:
+            dropped.add("unlisted category", f"category {kind!r} of an annotation is not among its categories")
     return list(photos.values())
 
 

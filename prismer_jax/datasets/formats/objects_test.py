@@ -105,7 +105,11 @@ def broken(change):
         ([3], "is no list of objects"),
         ([], "lists no photos"),
         ([{"image": "a.png", "height": 10, "width": 20, "objects": 3}], "needs image, height, width and objects"),
-        (broken(lambda c: c["annotations"][0].update(image_id=9)), "an entry lacks 9"),
+        (broken(lambda c: c["annotations"][0].update(image_id=9)), "photo 9 of an annotation is not among its images"),
+        (
+            broken(lambda c: c["annotations"][0].update(category_id=9)),
+            "category 9 of an annotation is not among its cat",
+        ),
         (broken(lambda c: c["images"][1].update(id=7)), "the photos a.png and b.png have one id, 7"),
         (broken(lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5])), "the box of cat has no pixels"),
         (broken(lambda c: c["annotations"][0].update(bbox=[1, 1])), "needs name and bbox"),
@@ -123,6 +127,14 @@ def test_bad_lists_are_named_in_one_line(photos, content, problem):
 def test_a_few_bad_objects_are_left_out(photos):
     content = broken(lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5]))
     assert len(load(photos, content, max_bad=0.5)[0]["objects"]) == 1
+
+
+def test_annotations_of_what_the_lists_lack_are_left_out(photos):
+    content = broken(lambda c: c["annotations"].append({"image_id": 9, "category_id": 3, "bbox": [1, 1, 2, 2]}))
+    content["annotations"].append({"image_id": 8, "category_id": 9, "bbox": [1, 1, 2, 2]})
+    content["annotations"].append({"image_id": "8", "category_id": 4.0, "bbox": [1, 1, 2, 2]})  # as tables write ids
+    source = load(photos, content, max_bad=0.5)
+    assert [[one["name"] for one in source[i]["objects"]] for i in range(2)] == [["cat", "dog"], ["dog"]]
 
 
 def test_lines_may_hold_separators_of_lines_and_what_is_no_json_is_named(photos):
