@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 import zipfile
 import zlib
@@ -30,11 +31,11 @@ def unpack(files: Mapping[str, bytes], folder: PathLike) -> str:
     ((name, content),), folder = files.items(), pathlib.Path(folder)
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
-        archive.extractall(folder)
+        paths = [os.path.relpath(archive.extract(member, folder), folder) for member in archive.infolist()]
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         # damaged in many ways; RuntimeError of one with a password
         raise UserError(f"{name}: cannot be unpacked ({error}). Upload a zip of the folder of photos.") from None
-    inside = {parent for file in archive.namelist() for parent in pathlib.PurePosixPath(file).parents}
+    inside = {parent for path in paths for parent in pathlib.PurePath(path).parents}  # a name may have '..' in it
     found = [path for path in inside if path.name == "images" and "__MACOSX" not in path.parts]
     if not found:
         raise UserError(f"{name}: has no folder images/. Zip the folder that holds images/ and the lists beside it.")

@@ -36,6 +36,15 @@ def test_the_folder_that_holds_the_photos_is_found(tmp_path, inside):
     assert pathlib.Path(again) == tmp_path / "data/others"
 
 
+@pytest.mark.parametrize("inside", ["../photos", "/photos", "a/../../photos", "./photos"])
+def test_names_that_lead_out_of_the_folder_are_found_where_they_were_unpacked(tmp_path, inside):
+    (tmp_path / "data").mkdir()
+    content = zipped(*(f"{inside}/{name}" for name in PHOTOS))
+    data = pathlib.Path(uploads.unpack({"photos.zip": content}, tmp_path / "data/../data"))
+    assert all((data / name).is_file() for name in PHOTOS)
+    assert data.resolve().is_relative_to(tmp_path / "data")
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
