@@ -116,6 +116,8 @@ def _names(folders: Sequence[str], names: PathLike | None, indices: PathLike | N
     if names is None:
         return {folder: folder for folder in folders}
     known = _json(names, list)
+    if indices is None and len(known) != len(folders):  # of which folder each is, their order would not tell
+        raise UserError(f"{names}: has {len(known)} names for {len(folders)} folders of photos: give `indices`, too.")
     places = _json(indices, dict) if indices is not None else {folder: i for i, folder in enumerate(folders)}
     table = {}
     for folder in folders:

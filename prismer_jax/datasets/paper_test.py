@@ -116,6 +116,9 @@ def test_what_is_no_folder_of_classes_is_refused(classes):
     ]:
         with pytest.raises(UserError, match=message):
             fewshot.load(**options)
+    (classes / "names.json").write_text(json.dumps(["Tench", "Goldfish", "T-shirt"]))  # the second has no folder
+    with pytest.raises(UserError, match=r"names\.json: has 3 names for 2 folders.*give `indices`"):
+        fewshot.load(classes, names=classes / "names.json")
     (classes / "indices.json").write_text('{"n1": "7"}')
     with pytest.raises(UserError, match=r"indices\.json: says no class for the folder 'n1'"):
         fewshot.load(classes, names=classes / "names.json", indices=classes / "indices.json")
