@@ -14,10 +14,8 @@ A file of predictions, without a model:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +23,7 @@ from typing import Any
 
 from prismer_jax import compare, config, runtime, scoring
 from prismer_jax.errors import UserError, choose, run_main
-from prismer_jax.files import storage
+from prismer_jax.files import storage, versions
 from prismer_jax.report import evaluation, results
 
 NO_MATTER = {"num_workers": None, "max_unscored": None}  # settings with which a run may go on that had others
@@ -82,7 +80,7 @@ def evaluate_on(
 
     from prismer_jax import assembly, checkpoint, evaluators, pp, sharding
     from prismer_jax.checkpoint.fingerprint import fingerprint
-    from prismer_jax.datasets import data_seen
+    from prismer_jax.datasets import checks, data_seen
     from prismer_jax.evaluators.journal import Journal
 
     # ------------------------------------------------------------------------------------------ model and evaluators
@@ -122,7 +120,7 @@ def evaluate_on(
                 **described[name],
                 "config": {**described[name]["config"], **NO_MATTER},
                 "data": [data_seen.fingerprint(s) for s in (evaluator.source, evaluator.train_source) if s is not None],
-                "files": _files(evaluator.source) if model.experts else "",
+                "files": versions.digest(checks.sample(evaluator.source)) if model.experts else "",
             },
             jax.process_index(),
             jax.process_count(),
@@ -152,15 +150,6 @@ def evaluate_on(
             journal.discard()
     sharding.barrier("written")
     return scores
-
-
-def _files(source: Any) -> str:
-    """Returns a digest of the sizes of label files, of some examples; on other hosts their times may be others."""
-    from prismer_jax.datasets import checks
-    from prismer_jax.evaluators.journal import files_of
-
-    sizes = [files_of(example, os.path.getsize) for example in checks.sample(source)]
-    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 def load_variables(cfg: config.Section, model: Any, mesh: Any, path: pathlib.Path) -> Any:

@@ -78,6 +78,7 @@ def _plan(source: Any, args: argparse.Namespace) -> build.Plan:
     given = {key: value for key, value in vars(args).items() if value is not None and key not in NOT_WHAT}
     made_from = json.loads(json.dumps(given, default=str))
     made_from |= {"names": build.names(source), "data": data_seen.fingerprint(source)}
+    made_from |= {"label_files": build.label_files_of(source, args.labels)}
     made_from |= {"dropped": getattr(source, "dropped", Dropped()).to_json()}
     return build.Plan(
         folder=folder,

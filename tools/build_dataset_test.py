@@ -146,6 +146,18 @@ def test_a_list_that_was_edited_is_another_data_set(photos):
         build_dataset.main(flags(photos))
 
 
+def test_labels_that_were_made_since_make_another_data_set(photos):
+    """Those shards that are there would stay without them, and the command would say that all is done."""
+    (photos / "labels/depth/2.png").rename(photos / "2.png")
+    build_dataset.main(flags(photos))
+    build_dataset.main(flags(photos))
+    (photos / "2.png").rename(photos / "labels/depth/2.png")
+    with pytest.raises(
+        UserError, match=r"holds shards of another data set \(made_from\.label_files was .* or delete it"
+    ):
+        build_dataset.main(flags(photos))
+
+
 def test_a_damaged_data_set_ends_with_status_1(photos, capsys):
     build_dataset.main(flags(photos))
     shard = next((photos / "set").glob("*-00000-of-*2"))

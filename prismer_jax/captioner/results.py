@@ -15,7 +15,8 @@ from prismer_jax.captioner.loaded import Loaded
 from prismer_jax.captioner.requests import Request, Result, check_counts
 from prismer_jax.checkpoint.fingerprint import fingerprint
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.evaluators.journal import Journal, files_of
+from prismer_jax.evaluators.journal import Journal
+from prismer_jax.files import versions
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _earlier(journal: Journal, source: Any) -> dict[int, Result]:
 
 def _files(example: Mapping[str, Any]) -> dict[str, list[int]]:
     """Returns size and time of the photo and of its label files, as JSON has them."""
-    return {key: list(version) for key, version in files_of(example).items()}
+    return {key: list(version) for key, version in versions.of_files(example).items()}
 
 
 def _once(batch: Mapping[str, Any], times: int) -> dict[str, Any]:

@@ -14,10 +14,8 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-from prismer_jax.files import versions
 
 Entry = dict[str, Any]
 
@@ -113,12 +111,6 @@ class Journal(contextlib.AbstractContextManager):
                 entries.append(entry)
                 whole += size
         return entries, whole
-
-
-def files_of(example: Mapping[str, Any], version: Callable[[str], Any] = versions.version) -> dict[str, Any]:
-    """Returns {key: version} of the photo and the label files of an example, as far as they are files."""
-    paths = {key: value for key, value in example.items() if key == "image" or key.startswith("labels/")}
-    return {key: version(path) for key, path in paths.items() if isinstance(path, str) and os.path.exists(path)}
 
 
 def _whole_lines(file: Iterable[bytes]) -> Iterator[tuple[Entry, int]]:

@@ -119,6 +119,8 @@ class Dataset:
         """
         self.folder, self._ledger, self._threads = storage.plain(folder), ledger, threads
         self._there = there = build.labels_of(source, given)
+        seen = {"names": build.names(source), "data": data_seen.fingerprint(source)}
+        seen |= {"label_files": build.label_files_of(source, given)}
         self._plan = build.Plan(
             folder=self.folder,
             name=metadata.identifier(os.path.basename(self.folder.rstrip("/"))),
@@ -127,7 +129,7 @@ class Dataset:
             count=len(source),
             shard_size=shard_size,
             max_side=None,
-            made_from=dict(made_from) | {"names": build.names(source), "data": data_seen.fingerprint(source)},
+            made_from=dict(made_from) | seen,
             labels=there | dict(made_with),
         )
         self._store = LabelShards(work / LABELS)

@@ -25,7 +25,7 @@ import numpy as np
 
 from prismer_jax import label_files
 from prismer_jax.errors import BadSample, UserError
-from prismer_jax.files import folders, progress, storage, workers
+from prismer_jax.files import folders, progress, storage, versions, workers
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.leases import Leases
 from prismer_jax.files.work import Item, Report, Work, change
@@ -100,6 +100,13 @@ def names(source: Any) -> str:
     for index in range(len(source)):
         digest.update(f"{source.name(index)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def label_files_of(source: Any, folder: str | None) -> str | None:
+    """Returns a hash of some label files' sizes, if they lie in a folder, by which labels that were made since tell."""
+    if folder is None:
+        return None
+    return versions.digest(example for example in _some(source) if not isinstance(example, BadSample))
 
 
 def labels_of(source: Any, folder: str | None) -> dict[str, Any]:
