@@ -3,7 +3,7 @@
 A row has `image`, a path or encoded bytes, or `images`, the frames of a video in their order; `suffix`, `answers`,
 `answer` or `captions`, a text or several, of which training draws one; and `prefix`, the whole prompt, or what a config
 makes one of: `question`, `choices`, `hint`, `language` ... An `answer` that is a number is that of one of the
-`choices`. Any other file is a list of a layout in datasets/formats/.
+`choices`; `weight` is the row's in the loss. Any other file is a list of a layout in datasets/formats/.
 
 Source: google-research/big_vision, datasets/jsonl.py, and the fields that configs/proj/paligemma/transfers/ name.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from prismer_jax import label_files
 from prismer_jax.datasets import conversations, label_names, lists, photo_paths
+from prismer_jax.datasets.formats.entries import weight_of
 from prismer_jax.datasets.formats.row import answer_among, id_text, is_empty
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files.storage import PathLike
@@ -77,6 +78,11 @@ class Pairs(conversations.Source):
         own = {key: value for key, value in row.items() if key not in ("images", "answer", *SUFFIXES)}
         if is_empty(own.get("question_id")):  # evaluators take what is there for an id
             own.pop("question_id", None)
+        if not is_empty(weight := own.pop("weight", None)):
+            try:
+                own["weight"] = weight_of(weight)
+            except BadSample as error:
+                raise BadSample(f"{where}: {error}", error.reason) from None
         if (choices := own.get("choices")) is not None:
             if not isinstance(choices, list):
                 raise BadSample(f"{where}: its choices are {choices!r} instead of a list.", "no text")

@@ -101,6 +101,16 @@ def test_what_pandas_writes_of_an_empty_cell_is_absent(folder):
         turns(source[2], "affix('{question} {hint}', learn=False)")
 
 
+def test_a_weight_is_a_number_or_absent(folder):
+    given = (None, float("nan"), "", 2, "0.5", 0, "12 kg", -1, [1])
+    source = write(folder, *({"image": "a.jpg", "prefix": "x", "suffix": "y", "weight": one} for one in given))
+    assert [source[i].get("weight") for i in range(6)] == [None, None, None, 2.0, 0.5, 0.0]
+    for place in range(6, 9):
+        with pytest.raises(BadSample) as error:
+            source[place]
+        assert str(error.value) == f"{folder}/rows.jsonl: sample {place}: a weight is {given[place]!r}"
+
+
 def test_suffixes_are_drawn_by_the_weights_of_answers():
     asked = {"question": "Who?", "answers": ["me", "you"], "answer_weights": [0.0, 0.5]}
     assert {turns(asked, "affix('{question}')")[0]["assistant"] for _ in range(30)} == {"you"}

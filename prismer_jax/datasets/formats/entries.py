@@ -231,10 +231,10 @@ def _question(entry: Entry) -> dict[str, Any]:
             raise BadSample(
                 f"{entry['question']!r} has {len(texts)} answers but {len(weight)} weights", "weights without answers"
             )
-        question["answer_weights"] = [_weight(one) for one in weight]
+        question["answer_weights"] = [weight_of(one) for one in weight]
     else:
         weight = weight[0] if isinstance(weight, list) and weight else weight
-        question["weight"] = WEIGHTS.get(dataset, 1.0) if rows.is_empty(weight) else _weight(weight)
+        question["weight"] = WEIGHTS.get(dataset, 1.0) if rows.is_empty(weight) else weight_of(weight)
     return question
 
 
@@ -249,8 +249,12 @@ def answers_of(entry: Entry) -> list[str]:
     return []
 
 
-def _weight(value: Any) -> float:
-    weight = float(value)
+def weight_of(value: Any) -> float:
+    """Returns a weight in the loss; raises BadSample for what is no number from 0 on."""
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
     if not (math.isfinite(weight) and weight >= 0):
         raise BadSample(f"a weight is {value!r}", "weight that is no number")
     return weight
