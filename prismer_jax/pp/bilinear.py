@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from prismer_jax.errors import BadSample
-from prismer_jax.pp.image import one_photo
+from prismer_jax.pp.image import one_photo, shapes
 from prismer_jax.pp.labels import resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -54,7 +54,7 @@ def stretch(size: int, antialias: bool = False, label_size: int | None = None, f
     Raises (the op):
       BadSample: several photos, and `frames` is not given, or one or none where it is.
     """
-    shape = (label_size or size,) * 2
+    _, shape = shapes(size, label_size)
     make = squeezed if antialias else interpolated
 
     def squared(image: np.ndarray) -> np.ndarray:

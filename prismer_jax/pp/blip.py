@@ -95,6 +95,8 @@ def prompt_template(template: str = VQA_PROMPT) -> Op:
         raise UserError(f"prompt_template({template!r}): write {{}} once, where the question stands.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
+        if "prompt" not in example:
+            raise UserError("prompt_template needs an op before it that makes a prompt: question_prompt, question ...")
         return dict(example, prompt=template.replace("{}", example["prompt"]))
 
     return op

@@ -47,6 +47,11 @@ def test_questions_are_asked_in_the_recorded_template(cases):
         pp.build("prompt_template('Answer:')")
 
 
+def test_a_template_without_a_prompt_to_put_into_it_says_so():
+    with pytest.raises(UserError, match="prompt_template needs an op before it that makes a prompt: question_prompt"):
+        run("prompt_template()|question_prompt()", {"question": "Which?"})
+
+
 def test_what_is_said_loses_white_space_around_it(cases):
     class Said:
         def decode(self, text):

@@ -60,6 +60,8 @@ def prefix_suffix() -> Op:
     """
 
     def op(example: Example, rng: np.random.Generator) -> Example:
+        if "target" not in example:
+            raise UserError("prefix_suffix needs an op before it that makes a target: caption or question.")
         words = example["target"].split(" ")
         at = int(rng.integers(len(words)))
         prompt = " ".join([*([example["prompt"]] if example["prompt"] else []), *words[:at]])

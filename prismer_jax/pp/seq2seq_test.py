@@ -59,5 +59,7 @@ def test_what_is_missing_is_named():
         pp.build("seq2seq(4, 1)", TOKENIZER)
     with pytest.raises(UserError, match="needs an op before it that makes a prompt"):
         run("seq2seq(4)", {})
+    with pytest.raises(UserError, match="prefix_suffix needs an op before it that makes a target: caption"):
+        run("prefix_suffix()", {"prompt": "a"})
     with pytest.raises(BadSample, match="has no target to learn"):
         run("seq2seq(4, 4)", {"prompt": "a", "target": ""})

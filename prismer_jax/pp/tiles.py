@@ -11,7 +11,7 @@ from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.labels import EXPERTS
 from prismer_jax.labels import blank as empty
 from prismer_jax.pp.bilinear import squeezed
-from prismer_jax.pp.image import one_photo
+from prismer_jax.pp.image import one_photo, shapes
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -75,6 +75,7 @@ def tiles(
     Raises (the op):
       BadSample: more tiles than `most`, or a photo with more than 50 times the width of its height, or the reverse.
     """
+    shapes(size, labels)
     max_side = max_side or size
     resampling = choose("method of tiles:", method, FILTERS)
     if max_side % size:
