@@ -31,13 +31,19 @@ def test_polygons_cover_the_pixels_of_which_they_have_half():
     assert not shapes.mask_of([[20, 20, 30, 20, 30, 30]], (6, 10)).any()
 
 
-def test_a_polygon_is_about_what_pycocotools_makes_of_it():
+def test_polygons_are_the_pixels_that_pycocotools_makes_of_them():
     coco = pytest.importorskip("pycocotools.mask")
-    angles = np.linspace(0, 2 * np.pi, 30)[:-1]
-    polygon = np.stack([40 + 30.3 * np.cos(angles), 30 + 20.7 * np.sin(angles)], 1).ravel().tolist()
-    theirs = coco.decode(coco.frPyObjects([polygon], 64, 80))[..., 0] > 0
-    ours = shapes.mask_of([polygon], (64, 80))
-    assert (ours & theirs).sum() / (ours | theirs).sum() > 0.98
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = rng.integers(3, 90, 2).tolist()
+        corners = int(rng.integers(3, 30))
+        angles, radii = np.sort(rng.random(corners)) * 2 * np.pi, rng.uniform(0.1, 0.7, corners)  # some reach outside
+        if rng.random() < 0.2:
+            angles = rng.permutation(angles)  # sides that cross
+        points = np.stack([width * (0.5 + radii * np.cos(angles)), height * (0.5 + radii * np.sin(angles))], 1)
+        polygon = points.round(int(rng.integers(3))).ravel().tolist()
+        theirs = coco.decode(coco.frPyObjects([polygon], height, width))[..., 0] > 0
+        np.testing.assert_array_equal(shapes.mask_of([polygon], (height, width)), theirs)
 
 
 @pytest.mark.parametrize(
