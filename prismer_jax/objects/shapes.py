@@ -16,6 +16,7 @@ from PIL import Image
 from prismer_jax.errors import BadSample
 
 SIDE = 64  # pixels of a mask inside its box
+FAR = 1e6  # pixels: no photo reaches so far
 _FINER = 5  # times as fine as pixels are the sides of polygons (cocodataset/cocoapi, common/maskApi.c)
 
 
@@ -106,8 +107,10 @@ def _drawn(polygons: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
             points = np.asarray(polygon, np.float64).reshape(-1, 2)
         except (TypeError, ValueError):
             points = np.zeros((0, 2))
-        if len(points) < 3 or not np.isfinite(points).all():
-            raise BadSample(f"a polygon is {str(polygon)[:60]}: it needs three points x, y", "unreadable mask")
+        if len(points) < 3 or not (np.abs(points) < FAR).all():
+            raise BadSample(
+                f"a polygon is {str(polygon)[:60]}: it needs three points x, y in pixels", "unreadable mask"
+            )
         mask |= _filled(points, size)
     return mask
 

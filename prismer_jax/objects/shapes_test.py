@@ -57,6 +57,7 @@ def test_polygons_are_the_pixels_that_pycocotools_makes_of_them():
         ({"size": [3, 2], "counts": [6]}, "3x2 pixels, its photo 2x3"),
         ([[1, 1, 2, 2]], "three points"),
         ([["a", 1, 2, 2, 3, 3]], "three points"),
+        ([[0, 0, 1e12, 0, 1, float("nan")]], "three points"),
         ("cat", "neither"),
         ([], "neither"),
     ],
