@@ -16,7 +16,7 @@ from PIL import Image
 from prismer_jax.errors import BadSample
 
 SIDE = 64  # pixels of a mask inside its box
-FAR = 1e6  # pixels: no photo reaches so far
+_FAR = 1e6  # pixels: no photo reaches so far
 _FINER = 5  # times as fine as pixels are the sides of polygons (cocodataset/cocoapi, common/maskApi.c)
 
 
@@ -107,7 +107,7 @@ def _drawn(polygons: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
             points = np.asarray(polygon, np.float64).reshape(-1, 2)
         except (TypeError, ValueError):
             points = np.zeros((0, 2))
-        if len(points) < 3 or not (np.abs(points) < FAR).all():
+        if len(points) < 3 or not (np.abs(points) < _FAR).all():
             raise BadSample(
                 f"a polygon is {str(polygon)[:60]}: it needs three points x, y in pixels", "unreadable mask"
             )
