@@ -89,11 +89,15 @@ def train_batches(
     starts = [part.get("start", 0) * batch_size for part in data]
     if min(starts, default=1) > 0:
         raise UserError("The mixture has no data set that starts at step 0.")
-    phases = []  # a part that starts later gives at each place what it would have given anyway
+    phases, taken = [], [0] * len(parts)  # examples of each part, which goes on where it was when another one starts
     for start, stop in itertools.pairwise([*sorted(set(starts)), sys.maxsize - 1]):
         there = [number for number, first in enumerate(starts) if first <= start]
-        mixed = grain.MapDataset.mix([parts[number] for number in there], [weights[number] for number in there])
-        phases.append(mixed[start:stop])
+        mix = functools.partial(grain.MapDataset.mix, weights=[weights[number] for number in there])
+        phases.append(mix([parts[number][taken[number] :] for number in there])[: stop - start])
+        numbered = mix([grain.MapDataset.range(number, sys.maxsize, len(parts)) for number in there])
+        for number in there if stop in starts else ():  # the next of its numbers says how many came before
+            following = map(numbered.__getitem__, itertools.count(stop - start))
+            taken[number] += next(n for n in following if n % len(parts) == number) // len(parts)
     chain = grain.MapDataset.concatenate(phases)
     rows = range(batch_size) if rows is None else rows
     chain = grain.MapDataset.source(_Rows(chain, batch_size, rows)) if len(rows) < batch_size else chain
@@ -168,7 +172,7 @@ def eval_batches(
     wanted = wanted if rows is None else wanted[:, np.asarray(rows)]
     examples = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
     collate = functools.partial(_collate, trim=wanted.shape[1] == batch_size, meta=True)
-    return EvalBatches(examples.batch(wanted.shape[1], batch_fn=collate), len(wanted), num_workers)
+    return EvalBatches(examples.batch(wanted.shape[1], batch_fn=collate), num_workers)
 
 
 @dataclasses.dataclass
@@ -176,15 +180,14 @@ class EvalBatches(Iterable[Batch]):
     """See `eval_batches`; `len` is the number of batches."""
 
     chain: grain.MapDataset
-    length: int
     num_workers: int
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.chain)
 
     def __iter__(self) -> Iterator[Batch]:
         with contextlib.closing(_iterate(self.chain, self.num_workers)) as batches:
-            for _ in range(self.length):
+            for _ in range(len(self)):
                 batch = _next(batches)
                 del batch["_bad"], batch["_cut"], batch["_seen"]
                 yield batch
@@ -207,8 +210,7 @@ def to_device(batches: Iterable[Batch], sharding: Any, size: int = 2) -> Iterato
             ahead.append(place(batch))
             if len(ahead) > size:
                 yield ahead.popleft()
-        while ahead:
-            yield ahead.popleft()
+        yield from ahead
     finally:
         if hasattr(batches, "close"):
             batches.close()
@@ -338,8 +340,7 @@ def _collate(examples: Sequence[dict[str, Any]], trim: bool = False, meta: bool 
     }
     if meta:
         batch["meta"] = [example["meta"] for example in examples]
-    told = {"_bad", "_cut", "_seen", "meta"}
-    specs = [{k: (v.dtype, v.shape) for k, v in example.items() if k not in told} for example in examples]
+    specs = [{k: (v.dtype, v.shape) for k, v in example.items() if k not in batch} for example in examples]
     for other in specs[1:]:
         if other != specs[0]:
             differ = sorted(k for k in specs[0].keys() | other.keys() if specs[0].get(k) != other.get(k))
@@ -375,9 +376,8 @@ def _next(batches: Iterator[Batch]) -> Batch:
 
 def _iterate(chain: grain.MapDataset, num_workers: int, num_threads: int | None = None) -> Iterator[Batch]:
     check_workers(num_workers)
-    if num_threads is None:
-        # Python runs one thread at a time: decoding scales to some threads, not to a server's hundred cores.
-        num_threads = 1 if num_workers else min(runtime.cores(), 16)
+    # Python runs one thread at a time: decoding scales to some threads, not to a server's hundred cores.
+    num_threads = (1 if num_workers else min(runtime.cores(), 16)) if num_threads is None else num_threads
     # Elements are whole batches: Grain's default of 500 prefetched ones would fill the memory.
     dataset = chain.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads))
     if num_workers:

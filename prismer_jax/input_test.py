@@ -130,6 +130,24 @@ def test_a_part_that_starts_later_changes_no_batch_before_it_and_is_resumed(work
         np.testing.assert_array_equal(batch["drawn"], resumed["drawn"])
 
 
+def test_an_epoch_has_each_example_once_although_other_parts_start_within_it():
+    """Each part goes on from its own examples so far, whatever its share of a batch was and is."""
+    weights, starts = [0.7, 0.41, 0.33], [0, 3, 5]
+    mixture = [
+        {"source": Numbers(60, start=70 * part), "pp": draw, "weight": weight, "start": start}
+        for part, (weight, start) in enumerate(zip(weights, starts, strict=True))
+    ]
+    whole = take(batches(data=mixture), 40)
+    numbers = np.concatenate([batch["image"][:, 0, 0, 0] for batch in whole])
+    drawn = np.concatenate([batch["drawn"] for batch in whole])
+    assert len(np.unique(drawn)) == len(numbers) == 40 * 8
+    for part in range(3):
+        own = numbers[numbers // 70 == part]
+        for epoch in range(len(own) // 60):
+            assert len(np.unique(own[60 * epoch : 60 * epoch + 60])) == 60
+    assert len(own) > 60  # of the last one, too
+
+
 def test_bad_samples_are_counted_named_and_replaced_by_the_same_others(caplog):
     data = [{"source": Numbers(bad=range(5)), "pp": draw}]
     caplog.set_level(logging.WARNING)
