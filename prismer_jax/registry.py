@@ -43,12 +43,12 @@ def _split(node: ast.expr) -> list[ast.expr]:
 def _call(node: ast.expr, spec: str) -> Call:
     function, args, keywords = (node.func, node.args, node.keywords) if isinstance(node, ast.Call) else (node, [], [])
     try:
-        if not isinstance(function, ast.Name) or any(k.arg is None for k in keywords):
+        if not isinstance(function, ast.Name) or len({None, *(k.arg for k in keywords)}) <= len(keywords):
             raise ValueError
         kwargs = {k.arg: ast.literal_eval(k.value) for k in keywords}
         return function.id, tuple(ast.literal_eval(a) for a in args), kwargs
     except ValueError:
-        raise UserError(f"{ast.unparse(node)!r} in {spec!r} is not a call with literal arguments.") from None
+        raise UserError(f"{ast.unparse(node)!r} in {spec!r} is not a call with literal arguments, each once.") from None
 
 
 def imported(kind: str, name: str, table: Mapping[str, str]) -> Any:

@@ -12,7 +12,9 @@ def test_parses_names_positional_and_keyword_literals():
     ]
 
 
-@pytest.mark.parametrize("spec", ["resize(", "a.b(1)", "f(g(1))", "f(**{})", "1|f", "__import__('os').system('x')"])
+@pytest.mark.parametrize(
+    "spec", ["resize(", "a.b(1)", "f(g(1))", "f(**{})", "f(a=1, a=2)", "1|f", "__import__('os').system('x')"]
+)
 def test_refuses_what_is_not_a_literal_call(spec):
     with pytest.raises(UserError):
         registry.parse(spec)

@@ -96,6 +96,8 @@ def flip(p: float = 0.5, normals: Literal["mirror", "reference"] = "mirror") -> 
     A mirrored surface's normal has the opposite x, which 'mirror' sets (red becomes 255 - red); 'reference' leaves it,
     as the official code does. Captions that say left or right, and words to read, become wrong: leave flip out there.
     """
+    if not 0 <= p <= 1:
+        raise UserError(f"flip({p}): a probability, 0 to 1.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         example = without_box(example, "flip")
@@ -145,6 +147,8 @@ def noise_labels(experts: str | Sequence[str] = "all", num_classes: int | None =
       num_classes: classes to draw from; None: those of the official table.
     """
     rows = [labels.EXPERTS[name] for name in labels.select(experts)]
+    if num_classes is not None and not 1 <= num_classes <= 256:
+        raise UserError(f"noise_labels(num_classes={num_classes}): a map has 1 to 256 classes.")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         out = dict(example)

@@ -405,6 +405,20 @@ def test_geometric_moves_are_pillows_and_fill_labels_with_their_background(move)
         assert (out[f"labels/{name}"][outside] == expert.fill).mean() > 0.9
 
 
+@pytest.mark.parametrize("move", [*randaugment.GEOMETRY])
+def test_moves_of_large_photos_are_the_same_and_keep_nothing(move, monkeypatch):
+    example = {"image": smooth(41, 61), **all_labels(41, 61)}
+    expected = randaugment.apply(example, move, 10, -1)
+    monkeypatch.setattr(randaugment, "LARGEST", 0)
+    randaugment._slide.cache_clear()
+    randaugment._sources.cache_clear()
+    moved = randaugment.apply(example, move, 10, -1)
+    for name in example:
+        np.testing.assert_array_equal(moved[name], expected[name])
+    assert randaugment._sources.cache_info().currsize == 0
+    assert move == "rotate" or randaugment._slide(randaugment._affine(move, 0.1, 61, 41), 61, 41) is None
+
+
 @pytest.mark.parametrize("shape", [(97, 130), (64, 33), (5, 70), (1, 1)])
 @pytest.mark.parametrize("move", ["shear_x", "shear_y", "translate_x", "translate_y"])
 def test_sliding_is_pillows_to_the_bit(move, shape):
@@ -541,6 +555,14 @@ def test_labels_for_keeps_the_wanted_and_fills_the_missing():
     assert [key for key in run("labels_for('none')|decode", example) if key.startswith("labels")] == []
 
 
+def test_labels_for_fills_the_missing_of_tiles():
+    example = {"image": smooth(16, 16), "labels/depth": np.zeros((16, 16, 1), np.uint8)}
+    behind, ahead = (run(spec, example) for spec in ("tiles(8, 16)|labels_for", "labels_for|tiles(8, 16)"))
+    assert behind["labels/normal"].shape == (5, 64, 64, 3)
+    for name in ahead:
+        np.testing.assert_array_equal(behind[name], ahead[name])
+
+
 def test_labels_for_keeps_tables_that_are_there():
     table = labels.no_classes()
     table[0] = 5
@@ -558,6 +580,10 @@ def test_labels_for_keeps_tables_that_are_there():
         "stretch(9, label_size=-1)",
         "tiles(0)",
         "tiles(9, labels=0)",
+        "tiles(9, most=0)",
+        "flip(2)",
+        "noise_labels(num_classes=0)",
+        "noise_labels(num_classes=-1)",
         "random_resized_crop(9, scale=(1.0, 0.5))",
         "random_resized_crop(9, ratio=(0, 1))",
         "flip(normals='x')",

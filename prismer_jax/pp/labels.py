@@ -35,8 +35,8 @@ def _empty(name: str, example: Example) -> np.ndarray | bytes:
     """An empty map of the size of the maps beside it; before decoding, zero bytes, as of a record."""
     if not isinstance(example["image"], np.ndarray):
         return b""
-    sized = [value for value in (*maps(example).values(), example["image"]) if isinstance(value, np.ndarray)]
-    return labels.blank(name, *sized[0].shape[:2])
+    shape = next(v.shape for v in (*maps(example).values(), example["image"]) if isinstance(v, np.ndarray))
+    return np.tile(labels.blank(name, *shape[-3:-1]), (*shape[:-3], 1, 1, 1))
 
 
 def maps(example: Example) -> dict[str, np.ndarray]:

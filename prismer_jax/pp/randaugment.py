@@ -29,6 +29,7 @@ GEOMETRY = {
 COLOUR = {"autocontrast": (0.0, 1.0), "equalize": (0.0, 1.0), "brightness": (0.1, 1.9), "sharpness": (0.1, 1.9)}
 SLAB = 32  # rows at a time: what they need stays in the processor's cache
 PLANS = 64  # that are kept: of a strength, each move to each side, of photos and of labels
+LARGEST = 640 * 640  # pixels with a plan: of larger photos, which are mostly not resized yet, plans would fill memory
 MOVES = ("identity", *GEOMETRY, *COLOUR)
 
 
@@ -80,6 +81,10 @@ def _sources(affine: Affine, width: int, height: int) -> np.ndarray:
 
 def _nearest(image: np.ndarray, affine: Affine, fill: int) -> np.ndarray:
     """Moves pixels uint8 [h, w, c] as Pillow's transform does by NEAREST; `fill` comes in from outside."""
+    if image[..., 0].size > LARGEST:
+        planes = [Image.fromarray(plane) for plane in np.moveaxis(image, -1, 0)]
+        moved = [p.transform(p.size, Image.Transform.AFFINE, affine, fillcolor=fill) for p in planes]
+        return np.stack(moved, axis=-1)
     sources = _sources(affine, image.shape[1], image.shape[0])
     border = dict(borderMode=cv2.BORDER_CONSTANT, borderValue=(fill,) * 3)
     return cv2.remap(image, sources, None, cv2.INTER_NEAREST, **border).reshape(image.shape)
@@ -95,7 +100,9 @@ class _Slide(NamedTuple):
 
 @functools.lru_cache(PLANS)
 def _slide(affine: Affine, width: int, height: int) -> _Slide | None:
-    """Returns the plan of a move along one axis; None where rounding parts neighbours, at a hair from whole numbers."""
+    """Returns the plan of a move along one axis; None for large photos, and where rounding parts neighbors."""
+    if width * height > LARGEST:
+        return None
     _, b, c, d, _, f = affine
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     along = 0 if d == f == 0 else 1

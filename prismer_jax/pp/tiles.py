@@ -82,6 +82,8 @@ def tiles(
         raise UserError(f"tiles({size}, max_side={max_side}): not a multiple of the size.")
     if max_side > 8 * size:
         raise UserError(f"tiles({size}, max_side={max_side}): at most 8 x 8 tiles, for which there are tokens.")
+    if most is not None and most < 1:
+        raise UserError(f"tiles({size}, most={most}): a sample has at least one tile.")
     room = most or (1 if max_side == size else 1 + (max_side // size) ** 2)
 
     def planned(example: Example) -> tuple[list[np.ndarray], list[Grid], int]:
