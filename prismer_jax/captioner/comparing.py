@@ -13,7 +13,7 @@ from prismer_jax.batch import inputs
 from prismer_jax.decode import matching
 from prismer_jax.errors import UserError
 
-TEXTS_AT_ONCE = 64  # that one photo is matched with, or that are embedded together
+TEXTS_AT_ONCE = 64  # at most, that one photo is matched with, or that are embedded together
 
 Note = Callable[[Any, Mapping[int, Mapping[str, Any]]], None]
 
@@ -57,9 +57,9 @@ class Comparer:
         if not len(texts):
             raise UserError("There is no text to compare photos with: give one or more.")
         ids, real = self._tokens(texts)
-        vectors = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            some = np.arange(start, start + TEXTS_AT_ONCE).clip(max=len(texts) - 1)  # one shape for all
+        vectors, step = [], at_once(len(texts))
+        for start in range(0, len(texts), step):
+            some = np.arange(start, start + step).clip(max=len(texts) - 1)  # one shape for all
             vectors.append(jax.device_get(matching.read_texts(self.model, self.variables, ids[some], real[some])))
         return np.concatenate(vectors)[: len(texts)]
 
@@ -71,19 +71,20 @@ class Comparer:
         `wanted` has the numbers of the texts that each photo is read with, if any is; it is encoded once for all.
         """
         ids, real = self._tokens(texts) if texts else (None, None)
+        step = at_once(max(map(len, wanted), default=0))
         for rows, seen in self._batches(source, batch_size):
             vectors = jax.device_get(seen["embeddings"])
             asked = [list(wanted[place]) if texts else [] for _, place, _ in rows]
             parts = []
-            for start in range(0, max(map(len, asked), default=0), TEXTS_AT_ONCE):
-                chosen = np.zeros((batch_size, TEXTS_AT_ONCE), int)
+            for start in range(0, max(map(len, asked), default=0), step):
+                chosen = np.zeros((batch_size, step), int)
                 for (row, _, _), numbers in zip(rows, asked, strict=True):
-                    some = numbers[start : start + TEXTS_AT_ONCE]
+                    some = numbers[start : start + step]
                     chosen[row, : len(some)] = some
                 both = matching.match(self.model, self.variables, seen["keys"], ids[chosen], real[chosen])
                 parts.append(jax.device_get(both))
             for (row, place, image), numbers in zip(rows, asked, strict=True):
-                count = range(0, len(numbers), TEXTS_AT_ONCE)
+                count = range(0, len(numbers), step)
                 states, scores = (
                     np.concatenate([part[which][row] for part in parts[: len(count)]])[: len(numbers)]
                     if numbers
@@ -126,6 +127,11 @@ class Comparer:
 
     def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return matching.tokens(self.tokenizer, texts, self.how.get("max_tokens", 32), self.how.get("style", "blip"))
+
+
+def at_once(count: int) -> int:
+    """Returns how many of `count` texts are read together: powers of 2, so that few shapes are compiled."""
+    return min(TEXTS_AT_ONCE, 1 << max(count - 1, 0).bit_length())
 
 
 def compared(row: Read, texts: np.ndarray) -> dict[str, list[float]]:

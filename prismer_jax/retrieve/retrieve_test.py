@@ -76,6 +76,21 @@ def test_features_and_matches_say_what_the_model_does(captioner, photos):
         assert rows[row]["score"][text] == pytest.approx(likeness[row, text] + yes, rel=1e-4)
 
 
+def test_photos_are_read_with_no_more_texts_than_asked(captioner, photos, monkeypatch):
+    widths, match = [], matching.match
+
+    def noting(model, variables, keys, ids, real):
+        widths.append(ids.shape[1])
+        return match(model, variables, keys, ids, real)
+
+    monkeypatch.setattr(matching, "match", noting)
+    captioner.features(photos, [TEXTS[0]] * 5, batch_size=5)
+    many = [f"a cat {'on ' * n}sofa" for n in range(65)]
+    rows = captioner.match(photos, many, batch_size=5), captioner.match(photos, TEXTS, batch_size=5)
+    assert widths == [1, 64, 64, 4]  # powers of 2, 64 at most
+    assert [[len(row["score"]) for row in part] for part in rows] == [[65] * 5, [3] * 5]
+
+
 def test_the_command_finds_photos_and_encodes_only_what_is_new(captioner, photos, monkeypatch, capsys):
     seen, read = [], matching.read_images
 
