@@ -34,8 +34,8 @@ def cross_entropy(
     Args:
       normalize: 'none' sums over the tokens of an example, so that long texts weigh more, and averages over examples,
         as the reference does (NVlabs/prismer, model/modules/roberta.py); 'example' averages over an example's tokens
-        first; 'batch' averages over all tokens of the batch, as big_vision does; 'part' averages over those of each
-        part that is accumulated, and then over the parts, as huggingface/nanoVLM does (train.py).
+        first, as big_vision does, and their weight remains; 'batch' averages over all tokens of the batch; 'part' over
+        those of each part that is accumulated, and then over the parts, as huggingface/nanoVLM does (train.py).
       chunk: columns whose logits are in memory at once, 0 for all; of models with `text_costs` (decoder_only.py).
     """
     if not 0 <= label_smoothing < 1:
@@ -45,11 +45,11 @@ def cross_entropy(
         costs = forward(batch, method="text_costs", label_smoothing=label_smoothing, chunk=chunk)
     else:
         costs = token_costs(forward(batch), batch["text"], batch["mask_loss"], label_smoothing)
-    tokens, ones = batch["mask_loss"][:, 1:].sum(-1), jnp.ones(len(costs))
-    shares = {"example": tokens, "part": tokens.sum() / len(costs)}
+    weights, ones = batch["mask_loss"][:, 1:], jnp.ones(len(costs))
+    shares = {"example": (weights != 0).sum(-1), "part": weights.sum() / len(costs)}
     if normalize in shares:
         costs = costs / jnp.maximum(shares[normalize], 1e-9)
-    return {"loss": (costs, tokens if normalize == "batch" else ones)}
+    return {"loss": (costs, weights.sum(-1) if normalize == "batch" else ones)}
 
 
 @typed

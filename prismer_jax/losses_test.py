@@ -35,9 +35,10 @@ def test_the_loss_sums_smoothed_costs_of_weighted_tokens():
         assert weights.tolist() == [1, 1]
 
 
-def test_a_mean_over_the_tokens_of_an_example_does_not_depend_on_the_weights_scale():
+def test_a_mean_over_the_tokens_of_an_example_counts_by_the_example_s_weight():
+    """A row's `weight`, 0.2 of the second, is that of each of its tokens: it must not be divided out again."""
     costs, weights = loss(normalize="example")
-    np.testing.assert_allclose(costs, [by_hand(0, 0.1) / 2, by_hand(1, 0.1) / 0.4], rtol=1e-5)
+    np.testing.assert_allclose(costs, [by_hand(0, 0.1) / 2, by_hand(1, 0.1) / 2], rtol=1e-5)
     assert weights.tolist() == [1, 1]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from prismer_jax.evaluators.common import Record
+from prismer_jax.evaluators.common import Batch, Record
 from prismer_jax.evaluators.loss import LossEvaluator
 
 
@@ -23,7 +23,12 @@ class PerplexityEvaluator(LossEvaluator):
     score_names = ("loss", "perplexity")
 
     def __init__(self, **common: Any) -> None:
-        super().__init__(loss_options=dict(label_smoothing=0.0, normalize="example"), **common)
+        super().__init__(loss_options=dict(label_smoothing=0.0, normalize="batch"), **common)
+
+    def row_losses(self, variables: Any, batch: Batch) -> tuple[list[float], list[float]]:
+        """Returns each row's loss a token, and the same weight for all rows that have such tokens."""
+        losses, weights = super().row_losses(variables, batch)
+        return losses, [float(weight > 0) for weight in weights]
 
     def metrics(self, records: list[Record]) -> Iterator[tuple[str, float]]:
         for name, value in super().metrics(records):
