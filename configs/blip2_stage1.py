@@ -27,7 +27,7 @@ from prismer_jax.models.blip2.conversion import tasks
 
 PAPER = ("coco", "vg", "cc12m", "cc3m_sgu")  # the paper adds 115 million pairs of LAION
 LENGTH = 32  # tokens of a text, its start and its end among them
-NO_DECAY = (("(.*/)?(bias|scale|head_bias|patch_bias|temperature)", 0.0),)
+NO_DECAY = (("(.*/)?(bias|scale|head_bias|patch_bias)", 0.0),)
 
 
 def get_config(arg=None):

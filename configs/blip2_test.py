@@ -7,7 +7,7 @@ import pytest
 import prismer_jax
 from prismer_jax import assembly, checkpoint, config, models, optim, pp, tree
 from prismer_jax.errors import UserError
-from prismer_jax.models import frozen
+from prismer_jax.models import conversion, frozen
 from prismer_jax.testing import ROOT
 
 
@@ -118,3 +118,15 @@ def test_a_stage_1_that_was_trained_here_matches(tmp_path):
     del captioner.tasks["match"]
     with pytest.raises(UserError, match=r'under tasks, .*: "match": {"pp": "decode\|resize\(96\)"'):
         captioner.match(photo, ["a red ball"])
+
+
+def test_what_is_decayed_is_what_lavis_decays():
+    """All but vectors and biases, so the temperature, too, whose shape is []: blip2.py, get_optimizer_params."""
+    cfg, model = load("blip2_stage1"), models.build("blip2", variant="tiny_stage1")
+    shapes = tree.flatten(jax.eval_shape(model.init_variables, jax.random.key(0))["params"])
+    exempt = tree.first_match([pattern for pattern, _ in config.plain(cfg.optim.wd_mults)], shapes, "wd_mults")
+    marked = {name: np.full(leaf.shape, name not in exempt, np.float32) for name, leaf in shapes.items()}
+    state = conversion.to_torch({"params": tree.unflatten(marked)}, conversion.table_of("blip2", model))
+    state = {key: x for key, x in state.items() if not key.endswith("position_ids")}
+    decayed = {key for key, x in state.items() if x.any()}
+    assert decayed == {key for key, x in state.items() if x.ndim != 1 and not key.endswith(".bias")}
