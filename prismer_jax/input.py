@@ -69,7 +69,7 @@ def train_batches(
       UserError: nothing to load, or numbers that cannot be. While iterating: too many bad samples, examples of
         different shapes, or whatever an op reports.
     """
-    _check_rows(batch_size, rows)
+    rows = _valid_rows(batch_size, rows)
     check_seed(seed)
     if not isinstance(max_bad_fraction, int | float) or not 0 <= max_bad_fraction <= 1:
         raise UserError(f"max_bad_fraction={max_bad_fraction!r}: a number from 0 to 1.")
@@ -99,7 +99,6 @@ def train_batches(
             following = map(numbered.__getitem__, itertools.count(stop - start))
             taken[number] += next(n for n in following if n % len(parts) == number) // len(parts)
     chain = grain.MapDataset.concatenate(phases)
-    rows = range(batch_size) if rows is None else rows
     chain = grain.MapDataset.source(_Rows(chain, batch_size, rows)) if len(rows) < batch_size else chain
     chain = chain.batch(len(rows), batch_fn=functools.partial(_collate, trim=len(rows) == batch_size))
     return TrainBatches(_iterate(chain[first_step:], num_workers, num_threads), max_bad_fraction)
@@ -164,12 +163,11 @@ def eval_batches(
     leaves it out has to say so. `numbers` names the batches wanted, all by default: a run that goes on leaves out those
     that it has.
     """
-    _check_rows(batch_size, rows)
+    rows = _valid_rows(batch_size, rows)
     if not len(source):
         raise UserError("The data set to evaluate on is empty. Check its split and limit.")
     every = np.arange(-(-len(source) // batch_size) * batch_size).reshape(-1, batch_size)
-    wanted = every if numbers is None else every[np.asarray(numbers, int)]
-    wanted = wanted if rows is None else wanted[:, np.asarray(rows)]
+    wanted = (every if numbers is None else every[np.asarray(numbers, int)])[:, np.asarray(rows)]
     examples = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
     collate = functools.partial(_collate, trim=wanted.shape[1] == batch_size, meta=True)
     return EvalBatches(examples.batch(wanted.shape[1], batch_fn=collate), num_workers)
@@ -248,11 +246,12 @@ def placer(sharding: Any) -> Callable[[Batch], Batch]:
     return lambda batch: {k: put(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
 
 
-def _check_rows(batch_size: int, rows: Sequence[int] | None) -> None:
+def _valid_rows(batch_size: int, rows: Sequence[int] | None) -> Sequence[int]:
     if batch_size <= 0:
         raise UserError(f"A batch of {batch_size} has no rows; it must have at least 1.")
     if rows is not None and not (len(rows) and set(rows) <= set(range(batch_size))):
         raise UserError(f"The rows {list(rows)} are not some of a batch of {batch_size}.")
+    return range(batch_size) if rows is None else rows
 
 
 class _Rows:

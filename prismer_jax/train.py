@@ -97,8 +97,9 @@ def train_on(
     training = make_step(cfg, tokenizer, mesh, durations)
     if cfg.get("targets") or hasattr(training.model, "kinds"):  # it learns what labels say
         importlib.import_module("prismer_jax.training.targets").check_labels(mixture, cfg, training.model)
-    if any("pack" in part or "pack(" in part["pp"] for part in cfg.data.values()):
-        readers = training.model, assembly.make_loss(cfg.loss).func
+    readers = training.model, assembly.make_loss(cfg.loss).func
+    apart = all(getattr(reader, "segments", True) for reader in readers)  # they tell the texts of a row apart
+    if any("pack" in part or ("pack(" in part["pp"] and not apart) for part in cfg.data.values()):
         importlib.import_module("prismer_jax.datasets.packing").check(cfg.data, *readers)
     assembly.check_tasks(cfg.tasks, tokenizer)
     evals = assembly.make_evaluators(cfg.evals, training.model, tokenizer, mesh, quiet=True)
