@@ -59,13 +59,20 @@ class Run:
         return samples
 
 
+def results_of(checkpoint: pathlib.Path) -> pathlib.Path:
+    """Returns where a checkpoint's results lie: in it, but beside a step or a run's export, which training deletes."""
+    if checkpoint.name.isdigit() or checkpoint.name == "export":
+        return checkpoint.with_name(f"{checkpoint.name}_evaluation")
+    return checkpoint / "evaluation"
+
+
 def read(folder: pathlib.Path) -> Run:
-    """Opens the results in a folder, or in its `evaluation`.
+    """Opens the results in a folder, or those of the checkpoint that it is.
 
     Raises:
       UserError: there are none, or they are damaged.
     """
-    for place in (folder, folder / "evaluation"):
+    for place in (folder, results_of(folder), folder / "evaluation"):
         try:
             record = json.loads((place / "metrics.json").read_text())
         except FileNotFoundError:

@@ -176,7 +176,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--plan", metavar="v5e:2x2,...", help="only say what writing takes of a TPU: docs/scaling.md")
     parser.add_argument("--predict-only", action="store_true", help="score nothing: there are no references")
     parser.add_argument("--max-unscored", type=float, help="fraction of samples without score or reference")
-    parser.add_argument("--output", type=storage.folder, help="for results; default CHECKPOINT/evaluation")
+    parser.add_argument(
+        "--output", type=storage.folder, help="for results; default CHECKPOINT/evaluation, or STEP_evaluation"
+    )
     parser.add_argument(
         "--compare",
         nargs="+",
@@ -206,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.config is None or args.checkpoint is None:
         raise UserError("Give --config and --checkpoint, or --compare and two results, or --score and --references.")
-    folder = args.output or args.checkpoint / "evaluation"
+    folder = args.output or compare.results_of(args.checkpoint)
     cfg = config.load(args.config, overrides)
     asked = {"config": args.config, "overrides": overrides}
     settings = {"predict_only": True} if args.predict_only else {}

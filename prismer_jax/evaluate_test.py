@@ -14,7 +14,19 @@ import jax
 import numpy as np
 import pytest
 
-from prismer_jax import assembly, checkpoint, config, evaluate, evaluators, label_files, labels, models, pp, sharding
+from prismer_jax import (
+    assembly,
+    checkpoint,
+    compare,
+    config,
+    evaluate,
+    evaluators,
+    label_files,
+    labels,
+    models,
+    pp,
+    sharding,
+)
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.evaluators.vqa import VQAEvaluator
 from prismer_jax.testing import ROOT
@@ -215,6 +227,26 @@ def test_a_step_of_a_run_is_a_checkpoint_too(finished, model, tmp_path):
         for folder in (finished[0], tmp_path / "out")
     }
     assert len(fingerprints) == 1
+
+
+@pytest.mark.parametrize("name", ["checkpoints/3", "export"])
+def test_what_a_training_deletes_does_not_take_its_results_along(model, tmp_path, monkeypatch, name):
+    def train():
+        with checkpoint.Checkpointer(tmp_path / "checkpoints") as saved:
+            for step in (3, 4) if (tmp_path / "checkpoints").exists() else (3,):
+                saved.save(step, model[1])
+        checkpoint.export(tmp_path / "export", model[1], checkpoint.description(model[0]))
+
+    def write(cfg, path, folder, **settings):
+        (folder / "samples").mkdir(parents=True)
+        (folder / "metrics.json").write_text('{"metrics": {}, "evaluators": {}, "checkpoint": {}}')
+        return {}
+
+    train()
+    monkeypatch.setattr(evaluate, "evaluate", write)
+    evaluate.main(["--config", SPEC, "--checkpoint", str(tmp_path / name)])
+    train()
+    assert compare.read(tmp_path / name).metrics == {}
 
 
 def test_scores_are_of_the_step_that_was_read_although_the_run_saves_another(model, tmp_path, monkeypatch):
