@@ -43,7 +43,7 @@ print(json.dumps(found))
 STOPPED = """
 import contextlib, itertools, json, os, pathlib, signal, sys
 import jax
-from prismer_jax import input, sharding
+from prismer_jax import config, input, sharding
 sharding.initialize_distributed()
 from prismer_jax import train
 from prismer_jax.sharding import processes
@@ -53,10 +53,15 @@ from prismer_jax.sharding import presets_test as toys
 from prismer_jax.training.pace import Pace
 for lr in (0.1, 0.2):  # of two trainings in a process
     processes.check_same("settings", {"lr": lr})
-try:
-    processes.check_same("config", {"seed": 0, "lr": jax.process_index()})
-except UserError as error:
-    print(json.dumps(str(error)), flush=True)
+own = pathlib.Path(sys.argv[1], str(jax.process_index()))
+(own / "checkpoints" / ("300" if jax.process_index() else "600")).mkdir(parents=True)
+errors = []
+for lr, folder in ((jax.process_index(), pathlib.Path()), (0, own)):
+    try:
+        processes.check_start(config.Section({"seed": 0, "lr": lr}), config.Workdir(folder, folder))
+    except UserError as error:
+        errors.append(str(error))
+print(json.dumps({"errors": errors}), flush=True)
 mesh = sharding.make_mesh()
 init, update, state = toys.toy("zero3", mesh)
 place = sharding.batch_sharding(mesh)
@@ -74,7 +79,7 @@ class Watch(contextlib.nullcontext):
         jax.block_until_ready(self.measured)
 
 with jax.set_mesh(mesh):
-    options = Checkpointer(sys.argv[1]), {"evaluate": 10**6, "save": 10**6}, lambda *_: None
+    options = Checkpointer(f"{sys.argv[1]}/saved"), {"evaluate": 10**6, "save": 10**6}, lambda *_: None
     with contextlib.closing(input.to_device(batches, place)) as batches:
         state = init(jax.random.key(0))
         update, first = toys.compiled(update, state, batches)
@@ -201,7 +206,9 @@ def test_four_processes_start_again_with_warm_caches_five_times_and_end_as_one_d
 
 
 def test_a_preemption_of_one_process_stops_all_after_the_same_step(tmp_path):
-    for error in start(2, tmp_path, {}, program=STOPPED, status=Preempted.STATUS):
-        assert error.startswith("The config differs among processes: lr is 0 in 0, 1 in 1.")
-    (step,) = Checkpointer(tmp_path).all_steps()
+    for found in start(2, tmp_path, {}, program=STOPPED, status=Preempted.STATUS):
+        settings, folders = found["errors"]
+        assert settings.startswith("The config differs among processes: lr is 0 in 0, 1 in 1.")
+        assert folders.startswith("The workdir differs among processes: checkpoints is ['600'] in 0, ['300'] in 1.")
+    (step,) = Checkpointer(tmp_path / "saved").all_steps()
     assert step >= 5

@@ -77,7 +77,7 @@ def train_on(
     config.check_seed(cfg.seed)
     config.check_workers(cfg.get("num_workers", 0))
     if jax.process_count() > 1:
-        importlib.import_module("prismer_jax.sharding.processes").check_same("config", json.loads(config.to_json(cfg)))
+        importlib.import_module("prismer_jax.sharding.processes").check_start(cfg, workdir)
     if cfg.get("init") is not None and not workdir.has_checkpoints():
         checkpoint.find(cfg.init)  # which is read last, long after data are prepared
     config.save_resolved(workdir, cfg, MAY_CHANGE)

@@ -1,4 +1,4 @@
-"""Several processes: how they find each other, and whether they were started alike."""
+"""Several processes: how they find each other, and whether they are started alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 
+from prismer_jax import config
 from prismer_jax.errors import UserError
+from prismer_jax.files import storage
 from prismer_jax.sharding import barrier
 
 _CALLS = itertools.count()  # a key can be set once
@@ -39,6 +41,13 @@ def join() -> None:
         raise UserError(f"Cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS or run one.") from error
 
 
+def check_start(cfg: config.Section, workdir: config.Workdir) -> None:
+    """Raises as `check_same` unless all have one config and see the same checkpoints: each finds the latest itself."""
+    check_same("config", json.loads(config.to_json(cfg)))
+    steps = [name for name in storage.names(os.fspath(workdir.path / "checkpoints")) if name.isdigit()]
+    check_same("workdir", {"checkpoints": steps})
+
+
 def check_same(what: str, values: Mapping[str, Any]) -> None:
     """Raises the same UserError in all processes unless each has the same values, which are what JSON can write."""
     from jax._src import distributed
@@ -54,5 +63,5 @@ def check_same(what: str, values: Mapping[str, Any]) -> None:
             first, second = (values.get(keys[0], "absent") for values in (every[0], other))
             raise UserError(
                 f"The {what} differs among processes: {keys[0]} is {first!r} in 0, {second!r} in {index}. "
-                "Start all with the same command."
+                "Start all with the same command, and a workdir that all share."
             )
