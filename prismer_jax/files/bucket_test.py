@@ -249,7 +249,10 @@ def test_what_other_machines_wrote_and_deleted_is_seen(bucket):
     name = bucket.removeprefix("gs://bucket/")
     Bucket.objects[f"{name}/b"] = Object(b"2", next(COUNT))
     assert storage.names(bucket) == ["a", "b"]
+    Bucket.objects[f"{name}/b"] = Object(b"longer", next(COUNT))
+    assert storage.size(f"{bucket}/b") == 6
     del Bucket.objects[f"{name}/a"]
+    assert storage.size(f"{bucket}/a") is None
     assert storage.names(bucket) == ["b"]
     assert list(remote.find(bucket)) == [f"{bucket}/b"]
     remote.delete_folder(bucket)

@@ -33,8 +33,9 @@ def open_file(path: str) -> Iterator[BinaryIO]:
 
 
 def size(path: str) -> int:
-    """Returns the bytes that a file has."""
+    """Returns the bytes that a file has now: another machine may have made a shard again."""
     with _file(path) as (system, inner):
+        system.invalidate_cache(inner)
         return int(system.info(inner)["size"])
 
 
