@@ -112,8 +112,8 @@ def _shard_size(args: argparse.Namespace, source: Any, experts: Sequence[str]) -
         raise UserError(f"--shard-size {args.shard_size}: a number of samples, such as 1000, or bytes, such as 500MB.")
     if match[2] is None:
         return int(match[1])
-    before = build.claimed(storage.plain(args.output))
-    if before is not None and before["made_from"].get("shard_size") == args.shard_size:
+    before = build.claimed(storage.plain(args.output)) or {}
+    if before.get("made_from", {}).get("shard_size") == args.shard_size:
         return before["shard_size"]  # as the first process worked it out
     sample = build.measure(source, experts, args.max_side)
     return max(1, int(int(match[1]) * UNITS[match[2].upper()] / max(1, sample.bytes)))

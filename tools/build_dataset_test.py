@@ -135,6 +135,9 @@ def test_a_shard_may_be_so_many_bytes(photos):
     build_dataset.main(flags(photos, "--shard-size", "2KB"))  # the same again, whatever the estimate is now
     with pytest.raises(UserError, match="holds shards of another data set"):
         build_dataset.main(flags(photos, "--shard-size", "20KB"))
+    (photos / "set" / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="holds shards of another data set"):
+        build_dataset.main(flags(photos, "--shard-size", "2KB"))
 
 
 def test_a_list_that_was_edited_is_another_data_set(photos):
