@@ -98,6 +98,8 @@ def language(path: pathlib.Path) -> Part:
     state = {
         re.sub(r"^decoder\.", "model.decoder.", key) if kind == "opt" else key: x for key, x in safe.load(path).items()
     }
+    if kind == "llama" and "lm_head.weight" in state:
+        raise UserError(f"{path}: its embeddings are not tied to its head; only SmolLM2-like Llamas are had here.")
     return Part({f"{name}_model.{key}": array for key, array in state.items()}, fields)
 
 
