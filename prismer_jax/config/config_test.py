@@ -265,6 +265,19 @@ def test_call_checks_keys_against_the_signature():
         config.call(fn, {}, "config.optim", total=9)
 
 
+def test_a_key_that_is_handed_on_is_blamed_only_where_the_function_does_not_take_it_itself():
+    def inner():
+        pass
+
+    def fn(width=1, **options):
+        return inner(**options) if options else inner(width=width)
+
+    with pytest.raises(UserError, match=r"config\.model: unknown key 'widht'"):
+        config.call(fn, {"widht": 2}, "config.model")
+    with pytest.raises(TypeError, match="inner"):  # the user's key is right, the program is wrong
+        config.call(fn, {"width": 2}, "config.model")
+
+
 @pytest.mark.parametrize(
     ("section", "expected"),
     [

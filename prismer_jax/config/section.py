@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -132,7 +133,14 @@ def call(
     Raises:
       UserError: a key that fn does not take (with the nearest), one that is missing, or a value of another type.
     """
-    return fn(**arguments(fn, section, where, skip=skip, extra=extra), **extra)
+    given = arguments(fn, section, where, skip=skip, extra=extra)
+    try:
+        return fn(**given, **extra)
+    except TypeError as error:  # of what takes any key and hands it on to what does not
+        wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if wrong is None or wrong[1] not in {*given} - {*values.parameters(fn)}:
+            raise
+        raise UserError(f"{where}: unknown key {wrong[1]!r}.") from None
 
 
 def arguments(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from prismer_jax import config, registry
-from prismer_jax.errors import UserError
 from prismer_jax.evaluators.common import Evaluator, Journal
 
 # Type -> module and class; imported when an evaluator of it is asked for.
@@ -34,13 +32,7 @@ def build(type: str, *, where: str = "", **options: Any) -> Evaluator:
       UserError: an unknown type or option, one that is missing, or of another type than its class says.
     """
     cls = registry.imported("evaluator", type, EVALUATORS)
-    where = where or type
-    try:
-        return config.call(cls, {**options, "where": where}, where)
-    except TypeError as error:  # of a class whose parents take less than it hands on
-        if (wrong := re.search(r"__init__\(\) got .* keyword argument '(\w+)'", str(error))) and wrong[1] in options:
-            raise UserError(f"{where}: unknown key {wrong[1]!r}.") from None
-        raise
+    return config.call(cls, {**options, "where": where or type}, where or type)
 
 
 def run(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prismer_jax import config
 from prismer_jax.config import values
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models import vlm
@@ -50,12 +50,7 @@ def build(name: str = DEFAULT, *, tokenizer: Any = None, lora: Any = None, quant
         choose("config.model.dtype", fields["dtype"], ("float32", "bfloat16", "float16"))
     cls = inspect.signature(module.build, eval_str=True).return_annotation
     values.check(fields, {**values.kinds(cls), **values.kinds(module.build)}, "config.model")
-    try:
-        model = module.build(tokenizer=tokenizer, **fields)
-    except TypeError as error:
-        if not (unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error))) or unknown[1] not in fields:
-            raise
-        raise UserError(f"config.model: the family {name!r} has no field {unknown[1]!r}.") from None
+    model = config.call(module.build, fields, f"config.model of the family {name!r}", tokenizer=tokenizer)
     vlm.check(model, module)
     if tokenizer is not None and getattr(model, "vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
         raise UserError(

@@ -186,7 +186,7 @@ def test_a_family_that_lacks_a_part_of_the_interface_is_told_so(toy, monkeypatch
 def test_a_variant_or_a_field_that_a_family_lacks_is_a_user_error(toy):
     with pytest.raises(UserError, match=r"Unknown variant 'nan'\. Did you mean 'nano'"):
         models.build("toy", variant="nan")
-    with pytest.raises(UserError, match=r"config\.model: the family 'toy' has no field 'widht'"):
+    with pytest.raises(UserError, match=r"config\.model of the family 'toy': unknown key 'widht'"):
         models.build("toy", widht=32)
 
 
