@@ -34,6 +34,22 @@ def test_other_data_are_refused_unless_they_are_allowed(tmp_path, other):
     data_seen.check(config.Workdir(tmp_path, tmp_path), {"web": other})
 
 
+def test_labels_that_were_made_again_are_other_data(tmp_path):
+    label = tmp_path / "depth.png"
+    label.write_bytes(b"1234")
+    web = examples(5, **{"labels/depth": str(label)})
+    began(tmp_path / "run", web=web)
+    workdir = config.Workdir(tmp_path / "run", tmp_path / "run")
+    data_seen.check(workdir, {"web": web})
+    label.write_bytes(b"12345")
+    with pytest.raises(UserError, match=r"config\.data\.web changed"):
+        data_seen.check(workdir, {"web": web})
+    noted = json.loads((tmp_path / "run" / data_seen.FILE).read_text())
+    del noted["web"]["files"]  # as an earlier version left it
+    (tmp_path / "run" / data_seen.FILE).write_text(json.dumps(noted))
+    data_seen.check(workdir, {"web": web})
+
+
 def test_what_evaluators_see_is_noted_and_may_change(tmp_path):
     began(tmp_path, web=examples(5), **{"evals.vqa": examples(2)})
     first = json.loads((tmp_path / data_seen.FILE).read_text())
