@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -271,6 +272,18 @@ def test_a_torn_checkpoint_is_named_and_the_previous_one_used(tmp_path, caplog):
         path.unlink()
     with pytest.raises(UserError, match=r"All checkpoints in .* are torn: .* is missing\. Delete them to begin anew"):
         Checkpointer(tmp_path).latest_step()
+
+
+def test_what_others_put_into_a_checkpoint_and_take_away_does_not_tear_it(tmp_path):
+    with Checkpointer(tmp_path, keep=2, async_=False) as saver:
+        saver.save(1, make_state())
+    (tmp_path / "sizes.json").unlink()
+    (tmp_path / "1" / "evaluation").mkdir()
+    (tmp_path / "1" / "evaluation" / "partial.json").write_text("{}")
+    with Checkpointer(tmp_path, keep=2, async_=False) as saver:
+        saver.save(2, make_state())  # notes the sizes of the first, too
+    shutil.rmtree(tmp_path / "1" / "evaluation")
+    assert Checkpointer(tmp_path).all_steps() == [1, 2]
 
 
 def test_the_best_survives_retention_a_restart_and_a_damaged_list_of_metrics(tmp_path):
