@@ -172,5 +172,5 @@ def test_a_llama_with_a_head_of_its_own_is_refused_by_what_it_is(tmp_path):
     llama = dict(model_type="llama", hidden_size=40, num_hidden_layers=1, num_attention_heads=2, intermediate_size=80)
     (tmp_path / "config.json").write_text(json.dumps(llama | dict(tie_word_embeddings=False)))
     write.safetensors_file(tmp_path / "model.safetensors", {"lm_head.weight": np.zeros((96, 40), np.float32)})
-    with pytest.raises(UserError, match=r"its embeddings are not tied to its head; only SmolLM2-like Llamas are had"):
+    with pytest.raises(UserError, match=r"its head is not tied to its embeddings, which BLIP-2 needs"):
         parts.language(tmp_path)

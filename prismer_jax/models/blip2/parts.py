@@ -99,7 +99,7 @@ def language(path: pathlib.Path) -> Part:
         re.sub(r"^decoder\.", "model.decoder.", key) if kind == "opt" else key: x for key, x in safe.load(path).items()
     }
     if kind == "llama" and "lm_head.weight" in state:
-        raise UserError(f"{path}: its head is not tied to its embeddings; BLIP-2 here takes Llamas whose head is, such as SmolLM2.")
+        raise UserError(f"{path}: its head is not tied to its embeddings, which BLIP-2 needs of a Llama; SmolLM2's is.")
     return Part({f"{name}_model.{key}": array for key, array in state.items()}, fields)
 
 
