@@ -27,7 +27,7 @@ from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.estimate import estimate
 from prismer_jax.labelling.job import Job, Stage, finish, settings
 from prismer_jax.labelling.ledger import Ledger, past_speeds
-from prismer_jax.labelling.outputs import Dataset, Files, Output, check_folder
+from prismer_jax.labelling.output_formats import Dataset, Files, Output, check_folder
 from prismer_jax.labelling.stage import Labelling
 
 Loads = dict[str, Callable[[], Any]]  # the weights of each expert

@@ -16,7 +16,7 @@ from prismer_jax import datasets, label_png, labels
 from prismer_jax.datasets import lists
 from prismer_jax.errors import UserError, run_main
 from prismer_jax.experts import testing, weights
-from prismer_jax.labelling import recording, stores
+from prismer_jax.labelling import label_stores, recording
 from prismer_jax.shards import check, metadata, records
 from tools import make_labels
 
@@ -229,7 +229,7 @@ def test_labels_that_are_in_a_data_set_are_nowhere_else_whoever_was_killed(photo
 
     flags = ("--images", photos, "--output-dataset", tmp_path / "set")
     with monkeypatch.context() as patch:
-        patch.setattr(stores.LabelShards, "remove", killed)
+        patch.setattr(label_stores.LabelShards, "remove", killed)
         with pytest.raises(KeyboardInterrupt):
             run(*flags, experts="depth")
     assert list((tmp_path / "set").rglob("depth.*.zip"))

@@ -12,7 +12,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.evaluators.common import Record
 from prismer_jax.evaluators.text import TextEvaluator
 from prismer_jax.objects import codec as codecs
-from prismer_jax.objects import shapes, words
+from prismer_jax.objects import shapes, spelling
 from prismer_jax.scores import objects as scores
 
 
@@ -40,7 +40,7 @@ class _ObjectsEvaluator(TextEvaluator):
 
     def texts_of(self, example: Mapping[str, Any]) -> Sequence[str]:
         chosen = _asked_of(example)
-        return [words.JOINED.join(words.spell(one["box"], one["name"]) for one in chosen)] if chosen else []
+        return [spelling.JOINED.join(spelling.spell(one["box"], one["name"]) for one in chosen)] if chosen else []
 
     def about(self, example: Mapping[str, Any], index: int) -> Record:
         return {**super().about(example, index), "question": example["turns"][0]["user"]}
@@ -60,7 +60,7 @@ class DetectionEvaluator(_ObjectsEvaluator):
 
     main_score = "F1"
 
-    def __init__(self, *, scale: int = words.LAST, **options: Any) -> None:
+    def __init__(self, *, scale: int = spelling.LAST, **options: Any) -> None:
         super().__init__(**options)
         self.scale = scale
 
@@ -81,7 +81,7 @@ class DetectionEvaluator(_ObjectsEvaluator):
                 continue
             photos, broken[suffix] = [], 0
             for record in records:
-                found, bad = words.parse(record[key], self.scale)
+                found, bad = spelling.parse(record[key], self.scale)
                 broken[suffix] += bad
                 said = [{"name": one.name.lower(), "box": one.box} for one in found]
                 photos.append({"objects": record["objects"], "found": said})

@@ -12,7 +12,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.models.paligemma.conversion import official_table
 from prismer_jax.models.paligemma.conversion_test import state_of
 from prismer_jax.objects import codec as codecs
-from prismer_jax.objects import words
+from prismer_jax.objects import spelling
 from tools import convert
 
 CODES = (0,) * 16
@@ -73,8 +73,13 @@ def evaluated(kind, model, folder, asked, task="photo", **options):
 
 
 def test_detection_is_scored(folder, model, monkeypatch):
-    right = words.JOINED.join([words.spell(DOG, "Dog"), words.spell(CAT, "cat")])
-    saying(monkeypatch, model, right, f"{words.spell(CAT, 'dog')} ; <loc0001><loc0002> cat ; {words.spell(CAT, 'cat')}")
+    right = spelling.JOINED.join([spelling.spell(DOG, "Dog"), spelling.spell(CAT, "cat")])
+    saying(
+        monkeypatch,
+        model,
+        right,
+        f"{spelling.spell(CAT, 'dog')} ; <loc0001><loc0002> cat ; {spelling.spell(CAT, 'cat')}",
+    )
     scores, made = evaluated("detection", model, folder, "detect(answer=False)", blank=False)
     half = (51 + 50 * 0) / 101  # the wrong dog comes second: one of two objects is found
     assert scores == pytest.approx(
@@ -82,11 +87,11 @@ def test_detection_is_scored(folder, model, monkeypatch):
     )
     assert [record["scores"]["F1"] for record in made.records] == [1.0, 0.5]
     assert made.records[0]["question"] in ("detect cat ; dog", "detect dog ; cat")
-    assert made.samples(1)[0]["references"] == [f"{words.spell(CAT, 'cat')} ; {words.spell(DOG, 'dog')}"]
+    assert made.samples(1)[0]["references"] == [f"{spelling.spell(CAT, 'cat')} ; {spelling.spell(DOG, 'dog')}"]
 
 
 def test_segmentation_is_scored(folder, model, monkeypatch):
-    saying(monkeypatch, model, words.spell(CAT, "cat", CODES), words.spell(DOG, "", CODES[1:]))
+    saying(monkeypatch, model, spelling.spell(CAT, "cat", CODES), spelling.spell(DOG, "", CODES[1:]))
     asked = f"segment({str(folder / 'codec.npz')!r}, answer=False)"
     scores, made = evaluated("refcoco", model, folder, asked, "name", codec=str(folder / "codec.npz"))
     # Of four questions two are for the cat, and the answers are the same in both batches; so they are to a blank image.
@@ -112,9 +117,8 @@ def main(folder, *flags):
 
 
 def test_the_command_prints_draws_and_saves_objects(folder, model, monkeypatch, tmp_path, capsys):
-    text = (
-        f"{words.spell(CAT, 'cat', CODES)} ; {words.spell(DOG, 'dog')} ; <loc0001> dog ; {words.spell(DOG, 'qwerty')}"
-    )
+    dog, cat, unknown = spelling.spell(DOG, "dog"), spelling.spell(CAT, "cat", CODES), spelling.spell(DOG, "qwerty")
+    text = f"{cat} ; {dog} ; <loc0001> dog ; {unknown}"
     saying(monkeypatch, model, text, "a cat")
     flags = ["--output", tmp_path / "out.json", "--draw", tmp_path / "drawn", "--save-labels", tmp_path / "labels"]
     main(folder, *flags, "--divide-by", 1023)
@@ -146,7 +150,7 @@ def test_photos_of_one_name_and_questions_of_one_photo_have_pictures_of_their_ow
     (tmp_path / "photos").mkdir()
     for name in ("a.png", "a.jpg", "b.jpg"):
         Image.new("RGB", (80, 40)).save(tmp_path / "photos" / name)
-    saying(monkeypatch, model, *(words.spell(box, "cat") for box in (CAT, DOG) * 3))
+    saying(monkeypatch, model, *(spelling.spell(box, "cat") for box in (CAT, DOG) * 3))
     asked = ["--question", "detect cat", "detect dog", "--images", str(tmp_path / "photos")]
     files = ["--output", tmp_path / "out.json", "--draw", tmp_path / "drawn", "--save-labels", tmp_path / "labels"]
     caption.main(["--checkpoint", str(folder / "model"), *asked, *map(str, files)])
@@ -163,14 +167,14 @@ def test_photos_of_one_name_and_questions_of_one_photo_have_pictures_of_their_ow
 
 
 def test_labels_that_another_prompt_has_made_are_not_added_to(folder, model, monkeypatch, tmp_path):
-    saying(monkeypatch, model, words.spell(CAT, "cat"), "a cat")
+    saying(monkeypatch, model, spelling.spell(CAT, "cat"), "a cat")
     main(folder, "--save-labels", tmp_path / "labels")
     with pytest.raises(UserError, match=r"holds labels of obj_detection made with .*detect cat ; dog"):
         main(folder, "--save-labels", tmp_path / "labels", "--prompt", "detect dog")
 
 
 def test_masks_without_a_codec_are_left_out_and_said(folder, model, monkeypatch, capsys):
-    saying(monkeypatch, model, words.spell(CAT, "cat", CODES), "")
+    saying(monkeypatch, model, spelling.spell(CAT, "cat", CODES), "")
     (folder / "model" / codecs.FILE).rename(folder / "model" / "away")
     try:
         main(folder)

@@ -23,7 +23,7 @@ from prismer_jax.experts.winograd import Conv
 from prismer_jax.towers.layers import MLP, Attention, LayerNorm, stack
 from prismer_jax.towers.stem import resize
 from prismer_jax.typing import Array, Float, UInt8, typed
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 from prismer_jax.weights.rules import Rule
 
 STAGES = (3, 4, 9)  # blocks of each stage of the ResNet
@@ -167,7 +167,7 @@ class DPT(nn.Module):
 
 
 def _group_norm_conv(conv: str, norm: str, name: str, suffix: str) -> list[Rule]:
-    return [*rows.conv(conv, f"{name}conv{suffix}", bias=False), *rows.norm(norm, f"{name}norm{suffix}")]
+    return [*modules.conv(conv, f"{name}conv{suffix}", bias=False), *modules.norm(norm, f"{name}norm{suffix}")]
 
 
 def _bottleneck(stage: int, block: int) -> list[Rule]:
@@ -179,7 +179,7 @@ def _bottleneck(stage: int, block: int) -> list[Rule]:
 
 
 def _residual_unit(key: str, name: str) -> list[Rule]:
-    return [rule for i in "12" for rule in rows.conv(f"{key}.conv{i}", f"{name}/conv_{i}")]
+    return [rule for i in "12" for rule in modules.conv(f"{key}.conv{i}", f"{name}/conv_{i}")]
 
 
 def _fusion(i: int) -> list[Rule]:
@@ -187,24 +187,27 @@ def _fusion(i: int) -> list[Rule]:
     return [
         *(_residual_unit(f"{key}.resConfUnit1", f"{name}/skip") if i < 4 else ()),
         *_residual_unit(f"{key}.resConfUnit2", f"{name}/refine"),
-        *rows.conv(f"{key}.out_conv", f"{name}/out"),
+        *modules.conv(f"{key}.out_conv", f"{name}/out"),
     ]
 
 
 def _readout(i: int) -> list[Rule]:
     key = f"pretrained.act_postprocess{i}"
-    return [*rows.dense(f"{key}.0.project.0", f"readout_{i}_project"), *rows.conv(f"{key}.3", f"readout_{i}_conv")]
+    return [
+        *modules.dense(f"{key}.0.project.0", f"readout_{i}_project"),
+        *modules.conv(f"{key}.3", f"readout_{i}_conv"),
+    ]
 
 
 def _block(key: str) -> list[Rule]:
     qkv = [f"params/blocks/attention/{part}" for part in ("query", "key", "value")]
     return [
-        *rows.norm(f"{key}.norm1", "blocks/norm_attention"),
+        *modules.norm(f"{key}.norm1", "blocks/norm_attention"),
         Rule(f"{key}.attn.qkv.weight", tuple(f"{name}/kernel" for name in qkv), "dense"),
         Rule(f"{key}.attn.qkv.bias", tuple(f"{name}/bias" for name in qkv)),
-        *rows.dense(f"{key}.attn.proj", "blocks/attention/out"),
-        *rows.norm(f"{key}.norm2", "blocks/norm_mlp"),
-        *rows.mlp(f"{key}.mlp.fc1", f"{key}.mlp.fc2", "blocks/mlp"),
+        *modules.dense(f"{key}.attn.proj", "blocks/attention/out"),
+        *modules.norm(f"{key}.norm2", "blocks/norm_mlp"),
+        *modules.mlp(f"{key}.mlp.fc1", f"{key}.mlp.fc2", "blocks/mlp"),
     ]
 
 
@@ -225,16 +228,16 @@ class Depth(SquareExpert):
                 "",
             ),
             *(rule for s, blocks in enumerate(STAGES) for b in range(blocks) for rule in _bottleneck(s, b)),
-            *rows.conv("pretrained.model.patch_embed.proj", "patches"),
+            *modules.conv("pretrained.model.patch_embed.proj", "patches"),
             *_block("pretrained.model.blocks.{}"),
             *_readout(3),
             *_readout(4),
-            *rows.conv("pretrained.act_postprocess4.4", "readout_4_down"),
-            *(r for i in range(1, 5) for r in rows.conv(f"scratch.layer{i}_rn", f"reduce_{i}", bias=False)),
+            *modules.conv("pretrained.act_postprocess4.4", "readout_4_down"),
+            *(r for i in range(1, 5) for r in modules.conv(f"scratch.layer{i}_rn", f"reduce_{i}", bias=False)),
             *(rule for i in range(1, 5) for rule in _fusion(i)),
-            *rows.conv("scratch.output_conv.0", "head_1"),
-            *rows.conv("scratch.output_conv.2", "head_2"),
-            *rows.conv("scratch.output_conv.4", "head_3"),
+            *modules.conv("scratch.output_conv.0", "head_1"),
+            *modules.conv("scratch.output_conv.2", "head_2"),
+            *modules.conv("scratch.output_conv.4", "head_3"),
         ),
         ignored=(
             r"pretrained\.model\.norm\..*",  # the last map is taken before the final norm

@@ -15,7 +15,7 @@ from PIL import Image
 from prismer_jax.experts.convolution import ConvNorm, Double
 from prismer_jax.experts.expert import Label, SquareExpert
 from prismer_jax.typing import Array, Float, UInt8, typed
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 from prismer_jax.weights.rules import Rule
 
 # ImageNet's mean in bytes, in the order of the network's channels: blue, green, red.
@@ -129,24 +129,24 @@ def _rules() -> list[Rule]:
     all_rules = []
     for block in ("block_1", "block_2"):
         for i, name in enumerate(("first", "second"), start=1):
-            all_rules += rows.conv_norm(f"{block}.conv{i}", f"{block}.bn{i}", f"{block}/{name}", bias=True)
+            all_rules += modules.conv_norm(f"{block}.conv{i}", f"{block}.bn{i}", f"{block}/{name}", bias=True)
     for block, layers in (("dblock_3", 2), ("dblock_4", 3), ("dblock_5", 3), ("dblock_6", 3)):
         for layer in range(layers):
             key = f"{block}.denselayer{layer + 1}"
             for i, name in enumerate(("first", "second"), start=1):
                 unit = f"{block}/layer_{layer}_{name}"
-                all_rules += rows.conv_norm(f"{key}.conv{i}", f"{key}.norm{i}", unit, bias=True)
+                all_rules += modules.conv_norm(f"{key}.conv{i}", f"{key}.norm{i}", unit, bias=True)
     for link in [*(f"side_{i}" for i in range(1, 5)), *(f"pre_dense_{i}" for i in range(2, 7))]:
-        all_rules += rows.conv_norm(f"{link}.conv", f"{link}.bn", link, bias=True)
+        all_rules += modules.conv_norm(f"{link}.conv", f"{link}.bn", link, bias=True)
     for block, doublings in enumerate(DOUBLINGS.values(), start=1):
         for i in range(doublings):
             key, name = f"up_block_{block}.features", f"up_{block}"
-            all_rules += rows.conv(f"{key}.{3 * i}", f"{name}/conv_{i}")
+            all_rules += modules.conv(f"{key}.{3 * i}", f"{name}/conv_{i}")
             all_rules += [
                 Rule(f"{key}.{3 * i + 2}.weight", (f"params/{name}/double_{i}/kernel",), "conv_transpose"),
                 Rule(f"{key}.{3 * i + 2}.bias", (f"params/{name}/double_{i}/bias",)),
             ]
-    return [*all_rules, *rows.conv("block_cat.conv", "fuse")]
+    return [*all_rules, *modules.conv("block_cat.conv", "fuse")]
 
 
 class Edge(SquareExpert):

@@ -15,7 +15,7 @@ from flax import linen as nn
 from prismer_jax.experts.convolution import ConvNorm, Depthwise
 from prismer_jax.towers.stem import BatchNorm
 from prismer_jax.typing import Array, Float, typed
-from prismer_jax.weights import rows
+from prismer_jax.weights import modules
 from prismer_jax.weights.rules import Rule
 
 EPSILON = 1e-3
@@ -105,24 +105,24 @@ class EfficientNet(nn.Module):
 def _block(key: str, name: str, expand: bool) -> list[Rule]:
     depthwise, projection, norms = ("bn2", "conv_pwl", "bn3") if expand else ("bn1", "conv_pw", "bn2")
     return [
-        *(rows.conv_norm(f"{key}.conv_pw", f"{key}.bn1", f"{name}/expand") if expand else ()),
-        *rows.conv(f"{key}.conv_dw", f"{name}/depthwise", bias=False),
-        *rows.batch_norm(f"{key}.{depthwise}", f"{name}/depthwise_norm"),
-        *rows.conv(f"{key}.se.conv_reduce", f"{name}/squeeze/reduce"),
-        *rows.conv(f"{key}.se.conv_expand", f"{name}/squeeze/expand"),
-        *rows.conv_norm(f"{key}.{projection}", f"{key}.{norms}", f"{name}/project"),
+        *(modules.conv_norm(f"{key}.conv_pw", f"{key}.bn1", f"{name}/expand") if expand else ()),
+        *modules.conv(f"{key}.conv_dw", f"{name}/depthwise", bias=False),
+        *modules.batch_norm(f"{key}.{depthwise}", f"{name}/depthwise_norm"),
+        *modules.conv(f"{key}.se.conv_reduce", f"{name}/squeeze/reduce"),
+        *modules.conv(f"{key}.se.conv_expand", f"{name}/squeeze/expand"),
+        *modules.conv_norm(f"{key}.{projection}", f"{key}.{norms}", f"{name}/project"),
     ]
 
 
 def table_rows(key: str, name: str) -> list[Rule]:
     """Rows for a geffnet model under `key`; its `bn2`, the norm after the head, has none."""
     return [
-        *rows.conv_norm(f"{key}.conv_stem", f"{key}.bn1", f"{name}/stem"),
+        *modules.conv_norm(f"{key}.conv_stem", f"{key}.bn1", f"{name}/stem"),
         *(
             rule
             for i, stage in enumerate(STAGES)
             for j in range(stage.blocks)
             for rule in _block(f"{key}.blocks.{i}.{j}", f"{name}/stage_{i}_{j}", stage.expand > 1)
         ),
-        *rows.conv(f"{key}.conv_head", f"{name}/head", bias=False),
+        *modules.conv(f"{key}.conv_head", f"{name}/head", bias=False),
     ]

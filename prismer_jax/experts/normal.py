@@ -20,7 +20,7 @@ from prismer_jax.experts.convolution import ConvNorm
 from prismer_jax.experts.expert import Label, SquareExpert
 from prismer_jax.towers.stem import resize
 from prismer_jax.typing import Array, Float, UInt8, typed
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 from prismer_jax.weights.rules import Rule
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -99,8 +99,8 @@ def _up(key: str, name: str) -> list[Rule]:
         rule
         for i, part in ((0, "first"), (3, "second"))
         for rule in (
-            *rows.conv(f"{key}._net.{i}", f"{name}/{part}/conv"),
-            *rows.batch_norm(f"{key}._net.{i + 1}", f"{name}/{part}/norm"),
+            *modules.conv(f"{key}._net.{i}", f"{name}/{part}/conv"),
+            *modules.batch_norm(f"{key}._net.{i + 1}", f"{name}/{part}/norm"),
         )
     ]
 
@@ -124,9 +124,9 @@ class Normal(SquareExpert):
     table = rules.Table(
         rules=(
             *efficientnet.table_rows("encoder.original_model", "encoder"),
-            *rows.conv("decoder.conv2", "bottom"),
+            *modules.conv("decoder.conv2", "bottom"),
             *(rule for i in range(1, 5) for rule in _up(f"decoder.up{i}", f"up_{i}")),
-            *rows.conv("decoder.out_conv_res8", "estimate"),
+            *modules.conv("decoder.out_conv_res8", "estimate"),
             *(
                 rule
                 for i, size in enumerate((4, 2, 1))

@@ -14,7 +14,7 @@ from prismer_jax.errors import BadSample
 from prismer_jax.experts import layers
 from prismer_jax.experts.expert import Arrays, Expert, Label, SquareExpert
 from prismer_jax.typing import Array
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 
 
 class Net(nn.Module):
@@ -32,7 +32,7 @@ class ToyDepth(SquareExpert):
     """The sigmoid of a weighted sum of the colours."""
 
     name, file = "depth", "toy_depth.pt"
-    table = rules.Table(rules=tuple(rows.dense("head", "out")), ignored=(r"old\..*",))
+    table = rules.Table(rules=tuple(modules.dense("head", "out")), ignored=(r"old\..*",))
     network = Net
     size = (6, 8)
 
@@ -48,7 +48,7 @@ class ToyDetection(Expert):
     """Keeps the photos' proportions; one instance of class 7 where depth, which it needs, is more than half."""
 
     name, file, needs = "obj_detection", "toy_detection.pt", ("depth",)
-    table = rules.Table(rules=tuple(rows.dense("roi.head", "out")))
+    table = rules.Table(rules=tuple(modules.dense("roi.head", "out")))
     network = Net
 
     def __init__(self, dtype: Any = jnp.float32) -> None:

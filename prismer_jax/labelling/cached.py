@@ -27,8 +27,8 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.experts import EXPERTS, Expert, Label, Student, weights
 from prismer_jax.files import progress, storage, versions
 from prismer_jax.labelling import pipeline
+from prismer_jax.labelling.label_stores import SUFFIXES
 from prismer_jax.labelling.pipeline import Photo
-from prismer_jax.labelling.stores import SUFFIXES
 from prismer_jax.pp.image import read_bytes
 
 logger = logging.getLogger(__name__)

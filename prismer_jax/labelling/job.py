@@ -24,9 +24,9 @@ from prismer_jax.errors import BadSample
 from prismer_jax.files import leases
 from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.work import Item, Report, Work
+from prismer_jax.labelling.label_stores import Store, Writer, Writers
 from prismer_jax.labelling.ledger import Ledger, Shard
 from prismer_jax.labelling.pipeline import Photo
-from prismer_jax.labelling.stores import Store, Writer, Writers
 from prismer_jax.shards import build
 
 SAID = 20  # lines about photos that cannot be labelled; the rest is only in the report

@@ -15,9 +15,9 @@ from prismer_jax.datasets import lists
 from prismer_jax.errors import BadSample
 from prismer_jax.experts.expert import Label
 from prismer_jax.labelling import official
+from prismer_jax.labelling.label_stores import LabelFiles
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
-from prismer_jax.labelling.stores import LabelFiles
 from prismer_jax.towers import label_lookup
 from prismer_jax.towers.stem import resize_ids
 from prismer_jax.weights import label_tables, ocr_words, safe

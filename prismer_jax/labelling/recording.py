@@ -14,8 +14,8 @@ from prismer_jax.files import progress
 from prismer_jax.files.work import Item, Work
 from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.job import Job, photo_of, ready_shards
+from prismer_jax.labelling.label_stores import LabelShards
 from prismer_jax.labelling.ledger import Shard
-from prismer_jax.labelling.stores import LabelShards
 from prismer_jax.shards import build, schema
 
 

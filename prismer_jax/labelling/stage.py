@@ -20,9 +20,9 @@ from prismer_jax.files.leases import LeaseLost
 from prismer_jax.files.work import Item
 from prismer_jax.labelling import pipeline
 from prismer_jax.labelling.job import Job, ready_shards
+from prismer_jax.labelling.label_stores import Writer
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
-from prismer_jax.labelling.stores import Writer
 
 
 @dataclasses.dataclass

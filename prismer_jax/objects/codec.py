@@ -23,7 +23,7 @@ import numpy as np
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.objects.shapes import SIDE
-from prismer_jax.objects.words import CODES, TOKENS
+from prismer_jax.objects.spelling import CODES, TOKENS
 
 GRID = 4  # codes a side
 HALVINGS = 4  # 64 -> 4 pixels

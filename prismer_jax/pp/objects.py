@@ -17,7 +17,7 @@ import numpy as np
 from prismer_jax import labels
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.objects import codec as codecs
-from prismer_jax.objects import description, shapes, words
+from prismer_jax.objects import description, shapes, spelling
 from prismer_jax.pp.image import one_photo
 from prismer_jax.pp.labels import maps
 from prismer_jax.pp.location_tokens import PIECES
@@ -70,10 +70,10 @@ def detect(names: Sequence[str] = (), answer: bool = True, *, tokenizer: Any) ->
     def op(example: Example, rng: np.random.Generator) -> Example:
         wanted = list(names) or _shuffled(rng, sorted({one["name"] for one in _objects(example)}))
         chosen = _shuffled(rng, [one for one in _objects(example) if one["name"] in set(wanted)])
-        asked = {"user": f"detect {words.JOINED.join(wanted)}"}
+        asked = {"user": f"detect {spelling.JOINED.join(wanted)}"}
         if answer:
             _check(example, chosen)
-            asked["assistant"] = words.JOINED.join(words.spell(one["box"], one["name"]) for one in chosen)
+            asked["assistant"] = spelling.JOINED.join(spelling.spell(one["box"], one["name"]) for one in chosen)
         return {**example, "turns": [asked]}
 
     return op
@@ -109,8 +109,8 @@ def segment(
             chosen = _shuffled(rng, [one for one in _objects(example) if one["name"] == name])
             inside = [_inside(example, one) for one in chosen]
             spelt = zip(chosen, masks.encode(np.stack(inside)).tolist(), strict=True)
-            said = (words.spell(one["box"], name if named else "", codes) for one, codes in spelt)
-            asked["assistant"] = words.JOINED.join(said)
+            said = (spelling.spell(one["box"], name if named else "", codes) for one, codes in spelt)
+            asked["assistant"] = spelling.JOINED.join(said)
         return {**example, "turns": [asked], "asked": name}
 
     return op

@@ -4,7 +4,7 @@ import pytest
 from prismer_jax import labels, pp
 from prismer_jax.errors import BadSample, UserError
 from prismer_jax.objects import codec as codecs
-from prismer_jax.objects import words
+from prismer_jax.objects import spelling
 from prismer_jax.pp import location_tokens, tokenizer
 
 MASK = {"size": [10, 20], "counts": [0, 50, 150]}  # the five columns on the left
@@ -73,14 +73,14 @@ def test_segment_writes_the_codes_of_masks(turn, codec):
         turns["user"]: turns["assistant"] for seed in range(9) for turns in turn(f"segment({codec!r})", seed, given)
     }
     assert texts.keys() == {"segment cat", "segment dog"}
-    (found,), broken = words.parse(texts["segment cat"])
+    (found,), broken = spelling.parse(texts["segment cat"])
     assert (found.name, broken) == ("cat", 0)
     # All of its box belongs to the cat, half of its box to the dog.
     assert list(found.codes) == codecs.load(codec).encode(np.ones((1, 64, 64)))[0].tolist()
-    assert words.parse(texts["segment dog"])[0][0].codes != found.codes
+    assert spelling.parse(texts["segment dog"])[0][0].codes != found.codes
     (turns,) = turn(f"segment({codec!r}, prompt='{{name}}', named=False)", 0, {"id": "a", "objects": [cats[0]]})
     assert turns["user"] == "cat"
-    assert words.parse_mask(turns["assistant"]) is not None
+    assert spelling.parse_mask(turns["assistant"]) is not None
     assert turns["assistant"].endswith(">")
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from prismer_jax import label_files, labels
 from prismer_jax.datasets import label_names
 from prismer_jax.files import storage
-from prismer_jax.objects import shapes, words
+from prismer_jax.objects import shapes, spelling
 from prismer_jax.objects.codec import MaskCodec
 from prismer_jax.report.draw import id_colors
 
@@ -24,7 +24,7 @@ OPACITY = 0.45  # of a mask in a picture
 
 
 def located(
-    text: str, size: tuple[int, int], codec: MaskCodec | None, scale: int = words.LAST + 1
+    text: str, size: tuple[int, int], codec: MaskCodec | None, scale: int = spelling.LAST + 1
 ) -> tuple[list[Located], int]:
     """Returns the objects that a text speaks of, in pixels, and how many more are broken (`objects.words.parse`).
 
@@ -38,7 +38,7 @@ def located(
       [{"name", "box": [x1, y1, x2, y2]}], and of a mask "mask", COCO's compressed run lengths. A mask whose box has no
       pixels is broken.
     """
-    found, broken = words.parse(text, scale)
+    found, broken = spelling.parse(text, scale)
     objects = []
     for one in found:
         y1, x1, y2, x2 = one.box
@@ -171,7 +171,7 @@ class Reader:
         self,
         read: Callable[[str], np.ndarray],
         codec: MaskCodec | None,
-        scale: int = words.LAST + 1,
+        scale: int = spelling.LAST + 1,
         pictures: pathlib.Path | None = None,
         labels: Labels | None = None,
     ) -> None:

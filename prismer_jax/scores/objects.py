@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax.objects import shapes, words
+from prismer_jax.objects import shapes, spelling
 from prismer_jax.objects.codec import MaskCodec
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the overlap
@@ -50,8 +50,8 @@ def segmented(said: Sequence[str], boxes: np.ndarray, masks: Sequence[np.ndarray
       masks: bool [height, width] of the photo.
       codec: decodes the masks.
     """
-    found = [words.parse_mask(text) for text in said]
-    decoded = codec.decode(np.array([one.codes if one else (0,) * words.TOKENS for one in found]))
+    found = [spelling.parse_mask(text) for text in said]
+    decoded = codec.decode(np.array([one.codes if one else (0,) * spelling.TOKENS for one in found]))
     rows = []
     for one, box, mask, inside in zip(found, np.asarray(boxes, np.float64), masks, decoded, strict=True):
         overlap, drawn = 0.0, None if one is None else shapes.pasted(inside, one.box, mask.shape)

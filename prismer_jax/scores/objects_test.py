@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from prismer_jax.objects import codec as codecs
-from prismer_jax.objects import words
+from prismer_jax.objects import spelling
 from prismer_jax.scores import objects
 
 
@@ -87,10 +87,10 @@ def test_masks_are_scored_as_their_overlap():
     codes = (0,) * 16
     half, whole = (0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0)
     said = [
-        words.spell(half, codes=codes),
-        words.spell(whole, "cat", codes) + " ; dog",
-        words.spell(half),  # no mask
-        words.spell((0.0, 0.0, 0.002, 1.0), codes=codes),  # less than a pixel high
+        spelling.spell(half, codes=codes),
+        spelling.spell(whole, "cat", codes) + " ; dog",
+        spelling.spell(half),  # no mask
+        spelling.spell((0.0, 0.0, 0.002, 1.0), codes=codes),  # less than a pixel high
     ]
     rows = objects.segmented(said, np.array([half] * 4), [truth] * 4, codec)
     np.testing.assert_allclose(rows[:, 0], [0.98, 0.5, 0, 0], atol=0.02)

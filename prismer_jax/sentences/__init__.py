@@ -19,12 +19,15 @@ from prismer_jax import pp, tree
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.towers.sentence import SentenceEncoder
-from prismer_jax.weights import rows, rules, safe
+from prismer_jax.weights import modules, rules, safe
 
 WEIGHTS = pathlib.Path("weights/sentences")  # where tools.download puts models
 TABLE = rules.Table(
-    (*rows.roberta_embeddings("embeddings", "encoder"), *rows.roberta_layer("encoder.layer.{}", "encoder/layers")),
-    spellings=((r"^bert\.", ""), *rows.OLD_NORMS),
+    (
+        *modules.roberta_embeddings("embeddings", "encoder"),
+        *modules.roberta_layer("encoder.layer.{}", "encoder/layers"),
+    ),
+    spellings=((r"^bert\.", ""), *modules.OLD_NORMS),
     ignored=(r"embeddings\.position_ids", r"pooler\..*", r"cls\..*"),
 )
 SIZES = (
@@ -68,8 +71,8 @@ class SentenceEmbedder:
         modes = [mode for mode, chosen in pooling.items() if mode.startswith("pooling_mode_") and chosen is True]
         if modes != ["pooling_mode_mean_tokens"] and pooling.get("pooling_mode") != "mean":
             raise UserError(f"{self.folder}: pools by {', '.join(modes) or 'nothing'}; only means of tokens are made.")
-        modules = _json(self.folder / "modules.json", [{"type": "Normalize"}])
-        kinds = [str(module.get("type")) for module in modules if isinstance(module, dict)]
+        parts = _json(self.folder / "modules.json", [{"type": "Normalize"}])
+        kinds = [str(part.get("type")) for part in parts if isinstance(part, dict)]
         self._unit = any(kind.endswith("Normalize") for kind in kinds)
         self._tokenizer = pp.tokenizer.load(f"tokenizers:{self.folder}")
         self._model = SentenceEncoder(

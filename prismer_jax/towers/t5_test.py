@@ -11,10 +11,10 @@ import pytest
 from prismer_jax import tree
 from prismer_jax.decode.beam import beam_search
 from prismer_jax.towers.t5 import T5, bucket_table
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 from tools.parity.case import Case
 
-TABLE = rules.Table(tuple(rows.t5("t5_model.", "language")))
+TABLE = rules.Table(tuple(modules.t5("t5_model.", "language")))
 
 
 def forward(model, x, real, ids):

@@ -26,7 +26,7 @@ from prismer_jax.files import progress, storage
 from prismer_jax.objects import shapes
 from prismer_jax.objects.codec import EMBEDDING, FILE, MaskCodec, features, nearest, painted
 from prismer_jax.objects.codec import shapes as layer_shapes
-from prismer_jax.objects.words import CODES
+from prismer_jax.objects.spelling import CODES
 
 COMMITMENT = 0.25  # how much an encoder is drawn to its codes
 REVIVAL = 50  # steps after which codes that nothing was nearest to begin anew

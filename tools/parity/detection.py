@@ -11,9 +11,9 @@ import numpy as np
 from einops import rearrange
 
 from prismer_jax.experts import winograd
+from prismer_jax.experts.aspect_ratio import padded
 from prismer_jax.experts.detection import Detection, boxes, cascade, roi_align, rpn
 from prismer_jax.experts.detection.instances import instance_map
-from prismer_jax.experts.fitted import padded
 from prismer_jax.weights import rules
 
 from .case import Case, Check, Mismatch, Outputs, check_shapes

@@ -10,7 +10,7 @@ import numpy as np
 from prismer_jax import pp
 from prismer_jax.models.paligemma import RESIZE
 from prismer_jax.objects import codec as codecs
-from prismer_jax.objects import shapes, words
+from prismer_jax.objects import shapes, spelling
 from prismer_jax.pp import location_tokens
 from prismer_jax.pp.bilinear import stretch
 from prismer_jax.pp.prefix_lm import cut
@@ -94,12 +94,12 @@ def masks(case: Case) -> Outputs:
     yield "tap/encoder_out", codecs.features(codec.weights, small[:2])
     yield "out/codes", codec.encode(small)
     yield "out/decoded_masks64", codec.decode(case["decode_codes"])[..., None]
-    yield "out/loc_bins", words.bins(case["boxes"])
+    yield "out/loc_bins", spelling.bins(case["boxes"])
     crops = []
     for number, said in enumerate(case.manifest["mask2str_strings"]):
         mask, box = case[f"mask2str_mask_{number}"] > 0, case["mask2str_bbox"][number]
         crops.append(shapes.crop(mask, box))
-        if (own := words.spell(box, codes=codec.encode(crops[-1][None])[0])) != said:
+        if (own := spelling.spell(box, codes=codec.encode(crops[-1][None])[0])) != said:
             raise Mismatch(f"mask {number} is {own} instead of {said}")
     yield "out/mask2str_resized64", np.stack(crops)
     sizes = np.array([case[f"mask2str_mask_{number}"].shape * 2 for number in range(len(crops))])
@@ -107,7 +107,7 @@ def masks(case: Case) -> Outputs:
 
     def spelt(token: int) -> str:
         place, code = token - config["loc0"], token - config["seg0"]
-        return f"<loc{place:04d}>" if 0 <= place <= words.LAST else f"<seg{code:03d}>" if code >= 0 else f" {token}"
+        return f"<loc{place:04d}>" if 0 <= place <= spelling.LAST else f"<seg{code:03d}>" if code >= 0 else f" {token}"
 
     said = ["".join(map(spelt, row.tolist())) for row in case["eval_decoded_tokens"]]
     truth = np.unpackbits(case["eval_gt_masks"], axis=-1).astype(bool)

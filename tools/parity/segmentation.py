@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from prismer_jax.experts import fitted
+from prismer_jax.experts import aspect_ratio
 from prismer_jax.experts.segmentation import mask2former
 from prismer_jax.experts.segmentation.expert import SegAde, SegCoco, Segmentation, strips
 from prismer_jax.weights import rules
@@ -62,11 +62,11 @@ def segmentation(case: Case) -> Outputs:
     check_keys(case, expert)
     variables = jax.tree.map(jnp.asarray, expert.from_official(case.state(), case.name))
     photo = rearrange(case["image"], "c h w -> h w c")  # blue, green, red: already as the network gets it
-    size = fitted.padded(photo.shape[:2])
+    size = aspect_ratio.padded(photo.shape[:2])
     image = jnp.zeros((1, *size, 3))
     image = image.at[0, : photo.shape[0], : photo.shape[1]].set(photo)
     sizes = jnp.asarray([photo.shape[:2]])
-    yield "tap/input", channels_first(fitted.normalize(image, sizes, mask2former.MEAN, mask2former.STD))
+    yield "tap/input", channels_first(aspect_ratio.normalize(image, sizes, mask2former.MEAN, mask2former.STD))
 
     def is_stored(module: nn.Module, method: str) -> bool:
         return module.name in TAPS

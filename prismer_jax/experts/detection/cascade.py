@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from prismer_jax.experts.aspect_ratio import normalize
 from prismer_jax.experts.convolution import ConvNorm
 from prismer_jax.experts.detection import boxes, resnest, roi_align, rpn
 from prismer_jax.experts.detection.fpn import FPN
-from prismer_jax.experts.fitted import normalize
 from prismer_jax.labels import EXPERTS
 from prismer_jax.typing import Array, Bool, Float, Int, Shaped, typed
 

@@ -15,28 +15,28 @@ from PIL import Image
 
 from prismer_jax.errors import BadSample
 from prismer_jax.experts import layers
+from prismer_jax.experts.aspect_ratio import AspectRatioExpert, fit
 from prismer_jax.experts.detection import cascade
 from prismer_jax.experts.detection.instances import instance_map
 from prismer_jax.experts.expert import Label
-from prismer_jax.experts.fitted import FittedExpert, fit
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 from prismer_jax.weights.rules import Rule
 
 
 def _conv_norm(key: str, name: str) -> list[Rule]:
     """detectron2's Conv2d, which holds its norm."""
-    return rows.conv_norm(key, f"{key}.norm", name)
+    return modules.conv_norm(key, f"{key}.norm", name)
 
 
 def _block(key: str, name: str) -> list[Rule]:
     """UniDet's BottleneckBlock; the convolution in the middle is a SplAtConv2d."""
     return [
         *_conv_norm(f"{key}.conv1", f"{name}/reduce"),
-        *rows.conv(f"{key}.conv2.conv", f"{name}/split", bias=False),
-        *rows.batch_norm(f"{key}.conv2.bn0", f"{name}/split/norm"),
-        *rows.conv(f"{key}.conv2.fc1", f"{name}/split/squeeze/conv"),
-        *rows.batch_norm(f"{key}.conv2.bn1", f"{name}/split/squeeze/norm"),
-        *rows.conv(f"{key}.conv2.fc2", f"{name}/split/attend"),
+        *modules.conv(f"{key}.conv2.conv", f"{name}/split", bias=False),
+        *modules.batch_norm(f"{key}.conv2.bn0", f"{name}/split/norm"),
+        *modules.conv(f"{key}.conv2.fc1", f"{name}/split/squeeze/conv"),
+        *modules.batch_norm(f"{key}.conv2.bn1", f"{name}/split/squeeze/norm"),
+        *modules.conv(f"{key}.conv2.fc2", f"{name}/split/attend"),
         *_conv_norm(f"{key}.conv3", f"{name}/expand"),
         *_conv_norm(f"{key}.shortcut", f"{name}/shortcut"),
     ]
@@ -52,13 +52,13 @@ def _head(i: int) -> list[Rule]:
     key, name = f"roi_heads.box_head.{i}", f"stages_{i}"
     return [
         *(rule for n in range(4) for rule in _conv_norm(f"{key}.conv{n + 1}", f"{name}/boxes/conv_{n}")),
-        *rows.dense(f"{key}.fc1", f"{name}/hidden"),
-        *rows.dense(f"roi_heads.box_predictor.{i}.cls_score", f"{name}/classes"),
-        *rows.dense(f"roi_heads.box_predictor.{i}.bbox_pred", f"{name}/deltas"),
+        *modules.dense(f"{key}.fc1", f"{name}/hidden"),
+        *modules.dense(f"roi_heads.box_predictor.{i}.cls_score", f"{name}/classes"),
+        *modules.dense(f"roi_heads.box_predictor.{i}.bbox_pred", f"{name}/deltas"),
     ]
 
 
-class Detection(FittedExpert):
+class Detection(AspectRatioExpert):
     """Detects objects and draws them as instances.
 
     Source: NVlabs/prismer, experts/obj_detection/ and experts/generate_objdet.py. There a batch is padded to its
@@ -80,10 +80,10 @@ class Detection(FittedExpert):
             *(rule for stage in range(4) for rule in _stage(stage)),
             *(rule for n in (3, 4, 5) for rule in _conv_norm(f"backbone.fpn_lateral{n}", f"fpn/lateral_{n}")),
             *(rule for n in (3, 4, 5) for rule in _conv_norm(f"backbone.fpn_output{n}", f"fpn/output_{n}")),
-            *(rule for n in (6, 7) for rule in rows.conv(f"backbone.top_block.p{n}", f"fpn/top_{n}")),
-            *rows.conv("proposal_generator.rpn_head.conv", "rpn/conv"),
-            *rows.conv("proposal_generator.rpn_head.objectness_logits", "rpn/objectness"),
-            *rows.conv("proposal_generator.rpn_head.anchor_deltas", "rpn/deltas"),
+            *(rule for n in (6, 7) for rule in modules.conv(f"backbone.top_block.p{n}", f"fpn/top_{n}")),
+            *modules.conv("proposal_generator.rpn_head.conv", "rpn/conv"),
+            *modules.conv("proposal_generator.rpn_head.objectness_logits", "rpn/objectness"),
+            *modules.conv("proposal_generator.rpn_head.anchor_deltas", "rpn/deltas"),
             *(rule for i in range(len(cascade.WEIGHTS)) for rule in _head(i)),
         ),
         # Constants that detectron2 saved until 2021: of the normalisation, and of the anchors.

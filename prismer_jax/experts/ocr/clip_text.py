@@ -22,7 +22,7 @@ from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import FEATURES
 from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, Int, typed
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 from prismer_jax.weights.rules import Rule
 
 CONTEXT = 77  # tokens of the longest text, its start and end among them
@@ -106,8 +106,8 @@ TABLE = rules.Table(
     rules=(
         Rule("token_embedding.weight", ("params/embedding",)),
         Rule("positional_embedding", ("params/position_embedding",)),
-        *rows.clip_block("transformer.resblocks.{}", "blocks"),
-        *rows.norm("ln_final", "norm"),
+        *modules.clip_block("transformer.resblocks.{}", "blocks"),
+        *modules.norm("ln_final", "norm"),
         Rule("text_projection", ("params/projection",)),
     ),
     ignored=(r"visual\..*", "logit_scale", "input_resolution", "context_length", "vocab_size"),

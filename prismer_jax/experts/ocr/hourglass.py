@@ -18,7 +18,7 @@ from flax import linen as nn
 from prismer_jax.experts.convolution import ConvNorm
 from prismer_jax.towers.stem import resize
 from prismer_jax.typing import Array, Float, typed
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 from prismer_jax.weights.rules import Rule
 
 STRIDE = 4  # pixels of the photo on a side of a cell of the maps
@@ -144,7 +144,7 @@ def _residual(key: str, name: str) -> list[Rule]:
     return [
         rule
         for theirs, ours in parts
-        for rule in rows.conv_norm(f"{key}.{theirs}.0", f"{key}.{theirs}.1", f"{name}/{ours}")
+        for rule in modules.conv_norm(f"{key}.{theirs}.0", f"{key}.{theirs}.1", f"{name}/{ours}")
     ]
 
 
@@ -155,7 +155,7 @@ def _hourglass(key: str, name: str, scales: int) -> list[Rule]:
 
 
 def _rules() -> list[Rule]:
-    all_rules = [*rows.conv_norm("backbone.pre.0", "backbone.pre.1", "first"), *_residual("backbone.pre.3", "start")]
+    all_rules = [*modules.conv_norm("backbone.pre.0", "backbone.pre.1", "first"), *_residual("backbone.pre.3", "start")]
     for i in range(2):
         all_rules += _hourglass(f"backbone.hourglass_blocks.{i}", f"hourglass_{i}", len(CHANNELS))
     for kind, full in (("word", "word"), ("char", "character")):
@@ -165,12 +165,12 @@ def _rules() -> list[Rule]:
             (f"{kind}_fg_feat", "score_map"),
             (f"{kind}_regression_feat", "box_map"),
         ):
-            all_rules += rows.conv_norm(f"{detector}.{theirs}.conv", f"{detector}.{theirs}.bn", f"{kind}/{ours}")
+            all_rules += modules.conv_norm(f"{detector}.{theirs}.conv", f"{detector}.{theirs}.bn", f"{kind}/{ours}")
         for theirs, ours in ((f"{kind}_fg_pred", "score"), (f"{kind}_tblr_pred", "sides"), ("orient_pred", "angle")):
-            all_rules += rows.conv(f"{detector}.{theirs}", f"{kind}/{ours}")
+            all_rules += modules.conv(f"{detector}.{theirs}", f"{kind}/{ours}")
     for i in range(3):
-        all_rules += rows.conv_norm(f"char_recognizer.body.{i}.conv", f"char_recognizer.body.{i}.bn", f"reader_{i}")
-    return [*all_rules, *rows.conv("char_recognizer.classifier", "char_class")]
+        all_rules += modules.conv_norm(f"char_recognizer.body.{i}.conv", f"char_recognizer.body.{i}.bn", f"reader_{i}")
+    return [*all_rules, *modules.conv("char_recognizer.classifier", "char_class")]
 
 
 TABLE = rules.Table(rules=tuple(_rules()))

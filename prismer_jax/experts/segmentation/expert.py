@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prismer_jax.experts.aspect_ratio import AspectRatioExpert
 from prismer_jax.experts.expert import Label, compiled
-from prismer_jax.experts.fitted import FittedExpert
 from prismer_jax.experts.segmentation import mask2former
 from prismer_jax.experts.segmentation.panoptic import Panoptic, confident, panoptic
 from prismer_jax.labels import EXPERTS
@@ -32,7 +32,7 @@ ADE_STUFF = frozenset({
 STRIP = 2**16  # numbers of a resized map that are made at once
 
 
-class Segmentation(FittedExpert):
+class Segmentation(AspectRatioExpert):
     """The class of every pixel.
 
     Attributes:

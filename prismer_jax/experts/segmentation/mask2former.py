@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from prismer_jax.experts import fitted
+from prismer_jax.experts import aspect_ratio
 from prismer_jax.experts.segmentation import mask_decoder, pixel_decoder, swin
 from prismer_jax.typing import Array, Float, Int, Shaped, typed
 from prismer_jax.weights import rules
@@ -49,9 +49,9 @@ class Mask2Former(nn.Module):
           image: 0..255, padded at the bottom and right to multiples of 32.
           size: (height, width) of each photo without padding. The network takes the padding for part of the photo.
         """
-        if any(side % fitted.DIVISOR for side in image.shape[1:3]):
-            raise ValueError(f"the sides {image.shape[1:3]} must be multiples of {fitted.DIVISOR}")
-        x = fitted.normalize(image, size, MEAN, STD)
+        if any(side % aspect_ratio.DIVISOR for side in image.shape[1:3]):
+            raise ValueError(f"the sides {image.shape[1:3]} must be multiples of {aspect_ratio.DIVISOR}")
+        x = aspect_ratio.normalize(image, size, MEAN, STD)
         features = swin.Swin(dtype=self.dtype, name="backbone", **self.backbone)(x)
         mask_features, maps = pixel_decoder.PixelDecoder(name="pixel_decoder", **self.pixels)(features)
         decoder = mask_decoder.MaskDecoder(self.classes, dtype=self.dtype, name="decoder", **self.decoder)

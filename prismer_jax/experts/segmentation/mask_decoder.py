@@ -18,7 +18,7 @@ from flax import linen as nn
 from prismer_jax.experts.segmentation.pixel_decoder import resize, sine_positions
 from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Bool, Float, typed
-from prismer_jax.weights import rows
+from prismer_jax.weights import modules
 from prismer_jax.weights.rules import Rule
 
 
@@ -121,20 +121,20 @@ def rules_of(key: str, name: str, depth: int = 9) -> list[Rule]:
         Rule(f"{key}.query_feat.weight", (f"params/{name}/queries",)),
         Rule(f"{key}.query_embed.weight", (f"params/{name}/query_positions",)),
         Rule(f"{key}.level_embed.weight", (f"params/{name}/level_embedding",)),
-        *rows.norm(f"{key}.decoder_norm", f"{name}/norm"),
-        *rows.dense(f"{key}.class_embed", f"{name}/class_head"),
+        *modules.norm(f"{key}.decoder_norm", f"{name}/norm"),
+        *modules.dense(f"{key}.class_embed", f"{name}/class_head"),
     ]
     for i in range(3):
-        all_rules += rows.dense(f"{key}.mask_embed.layers.{i}", f"{name}/mask_head_{i}")
+        all_rules += modules.dense(f"{key}.mask_embed.layers.{i}", f"{name}/mask_head_{i}")
     for i in range(depth):
         cross, own, mlp = (
             f"{key}.transformer_{part}_layers.{i}" for part in ("cross_attention", "self_attention", "ffn")
         )
         layer = f"{name}/layer_{i}"
-        all_rules += rows.packed_attention(f"{cross}.multihead_attn", f"{layer}/cross")
-        all_rules += rows.norm(f"{cross}.norm", f"{layer}/norm_cross")
-        all_rules += rows.packed_attention(f"{own}.self_attn", f"{layer}/self")
-        all_rules += rows.norm(f"{own}.norm", f"{layer}/norm_self")
-        all_rules += rows.mlp(f"{mlp}.linear1", f"{mlp}.linear2", f"{layer}/mlp")
-        all_rules += rows.norm(f"{mlp}.norm", f"{layer}/norm_mlp")
+        all_rules += modules.packed_attention(f"{cross}.multihead_attn", f"{layer}/cross")
+        all_rules += modules.norm(f"{cross}.norm", f"{layer}/norm_cross")
+        all_rules += modules.packed_attention(f"{own}.self_attn", f"{layer}/self")
+        all_rules += modules.norm(f"{own}.norm", f"{layer}/norm_self")
+        all_rules += modules.mlp(f"{mlp}.linear1", f"{mlp}.linear2", f"{layer}/mlp")
+        all_rules += modules.norm(f"{mlp}.norm", f"{layer}/norm_mlp")
     return all_rules

@@ -19,7 +19,7 @@ from prismer_jax.experts.segmentation.deformable_attention import DeformableAtte
 from prismer_jax.experts.winograd import Conv
 from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, typed
-from prismer_jax.weights import rows
+from prismer_jax.weights import modules
 from prismer_jax.weights.rules import Rule
 
 LEVELS = ("res5", "res4", "res3")  # that attend to each other, coarsest first
@@ -123,14 +123,14 @@ def rules_of(key: str, name: str) -> list[Rule]:
     projections["output_proj"] = "out"
     all_rules = [Rule(f"{key}.transformer.level_embed", (f"params/{name}/level_embedding",))]
     for i in range(len(LEVELS)):
-        all_rules += rows.conv(f"{key}.input_proj.{i}.0", f"{name}/project_{i}")
-        all_rules += rows.norm(f"{key}.input_proj.{i}.1", f"{name}/norm_{i}")
+        all_rules += modules.conv(f"{key}.input_proj.{i}.0", f"{name}/project_{i}")
+        all_rules += modules.norm(f"{key}.input_proj.{i}.1", f"{name}/norm_{i}")
     for theirs, ours in projections.items():
-        all_rules += rows.dense(f"{layer}.self_attn.{theirs}", f"{layer_name}/attention/{ours}")
-    all_rules += rows.norm(f"{layer}.norm1", f"{layer_name}/norm_attention")
-    all_rules += rows.mlp(f"{layer}.linear1", f"{layer}.linear2", f"{layer_name}/mlp")
-    all_rules += rows.norm(f"{layer}.norm2", f"{layer_name}/norm_mlp")
+        all_rules += modules.dense(f"{layer}.self_attn.{theirs}", f"{layer_name}/attention/{ours}")
+    all_rules += modules.norm(f"{layer}.norm1", f"{layer_name}/norm_attention")
+    all_rules += modules.mlp(f"{layer}.linear1", f"{layer}.linear2", f"{layer_name}/mlp")
+    all_rules += modules.norm(f"{layer}.norm2", f"{layer_name}/norm_mlp")
     for theirs, ours in {"adapter_1": "lateral", "layer_1": "fpn"}.items():
-        all_rules += rows.conv(f"{key}.{theirs}", f"{name}/{ours}", bias=False)
-        all_rules += rows.norm(f"{key}.{theirs}.norm", f"{name}/norm_{ours}")
-    return [*all_rules, *rows.conv(f"{key}.mask_features", f"{name}/mask_features")]
+        all_rules += modules.conv(f"{key}.{theirs}", f"{name}/{ours}", bias=False)
+        all_rules += modules.norm(f"{key}.{theirs}.norm", f"{name}/norm_{ours}")
+    return [*all_rules, *modules.conv(f"{key}.mask_features", f"{name}/mask_features")]

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from prismer_jax.towers import layers
 from prismer_jax.typing import Array, Float, Int, typed
-from prismer_jax.weights import rows
+from prismer_jax.weights import modules
 from prismer_jax.weights.rules import Rule
 
 PATCH, STAGES = 4, 4
@@ -137,13 +137,13 @@ class Swin(nn.Module):
 
 def _block(key: str, name: str) -> list[Rule]:
     return [
-        *rows.norm(f"{key}.norm1", f"{name}/norm_attention"),
+        *modules.norm(f"{key}.norm1", f"{name}/norm_attention"),
         Rule(f"{key}.attn.relative_position_bias_table", (f"params/{name}/bias_table",)),
         Rule(f"{key}.attn.qkv.weight", (f"params/{name}/qkv/kernel",), "dense"),
         Rule(f"{key}.attn.qkv.bias", (f"params/{name}/qkv_bias",)),
-        *rows.dense(f"{key}.attn.proj", f"{name}/out"),
-        *rows.norm(f"{key}.norm2", f"{name}/norm_mlp"),
-        *rows.mlp(f"{key}.mlp.fc1", f"{key}.mlp.fc2", f"{name}/mlp"),
+        *modules.dense(f"{key}.attn.proj", f"{name}/out"),
+        *modules.norm(f"{key}.norm2", f"{name}/norm_mlp"),
+        *modules.mlp(f"{key}.mlp.fc1", f"{key}.mlp.fc2", f"{name}/mlp"),
     ]
 
 
@@ -152,13 +152,13 @@ def rules_of(key: str, name: str) -> list[Rule]:
     all_rules = [
         Rule(f"{key}.patch_embed.proj.weight", (f"params/{name}/patch_embedding",), "conv"),
         Rule(f"{key}.patch_embed.proj.bias", (f"params/{name}/patch_bias",)),
-        *rows.norm(f"{key}.patch_embed.norm", f"{name}/norm_patches"),
+        *modules.norm(f"{key}.patch_embed.norm", f"{name}/norm_patches"),
     ]
     for i in range(STAGES):
         all_rules += _block(f"{key}.layers.{i}.blocks.{{}}", f"{name}/stage_{i}")
-        all_rules += rows.norm(f"{key}.norm{i}", f"{name}/norm_{i}")
+        all_rules += modules.norm(f"{key}.norm{i}", f"{name}/norm_{i}")
         if i < STAGES - 1:
-            all_rules += rows.norm(f"{key}.layers.{i}.downsample.norm", f"{name}/merge_{i}/norm")
+            all_rules += modules.norm(f"{key}.layers.{i}.downsample.norm", f"{name}/merge_{i}/norm")
             all_rules.append(
                 Rule(f"{key}.layers.{i}.downsample.reduction.weight", (f"params/{name}/merge_{i}/out/kernel",), "dense")
             )

@@ -15,14 +15,14 @@ import numpy as np
 from prismer_jax.errors import UserError
 from prismer_jax.models import conversion
 from prismer_jax.models.blip2.table import EMBEDDINGS, HEAD, table
-from prismer_jax.weights import rows, rules
+from prismer_jax.weights import modules, rules
 
 WORDS, _BIAS = f"{EMBEDDINGS}.word_embeddings.weight", f"{HEAD}.bias"
 _LAYER = "Qformer.bert.encoder.layer"
 _FEED_FORWARD = re.compile(rf"({_LAYER}\.\d+\.(?:intermediate|output))\.")
 _KEYS = rules.Table(  # transformers, models/bert/modeling_bert.py: BertForPreTraining; a BertModel's have no `bert.`
     rules=(),
-    spellings=(*rows.OLD_NORMS, (r"^(?=(embeddings|encoder|pooler)\.)", "bert."), (r"^", "Qformer.")),
+    spellings=(*modules.OLD_NORMS, (r"^(?=(embeddings|encoder|pooler)\.)", "bert."), (r"^", "Qformer.")),
     ignored=(
         rf"{EMBEDDINGS}\.token_type_.*",
         r"Qformer\.(bert\.pooler|cls\.(seq_relationship|predictions\.decoder))\..*",

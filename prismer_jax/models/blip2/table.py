@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prismer_jax.weights import rows
+from prismer_jax.weights import modules
 from prismer_jax.weights.rules import Rule, Table
 
 _BLOCK, _OURS = "visual_encoder.blocks.{}", "vision/blocks"
@@ -21,7 +21,7 @@ VISION = (
     Rule("visual_encoder.pos_embed", ("params/vision/position_embedding",), "leading"),
     Rule("visual_encoder.patch_embed.proj.weight", ("params/vision/patch_embedding",), "conv"),
     Rule("visual_encoder.patch_embed.proj.bias", ("params/vision/patch_bias",)),
-    *rows.norm(f"{_BLOCK}.norm1", f"{_OURS}/norm_attention"),
+    *modules.norm(f"{_BLOCK}.norm1", f"{_OURS}/norm_attention"),
     Rule(f"{_BLOCK}.attn.q_bias", (f"params/{_OURS}/attention/query/bias",)),
     Rule(f"{_BLOCK}.attn.v_bias", (f"params/{_OURS}/attention/value/bias",)),
     Rule(
@@ -29,26 +29,26 @@ VISION = (
         tuple(f"params/{_OURS}/attention/{part}/kernel" for part in ("query", "key", "value")),
         "dense",
     ),
-    *rows.dense(f"{_BLOCK}.attn.proj", f"{_OURS}/attention/out"),
-    *rows.norm(f"{_BLOCK}.norm2", f"{_OURS}/norm_mlp"),
-    *rows.mlp(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.fc2", f"{_OURS}/mlp"),
+    *modules.dense(f"{_BLOCK}.attn.proj", f"{_OURS}/attention/out"),
+    *modules.norm(f"{_BLOCK}.norm2", f"{_OURS}/norm_mlp"),
+    *modules.mlp(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.fc2", f"{_OURS}/mlp"),
 )
 CLIP = (
     Rule("visual_encoder.class_embedding", ("params/vision/class_embedding",)),
     Rule("visual_encoder.positional_embedding", ("params/vision/position_embedding",)),
     Rule("visual_encoder.conv1.weight", ("params/vision/patch_embedding",), "conv"),
-    *rows.norm("visual_encoder.ln_pre", "vision/norm_first"),
-    *rows.clip_block("visual_encoder.transformer.resblocks.{}", "vision/blocks"),
+    *modules.norm("visual_encoder.ln_pre", "vision/norm_first"),
+    *modules.clip_block("visual_encoder.transformer.resblocks.{}", "vision/blocks"),
 )
 # Of the files of vision transformers, what BLIP-2 leaves out: the last of EVA's 40 blocks and of CLIP's 24, and what is
 # behind them.
 UNUSED = r"(visual_encoder\.)?((blocks\.39|transformer\.resblocks\.23|norm|fc_norm|head|ln_post)\..*|proj)"
 HEADS = (
-    *rows.norm("ln_vision", "norm_vision"),
+    *modules.norm("ln_vision", "norm_vision"),
     Rule("temp", ("params/temperature",)),
-    *rows.dense("vision_proj", "project_image"),
-    *rows.dense("text_proj", "project_text"),
-    *rows.dense("itm_head", "match_head"),
+    *modules.dense("vision_proj", "project_image"),
+    *modules.dense("text_proj", "project_text"),
+    *modules.dense("itm_head", "match_head"),
 )
 
 
@@ -56,15 +56,15 @@ def _layer(number: int, every: int) -> list[Rule]:
     """Returns the rows of the Q-Former's layers number, number + every, ..."""
     name = f"qformer/blocks/layer_{number}"
     found = [
-        *rows.roberta_attention(f"{_LAYER}.attention", f"{name}/self_attention"),
-        *rows.norm(f"{_LAYER}.attention.output.LayerNorm", f"{name}/norm_self"),
-        *rows.roberta_attention(f"{_LAYER}.crossattention", f"{name}/cross_attention"),
-        *rows.norm(f"{_LAYER}.crossattention.output.LayerNorm", f"{name}/norm_cross"),
+        *modules.roberta_attention(f"{_LAYER}.attention", f"{name}/self_attention"),
+        *modules.norm(f"{_LAYER}.attention.output.LayerNorm", f"{name}/norm_self"),
+        *modules.roberta_attention(f"{_LAYER}.crossattention", f"{name}/cross_attention"),
+        *modules.norm(f"{_LAYER}.crossattention.output.LayerNorm", f"{name}/norm_cross"),
     ]
     for ending in ("", "_query"):
         first, second = f"{_LAYER}.intermediate{ending}.dense", f"{_LAYER}.output{ending}"
-        found += rows.mlp(first, f"{second}.dense", f"{name}/mlp{ending}")
-        found += rows.norm(f"{second}.LayerNorm", f"{name}/norm_mlp{ending}")
+        found += modules.mlp(first, f"{second}.dense", f"{name}/mlp{ending}")
+        found += modules.norm(f"{second}.LayerNorm", f"{name}/norm_mlp{ending}")
     return [Rule(rule.key, rule.names, rule.layout, first=number, step=every) for rule in found]
 
 
@@ -73,11 +73,11 @@ def _qformer(every: int) -> list[Rule]:
         Rule("query_tokens", ("params/qformer/query_tokens",), "leading"),
         Rule(f"{EMBEDDINGS}.word_embeddings.weight", (_WORDS,)),
         Rule(f"{EMBEDDINGS}.position_embeddings.weight", ("params/qformer/position_embedding",)),
-        *rows.norm(f"{EMBEDDINGS}.LayerNorm", "qformer/norm_embedding"),
+        *modules.norm(f"{EMBEDDINGS}.LayerNorm", "qformer/norm_embedding"),
         *(rule for number in range(every) for rule in _layer(number, every)),
         Rule(f"{HEAD}.bias", ("params/qformer/head_bias",)),
-        *rows.dense(f"{HEAD}.transform.dense", "qformer/head"),
-        *rows.norm(f"{HEAD}.transform.LayerNorm", "qformer/norm_head"),
+        *modules.dense(f"{HEAD}.transform.dense", "qformer/head"),
+        *modules.norm(f"{HEAD}.transform.LayerNorm", "qformer/norm_head"),
         Rule(f"{HEAD}.decoder.weight", (_WORDS,), derived=True),
         Rule(f"{HEAD}.decoder.bias", ("params/qformer/head_bias",), derived=True),
     ]
@@ -85,9 +85,9 @@ def _qformer(every: int) -> list[Rule]:
 
 # Of each language model: what LAVIS calls it and the layer in front of it, its rows, and keys without use here.
 LANGUAGE: dict[str, tuple[str, tuple[Rule, ...]]] = {
-    "opt": ("opt", tuple(rows.opt("opt_model", "language"))),
-    "t5": ("t5", tuple(rows.t5("t5_model.", "language"))),
-    "llama": ("llm", (*rows.llama("llm_model.model", "language"),)),
+    "opt": ("opt", tuple(modules.opt("opt_model", "language"))),
+    "t5": ("t5", tuple(modules.t5("t5_model.", "language"))),
+    "llama": ("llm", (*modules.llama("llm_model.model", "language"),)),
 }
 
 
@@ -97,7 +97,7 @@ def table(model: Any) -> Table:
     found = [*(CLIP if model.vision.get("first_norm") else VISION), *HEADS, *_qformer(every)]
     if model.language:
         name, own = LANGUAGE[model.language["tower"]]
-        found += [*rows.dense(f"{name}_proj", "projector"), *own]
+        found += [*modules.dense(f"{name}_proj", "projector"), *own]
     positions = lambda shape: np.arange(most, dtype=np.int64)[None]  # noqa: E731
     return Table(tuple(found), constants={f"{EMBEDDINGS}.position_ids": ("params/qformer/query_tokens", positions)})
 
@@ -106,7 +106,7 @@ def table(model: Any) -> Table:
 READABLE = Table(
     (
         *(*VISION, *CLIP, *HEADS, *_qformer(1)),
-        *(rule for name, own in LANGUAGE.values() for rule in (*rows.dense(f"{name}_proj", "projector"), *own)),
+        *(rule for name, own in LANGUAGE.values() for rule in (*modules.dense(f"{name}_proj", "projector"), *own)),
     )
 )
 

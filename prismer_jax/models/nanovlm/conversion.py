@@ -23,7 +23,7 @@ from prismer_jax.models.nanovlm import config_json, projector
 from prismer_jax.models.nanovlm.model import RESIZE, NanoVLM
 from prismer_jax.pp import chat, fast_tokenizers
 from prismer_jax.towers.causal_lm import CausalLM, inverse_frequencies
-from prismer_jax.weights import onnx, rows, rules, safe, shapes, tokenizer_flag
+from prismer_jax.weights import modules, onnx, rules, safe, shapes, tokenizer_flag
 from prismer_jax.weights.gguf import Llama
 from prismer_jax.weights.rules import Rule, Table
 from prismer_jax.weights.write import safetensors_file
@@ -51,29 +51,30 @@ TABLE = Table(
         Rule(f"{_VISION}.patch_embedding.position_embedding", ("params/vision/position_embedding",), "leading"),
         Rule(f"{_VISION}.patch_embedding.conv.weight", ("params/vision/patch_embedding",), "conv"),
         Rule(f"{_VISION}.patch_embedding.conv.bias", ("params/vision/patch_bias",)),
-        *rows.norm(f"{_BLOCK}.ln1", "vision/blocks/norm_attention"),
+        *modules.norm(f"{_BLOCK}.ln1", "vision/blocks/norm_attention"),
         *_packed(f"{_BLOCK}.attn.qkv_proj", "vision/blocks/attention"),
-        *rows.dense(f"{_BLOCK}.attn.out_proj", "vision/blocks/attention/out"),
-        *rows.norm(f"{_BLOCK}.ln2", "vision/blocks/norm_mlp"),
-        *rows.mlp(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.fc2", "vision/blocks/mlp"),
-        *rows.norm(f"{_VISION}.layer_norm", "vision/norm"),
-        rows.kernel("MP.proj", "projector"),
+        *modules.dense(f"{_BLOCK}.attn.out_proj", "vision/blocks/attention/out"),
+        *modules.norm(f"{_BLOCK}.ln2", "vision/blocks/norm_mlp"),
+        *modules.mlp(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.fc2", "vision/blocks/mlp"),
+        *modules.norm(f"{_VISION}.layer_norm", "vision/norm"),
+        modules.kernel("MP.proj", "projector"),
         Rule(HEAD, ("params/language/word_embedding",)),
         Rule(WORDS, ("params/language/word_embedding",), derived=True),
         Rule(f"{_LAYER}.norm1.weight", ("params/language/blocks/norm_attention/scale",)),
-        *(rows.kernel(f"{_LAYER}.attn.{theirs}", f"language/blocks/{ours}") for theirs, ours in _PROJECTIONS),
+        *(modules.kernel(f"{_LAYER}.attn.{theirs}", f"language/blocks/{ours}") for theirs, ours in _PROJECTIONS),
         Rule(f"{_LAYER}.norm2.weight", ("params/language/blocks/norm_mlp/scale",)),
-        *(rows.kernel(f"{_LAYER}.mlp.{part}_proj", f"language/blocks/{part}") for part in ("gate", "up", "down")),
+        *(modules.kernel(f"{_LAYER}.mlp.{part}_proj", f"language/blocks/{part}") for part in ("gate", "up", "down")),
         Rule("decoder.norm.weight", ("params/language/norm/scale",)),
     ),
     ignored=(FREQUENCIES.replace(".", r"\."),),
 )
 SIGLIP = Table(
-    tuple(rows.siglip("vision_model", "vision")), ignored=(r"text_model\..*", r"vision_model\.head\..*", r"logit_.*")
+    tuple(modules.siglip("vision_model", "vision")), ignored=(r"text_model\..*", r"vision_model\.head\..*", r"logit_.*")
 )
-DINOV2 = Table(tuple(rows.dinov2("vision")))
+DINOV2 = Table(tuple(modules.dinov2("vision")))
 LLAMA = Table(
-    tuple(rows.llama("model", "language")), ignored=(r"lm_head\.weight", r"model\.layers\.\d+\.self_attn\.rotary_emb.*")
+    tuple(modules.llama("model", "language")),
+    ignored=(r"lm_head\.weight", r"model\.layers\.\d+\.self_attn\.rotary_emb.*"),
 )
 
 

@@ -24,7 +24,7 @@ from prismer_jax.models.paligemma import config_json
 from prismer_jax.models.paligemma.model import RESIZE, VARIANTS, PaliGemma, build
 from prismer_jax.objects import codec as codecs
 from prismer_jax.pp import location_tokens
-from prismer_jax.weights import rows, rules, safe, shapes, tokenizer_flag, write
+from prismer_jax.weights import modules, rules, safe, shapes, tokenizer_flag, write
 from prismer_jax.weights.rules import Rule, Table
 
 TOKENIZER = "tokenizer.model"  # the file's name in an export
@@ -42,9 +42,9 @@ _GEMMA2_NORMS = (
 # Hugging Face's names (transformers, convert_paligemma_weights_to_hf.py), old or new.
 TABLE = Table(
     rules=(
-        *rows.siglip("vision_tower.vision_model", "vision"),
-        *rows.dense("multi_modal_projector.linear", "projector"),
-        *rows.llama("language_model.model", "language"),
+        *modules.siglip("vision_tower.vision_model", "vision"),
+        *modules.dense("multi_modal_projector.linear", "projector"),
+        *modules.llama("language_model.model", "language"),
         *(Rule(f"{_HF_LAYER}.{key}.weight", (f"{_BLOCKS}/{name}/scale",)) for key, name in _GEMMA2_NORMS),
         Rule(HEAD, ("params/language/word_embedding",), derived=True),
     ),

@@ -28,7 +28,7 @@ from prismer_jax.files.storage import PathLike
 from prismer_jax.models import conversion
 from prismer_jax.models.prismer import table as official
 from prismer_jax.models.prismer.model import VARIANTS, Prismer
-from prismer_jax.weights import rows, rules, safe
+from prismer_jax.weights import modules, rules, safe
 from prismer_jax.weights.rules import Rule
 
 _POSITIONS, _PATCHES = "visual.positional_embedding", "visual.conv1.weight"
@@ -39,21 +39,21 @@ VISION = rules.Table(  # openai/CLIP, clip/model.py: VisionTransformer; OpenCLIP
     rules=(
         Rule(_POSITIONS, ("params/encoder/position_embedding",)),
         Rule(_PATCHES, ("params/encoder/patch_embedding",), "conv"),
-        *rows.clip_block(_BLOCK, "encoder/blocks"),
-        *rows.norm("visual.ln_pre", "encoder/norm_pre"),
-        *rows.norm("visual.ln_post", "encoder/norm_post"),
+        *modules.clip_block(_BLOCK, "encoder/blocks"),
+        *modules.norm("visual.ln_pre", "encoder/norm_pre"),
+        *modules.norm("visual.ln_post", "encoder/norm_post"),
     ),
     ignored=(r"(?!visual\.).*", r"visual\.class_embedding", r"visual\.proj"),
 )
 
 TEXT = rules.Table(  # transformers, models/roberta/modeling_roberta.py: RobertaForMaskedLM
     rules=(
-        *rows.roberta_embeddings(_EMBEDDINGS, "decoder"),
-        *rows.roberta_layer(_LAYER, "decoder/layers"),
-        *rows.roberta_head("lm_head", "decoder"),
+        *modules.roberta_embeddings(_EMBEDDINGS, "decoder"),
+        *modules.roberta_layer(_LAYER, "decoder/layers"),
+        *modules.roberta_head("lm_head", "decoder"),
     ),
-    constants=rows.position_ids(_EMBEDDINGS, "decoder"),
-    spellings=rows.OLD_NORMS,
+    constants=modules.position_ids(_EMBEDDINGS, "decoder"),
+    spellings=modules.OLD_NORMS,
     ignored=(r"roberta\.pooler\..*",),
 )
 

@@ -18,7 +18,7 @@ from prismer_jax.labels import EXPERTS
 from prismer_jax.models import sizes
 from prismer_jax.models.prismer.model import VARIANTS, Prismer
 from prismer_jax.towers.layers import resize_positions
-from prismer_jax.weights import rows, rules, shapes
+from prismer_jax.weights import modules, rules, shapes
 from prismer_jax.weights.rules import Rule
 
 POSITIONS = "expert_encoder.positional_embedding"
@@ -30,7 +30,7 @@ def _stem(domain: str) -> list[Rule]:
     """A PyTorch Sequential: 0 resizes, 1, 4, 7, 10 are convolutions, 2, 5, 8, 11 BatchNorms, 13 the 1x1 convolution."""
     key, name = f"expert_encoder.conv1.{domain}", f"encoder/stem_{domain}"
     convs = [Rule(f"{key}.{1 + 3 * i}.weight", (f"params/{name}/conv_{i}/kernel",), "conv") for i in range(4)]
-    norms = [rule for i in range(4) for rule in rows.batch_norm(f"{key}.{2 + 3 * i}", f"{name}/norm_{i}")]
+    norms = [rule for i in range(4) for rule in modules.batch_norm(f"{key}.{2 + 3 * i}", f"{name}/norm_{i}")]
     return [*convs, *norms, Rule(f"{key}.13.weight", (f"params/{name}/out/kernel",), "conv")]
 
 
@@ -45,28 +45,28 @@ TABLE = rules.Table(
         Rule("expert_encoder.instance_embedding", ("params/encoder/instance_embedding",)),
         Rule(_PATCHES, ("params/encoder/patch_embedding",), "conv"),
         *(rule for domain in _STEMS for rule in _stem(domain)),
-        *rows.clip_block(f"{_RESBLOCK}.0", "encoder/blocks"),
-        *rows.mlp(f"{_RESBLOCK}.1.adaptor.down_proj", f"{_RESBLOCK}.1.adaptor.up_proj", "encoder/blocks/adaptor"),
-        *rows.norm(f"{_RESBLOCK}.1.adaptor_ln", "encoder/blocks/norm_adaptor"),
+        *modules.clip_block(f"{_RESBLOCK}.0", "encoder/blocks"),
+        *modules.mlp(f"{_RESBLOCK}.1.adaptor.down_proj", f"{_RESBLOCK}.1.adaptor.up_proj", "encoder/blocks/adaptor"),
+        *modules.norm(f"{_RESBLOCK}.1.adaptor_ln", "encoder/blocks/norm_adaptor"),
         Rule("expert_encoder.resampler.latents", ("params/encoder/resampler/latents",)),
-        *rows.packed_attention(f"{_PERCEIVER}.attn", "encoder/resampler/blocks/attention"),
-        *rows.norm(f"{_PERCEIVER}.ln_1", "encoder/resampler/blocks/norm_latents"),
-        *rows.norm(f"{_PERCEIVER}.ln_2", "encoder/resampler/blocks/norm_tokens"),
-        *rows.mlp(f"{_PERCEIVER}.mlp.c_fc", f"{_PERCEIVER}.mlp.c_proj", "encoder/resampler/blocks/mlp"),
-        *rows.norm(f"{_PERCEIVER}.ln_ff", "encoder/resampler/blocks/norm_mlp"),
-        *rows.norm("expert_encoder.ln_pre", "encoder/norm_pre"),
-        *rows.norm("expert_encoder.ln_post", "encoder/norm_post"),
-        *rows.roberta_embeddings(_EMBEDDINGS, "decoder"),
-        *rows.roberta_layer(f"{_LAYER}.0", "decoder/layers"),
-        *rows.roberta_attention(f"{_LAYER}.1", "decoder/layers/cross_attention"),
-        *rows.norm(f"{_LAYER}.1.output.LayerNorm", "decoder/layers/norm_cross"),
-        *rows.mlp(f"{_LAYER}.2.adaptor.down_proj", f"{_LAYER}.2.adaptor.up_proj", "decoder/layers/adaptor"),
-        *rows.norm(f"{_LAYER}.2.adaptor_ln", "decoder/layers/norm_adaptor"),
-        *rows.roberta_layer("text_decoder.roberta.encoder.output_layer", "decoder/output_layer"),
-        *rows.roberta_head("text_decoder.lm_head", "decoder"),
+        *modules.packed_attention(f"{_PERCEIVER}.attn", "encoder/resampler/blocks/attention"),
+        *modules.norm(f"{_PERCEIVER}.ln_1", "encoder/resampler/blocks/norm_latents"),
+        *modules.norm(f"{_PERCEIVER}.ln_2", "encoder/resampler/blocks/norm_tokens"),
+        *modules.mlp(f"{_PERCEIVER}.mlp.c_fc", f"{_PERCEIVER}.mlp.c_proj", "encoder/resampler/blocks/mlp"),
+        *modules.norm(f"{_PERCEIVER}.ln_ff", "encoder/resampler/blocks/norm_mlp"),
+        *modules.norm("expert_encoder.ln_pre", "encoder/norm_pre"),
+        *modules.norm("expert_encoder.ln_post", "encoder/norm_post"),
+        *modules.roberta_embeddings(_EMBEDDINGS, "decoder"),
+        *modules.roberta_layer(f"{_LAYER}.0", "decoder/layers"),
+        *modules.roberta_attention(f"{_LAYER}.1", "decoder/layers/cross_attention"),
+        *modules.norm(f"{_LAYER}.1.output.LayerNorm", "decoder/layers/norm_cross"),
+        *modules.mlp(f"{_LAYER}.2.adaptor.down_proj", f"{_LAYER}.2.adaptor.up_proj", "decoder/layers/adaptor"),
+        *modules.norm(f"{_LAYER}.2.adaptor_ln", "decoder/layers/norm_adaptor"),
+        *modules.roberta_layer("text_decoder.roberta.encoder.output_layer", "decoder/output_layer"),
+        *modules.roberta_head("text_decoder.lm_head", "decoder"),
     ),
-    constants=rows.position_ids(_EMBEDDINGS, "decoder"),
-    spellings=rows.OLD_NORMS,
+    constants=modules.position_ids(_EMBEDDINGS, "decoder"),
+    spellings=modules.OLD_NORMS,
 )
 
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prismer_jax.experts import fitted
+from prismer_jax.experts import aspect_ratio
 
 
 @pytest.mark.parametrize(
@@ -21,19 +21,19 @@ from prismer_jax.experts import fitted
     ],
 )
 def test_sizes_are_torchvisions(photo, size):
-    assert fitted.fit(*photo) == size
+    assert aspect_ratio.fit(*photo) == size
 
 
 def test_there_are_29_padded_sizes():
     sides = np.unique(np.geomspace(1, 4000, 500).astype(int))
-    shapes = {fitted.padded(fitted.fit(h, w)) for h in sides for w in sides}
+    shapes = {aspect_ratio.padded(aspect_ratio.fit(h, w)) for h in sides for w in sides}
     assert len(shapes) == 29
     assert all(max(shape) == 480 and min(shape) >= 32 for shape in shapes)
 
 
 def test_padding_is_zero_after_normalisation():
     image = np.full((2, 4, 6, 3), 7, np.uint8)
-    x = fitted.normalize(jnp.asarray(image), jnp.asarray([[3, 6], [4, 2]]), (7.0, 5.0, 1.0), (1.0, 2.0, 3.0))
+    x = aspect_ratio.normalize(jnp.asarray(image), jnp.asarray([[3, 6], [4, 2]]), (7.0, 5.0, 1.0), (1.0, 2.0, 3.0))
     expected = np.zeros((2, 4, 6, 3), np.float32)
     expected[0, :3], expected[1, :, :2] = (0, 1, 2), (0, 1, 2)
     np.testing.assert_allclose(x, expected)

@@ -13,9 +13,9 @@ from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.labelling import official
 from prismer_jax.labelling.job import Job, Stage, split
+from prismer_jax.labelling.label_stores import LabelFiles, LabelShards
 from prismer_jax.labelling.ledger import LABELS, Ledger
 from prismer_jax.labelling.recording import Recording
-from prismer_jax.labelling.stores import LabelFiles, LabelShards
 from prismer_jax.shards import build, metadata
 
 

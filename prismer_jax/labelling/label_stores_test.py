@@ -8,9 +8,9 @@ from PIL import Image
 
 from prismer_jax import label_files, label_png, labels
 from prismer_jax.experts.expert import Label
+from prismer_jax.labelling.label_stores import LabelFiles, LabelShards
 from prismer_jax.labelling.ledger import Shard
 from prismer_jax.labelling.pipeline import Photo
-from prismer_jax.labelling.stores import LabelFiles, LabelShards
 
 SHARD = Shard(1, 4, 8)
 PHOTOS = [Photo(f"{name}.jpg", "", name) for name in ("a", "sub/b", "c")]

@@ -44,7 +44,7 @@ def normalize(
     return jnp.where(inside, (image.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std), 0)
 
 
-class FittedExpert(Expert):
+class AspectRatioExpert(Expert):
     """An expert that looks at every photo at its own proportions, padded at the bottom and right to a multiple of 32.
 
     Its batches are {"image": uint8 [b, H, W, 3], "size": int32 [b, 2] (height, width without padding)}. The networks
