@@ -134,7 +134,7 @@ def check_metric(name: str | None, evals: Mapping[str, Any], why: str = "to choo
         raise UserError(f"No metric {name!r} {why}. {nearest(name, names)}")
 
 
-def settings_of_later(cfg: config.Section) -> tuple[dict[str, Any], dict[str, Any]]:
+def report_and_profile(cfg: config.Section) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings of the report and of the profile, checked although they are not needed before the end.
 
     Raises:

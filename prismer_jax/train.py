@@ -62,7 +62,7 @@ def train(
     sharding.initialize_distributed(cfg.get("distributed"))
     mesh = sharding.make_mesh(config.plain(cfg.get("mesh")))
     try:
-        with jax.set_mesh(mesh), config.alone(storage.folder(workdir), jax.process_index() == 0) as place:
+        with jax.set_mesh(mesh), config.locked_workdir(storage.folder(workdir), jax.process_index() == 0) as place:
             return train_on(mesh, cfg, place, started, allow_changed_data)
     except KeyboardInterrupt as error:  # it says nothing if it came before the first step
         raise error if error.args else Stopped("what was saved before stays; the same call goes on.") from None
@@ -134,7 +134,7 @@ def train_on(
         rows=sharding.rows_of(sharding.batch_sharding(mesh), cfg.batch_size),
         max_bad_fraction=cfg.get("max_bad_fraction", 0.01),
     )
-    report_options, profile = assembly.settings_of_later(cfg)
+    report_options, profile = assembly.report_and_profile(cfg)
     config.assert_read(cfg)  # before there are threads
     batches = input.to_device(input.train_batches(mixture, **loading), sharding.batch_sharding(mesh))
     first_batch = next(batches) if first_step < total_steps else None  # None: all steps are done

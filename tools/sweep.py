@@ -220,7 +220,7 @@ def check_data(runs: Sequence[Run]) -> None:
 
 
 @contextlib.contextmanager
-def alone(output: pathlib.Path) -> Iterator[int]:
+def locked(output: pathlib.Path) -> Iterator[int]:
     """Waits until nobody else trains in the folder; yields the lock, a file descriptor for a training to inherit.
 
     A training holds the lock as well as its sweep: where a sweep was killed, the next one lets its training end.
@@ -251,7 +251,7 @@ def sweep(
 ) -> dict[str, str]:
     """Trains what is not finished, calls write(results, failed) after each run; returns {run: problem}."""
     failed: dict[str, str] = {}
-    with alone(output) as lock:
+    with locked(output) as lock:
         todo = [run for run in runs if run.results() is None]
         with progress.bar("sweep", len(runs), unit="runs", done=len(runs) - len(todo)) as advance:
             for run in todo:

@@ -169,7 +169,7 @@ def test_sigterm_ends_the_sweep_and_its_training(files):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
     assert error.strip() == "interrupted: stopped by Ctrl-C; what was saved before stays valid."
-    with sweep.alone(files / "out"):  # would wait for ever for a training that goes on
+    with sweep.locked(files / "out"):  # would wait for ever for a training that goes on
         pass
 
 

@@ -9,7 +9,7 @@ import jax
 
 from prismer_jax import sharding
 from prismer_jax.checkpoint import arrays, layout
-from prismer_jax.checkpoint.steps import place
+from prismer_jax.checkpoint.steps import backend
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 
@@ -35,9 +35,9 @@ def export(
     """
     ocp = arrays.orbax()
     final, main = storage.folder(directory), jax.process_index() == 0
-    if final.exists() and not layout.is_export(final) and not place(final).is_free(final):
+    if final.exists() and not layout.is_export(final) and not backend(final).is_free(final):
         raise UserError(f"{final} exists and is no exported model; choose another folder or delete it.")
-    with arrays.explained(f"Cannot write {final}"), place(final).replacing(final, main) as new:
+    with arrays.explained(f"Cannot write {final}"), backend(final).replacing(final, main) as new:
         sharding.barrier("export")
         with ocp.Checkpointer(arrays.handler(alone=True)) as writer, jax.transfer_guard("allow"):
             writer.save(new / layout.WEIGHTS, args=ocp.args.PyTreeSave(arrays.nested(variables)))

@@ -13,7 +13,7 @@ import jax
 
 from prismer_jax import tree
 from prismer_jax.checkpoint import disk, layout
-from prismer_jax.checkpoint.steps import Checkpointer, place
+from prismer_jax.checkpoint.steps import Checkpointer, backend
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 
@@ -32,7 +32,7 @@ def find(path: storage.PathLike) -> pathlib.Path:
             return old  # a process was killed between the two renames of `export`
         if layout.is_export(candidate):
             return candidate
-    if place(path).is_step(path):
+    if backend(path).is_step(path):
         return path
     for candidate in (path, path / "checkpoints"):
         if (step := Checkpointer(candidate).latest_step()) is not None:

@@ -26,8 +26,8 @@ _METRICS = "metrics.json"
 logger = logging.getLogger(__name__)
 
 
-def place(path: pathlib.Path) -> types.ModuleType:
-    """Returns what knows of folders there: disk.py, or buckets.py, which is imported when there is one."""
+def backend(path: pathlib.Path) -> types.ModuleType:
+    """Returns the module that reads and writes folders there: disk.py, or buckets.py, imported when there is one."""
     return importlib.import_module("prismer_jax.checkpoint.buckets") if storage.is_remote(path) else disk
 
 
@@ -64,7 +64,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         if keep < 1:
             raise UserError(f"keep must be at least 1 checkpoint, not {keep}.")
         self.directory = storage.folder(directory)
-        self._steps = place(self.directory)
+        self._steps = backend(self.directory)
         self._keep, self._best_metric, self._best_mode, self._async = keep, best_metric, best_mode, async_
         self._description = None if config is None else (config, files or {})
         self._writer: Any = None

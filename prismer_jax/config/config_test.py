@@ -427,10 +427,10 @@ def test_none_means_none_for_every_key_and_quoted_it_is_a_text(tmp_path):
 
 
 def test_one_training_at_a_time_has_a_workdir(tmp_path):
-    with config.alone(tmp_path / "w"):
-        with config.alone(tmp_path / "w", first=False):
+    with config.locked_workdir(tmp_path / "w"):
+        with config.locked_workdir(tmp_path / "w", first=False):
             pass  # another process of the same training
-        with pytest.raises(UserError, match="w: another training is under way"), config.alone(tmp_path / "w"):
+        with pytest.raises(UserError, match="w: another training is under way"), config.locked_workdir(tmp_path / "w"):
             pass
-    with config.alone(tmp_path / "w"):
+    with config.locked_workdir(tmp_path / "w"):
         pass

@@ -47,7 +47,7 @@ class Workdir(NamedTuple):
 
 
 @contextlib.contextmanager
-def alone(workdir: pathlib.Path, first: bool = True) -> Iterator[Workdir]:
+def locked_workdir(workdir: pathlib.Path, first: bool = True) -> Iterator[Workdir]:
     """Makes a workdir and keeps other trainings out of it; of a training's processes, the `first` asks.
 
     Raises:
