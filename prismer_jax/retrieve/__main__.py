@@ -63,13 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     index = Index(args.index or beside, json.loads(json.dumps(header)))
     size = min(args.batch_size, len(source))
     places = encode(comparer, source, index, size)
-    found = find(comparer, source, index, places, texts, args.top, args.rerank, size)
-    for text, photos in zip(texts, found, strict=True):
+    matches = find(comparer, source, index, places, texts, args.top, args.rerank, size)
+    for text, photos in zip(texts, matches, strict=True):
         for photo in photos:
             print(f"{text}: {photo['image']} ({', '.join(f'{k} {v:.3f}' for k, v in photo.items() if k != 'image')})")
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_json(args.output, [{"text": t, "photos": p} for t, p in zip(texts, found, strict=True)])
+        storage.write_json(args.output, [{"text": t, "photos": p} for t, p in zip(texts, matches, strict=True)])
     if captioner.left_out:
         print(f"{len(captioner.left_out)} of {len(source)} photos were left out.", file=sys.stderr)
         sys.exit(1)
@@ -83,14 +83,14 @@ def encode(comparer: Comparer, source: Any, index: Index, batch_size: int) -> di
             places[source[place]["id"]] = place
         except BadSample:  # of a label; it is named when it is read
             damaged.append(place)
-    known = {
+    encoded = {
         image
         for images, files, _ in index.parts()
         for image, file in zip(images, files, strict=True)
         if image in places and file == _file(source[places[image]])
     }
-    todo = [*damaged, *(place for image, place in places.items() if image not in known)]
-    spare = [places[image] for image in known][:1]  # read beside others, which may all be damaged
+    todo = [*damaged, *(place for image, place in places.items() if image not in encoded)]
+    spare = [places[image] for image in encoded][:1]  # read beside others, which may all be damaged
     with progress.bar("encoding", len(todo)) as advance:
         for start in range(0, len(todo), PART):
             some = todo[start : start + PART]
@@ -133,11 +133,11 @@ def find(
             for text, column in enumerate(likeness.T, start):
                 some = zip(column.tolist(), names, strict=True)
                 best[text] = heapq.nlargest(max(top, rerank), [*best[text], *some])
-    found = [[{"image": image, "itc": value} for value, image in rows] for rows in best]
+    matches = [[{"image": image, "itc": value} for value, image in rows] for rows in best]
     if rerank:
-        again = rank_again(comparer, source, places, texts, vectors, [rows[:rerank] for rows in found], batch_size)
-        found = [first + rows[rerank:] for first, rows in zip(again, found, strict=True)]
-    return [rows[:top] for rows in found]
+        again = rank_again(comparer, source, places, texts, vectors, [rows[:rerank] for rows in matches], batch_size)
+        matches = [first + rows[rerank:] for first, rows in zip(again, matches, strict=True)]
+    return [rows[:top] for rows in matches]
 
 
 def rank_again(
@@ -146,17 +146,17 @@ def rank_again(
     places: Mapping[str, int],
     texts: Sequence[str],
     vectors: np.ndarray,
-    found: Sequence[Sequence[Mapping[str, Any]]],
+    matches: Sequence[Sequence[Mapping[str, Any]]],
     batch_size: int,
 ) -> list[list[dict[str, Any]]]:
     """Returns the photos that were found by each text, by the score of the model that reads both."""
-    wanted: dict[int, list[int]] = {}
-    for text, rows in enumerate(found):
+    texts_of: dict[int, list[int]] = {}
+    for text, rows in enumerate(matches):
         for row in rows:
-            wanted.setdefault(places[row["image"]], []).append(text)
+            texts_of.setdefault(places[row["image"]], []).append(text)
     again: list[list[dict[str, Any]]] = [[] for _ in texts]
-    for row in comparer.read(_Some(source, list(wanted)), batch_size, texts, list(wanted.values())):
-        numbers = list(wanted.values())[row.place]
+    for row in comparer.read(_Some(source, list(texts_of)), batch_size, texts, list(texts_of.values())):
+        numbers = list(texts_of.values())[row.place]
         columns = compared(row, vectors[numbers])
         for place, number in enumerate(numbers):
             again[number].append({"image": row.image} | {name: values[place] for name, values in columns.items()})

@@ -50,39 +50,39 @@ def check(folder: str, processes: int = 1) -> bool:
     Raises:
       UserError: the folder has no manifest, or a damaged one.
     """
-    found = manifest.read(folder)
-    if found is None:
+    listed = manifest.read(folder)
+    if listed is None:
         raise UserError(
             f"{folder}: has no {manifest.FILE}: no finished data set. Run the command that builds it again."
         )
     results = []
     with (
-        workers.ordered_map(functools.partial(check_shard, folder), found.shards, processes) as checked,
-        progress.bar(f"Checking {folder}", found.records, unit="records") as advance,
+        workers.ordered_map(functools.partial(check_shard, folder), listed.shards, processes) as checked,
+        progress.bar(f"Checking {folder}", listed.records, unit="records") as advance,
     ):
-        for row, result in zip(found.shards, checked, strict=True):
+        for row, result in zip(listed.shards, checked, strict=True):
             results.append(result)
             advance(row.records)
-    _find_duplicates(folder, found, results)
+    _find_duplicates(folder, listed, results)
     total = Dropped()
     for result in results:
         total.update(result.problems)
-    _print_table(found, results)
-    if dropped := metadata.dropped(found):
+    _print_table(listed, results)
+    if dropped := metadata.dropped(listed):
         print(f"{dropped.total:,} samples were left out when it was built:")
         print("\n".join(dropped.lines()))
     if total:
         print(f"{folder}: {total.total:,} problems")
         print("\n".join(total.lines()))
     else:
-        print(f"{folder}: whole, {found.records:,} records in {len(found.shards):,} shards")
+        print(f"{folder}: whole, {listed.records:,} records in {len(listed.shards):,} shards")
     return not total
 
 
 def check_shard(folder: str, row: manifest.Row) -> Checked:
     """Reads one shard, record by record."""
     path = storage.join(folder, row.file)
-    problems, found, empty, ids = Dropped(), Counter(), Counter(), np.full(row.records, -1)
+    problems, present, empty, ids = Dropped(), Counter(), Counter(), np.full(row.records, -1)
     captions, questions = [], []
     try:
         opened = reader.open_shard(path, row)
@@ -105,18 +105,18 @@ def check_shard(folder: str, row: manifest.Row) -> Checked:
             else:
                 for name in labels.EXPERTS:
                     if (map := example.get(f"labels/{name}")) is not None:
-                        found[name] += 1
+                        present[name] += 1
                         empty[name] += _is_empty(name, map)
     except UserError as error:
         problems.add("shard", str(error))
-        return Checked(found, empty, np.zeros(0, int), problems)
+        return Checked(present, empty, np.zeros(0, int), problems)
     if not problems and (
         captions != row.of_records("captions").tolist()
         or questions != row.of_records("questions").tolist()
-        or any(found[name] != count for name, count in row.labels.items())
+        or any(present[name] != count for name, count in row.labels.items())
     ):
         problems.add("counts", f"{path}: its captions, questions or labels are not as many as the manifest says.")
-    return Checked(found, empty, ids, problems)
+    return Checked(present, empty, ids, problems)
 
 
 def check_example(example: dict[str, Any]) -> None:
@@ -154,12 +154,12 @@ def _is_empty(name: str, png: bytes) -> bool:
     return bool((label_png.decode(name, png) == labels.EXPERTS[name].fill).all())
 
 
-def _find_duplicates(folder: str, found: manifest.Manifest, results: Sequence[Checked]) -> None:
+def _find_duplicates(folder: str, listed: manifest.Manifest, results: Sequence[Checked]) -> None:
     """Adds ids that several records have. Hashes tell which may: only those are read again."""
     hashes, counts = np.unique(np.concatenate([result.ids for result in results]), return_counts=True)
     suspects = hashes[(counts > 1) & (hashes >= 0)]
     first: dict[str, str] = {}
-    for row, result in zip(found.shards, results, strict=True):
+    for row, result in zip(listed.shards, results, strict=True):
         for number in np.flatnonzero(np.isin(result.ids, suspects)) if len(suspects) else ():
             with contextlib.suppress(UserError):
                 opened = reader.open_shard(storage.join(folder, row.file), row)
@@ -170,24 +170,24 @@ def _find_duplicates(folder: str, found: manifest.Manifest, results: Sequence[Ch
                 first.setdefault(id, where)
 
 
-def _print_table(found: manifest.Manifest, results: Sequence[Checked]) -> None:
+def _print_table(listed: manifest.Manifest, results: Sequence[Checked]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found.name}, {found.split}: labels present (of them empty)")
+    table = Table(title=f"{listed.name}, {listed.split}: labels present (of them empty)")
     table.add_column("shard")
-    for title in ("records", "captions", "questions", "MB", *found.experts, "problems"):
+    for title in ("records", "captions", "questions", "MB", *listed.experts, "problems"):
         table.add_column(title, justify="right")
-    for number, (row, result) in enumerate(zip(found.shards, results, strict=True)):
+    for number, (row, result) in enumerate(zip(listed.shards, results, strict=True)):
         if len(results) <= SHOWN or result.problems:
-            table.add_row(str(number), *_cells(found, [row], [result]))
+            table.add_row(str(number), *_cells(listed, [row], [result]))
     table.add_section()
-    table.add_row("all", *_cells(found, found.shards, results))
+    table.add_row("all", *_cells(listed, listed.shards, results))
     console = Console()
     Console(width=None if console.is_terminal else 200, highlight=False).print(table)
 
 
-def _cells(found: manifest.Manifest, rows: Sequence[manifest.Row], results: Sequence[Checked]) -> list[str]:
+def _cells(listed: manifest.Manifest, rows: Sequence[manifest.Row], results: Sequence[Checked]) -> list[str]:
     there, empty = Counter(), Counter()
     for result in results:
         there.update(result.labels)
@@ -200,6 +200,6 @@ def _cells(found: manifest.Manifest, rows: Sequence[manifest.Row], results: Sequ
     return [
         *(f"{count:,}" for count in counts),
         f"{sum(row.bytes for row in rows) / 1e6:.1f}",
-        *(f"{there[name]:,} ({empty[name]:,})" for name in found.experts),
+        *(f"{there[name]:,} ({empty[name]:,})" for name in listed.experts),
         f"{sum(result.problems.total for result in results):,}",
     ]
