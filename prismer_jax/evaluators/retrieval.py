@@ -76,11 +76,11 @@ class RetrievalEvaluator(Evaluator):
         if self.k_test > min(likeness.shape):
             logger.warning("k_test=%d, but %d photos and %d texts: all are ranked again.", k, *likeness.shape)
         i2t, t2i = ([retrieval.best(row, k) for row in matrix] for matrix in (likeness, likeness.T))
-        wanted = [set(row.tolist()) for row in i2t]
+        texts_to_read = [set(row.tolist()) for row in i2t]
         for text, row in enumerate(t2i):
             for photo in row.tolist():
-                wanted[photo].add(text)
-        scores = self._matched(variables, records, wanted, ids, real, earlier, journal) if self.k_test else None
+                texts_to_read[photo].add(text)
+        scores = self._matched(variables, records, texts_to_read, ids, real, earlier, journal) if self.k_test else None
 
         def final(photos: Any, texts: Any) -> np.ndarray:
             sums = likeness[photos, texts]
@@ -112,14 +112,15 @@ class RetrievalEvaluator(Evaluator):
 
     def _embed(self, variables: Any, ids: np.ndarray, real: np.ndarray) -> np.ndarray:
         """Returns the vectors of all texts; the processes share each batch of them."""
-        size, found = self.batch_size, []  # (place, vector) of this process's texts, which others may have as well
+        size = self.batch_size
+        placed_vectors = []  # (place, vector) of this process's texts, which others may have as well
         for start in range(0, len(ids), size):
             mine = [start + row for row in self._rows if start + row < len(ids)]
             places = [min(start + row, len(ids) - 1) for row in self._rows]
             batch = self.put({"text": ids[places], "mask_input": real[places]})
             vectors = local_rows(matching.read_texts(self.model, variables, batch["text"], batch["mask_input"]))
-            found += [(place, vector.tolist()) for place, vector in zip(mine, vectors, strict=False)]
-        by_place = dict(gather(found))
+            placed_vectors += [(place, vector.tolist()) for place, vector in zip(mine, vectors, strict=False)]
+        by_place = dict(gather(placed_vectors))
         return np.array([by_place[place] for place in range(len(ids))], np.float32)
 
     def _likeness(self, photos: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -131,7 +132,7 @@ class RetrievalEvaluator(Evaluator):
         self,
         variables: Any,
         records: list[Record],
-        wanted: list[set[int]],
+        texts_to_read: list[set[int]],
         ids: np.ndarray,
         real: np.ndarray,
         earlier: list[Record],
@@ -142,7 +143,7 @@ class RetrievalEvaluator(Evaluator):
         done = {entry["photo"]: dict(zip(entry["texts"], entry["scores"], strict=True)) for entry in earlier}
         todo = {
             record["index"]: sorted(texts)
-            for record, texts in zip(records, wanted, strict=True)
+            for record, texts in zip(records, texts_to_read, strict=True)
             if not done.get(record["index"], {}).keys() >= texts
         }
         numbers, new = sorted({index // size for index in todo}), []
@@ -160,14 +161,14 @@ class RetrievalEvaluator(Evaluator):
                     batch = self.put({"text": ids[asked], "mask_input": real[asked]})
                     _, pairs = matching.match(self.model, variables, keys, batch["text"], batch["mask_input"])
                     scores.append(local_rows(pairs)[..., 1])
-                found = [
+                scored = [
                     {"photo": number * size + row, "texts": texts, "scores": line[: len(texts)].tolist()}
                     for (row, texts), line in zip(mine.items(), np.concatenate(scores, axis=1), strict=True)
                     if texts
                 ]
                 if journal is not None:
-                    journal.write(found)
-                new += found
+                    journal.write(scored)
+                new += scored
                 advance(sum(index // size == number for index in todo))
         for entry in gather(new):
             done[entry["photo"]] = dict(zip(entry["texts"], entry["scores"], strict=True))

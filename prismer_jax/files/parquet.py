@@ -170,14 +170,14 @@ def _remote_files(path: str) -> list[str]:
     pattern = _MAGIC.search(path)
     folder = path[: pattern.start()].rpartition("/")[0] if pattern else path
     try:
-        found = [name for name in storage.remote().find(folder) if name.endswith(".parquet")]
+        paths = [name for name in storage.remote().find(folder) if name.endswith(".parquet")]
         if pattern:  # behind the folder, for stores spell what is before it in their own ways
-            found = [name for name in found if fnmatch.fnmatchcase(name, f"*{path[len(folder) :]}")]
+            paths = [name for name in paths if fnmatch.fnmatchcase(name, f"*{path[len(folder) :]}")]
     except FileNotFoundError:
-        found = []
-    if not found:
+        paths = []
+    if not paths:
         raise UserError(f"{path}: has no Parquet file (.parquet), the only kind that is read where it lies.")
-    return found
+    return paths
 
 
 def _group(*key: Any) -> Any:

@@ -21,16 +21,16 @@ def chosen(metrics: Mapping[str, Any], scores: Mapping[str, str]) -> dict[str, A
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """Returns the audit as Markdown: a row an arm, its differences to the model as it is, with their intervals."""
-    metrics = found["metrics"]
-    rows = [[found["arms"][0], *(f"{row['values'][0]:.4g}" for row in metrics.values())]]
-    for number, arm in enumerate(found["arms"][1:]):
+    metrics = results["metrics"]
+    rows = [[results["arms"][0], *(f"{row['values'][0]:.4g}" for row in metrics.values())]]
+    for number, arm in enumerate(results["arms"][1:]):
         rows.append([arm, *(_cell(row, number) for row in metrics.values())])
     lines = [markdown(["", *metrics], rows)]
-    lines += [f"Differences to the first row; in brackets {found['level']} % intervals, paired, over photos.", ""]
+    lines += [f"Differences to the first row; in brackets {results['level']} % intervals, paired, over photos.", ""]
     for what in ("reading", "making"):
-        if spent := found[f"{what}_ms"]:
+        if spent := results[f"{what}_ms"]:
             each = ", ".join(f"{name} {value:.3g}" for name, value in spent.items())
             lines += [f"Milliseconds a photo of {what} labels: {each}.", ""]
     return "\n".join(lines)
@@ -42,11 +42,11 @@ def _cell(row: Mapping[str, Any], number: int) -> str:
     return f"{row['differences'][number]:+.3g}{interval}"
 
 
-def plot(path: pathlib.Path, found: Mapping[str, Any]) -> None:
+def plot(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes a PNG: a panel a metric, in it a bar an arm with its interval; red where all of that is worse."""
-    metrics, lower_is_better = found["metrics"], found.get("lower_is_better", ())
+    metrics, lower_is_better = results["metrics"], results.get("lower_is_better", ())
     titles = [f"{name}\nas it is: {row['values'][0]:.4g}" for name, row in metrics.items()]
-    with panels(path, found["arms"][1:], titles) as drawn:
+    with panels(path, results["arms"][1:], titles) as drawn:
         for panel, (name, row) in zip(drawn, metrics.items(), strict=True):
             sign = -1 if name.partition("/")[0] in lower_is_better else 1
             for place, (value, ends) in enumerate(zip(row["differences"], row["intervals"], strict=True)):

@@ -50,10 +50,10 @@ def segmented(said: Sequence[str], boxes: np.ndarray, masks: Sequence[np.ndarray
       masks: bool [height, width] of the photo.
       codec: decodes the masks.
     """
-    found = [spelling.parse_mask(text) for text in said]
-    decoded = codec.decode(np.array([one.codes if one else (0,) * spelling.TOKENS for one in found]))
+    masks_said = [spelling.parse_mask(text) for text in said]
+    decoded = codec.decode(np.array([one.codes if one else (0,) * spelling.TOKENS for one in masks_said]))
     rows = []
-    for one, box, mask, inside in zip(found, np.asarray(boxes, np.float64), masks, decoded, strict=True):
+    for one, box, mask, inside in zip(masks_said, np.asarray(boxes, np.float64), masks, decoded, strict=True):
         overlap, drawn = 0.0, None if one is None else shapes.pasted(inside, one.box, mask.shape)
         if drawn is not None:
             both = np.count_nonzero(drawn & mask)

@@ -61,13 +61,13 @@ def _angle(predicted: Float[Array, "n h w 3"], label: UInt8[Array, "n H W 3"]) -
     Of unit vectors that is 1 - cosine of their angle. A grey pixel, as a sky has, is no direction: its normal is 0, and
     so shall be the predicted one. A black one says nothing.
     """
-    known = (label != 0).any(-1, keepdims=True).astype(jnp.float32)
+    has_direction = (label != 0).any(-1, keepdims=True).astype(jnp.float32)
     normal = label.astype(jnp.float32) / 127.5 - 1
     length = jnp.sqrt(jnp.square(normal).sum(-1, keepdims=True))
-    normal = jnp.where(length > SHORTEST, normal / jnp.maximum(length, SHORTEST), 0.0) * known
-    normal, known = _resize(normal, predicted.shape[1:3]), _resize(known, predicted.shape[1:3])
-    cost = jnp.square(predicted - normal).sum(-1, keepdims=True) / 2 * known
-    return cost.sum((1, 2, 3)) / jnp.maximum(known.sum((1, 2, 3)), 1)
+    normal = jnp.where(length > SHORTEST, normal / jnp.maximum(length, SHORTEST), 0.0) * has_direction
+    normal, has_direction = _resize(normal, predicted.shape[1:3]), _resize(has_direction, predicted.shape[1:3])
+    cost = jnp.square(predicted - normal).sum(-1, keepdims=True) / 2 * has_direction
+    return cost.sum((1, 2, 3)) / jnp.maximum(has_direction.sum((1, 2, 3)), 1)
 
 
 def _cost_of_ids(
@@ -90,12 +90,12 @@ def _cost_of_ids(
     there = (vectors != 0).any(-1)
     cosines = jnp.where(there, unit(predicted) @ unit(vectors).T / TEMPERATURE, -jnp.inf)
     equal = there & (unit(right) @ unit(vectors).T > 1 - 1e-3)  # also another photo's vector of the same word
-    known, nothing = equal.any(-1), equal[..., -1]
-    chosen = jnp.where(equal | ~known[..., None], cosines, -jnp.inf)
+    in_table, nothing = equal.any(-1), equal[..., -1]
+    chosen = jnp.where(equal | ~in_table[..., None], cosines, -jnp.inf)
     cost = jax.nn.logsumexp(cosines, -1) - jax.nn.logsumexp(chosen, -1)
     if EXPERTS[expert].embed == "words":
         cost += 1 - (unit(predicted) * unit(right)).sum(-1)
-    apart = (nothing, known & ~nothing) if EXPERTS[expert].embed == "words" else (known,)
+    apart = (nothing, in_table & ~nothing) if EXPERTS[expert].embed == "words" else (in_table,)
     masks = [mask.astype(jnp.float32) for mask in apart]
     means = [(cost * mask).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1) for mask in masks]
     return sum(means) / jnp.maximum(sum(mask.max((1, 2)) for mask in masks), 1)
@@ -115,9 +115,9 @@ def edge_costs(logits: Float[Array, "n h w 1"], label: UInt8[Array, "n H W 1"]) 
       label: 0 is dark.
     """
     exact = 1 - _resize(label.astype(jnp.float32) / 255, logits.shape[1:3])
-    made = jax.nn.sigmoid(-logits)
+    probability = jax.nn.sigmoid(-logits)
     entropy = jax.nn.softplus(logits) * exact + jax.nn.softplus(-logits) * (1 - exact)
-    differ = jnp.abs(made - exact).sum((1, 2, 3)) / jnp.maximum((made + exact).sum((1, 2, 3)), 1)
+    differ = jnp.abs(probability - exact).sum((1, 2, 3)) / jnp.maximum((probability + exact).sum((1, 2, 3)), 1)
     return entropy.mean((1, 2, 3)) + differ
 
 
@@ -135,8 +135,8 @@ def middle_costs(arrows: Float[Array, "n h w 2"], label: UInt8[Array, "n H W 1"]
     ids, at = _of_cells(label[..., 0], (h, w)), jnp.asarray(places(h, w))
     there = (ids != BACKGROUND).astype(jnp.float32)
     each = (ids + MAX_IDS * jnp.arange(count)[:, None, None]).reshape(-1)
-    known = jnp.broadcast_to(jnp.concatenate([at, jnp.ones((h, w, 1))], -1), (count, h, w, 3)).reshape(-1, 3)
-    sums = jax.ops.segment_sum(known, each, MAX_IDS * count)
+    homogeneous = jnp.broadcast_to(jnp.concatenate([at, jnp.ones((h, w, 1))], -1), (count, h, w, 3)).reshape(-1, 3)
+    sums = jax.ops.segment_sum(homogeneous, each, MAX_IDS * count)
     middles = (sums[:, :2] / jnp.maximum(sums[:, 2:], 1))[each].reshape(arrows.shape)
     missed = jnp.abs(arrows - (middles - at) / ARROW).sum(-1) * there
     return missed.sum((1, 2)) / jnp.maximum(there.sum((1, 2)), 1)

@@ -55,7 +55,7 @@ HEADS = (
 def _layer(number: int, every: int) -> list[Rule]:
     """Returns the rows of the Q-Former's layers number, number + every, ..."""
     name = f"qformer/blocks/layer_{number}"
-    found = [
+    layer_rules = [
         *modules.roberta_attention(f"{_LAYER}.attention", f"{name}/self_attention"),
         *modules.norm(f"{_LAYER}.attention.output.LayerNorm", f"{name}/norm_self"),
         *modules.roberta_attention(f"{_LAYER}.crossattention", f"{name}/cross_attention"),
@@ -63,9 +63,9 @@ def _layer(number: int, every: int) -> list[Rule]:
     ]
     for ending in ("", "_query"):
         first, second = f"{_LAYER}.intermediate{ending}.dense", f"{_LAYER}.output{ending}"
-        found += modules.mlp(first, f"{second}.dense", f"{name}/mlp{ending}")
-        found += modules.norm(f"{second}.LayerNorm", f"{name}/norm_mlp{ending}")
-    return [Rule(rule.key, rule.names, rule.layout, first=number, step=every) for rule in found]
+        layer_rules += modules.mlp(first, f"{second}.dense", f"{name}/mlp{ending}")
+        layer_rules += modules.norm(f"{second}.LayerNorm", f"{name}/norm_mlp{ending}")
+    return [Rule(rule.key, rule.names, rule.layout, first=number, step=every) for rule in layer_rules]
 
 
 def _qformer(every: int) -> list[Rule]:
@@ -94,12 +94,12 @@ LANGUAGE: dict[str, tuple[str, tuple[Rule, ...]]] = {
 def table(model: Any) -> Table:
     """Returns the table of LAVIS's names for a model of `build`, of all its parts."""
     every, most = model.qformer.get("cross_every", 2), model.qformer.get("max_positions", 512)
-    found = [*(CLIP if model.vision.get("first_norm") else VISION), *HEADS, *_qformer(every)]
+    all_rules = [*(CLIP if model.vision.get("first_norm") else VISION), *HEADS, *_qformer(every)]
     if model.language:
         name, own = LANGUAGE[model.language["tower"]]
-        found += [*modules.dense(f"{name}_proj", "projector"), *own]
+        all_rules += [*modules.dense(f"{name}_proj", "projector"), *own]
     positions = lambda shape: np.arange(most, dtype=np.int64)[None]  # noqa: E731
-    return Table(tuple(found), constants={f"{EMBEDDINGS}.position_ids": ("params/qformer/query_tokens", positions)})
+    return Table(tuple(all_rules), constants={f"{EMBEDDINGS}.position_ids": ("params/qformer/query_tokens", positions)})
 
 
 # The rows of all kinds of models, by which shapes are read: see models.sizes.
@@ -154,29 +154,29 @@ def of_hugging_face(state: Mapping[str, np.ndarray], language: str) -> dict[str,
         (r"^language_projection\.", f"{language}_proj."),
         (r"^language_model\.", f"{language}_model."),
     )
-    found: dict[str, np.ndarray] = {}
+    renamed: dict[str, np.ndarray] = {}
     for key, array in state.items():
         for pattern in (*_FROM_HUGGING_FACE, *own):
             key = re.sub(*pattern, key)
         if _BIASES.fullmatch(key):
             query, _, value = np.split(np.asarray(array), 3)
-            found[key.replace("qkv.bias", "q_bias")], found[key.replace("qkv.bias", "v_bias")] = query, value
+            renamed[key.replace("qkv.bias", "q_bias")], renamed[key.replace("qkv.bias", "v_bias")] = query, value
         else:
-            found[key] = array
-    return found
+            renamed[key] = array
+    return renamed
 
 
 def to_hugging_face(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the state dict of transformers' Blip2ForConditionalGeneration: the inverse of `of_hugging_face`."""
-    found: dict[str, np.ndarray] = {}
+    renamed: dict[str, np.ndarray] = {}
     for key, array in state.items():
         if key.endswith("embeddings.position_ids") or key.endswith(".v_bias"):
             continue
         if key.endswith(".q_bias"):
             value = state[key.replace("q_bias", "v_bias")]
             key, array = key.replace("q_bias", "qkv.bias"), np.concatenate([array, np.zeros_like(value), value])
-        found[named_by_hugging_face(key)] = array
-    return found
+        renamed[named_by_hugging_face(key)] = array
+    return renamed
 
 
 def named_by_hugging_face(key: str) -> str:

@@ -35,25 +35,25 @@ def fields_of(config: hugging_face.Config, where: pathlib.Path) -> dict[str, Any
 
 def of(model: PaliGemma) -> dict[str, Any]:
     """Returns the config.json of transformers' PaliGemmaForConditionalGeneration; `lost` says what is not in it."""
-    known = sizes.whole(model, "language", CausalLM)
-    known["head_dim"] = known["head_dim"] or known["width"] // known["heads"]
-    kind = "gemma2" if known["post_norms"] else "gemma"
-    text = hugging_face.written(known, hugging_face.TEXT[kind]) | dict(model_type=kind)
+    decoder = sizes.whole(model, "language", CausalLM)
+    decoder["head_dim"] = decoder["head_dim"] or decoder["width"] // decoder["heads"]
+    kind = "gemma2" if decoder["post_norms"] else "gemma"
+    text = hugging_face.written(decoder, hugging_face.TEXT[kind]) | dict(model_type=kind)
     text |= dict(hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True)
-    if known["post_norms"]:
+    if decoder["post_norms"]:
         caps = dict(attn_logit_softcapping="attention_cap", final_logit_softcapping="logit_cap")
-        text |= {theirs: known[ours] or None for theirs, ours in caps.items()}
-        scale = round(known["query_scale"] ** -2) if known["query_scale"] else known["head_dim"]
-        text |= dict(sliding_window=known["window"] or hugging_face.WINDOW, query_pre_attn_scalar=scale)
+        text |= {theirs: decoder[ours] or None for theirs, ours in caps.items()}
+        scale = round(decoder["query_scale"] ** -2) if decoder["query_scale"] else decoder["head_dim"]
+        text |= dict(sliding_window=decoder["window"] or hugging_face.WINDOW, query_pre_attn_scalar=scale)
     vision = hugging_face.written(sizes.whole(model, "vision", ViT), hugging_face.SIGLIP)
     return dict(
         model_type="paligemma",
         architectures=["PaliGemmaForConditionalGeneration"],
         vision_config=vision | dict(model_type="siglip_vision_model", vision_use_head=False),
         text_config=text,
-        hidden_size=known["width"],
-        projection_dim=known["width"],
-        image_token_index=known["vocab_size"],
+        hidden_size=decoder["width"],
+        projection_dim=decoder["width"],
+        image_token_index=decoder["vocab_size"],
         bos_token_id=2,
         eos_token_id=1,
         pad_token_id=0,
