@@ -150,7 +150,7 @@ def report_and_profile(cfg: config.Section) -> tuple[dict[str, Any], dict[str, A
 
 
 def description(cfg: config.Section, tokenizer: Any, **more: Any) -> dict[str, Any]:
-    """What a checkpoint carries beside its arrays, so that it can be used without the config file.
+    """Returns what a checkpoint carries beside its arrays, so that it can be used without the config file.
 
     Those of `config.files` go with it, too, such as a codec of masks.
     """

@@ -39,7 +39,7 @@ class Run:
         return self.record["metrics"]
 
     def samples(self, evaluator: str) -> list[dict[str, Any]]:
-        """The samples of an evaluator, in the order of the data set.
+        """Returns the samples of an evaluator, in the order of the data set.
 
         Raises:
           UserError: the file is not there, or damaged.
@@ -170,7 +170,7 @@ def check_same_data(name: str, a: Run, ours: Sequence[Mapping], b: Run, theirs: 
 def intervals(
     base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], seed: int = bootstrap.SEED
 ) -> dict[str, tuple[float, list[float]]]:
-    """The bootstrap intervals of the differences of all metrics that are means over samples, each of which has them.
+    """Returns the bootstrap intervals of the differences of all metrics that are means over samples.
 
     Args:
       base, other: samples of the two runs, in the same order, with `photo`, `type` and `scores`.

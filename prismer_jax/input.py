@@ -51,7 +51,7 @@ def train_batches(
     rows: Sequence[int] | None = None,
     max_bad_fraction: float = 0.01,
 ) -> TrainBatches:
-    """The endless batches of a training run from `first_step` on: this process's rows of each global batch.
+    """Returns the endless batches of a training run from `first_step` on: this process's rows of each global batch.
 
     Args:
       data: the mixture, each {'source': ..., 'pp': ..., 'weight': 1.0, 'start': 0}, the step from which on it is mixed
@@ -154,7 +154,7 @@ def eval_batches(
     num_workers: int = 0,
     numbers: Sequence[int] | None = None,
 ) -> EvalBatches:
-    """Batches that cover each example of a source once, in order, as often as one iterates over them.
+    """Returns batches that cover each example of a source once, in order, as often as one iterates over them.
 
     The last batch is filled up with rows whose `_mask` is False; every process has the same number of batches. Row r of
     batch n is the example n * batch_size + r; `rows` are those that are wanted, as in `train_batches`. What is no array
@@ -192,7 +192,7 @@ class EvalBatches(Iterable[Batch]):
 
 
 def eval_example(source: Any, pp: Any, index: int) -> Batch:
-    """One example as `eval_batches` has it, for those who look at it again."""
+    """Returns one example as `eval_batches` has it, for those who look at it again."""
     return pp(source[index], np.random.default_rng([0, index]))
 
 

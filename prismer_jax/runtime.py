@@ -18,7 +18,7 @@ def cores() -> int:
 
 
 def cache_dir() -> pathlib.Path:
-    """The folder of everything that can be made again: $PRISMER_CACHE_DIR or ~/.cache/prismer_jax."""
+    """Returns the folder of everything that can be made again: $PRISMER_CACHE_DIR or ~/.cache/prismer_jax."""
     return pathlib.Path(os.environ.get("PRISMER_CACHE_DIR") or pathlib.Path.home() / ".cache" / "prismer_jax")
 
 

@@ -43,7 +43,7 @@ THREADS = max(pipeline.THREADS, (os.cpu_count() or 1) // 2)
 
 
 def choose_experts(spec: str) -> list[Callable[..., Expert]]:
-    """The experts of 'depth,edge' or 'all', each after those that it needs; of 'student:depth,edge' what one makes."""
+    """Returns the experts of 'depth,edge' or 'all', each after those it needs; of 'student:depth,edge' one's."""
     name, _, only = spec.partition(":")
     if "none" in (spec, only):
         raise UserError(f"--experts {spec}: names no expert, so that nothing would be labelled.")
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def opened(expert: Expert, args: argparse.Namespace) -> Callable[[], Any]:
-    """What gives the expert's weights; that they are there, and all else that it needs, is looked for now."""
+    """Returns what gives the expert's weights; that they are there, and all else that it needs, is looked for now."""
     if args.random_weights:
         return expert.random_variables
     expert.open(weights.find(expert, args.checkpoints))
@@ -174,7 +174,7 @@ def opened(expert: Expert, args: argparse.Namespace) -> Callable[[], Any]:
 
 
 def open_output(args: argparse.Namespace, source: Any, ledger: Ledger | None, experts: Sequence[Expert]) -> Output:
-    """Where the flags say that labels go; without a ledger only to look at."""
+    """Returns where the flags say that labels go; without a ledger only to look at."""
     how = {expert.name: RANDOM if args.random_weights else expert.made_with for expert in experts}
     made_with = {kind: how[expert.name] for expert in experts for kind in expert.kinds}
     common = {"shard_size": args.shard_size, "empty": args.empty_labels}

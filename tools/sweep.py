@@ -128,7 +128,7 @@ def plan(
     overrides: Sequence[str] = (),
     metrics: Sequence[str] = (),
 ) -> list[Run]:
-    """All runs, seeds in the outer loop: what is there when a sweep is stopped are whole comparisons.
+    """Returns all runs, seeds in the outer loop: what is there when a sweep is stopped are whole comparisons.
 
     Every config is made once, so that a mistake in the last arm is found before the first run.
 

@@ -45,7 +45,7 @@ def best_fit(sizes: np.ndarray, limits: Sequence[float], window: int, seed: int)
 
 
 def knapsack(sizes: np.ndarray, limits: Sequence[float], spare: int = SPARE) -> Plan:
-    """The reference's plan of a buffer: the longest first, each to the emptiest row that it fits into.
+    """Returns the reference's plan of a buffer: the longest first, each to the emptiest row that it fits into.
 
     As it opens more rows than the tokens fill, it leaves many of a small buffer's samples alone. Rows may be empty, and
     a sample that fits into none gets its own.
@@ -65,7 +65,7 @@ def knapsack(sizes: np.ndarray, limits: Sequence[float], spare: int = SPARE) -> 
 
 
 def reference(sizes: np.ndarray, limits: Sequence[float], buffer: int, seed: int) -> Plan:
-    """The reference's plan: `knapsack` of every so many samples, in their order, as have tokens for `buffer` rows.
+    """Returns the reference's plan: `knapsack` of every so many samples, in order, as have tokens for `buffer` rows.
 
     The rows of each buffer are shuffled by Python's generator, the empty ones among them, which are then dropped.
     """

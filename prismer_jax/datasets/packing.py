@@ -115,7 +115,7 @@ def check(data: Mapping[str, Mapping[str, Any]], model: Any, loss: Any) -> None:
 
 
 def as_they_are(example: Example, rng: np.random.Generator) -> Example:
-    """The chain of rows, which are whole already."""
+    """Returns the chain of rows, which are whole already."""
     return example
 
 

@@ -50,7 +50,7 @@ def load(
 
 
 def are_files(images: Photo | Sequence[Photo]) -> bool:
-    """Whether these are files and folders, for `load`, and none is a photo in memory, for `Photos`."""
+    """Returns whether these are files and folders, for `load`, and none is a photo in memory, for `Photos`."""
     photos = several(images)
     return bool(photos) and all(isinstance(photo, PathLike) for photo in photos)
 

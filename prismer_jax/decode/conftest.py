@@ -83,7 +83,7 @@ class Toy(NamedTuple):
         return jnp.tanh(state + before) @ self.out + self.bias
 
     def log_probs(self, row: int, tokens: list[int], width: int) -> np.ndarray:
-        """The same in NumPy, float64, from the tokens alone: log-probabilities [V] of what follows them."""
+        """Returns the same in NumPy, float64, from the tokens alone: log-probabilities [V] of what follows them."""
         real = [column >= width or token != PAD for column, token in enumerate(tokens)]
         state = self.image[row].astype(np.float64)
         for i, token in enumerate(tokens):

@@ -115,7 +115,7 @@ def _block(key: str, name: str, expand: bool) -> list[Rule]:
 
 
 def table_rows(key: str, name: str) -> list[Rule]:
-    """Rows for a geffnet model under `key`; its `bn2`, the norm after the head, has none."""
+    """Returns rows for a geffnet model under `key`; its `bn2`, the norm after the head, has none."""
     return [
         *modules.conv_norm(f"{key}.conv_stem", f"{key}.bn1", f"{name}/stem"),
         *(

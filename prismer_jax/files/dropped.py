@@ -60,7 +60,7 @@ class Dropped:
     __hash__ = None  # type: ignore[assignment]  # it changes
 
     def lines(self) -> list[str]:
-        """The report: a line a reason, with its count and its first case."""
+        """Returns the report: a line a reason, with its count and its first case."""
         width = max((len(f"{count:,}") for count in self._counts.values()), default=0)
         lines = []
         for reason, count in self.counts.items():
@@ -79,7 +79,7 @@ class Dropped:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Dropped:
-        """What `to_json` gave."""
+        """Returns what `to_json` gave."""
         dropped = cls()
         for reason, entry in content.items():
             dropped.add(reason, count=int(entry["count"]))

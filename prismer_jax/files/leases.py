@@ -51,7 +51,7 @@ class Lease:
         self._leases, self._token = leases, secrets.token_hex(8)
 
     def held(self) -> bool:
-        """Whether it is still this process's: its file is there, with this token, and none of a higher generation."""
+        """Returns whether it is still this process's: its file is there, with this token, and none of a later one."""
         generations = self._leases.generations(self.name)
         return bool(generations) and generations[-1] == self.generation and self._is_mine()
 
@@ -111,7 +111,7 @@ class Leases:
         self._thread: threading.Thread | None = None
 
     def take(self, name: str) -> Lease | None:
-        """The lease of a name, if it is free or its owner is gone; else None, at once.
+        """Returns the lease of a name, if it is free or its owner is gone; else None, at once.
 
         Look whether the work is done *after* taking it: another process may just have finished and released it.
         """
@@ -132,7 +132,7 @@ class Leases:
         return lease
 
     def wait(self, name: str, poll: float = POLL) -> Lease:
-        """The lease of a name, as soon as it can be had."""
+        """Returns the lease of a name, as soon as it is free."""
         while (lease := self.take(name)) is None:
             time.sleep(min(poll, self.expiry / BEATS))
         return lease
@@ -158,7 +158,7 @@ class Leases:
         return living
 
     def generations(self, name: str) -> list[int]:
-        """The generations of a lease that are there, lowest first. The folder is small: leases end with their work."""
+        """Returns the generations of a lease, lowest first. The folder is small: leases end with their work."""
         pattern = re.compile(re.escape(name) + r"\.(\d+)" + re.escape(SUFFIX))
         return sorted(int(match[1]) for match in map(pattern.fullmatch, os.listdir(self.folder)) if match)
 

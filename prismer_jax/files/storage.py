@@ -28,7 +28,7 @@ TEMPORARY = ".tmp"  # the end of the names of files that are being written
 
 
 def data_folder(data_dir: PathLike | None = None) -> pathlib.Path:
-    """Where data sets lie that nobody has placed: `data_dir`, $PRISMER_DATA_DIR or ~/.cache/prismer_jax/data."""
+    """Returns the default folder of data sets: `data_dir`, $PRISMER_DATA_DIR or ~/.cache/prismer_jax/data."""
     return pathlib.Path(data_dir or os.environ.get("PRISMER_DATA_DIR") or "~/.cache/prismer_jax/data").expanduser()
 
 
@@ -37,7 +37,7 @@ def is_remote(path: PathLike) -> bool:
 
 
 def plain(path: PathLike) -> str:
-    """The path as text: file:// is a local path, ~ the home folder."""
+    """Returns the path as text: file:// is a local path, ~ the home folder."""
     text = os.fspath(path).removeprefix("file://")
     return text if is_remote(text) else os.path.expanduser(text)
 
@@ -78,7 +78,7 @@ def make_folder(folder: str) -> None:
 
 
 def read(path: str) -> bytes:
-    """The bytes of a file.
+    """Returns the bytes of a file.
 
     Raises:
       FileNotFoundError: there is none.
@@ -95,7 +95,7 @@ def open_file(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
 
 
 def size(path: str) -> int | None:
-    """The bytes that a file has; None where there is no file."""
+    """Returns the bytes that a file has; None where there is no file."""
     try:
         return remote().size(path) if is_remote(path) else os.stat(path).st_size
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def size(path: str) -> int | None:
 
 
 def names(folder: str) -> list[str]:
-    """The names of a folder's files, sorted; none if there is no folder."""
+    """Returns the names of a folder's files, sorted; none if there is no folder."""
     try:
         return sorted(remote().names(folder) if is_remote(folder) else os.listdir(folder))
     except FileNotFoundError:

@@ -5,7 +5,7 @@
         finish([Labelling(job, expert, load, mesh) for expert in experts])
 
 A process takes whatever shards are free of one expert, then of the next, so that one expert is on its device at a time;
-then it comes back for what others have left. It ends when all is done, by whomever.
+then it comes back for what others have left. It returns when every photo is labelled, by this process or another.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Stage(Protocol):
         """Does what is free; returns whether anything was. Waits for nobody."""
 
     def done(self) -> bool:
-        """Whether all shards are through, by whomever."""
+        """Returns whether every shard is labelled, by this process or another."""
 
 
 def finish(stages: Sequence[Stage], poll: float = leases.POLL) -> None:
@@ -52,7 +52,7 @@ def finish(stages: Sequence[Stage], poll: float = leases.POLL) -> None:
 
 
 def split(count: int, size: int) -> list[Shard]:
-    """Shards of `size` photos each, the last one of what is left."""
+    """Returns shards of `size` photos each, the last one of what is left."""
     return [Shard(i, start, min(start + size, count)) for i, start in enumerate(range(0, count, size))]
 
 
@@ -131,11 +131,11 @@ class Job:
         return Writers({kind: self.store.open(kind, shard) for kind in kinds})
 
     def name(self, index: int) -> str | None:
-        """What a photo's label files are called, if the source can tell without reading it."""
+        """Returns what a photo's label files are called, if the source can tell without reading it."""
         return self.source.name(index) if hasattr(self.source, "name") else None
 
     def photo(self, index: int) -> Photo:
-        """Photo number `index` of the source; raises BadSample."""
+        """Returns photo number `index` of the source; raises BadSample."""
         photo = photo_of(self.source[index])
         if index in self._twins:
             earlier = self._twins[index]
@@ -171,7 +171,7 @@ class Job:
         return {later: earlier for later, earlier in pairs if key(later) == key(earlier)}
 
     def has(self, expert: str, index: int) -> bool:
-        """Whether a photo has its label by an expert."""
+        """Returns whether a photo has its label by an expert."""
         try:
             photo = self.photo(index)
         except BadSample:
@@ -179,16 +179,16 @@ class Job:
         return f"labels/{expert}" in photo.labels or self.store.read(expert, self.shard_of(index), photo) is not None
 
     def known(self, writer: Writer, index: int) -> bool:
-        """Whether a photo's label is there, as far as its name tells; False also where only reading the photo does."""
+        """Returns whether a photo's label is there, as far as its name tells without reading the photo."""
         name = None if index in self._twins else self.name(index)
         return name is not None and writer.has(Photo(name, ""))
 
     def given(self, expert: str, photo: Photo) -> bool:
-        """Whether the source itself has a photo's labels by an expert, and that counts."""
+        """Returns whether the source itself has a photo's labels by an expert, and that counts."""
         return self._keep and all(f"labels/{kind}" in photo.labels for kind in self.kinds_of(expert))
 
     def shard_of(self, index: int) -> Shard:
-        """The shard that a photo is in."""
+        """Returns the shard that a photo is in."""
         return self.shards[bisect.bisect_right(self.shards, index, key=lambda shard: shard.stop)]
 
     def skip(self, problem: str) -> None:
@@ -201,7 +201,7 @@ class Job:
                 print("skipped: more of them, to be listed at the end", file=sys.stderr)
 
     def skipped(self, experts: Sequence[str]) -> tuple[Dropped, list[dict[str, Any]]]:
-        """What no process could label: counts by reason, and a row a photo and problem with the experts it befell."""
+        """Returns what no process could label: counts by reason, and a row a photo and problem with its experts."""
         found: dict[tuple[int, str], dict[str, Any]] = {}
         for expert in experts:
             for report in self.work(expert).reports().values():
@@ -220,7 +220,7 @@ def _called(photo: Photo) -> str:
 
 
 def photo_of(example: Mapping[str, Any]) -> Photo:
-    """The photo of an example of the task 'all'."""
+    """Returns the photo of an example of the task 'all'."""
     given = {key: example[key] for name in labels.EXPERTS if (key := f"labels/{name}") in example}
     id = str(example["id"])
     return Photo(example.get("name") or id, example["image"], id, given)

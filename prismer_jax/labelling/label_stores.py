@@ -32,7 +32,7 @@ class Writer(Protocol):
     """Takes the labels that an expert gives the photos of one shard. Threads share it."""
 
     def has(self, photo: Photo) -> bool:
-        """Whether the label is there."""
+        """Returns whether the label is there."""
 
     def write(self, photo: Photo, label: Label | None) -> None:
         """Keeps a label; None is the empty one."""
@@ -75,10 +75,10 @@ class Store(Protocol):
         """For writing what is missing in a shard."""
 
     def is_whole(self, expert: str, shard: Shard) -> bool:
-        """Whether the labels of a shard that was marked as done are still there, as far as one look tells."""
+        """Returns whether the labels of a shard that was marked as done are still there, as far as one look tells."""
 
     def read(self, expert: str, shard: Shard, photo: Photo) -> dict[str, bytes] | None:
-        """The files of a label, {suffix: bytes}; None if it is not there."""
+        """Returns the files of a label, {suffix: bytes}; None if it is not there."""
 
 
 class LabelFiles:

@@ -41,7 +41,7 @@ class Output(Protocol):
         """Notes which weights make the labels, so that they are never mixed with others'; raises UserError."""
 
     def stages(self) -> list[Stage]:
-        """What is to be done after the experts."""
+        """Returns what is to be done after the experts."""
 
     def finish(self) -> None:
         """Makes it complete, when all stages are done; every process does so, one after the other."""

@@ -245,7 +245,7 @@ def build(
 
 
 def label_maps(forward: Forward, batch: Mapping[str, Array], weight: float | Mapping[str, float] = 1.0) -> Costs:
-    """What the maps cost that a model predicts: the sum over kinds as 'loss', and each kind by its name.
+    """Returns what the maps cost that a model predicts: the sum over kinds as 'loss', and each kind by its name.
 
     Args:
       weight: of all kinds, or {kind: weight}; 1 where it has none.

@@ -86,12 +86,12 @@ def barrier(name: str) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds all of it."""
+    """Returns the sharding by which every device holds all of an array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis is split over the devices of data and fsdp."""
+    """Returns the sharding whose leading axis is split over the devices of data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 

@@ -110,7 +110,7 @@ def label_files_of(source: Any, folder: str | None) -> str | None:
 
 
 def labels_of(source: Any, folder: str | None) -> dict[str, Any]:
-    """The experts whose labels a source has, in a folder of label files or in its records: {name: how made}."""
+    """Returns the experts whose labels a source has, in a folder of label files or in its records: {name: how made}."""
     if folder is not None:
         return label_files.given(folder)
     if isinstance(source, records.Source) and source.manifest is not None:
@@ -143,7 +143,7 @@ def measure(source: Any, experts: Sequence[str], max_side: int | None) -> Sample
 
 
 def claimed(folder: str) -> dict[str, Any] | None:
-    """What is noted in a folder by `claim`; None if nothing is.
+    """Returns what is noted in a folder by `claim`; None if nothing is.
 
     Raises:
       UserError: the note is damaged.

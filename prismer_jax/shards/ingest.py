@@ -30,7 +30,7 @@ class Prepared(dict[str, Any]):
 
 
 def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_side: int | None = None) -> dict[str, Any]:
-    """The arguments of `schema.encode` for an example.
+    """Returns the arguments of `schema.encode` for an example.
 
     Args:
       example: `Prepared`, or of the task 'all', see datasets/lists/: `image` (path or encoded bytes) and labels

@@ -85,7 +85,7 @@ class Manifest:
 
 
 def read(folder: str) -> Manifest | None:
-    """The manifest of a data set; None where the folder has none.
+    """Returns the manifest of a data set; None where the folder has none.
 
     Raises:
       UserError: it is damaged, or of another format.

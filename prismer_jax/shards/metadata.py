@@ -30,7 +30,7 @@ def shard_name(name: str, split: str, index: int, count: int) -> str:
 
 
 def identifier(text: str) -> str:
-    """A text as TFDS wants names of data sets: lower case letters, digits and underscores, a letter first."""
+    """Returns a text as TFDS wants names of data sets: lower case letters, digits and underscores, a letter first."""
     word = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
     return word if word[:1].isalpha() else f"data_{word}".rstrip("_")
 

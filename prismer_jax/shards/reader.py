@@ -64,7 +64,7 @@ class Shards:
 
 
 def open_shard(path: str, row: manifest.Row) -> Sequence[bytes]:
-    """The records of one shard.
+    """Returns the records of one shard.
 
     Raises:
       UserError: it is missing, or not of the size that its row says.

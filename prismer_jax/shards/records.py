@@ -27,7 +27,7 @@ NO_ID = -1  # of a question whose list gives none
 
 
 def decode(record: bytes, question: int | Literal["all"] | None = None) -> Example:
-    """The example of a record: with its captions, with one of its questions, or with all of both.
+    """Returns the example of a record: with its captions, with one of its questions, or with all of both.
 
     Returns a dict with `id`, `image`, `weight`, those of TEXTS and the labels that are there, and
       question None: `captions`;
@@ -100,7 +100,7 @@ def _message():
 
 
 def load(path: storage.PathLike, task: Task = "caption", *, limit: int | None = None) -> Source:
-    """A finished data set that `python -m tools.build_dataset` wrote.
+    """Returns a finished data set that `python -m tools.build_dataset` wrote.
 
     Args:
       path: its folder, local or remote (gs://..., whatever fsspec reaches).

@@ -67,7 +67,7 @@ def encode(
     weight: float = 1.0,
     **texts: str,
 ) -> dict[str, Any]:
-    """One example as the features above want it.
+    """Returns one example as the features above want it.
 
     Args:
       id: of the photo.
@@ -115,7 +115,7 @@ def encode(
 
 @functools.cache
 def serializer(experts: tuple[str, ...]) -> Callable[[dict[str, Any]], bytes]:
-    """A function from what `encode` returns to the bytes of a record, as TFDS writes them, the same ones every time."""
+    """Returns a function from what `encode` returns to the bytes of a record as TFDS writes them, always the same."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     schema = features(experts)

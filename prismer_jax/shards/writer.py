@@ -24,7 +24,7 @@ REMEDY = "Free space or choose another --output, and run it again: what is whole
 
 
 def take(source: Any, start: int, stop: int) -> Iterator[dict[str, Any] | BadSample]:
-    """Examples start..stop of a source; a bad one is handed on as the error it raised."""
+    """Yields examples start..stop of a source; a bad one is handed on as the error it raised."""
     for index in range(start, stop):
         try:
             yield source[index]
@@ -104,7 +104,7 @@ def _counts(values: Sequence[int]) -> int | list[int]:
 
 
 def sha256(path: str) -> str:
-    """The checksum of a file, local or remote, in hexadecimal."""
+    """Returns the checksum of a file, local or remote, in hexadecimal."""
     with storage.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

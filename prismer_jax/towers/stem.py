@@ -35,7 +35,7 @@ def linear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 @typed
 def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b H W c"]:
-    """Bilinear resize with aligned corners; in float32 whatever the type of `x`.
+    """Resizes bilinearly with aligned corners, in float32 whatever the type of `x`.
 
     Two gathered rows an output row: on a CPU five times as fast as a product with a matrix, which is mostly zeros.
     """

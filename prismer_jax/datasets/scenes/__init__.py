@@ -37,7 +37,7 @@ def load(
     seed: int = 0,
     data_dir: PathLike | None = None,
 ) -> records.Source:
-    """The scenes of a split as a source of examples; they are built first if they are not there.
+    """Returns the scenes of a split as a source of examples; they are built first if they are not there.
 
     Args:
       split: 'train' or 'val', which share no scene.

@@ -33,7 +33,7 @@ class Settings:
 
 
 def scene(settings: Settings, index: int) -> tuple[world.Scene, scenes_labels.View, np.random.RandomState]:
-    """Scene `index`: what it holds, what can be seen of it, and the random stream for its texts."""
+    """Returns scene `index`: what it holds, what can be seen of it, and the random stream for its texts."""
     rng = np.random.RandomState([settings.seed, SPLITS.index(settings.split), index])
     solids, signs = world.amounts(rng)
     while True:  # about every tenth draw is taken

@@ -31,7 +31,7 @@ class Labels:
 
 
 def label(scene: Scene, hits: Hits, size: int) -> Labels:
-    """All labels of the scene; `hits` are those of render.render at this size."""
+    """Returns all labels of the scene; `hits` are those of render.render at this size."""
     instances = np.array([p.instance for p in scene.parts] + [BACKGROUND] * 2, np.uint8)  # SKY, GROUND: from the end
     names = [CLASSES.index("sign" if isinstance(thing, Sign) else thing.shape) for thing in scene.instances]
     classes = np.array(names, np.int32)
@@ -54,7 +54,7 @@ def label(scene: Scene, hits: Hits, size: int) -> Labels:
 
 
 def word_features(word: str) -> np.ndarray:
-    """A fixed vector, float32 [64] of mean 0 and variance 1, that is a function of the characters and their places.
+    """Returns a fixed vector, float32 [64] of mean 0 and variance 1, a function of the characters and their places.
 
     Every (place, character) has a standard normal vector, seeded by the CRC-32 of its name; they are summed and
     standardised. Words that share letters in the same places are thus near each other, and each letter can be told.
@@ -69,7 +69,7 @@ def word_features(word: str) -> np.ndarray:
 
 
 def on_word(scene: Scene, hits: Hits, sign: Sign) -> np.ndarray:
-    """Which of the rays meet the word of this sign, bool [n]."""
+    """Returns which of the rays meet the word of this sign, bool [n]."""
     number = scene.instances.index(sign)
     board = next(i for i, p in enumerate(scene.parts) if p.instance == number)  # the first of its parts
     (left, top), (right, bottom) = word_box(sign.board[0] / sign.board[1])
@@ -114,7 +114,7 @@ class View:
     legible: np.ndarray  # [signs] bool: the whole word can be seen
 
     def clear(self, solids: int) -> bool:
-        """Whether every one of so many solids and every sign can be recognised."""
+        """Returns whether every one of so many solids and every sign can be recognised."""
         return bool((self.visible > 0.4).all() and (self.area[:solids] > 0.006).all() and self.legible.all())
 
 

@@ -37,7 +37,7 @@ class Hits:
 
 
 def pixel_centres(size: int) -> np.ndarray:
-    """Image coordinates (u right, v down, 0..1) of all pixels in row order, [2, size * size]."""
+    """Returns image coordinates (u right, v down, 0..1) of all pixels in row order, [2, size * size]."""
     grid = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     return np.stack([np.tile(grid, size), np.repeat(grid, size)])
 
@@ -57,7 +57,7 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, Hits]:
 
 
 def directions(scene: Scene, uv: np.ndarray) -> np.ndarray:
-    """World directions [3, n] of the rays through image coordinates uv [2, n]; their camera z is -1."""
+    """Returns world directions [3, n] of the rays through image coordinates uv [2, n]; their camera z is -1."""
     camera = scene.camera
     x, y = (uv[0] * 2 - 1) * np.float32(camera.tangent), (1 - uv[1] * 2) * np.float32(camera.tangent)
     return np.asarray(camera.rotation, np.float32).T @ np.stack([x, y, np.full_like(x, -1)])
@@ -81,7 +81,7 @@ def first_hits(scene: Scene, uv: np.ndarray) -> tuple[np.ndarray, list[tuple[np.
 
 
 def trace(scene: Scene, uv: np.ndarray) -> Hits:
-    """What the rays through image coordinates uv [2, n] meet first."""
+    """Returns what the rays through image coordinates uv [2, n] meet first."""
     rays, found = first_hits(scene, uv)
     n = rays.shape[1]
     below = rays[1] < -1e-4
@@ -303,7 +303,7 @@ def _board(word: str, rows: int, aspect: float) -> np.ndarray:
 
 
 def word_box(aspect: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where the word lies on a board of this width over height: its two corners in 0..1, rightwards and down."""
+    """Returns where the word lies on a board of this width over height: two corners in 0..1, rightwards and down."""
     return (0.14 / aspect, 0.17), (1 - 0.14 / aspect, 0.83)
 
 

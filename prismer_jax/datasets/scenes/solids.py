@@ -17,7 +17,7 @@ _TORUS_STEPS, _TORUS_ROUNDS, _TORUS_GAP = 14, 3, 1e-3
 
 
 def intersect(kind: str, dims: tuple[float, ...], o: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """The ray parameter t of the first hit in front of the origin, float32 [n]; inf where the ray misses.
+    """Returns the ray parameter t of the first hit in front of the origin, float32 [n]; inf where the ray misses.
 
     Rays start outside of the solid. Call it under np.errstate(divide="ignore", invalid="ignore").
     """
@@ -94,7 +94,7 @@ def surface(kind: str, dims: tuple[float, ...], p: np.ndarray) -> tuple[np.ndarr
 
 
 def bounds(kind: str, dims: tuple[float, ...]) -> np.ndarray:
-    """Half width, height and half depth of the box around it, [3]."""
+    """Returns half width, height and half depth of the box around it, [3]."""
     match kind:
         case "sphere":
             return np.array([dims[0], 2 * dims[0], dims[0]], np.float32)

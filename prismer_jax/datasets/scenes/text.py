@@ -50,11 +50,11 @@ class Facts:
         return self.view.depth[i] < self.view.depth[j] - _DEEP
 
     def hides(self, i: int, j: int) -> bool:
-        """Whether solid i clearly covers a part of solid j."""
+        """Returns whether solid i clearly covers a part of solid j."""
         return self.view.hidden_by[j, i] > 0.12
 
     def unclear(self, i: int, j: int, axis: str) -> bool:
-        """Whether it cannot be said which of the two is left, or in front, of the other."""
+        """Returns whether it cannot be said which of the two is left, or in front, of the other."""
         relation = self.left if axis == "x" else self.front
         return not relation(i, j) and not relation(j, i)
 
@@ -65,7 +65,7 @@ class Facts:
 
 
 def captions(scene: Scene, view: View, rng: np.random.RandomState) -> list[str]:
-    """Five captions: the list of the solids, two relations, a summary with counts, and the signs or materials."""
+    """Returns five captions: a list of the solids, two relations, a summary with counts, the signs or materials."""
     facts = Facts(scene, view)
     where = GROUNDS[scene.ground][3]
     prominent = sorted(range(len(facts.solids)), key=lambda i: -view.area[i])

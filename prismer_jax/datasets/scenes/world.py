@@ -131,7 +131,7 @@ class Camera:
     tangent: float  # of half the field of view
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """World points [3, n] -> image coordinates u (right), v (down) in 0..1 and planar depth."""
+        """Projects world points [3, n]: returns image coordinates u (right), v (down) in 0..1 and planar depth."""
         x, y, z = np.asarray(self.rotation) @ (points - np.asarray(self.position)[:, None])
         scale = 0.5 / (self.tangent * -z)
         return 0.5 + x * scale, 0.5 - y * scale, -z

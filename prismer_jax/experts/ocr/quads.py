@@ -32,7 +32,7 @@ def rectangles(
 
 
 def areas(polygons: Float[np.ndarray, "n k 2"]) -> Float[np.ndarray, " n"]:
-    """Areas, in float64."""
+    """Returns the areas of quadrangles, in float64."""
     return _areas(_plane(polygons))
 
 

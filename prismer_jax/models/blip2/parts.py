@@ -104,7 +104,7 @@ def language(path: pathlib.Path) -> Part:
 
 
 def is_language(key: str) -> bool:
-    """Whether a key is of a language model."""
+    """Returns whether a key is of a language model."""
     return key.startswith(tuple(f"{name}_model." for name, _ in LANGUAGE.values()))
 
 
