@@ -40,7 +40,7 @@ def delete(directory: pathlib.Path, step: int) -> None:
 
 
 def note(directory: pathlib.Path, steps: Iterable[int]) -> None:
-    """Has nothing to note."""
+    """Does nothing: a bucket's files are whole or absent."""
 
 
 def what_is_torn(directory: pathlib.Path, step: int) -> str:

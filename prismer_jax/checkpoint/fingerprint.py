@@ -22,7 +22,7 @@ def fingerprint(tree: Any) -> str:
 
 @jax.jit
 def _sums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Of each array the sum of its elements' bits times odd numbers that tell places apart, modulo 2^32: exact."""
+    """Returns the exact sum modulo 2^32 of each array's bits, times odd numbers that tell elements' places apart."""
 
     def total(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8) if x.dtype == bool else x

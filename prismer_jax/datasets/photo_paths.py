@@ -21,7 +21,7 @@ GENOME_PARTS = ("VG_100K", "VG_100K_2")  # the two folders in which Visual Genom
 
 
 class PhotoPath(NamedTuple):
-    """Of one photo.
+    """The path of one photo, and what it tells.
 
     Attributes:
       path: of its file.

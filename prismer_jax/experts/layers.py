@@ -53,7 +53,7 @@ class GroupNorm(nn.Module):
         return ((y - mean) * multiplier + bias).astype(x.dtype)
 
     def _mean(self, y: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
-        """Of each channel's group."""
+        """Returns for each channel the mean over its group."""
         groups = y.mean((1, 2)).reshape(len(y), self.groups, -1).mean(-1)
         return jnp.repeat(groups, y.shape[-1] // self.groups, axis=-1)[:, None, None]
 

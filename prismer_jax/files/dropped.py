@@ -74,12 +74,12 @@ class Dropped:
             logger.warning("%s: left out: %s.", where, line.strip().rstrip("."))
 
     def to_json(self) -> dict[str, Any]:
-        """{reason: {"count": n, "first": [cases]}}, the most frequent reason first."""
+        """Returns {reason: {"count": n, "first": [cases]}}, the most frequent reason first."""
         return {reason: {"count": count, "first": list(self._cases[reason])} for reason, count in self.counts.items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Dropped:
-        """Returns what `to_json` gave."""
+        """Reads what `to_json` returned."""
         dropped = cls()
         for reason, entry in content.items():
             dropped.add(reason, count=int(entry["count"]))

@@ -21,7 +21,7 @@ THREADED = ("jax", "array_record.python.array_record_data_source")  # modules th
 
 
 def context() -> Any:
-    """Of multiprocessing: forked processes share a source's memory, millions of photos; but some modules have threads.
+    """Returns how to start workers: by fork, which shares a source's memory, or by spawn where modules have threads.
 
     Forked after its parent has closed an ArrayRecord, a process that reads one may die (array_record 0.8.6).
     """
@@ -30,7 +30,7 @@ def context() -> Any:
 
 
 def begin() -> None:
-    """To be called first in a worker: Ctrl-C, which reaches all, is its parent's to handle; it ends when that does."""
+    """Prepares a worker: Ctrl-C, which reaches all processes, is left to its parent, and it ends when that does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -27,7 +27,7 @@ BATCHES = 2  # that a probe times
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one expert.
+    """How much work the labels of one expert are.
 
     Attributes:
       photos: of the source.
@@ -49,7 +49,7 @@ class Estimate:
 
     @property
     def hours(self) -> float:
-        """Of one process."""
+        """The hours that one process needs."""
         return self.missing / self.speed / 3600 if self.speed else 0.0
 
     def line(self) -> str:

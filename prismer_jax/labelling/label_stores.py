@@ -72,7 +72,7 @@ class Store(Protocol):
     """The labels of all experts and shards."""
 
     def open(self, expert: str, shard: Shard) -> Writer:
-        """For writing what is missing in a shard."""
+        """Returns a writer of what is missing in a shard."""
 
     def is_whole(self, expert: str, shard: Shard) -> bool:
         """Returns whether the labels of a shard that was marked as done are still there, as far as one look tells."""

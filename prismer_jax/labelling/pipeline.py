@@ -93,7 +93,7 @@ class Busy:
         self._until = self._seconds = 0.0
 
     def share(self) -> float:
-        """Of the time from the first batch on to the end of the last: 1 is a device that never waited for photos."""
+        """Returns the device's busy share of the time from the first batch to the end of the last; 1 is no wait."""
         return 0.0 if self._first is None else self._seconds / max(self._until - self._first, 1e-9)
 
     def watch(self, outputs: Any, started: float) -> None:

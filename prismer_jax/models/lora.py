@@ -96,7 +96,7 @@ class Adapted:
         return self.model(*args, **kwargs)
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
-        """As flax.linen.Module.apply of the model."""
+        """Applies the model with its adapters, as flax.linen.Module.apply does."""
         with nn.intercept_methods(self._intercept):
             return self.model.apply(*args, **kwargs)
 

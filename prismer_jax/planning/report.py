@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def chip_seconds(self) -> float:
-        """Of a thousand examples, at least."""
+        """The chip-seconds that a thousand examples take at least."""
         return 1000 * self.topology.chips / self.rate
 
     def lines(self) -> list[str]:

@@ -28,7 +28,7 @@ UNIT = 0.15  # how far from 1 the length of a normal may be: rounding to 8 bits 
 
 @dataclasses.dataclass
 class Statistics:
-    """Of one expert's maps.
+    """Statistics of one expert's maps.
 
     Attributes:
       expert: its name.

@@ -189,7 +189,7 @@ def _replicate(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 
 
 def _fsdp(name: str, shape: Sequence[int], mesh: Mesh, min_size: int = 2**16) -> PartitionSpec:
-    """As big_vision's 'fsdp' rule, but for the choice of the dimension; small arrays are not worth a message."""
+    """Shards as big_vision's 'fsdp' rule, but for the choice of the dimension; small arrays are not worth a message."""
     return _split(shape, "fsdp", mesh, min_size)
 
 

@@ -25,7 +25,7 @@ from prismer_jax.shards.schema import features
 
 
 def shard_name(name: str, split: str, index: int, count: int) -> str:
-    """As TFDS calls the shards of a split."""
+    """Returns the name of a shard of a split, as TFDS builds it."""
     return f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
@@ -132,7 +132,7 @@ def _write_tfds_metadata(folder: str, manifest: Manifest) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what stands in a record."""
+    """Returns the versions of the packages that decide what stands in a record."""
     installed = {}
     for name in ("prismer_jax", "tensorflow-datasets", "array_record", "pillow", "opencv-python-headless", "numpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):  # OpenCV may be another of its four packages

@@ -154,7 +154,7 @@ class Source:
 
     @property
     def manifest(self) -> manifests.Manifest | None:
-        """Of the data set, if it has one."""
+        """The manifest of the data set, if it has one."""
         return self._shards.manifest
 
     @property

@@ -151,7 +151,7 @@ def _update(update: Any, weights: Any, state: Any, batch: jax.Array, coded: jax.
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int = 1, pad: int = 0) -> jax.Array:
-    """As objects.codec.convolution."""
+    """Convolves as objects.codec.convolution does, in JAX."""
     names = ("NHWC", "OIHW", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, ((pad, pad),) * 2, dimension_numbers=names) + bias
 

@@ -43,7 +43,7 @@ def intersect(kind: str, dims: tuple[float, ...], o: np.ndarray, d: np.ndarray) 
 
 
 def surface(kind: str, dims: tuple[float, ...], p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For points [3, m] on the surface: unit normals [3, m], the face's number [m] and texture coordinates [2, m].
+    """Returns unit normals [3, m], face numbers [m] and texture coordinates [2, m] of points [3, m] on the surface.
 
     Faces meet at creases; one unit of the texture coordinates is one cell of a pattern.
     """

@@ -78,7 +78,7 @@ class Solid:
 
     @property
     def radius(self) -> float:
-        """Of the disc that it covers on the ground."""
+        """The radius of the disc that the solid covers on the ground."""
         match self.shape:
             case "box":
                 return math.hypot(self.dims[0], self.dims[2])

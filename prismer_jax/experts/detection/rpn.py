@@ -39,7 +39,7 @@ def anchors(level: int, height: int, width: int) -> np.ndarray:
 
 
 class Head(nn.Module):
-    """For each anchor of each cell, whether there is something (a logit), and how to move and scale it to fit."""
+    """Predicts for each anchor of each cell a logit of there being an object, and how to move and scale it to fit."""
 
     dtype: Any = jnp.float32
 

@@ -81,7 +81,7 @@ def words_for_the_reference(folder: pathlib.Path) -> None:
 
 
 def nbytes(value: Any) -> int:
-    """Of the tensors in a sample."""
+    """Returns the bytes of the tensors in a sample."""
     if isinstance(value, dict):
         return sum(map(nbytes, value.values()))
     return value.numel() * value.element_size()

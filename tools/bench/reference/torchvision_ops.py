@@ -62,7 +62,7 @@ def roi_align(
 
 
 def _weights(start: Tensor, size: Tensor, bins: int, length: int) -> tuple[Tensor, Tensor]:
-    """Of each box, along one side: the first cell it covers, and the weight of each cell from there in each bin."""
+    """Returns along one side of each box the first cell covered and the weight of each cell from there in each bin."""
     samples = (size / bins).ceil().clamp(min=1)
     number = torch.arange(int(samples.max()))
     offset = torch.arange(bins)[:, None] + (number + 0.5) / samples[:, None, None]
