@@ -48,8 +48,9 @@ def get_config(arg=None):
     # The data. `lists` reads COCO captions, the official Prismer lists (captions or questions), VQAv2's files (with
     # annotations="...": their answers), JSON lines, and folders of photos with a .txt beside each: see
     # prismer_jax/datasets/formats/; `tars` and `records` are for more photos than a folder holds.
-    train = dict(name="lists", path=f"{arg.data}/{arg.task}_train.json")
-    held_out = dict(name="lists", path=f"{arg.data}/{arg.task}_val.json")
+    lists = dict(name="lists", max_missing=0.01)  # of rows, those that may be left out; why is said
+    train = dict(lists, path=f"{arg.data}/{arg.task}_train.json")
+    held_out = dict(lists, path=f"{arg.data}/{arg.task}_val.json")
     if arg.model == "paligemma":  # or JSON lines of {image, prefix, suffix}, captions_train.jsonl
         train, held_out = (paligemma.listed(arg, arg.task, split, captions) for split in ("train", "val"))
     if arg.labels:
