@@ -82,10 +82,10 @@ def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     except UserError as error:
         sys.exit(_fail(f"error: {error}"))
     except KeyboardInterrupt as error:
-        status, said = 2, "interrupted: stopped by Ctrl-C; what was saved before stays valid."
-        if isinstance(error, Preempted):
-            status, said = Preempted.STATUS, f"preempted: {error}"
-        _fail(said)
+        if isinstance(error, Preempted):  # as all processes are, each of which has its status
+            status = _fail(f"preempted: {error}", told=(), status=Preempted.STATUS)
+        else:
+            status = _fail("interrupted: stopped by Ctrl-C; what was saved before stays valid.")
         if main.__module__ == "__main__":  # and not one that a test, say, has called
             _INTERRUPTED.append(status)
         sys.exit(status)
@@ -99,6 +99,7 @@ def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         sys.exit(_fail(f"error:{where} {error.strerror}. Check that the path exists, is readable and has free space."))
 
 
+TOLD: list[Callable[[str], None]] = []  # who else is to hear why this program fails: sharding/processes.py
 _INTERRUPTED: list[int] = []  # the status of a program that a signal ended
 
 
@@ -116,6 +117,9 @@ def as_installed(text: str) -> str:
     return text.replace("python -m tools.", "python -m prismer_jax.tools.") if from_wheel else text
 
 
-def _fail(line: str) -> int:
-    print(" ".join(as_installed(line).split()), file=sys.stderr, flush=True)
-    return 2
+def _fail(line: str, told: Iterable[Callable[[str], None]] = TOLD, status: int = 2) -> int:
+    line = " ".join(as_installed(line).split())
+    print(line, file=sys.stderr, flush=True)
+    for tell in told:
+        tell(line)
+    return status

@@ -87,6 +87,25 @@ with jax.set_mesh(mesh):
 """
 
 
+# One process fails as a user's error or a bug does, while the other waits for it.
+FAILED = """
+import sys
+sys.stderr = sys.stdout
+from prismer_jax import sharding
+from prismer_jax.errors import UserError, run_main
+from prismer_jax.sharding import processes
+processes.POLL = processes.GRACE = 1
+
+def main():
+    sharding.initialize_distributed()
+    import jax
+    if jax.process_index() == int(sys.argv[1]):
+        raise {"UserError": UserError, "ValueError": ValueError}[sys.argv[2]]("photos.json: cannot be read.")
+    sharding.barrier("data")
+
+run_main(main)
+"""
+
 # Trains by the command line, and is preempted after so many steps of this start; 0: not at all.
 RESTARTED = """
 import os, signal, sys
@@ -120,7 +139,10 @@ def get_config(arg=None):
 
 
 def launch(count, program, *arguments, devices=1, status=0):
-    """Returns what each of `count` processes of so many devices each printed, once all have ended with a status."""
+    """Returns what each of `count` processes of so many devices each printed, once all have ended with a status.
+
+    One status is that of all, a list has one for each.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -139,8 +161,8 @@ def launch(count, program, *arguments, devices=1, status=0):
     finally:
         for process in processes:
             process.kill()
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == status, errors[-3000:]
+    expected = status if isinstance(status, list) else [status] * count
+    assert [process.returncode for process in processes] == expected, "\n".join(errors[-3000:] for _, errors in outputs)
     return [out for out, _ in outputs]
 
 
@@ -167,6 +189,16 @@ def check(count, folder, cases, devices=1):
 
 def test_two_processes_have_the_losses_of_one_with_tensor_across_them_too(tmp_path):
     check(2, tmp_path, {"data": ("zero2", {"data": 2}), "tensor": ("tensor", {"data": 1, "tensor": 2})})
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "status"), [(0, "UserError", [2, 2]), (1, "UserError", [2, 2]), (1, "ValueError", [2, 1])]
+)
+def test_where_one_process_fails_the_other_ends_too_and_says_why(index, error, status):
+    printed = [text.splitlines() for text in launch(2, FAILED, index, error, status=status)]
+    last = {"UserError": "error", "ValueError": "ValueError"}[error] + ": photos.json: cannot be read."
+    assert printed[index][-1] == last
+    assert printed[1 - index] == [f"process {index}: {last}"]  # and no traceback of its own
 
 
 @pytest.mark.slow

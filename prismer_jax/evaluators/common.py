@@ -220,14 +220,10 @@ class Evaluator:
         return False
 
     def _load(self, numbers: Sequence[int], num_workers: int | None = None) -> loader.EvalBatches:
-        """This process's part of the host batches of these numbers."""
+        """Returns this process's part of the host batches of these numbers."""
+        workers = self.num_workers if num_workers is None else num_workers
         return loader.eval_batches(
-            self.source,
-            self.pp,
-            batch_size=self.batch_size,
-            rows=self._rows,
-            num_workers=self.num_workers if num_workers is None else num_workers,
-            numbers=numbers,
+            self.source, self.pp, batch_size=self.batch_size, rows=self._rows, num_workers=workers, numbers=numbers
         )
 
     def _progress(self, what: str, total: int, done: int, unit: str = "samples") -> Any:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from prismer_jax import config
+from prismer_jax import config, errors
 from prismer_jax.errors import UserError
 from prismer_jax.files import storage
 from prismer_jax.sharding import barrier
 
+POLL, GRACE = 5, 10  # seconds: between two looks for another's error, and for this one to finish a checkpoint, or fail
 _CALLS = itertools.count()  # a key can be set once
 
 
@@ -39,6 +44,45 @@ def join() -> None:
         jax.distributed.initialize(address, number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID"))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"Cannot join the other processes: {error} Set JAX_COORDINATOR_ADDRESS or run one.") from error
+    _end_together()
+
+
+def _end_together() -> None:
+    """Has all processes end where one fails, and say its error, in place of waiting for it in a collective."""
+    from jax._src import distributed  # there is no public way to what processes tell each other (jax 0.10 to 0.12)
+
+    service, index = distributed.global_state.client, distributed.global_state.process_id
+    failed = threading.Event()
+
+    def tell(line: str, status: int = 2) -> None:
+        failed.set()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the others are gone already
+            service.key_value_set("failed", f"process {index}: {line}", allow_overwrite=True)
+        leave(status)
+
+    def leave(status: int) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            service.wait_at_barrier("failed", 1000 * (POLL + GRACE + 5))
+        time.sleep(0 if index else 1)  # the service is a part of process 0, and JAX aborts those that miss it
+        os._exit(status)  # at an ordinary exit JAX waits for processes that wait for this one
+
+    def show(kind: type[BaseException], error: BaseException, trace: Any, shown: Any = sys.excepthook) -> None:
+        shown(kind, error, trace)
+        tell(f"{kind.__name__}: {error}", 1)
+
+    def listen() -> None:
+        line = None
+        while line is None:
+            time.sleep(POLL)
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has failed
+                line = service.key_value_try_get("failed")
+        if not failed.wait(GRACE):
+            print(line, file=sys.stderr, flush=True)
+            leave(2)
+
+    errors.TOLD.append(tell)
+    sys.excepthook = show
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def check_start(cfg: config.Section, workdir: config.Workdir) -> None:
