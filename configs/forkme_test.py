@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import shutil
 
 import jax
@@ -221,6 +222,26 @@ def test_a_prismer_of_ones_own_is_augmented_however_its_task_looks(look, crop, m
     checkpoint.export(tmp_path / "own", {"params": {"w": np.zeros(1)}}, described)
     cfg = config.load(f"{ROOT}/transfers/forkme.py:init={tmp_path}/own,data={mine}")
     assert cfg.data.mine.pp == f"decode()|{crop}|caption('a photo of', style='plain')|tokenize(48)"
+
+
+def test_what_a_checkpoint_is_not_asked_for_is_said(tmp_path):
+    described = {"model": {"variant": "small", "experts": "none"}, "tokenizer": "scenes", "tasks": {"question": {}}}
+    checkpoint.export(tmp_path / "own", {"params": {"w": np.zeros(1)}}, described)
+    with pytest.raises(UserError, match="own: its tasks are question, not caption: say another task=, or init="):
+        config.load(f"{ROOT}/transfers/forkme.py:init={tmp_path}/own")
+
+
+def test_lists_may_have_any_ending(tmp_path):
+    def paths():
+        cfg = config.load(f"{ROOT}/transfers/forkme.py:data={tmp_path},init={tmp_path}/none")
+        return [pathlib.Path(part.path).name for part in (cfg.data.mine, cfg.evals.caption.data)]
+
+    assert paths() == ["captions_train.json", "captions_val.json"]  # which are named as missing
+    for name in ("captions_train.csv", "captions_val.jsonl", "captions_val2.csv"):
+        (tmp_path / name).touch()
+    assert paths() == ["captions_train.csv", "captions_val.jsonl"]
+    (tmp_path / "captions_train.json").touch()
+    assert paths() == ["captions_train.json", "captions_val.jsonl"]
 
 
 def test_a_prismer_whose_task_does_not_resize_is_refused(mine, tmp_path):

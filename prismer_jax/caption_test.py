@@ -534,6 +534,13 @@ def test_bad_input_is_one_line(export, photos, what, flags, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_checkpoint_says_what_it_is_not_asked_for(photos, tmp_path):
+    captioner = caption.Captioner(write_model(tmp_path / "mine", tasks={"caption": TASKS["caption"]}))
+    for ask in (captioner.answer, lambda photo, question: captioner.choose(photo, ["a", "b"], question)):
+        with pytest.raises(UserError, match=r"mine: its tasks are caption, not question\. Give a checkpoint"):
+            ask(photos / "photos/p0.png", "What is it?")
+
+
 def test_an_export_without_its_tokenizer_says_what_it_needs(export, tmp_path):
     what = {"model": MODEL, "tokenizer": "roberta:.", "tasks": TASKS}
     checkpoint.export(tmp_path / "bare", {"params": {"any": np.ones(1)}}, what)

@@ -82,10 +82,9 @@ def run_main(main: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     except UserError as error:
         sys.exit(_fail(f"error: {error}"))
     except KeyboardInterrupt as error:
-        if isinstance(error, Preempted):  # as all processes are, each of which has its status
-            status = _fail(f"preempted: {error}", told=(), status=Preempted.STATUS)
-        else:
-            status = _fail("interrupted: stopped by Ctrl-C; what was saved before stays valid.")
+        preempted = isinstance(error, Preempted)
+        said = "interrupted: stopped by Ctrl-C; what was saved before stays valid."
+        status = _fail(f"preempted: {error}" if preempted else said, Preempted.STATUS if preempted else 2)
         if main.__module__ == "__main__":  # and not one that a test, say, has called
             _INTERRUPTED.append(status)
         sys.exit(status)
@@ -117,9 +116,9 @@ def as_installed(text: str) -> str:
     return text.replace("python -m tools.", "python -m prismer_jax.tools.") if from_wheel else text
 
 
-def _fail(line: str, told: Iterable[Callable[[str], None]] = TOLD, status: int = 2) -> int:
+def _fail(line: str, status: int = 2) -> int:
     line = " ".join(as_installed(line).split())
     print(line, file=sys.stderr, flush=True)
-    for tell in told:
+    for tell in TOLD if status == 2 else ():  # where one process is preempted all are
         tell(line)
     return status

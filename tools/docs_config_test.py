@@ -9,6 +9,7 @@ import re
 import pytest
 
 from prismer_jax import assembly, checkpoint, config, datasets, evaluators, losses, models, optim, pp, registry
+from prismer_jax.config import command_line
 from prismer_jax.datasets import packing
 from prismer_jax.decode import batch, lengths, ranking, sampling
 from prismer_jax.evaluators.common import Evaluator
@@ -169,6 +170,16 @@ def test_top_level_keys_are_those_that_are_read():
     read = {*re.findall(r"\bcfg\.(?!get\b|items\b)(\w+)", code), *re.findall(r'\bcfg\.get\("(\w+)"', code)}
     read |= {f"{name}_steps" for name in ["total", *re.findall(r'"(\w+)"', every)]}
     assert keys("Top-level keys").keys() == read
+
+
+def test_keys_with_a_default_may_be_given_by_a_flag():
+    """In a config that leaves them out; a section's keys need one that says what they mean."""
+    named = {name: default for name, default in keys("Top-level keys").items() if default}
+    given = {by_steps(key) for key in command_line.DEFAULTS} - {"total_steps"}
+    assert named.keys() - given == {"targets", "files"}
+    for name in named.keys() & command_line.DEFAULTS.keys():
+        default = command_line.DEFAULTS[name]
+        assert name == "wandb" or name.endswith("_steps") or eval(named[name]) == default, name
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@
 start from the quickstart's checkpoint, or a converted nanoVLM, PaliGemma or BLIP-2, and learn to caption photos of
 a folder.
 Arguments, as in forkme.py:data=my_photos,task=questions,init=runs/other:
-  data: folder with captions_train.json, captions_val.json and images/.
+  data: folder with captions_train.json (or .csv, .jsonl ...), captions_val.json and images/.
   task: captions, or questions: then of questions_train.json and questions_val.json.
   model: prismer, nanovlm, paligemma or blip2, the family of what is named in `init`.
   init: what to start from: a workdir, an export or what tools.convert has written.
@@ -26,7 +26,7 @@ from configs import nanovlm, quickstart
 from configs.blip2_stage1 import NO_DECAY
 from prismer_jax import models, registry, tree
 from prismer_jax.config import parse_arg
-from prismer_jax.datasets import miniature
+from prismer_jax.datasets import lists, miniature
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models.blip2.conversion import tasks
 from transfers import blip2_caption, paligemma
@@ -48,11 +48,11 @@ def get_config(arg=None):
     # The data. `lists` reads COCO captions, the official Prismer lists (captions or questions), VQAv2's files (with
     # annotations="...": their answers), JSON lines, and folders of photos with a .txt beside each: see
     # prismer_jax/datasets/formats/; `tars` and `records` are for more photos than a folder holds.
-    lists = dict(name="lists", max_missing=0.01)  # of rows, those that may be left out; why is said
-    train = dict(lists, path=f"{arg.data}/{arg.task}_train.json")
-    held_out = dict(lists, path=f"{arg.data}/{arg.task}_val.json")
+    of_lists = dict(name="lists", max_missing=0.01)  # of rows, those that may be left out; why is said
+    splits = ("train", "val")
+    train, held_out = (dict(of_lists, path=lists.in_folder(arg.data, f"{arg.task}_{split}")) for split in splits)
     if arg.model == "paligemma":  # or JSON lines of {image, prefix, suffix}, captions_train.jsonl
-        train, held_out = (paligemma.listed(arg, arg.task, split, captions) for split in ("train", "val"))
+        train, held_out = (paligemma.listed(arg, arg.task, split, captions) for split in splits)
     if arg.labels:
         train["labels"] = held_out["labels"] = arg.labels
     if arg.smoke:
@@ -119,7 +119,7 @@ def of_prismer(config, arg, captions):
     config.optim = dict(lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup_percent=10.0)
     config.accumulate = 1  # parts of a batch one after the other, where memory is short
 
-    how = choose("task of this checkpoint", "caption" if captions else "question", start.tasks.to_dict())
+    how = asked_for("caption" if captions else "question", config.init, start)
     if arg.experts:
         how["pp"] = nanovlm.other_ops(how["pp"], labels_for=f"labels_for({arg.experts!r})")
     # Augmentation sees the labels too. Leave `flip` out where texts say left or right.
@@ -129,6 +129,13 @@ def of_prismer(config, arg, captions):
         )
     crop = f"{nanovlm.spelled('random_resized_crop', *ops_of(how['pp'])['resize'])}|flip()"
     return nanovlm.other_ops(how["pp"], resize=crop, **texts(how, captions)), how
+
+
+def asked_for(task, folder, start):
+    """Returns how a checkpoint is asked for a caption, or a question; raises UserError where it does not say."""
+    if task not in start.tasks:
+        raise UserError(f"{folder}: its tasks are {', '.join(start.tasks)}, not {task}: say another task=, or init=.")
+    return start.tasks[task].to_dict()
 
 
 def ops_of(pp):
@@ -153,7 +160,7 @@ def of_nanovlm(config, arg, captions):
     config.optim = dict(lr=5e-5, weight_decay=0.01, clip_norm=1.0, warmup_percent=3.0)
     config.accumulate = 4  # parts of a batch one after the other; more where memory is short
 
-    how = choose("task of this checkpoint", "caption" if captions else "question", start.tasks.to_dict())
+    how = asked_for("caption" if captions else "question", config.init, start)
     asked = f"labels_for('{config.model.experts}')|{nanovlm.other_ops(how['pp'], labels_for='')}"
     if "ask" not in ops_of(asked):  # trained here from scratch, or on photos: it is asked as Prismer is
         return nanovlm.other_ops(asked, **texts(how, captions)), {**how, "pp": asked}

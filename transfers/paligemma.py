@@ -31,12 +31,10 @@ Sources: google-research/big_vision at 0127fb6, configs/proj/paligemma/transfers
 transfers were trained with) and finetune_paligemma.ipynb (t4). See docs/paligemma.md.
 """
 
-import os
-
 from ml_collections import ConfigDict
 
 from prismer_jax.config import parse_arg
-from prismer_jax.datasets import miniature
+from prismer_jax.datasets import conversations, lists, miniature
 from prismer_jax.errors import UserError, choose
 from prismer_jax.models.paligemma import NOT_DECAYED
 from prismer_jax.models.paligemma.model import VOCABULARY
@@ -276,8 +274,8 @@ def frames_of(row):
 
 
 def listed(arg, name, split, captions):
-    """Returns the section of a data set: NAME_SPLIT.jsonl in the folder, or NAME_SPLIT.json, a list."""
-    path = f"{arg.data}/{split}.json" if arg.smoke else f"{arg.data}/{name}_{split}.json"
-    if not os.path.exists(path):
-        return dict(name="pairs", path=f"{path}l")
+    """Returns the section of a data set: NAME_SPLIT in the folder, JSON lines or Parquet of pairs, or another list."""
+    path = lists.in_folder(arg.data, split if arg.smoke else f"{name}_{split}")
+    if path.endswith(conversations.ENDS):
+        return dict(name="pairs", path=path)
     return dict(name="pairs", path=path, task="caption" if captions else "question")

@@ -179,7 +179,7 @@ class Captioner(Loaded):
 
         The scores are the log-probabilities a token, without the label smoothing of `choose`.
         """
-        how = choose("task of this checkpoint", "question", self.tasks)
+        how = self.task("question")
         settings = {"k": len(choices), "label_smoothing": 0.0}
         request = to_rank(self, Examples(examples), how, read_choices(choices), "answer", settings, [{}])
         return list(results_of(self, request, batch_size))

@@ -47,6 +47,13 @@ class Loaded:
         self.left_out: list[Result] = []
         self.experts = None if experts is None else _open(experts, self.model, path)
 
+    def task(self, name: str) -> Result:
+        """Returns how the model is asked for a task, `caption` or `question`; raises UserError if it is not."""
+        if name not in self.tasks:
+            named = ", ".join(self.tasks) or "none"
+            raise UserError(f"{self.folder}: its tasks are {named}, not {name}. Give a checkpoint that learned it.")
+        return self.tasks[name]
+
     def photos(self, images: Any, labels: PathLike | None) -> Any:
         """Returns a source of photos, with the labels of a folder or, without one, with those of the experts."""
         images = several(images)

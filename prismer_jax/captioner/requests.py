@@ -13,7 +13,7 @@ from prismer_jax import config, decode
 from prismer_jax.captioner.loaded import Loaded, Result
 from prismer_jax.datasets.photos import NO_PHOTO, Asked, check_text
 from prismer_jax.decode.ranking import rank_answers
-from prismer_jax.errors import UserError, choose
+from prismer_jax.errors import UserError
 from prismer_jax.files.storage import PathLike
 from prismer_jax.pp.chat import takes_prompt
 from prismer_jax.pp.choices import choice_tokens, read_choices
@@ -61,7 +61,7 @@ def to_caption(
     """Returns what Captioner.caption asks, of whose arguments these are; see there for the errors."""
     if images is None and prompt is None:
         raise UserError("Give photos to caption, or a prompt.")
-    if prompt is not None and not takes_prompt(choose("task of this checkpoint", "caption", loaded.tasks)["pp"]):
+    if prompt is not None and not takes_prompt(loaded.task("caption")["pp"]):
         raise UserError(
             f"prompt={prompt!r}: this checkpoint takes no text prompt for captions. Leave the prompt out, or "
             "ask it as a question."
@@ -97,7 +97,7 @@ def to_choose(
 ) -> Request:
     """Returns what Captioner.choose asks; raises UserError if the checkpoint lacks the task."""
     task, kind = ("caption", "class") if question is None else ("question", "answer")
-    how = choose("task of this checkpoint", task, loaded.tasks)
+    how = loaded.task(task)
     k = {"class": 32, "answer": 16}[kind] if k is None else k
     check_counts(k=k)
     asked = [{}] if question is None else _questions(question)
@@ -151,7 +151,7 @@ def to_write(
     check_counts(number=number)
     for text in (text for ask in asked for text in ask.values()):
         check_text(text)
-    how = choose("task of this checkpoint", task, loaded.tasks)
+    how = loaded.task(task)
     texts = style_of(how.get("style", "plain"))
     write = {"caption": texts.caption_said, "question": texts.answer_said}[task]
     own = (how.get("decode") or {}).get("method", "beam")

@@ -12,7 +12,7 @@ from prismer_jax.errors import UserError
 def settings_of(task, number=1, **settings):
     """Returns the settings with which a checkpoint with this task captions."""
     tokenizer = types.SimpleNamespace(eos=2, pad=1)
-    loaded = types.SimpleNamespace(tasks={"caption": {"pp": "", **task}}, tokenizer=tokenizer, folder="model")
+    loaded = types.SimpleNamespace(task={"caption": {"pp": "", **task}}.get, tokenizer=tokenizer, folder="model")
     source = Examples([{"id": "a", "image": None}])
     return requests.to_write(loaded, "caption", source, "captions", number, 0, settings, [{}]).settings
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from prismer_jax.config.durations import duration_keys
 from prismer_jax.config.section import Section, leaves, unwrapped
 from prismer_jax.errors import UserError, as_installed, nearest
 from prismer_jax.files import storage
@@ -23,8 +24,10 @@ HERE = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent  # of a wheel (setup.py), or a checkout
 # Keys that a file may leave out and a flag may give all the same, and what they begin with (docs/config.md).
 DEFAULTS: dict[str, Any] = dict(accumulate=1, frozen_dtype="float32", init=None, init_fresh=(), max_bad_fraction=0.01)
-DEFAULTS |= dict(num_workers=0, prng="rbg", wandb={})
-OPEN = ("model", "wandb")  # sections whose readers know their keys
+DEFAULTS |= dict(num_workers=0, prng="rbg", freeze="none", sharding="replicated", distributed=None, mesh={"data": -1})
+DEFAULTS |= dict(checkpoint={}, report={}, profile={}, wandb={})
+DEFAULTS |= dict.fromkeys(key for name in ("total", "log", "evaluate", "save") for key in duration_keys(name))
+NAMED = ("data", "evals", "tasks")  # to which a flag adds no section; whoever reads the other keys of any knows them
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -143,11 +146,11 @@ def _override(config: Any, override: str) -> None:
     *parents, last = key.split(".")
     first, node = key.split(".")[0], config
     if first in DEFAULTS and config.get(first) is None:  # a section is there only if something is set in it
-        config[first] = copy.copy(DEFAULTS[first]) if parents or DEFAULTS[first] != {} else None
+        config[first] = copy.copy(DEFAULTS[first]) if parents or not isinstance(DEFAULTS[first], dict) else None
     for depth, part in enumerate([*parents, last]):
         is_list = isinstance(node, list | tuple)
         valid = [str(i) for i in range(len(node))] if is_list else list(node.keys()) if hasattr(node, "keys") else []
-        field = first in OPEN and depth == len(parents) > 0 and hasattr(node, "keys")
+        field = depth == len(parents) > (first in NAMED) and hasattr(node, "keys")
         if part not in valid and not field:
             prefix = "".join(f"{p}." for p in key.split(".")[:depth])
             hint = nearest(key, [name for name, _ in leaves(unwrapped(config))])
@@ -163,6 +166,9 @@ def _override(config: Any, override: str) -> None:
         raise UserError(f"--config.{key} is a section; set one of its keys ({inside} ...).")
     try:
         node[place] = _convert(text, old, f"--config.{key}")
+        for rival in duration_keys(last.rpartition("_")[0]) if node[place] is not None else ():
+            if rival != last and rival in valid:  # total_epochs=3 is in place of the file's total_steps
+                del node[rival]
     except TypeError:  # a placeholder, which has a type but no value yet
         raise UserError(f"--config.{key} is of another type than {text!r}.") from None
 

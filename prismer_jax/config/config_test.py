@@ -121,6 +121,10 @@ def test_load_runs_the_file_and_applies_typed_overrides(file):
         ("init=runs/mine", {"init": "runs/mine"}),
         ("max_bad_fraction=1", {"max_bad_fraction": 1.0}),
         ("num_workers=4", {"num_workers": 4}),
+        ("sharding=zero3", {"sharding": "zero3"}),
+        ("mesh.fsdp=8", {"mesh": {"data": -1, "fsdp": 8}}),
+        ("checkpoint.keep=3", {"checkpoint": {"keep": 3}}),
+        ("save_percent=10", {"save_percent": 10}),
         ("wandb.project=mine", {"wandb": {"project": "mine"}}),
     ],
 )
@@ -142,19 +146,31 @@ def test_a_key_that_is_not_in_the_file_is_of_its_defaults_type(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ml_collections.ConfigDict", "dict"])
-def test_a_field_of_the_model_need_not_be_in_the_config(tmp_path, kind):
-    """As `remat`, which pages advise, in configs that leave it as it is; the model refuses what it does not have."""
+def test_a_key_of_a_section_need_not_be_in_the_config(tmp_path, kind):
+    """As `remat`, which pages advise, in configs that leave it as it is; whoever reads a section refuses other keys."""
     (tmp_path / "config.py").write_text(
         "import ml_collections\n"
         "def get_config(arg=None):\n"
-        f"    return {kind}(dict(model=dict(name='x', language=dict(width=8)), lr=1.0))\n"
+        f"    return {kind}(dict(model=dict(name='x', language=dict(width=8)), lr=1.0, loss=dict(name='y'),\n"
+        "         data=dict(mine=dict(path='p')), evals=dict(vqa=dict(data=dict(path='p')))))\n"
     )
-    given = ["model.remat=full", "model.language.dropout=0.1", "model.lora={'rank': 4}"]
-    loaded = config.load(str(tmp_path / "config.py"), given)
+    given = ["model.remat=full", "model.language.dropout=0.1", "model.lora={'rank': 4}", "loss.chunk=8"]
+    loaded = config.load(str(tmp_path / "config.py"), [*given, "data.mine.limit=3", "evals.vqa.data.limit=4"])
     assert (loaded.model.remat, loaded.model.language.dropout, loaded.model.lora.rank) == ("full", 0.1, 4)
-    for key in ("remat=full", "modl.remat=full", "model.vision.width=8", "model.name.y=1"):
+    assert (loaded.loss.chunk, loaded.data.mine.limit, loaded.evals.vqa.data.limit) == (8, 3, 4)
+    for key in ("remat=full", "modl.remat=full", "model.vision.width=8", "model.name.y=1", "data.other=1", "evals.b=1"):
         with pytest.raises(UserError, match="No config key"):
             config.load(str(tmp_path / "config.py"), [key])
+
+
+@pytest.mark.parametrize("kind", ["ml_collections.ConfigDict", "dict"])
+def test_a_duration_by_a_flag_is_in_place_of_that_of_the_file(tmp_path, kind):
+    (tmp_path / "config.py").write_text(
+        "import ml_collections\n"
+        f"def get_config(arg=None):\n    return {kind}(total_steps=9, optim=dict(warmup_percent=3.0), save_steps=2)\n"
+    )
+    loaded = config.load(str(tmp_path / "config.py"), ["total_epochs=1.5", "optim.warmup_steps=4", "save_epochs=None"])
+    assert config.plain(loaded) == dict(total_epochs=1.5, optim=dict(warmup_steps=4), save_steps=2, save_epochs=None)
 
 
 def test_values_that_refer_to_others_follow_an_override(file):
@@ -164,7 +180,7 @@ def test_values_that_refer_to_others_follow_an_override(file):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.l=1", r"No config key optim.'l' for --config.optim.l"),
+        ("optim.l.x=1", r"No config key optim.'l' for --config.optim.l.x"),
         ("optm.lr=1", "Did you mean 'optim.lr'"),
         ("max_bad=0", r"All are in docs/config\.md"),
         ("steps=many", "--config.steps is of type int, not 'many'"),
@@ -218,9 +234,11 @@ def test_command_line_separates_flags_and_overrides():
 
 def test_reads_are_tracked_to_the_leaf_and_in_lists():
     section = config.strict(ml_collections.ConfigDict(dict(a=1, b=dict(c=2, d=3), e=[dict(f=4, g=5)], h=6)))
-    assert config.unread(section) == ["a", "b.c", "b.d", "e.0.f", "e.0.g", "h"]
+    with pytest.raises(UserError, match=r"'a' is never read \(and 5 more: b\.c, b\.d, e\.0\.f\)"):
+        config.assert_read(section)
     assert section.a + section.b.c + section.e[0].f + section.get("h") == 13
-    assert config.unread(section) == ["b.d", "e.0.g"]
+    with pytest.raises(UserError, match=r"'b\.d' is never read \(and 1 more: e\.0\.g\)"):
+        config.assert_read(section)
     assert dict(**section.b) == {"c": 2, "d": 3}
     assert config.plain(section.e) == [{"f": 4, "g": 5}]
     config.assert_read(section)
@@ -247,7 +265,8 @@ def test_looking_at_a_config_does_not_read_it():
     section = config.strict({"a": {"b": 1}})
     assert "'b': 1" in repr(section)
     assert json.loads(config.to_json(section)) == {"a": {"b": 1}}
-    assert config.unread(section) == ["a.b"]
+    with pytest.raises(UserError, match=r"'a\.b' is never read"):
+        config.assert_read(section)
 
 
 def test_call_checks_keys_against_the_signature():

@@ -14,7 +14,7 @@ class Section(Mapping[str, Any]):
     """A config, or a part of it, that remembers which keys were read and does not guess at missing ones.
 
     `section.lr`, `section["lr"]`, `section.get("lr", 1e-3)` and `**section` read; nested dicts (in lists too) are
-    sections themselves. `call` and `unread` work on it.
+    sections themselves. `call` and `assert_read` work on it.
     """
 
     def __init__(self, values: Mapping[str, Any], path: str = "", read: set[str] | None = None) -> None:
@@ -103,17 +103,12 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.rstrip("."), value
 
 
-def unread(section: Section) -> list[str]:
-    """Returns the full names of the leaf keys that nobody has read so far ('optim.warmup_stesp')."""
-    return [name for name, _ in leaves(unwrapped(section), section._path) if name not in section._read]
-
-
 def assert_read(section: Section) -> None:
-    """Raises a UserError that names the keys nobody has read, with the nearest one that was read."""
-    if left := unread(section):
-        read = [name for name, _ in leaves(unwrapped(section)) if name not in left]
+    """Raises a UserError that names the keys nobody has read ('optim.warmup_stesp'), with the nearest that was read."""
+    names = [name for name, _ in leaves(unwrapped(section), section._path)]
+    if left := [name for name in names if name not in section._read]:
         others = f" (and {len(left) - 1} more: {', '.join(left[1:4])})" if len(left) > 1 else ""
-        hint = nearest(left[0], read)
+        hint = nearest(left[0], {*names} - {*left})
         hint = hint if hint.startswith("Did") else "Remove it, or spell it as the code that should read it does."
         raise UserError(f"Config key '{left[0]}' is never read{others}. {hint}")
 

@@ -7,6 +7,7 @@ examples of photos, whatever they were found by.
 
 from __future__ import annotations
 
+import glob
 import itertools
 import logging
 import os
@@ -22,6 +23,13 @@ from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import EXPERTS, select
 
 logger = logging.getLogger(__name__)
+
+
+def in_folder(folder: str, name: str) -> str:
+    """Returns the path of the list NAME.json in a folder, or of NAME with another ending where there is only that."""
+    path = os.path.join(folder, f"{name}.json")
+    others = sorted(glob.glob(f"{os.path.join(glob.escape(folder), name)}.*"))
+    return path if os.path.exists(path) or not others else others[0]
 
 
 def load(

@@ -23,6 +23,7 @@ class Gatherer:
 
     def __init__(self, source: str | None, dropped: Dropped, max_missing: float) -> None:
         self._source, self._dropped, self._max_missing = source, dropped, max_missing
+        self._allow_more = f"allow more with max_missing (now {max_missing}) wherever this list is read."
         self._by_path: dict[str, Example] = {}  # by photo_paths.identity, in order
         self._ids: dict[str, str] = {}  # of a photo -> list that it is in
         self._missing: dict[str, None] = {}  # paths, in order
@@ -101,7 +102,7 @@ class Gatherer:
         count = unusable.total
         if count > self._max_missing * total or (what == "entries" and 0 < count == total):
             reason = unusable.lines()[0].strip().rstrip(".")
-            more = f" Mend them, or allow more with max_missing (now {self._max_missing})." if count < total else ""
+            more = f" Mend them, or {self._allow_more}" if count < total else ""
             raise UserError(f"{path}: {count} of {total} {what} cannot be used: {reason}.{more}")
         self._dropped.update(unusable)
 
@@ -117,7 +118,7 @@ class Gatherer:
             check = "Fetch it with img2dataset, or check `images`" if "://" in missing[0] else "Check `images`"
             raise UserError(
                 f"{where}: {len(missing)} of {total} photos are missing, the first is {missing[0]}. {check}"
-                + (f", or allow more with max_missing (now {self._max_missing})." if there else ".")
+                + (f", or {self._allow_more}" if there else ".")
             )
         return there
 
