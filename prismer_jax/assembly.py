@@ -73,11 +73,11 @@ def make_evaluators(
     section: config.Section, model: Any, tokenizer: Any, mesh: Any, quiet: bool = False
 ) -> dict[str, evaluators.Evaluator]:
     """Returns {name: evaluator} from {name: {type, data, pp, batch_size[, train_data], and the type's own options}}."""
-    made = {}
+    by_name = {}
     for name, part in section.items():
         where = f"config.evals.{name}"
         train_data = part.get("train_data")
-        made[name] = config.call(
+        by_name[name] = config.call(
             evaluators.build,
             part,
             where,
@@ -91,8 +91,8 @@ def make_evaluators(
             mesh=mesh,
             quiet=quiet,
         )
-        made[name].check_source()  # now, and not after hours of training
-    return made
+        by_name[name].check_source()  # now, and not after hours of training
+    return by_name
 
 
 def check_tasks(section: config.Section, tokenizer: Any) -> None:

@@ -178,11 +178,11 @@ def _finder(source: Any) -> Callable[[str], int]:
 
     @functools.cache
     def places() -> dict[str, int]:
-        found = {}
+        index_of = {}
         for index in range(len(source)):
             with contextlib.suppress(BadSample):  # which has no result
-                found[source[index]["id"]] = index
-        return found
+                index_of[source[index]["id"]] = index
+        return index_of
 
     return lambda image: places()[image]
 

@@ -167,10 +167,10 @@ def eval_batches(
     if not len(source):
         raise UserError("The data set to evaluate on is empty. Check its split and limit.")
     every = np.arange(-(-len(source) // batch_size) * batch_size).reshape(-1, batch_size)
-    wanted = (every if numbers is None else every[np.asarray(numbers, int)])[:, np.asarray(rows)]
-    examples = grain.MapDataset.source(wanted.ravel()).map(_EvalExample(source, pp))
-    collate = functools.partial(_collate, trim=wanted.shape[1] == batch_size, meta=True)
-    return EvalBatches(examples.batch(wanted.shape[1], batch_fn=collate), num_workers)
+    indices = (every if numbers is None else every[np.asarray(numbers, int)])[:, np.asarray(rows)]
+    examples = grain.MapDataset.source(indices.ravel()).map(_EvalExample(source, pp))
+    collate = functools.partial(_collate, trim=indices.shape[1] == batch_size, meta=True)
+    return EvalBatches(examples.batch(indices.shape[1], batch_fn=collate), num_workers)
 
 
 @dataclasses.dataclass

@@ -71,8 +71,8 @@ def by_shape(jitted: Any, compiled: Any, first: Mapping[str, Any]) -> Any:
     def shapes(batch: Mapping[str, Any]) -> dict[str, Any]:
         return {key: array.shape for key, array in batch.items()}
 
-    known = shapes(first)
-    return lambda state, batch: (compiled if shapes(batch) == known else jitted)(state, batch)
+    compiled_for = shapes(first)
+    return lambda state, batch: (compiled if shapes(batch) == compiled_for else jitted)(state, batch)
 
 
 def log_warnings() -> None:

@@ -60,4 +60,4 @@ def first_match(patterns: Sequence[str], leaf_names: Iterable[str], where: str) 
                 f"{nearest(pattern, leaf_names) if len(leaf_names) < 20 else like}"
             )
     hits = ((name, [i for i, regex in enumerate(compiled) if regex.fullmatch(name)]) for name in leaf_names)
-    return {name: found[0] for name, found in hits if found}
+    return {name: matches[0] for name, matches in hits if matches}

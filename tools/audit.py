@@ -211,7 +211,7 @@ def audit(
     table, runs, _ = compare.tabulate(list(folders.values()))
     parts = runs[0].record["evaluators"]
     scores = {name: part["score"] for name, part in parts.items()}
-    found = {
+    summary = {
         "arms": list(folders),
         "level": table["level"],
         "metrics": report.chosen(table["metrics"], scores),
@@ -219,10 +219,10 @@ def audit(
         "reading_ms": reading(next(iter(sections.values()))["data"], experts),
         "making_ms": making(experts) if time_making else None,
     }
-    storage.write_json(output / "audit.json", {**found, "metrics": table["metrics"]})
-    storage.write(output / "audit.md", report.table(found))
-    report.plot(output / "audit.png", found)
-    return found
+    storage.write_json(output / "audit.json", {**summary, "metrics": table["metrics"]})
+    storage.write(output / "audit.md", report.table(summary))
+    report.plot(output / "audit.png", summary)
+    return summary
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -239,8 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config.load(args.config, overrides)
     asked = {"config": args.config, "overrides": list(overrides)}
     options = dict(only=args.only, kinds=args.kinds, asked=asked, time_making=args.making)
-    found = audit(cfg, args.checkpoint, args.output, **options)
-    print(report.table(found))
+    summary = audit(cfg, args.checkpoint, args.output, **options)
+    print(report.table(summary))
     print(f"Table: {args.output / 'audit.md'}   plot: {args.output / 'audit.png'}   all: {args.output / 'audit.json'}")
 
 

@@ -192,12 +192,12 @@ def foretell(args: argparse.Namespace, experts: Sequence[Expert], loads: Loads, 
     """Says how much there is to do; writes nothing."""
     output = open_output(args, source, None, experts)
     options = {"batch_size": args.batch_size, "threads": args.threads, "speeds": past_speeds(args.work)}
-    mesh, found = sharding.make_mesh(devices=jax.local_devices()), []
+    mesh, estimates = sharding.make_mesh(devices=jax.local_devices()), []
     for expert in experts:
-        found.append(estimate(output.job, expert, loads[expert.name], mesh, **options))
-        print(found[-1].line())
-    missing, hours = sum(one.missing for one in found), sum(one.hours for one in found)
-    gigabytes = sum(one.missing * (one.bytes or 0) for one in found) / 1e9
+        estimates.append(estimate(output.job, expert, loads[expert.name], mesh, **options))
+        print(estimates[-1].line())
+    missing, hours = sum(one.missing for one in estimates), sum(one.hours for one in estimates)
+    gigabytes = sum(one.missing * (one.bytes or 0) for one in estimates) / 1e9
     print(
         f"in all: {len(source):,} photos in {len(output.job.shards):,} shards, {missing:,} labels to make, "
         f"{gigabytes:.3g} GB, {hours:.2g} hours of one process such as this; several share them"

@@ -156,11 +156,11 @@ def plan(
             spec = f"{file}{',' if ':' in file else ':'}{arm.argument}" if arm.argument else file
             keys = (*overrides, *arm.overrides, f"seed={seed}")
             run = Run(arm, seed, spec, keys, output / arm.folder / f"seed{seed}")
-            wanted = json.loads(config.to_json(config.strict(config.load(spec, keys))))
-            if run.results() is not None and json.loads((run.workdir / "config.json").read_text()) != wanted:
+            settings = json.loads(config.to_json(config.strict(config.load(spec, keys))))
+            if run.results() is not None and json.loads((run.workdir / "config.json").read_text()) != settings:
                 raise UserError(f"{run.workdir} holds a finished run of another config. Use another --output.")
             runs.append(run)
-            for name, section in wanted.get("evals", {}).items():
+            for name, section in settings.get("evals", {}).items():
                 sections.setdefault(name, []).append(section)
     check_metrics(metrics, sections)
     check_data(runs)

@@ -36,8 +36,8 @@ PROMPT = "Describe the image."  # what nanoVLM is asked for a caption
 
 
 def get_config(arg=None):
-    known = dict(data="my_photos", task="captions", model="prismer", init="", experts="", labels="")
-    arg = parse_arg(arg, **known, smoke=False)
+    defaults = dict(data="my_photos", task="captions", model="prismer", init="", experts="", labels="")
+    arg = parse_arg(arg, **defaults, smoke=False)
     captions = choose("task", arg.task, dict(captions=True, questions=False))
 
     config = ConfigDict()

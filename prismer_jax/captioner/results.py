@@ -40,8 +40,8 @@ def results_of(
         raise UserError("There is no example: give one or more.")
     loaded.left_out, source, count, times = [], request.source, len(request.source), len(request.asked)
     size = min(max(batch_size // times, 1), request.photos) * times
-    kept = None if journal is None else journal(_described(loaded, request))
-    results = {} if kept is None else _earlier(kept, source)  # by the photo's place in the source
+    entries = None if journal is None else journal(_described(loaded, request))
+    results = {} if entries is None else _earlier(entries, source)  # by the photo's place in the source
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
     todo = {number for number, places in enumerate(batches) if not results.keys() >= set(places)}
     chain = pp.build(request.how["pp"], tokenizer=loaded.tokenizer)
@@ -58,8 +58,8 @@ def results_of(
                 for place, row in new.items():
                     asked = request.asked[place % times]
                     results[place] = {"image": batch["meta"][row]["id"], **asked, **said[row]}
-                if kept is not None:
-                    kept.write({"files": _files(source[place]), "result": results[place]} for place in new)
+                if entries is not None:
+                    entries.write({"files": _files(source[place]), "result": results[place]} for place in new)
         yield from (results.pop(place) for place in places if place in results)
 
 

@@ -140,8 +140,8 @@ def readable(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = type(error) is Exception or isinstance(error, OSError | ValueError | KeyError) or _reason(error)
-        if not known:  # of these, Orbax 0.12.8 raises an Exception of no type for what tensorstore says
+        expected = type(error) is Exception or isinstance(error, OSError | ValueError | KeyError) or _reason(error)
+        if not expected:  # of these, Orbax 0.12.8 raises an Exception of no type for what tensorstore says
             raise
         cause = error.__cause__ or error if type(error) is Exception else error
         reason = f"{cause}".splitlines()[0][:300] if str(cause) else type(cause).__name__

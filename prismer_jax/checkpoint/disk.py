@@ -48,10 +48,10 @@ def delete(directory: pathlib.Path, step: int) -> None:
 
 def note(directory: pathlib.Path, steps: Iterable[int]) -> None:
     """Writes the sizes of the files of these steps, keeping those that are there; steps left out are forgotten."""
-    known, sizes = layout.read_json(directory / SIZES), {}
+    listed, sizes = layout.read_json(directory / SIZES), {}
     for step in (directory / str(number) for number in steps):  # in which others may put files for a while
         files = (path for path in [step / COMMITTED, *(step / layout.ITEM).rglob("*")] if path.is_file())
-        sizes[step.name] = known.get(step.name) or {str(p.relative_to(step)): p.stat().st_size for p in files}
+        sizes[step.name] = listed.get(step.name) or {str(p.relative_to(step)): p.stat().st_size for p in files}
     storage.write_json(directory / SIZES, sizes, indent=None)
 
 

@@ -53,7 +53,7 @@ def load_into(
     as_saved = {name: jax.ShapeDtypeStruct(saved[name].shape, expected[name].dtype) for name in other}
     whole = {name: saved.pop(name) for name in pack or {} if name in saved}
     for name, x in whole.items():
-        saved |= {f"{name}/{part}": made for part, made in jax.eval_shape(pack[name], x).items()}
+        saved |= {f"{name}/{part}": array for part, array in jax.eval_shape(pack[name], x).items()}
     arrays.compare(folder, {n: x for n, x in saved.items() if n not in skipped}, {**expected, **as_saved}, start=True)
     read = {name: x for name, x in {**expected, **as_saved}.items() if name.rpartition("/")[0] not in whole}
     values = {**tree.flatten(state), **layout.read(folder, read)}
@@ -62,7 +62,7 @@ def load_into(
             logger.warning("%s: resized from %s to %s.", name, [*saved[name].shape], [*x.shape])
             values[name] = jax.device_put(resize[name](values[name], x.shape).astype(x.dtype), x.sharding)
         for name, x in whole.items():  # one after the other: the file may be larger than the memory
-            for part, made in jax.jit(pack[name])(layout.read(folder, {name: x})[name]).items():
-                values[f"{name}/{part}"] = jax.device_put(made, expected[f"{name}/{part}"].sharding)
+            for part, array in jax.jit(pack[name])(layout.read(folder, {name: x})[name]).items():
+                values[f"{name}/{part}"] = jax.device_put(array, expected[f"{name}/{part}"].sharding)
     variables = {key: part for key, part in state.items() if is_variable(key)}
     return jax.tree.map(values.__getitem__, tree.names(variables))

@@ -189,8 +189,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         value = float(metrics[best])
         if jax.process_index() == 0 and math.isfinite(value):
             noted, steps = layout.read_json(file), [str(step) for step in self.all_steps()]
-            kept = {k: v for k, v in noted.items() if k in steps and noted.get("metric", best) == best}
-            storage.write_json(file, {"metric": best, **kept, str(step): value}, indent=None)
+            scores = {k: v for k, v in noted.items() if k in steps and noted.get("metric", best) == best}
+            storage.write_json(file, {"metric": best, **scores, str(step): value}, indent=None)
 
     def _prune(self) -> None:
         steps = self.all_steps()

@@ -32,12 +32,12 @@ NAMES |= dict.fromkeys((Sequence, list, tuple), "a list") | dict.fromkeys((Mappi
 def parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the parameters of a function or class by name; of a class also those that it hands on to its parents."""
     try:
-        found = dict(inspect.signature(fn, eval_str=True).parameters)
+        by_name = dict(inspect.signature(fn, eval_str=True).parameters)
     except NameError:  # of an annotation that only type checkers can read
-        found = dict(inspect.signature(fn).parameters)
-    if isinstance(fn, type) and fn.__base__ is not object and any(p.kind is p.VAR_KEYWORD for p in found.values()):
-        return {**parameters(fn.__base__), **found}
-    return found
+        by_name = dict(inspect.signature(fn).parameters)
+    if isinstance(fn, type) and fn.__base__ is not object and any(p.kind is p.VAR_KEYWORD for p in by_name.values()):
+        return {**parameters(fn.__base__), **by_name}
+    return by_name
 
 
 def kinds(fn: Callable[..., Any]) -> dict[str, Any]:

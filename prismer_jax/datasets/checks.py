@@ -40,9 +40,9 @@ def check(source: Any, where: str, pp: str = "", experts: str | Sequence[str] = 
             form = "captions and answers are lists of texts, a question and a class name are one"
             raise UserError(f"{where}: an example has {f'{key}: {value!r}'[:100]}; {form}.")
     ops = registry.parse(pp) if pp else ()
-    kept = [select((*args, *kwargs.values(), "all")[0]) for op, args, kwargs in ops if op == "labels_for"]
-    wanted = [name for name in select(experts) if all(name in names for names in kept)]
-    if absent := missing([source], [name for name in wanted if name not in getattr(source, "blank", ())]):
+    shown = [select((*args, *kwargs.values(), "all")[0]) for op, args, kwargs in ops if op == "labels_for"]
+    unfiltered = [name for name in select(experts) if all(name in names for names in shown)]
+    if absent := missing([source], [name for name in unfiltered if name not in getattr(source, "blank", ())]):
         logger.warning("%s: no labels of %s; the model sees empty maps. %s.", where, ", ".join(absent), MAKE)
 
 

@@ -115,17 +115,19 @@ def _names(folders: Sequence[str], names: PathLike | None, indices: PathLike | N
     """{folder: name of its class}."""
     if names is None:
         return {folder: folder for folder in folders}
-    known = _json(names, list)
-    if indices is None and len(known) != len(folders):  # of which folder each is, their order would not tell
-        raise UserError(f"{names}: has {len(known)} names for {len(folders)} folders of photos: give `indices`, too.")
+    class_names = _json(names, list)
+    if indices is None and len(class_names) != len(folders):  # of which folder each is, their order would not tell
+        raise UserError(
+            f"{names}: has {len(class_names)} names for {len(folders)} folders of photos: give `indices`, too."
+        )
     places = _json(indices, dict) if indices is not None else {folder: i for i, folder in enumerate(folders)}
     table = {}
     for folder in folders:
         try:
             place = int(places[folder])
-            if place < 0 or not isinstance(known[place], str):
+            if place < 0 or not isinstance(class_names[place], str):
                 raise IndexError
-            table[folder] = known[place]
+            table[folder] = class_names[place]
         except (KeyError, ValueError, TypeError, IndexError):
             raise UserError(
                 f"{indices or names}: says no class for the folder {folder!r}. Give files for these folders."

@@ -85,13 +85,13 @@ def rows(
         plan = bins.reference(padded, limits, buffer, seed)
     else:
         plan = [[number] for number in range(len(usable))]
-    made = Rows(
+    packed = Rows(
         source, chain, [usable[row] for row in plan], sizes, Layout(length, most, gap, how == "filled"), dropped
     )
     for line in dropped.lines():
         logger.warning("left out: %s.", line.strip().rstrip("."))
-    logger.info("%d samples in %d rows, %.1f %% full.", len(usable), len(made), 100 * made.fullness)
-    return made, as_they_are
+    logger.info("%d samples in %d rows, %.1f %% full.", len(usable), len(packed), 100 * packed.fullness)
+    return packed, as_they_are
 
 
 def check(data: Mapping[str, Mapping[str, Any]], model: Any, loss: Any) -> None:

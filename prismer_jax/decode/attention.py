@@ -41,11 +41,11 @@ def _compiled(variables: Any, batch: Mapping[str, Array], tokens: Array, model: 
     ones = jnp.ones(tokens.shape, jnp.int32)
     news = {"text": tokens, "mask_input": ones > 0, "mask_ar": ones, "segment": 0 * ones}
     read = {key: jnp.concatenate([batch[key], news[key]], axis=1) for key in TEXT}
-    _, kept = model.apply(variables, Batch({**batch, **read}), mutable=["intermediates"])
-    found = model.photo_attention(kept["intermediates"])
-    if found is None:
+    _, collections = model.apply(variables, Batch({**batch, **read}), mutable=["intermediates"])
+    attention = model.photo_attention(collections["intermediates"])
+    if attention is None:
         return None
-    (weights, side), start = found, batch["text"].shape[1] - 1
+    (weights, side), start = attention, batch["text"].shape[1] - 1
     weights = weights[:, start : start + tokens.shape[1], : side**2].astype(jnp.float32)
     return weights.reshape(*weights.shape[:2], side, side)
 

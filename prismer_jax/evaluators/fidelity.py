@@ -47,15 +47,15 @@ class FidelityEvaluator(Evaluator):
         for row in range(len(batch["image"])):
             exact = {kind: batch[labels.EXPERTS[kind].key][row] for kind in self.kinds}
             size = exact[self.kinds[0]].shape[:2]
-            made = student.labels_of({kind: values[row] for kind, values in read.items()}, size)
+            predicted = student.labels_of({kind: values[row] for kind, values in read.items()}, size)
             counts = {}
             for kind in self.kinds:
                 if (exact[kind] == labels.EXPERTS[kind].fill).all():
                     continue
                 key = labels.EXPERTS[kind].table
-                own = made[kind].features if made[kind].classes is None else made[kind].classes
+                own = predicted[kind].features if predicted[kind].classes is None else predicted[kind].classes
                 tables = (own, batch[key][row]) if key else ()
-                counts[kind] = fidelity.compare(kind, made[kind].map, exact[kind], *tables)
+                counts[kind] = fidelity.compare(kind, predicted[kind].map, exact[kind], *tables)
             records.append({"counts": counts})
         return records
 

@@ -81,9 +81,9 @@ class DetectionEvaluator(_ObjectsEvaluator):
                 continue
             photos, broken[suffix] = [], 0
             for record in records:
-                found, bad = spelling.parse(record[key], self.scale)
+                boxes, bad = spelling.parse(record[key], self.scale)
                 broken[suffix] += bad
-                said = [{"name": one.name.lower(), "box": one.box} for one in found]
+                said = [{"name": one.name.lower(), "box": one.box} for one in boxes]
                 photos.append({"objects": record["objects"], "found": said})
                 record.setdefault("scores", {})[f"F1{suffix}"] = scores.harmonic(photos[-1])
             yield f"F1{suffix}", float(np.mean([record["scores"][f"F1{suffix}"] for record in records]))

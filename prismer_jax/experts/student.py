@@ -101,24 +101,24 @@ def labels_of(read: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str
       read: what `models.student.StudentNetwork.read` says of it, without the batch axis.
       size: (height, width) of the photo, and of the labels.
     """
-    made = {}
+    label_of = {}
     for kind, values in read.items():
         match labels.EXPERTS[kind].embed:
             case "classes":
-                made[kind] = Label(_nearest(values.astype(np.uint8), size))  # -1 is 255, the background
+                label_of[kind] = Label(_nearest(values.astype(np.uint8), size))  # -1 is 255, the background
             case "instances":
                 ids, places = instances(values[..., 0], values[..., 1:])
-                made[kind] = Label(_nearest(ids, size), classes=[int(values[place][0]) for place in places])
+                label_of[kind] = Label(_nearest(ids, size), classes=[int(values[place][0]) for place in places])
             case "words":
                 ids, words = instances(np.where((values != 0).any(-1), 0, -1))
                 means = [values[ids == i].mean(0, dtype=np.float32) for i in range(len(words))]
                 vectors = np.array([_unit_variance(mean) for mean in means], np.float32).reshape(-1, labels.FEATURES)
-                made[kind] = Label(_nearest(ids, size), features=vectors, words=[""] * len(vectors))
+                label_of[kind] = Label(_nearest(ids, size), features=vectors, words=[""] * len(vectors))
             case _ if kind == "normal":
-                made[kind] = Label(_normal(_smooth(values, size)))
+                label_of[kind] = Label(_normal(_smooth(values, size)))
             case _:
-                made[kind] = Label(np.rint((_smooth(values, size).clip(-1, 1) + 1) * 127.5).astype(np.uint8))
-    return made
+                label_of[kind] = Label(np.rint((_smooth(values, size).clip(-1, 1) + 1) * 127.5).astype(np.uint8))
+    return label_of
 
 
 def instances(classes: np.ndarray, middles: np.ndarray | None = None) -> tuple[np.ndarray, list[tuple[int, int]]]:

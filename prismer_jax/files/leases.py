@@ -149,11 +149,11 @@ class Leases:
         pattern = re.compile(rf"({re.escape(prefix)}.*)\.\d+{re.escape(SUFFIX)}")
         living = []
         for name in sorted({match[1] for match in map(pattern.fullmatch, os.listdir(self.folder)) if match}):
-            found = self.generations(name)
-            if found and not self._abandoned(self.file(name, found[-1])):
+            generations = self.generations(name)
+            if generations and not self._abandoned(self.file(name, generations[-1])):
                 living.append(name)
                 continue
-            for generation in found:
+            for generation in generations:
                 self.file(name, generation).unlink(missing_ok=True)
         return living
 

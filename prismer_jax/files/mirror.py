@@ -114,14 +114,14 @@ class Mirror(contextlib.AbstractContextManager):
                 del self._sent[name]
 
     def _files(self) -> dict[str, tuple[int, int]]:
-        found = {}
+        version_of = {}
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder).as_posix()
             if name.partition("/")[0] not in self._left_out and not name.endswith(storage.TEMPORARY):
                 with contextlib.suppress(FileNotFoundError):
                     if path.is_file():
-                        found[name] = versions.version(path)
-        return found
+                        version_of[name] = versions.version(path)
+        return version_of
 
     def _push_now_and_then(self) -> None:
         while not self._end.wait(EVERY):

@@ -50,8 +50,8 @@ def find(folder: str) -> dict[str, int]:
     """Returns the bytes of each file below a folder, or of a file itself, by its path, sorted."""
     with _file(folder) as (system, inner):
         system.invalidate_cache(inner)
-        found = system.find(inner, detail=True)
-        return {str(system.unstrip_protocol(name)): int(found[name]["size"]) for name in sorted(found)}
+        details = system.find(inner, detail=True)
+        return {str(system.unstrip_protocol(name)): int(details[name]["size"]) for name in sorted(details)}
 
 
 @contextlib.contextmanager

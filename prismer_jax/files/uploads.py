@@ -36,7 +36,7 @@ def unpack(files: Mapping[str, bytes], folder: PathLike) -> str:
         # damaged in many ways; RuntimeError of one with a password
         raise UserError(f"{name}: cannot be unpacked ({error}). Upload a zip of the folder of photos.") from None
     inside = {parent for path in paths for parent in pathlib.PurePath(path).parents}  # a name may have '..' in it
-    found = [path for path in inside if path.name == "images" and "__MACOSX" not in path.parts]
-    if not found:
+    folders = [path for path in inside if path.name == "images" and "__MACOSX" not in path.parts]
+    if not folders:
         raise UserError(f"{name}: has no folder images/. Zip the folder that holds images/ and the lists beside it.")
-    return str(folder / min(found, key=lambda path: len(path.parts)).parent)
+    return str(folder / min(folders, key=lambda path: len(path.parts)).parent)

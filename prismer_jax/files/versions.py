@@ -11,8 +11,8 @@ from typing import Any
 
 def version(path: str | os.PathLike) -> tuple[int, int]:
     """Returns a file's size in bytes and its time of change in ns; raises OSError where there is none."""
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def of_files(example: Mapping[str, Any], version: Callable[[str], Any] = version) -> dict[str, Any]:

@@ -63,9 +63,9 @@ class Cached:
         self.without: dict[str, str] = {}
         self._versions: dict[str, str] = {}  # of each kind of label
         taught = self._add_student(classes or {})
-        wanted = {need for name in names if name not in taught for need in (*EXPERTS[name].needs, name)}
-        wanted -= set(taught)
-        for name in (name for name in EXPERTS if name in wanted):
+        networks = {need for name in names if name not in taught for need in (*EXPERTS[name].needs, name)}
+        networks -= set(taught)
+        for name in (name for name in EXPERTS if name in networks):
             try:
                 self._add(EXPERTS[name](), (classes or {}).get(name, ()))
             except UserError as error:
@@ -141,8 +141,8 @@ class Cached:
     def said(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what is in the labels of an example of `Labelled`, as `Captioner.label` has it; raises BadSample."""
         example = pp.build("decode")(example, np.random.default_rng(0))
-        found = {name: example[key] for name in self.names if (key := labels.EXPERTS[name].key) in example}
-        result = {"image": example["id"], "labels": found}
+        label_maps = {name: example[key] for name in self.names if (key := labels.EXPERTS[name].key) in example}
+        result = {"image": example["id"], "labels": label_maps}
         if labels.CLASSES_KEY in example:
             result["objects"] = [int(kind) for kind in example[labels.CLASSES_KEY] if kind >= 0]
         return result | ({"words": list(example["words"])} if "words" in example else {})

@@ -89,14 +89,14 @@ def estimate(
         except BadSample:
             continue
         usable.append(photo)
-        found = [job.store.read(kind, job.shard_of(index), photo) for kind in expert.kinds]
-        if all(found):
-            sizes.append(sum(len(data) for files in found for data in files.values()))
+        label_files = [job.store.read(kind, job.shard_of(index), photo) for kind in expert.kinds]
+        if all(label_files):
+            sizes.append(sum(len(data) for files in label_files for data in files.values()))
     speed, known_by = speeds.get(expert.name), "shards that are done"
     if missing and usable and speed is None:
-        speed, made = _probe(expert, load, mesh, usable[:batch_size], batch_size, threads)
+        speed, probed = _probe(expert, load, mesh, usable[:batch_size], batch_size, threads)
         known_by = f"a probe of {min(len(usable), batch_size) * BATCHES} photos"
-        sizes = sizes or made
+        sizes = sizes or probed
     mean = float(np.mean(sizes)) if sizes else None
     return Estimate(expert.name, len(job.source), missing, len(shapes), len(sample), mean, speed, known_by)
 
@@ -125,13 +125,13 @@ def _count_missing(job: Job, expert: str, threads: int) -> int:
 
 
 def _sample(job: Job) -> dict[int, Photo]:
-    found = {}
+    photos = {}
     for index in np.unique(np.linspace(0, len(job.source) - 1, SAMPLE).astype(int)).tolist():
         try:
-            found[index] = job.photo(index)
+            photos[index] = job.photo(index)
         except BadSample:
             continue
-    return found
+    return photos
 
 
 def _probe(

@@ -178,8 +178,8 @@ class LabelShards:
             file = self._opened(path, written)
             if file is None or photo.id + ".png" not in file.NameToInfo:
                 return None
-            found = [suffix for suffix in SUFFIXES if photo.id + suffix in file.NameToInfo]
-            return {suffix: file.read(photo.id + suffix) for suffix in found}
+            suffixes = [suffix for suffix in SUFFIXES if photo.id + suffix in file.NameToInfo]
+            return {suffix: file.read(photo.id + suffix) for suffix in suffixes}
 
     def remove(self, expert: str, shard: Shard) -> None:
         """Forgets a shard's labels, which are elsewhere by now."""
@@ -199,8 +199,8 @@ class _Zip:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path, self._lock = path, threading.Lock()
-        found = _open(path)
-        self._there = frozenset(() if found is None else found.namelist())
+        archive = _open(path)
+        self._there = frozenset(() if archive is None else archive.namelist())
         self._file: zipfile.ZipFile | None = None
         self._temporary = contextlib.ExitStack()
 

@@ -163,8 +163,8 @@ def run(
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
         window = 2 * max(batch_size, threads)
         batches = _batches(ahead(readers, prepare, items, window), batch_size)
-        found = _compute(expert, variables, batches, mesh, busy or Busy())
-        yield from ahead(writers, finish, found, window)
+        computed = _compute(expert, variables, batches, mesh, busy or Busy())
+        yield from ahead(writers, finish, computed, window)
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], window: int) -> Iterator[B]:

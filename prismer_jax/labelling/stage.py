@@ -79,7 +79,7 @@ class Labelling:
             return False
         self._left = {index: len(self._job.shards[index]) for index in ready}
         self._began, self._warm, self._took = time.monotonic(), False, False
-        busy, made, there = pipeline.Busy(), 0, 0
+        busy, labelled, there = pipeline.Busy(), 0, 0
         results = pipeline.run(
             self._expert,
             self._load,
@@ -97,7 +97,7 @@ class Labelling:
             with progress.bar(self.name, sum(self._left.values())) as advance, contextlib.closing(results):
                 for result in results:
                     held = result.item.held
-                    made += self._count(held, result)
+                    labelled += self._count(held, result)
                     there += result.photo is None and result.problem is None
                     advance()
                     if not held.left:
@@ -106,10 +106,10 @@ class Labelling:
         finally:
             for held in list(self._held.values()):
                 self._leave(held)
-        if made:
-            speed = made / (time.monotonic() - began)
+        if labelled:
+            speed = labelled / (time.monotonic() - began)
             print(
-                f"{self.name}: {made} labels made, {there} were there; {speed:.3g} a second, compilation included; "
+                f"{self.name}: {labelled} labels made, {there} were there; {speed:.3g} a second, compilation included; "
                 f"the device was busy {busy.share():.0%} of the time"
             )
         elif there:
@@ -134,7 +134,7 @@ class Labelling:
         return None if writer.has(photo) or self._job.given(self.name, photo) else photo
 
     def _needed(self, item: _Entry, photo: Photo, size: tuple[int, int]) -> dict[str, Label]:
-        found = {}
+        needed = {}
         for name in self._expert.needs:
             files = self._job.store.read(name, item.held.shard, photo)
             png = files[".png"] if files else photo.labels.get(f"labels/{name}")
@@ -144,8 +144,8 @@ class Labelling:
                 )
             png = pathlib.Path(png).read_bytes() if isinstance(png, str) else png
             map = label_png.decode(name, png, f"the label of {name} of {photo.name}")
-            found[name] = Label(labels.blank(name, *size) if map is None else map)
-        return found
+            needed[name] = Label(labels.blank(name, *size) if map is None else map)
+        return needed
 
     def _count(self, held: _Held, result: pipeline.Result[_Entry]) -> int:
         """Notes a result in its shard; returns whether a label was made."""

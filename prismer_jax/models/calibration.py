@@ -46,8 +46,8 @@ def products(
     with nn.intercept_methods(probe):
         shapes = tree.flatten(jax.eval_shape(model.init_variables, jax.random.key(0)))
     names = {f"params/{kernel.rpartition('/')[0]}/probe/products": kernel for kernel in kernels}
-    found = jax.grad(costs)({name: jnp.zeros(shapes[name].shape) for name in names})
-    return {kernel: found[name] for name, kernel in names.items()}
+    products = jax.grad(costs)({name: jnp.zeros(shapes[name].shape) for name in names})
+    return {kernel: products[name] for name, kernel in names.items()}
 
 
 class Probe(nn.Module):

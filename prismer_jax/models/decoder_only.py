@@ -162,8 +162,8 @@ class DecoderOnly(nn.Module):
 
         @jax.checkpoint
         def costs(part: tuple[Array, ...]) -> tuple[Array, Array]:
-            x, *wanted = part
-            each, pull = jax.vjp(lambda x: label_costs(self.first_logits(x), *wanted, label_smoothing), x)
+            x, *targets = part
+            each, pull = jax.vjp(lambda x: label_costs(self.first_logits(x), *targets, label_smoothing), x)
             return each, jax.lax.stop_gradient(pull(jnp.ones_like(each))[0])  # an example's cost is of its row alone
 
         each, gradient = jax.lax.map(costs, tuple(map(in_chunks, (fixed, labels, weights))))

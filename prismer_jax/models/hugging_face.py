@@ -223,24 +223,24 @@ def language(config: Config, kinds: tuple[str, ...], where: pathlib.Path) -> dic
         check(config, {"tie_word_embeddings": (False,)}, where)
     rope = section(config, "rope_parameters", where)  # of transformers 5
     check(rope, {"rope_type": (None, "default")}, where)
-    known = fields({**rope, **config} if rope else config, choose("kind", kind, TEXT), where)
-    known = {"tower": kind, **{name: value for name, value in known.items() if value is not None}}
+    tower = fields({**rope, **config} if rope else config, choose("kind", kind, TEXT), where)
+    tower = {"tower": kind, **{name: value for name, value in tower.items() if value is not None}}
     if kind == "t5":
-        known.setdefault("decoder_layers", known["layers"])
-    if kind == "opt" and known.get("word_width") == known["width"]:
-        del known["word_width"]
+        tower.setdefault("decoder_layers", tower["layers"])
+    if kind == "opt" and tower.get("word_width") == tower["width"]:
+        del tower["word_width"]
     if kind == "llama":
-        known.setdefault("kv_heads", known["heads"])
+        tower.setdefault("kv_heads", tower["heads"])
     if kind == "gemma2":
         scale = _value(config, "query_pre_attn_scalar", 256.0, where)
-        known["query_scale"] = None if scale == known["head_dim"] else scale**-0.5  # None, lest a variant's stand there
+        tower["query_scale"] = None if scale == tower["head_dim"] else scale**-0.5  # None, lest a variant's stand there
         window = _value(config, "sliding_window", None, where) if "sliding_window" in config else WINDOW
         if window is not None and window < WINDOW:
-            near = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(known["layers"])]
+            near = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(tower["layers"])]
             check(config, {"layer_types": (None, near)}, where)
-            known["window"] = window
-        known["post_norms"] = True
-    return known
+            tower["window"] = window
+        tower["post_norms"] = True
+    return tower
 
 
 def written(known: Mapping[str, Any], names: Names) -> dict[str, Any]:

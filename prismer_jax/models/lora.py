@@ -204,8 +204,8 @@ def adapt(model: nn.Module, lora: Mapping[str, Any] | None, quantize: Mapping[st
         patterns = (match,) if isinstance(match, str) else tuple(match)
         if "match" in section and not patterns:
             raise UserError(f"{where}.match is empty: name kernels, or leave {where} out.")
-        made = config.call(cls, {**section, "match": patterns} if match else section, where)
-        return made, frozenset(tree.first_match(patterns, names, f"{where}.match"))
+        settings = config.call(cls, {**section, "match": patterns} if match else section, where)
+        return settings, frozenset(tree.first_match(patterns, names, f"{where}.match"))
 
     (lora, adapters), (quantize, packed) = (
         read(cls, section, f"config.model.{cls.__name__.lower()}")
@@ -221,14 +221,14 @@ def merged(model: Adapted, params: Mapping[str, Any]) -> dict[str, Any]:
     """
     flat = {name: np.asarray(leaf) for name, leaf in tree.flatten(params).items()}
     shapes = tree.flatten(jax.eval_shape(model.model.init_variables, jax.random.key(0))["params"])
-    made = {name: flat[name] for name in shapes if name in flat}
+    merged = {name: flat[name] for name in shapes if name in flat}
     for name in model.packed:
         packed = {key.removeprefix(f"{name}/"): x for key, x in flat.items() if key.startswith(f"{name}/")}
-        made[name] = np.asarray(jax.jit(quantized.unpack, static_argnums=1)(packed, shapes[name].shape[-2]))
+        merged[name] = np.asarray(jax.jit(quantized.unpack, static_argnums=1)(packed, shapes[name].shape[-2]))
     for name in model.adapters:
         a, b = (flat[f"{name.rpartition('/')[0]}/{part}"].astype(np.float32) for part in ("lora/a", "lora/b"))
-        made[name] = (made[name] + np.float32(model.lora.scale) * (a @ b)).astype(made[name].dtype)
-    return tree.unflatten(made)
+        merged[name] = (merged[name] + np.float32(model.lora.scale) * (a @ b)).astype(merged[name].dtype)
+    return tree.unflatten(merged)
 
 
 def is_plain(fields: Mapping[str, Any]) -> bool:

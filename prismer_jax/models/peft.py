@@ -49,7 +49,7 @@ def write(output: pathlib.Path, params: Mapping[str, Any], model: Adapted, famil
     Raises:
       UserError: the original has no Linear for one of the adapters.
     """
-    known = conversion.of_family(family)
+    family_of = conversion.of_family(family)
     flat = {name: np.asarray(x, np.float32) for name, x in tree.flatten(params).items() if "/lora/" in name}
     state, modules, packs, left = {}, [], {}, set(model.adapters)
     for module, names, rule in _linears(conversion.table_of(family, model)):
@@ -57,7 +57,7 @@ def write(output: pathlib.Path, params: Mapping[str, Any], model: Adapted, famil
             continue
         left.difference_update(names)
         a, b = (_joined(flat, names, part) for part in ("lora/a", "lora/b"))
-        for pattern in getattr(known, "PEFT", ()):
+        for pattern in getattr(family_of, "PEFT", ()):
             module = re.sub(*pattern, module)
         modules.append(re.escape(module).replace(r"\{\}", r"\d+"))
         if len(names) > 1:
@@ -117,8 +117,8 @@ def read(folder: pathlib.Path, model: Any, family: str) -> tuple[dict[str, Any],
                 f"{folder}: has {module} of {len(there)} of {len(keys)} layers; an adapter of all is needed."
             )
         unknown.difference_update(there)
-        found = [_pair(folder, state, spelled[key], config, scale) for key in there]
-        a, b = (np.stack(part) if stacked else part[0] for part in zip(*found, strict=True))
+        pairs = [_pair(folder, state, spelled[key], config, scale) for key in there]
+        a, b = (np.stack(part) if stacked else part[0] for part in zip(*pairs, strict=True))
         if (a.shape[-2], b.shape[-1]) != (kernel.shape[-2], kernel.shape[-1] * len(names)):
             raise UserError(f"{folder}: {module} is of another size: the adapter is of another model.")
         for name, own_a, own_b in zip(names, *_parted(a, b, len(names)), strict=True):

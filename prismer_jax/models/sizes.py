@@ -142,12 +142,12 @@ def of_part(
             raise UserError(
                 f"{where}: its {what} has not {heads!r} heads: they do not divide its channels. Give {flag}."
             )
-    for known in published:
-        alike = {"head_dim": known["width"] // known["heads"], **known}
-        fields = read(shapes, known["heads"])
+    for variant in published:
+        alike = {"head_dim": variant["width"] // variant["heads"], **variant}
+        fields = read(shapes, variant["heads"])
         same = fields and all(alike.get(name, value) == value for name, value in fields.items() if name not in _FREE)
-        if same and given.get("heads", known["heads"]) == known["heads"]:
-            return {**{name: value for name, value in known.items() if name not in _FREE}, **fields}
+        if same and given.get("heads", variant["heads"]) == variant["heads"]:
+            return {**{name: value for name, value in variant.items() if name not in _FREE}, **fields}
     if "heads" not in least:
         raise UserError(
             f"{where}: does not say how many heads its {what} has, whose width is {least['width']}: no published model "

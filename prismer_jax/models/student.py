@@ -92,10 +92,8 @@ class StudentNetwork(nn.Module):
           UserError: the photos have another size than `image_size`.
         """
         if (size := batch["image"].shape[1:3]) != (self.image_size,) * 2:
-            wanted = self.image_size
-            raise UserError(
-                f"The student sees {wanted}x{wanted} pixels, not {size[1]}x{size[0]}: resize({wanted}) in pp."
-            )
+            side = self.image_size
+            raise UserError(f"The student sees {side}x{side} pixels, not {size[1]}x{size[0]}: resize({side}) in pp.")
         dtype, cell = jnp.dtype(self.dtype), self.patch_size >> self.doublings
         widths = [self.trunk << level for level in range(self.doublings)]
 
@@ -228,9 +226,9 @@ def build(
     if not names:
         raise UserError("config.model: kinds='none' leaves a student nothing to learn. Name some.")
     sizes = {**choose("variant of the student", variant, VARIANTS), **fields}
-    known = dict.fromkeys(StudentNetwork.__dataclass_fields__.keys() - {"kinds", "classes", "parent", "name"})
+    choices = dict.fromkeys(StudentNetwork.__dataclass_fields__.keys() - {"kinds", "classes", "parent", "name"})
     for field in sizes:
-        choose("field of the student", field, known)
+        choose("field of the student", field, choices)
     size, patch, unit = sizes["image_size"], sizes["patch_size"], 2 ** sizes["doublings"]
     if not 0 < patch <= size or size % patch or patch % unit:
         raise UserError(

@@ -134,16 +134,16 @@ class MaskCodec:
         width = np.shape(weights.get("decoder.0.weight", ()))[:1]
         if len(table) != 2 or table[0] != CODES or not width or width[0] % 8:
             raise UserError(f"{where}: is no codec of masks: it has no {EMBEDDING} of {CODES} codes. Give vae-oid.npz.")
-        wanted = shapes(width[0], table[1])
-        wrong = sorted(key for key, shape in wanted.items() if np.shape(weights.get(key)) != shape)
-        if wrong or (wrong := sorted(weights.keys() - wanted.keys())):
+        expected = shapes(width[0], table[1])
+        wrong = sorted(key for key, shape in expected.items() if np.shape(weights.get(key)) != shape)
+        if wrong or (wrong := sorted(weights.keys() - expected.keys())):
             raise UserError(f"{where}: is no codec of masks: {wrong[0]} is missing, of another shape or too many.")
-        self.weights = {key: np.asarray(weights[key], np.float32) for key in wanted}
+        self.weights = {key: np.asarray(weights[key], np.float32) for key in expected}
 
     def encode(self, masks: np.ndarray) -> np.ndarray:
         """Returns codes int32 [n, 16] of masks [n, 64, 64] in [0, 1]."""
-        found = features(self.weights, np.asarray(masks, np.float32))
-        return nearest(self.weights, found).reshape(len(masks), TOKENS).astype(np.int32)
+        vectors = features(self.weights, np.asarray(masks, np.float32))
+        return nearest(self.weights, vectors).reshape(len(masks), TOKENS).astype(np.int32)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Returns float32 [n, 64, 64], positive inside, of codes [n, 16]."""

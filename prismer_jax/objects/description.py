@@ -48,7 +48,7 @@ def _things(example: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, 
     ids, classes = example.get(EXPERTS["obj_detection"].key), example.get(CLASSES_KEY)
     if ids is None or classes is None:
         return []
-    ids, depth, found = ids[..., 0], example.get(EXPERTS["depth"].key), []
+    ids, depth, objects = ids[..., 0], example.get(EXPERTS["depth"].key), []
     for instance in np.unique(ids[ids != BACKGROUND]).tolist():
         rows, columns = np.nonzero(ids == instance)
         kind, share = int(classes[instance]), len(rows) / ids.size
@@ -56,8 +56,8 @@ def _things(example: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, 
             continue
         y, x = (rows.mean() + 0.5) / ids.shape[0], (columns.mean() + 0.5) / ids.shape[1]
         nearness = None if depth is None else _mean_at(depth[..., 0], rows / ids.shape[0], columns / ids.shape[1])
-        found.append({"name": _first(names[kind]), "share": share, "place": _place(x, y), "nearness": nearness})
-    return found
+        objects.append({"name": _first(names[kind]), "share": share, "place": _place(x, y), "nearness": nearness})
+    return objects
 
 
 def _mean_at(values: np.ndarray, y: np.ndarray, x: np.ndarray) -> float:

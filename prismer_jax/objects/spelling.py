@@ -64,13 +64,13 @@ def parse(text: str, scale: int = LAST + 1) -> tuple[list[Found], int]:
       scale: what the numbers of boxes are divided by: 1024 as in Hugging Face's announcement of PaliGemma, or 1023 as
         in big_vision.
     """
-    found, broken = [], 0
+    objects, broken = [], 0
     for words, name in _OBJECT.findall(text):
         if (one := _read(words, scale)) is None:
             broken += 1
         else:
-            found.append(dataclasses.replace(one, name=name.strip()))
-    return found, broken
+            objects.append(dataclasses.replace(one, name=name.strip()))
+    return objects, broken
 
 
 def parse_mask(text: str) -> Found | None:

@@ -313,13 +313,13 @@ def _written(program: Program, name: str) -> float:
     root = next(one for one in body.values() if one.root)
     total = 0.0
     for part in root.operands if root.opcode == "tuple" else (root.name,):
-        made = body[part]
-        while made.opcode == "bitcast":
-            made = body[made.operands[0]]
-        if made.opcode == "dynamic-update-slice":
-            total += size(body[made.operands[1]].shape)
-        elif made.opcode not in ("parameter", *KINDS):  # a message is counted by itself
-            total += size(made.shape, hbm=True)
+        result = body[part]
+        while result.opcode == "bitcast":
+            result = body[result.operands[0]]
+        if result.opcode == "dynamic-update-slice":
+            total += size(body[result.operands[1]].shape)
+        elif result.opcode not in ("parameter", *KINDS):  # a message is counted by itself
+            total += size(result.shape, hbm=True)
     return total
 
 
@@ -342,12 +342,12 @@ def collectives(program: Program, counts: dict[str, int], devices: int) -> list[
             kind = "reduce-scatter" if scatters and kind == "all-reduce" else kind
             given *= len(group) if kind == "all-gather" else 1
             op_name = callers.get(name, one.op_name) if scatters else one.op_name
-            made = Collective(kind, given, group, counts[name], op_name)
+            message = Collective(kind, given, group, counts[name], op_name)
             # A message that is hidden behind computation is cut into several fusions of one channel.
             channel = re.search(r"channel_id=(\d+)", one.rest)
             key = (kind, channel[1] if channel else f"{name}/{one.name}")
-            if len(group) > 1 and (key not in unique or unique[key].count < made.count):
-                unique[key] = made
+            if len(group) > 1 and (key not in unique or unique[key].count < message.count):
+                unique[key] = message
     return sorted(unique.values(), key=lambda one: -one.sent)
 
 

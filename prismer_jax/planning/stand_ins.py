@@ -32,9 +32,9 @@ def step(cfg: config.Section, mesh: jax.sharding.Mesh) -> tuple[Step, dict[str, 
     words = tokenizer(cfg.tokenizer)
     durations: dict[str, int] = dict(batch_size=cfg.batch_size, num_examples=EXAMPLES)
     durations["total_steps"] = config.steps(cfg, "total", **durations)
-    made, place = make_step(cfg, words, mesh, durations), sharding.batch_sharding(mesh)
-    shapes = batch(cfg, words, made.model)
-    return made, {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for key, x in shapes.items()}
+    training, place = make_step(cfg, words, mesh, durations), sharding.batch_sharding(mesh)
+    shapes = batch(cfg, words, training.model)
+    return training, {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for key, x in shapes.items()}
 
 
 def tokenizer(spec: str) -> Any:

@@ -39,13 +39,13 @@ def label_objects(names: Sequence[str], least: int = 1) -> Op:
         if (key := labels.EXPERTS["obj_detection"].key) not in example:
             return {**example, "objects": []}
         one_photo({**example, "image": example[key]}, "label_objects")
-        ids, classes, found = example[key][..., 0], example[labels.CLASSES_KEY], []
+        ids, classes, objects = example[key][..., 0], example[labels.CLASSES_KEY], []
         for instance in np.unique(ids[ids != labels.BACKGROUND]).tolist():
             mask, kind = ids == instance, int(classes[instance])
             if mask.sum() >= least and 0 <= kind < len(names):
                 box = shapes.box_of(mask)
-                found.append({"name": names[kind], "box": box, "segmentation": mask, "size": mask.shape})
-        return {**example, "objects": found}
+                objects.append({"name": names[kind], "box": box, "segmentation": mask, "size": mask.shape})
+        return {**example, "objects": objects}
 
     op.reads_labels = True
     return op
@@ -68,9 +68,9 @@ def detect(names: Sequence[str] = (), answer: bool = True, *, tokenizer: Any) ->
     _check_words(tokenizer)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        wanted = list(names) or _shuffled(rng, sorted({one["name"] for one in _objects(example)}))
-        chosen = _shuffled(rng, [one for one in _objects(example) if one["name"] in set(wanted)])
-        asked = {"user": f"detect {spelling.JOINED.join(wanted)}"}
+        asked_names = list(names) or _shuffled(rng, sorted({one["name"] for one in _objects(example)}))
+        chosen = _shuffled(rng, [one for one in _objects(example) if one["name"] in set(asked_names)])
+        asked = {"user": f"detect {spelling.JOINED.join(asked_names)}"}
         if answer:
             _check(example, chosen)
             asked["assistant"] = spelling.JOINED.join(spelling.spell(one["box"], one["name"]) for one in chosen)

@@ -38,9 +38,9 @@ def located(
       [{"name", "box": [x1, y1, x2, y2]}], and of a mask "mask", COCO's compressed run lengths. A mask whose box has no
       pixels is broken.
     """
-    found, broken = spelling.parse(text, scale)
+    boxes, broken = spelling.parse(text, scale)
     objects = []
-    for one in found:
+    for one in boxes:
         y1, x1, y2, x2 = one.box
         pixels = [round(value, 1) for value in (x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0])]
         objects.append({"name": one.name, "box": pixels})

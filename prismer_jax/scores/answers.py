@@ -196,6 +196,6 @@ def score_records(records: Sequence[Record], score: Score, constant: str) -> Ite
         yield from by_type(name, [record["scores"][name] for record in records], kinds)
         for kind in ["", *sorted({record.get("type", "") for record in records} - {""})]:
             chosen = [number for number, record in enumerate(records) if kind in ("", record.get("type", ""))]
-            found = score.all([records[number] for number in chosen], [said[number] for number in chosen])
-            for key, value in found.items():
+            metrics = score.all([records[number] for number in chosen], [said[number] for number in chosen])
+            for key, value in metrics.items():
                 yield f"{key}{suffix}{'/' if kind else ''}{kind}", 100 * value

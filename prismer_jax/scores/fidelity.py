@@ -106,10 +106,10 @@ def _depth(predicted: np.ndarray, exact: np.ndarray) -> Counts:
 
 
 def _normal(predicted: np.ndarray, exact: np.ndarray) -> Counts:
-    known = (exact != 0).any(-1)  # a black pixel says nothing
+    has_direction = (exact != 0).any(-1)  # a black pixel says nothing
     (ours, has), (theirs, should) = (_directions(x) for x in (predicted, exact))
     angles = np.degrees(np.arccos(np.clip((ours * theirs).sum(-1), -1, 1)))
-    angles = np.where(has & should, angles, 90.0)[known & (has | should)]
+    angles = np.where(has & should, angles, 90.0)[has_direction & (has | should)]
     return {"sum": float(angles.sum()), "pixels": len(angles)}
 
 
@@ -125,12 +125,12 @@ def _edge(predicted: np.ndarray, exact: np.ndarray) -> Counts:
     radius = max(1, round(TOLERANCE * math.hypot(*ours.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
     near_ours, near_theirs = (cv2.dilate(x.astype(np.uint8), disc) > 0 for x in (ours, theirs))
-    right, found = ours & near_theirs, theirs & near_ours
+    right, recalled = ours & near_theirs, theirs & near_ours
     return {
         "predicted": int(ours.sum()),
         "right": int(right.sum()),
         "exact": int(theirs.sum()),
-        "found": int(found.sum()),
+        "found": int(recalled.sum()),
     }
 
 

@@ -89,12 +89,12 @@ def harmonic(photo: Mapping[str, Any], threshold: float = 0.5) -> float:
     """
     right = count = 0
     for name in {one["name"] for one in (*photo["objects"], *photo["found"])}:
-        fits, crowd, found = _fits(photo, name)
+        fits, crowd, predicted = _fits(photo, name)
         matches = _matched(fits, crowd, threshold)
         hit = matches >= 0
         ignored = np.count_nonzero(crowd[matches[hit]])
         right += np.count_nonzero(hit) - ignored
-        count += len(found) - ignored + np.count_nonzero(~crowd)
+        count += len(predicted) - ignored + np.count_nonzero(~crowd)
     return 2 * right / count if count else 1.0
 
 
@@ -102,20 +102,20 @@ def _fits(photo: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray, 
     """Returns the overlaps [n, m] of found boxes of a name, the surest first, with objects, crowds last; which objects
     are crowds [m]; the found."""
     objects = sorted((one for one in photo["objects"] if one["name"] == name), key=lambda one: bool(one.get("crowd")))
-    found = [one for one in photo["found"] if one["name"] == name]
-    found = sorted(found, key=lambda one: -one.get("score", 1.0))[:MOST]
+    predicted = [one for one in photo["found"] if one["name"] == name]
+    predicted = sorted(predicted, key=lambda one: -one.get("score", 1.0))[:MOST]
     crowd = np.array([bool(one.get("crowd")) for one in objects], bool)
-    return overlaps([one["box"] for one in found], [one["box"] for one in objects], crowd), crowd, found
+    return overlaps([one["box"] for one in predicted], [one["box"] for one in objects], crowd), crowd, predicted
 
 
 def _precisions(photos: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """Returns the average precision of a name at each of THRESHOLDS."""
     scores, hits, ignored, there = [], [], [], 0
     for photo in photos:
-        fits, crowd, found = _fits(photo, name)
+        fits, crowd, predicted = _fits(photo, name)
         there += np.count_nonzero(~crowd)
         matches = np.stack([_matched(fits, crowd, threshold) for threshold in THRESHOLDS])
-        scores += [one.get("score", 1.0) for one in found]
+        scores += [one.get("score", 1.0) for one in predicted]
         hits.append(matches >= 0)
         ignored.append((matches >= 0) & (crowd[matches] if len(crowd) else False))
     order = np.argsort(-np.array(scores), kind="stable")

@@ -53,13 +53,13 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
         if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
             raise UserError(f"Mesh axis {name!r} must have a size of at least 1, or -1 for the rest, not {size!r}.")
     rest = [name for name, size in axes.items() if size == -1]
-    known = math.prod(size for size in axes.values() if size != -1)
-    if len(rest) > 1 or len(devices) % known or (not rest and known != len(devices)):
+    fixed = math.prod(size for size in axes.values() if size != -1)
+    if len(rest) > 1 or len(devices) % fixed or (not rest and fixed != len(devices)):
         raise UserError(
             f"A mesh of {axes} does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}, "
             "and one of them may be -1 for the rest."
         )
-    shape = tuple(len(devices) // known if name in rest else axes.get(name, 1) for name in AXES)
+    shape = tuple(len(devices) // fixed if name in rest else axes.get(name, 1) for name in AXES)
     types = (AxisType.Auto,) * len(AXES)
     if devices[0].platform == "tpu" and (slices := len({getattr(d, "slice_index", 0) for d in devices})) > 1:
         if shape[0] % slices:

@@ -48,15 +48,15 @@ def prepare(example: dict[str, Any] | BadSample, experts: Sequence[str], max_sid
     where = example["image"] if isinstance(example["image"], str) else f"image of example {example.get('id', '?')}"
     encoded = image.read_bytes(example["image"], where)
     photo = image.read_image(encoded, label_png.MAX_PIXELS, where)
-    found = {key: example[key] for name in experts if (key := f"labels/{name}") in example}
-    decoded = _decode({"id": example["id"], "image": photo, **found}, None)
+    label_files = {key: example[key] for name in experts if (key := f"labels/{name}") in example}
+    decoded = _decode({"id": example["id"], "image": photo, **label_files}, None)
     if max_side is not None and max(photo.shape[:2]) > max_side:
         photo = _shrink(photo, max_side)
         decoded |= resample(decoded, photo.shape[:2])
         encoded = _jpeg(photo)
     elif not _readable_by_all(encoded):
         encoded = _jpeg(photo)
-    maps = {key.removeprefix("labels/"): decoded[key] for key in found}
+    maps = {key.removeprefix("labels/"): decoded[key] for key in label_files}
     arguments = {
         "id": str(example["id"]),
         "image": encoded,

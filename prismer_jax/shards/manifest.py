@@ -93,9 +93,9 @@ def read(folder: str) -> Manifest | None:
     path = storage.join(folder, FILE)
     try:
         values = json.loads(storage.read(path))
-        found = values.pop("format", None) if isinstance(values, dict) else None
-        if found != FORMAT:
-            raise UserError(f"{path}: has format {found}, this version of prismer_jax reads {FORMAT}. Build it again.")
+        version = values.pop("format", None) if isinstance(values, dict) else None
+        if version != FORMAT:
+            raise UserError(f"{path}: has format {version}; this version reads {FORMAT}. Build it again.")
         values.pop("totals")
         rows = tuple(map(parse_row, values.pop("shards")))
         return Manifest(experts=tuple(values.pop("experts")), shards=rows, **values)

@@ -69,11 +69,11 @@ def open_shard(path: str, row: manifest.Row) -> Sequence[bytes]:
     Raises:
       UserError: it is missing, or not of the size that its row says.
     """
-    found = storage.size(path)
-    if found is None:
+    size = storage.size(path)
+    if size is None:
         raise UserError(f"{path}: the shard is missing. Run the command that built the data set again.")
-    if found != row.bytes:
-        raise _damaged(path, f"{found} bytes instead of {row.bytes}")
+    if size != row.bytes:
+        raise _damaged(path, f"{size} bytes instead of {row.bytes}")
     return _open(f"{storage.local(path, row.bytes, row.sha256)}[0:{row.records}]")
 
 
@@ -96,7 +96,7 @@ def _damaged(path: str, what: str) -> UserError:
 def _allow_open_files(count: int) -> None:
     """Each open shard is an open file, of which a process has 1024 by default: as many more as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 1024
-    if soft < wanted:
+    limit = count + 1024
+    if soft < limit:
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit if hard < 0 else min(limit, hard), hard))

@@ -115,8 +115,8 @@ def _write_errors(path: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        known = ("failed: ", "No space left", "File too large", "Permission denied", "Read-only")
-        if not any(word in str(error) for word in known):
+        disk_errors = ("failed: ", "No space left", "File too large", "Permission denied", "Read-only")
+        if not any(word in str(error) for word in disk_errors):
             raise
         raise UserError(f"{path}: cannot be written ({str(error).split(';')[0]}). {REMEDY}") from None
     except OSError as error:

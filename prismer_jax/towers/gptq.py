@@ -65,8 +65,8 @@ def pack(kernel: Float[Array, "i o"], read: Float[Array, "g r r"]) -> dict[str, 
 def pack_stacked(kernel: Array, read: Array) -> dict[str, jax.Array]:
     """`pack`, one layer after the other, of kernels [*layers i o] and products [*layers g r r]."""
     flat = kernel.reshape(-1, *kernel.shape[-2:]), read.reshape(-1, *read.shape[-3:])
-    made = jax.lax.map(lambda layer: pack(*layer), flat)
-    return {part: x.reshape(*kernel.shape[:-2], *x.shape[1:]) for part, x in made.items()}
+    parts = jax.lax.map(lambda layer: pack(*layer), flat)
+    return {part: x.reshape(*kernel.shape[:-2], *x.shape[1:]) for part, x in parts.items()}
 
 
 def _factor(read: Float[Array, "r r"]) -> Float[Array, "r r"]:
@@ -92,11 +92,11 @@ def _sweep(step: Step, size: int, rows: Array, factor: Array) -> tuple[Any, Arra
 
     def part(rows: Array, start: Array) -> tuple[Array, tuple[Any, Array]]:
         x, moves = (jax.lax.dynamic_slice_in_dim(whole, start, size) for whole in (rows, factor))
-        made, errors = step(x, jax.lax.dynamic_slice_in_dim(moves, start, size, 1))
-        return rows - moves.T @ errors, (made, errors)  # of the rows before it U is 0
+        packed, errors = step(x, jax.lax.dynamic_slice_in_dim(moves, start, size, 1))
+        return rows - moves.T @ errors, (packed, errors)  # of the rows before it U is 0
 
-    _, made = jax.lax.scan(part, rows, jnp.arange(0, len(rows), size))
-    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), made)
+    _, rows_packed = jax.lax.scan(part, rows, jnp.arange(0, len(rows), size))
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), rows_packed)
 
 
 def _block(bases: Array, x: Array, factor: Array) -> tuple[tuple[Array, Array], Array]:

@@ -106,8 +106,8 @@ def encoder_weights(
     like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
     saved = filter(is_variable, checkpoint.saved_shapes(checkpoint.find(path)))
     pack = {name: fn for name, fn in pack.items() if f"{name.removeprefix('params/')}/codes" in shapes}
-    known = {*pack, *(f"params/{name}" for name in shapes)}
-    others = [re.escape(name) for name in saved if name not in known]
+    read_names = {*pack, *(f"params/{name}" for name in shapes)}
+    others = [re.escape(name) for name in saved if name not in read_names]
     return load_into({"params": tree.unflatten(like)}, path, others, resize, pack=pack)["params"]
 
 
@@ -123,11 +123,11 @@ def folder_of(encode: Any, params: Any, source: Any, chain: Any) -> pathlib.Path
 
 def stand_in(model: Any, chain: str, example: Example) -> Example:
     """Returns an example with features of zeros, for those who want a batch's shapes alone."""
-    made = pp.build(chain)(example, np.random.default_rng(0))
+    arrays = pp.build(chain)(example, np.random.default_rng(0))
     variables = jax.eval_shape(model.init_variables, jax.random.key(0))
-    image = np.asarray(made.pop("image"))[None]
+    image = np.asarray(arrays.pop("image"))[None]
     features = jax.eval_shape(lambda *args: model.apply(*args, method="features"), variables, {"image": image})
-    return {**made, "features": np.zeros(features.shape[1:], np.float16)}
+    return {**arrays, "features": np.zeros(features.shape[1:], np.float16)}
 
 
 class _Photos:
@@ -158,13 +158,13 @@ class Cached:
         path = self._path(example.pop("image"))
         try:
             with READING, np.load(path) as stored:
-                made = dict(stored)
+                arrays = dict(stored)
         except FileNotFoundError:
             input.eval_example(_Photos(self._source, [index]), self._chain, 0)  # raises what is wrong with the photo
             raise UserError(f"{path}: is gone; start again, and it is computed again.") from None
-        if "grids" in made:
-            made["grids"] = made["grids"].tolist()
-        return example | made
+        if "grids" in arrays:
+            arrays["grids"] = arrays["grids"].tolist()
+        return example | arrays
 
     def fill(self, encode: Callable[[Any], Any]) -> None:
         """Computes the features that lack. Several processes share the work if they share the folder."""

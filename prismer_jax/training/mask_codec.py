@@ -52,10 +52,10 @@ def masks_in(source: Any, chain: Any, most: int) -> np.ndarray:
                 if one.get("segmentation") is not None:
                     yield shapes.crop(shapes.mask_of(one["segmentation"], one["size"]), one["box"])
 
-    found = [mask for mask, _ in zip(every(), range(most), strict=False)]
-    if len(found) < CODES:
-        raise UserError(f"{len(found)} objects with masks are too few to train a codec of {CODES} codes.")
-    return np.stack(found)
+    masks = [mask for mask, _ in zip(every(), range(most), strict=False)]
+    if len(masks) < CODES:
+        raise UserError(f"{len(masks)} objects with masks are too few to train a codec of {CODES} codes.")
+    return np.stack(masks)
 
 
 def train(
@@ -167,8 +167,8 @@ def _initial(key: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
 
 def _some_features(weights: Any, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     some = masks[rng.integers(len(masks), size=256)]
-    found = np.asarray(jax.jit(features, static_argnums=2)(weights, some, _convolution))
-    return found.reshape(-1, found.shape[-1])
+    vectors = np.asarray(jax.jit(features, static_argnums=2)(weights, some, _convolution))
+    return vectors.reshape(-1, vectors.shape[-1])
 
 
 def _centres(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:

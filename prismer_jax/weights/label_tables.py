@@ -122,6 +122,6 @@ def _array(value: Any, shape: tuple[int, ...], dtype: Any, path: pathlib.Path) -
         or value.dtype != dtype
         or not np.isfinite(value).all()
     ):
-        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{path}: holds {found} instead of {np.dtype(dtype)} {list(shape)}. Fetch it again.")
+        kind = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise UserError(f"{path}: holds {kind} instead of {np.dtype(dtype)} {list(shape)}. Fetch it again.")
     return value

@@ -93,16 +93,16 @@ class Table:
     ignored: tuple[str, ...] = ()
 
     def buffers(self, shapes: Shapes) -> dict[str, np.ndarray]:
-        made = {}
+        buffers = {}
         for key, (name, make) in self.constants.items():
             if name not in shapes:
                 continue
             shape = tuple(shapes[name].shape)
             if "{}" in key:
-                made |= dict.fromkeys((key.format(layer) for layer in range(shape[0])), make(shape[1:]))
+                buffers |= dict.fromkeys((key.format(layer) for layer in range(shape[0])), make(shape[1:]))
             else:
-                made[key] = make(shape)
-        return made
+                buffers[key] = make(shape)
+        return buffers
 
     def spell(self, state: State, where: str = "the checkpoint") -> dict[str, np.ndarray]:
         """Returns the state dict under the keys of the rules, without what is ignored.

@@ -163,12 +163,12 @@ def _of_prismer(args: argparse.Namespace, rows: Sequence[str]) -> Rows:
 
 
 def _family(args: argparse.Namespace, name: str) -> Rows:
-    module, known = FAMILIES[name], ROWS[name]
+    module, row_names = FAMILIES[name], ROWS[name]
     if name == "paligemma" and args.big_vision is not None:
-        module, known = big_vision, list(big_vision.ROWS)
+        module, row_names = big_vision, list(big_vision.ROWS)
     if name == "blip2" and args.reference is not None:
-        module, known = lavis, list(lavis.ROWS)
-    rows = _rows(args, known)
+        module, row_names = lavis, list(lavis.ROWS)
+    rows = _rows(args, row_names)
     if name == "prismer":
         return _of_prismer(args, rows)
     options = dict(seconds=args.seconds, rows=rows, alone=args.one_core)

@@ -84,36 +84,36 @@ def photos_and(length: int) -> dict[str, np.ndarray]:
 
 
 def captions(lm: str = "opt350m", **how: Any) -> Callable[[], Any]:
-    made = model(lm)
-    variables = jax.jit(made.init_variables)(jax.random.key(0, impl=PRNG))
+    captioner = model(lm)
+    variables = jax.jit(captioner.init_variables)(jax.random.key(0, impl=PRNG))
     how = dict(method="beam", num_beams=BEAMS, pad=1, eos=-1, max_new=MAX_NEW, length="new") | how
-    say = functools.partial(decode.generate, made, variables, photos_and(1), **how)
+    say = functools.partial(decode.generate, captioner, variables, photos_and(1), **how)
     return lambda: np.asarray(say()[0])
 
 
 def rerank() -> Callable[[], Any]:
-    made, at_once = matcher(), 16  # texts a call, as the evaluator has them
-    variables = jax.jit(made.init_variables)(jax.random.key(0, impl=PRNG))
+    comparer, at_once = matcher(), 16  # texts a call, as the evaluator has them
+    variables = jax.jit(comparer.init_variables)(jax.random.key(0, impl=PRNG))
     ids = np.random.default_rng(0).integers(4, 30_000, (1, PAIRS, TEXT), np.int32)
     photo = photos_and(1)["image"][:1]
 
     def keys_of(model: Any, tokens: Any) -> Any:
         return model.queried(tokens)[1]
 
-    tokens = jax.jit(lambda v: made.apply(v, {"image": photo}, method="image_tokens"))(variables)
-    read = jax.jit(lambda v, tokens: made.apply(v, tokens, method=keys_of))
+    tokens = jax.jit(lambda v: comparer.apply(v, {"image": photo}, method="image_tokens"))(variables)
+    read = jax.jit(lambda v, tokens: comparer.apply(v, tokens, method=keys_of))
 
     def match() -> list[Any]:
         keys = read(variables, tokens)
         parts = [ids[:, start : start + at_once] for start in range(0, PAIRS, at_once)]
-        return jax.block_until_ready([matching.match(made, variables, keys, part, part > 0)[1] for part in parts])
+        return jax.block_until_ready([matching.match(comparer, variables, keys, part, part > 0)[1] for part in parts])
 
     return match
 
 
 def training(lm: str) -> Callable[[], Any]:
-    made = training_step(config.Section(recipe(lm)), BATCH)
-    return steps_of(made, photos_and(TEXT) | {"mask_loss": np.ones((BATCH, TEXT), np.float32)})
+    step = training_step(config.Section(recipe(lm)), BATCH)
+    return steps_of(step, photos_and(TEXT) | {"mask_loss": np.ones((BATCH, TEXT), np.float32)})
 
 
 OURS: dict[str, Callable[[], Callable[[], Any]]] = {

@@ -49,8 +49,8 @@ def measure(
     """
     absent = "captions" if keeps_no_cache(reference) else "captions_uncached"
     if absent in rows:
-        wanted = "720f689^" if absent == "captions_uncached" else "main"
-        raise UserError(f"{reference}: the row '{absent}' needs LAVIS as of {wanted}: git checkout {wanted}")
+        revision = "720f689^" if absent == "captions_uncached" else "main"
+        raise UserError(f"{reference}: the row '{absent}' needs LAVIS as of {revision}: git checkout {revision}")
     rows = rows or [name for name in ROWS if name != absent]
     more = {"source": str(reference.resolve())}
     return compare("BLIP-2, small ViT, float32", sys.modules[__name__], python, rows=rows, more=more, **options)

@@ -46,13 +46,11 @@ def measure(rows: Sequence[str] = (), *, seconds: float = 10) -> list[dict[str, 
         ran = subprocess.run(command, env=as_users_have_it(), stdout=subprocess.PIPE, text=True)
         if ran.returncode:
             raise UserError(f"{' '.join(command)}: ended with status {ran.returncode}; see above.")
-        found = json.loads(ran.stdout)
-        numbers = (
-            f"{found['flops'] / 1e9:>8.0f}{found['bytes'] / 1e9:>7.1f}{found['limit']:>8.2f}{found['seconds']:>8.2f}"
-        )
-        rates = f"{found['flops_a_second'] / 1e9:.0f} GFLOP/s, {found['bytes_a_second'] / 1e9:.1f} GB/s"
-        print(f"{prismer.ROWS[name].title:<46}{numbers}{found['share']:>7.2f}  at {rates}", flush=True)
-        table.append(found)
+        row = json.loads(ran.stdout)
+        numbers = f"{row['flops'] / 1e9:>8.0f}{row['bytes'] / 1e9:>7.1f}{row['limit']:>8.2f}{row['seconds']:>8.2f}"
+        rates = f"{row['flops_a_second'] / 1e9:.0f} GFLOP/s, {row['bytes_a_second'] / 1e9:.1f} GB/s"
+        print(f"{prismer.ROWS[name].title:<46}{numbers}{row['share']:>7.2f}  at {rates}", flush=True)
+        table.append(row)
     return table
 
 
@@ -73,9 +71,9 @@ def row(name: str, seconds: float) -> dict[str, Any]:
     took, product, reading = map(min, zip(*rounds[1:], strict=True))
     flops, size = 2.0 * SIDE**3 / product, 4.0 * READ / reading
     limit = least(products, flops, size)
-    found = dict(row=name, title=prismer.ROWS[name].title, seconds=took, limit=limit, share=limit / took)
-    found |= dict(flops=sum(one.times * one.flops for one in products), flops_a_second=flops)
-    return found | dict(bytes=sum(one.times * one.size for one in products), bytes_a_second=size)
+    row = dict(row=name, title=prismer.ROWS[name].title, seconds=took, limit=limit, share=limit / took)
+    row |= dict(flops=sum(one.times * one.flops for one in products), flops_a_second=flops)
+    return row | dict(bytes=sum(one.times * one.size for one in products), bytes_a_second=size)
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -197,16 +197,16 @@ def image_tokens() -> int:
 
 def samples() -> list[tuple[int, int, int]]:
     """Returns (tokens, tiles, photos) of samples such as FineVision's: up to two photos of usual sizes, and words."""
-    draw, made = np.random.default_rng(0), []
+    draw, sizes = np.random.default_rng(0), []
     sides = [(480, 640), (640, 480), (768, 1024), (500, 500), (1080, 1920)]
-    while len(made) < SAMPLES:
+    while len(sizes) < SAMPLES:
         photos = int(draw.choice([0, 1, 2], p=[0.1, 0.8, 0.1]))
         grids = [tiled_size(*sides[draw.integers(len(sides))], 512, 2048, enlarge=True) for _ in range(photos)]
         tiles = sum(1 + height * width // 512**2 for height, width in grids)
         tokens = 65 * tiles + 16 + int(draw.exponential(WORDS))  # a tile's 64 and its place; the words
         if tokens < ROW:
-            made.append((tokens, tiles, photos))
-    return made
+            sizes.append((tokens, tiles, photos))
+    return sizes
 
 
 def packing(folder: pathlib.Path) -> float:
@@ -248,12 +248,12 @@ def _ending(tokens: np.ndarray) -> int:
 def training(*, frozen: str = "none") -> Callable[[], Any]:
     """The step of configs/nanovlm.py:variant=222m, in float32."""
     cfg = config.load("configs/nanovlm.py:variant=222m", ["model.dtype=float32", f"freeze={frozen}"])
-    made = training_step(cfg, BATCH)
-    draw, size = np.random.default_rng(0), made.model.image_size
+    step = training_step(cfg, BATCH)
+    draw, size = np.random.default_rng(0), step.model.image_size
     ids = draw.integers(3, IMAGE, (BATCH, TEXT), np.int32)
     batch = {"image": draw.integers(0, 256, (BATCH, size, size, 3), np.uint8), **prompts(ids, ids >= 0)}
     batch["mask_loss"] = np.broadcast_to(np.float32(np.arange(TEXT) >= PROMPT), ids.shape)
-    return steps_of(made, batch)
+    return steps_of(step, batch)
 
 
 def images(folder: pathlib.Path, *, head: bool) -> Callable[[], Any]:

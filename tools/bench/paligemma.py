@@ -96,12 +96,12 @@ def training(remat: str = "none", batch_size: int = BATCH, length: int = TEXT) -
     changes = ["model.vision.dtype=float32", f"model.remat={remat}", "frozen_dtype=float32"]
     recipe = config.plain(config.load("transfers/paligemma.py:t4", changes))
     recipe["model"]["language"]["layers"] = LAYERS
-    made = training_step(config.Section(recipe), batch_size)
+    step = training_step(config.Section(recipe), batch_size)
     ids = np.random.default_rng(0).integers(3, 256_000, (batch_size, length), np.int32)
-    batch = photos_and(ids, ids >= 0, made.model.image_size)
+    batch = photos_and(ids, ids >= 0, step.model.image_size)
     said = np.broadcast_to(np.arange(length) >= PREFIX, ids.shape)
     batch |= {"mask_ar": said.astype(np.int32), "mask_loss": said.astype(np.float32)}
-    return steps_of(made, batch)
+    return steps_of(step, batch)
 
 
 OURS: dict[str, Callable[[], Callable[[], Any]]] = {

@@ -205,10 +205,10 @@ def ranking(row: str, k: int) -> Work:
 def training() -> Callable[[], Any]:
     """The step of transfers/coco_caption.py, in float32; remat=dots, as there, is also the faster on a CPU."""
     cfg = config.load(f"transfers/coco_caption.py:size={VARIANT},res={SIZE}", ["model.dtype=float32"])
-    made = training_step(cfg, TRAINED)
+    step = training_step(cfg, TRAINED)
     batch = photos(TRAINED) | texts(TRAINED, LENGTH)
     said = np.arange(LENGTH) >= PREFIX
-    return steps_of(made, batch | {"mask_loss": np.broadcast_to(np.float32(said), (TRAINED, LENGTH))})
+    return steps_of(step, batch | {"mask_loss": np.broadcast_to(np.float32(said), (TRAINED, LENGTH))})
 
 
 OURS: dict[str, Callable[[], Callable[[], Any]]] = {

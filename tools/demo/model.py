@@ -109,10 +109,10 @@ class Model:
           UserError: the folder is not there, or has no photos that can be read.
         """
         if os.fspath(source) != "scenes":
-            found, examples = datasets.load("photos", images=source, experts=()), []
-            for index in range(len(found)):
+            photos, examples = datasets.load("photos", images=source, experts=()), []
+            for index in range(len(photos)):
                 try:
-                    examples.append(_decoded(found[index]))
+                    examples.append(_decoded(photos[index]))
                 except BadSample as error:
                     print(f"Left out: {error}", file=sys.stderr)
                 if len(examples) == EXAMPLES:
@@ -123,8 +123,8 @@ class Model:
         size = min(max(self.captioner.model.image_size, 32), 2048)
         count = 10 * EXAMPLES  # of which 'val' is a tenth
         drawn = datasets.load("scenes", split="val", task="all", size=size, count=count)
-        known = [name for name in self.experts if self._knows(name)]
-        return [self.seen(_decoded(drawn[index]), known) for index in range(len(drawn))]
+        shared_experts = [name for name in self.experts if self._knows(name)]
+        return [self.seen(_decoded(drawn[index]), shared_experts) for index in range(len(drawn))]
 
     def _knows(self, expert: str) -> bool:
         """Whether an expert's ids mean to the model what they mean in the scenes."""

@@ -174,11 +174,11 @@ class Page:
         if chosen is None:
             yield {self.asked: gr.skip()}
             return
-        known = any(key.startswith("labels/") for key in chosen)
-        steps = [("", chosen)] if known else self.model.label(chosen["image"])
-        awaited = [] if known else self.model.labelling()
+        has_labels = any(key.startswith("labels/") for key in chosen)
+        steps = [("", chosen)] if has_labels else self.model.label(chosen["image"])
+        awaited = [] if has_labels else self.model.labelling()
         with _told():
-            yield self._begun(chosen, "" if known else self.model.note())
+            yield self._begun(chosen, "" if has_labels else self.model.note())
             for done, photo in steps:
                 awaited = [name for name in awaited if name != done]
                 yield {self.photo: photo, self.maps: panels.maps(self.model.sample(photo), awaited)}

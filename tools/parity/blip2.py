@@ -199,8 +199,8 @@ def stage1(case: Case) -> Outputs:
             outputs.update(out, taps=tree.flatten(state["intermediates"]))
             return out
 
-        found = losses.stage1(forward, batch, gather="reference")  # as its step differentiates, on one device too
-        return mean(found), ({name: mean(found, name) for name in ("itc", "itm", "itg")}, outputs)
+        costs_of = losses.stage1(forward, batch, gather="reference")  # as its step differentiates, on one device too
+        return mean(costs_of), ({name: mean(costs_of, name) for name in ("itc", "itm", "itg")}, outputs)
 
     step = jax.jit(jax.value_and_grad(costs, has_aux=True))
     (loss, (parts, out)), grads = step(variables["params"], batch)

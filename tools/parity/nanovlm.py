@@ -263,12 +263,12 @@ def training(case: Case) -> Outputs:
         )
         params, opt, losses_seen, norms = tree.flatten(start), optimizer.tx.init(tree.flatten(start)), [], []
         for update in range(case.config[name]["updates"]):
-            found = [
+            results = [
                 loss_and_gradients(model, tree.unflatten(params), {k: v[np.array(rows)] for k, v in batch.items()})
                 for rows in parts[name]
             ]
-            losses_seen += [loss for loss, _ in found]
-            grads = jax.tree.map(lambda *g: sum(g) / len(g), *(tree.flatten(g) for _, g in found))
+            losses_seen += [loss for loss, _ in results]
+            grads = jax.tree.map(lambda *g: sum(g) / len(g), *(tree.flatten(g) for _, g in results))
             norms.append(optax.global_norm(grads))
             steps, opt = optimizer.tx.update(grads, opt, params)
             params = optax.apply_updates(params, steps)

@@ -155,8 +155,8 @@ def _object(one: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
         raise BadSample(f"{where}: an object lacks {error}: it needs name and bbox", "bad object") from None
     if not (box[2] > box[0] and box[3] > box[1]):
         raise BadSample(f"{where}: the box of {name} has no pixels", "box of no pixels")
-    found = {"name": name, "box": box, "segmentation": outline, "size": size}
-    return found | ({"crowd": True} if one.get("iscrowd") else {})
+    thing = {"name": name, "box": box, "segmentation": outline, "size": size}
+    return thing | ({"crowd": True} if one.get("iscrowd") else {})
 
 
 def _by_name(photo: Example) -> Iterable[Example]:

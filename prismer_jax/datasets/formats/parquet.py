@@ -161,10 +161,10 @@ def _said(entry: row.Entry, where: str) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for one in row.each([{**entry, "image": where}], rows_of, dropped):
         said |= one.texts
-        found = captions.texts(one.captions)
-        texts += [text for text in found.texts if text not in texts]
-        if found.lost:
-            dropped.add(found.lost, where)
+        captioned = captions.texts(one.captions)
+        texts += [text for text in captioned.texts if text not in texts]
+        if captioned.lost:
+            dropped.add(captioned.lost, where)
         if one.question is not None:
             questions.append(one.question)
     left_out = {"left_out": [(reason, where) for reason in dropped.counts]} if dropped else {}

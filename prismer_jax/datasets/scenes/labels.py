@@ -124,9 +124,9 @@ VIEW_SIZE = 64  # rays a side; independent of the picture's size, so that its te
 def view(scene: Scene) -> View:
     """Looks at the scene with a fixed, small number of rays."""
     n, uv = len(scene.instances), pixel_centres(VIEW_SIZE)
-    _, found = first_hits(scene, uv)
+    _, hits = first_hits(scene, uv)
     depth = np.full((n, uv.shape[1]), np.inf, np.float32)  # of every instance along every ray
-    for part, (index, t) in zip(scene.parts, found, strict=True):
+    for part, (index, t) in zip(scene.parts, hits, strict=True):
         depth[part.instance, index] = np.minimum(depth[part.instance, index], t)
     met, winner = depth < np.inf, depth.argmin(0)
     hidden_by = np.zeros((n, n), np.float32)

@@ -67,7 +67,7 @@ def first_hits(scene: Scene, uv: np.ndarray) -> tuple[np.ndarray, list[tuple[np.
     """Directions [3, n] of the rays through uv [2, n], and for every part the rays that meet it, index and depth."""
     rays = directions(scene, uv)
     origin = np.array(scene.camera.position, np.float32)[:, None]
-    found = []
+    hits = []
     with np.errstate(divide="ignore", invalid="ignore"):
         for part in scene.parts:
             corners = part.turn.T @ (_CORNERS * solids.bounds(part.kind, part.dims)[:, None]) + part.base
@@ -76,19 +76,19 @@ def first_hits(scene: Scene, uv: np.ndarray) -> tuple[np.ndarray, list[tuple[np.
             index = np.flatnonzero(near)
             depth = solids.intersect(part.kind, part.dims, part.turn @ (origin - part.base), part.turn @ rays[:, index])
             met = np.flatnonzero(depth < solids.MISS)
-            found.append((index[met], depth[met]))
-    return rays, found
+            hits.append((index[met], depth[met]))
+    return rays, hits
 
 
 def trace(scene: Scene, uv: np.ndarray) -> Hits:
     """Returns what the rays through image coordinates uv [2, n] meet first."""
-    rays, found = first_hits(scene, uv)
+    rays, hits = first_hits(scene, uv)
     n = rays.shape[1]
     below = rays[1] < -1e-4
     depth = np.full(n, np.inf, np.float32)
     depth[below] = np.float32(-scene.camera.position[1]) / rays[1, below]
     part = np.where(below, np.int8(GROUND), np.int8(SKY))
-    for i, (index, t) in enumerate(found):
+    for i, (index, t) in enumerate(hits):
         nearer = t < depth[index]
         depth[index[nearer]], part[index[nearer]] = t[nearer], i
     normal, face, uvs = np.zeros((3, n), np.float32), np.zeros(n, np.uint8), np.zeros((2, n), np.float32)

@@ -41,19 +41,19 @@ def read(state: rules.State, where: str) -> dict[str, np.ndarray]:
     Raises:
       UserError: it is no BERT, or one without the head that writes; `where` names the file.
     """
-    found = _KEYS.spell(state, where)
-    if WORDS not in found or found[WORDS].ndim != 2:
+    spelled = _KEYS.spell(state, where)
+    if WORDS not in spelled or spelled[WORDS].ndim != 2:
         raise UserError(
             f"{where}: holds no queries, nor a BERT: it is no file of BLIP-2's. Give one such as blip2_pretrained.pth, "
             "or a folder of bert-base-uncased, which stage 1 begins with."
         )
-    if _BIAS not in found:
+    if _BIAS not in spelled:
         raise UserError(
             f"{where}: is a BERT without cls.predictions, the head that writes: give a folder of bert-base-uncased as "
             "it was published."
         )
-    queries = {_FEED_FORWARD.sub(r"\1_query.", key): x for key, x in found.items() if _FEED_FORWARD.match(key)}
-    return found | queries
+    queries = {_FEED_FORWARD.sub(r"\1_query.", key): x for key, x in spelled.items() if _FEED_FORWARD.match(key)}
+    return spelled | queries
 
 
 def completed(state: rules.State, model: Any, seed: int, where: str) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
         raise UserError("Give --input, a repository of Hugging Face's, or --qformer with --vision and --language.")
     main = args.input or args.qformer
     where = " with ".join(str(path) for path in (main, args.vision, args.language) if path is not None)
-    state, known, labels, hub = parts.queries(main)
+    state, described, labels, hub = parts.queries(main)
     if args.vision is not None:
         if any(key.startswith("visual_encoder.") for key in state):
             raise UserError(f"{main}: has a vision transformer, which was trained with it: leave out --vision.")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
         language = read.fields
         state = {k: x for k, x in state.items() if not parts.is_language(k) and not re.fullmatch(parts.STAGE1, k)}
         state |= read.state
-    fields = _fields(args, state, known, language, hub, where)
+    fields = _fields(args, state, described, language, hub, where)
     fields = conversion.merged(fields, args.model)
     model = models.build("blip2", **fields)
     _check_language(where, state, model)
@@ -164,20 +164,20 @@ def _arrays(
 
     `labels` stay as they are: they are small, and are trained with the queries.
     """
-    kept = jnp.dtype("bfloat16" if args.dtype in PACKED else args.dtype)
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, kept) for name, leaf in conversion.shapes_of(model).items()}
+    dtype = jnp.dtype("bfloat16" if args.dtype in PACKED else args.dtype)
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, dtype) for name, leaf in conversion.shapes_of(model).items()}
     asked, theirs = shapes[POSITIONS].shape, parts.positions(state)
-    shapes[POSITIONS] = jax.ShapeDtypeStruct((theirs, asked[1]), kept)
+    shapes[POSITIONS] = jax.ShapeDtypeStruct((theirs, asked[1]), dtype)
     read = {name: leaf for name, leaf in shapes.items() if not name.startswith(fresh) and name not in labels}
     initial = functools.partial(conversion.initial_values, model, seed=args.seed)
     flat: dict[str, Any] = dict(rules.from_torch(state, table_of(model), read, where, args.allow, initial))
     flat |= {name: functools.partial(np.asarray, x) for name, x in labels.items()}
     if names := [name for name in shapes if name not in flat]:
         values = initial(names)
-        flat |= {name: functools.partial(np.asarray, values[name], kept) for name in names}
+        flat |= {name: functools.partial(np.asarray, values[name], dtype) for name in names}
     if theirs != asked[0]:
         make = flat[POSITIONS]
-        flat[POSITIONS] = lambda: np.asarray(RESIZE[POSITIONS](jnp.asarray(make(), jnp.float32), asked), kept)
+        flat[POSITIONS] = lambda: np.asarray(RESIZE[POSITIONS](jnp.asarray(make(), jnp.float32), asked), dtype)
     return flat
 
 

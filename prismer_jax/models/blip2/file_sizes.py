@@ -39,8 +39,8 @@ def fields_of(state: Mapping[str, np.ndarray], given: Mapping[str, Any], where: 
     Raises:
       UserError: nothing says how many heads a part has.
     """
-    known = shapes.here(state, READABLE, where)
-    clip = "params/vision/norm_first/scale" in known
+    here = shapes.here(state, READABLE, where)
+    clip = "params/vision/norm_first/scale" in here
     usual = "pretrained" if bert.WORDS in state else f"pretrained_{_language_of(state)}"
     if clip:  # as OpenAI's image encoder has a norm in front
         usual = "pretrained_vitL" if bert.WORDS in state else "pretrained_flant5xl_vitL"
@@ -58,12 +58,12 @@ def fields_of(state: Mapping[str, np.ndarray], given: Mapping[str, Any], where: 
             published = [one for one in published if bool(one.get("first_norm")) == clip]
         if part == "language":
             published = [one for one in published if one["tower"] == kind]
-        if own := sizes.of_part(read, known, part, given.get(part, {}), published, where):
+        if own := sizes.of_part(read, here, part, given.get(part, {}), published, where):
             parts[part] = own | ({"tower": kind} if part == "language" else {})
     if "qformer" in parts and _POSITION_IDS in state:
         parts["qformer"].setdefault("max_positions", state[_POSITION_IDS].shape[-1])
     fields = sizes.nearest(parts, {usual: VARIANTS[usual]}, usual, towers)
-    compared = known.get("params/project_image/kernel", (0, Blip2Base.embed_dim))[1]
+    compared = here.get("params/project_image/kernel", (0, Blip2Base.embed_dim))[1]
     return fields | ({"embed_dim": compared} if compared != Blip2Base.embed_dim else {})
 
 

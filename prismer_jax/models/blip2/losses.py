@@ -43,8 +43,8 @@ def stage1(
     itg = token_costs(out["logits"], batch["text"], real, label_smoothing)
     itg = itg * there.sum() / jnp.maximum(real[:, 1:].sum(), 1)
     costs = {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
-    found = {name: jnp.take_along_axis(out["same"], out[name[:3]].argmax(-1)[:, None], 1)[:, 0] for name in RECALLS}
-    measured = {name: (x * there, there) for name, x in found.items()}
+    recalls = {name: jnp.take_along_axis(out["same"], out[name[:3]].argmax(-1)[:, None], 1)[:, 0] for name in RECALLS}
+    measured = {name: (x * there, there) for name, x in recalls.items()}
     return {k: (x, there) for k, x in costs.items()} | measured | {"itm_accuracy": (right, weights.sum(0))}
 
 

@@ -107,10 +107,10 @@ def build(
     Raises:
       UserError: an unknown variant or field, or sizes that do not fit together.
     """
-    known = dict(choose("variant", variant, VARIANTS))
+    sizes = dict(choose("variant", variant, VARIANTS))
     language = dict(overrides.pop("language", {}))
-    if language.get("tower") in (None, known.get("language", {}).get("tower")):
-        language = {**known.get("language", {}), **language}
+    if language.get("tower") in (None, sizes.get("language", {}).get("tower")):
+        language = {**sizes.get("language", {}), **language}
     kind = language.pop("tower", None)
     cls = choose("language.tower", kind, {None: Blip2Stage1, **dict.fromkeys(TOWERS, Blip2CausalLM), "t5": Blip2T5})
     if cls is Blip2T5 and tokenizer is not None:
@@ -118,7 +118,7 @@ def build(
     if kind is None and language:
         raise UserError(f"language.{min(language)}: say of which tower it is, language.tower: {', '.join(TOWERS)}.")
     towers: dict[str, Any] = {"vision": ViT, "qformer": QFormer}
-    plain = {variant: {**known, "language": FrozenDict()}}
+    plain = {variant: {**sizes, "language": FrozenDict()}}
     if kind is not None:
         towers["language"], overrides["language"] = tower(kind), language
     fields = fields_of(cls, plain, variant, overrides, towers)

@@ -43,7 +43,7 @@ def fitted(
       UserError: none of the photos can be read, or their captions share no word.
     """
     patches, length = model.shuffle**2, model.vision["width"]
-    wanted = targets([source[index]["captions"] for index in range(len(source))], words, tokenizer)
+    aims = targets([source[index]["captions"] for index in range(len(source))], words, tokenizer)
     encode = jax.jit(functools.partial(_encoded, model))
     params, count = tree.unflatten(vision), 0
     total, squares = np.zeros(patches * length), np.zeros([patches * length] * 2)
@@ -53,7 +53,7 @@ def fitted(
         for number, batch in enumerate(input.eval_batches(source, chain, batch_size=BATCH)):
             there = np.flatnonzero(batch["_mask"])
             x = np.asarray(encode(params, batch["image"]))[there]  # [b, n, patches * length]
-            y = wanted[number * BATCH + there]
+            y = aims[number * BATCH + there]
             total += x.sum((0, 1))
             squares += np.einsum("bni,bnj->ij", x, x, optimize=True)
             products += x.sum(1).T @ y
@@ -73,12 +73,12 @@ def fitted(
     kernel *= np.sqrt(np.mean(np.square(words, dtype=np.float64)) / power)
 
     norm = {name: vision[f"params/vision/norm/{name}"] for name in ("scale", "bias")}
-    made = {
+    parameters = {
         "params/vision/norm/scale": norm["scale"] / deviation,
         "params/vision/norm/bias": (norm["bias"] - channels) / deviation,
         "params/projector/kernel": kernel,
     }
-    return {name: np.asarray(x, np.float32) for name, x in made.items()}
+    return {name: np.asarray(x, np.float32) for name, x in parameters.items()}
 
 
 def targets(captions: Sequence[Sequence[str]], words: np.ndarray, tokenizer: tokenizers.Tokenizer) -> np.ndarray:

@@ -173,13 +173,13 @@ def run(args: argparse.Namespace, put: Put) -> Converted:
     official = any(_OFFICIAL_WORDS in key for key in state)
     words = _OFFICIAL_WORDS if official else "embed_tokens.weight"
     number = next((array.shape[0] for key, array in state.items() if key.endswith(words)), 0)
-    wanted = VARIANTS[args.variant or "pt_224"]["language"]["vocab_size"]
-    if not official and number == wanted + _PADDING:
-        number = wanted
+    published = VARIANTS[args.variant or "pt_224"]["language"]["vocab_size"]
+    if not official and number == published + _PADDING:
+        number = published
         heads = ("embed_tokens.weight", "lm_head.weight")
         state = {key: array[:number] if key.endswith(heads) else array for key, array in state.items()}
     fields = {"variant": args.variant} if args.variant else _fields(state, args, official, number)
-    if number and number != wanted:
+    if number and number != published:
         fields = conversion.merged(fields, {"language": dict(vocab_size=number)})
     fields = dict(name="paligemma", **conversion.merged(fields, args.model))
     model = _model_of({"model": fields})
@@ -229,12 +229,12 @@ def _fields(state: rules.State, args: argparse.Namespace, official: bool, number
 def _heads(state: rules.State) -> dict[str, dict[str, int]]:
     """Returns how many heads each tower of big_vision's .npz has, where they are an axis of their own."""
     axes = {"vision": (r".*img/.*/query/kernel", 4, 2), "language": (r".*llm/.*/attn/q_einsum/w", 4, 1)}
-    found = {}
+    heads = {}
     for part, (key, number, axis) in (*axes.items(), ("language", (r".*llm/.*/attn/qkv_einsum/w", 5, 2))):
         for name, array in state.items():
             if re.fullmatch(key, name) and array.ndim == number:
-                found[part] = {"heads": array.shape[axis]}
-    return found
+                heads[part] = {"heads": array.shape[axis]}
+    return heads
 
 
 def _readable() -> Table:

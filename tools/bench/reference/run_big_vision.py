@@ -91,8 +91,8 @@ def training(settings: dict[str, Any], batch_size: int, length: int) -> Callable
         """Whole logits and one-hot targets, as theirs: what it takes of memory is what is measured."""
         read = (batch[name][:, :-1] for name in ("text", "mask_ar"))
         logits, _ = model.apply({"params": params}, batch["image"], *read, train=True)
-        wanted, weights = jax.nn.one_hot(batch["text"][:, 1:], logits.shape[-1]), batch["mask_loss"][:, 1:]
-        costs = -(jax.nn.log_softmax(logits) * wanted).sum(-1)
+        targets, weights = jax.nn.one_hot(batch["text"][:, 1:], logits.shape[-1]), batch["mask_loss"][:, 1:]
+        costs = -(jax.nn.log_softmax(logits) * targets).sum(-1)
         return ((costs * weights).sum(-1) / jnp.maximum(weights.sum(-1), 1)).mean()
 
     @functools.partial(jax.jit, donate_argnums=0)

@@ -144,8 +144,8 @@ def packing(settings: dict[str, Any]) -> float:
             return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids), "images": [None] * photos}
 
     length = settings["row"]
-    made = {"max_sample_length": length, "seq_length": length, **settings["packing"]}
-    rows, collate = ConstantLengthDataset(Samples(), **made), VQACollator(Ids(), length)
+    options = {"max_sample_length": length, "seq_length": length, **settings["packing"]}
+    rows, collate = ConstantLengthDataset(Samples(), **options), VQACollator(Ids(), length)
     masks = [collate([row])["attention_mask"] for row in rows]
     return float(torch.cat(masks).float().mean())
 

@@ -84,10 +84,10 @@ def model_of(settings: dict[str, Any], name: str) -> Any:
     official.RobertaTokenizer = Ids
     config = dict(experts=settings["experts"], prismer_model=settings["variant"], freeze="freeze_vision")
     module = {"PrismerCaption": "model.prismer_caption", "PrismerVQA": "model.prismer_vqa"}[name]
-    made = getattr(__import__(module, fromlist=[name]), name)(config | {"image_resolution": settings["image_size"]})
+    network = getattr(__import__(module, fromlist=[name]), name)(config | {"image_resolution": settings["image_size"]})
     with torch.no_grad():
-        made.text_decoder.lm_head.bias[END] = -1e4  # no text ends early
-    return made.float()
+        network.text_decoder.lm_head.bias[END] = -1e4  # no text ends early
+    return network.float()
 
 
 def photos(settings: dict[str, Any], count: int) -> dict[str, Any]:
