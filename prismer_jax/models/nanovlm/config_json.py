@@ -5,15 +5,20 @@ Or, of a file that has none, the shapes of its arrays.
 
 from __future__ import annotations
 
+import inspect
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from flax.core import FrozenDict
+
+from prismer_jax import registry
 from prismer_jax.errors import UserError
 from prismer_jax.models import hugging_face, sizes
 from prismer_jax.models.nanovlm.model import VARIANTS, build
 from prismer_jax.pp import chat
+from prismer_jax.pp.tiles import tiles
 from prismer_jax.towers.causal_lm import CausalLM
 from prismer_jax.towers.vit import ViT
 from prismer_jax.weights.shapes import Shapes
@@ -141,10 +146,14 @@ def sizes_of(model: Any) -> dict[str, Any]:
     return {**vision, **language, "mp_pixel_shuffle_factor": model.shuffle}
 
 
-def of(model: Any) -> dict[str, Any]:
-    """Returns the config.json of a NanoVLM that was not converted from one: HEAD's, or v0.1's where images go in front.
+def of(model: Any, tasks: Mapping[str, Any] = FrozenDict()) -> dict[str, Any]:
+    """Returns the config.json of a NanoVLM that was not converted from one.
 
-    What says nothing of the weights, such as the names of repositories, are nanoVLM's own defaults.
+    It is HEAD's; v0.1's where images go in front, and v0.2's where there are no words for tiles, without which HEAD's
+    code reads no photo. What says nothing of the model, such as the names of repositories, are nanoVLM's own defaults.
+
+    Args:
+      tasks: how the model is asked; the size of its photos is that of the op `tiles` there.
     """
     own = sizes_of(model)
     common = {
@@ -165,16 +174,28 @@ def of(model: Any) -> dict[str, Any]:
         return common | {"lm_eos_token_id": 0}
     extra = chat.EXTRA_TOKENS[: model.vocab_size - model.image_token]
     keys = ("image_token", "global_image_token", *(f"r{i}c{j}" for i in range(1, 9) for j in range(1, 9)))
-    return common | {
+    common |= {
         "lm_base_vocab_size": model.image_token,
         "extra_token_amount": len(extra),
-        "lm_chat_template": CHAT_TEMPLATE,
         "mp_image_token_length": model.image_tokens,
-        "max_img_size": 4 * model.image_size,
-        "resize_to_max_side_len": False,
         "vlm_extra_tokens": dict(zip(keys, extra, strict=False)),
         "hf_repo_name": "nanoVLM",
     }
+    if len(extra) == 1:
+        return common | {"lm_max_length": 512, "lm_eos_token_id": 0}
+    return common | {"lm_chat_template": CHAT_TEMPLATE, **_photos(model, tasks)}
+
+
+def _photos(model: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how the original's generate.py is to stretch photos: as `tasks` do, or as those of a new model."""
+    for task in tasks.values():
+        for name, args, options in registry.parse(task["pp"]):
+            if name == tiles.__name__:
+                look = inspect.signature(tiles).bind(*args, **options)
+                look.apply_defaults()
+                longest = look.arguments["max_side"] or look.arguments["size"]
+                return {"max_img_size": longest, "resize_to_max_side_len": look.arguments["enlarge"]}
+    return {"max_img_size": 4 * model.image_size, "resize_to_max_side_len": False}
 
 
 def lost(model: Any) -> list[str]:

@@ -96,7 +96,7 @@ def write(output: pathlib.Path, variables: Mapping[str, Any], description: Mappi
         own = {**config_json.sizes_of(model), "lm_base_vocab_size": model.image_token}
         config = {key: value if own.get(key, value) == value else own[key] for key, value in config.items()}
     else:
-        config = config_json.of(model)
+        config = config_json.of(model, description.get("tasks", {}))
         said = "%s: lm_tokenizer is %s, nanoVLM's default: write there what the model was trained with, here %s."
         logger.warning(said, output / "config.json", config["lm_tokenizer"], description.get("tokenizer"))
     output.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,28 @@ def test_the_tokenizer_of_a_model_that_was_trained_here_is_said_not_to_be_the_fo
     assert not caplog.text
 
 
+def test_the_original_is_told_how_a_model_that_was_trained_here_has_seen_photos(tmp_path):
+    model = build("tiny", **SIZES)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree.unflatten(conversion.shapes_of(model)))
+    look = "decode|tiles(32, 64, 5, method='bicubic', reference=True)|ask()|chat(248, 4)"
+    description = {"model": dict(name="nanovlm", variant="tiny", **SIZES), "tasks": {"caption": {"pp": look}}}
+    write(tmp_path / "out", variables, description)
+    said = json.loads((tmp_path / "out/config.json").read_text())
+    assert (said["max_img_size"], said["resize_to_max_side_len"]) == (64, True)  # of generate.py
+    description["tasks"] = {"caption": {"pp": "decode|tiles(32, enlarge=False)|ask()|chat(248, 4)"}}
+    write(tmp_path / "out", variables, description)
+    said = json.loads((tmp_path / "out/config.json").read_text())
+    assert (said["max_img_size"], said["resize_to_max_side_len"]) == (32, False)
+
+
+def test_a_model_with_a_word_for_the_image_alone_is_written_for_version_02():
+    language = dict(layers=2, vocab_size=260)
+    config = config_json.of(build("tiny", vision=dict(layers=2), language=language))
+    assert config_json.generation_of(config) == "v0.2"
+    assert config["vlm_extra_tokens"] == {"image_token": "<|image|>"}
+    assert config["lm_max_length"] == 512
+
+
 @pytest.mark.parametrize(
     ("part", "setting"),
     [("language", dict(head_dim=16)), ("language", dict(logit_cap=30.0)), ("vision", dict(class_token=True))],
