@@ -17,7 +17,7 @@ from prismer_jax.errors import UserError
 from prismer_jax.experts.expert import Arrays, Expert, Label
 from prismer_jax.files.storage import PathLike
 from prismer_jax.models.student import StudentNetwork
-from prismer_jax.pp.image import bicubic
+from prismer_jax.pp.image import resized
 from prismer_jax.towers.label_costs import SHORTEST
 from prismer_jax.weights import rules
 
@@ -71,7 +71,7 @@ class Student(Expert):
         return (self.module.image_size,) * 2
 
     def prepare(self, photo: np.ndarray) -> Arrays:
-        return {"image": bicubic(photo, self.shape(*photo.shape[:2]))}
+        return {"image": resized(photo, self.shape(*photo.shape[:2]))}
 
     def apply(self, variables: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         read = self.module.apply(variables, batch, method="read")

@@ -11,7 +11,7 @@ import numpy as np
 
 from prismer_jax import labels
 from prismer_jax.errors import UserError
-from prismer_jax.pp.image import Size, bicubic, one_photo, shapes
+from prismer_jax.pp.image import Size, one_photo, resized, shapes
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -58,7 +58,7 @@ def _by_opencv(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return image
 
 
-FILTERS = {"pillow": bicubic, "opencv": _by_opencv}
+FILTERS = {"pillow": resized, "opencv": _by_opencv}
 
 
 def _random_box(

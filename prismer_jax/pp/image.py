@@ -186,7 +186,7 @@ def resize(size: Size, label_size: Size | None = None) -> Op:
     shape, label_shape = shapes(size, label_size)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        return dict(example, image=bicubic(one_photo(example, "resize"), shape)) | resample(example, label_shape)
+        return dict(example, image=resized(one_photo(example, "resize"), shape)) | resample(example, label_shape)
 
     return op
 
@@ -210,10 +210,10 @@ def shapes(size: Size, label_size: Size | None) -> tuple[tuple[int, int], tuple[
     return pair[0], pair[1]
 
 
-def bicubic(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def resized(image: np.ndarray, shape: tuple[int, int], method: int = Image.Resampling.BICUBIC) -> np.ndarray:
     """Resizes a photo uint8 [H, W, 3] to shape (height, width), as Pillow does with antialiasing."""
     if image.shape[:2] == shape:
         return image
     # Rows first, then columns: the result is rounded to 8 bits in between, and Pillow 13 takes the cheaper one first.
-    narrowed = Image.fromarray(image).resize((shape[1], image.shape[0]), Image.Resampling.BICUBIC)
-    return np.asarray(narrowed.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+    narrowed = Image.fromarray(image).resize((shape[1], image.shape[0]), method)
+    return np.asarray(narrowed.resize((shape[1], shape[0]), method))

@@ -11,7 +11,7 @@ from prismer_jax.errors import BadSample, UserError, choose
 from prismer_jax.labels import EXPERTS
 from prismer_jax.labels import blank as empty
 from prismer_jax.pp.bilinear import squeezed
-from prismer_jax.pp.image import one_photo, shapes
+from prismer_jax.pp.image import one_photo, resized, shapes
 from prismer_jax.pp.labels import maps, resample
 from prismer_jax.pp.ops import Example, Op, register
 
@@ -108,8 +108,7 @@ def tiles(
         photos, grids, number = planned(example)
         cut = []
         for photo, (rows, columns) in zip(photos, grids, strict=True):
-            if photo.shape[:2] != (rows * size, columns * size):
-                photo = np.asarray(Image.fromarray(photo).resize((columns * size, rows * size), resampling))
+            photo = resized(photo, (rows * size, columns * size), resampling)
             parts, _ = split(photo, size)
             if len(parts) > 1:
                 first = squeezed(photo, size)

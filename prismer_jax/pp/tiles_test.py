@@ -38,6 +38,15 @@ def test_tiles_go_row_by_row_behind_the_whole_photo():
     assert abs(int(out["image"][0].mean()) - 100) <= 1
 
 
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+def test_rows_are_stretched_before_columns_whatever_pillow_does_first(method):
+    """The order of Pillow up to version 12, with which the published models were trained."""
+    photo = np.random.default_rng(0).integers(0, 256, (91, 37, 3), np.uint8)
+    rows = Image.fromarray(photo).resize((56, 91), tiles.FILTERS[method])
+    theirs = np.asarray(rows.resize((56, 56), tiles.FILTERS[method]))
+    np.testing.assert_array_equal(run(f"tiles(56, method='{method}')", {"image": photo})["image"][0], theirs)
+
+
 def test_the_whole_photo_is_a_triangle_filter_of_pillow_but_for_its_rounding():
     photo = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)
     theirs = np.asarray(Image.fromarray(photo).resize((32, 32), Image.Resampling.BILINEAR), np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 
 from prismer_jax.models.prismer.model import normalize
 from prismer_jax.pp import augment, blip, randaugment
-from prismer_jax.pp.image import bicubic
+from prismer_jax.pp.image import resized
 
 from .case import Case, Check, Outputs, index_of, levels, relative
 
@@ -38,9 +38,9 @@ def _resized(case: Case, base: str, photo: np.ndarray, size: int) -> tuple[str, 
     """Returns `base` and a photo [3, size, size] as a model takes it.
 
     Pillow rounds between rows and columns. Pillow 13, which wrote the case, begins with the cheaper side, older ones,
-    and `bicubic`, with the rows: so what it gives of the photo on its side is a right answer, too.
+    and `resized`, with the rows: so what it gives of the photo on its side is a right answer, too.
     """
     stored = next(name for name in case.arrays if index_of(name)[0] == base)
-    ways = bicubic(photo, (size, size)), bicubic(photo.swapaxes(0, 1), (size, size)).swapaxes(0, 1)
+    ways = resized(photo, (size, size)), resized(photo.swapaxes(0, 1), (size, size)).swapaxes(0, 1)
     normalized = (np.asarray(normalize(jnp.asarray(way)[None]))[0].transpose(2, 0, 1) for way in ways)
     return base, min(normalized, key=lambda way: relative(way[index_of(stored)[1]], case.arrays[stored]))
