@@ -64,6 +64,7 @@ def _end_together() -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             service.wait_at_barrier("failed", 1000 * (POLL + GRACE + 5))
         time.sleep(0 if index else 1)  # the service is a part of process 0, and JAX aborts those that miss it
+        sys.stdout.flush()
         os._exit(status)  # at an ordinary exit JAX waits for processes that wait for this one
 
     def show(kind: type[BaseException], error: BaseException, trace: Any, shown: Any = sys.excepthook) -> None:
