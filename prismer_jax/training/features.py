@@ -29,7 +29,7 @@ from prismer_jax.errors import BadSample, UserError
 from prismer_jax.files import progress, storage, versions
 from prismer_jax.registry import READING
 
-VERSION = 1  # of the files
+VERSION = 2  # of the files; 1: pixels of `tiles` as the order of axes of Pillow 13 had them
 BESIDE = ("image_mask", "grids")  # what ops make beside the image that later ops or the model read
 BATCH = 16  # photos of one pass
 
