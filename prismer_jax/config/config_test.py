@@ -167,7 +167,8 @@ def test_a_key_of_a_section_need_not_be_in_the_config(tmp_path, kind):
 def test_a_duration_by_a_flag_is_in_place_of_that_of_the_file(tmp_path, kind):
     (tmp_path / "config.py").write_text(
         "import ml_collections\n"
-        f"def get_config(arg=None):\n    return {kind}(total_steps=9, optim=dict(warmup_percent=3.0), save_steps=2)\n"
+        "def get_config(arg=None):\n"
+        f"    return {kind}(dict(total_steps=9, optim=dict(warmup_percent=3.0), save_steps=2))\n"
     )
     loaded = config.load(str(tmp_path / "config.py"), ["total_epochs=1.5", "optim.warmup_steps=4", "save_epochs=None"])
     assert config.plain(loaded) == dict(total_epochs=1.5, optim=dict(warmup_steps=4), save_steps=2, save_epochs=None)
