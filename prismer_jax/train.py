@@ -51,7 +51,7 @@ def train(
       allow_changed_data: go on with a run although its data are no longer those that it began with.
 
     Raises:
-      UserError: the config, the data or the workdir cannot be used, or the loss is no longer finite.
+      UserError: the config, the data or the workdir cannot be used, or the loss or its gradient is no longer finite.
       Stopped: SIGINT came; the step was finished and, by a single process, saved first.
       Preempted: SIGTERM came, to one process at least; all of them finished the same step and saved it.
     """
@@ -267,23 +267,23 @@ class Watch:
         """Waits for the pending steps and writes their values, but for means over no row of a batch, which are NaN.
 
         Raises:
-          UserError: a loss is not finite, or the first step learns nothing; the run stops before it is saved.
+          UserError: a loss or gradient is not finite, or the first step learns nothing: the run stops unsaved.
         """
-        for step, measured in self._pending:
-            measured = jax.device_get(measured)
+        for step, measured in jax.device_get(self._pending):
+            loss, norm = measured["train/loss"], measured["train/grad_norm"]
             remedy = "Lower config.optim.lr, or set config.optim.clip_norm."
-            nothing = not measured.pop("weight") or measured["train/loss"] == 0 == measured["train/grad_norm"]
+            nothing = not measured.pop("weight") or loss == 0 == norm
             if nothing:
                 remedy = "No token of this batch is to be learnt: pp of config.data must write targets behind prompts."
-            if not math.isfinite(measured["train/loss"]) or (nothing and step == 1):
+            if not math.isfinite(loss + norm) or (nothing and step == 1):
                 last = f"the last checkpoint is of step {self._checkpoints.latest_step()}"
-                raise UserError(f"The loss is {measured['train/loss']} at step {step}; {last}. {remedy}")
+                raise UserError(f"The loss is {loss} at step {step}; its gradient's norm is {norm}; {last}. {remedy}")
             self._progress.step(images=self._batch_size, tokens=int(measured.pop("tokens")))
             if step % self._log_steps == 0 or step == self.total_steps:
-                rates = {**self._progress.show(loss=measured["train/loss"]), **self.pace.measure(step)}
+                rates = {**self._progress.show(loss=loss), **self.pace.measure(step)}
                 measured |= {f"train/{name}": float(schedule(step - 1)) for name, schedule in self._schedules.items()}
                 measured |= {f"time/{name}": rate for name, rate in rates.items()}
-                self._writer.write(step, {k: x for k, x in measured.items() if x == x or k == "train/grad_norm"})
+                self._writer.write(step, {k: x for k, x in measured.items() if x == x})
         self._pending.clear()
 
     def keep(self) -> None:

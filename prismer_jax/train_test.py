@@ -253,6 +253,17 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved(tmp_path):
     assert all(math.isfinite(losses(tmp_path)[step]) for step in steps)
 
 
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_ends_a_run_before_what_it_spoiled_is_saved(norm):
+    """The loss is still that of the parameters before: it says so a step later, when the good checkpoint is gone."""
+    watch = mock.MagicMock(first_step=0, _log_steps=9, total_steps=9)
+    watch._checkpoints.latest_step.return_value = 4
+    watch._pending = [(8, {"train/loss": 1.0, "train/grad_norm": norm, "weight": 8.0, "tokens": 3})]
+    watch.settle = lambda: Watch.settle(watch)
+    with pytest.raises(UserError, match=f"loss is 1.0 at step 8; its gradient's norm is {norm}; .* of step 4. Lower"):
+        Watch.keep(watch)
+
+
 @pytest.mark.parametrize(("normalize", "loss"), [("batch", "nan"), pytest.param("none", "0.0", marks=pytest.mark.slow)])
 def test_a_batch_of_prompts_alone_is_named_as_that(normalize, loss, tmp_path):
     """Its loss is 0 / 0, or that of no tokens, whatever the rate."""
