@@ -71,5 +71,5 @@ def frozen(name: str, freeze: str | Sequence[str], model: Any = None) -> tuple[s
       UserError: an unknown family or mode.
     """
     if isinstance(freeze, str) and freeze.replace("-", "_").isidentifier():
-        return choose("freezing mode", freeze, family(name).FREEZE) or getattr(model, "frozen", ())
+        return getattr(model, "frozen", tuple)(choose("freezing mode", freeze, family(name).FREEZE))
     return (freeze,) if isinstance(freeze, str) else tuple(freeze)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +32,8 @@ ADAPTERS = r".*/lora/[ab]"  # names of what is trained
 FROZEN = (rf"(?!{ADAPTERS}$).*",)  # and of all else, unless config.freeze says otherwise
 DENSE = (nn.Dense, layers.Dense)
 SECTIONS = ("lora", "quantize")  # the keys of a model's fields that say these
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +114,13 @@ class Adapted:
         """Returns the names of the model's random streams, and of that which the adapters' dropout draws from."""
         return tuple(dict.fromkeys((*self.model.rngs, *(["dropout"] if self.lora and self.lora.dropout else []))))
 
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """Returns regexes of what is not trained unless config.freeze says: with adapters, all else."""
-        return FROZEN if self.lora else ()
+    def frozen(self, mode: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns regexes of what a freezing mode does not train: of 'none', with adapters, all else."""
+        beside = [name.removesuffix("kernel") + "lora/a" for name in sorted(self.adapters)]
+        if idle := [name for name in beside if any(re.fullmatch(pattern, name) for pattern in mode)]:
+            remedy = "Leave config.freeze out to train adapters alone, or give it regexes"
+            logger.warning("config.freeze also freezes %s: a new adapter then adds nothing. %s.", idle[0], remedy)
+        return mode or (FROZEN if self.lora else ())
 
     @property
     def loading(self) -> dict[str, Any]:

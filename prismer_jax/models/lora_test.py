@@ -138,7 +138,7 @@ def test_a_scanned_layer_adds_products_of_its_own_and_gradients_reach_adapters_a
         y = y + (y @ up + exact["up"]["bias"][layer]) @ exact["down"]["kernel"][layer]
     np.testing.assert_allclose(model.apply({"params": params}, x), y, rtol=1e-5, atol=1e-4)
 
-    trainable, fixed = optim.split(params, model.frozen)
+    trainable, fixed = optim.split(params, model.frozen(()))
     assert list(trainable) == ["blocks/up/lora/a", "blocks/up/lora/b"]
 
     def loss(model, params):
@@ -199,6 +199,16 @@ def test_dropout_is_of_training_and_of_the_adapters_input():
 def test_adapters_with_dropout_draw_in_a_model_that_draws_nothing_itself():
     build = functools.partial(models.build, "student", variant="tiny", kinds="depth")
     assert [build(lora=dict(ALL, dropout=p)).rngs for p in (0.0, 0.5)] == [(), ("dropout",)]
+
+
+def test_a_freezing_mode_that_leaves_adapters_as_they_begin_is_said(caplog):
+    """They add nothing then, and the run trains all else, without an error."""
+    model = models.build("nanovlm", **FIELDS["nanovlm"], lora=dict(match="language/blocks/.*"))
+    for mode, said in (("none", 0), ("freeze_vision", 0), ("freeze_lang", 1), ("freeze_lang_vision", 1)):
+        caplog.clear()
+        models.frozen("nanovlm", mode, model)
+        assert len(caplog.messages) == said
+        assert all("config.freeze also freezes language/blocks/" in message for message in caplog.messages)
 
 
 def test_the_announcements_adapters_are_as_many_as_peft_prints():
