@@ -292,7 +292,8 @@ def test_weights_are_read_of_a_model_whose_description_has_a_field_of_another_ve
     assert "Unknown field of the model 'dropped'" in caplog.text
 
 
-def test_adapters_are_refused_where_another_alpha_would_scale_them(tmp_path):
+def test_adapters_are_refused_where_another_alpha_would_scale_them(tmp_path, caplog):
+    """With init_fresh, which may name the part that they are in, that is a warning."""
     lora = dict(match="decoder/.*", rank=1)
     cfg, new = (config.Section({"model": {**FIELDS, "lora": lora | dict(alpha=alpha)}}) for alpha in (1.0, 4.0))
     shapes = jax.eval_shape(models.build(**config.plain(cfg.model)).init_variables, jax.random.key(0))
@@ -301,6 +302,9 @@ def test_adapters_are_refused_where_another_alpha_would_scale_them(tmp_path):
     with pytest.raises(UserError, match=r"lora\.alpha / lora\.rank is 1\.0 there, 4\.0 here\.$"):
         load(variables, tmp_path, new.model, models.build(**config.plain(new.model)))
     load(variables, tmp_path, new.model, models.build(**config.plain(new.model)), fresh=".*/lora/.*")
+    caplog.clear()
+    load(variables, tmp_path, new.model, models.build(**config.plain(new.model)), fresh="params/encoder/.*")
+    assert "rank is 1.0 there, 4.0 here. That is right only for a part that config.init_fresh names" in caplog.text
 
 
 def test_a_training_from_another_model_is_told_its_settings_too(model):

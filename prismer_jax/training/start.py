@@ -41,8 +41,10 @@ def load(
     resize = models.family(models.name_of(section)).RESIZE
     patterns = (fresh,) if isinstance(fresh, str) else fresh or ()
     another = f"{path}: is of another model than the config's: "
-    if theirs and not patterns and (listed := _beyond_shapes(theirs, model)):  # before what may be gigabytes is read
-        raise UserError(f"{another}{listed}.")
+    if theirs and (listed := _beyond_shapes(theirs, model)):  # before what may be gigabytes is read
+        if not patterns:
+            raise UserError(f"{another}{listed}.")
+        logger.warning("%s%s. That is right only for a part that config.init_fresh names.", another, listed)
     try:
         return load_into(state, path, patterns, resize, **getattr(model, "loading", {}))
     except UserError as error:
