@@ -237,9 +237,12 @@ def test_lists_may_have_any_ending(tmp_path):
         return [pathlib.Path(part.path).name for part in (cfg.data.mine, cfg.evals.caption.data)]
 
     assert paths() == ["captions_train.json", "captions_val.json"]  # which are named as missing
-    for name in ("captions_train.csv", "captions_val.jsonl", "captions_val2.csv"):
+    for name in ("captions_train.csv", "captions_train.bak", "captions_val.jsonl", "captions_val.json.bak"):
         (tmp_path / name).touch()
     assert paths() == ["captions_train.csv", "captions_val.jsonl"]
+    (tmp_path / "captions_train.tsv").touch()
+    with pytest.raises(UserError, match=r"holds captions_train\.csv and captions_train\.tsv: leave one list"):
+        paths()
     (tmp_path / "captions_train.json").touch()
     assert paths() == ["captions_train.json", "captions_val.jsonl"]
 

@@ -123,6 +123,13 @@ def test_sizes_and_resolutions_name_the_files_to_start_from():
     assert (between.model.variant, between.model.vision.image_size) == ("pt_448", 672)
 
 
+@pytest.mark.parametrize("data", ["gs://bucket/mine", "nowhere"])
+def test_lists_that_are_not_on_a_disk_are_json_lines(data):
+    """They are read where they are, or named as missing."""
+    section = load(FILE, f"task=cococap,data={data}").data.cococap
+    assert (section.path, "task" in section) == (f"{data}/cococap_train.jsonl", False)
+
+
 @pytest.mark.parametrize("task", ["cococap", "ai2d", "science_qa"])
 def test_texts_are_what_the_task_says(task):
     cfg = load(FILE, f"task={task},smoke")

@@ -134,7 +134,8 @@ def of_prismer(config, arg, captions):
 def asked_for(task, folder, start):
     """Returns how a checkpoint is asked for a caption, or a question; raises UserError where it does not say."""
     if task not in start.tasks:
-        raise UserError(f"{folder}: its tasks are {', '.join(start.tasks)}, not {task}: say another task=, or init=.")
+        named = ", ".join(start.tasks) or "none"
+        raise UserError(f"{folder}: its tasks are {named}, not {task}: say another task=, or init=.")
     return start.tasks[task].to_dict()
 
 

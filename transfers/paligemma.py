@@ -275,7 +275,7 @@ def frames_of(row):
 
 def listed(arg, name, split, captions):
     """Returns the section of a data set: NAME_SPLIT in the folder, JSON lines or Parquet of pairs, or another list."""
-    path = lists.in_folder(arg.data, split if arg.smoke else f"{name}_{split}")
+    path = lists.in_folder(arg.data, split if arg.smoke else f"{name}_{split}", ".jsonl")
     if path.endswith(conversations.ENDS):
         return dict(name="pairs", path=path)
     return dict(name="pairs", path=path, task="caption" if captions else "question")

@@ -7,7 +7,6 @@ examples of photos, whatever they were found by.
 
 from __future__ import annotations
 
-import glob
 import itertools
 import logging
 import os
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prismer_jax.datasets import folders, label_names, photo_paths
+from prismer_jax.datasets.formats.reading import LINES
 from prismer_jax.datasets.lists.gathering import Gatherer
 from prismer_jax.datasets.lists.source import Example, Source, Task
 from prismer_jax.errors import UserError
@@ -22,14 +22,23 @@ from prismer_jax.files.dropped import Dropped
 from prismer_jax.files.storage import PathLike
 from prismer_jax.labels import EXPERTS, select
 
+ENDINGS = (".json", *LINES, ".csv", ".tsv", ".txt", ".parquet")  # of lists; their layout is told by what is in them
+
 logger = logging.getLogger(__name__)
 
 
-def in_folder(folder: str, name: str) -> str:
-    """Returns the path of the list NAME.json in a folder, or of NAME with another ending where there is only that."""
-    path = os.path.join(folder, f"{name}.json")
-    others = sorted(glob.glob(f"{os.path.join(glob.escape(folder), name)}.*"))
-    return path if os.path.exists(path) or not others else others[0]
+def in_folder(folder: str, name: str, default: str = ".json") -> str:
+    """Returns the path of the list NAME.json in a folder on a disk, or of NAME with the one other of ENDINGS there is.
+
+    Without any, or in a bucket, it is that of NAME with the `default` ending.
+
+    Raises:
+      UserError: there are lists of several other endings.
+    """
+    there = [path for ending in ENDINGS if os.path.exists(path := os.path.join(folder, name + ending))]
+    if len(there) > 1 and not there[0].endswith(".json"):
+        raise UserError(f"{folder}: holds {' and '.join(map(os.path.basename, there))}: leave one list of {name}.")
+    return there[0] if there else os.path.join(folder, name + default)
 
 
 def load(
